@@ -1,0 +1,40 @@
+package agent
+
+import "context"
+
+// Cluster is what a node learns from the cluster when it joins. It holds no secret: keys and
+// certificates are files under the node's own directory.
+type Cluster struct {
+	// APIServer is the URL at which this node reaches the API server.
+	APIServer string `json:"apiServer"`
+	// ClusterCIDR and ServiceCIDR are the pods' and the Services' address ranges, one a family.
+	ClusterCIDR []string `json:"clusterCIDR"`
+	ServiceCIDR []string `json:"serviceCIDR"`
+	// ClusterDNS are the addresses of the DNS Service, one a family; ClusterDomain as cluster.local.
+	ClusterDNS    []string `json:"clusterDNS"`
+	ClusterDomain string   `json:"clusterDomain"`
+	// FlannelBackend is vxlan, host-gw, wireguard-native or none.
+	FlannelBackend string `json:"flannelBackend"`
+	// NodePorts is the range of node ports, as 30000-32767.
+	NodePorts string `json:"nodePorts"`
+}
+
+// Node is what a node says of itself when it joins.
+type Node struct {
+	Name string
+	IPs  []string
+}
+
+// Joiner gives a node its identity. Join writes into the node's directories (see internal/layout)
+//
+//	AgentPKI()/server-ca.crt, client-ca.crt              whom the node trusts
+//	AgentPKI()/kubelet-client.{crt,key}                  as system:node:NAME, group system:nodes
+//	AgentPKI()/kubelet-serving.{crt,key}                 for the kubelet's port
+//	AgentPKI()/agent-client.{crt,key}                    as umiak:agent:NAME, group umiak:agents
+//	KubeletKubeconfig(), AgentKubeconfig()               which name those files
+//
+// and returns once the API server answers. The files may be replaced later, when certificates are
+// renewed; their readers follow. Join may be called again and changes nothing then.
+type Joiner interface {
+	Join(ctx context.Context, node Node) (*Cluster, error)
+}

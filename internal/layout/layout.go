@@ -1,0 +1,92 @@
+// Package layout is the one place that knows where files lie under the data and run directories.
+//
+// Every path is derived from the two roots, so several nodes can run on one host with nothing shared.
+// What survives a reboot is under Data; sockets, mounts of running containers and the like under Run.
+package layout
+
+import "path/filepath"
+
+// Dirs are the two roots of one node: --data-dir and --run-dir.
+type Dirs struct {
+	Data string // /var/lib/umiak: survives a reboot
+	Run  string // /run/umiak: a tmpfs
+}
+
+func (d Dirs) data(p ...string) string { return filepath.Join(append([]string{d.Data}, p...)...) }
+func (d Dirs) run(p ...string) string  { return filepath.Join(append([]string{d.Run}, p...)...) }
+
+// Lock is held by the process that owns the data directory.
+func (d Dirs) Lock() string { return d.data("lock") }
+
+// Server is the control plane's own folder, 0700.
+func (d Dirs) Server() string { return d.data("server") }
+
+// DB is the folder of the datastore's files.
+func (d Dirs) DB() string { return d.data("server", "db") }
+
+// ServerPKI is the folder of the CAs, the control plane's keys and certificates.
+func (d Dirs) ServerPKI() string { return d.data("server", "pki") }
+
+// EncryptionConfig is the key file with which Secrets are encrypted at rest.
+func (d Dirs) EncryptionConfig() string { return d.data("server", "encryption-config.yaml") }
+
+// AdminKubeconfig is the cluster administrator's kubeconfig, found by `umiak kubectl`.
+func (d Dirs) AdminKubeconfig() string { return d.data("server", "admin.kubeconfig") }
+
+// ServerKubeconfigs is the folder of the control plane components' kubeconfigs.
+func (d Dirs) ServerKubeconfigs() string { return d.data("server", "kubeconfigs") }
+
+// Manifests is the folder whose YAML files are applied to the cluster.
+func (d Dirs) Manifests() string { return d.data("server", "manifests") }
+
+// DatastoreSocket is where the API server reaches the datastore.
+func (d Dirs) DatastoreSocket() string { return d.run("datastore.sock") }
+
+// StatusSocket is where `umiak status` reaches the running process; 0600.
+func (d Dirs) StatusSocket() string { return d.run("status.sock") }
+
+// Agent is the node's own folder, 0700.
+func (d Dirs) Agent() string { return d.data("agent") }
+
+// AgentPKI is the folder of the node's keys, certificates and the CAs that it trusts.
+func (d Dirs) AgentPKI() string { return d.data("agent", "pki") }
+
+// KubeletKubeconfig is the kubelet's, as system:node:NAME.
+func (d Dirs) KubeletKubeconfig() string { return d.data("agent", "kubelet.kubeconfig") }
+
+// AgentKubeconfig is what the proxy, DNS and the overlay use.
+func (d Dirs) AgentKubeconfig() string { return d.data("agent", "agent.kubeconfig") }
+
+// Images is the folder from which image archives are imported.
+func (d Dirs) Images() string { return d.data("agent", "images") }
+
+// Bundle is where the embedded programs are unpacked, a folder per content hash.
+func (d Dirs) Bundle() string { return d.data("agent", "bundle") }
+
+// ContainerdRoot is containerd's persistent state.
+func (d Dirs) ContainerdRoot() string { return d.data("agent", "containerd") }
+
+// ContainerdState is containerd's state of running containers.
+func (d Dirs) ContainerdState() string { return d.run("containerd") }
+
+// ContainerdSocket is containerd's gRPC and CRI socket.
+func (d Dirs) ContainerdSocket() string { return d.run("containerd", "containerd.sock") }
+
+// Kubelet is the kubelet's root directory.
+func (d Dirs) Kubelet() string { return d.data("agent", "kubelet") }
+
+// PodLogs is the folder of the containers' logs.
+func (d Dirs) PodLogs() string { return d.data("agent", "logs", "pods") }
+
+// CNIConfig is the folder of the network configuration that containerd reads.
+func (d Dirs) CNIConfig() string { return d.data("agent", "cni") }
+
+// CNIState is where host-local keeps which address belongs to which container.
+func (d Dirs) CNIState() string { return d.run("cni") }
+
+// Registries is the default place of the registry mirrors' configuration.
+func (d Dirs) Registries() string { return "/etc/umiak/registries.yaml" }
+
+// NodeState is where the agent notes what it changed on the host (sysctls, cgroups, interfaces), so
+// that cleanup can put it back.
+func (d Dirs) NodeState() string { return d.data("agent", "node-state.json") }

@@ -1,0 +1,266 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Part is one long-running piece of a process.
+type Part struct {
+	// Name identifies the part in logs, in After lists and in `umiak status`.
+	Name string
+	// After names the parts that must be ready before Run is called. A part is stopped only when
+	// every part that names it here has returned.
+	After []string
+	// Run does the work and returns when ctx ends. It calls ready once, as soon as others may rely on
+	// it; a part that nobody waits for may call it at once. Returning before ctx has ended is a
+	// failure of the whole group, also with a nil error, unless ready was called and Oneshot is set.
+	Run func(ctx context.Context, ready func()) error
+	// Oneshot marks a part whose work is done when Run returns.
+	Oneshot bool
+	// StopTimeout is how long Run may take to return after ctx has ended before the group says so in
+	// the log and goes on stopping the others; 0 means 30 seconds.
+	StopTimeout time.Duration
+}
+
+// State is where a part is in its life.
+type State string
+
+// The states of a part, in the order in which they are passed.
+const (
+	Waiting  State = "waiting"
+	Starting State = "starting"
+	Ready    State = "ready"
+	Stopping State = "stopping"
+	Stopped  State = "stopped"
+	Failed   State = "failed"
+)
+
+// Status is what is known of a part at one moment.
+type Status struct {
+	Name       string    `json:"name"`
+	State      State     `json:"state"`
+	WaitingFor []string  `json:"waitingFor,omitempty"`
+	Since      time.Time `json:"since"`
+	Error      string    `json:"error,omitempty"`
+}
+
+// String says in a few words where the part is, for people.
+func (s Status) String() string {
+	switch {
+	case s.State == Waiting && len(s.WaitingFor) > 0:
+		return fmt.Sprintf("%s: waiting for %s", s.Name, strings.Join(s.WaitingFor, ", "))
+	case s.Error != "":
+		return fmt.Sprintf("%s: %s: %s", s.Name, s.State, s.Error)
+	}
+	return fmt.Sprintf("%s: %s", s.Name, s.State)
+}
+
+// Group is a set of parts that live and die together.
+type Group struct {
+	log   *slog.Logger
+	parts []*part
+}
+
+type part struct {
+	Part
+	after  []*part
+	ready  chan struct{}
+	done   chan struct{}
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	status Status
+}
+
+// New checks the list and returns the group. Parts stand in start order: a part may name only parts
+// before it, which also rules out cycles.
+func New(log *slog.Logger, parts ...Part) (*Group, error) {
+	g := &Group{log: log}
+	byName := map[string]*part{}
+	for _, p := range parts {
+		q := &part{Part: p, ready: make(chan struct{}), done: make(chan struct{}), status: Status{Name: p.Name, State: Waiting, Since: time.Now()}}
+		if _, dup := byName[p.Name]; dup || p.Name == "" {
+			return nil, fmt.Errorf("part %q: the name is empty or taken", p.Name)
+		}
+		for _, a := range p.After {
+			dep, ok := byName[a]
+			if !ok {
+				return nil, fmt.Errorf("part %q waits for %q, which does not stand before it", p.Name, a)
+			}
+			q.after = append(q.after, dep)
+		}
+		byName[p.Name] = q
+		g.parts = append(g.parts, q)
+	}
+	return g, nil
+}
+
+// Run starts the parts and blocks until all have stopped. It returns nil when they stopped because
+// ctx ended, otherwise the error of the part that ended first joined with what went wrong while the
+// others were stopped.
+func (g *Group) Run(ctx context.Context) error {
+	// stop ends the start of whatever has not begun; each part that runs has a context of its own so
+	// that it can be stopped after those that depend on it.
+	stop, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	errs := make([]error, len(g.parts))
+	var wg sync.WaitGroup
+	for i, p := range g.parts {
+		wg.Add(1)
+		run, cancelRun := context.WithCancel(context.WithoutCancel(ctx))
+		p.cancel = cancelRun
+		go func() {
+			defer wg.Done()
+			defer close(p.done)
+			defer cancelRun()
+			if err := g.runOne(stop, run, p); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", p.Name, err)
+				cancel(errs[i])
+			}
+		}()
+	}
+	go g.stopInReverse(stop)
+	wg.Wait()
+	if ctx.Err() != nil && context.Cause(stop) == context.Cause(ctx) {
+		return errors.Join(errs...)
+	}
+	first := context.Cause(stop)
+	out := []error{first}
+	for _, e := range errs {
+		if e != nil && e != first { //nolint:errorlint // identity is meant: the same value was stored twice
+			out = append(out, e)
+		}
+	}
+	return errors.Join(out...)
+}
+
+func (g *Group) runOne(stop, run context.Context, p *part) error {
+	for _, a := range p.after {
+		select {
+		case <-a.ready:
+		case <-stop.Done():
+			p.set(Stopped, nil)
+			return nil
+		}
+	}
+	if stop.Err() != nil {
+		p.set(Stopped, nil)
+		return nil
+	}
+	p.set(Starting, nil)
+	begun := time.Now()
+	var once sync.Once
+	ready := func() {
+		once.Do(func() {
+			p.set(Ready, nil)
+			g.log.Debug("ready", "part", p.Name, "after", time.Since(begun).Round(time.Millisecond))
+			close(p.ready)
+		})
+	}
+	err := p.Run(run, ready)
+	if stop.Err() == nil && run.Err() == nil && err == nil {
+		if p.Oneshot {
+			ready()
+			return nil
+		}
+		err = errors.New("ended by itself")
+	}
+	if err != nil && run.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil // the way many parts say that they were told to stop
+	}
+	if err != nil {
+		p.set(Failed, err)
+		return err
+	}
+	p.set(Stopped, nil)
+	return nil
+}
+
+// stopInReverse ends each part's context once everything that was started after it on top of it is gone.
+func (g *Group) stopInReverse(stop context.Context) {
+	<-stop.Done()
+	dependents := map[*part][]*part{}
+	for _, p := range g.parts {
+		for _, a := range p.after {
+			dependents[a] = append(dependents[a], p)
+		}
+	}
+	for _, p := range slices.Backward(g.parts) {
+		go func() {
+			for _, d := range dependents[p] {
+				limit := d.StopTimeout
+				if limit == 0 {
+					limit = 30 * time.Second
+				}
+				select {
+				case <-d.done:
+				case <-time.After(limit):
+					g.log.Warn("part does not stop, going on without it", "part", d.Name, "waited", limit)
+				}
+			}
+			p.mu.Lock()
+			if p.status.State == Ready || p.status.State == Starting {
+				p.status.State, p.status.Since = Stopping, time.Now()
+			}
+			p.mu.Unlock()
+			p.cancel()
+		}()
+	}
+}
+
+// Status returns what every part is doing, in start order.
+func (g *Group) Status() []Status {
+	out := make([]Status, 0, len(g.parts))
+	for _, p := range g.parts {
+		p.mu.Lock()
+		s := p.status
+		p.mu.Unlock()
+		if s.State == Waiting {
+			for _, a := range p.after {
+				select {
+				case <-a.ready:
+				default:
+					s.WaitingFor = append(s.WaitingFor, a.Name)
+				}
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// WaitReady blocks until every part is ready, or returns what is being waited for when ctx ends first.
+func (g *Group) WaitReady(ctx context.Context) error {
+	for _, p := range g.parts {
+		select {
+		case <-p.ready:
+		case <-p.done:
+			return fmt.Errorf("%s has stopped", p.Name)
+		case <-ctx.Done():
+			var open []string
+			for _, s := range g.Status() {
+				if s.State != Ready {
+					open = append(open, s.String())
+				}
+			}
+			return fmt.Errorf("%w (%s)", context.Cause(ctx), strings.Join(open, "; "))
+		}
+	}
+	return nil
+}
+
+func (p *part) set(s State, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status.State, p.status.Since = s, time.Now()
+	if err != nil {
+		p.status.Error = err.Error()
+	}
+}

@@ -1,0 +1,206 @@
+// Package logging makes one structured log of everything that runs in the process.
+//
+// Umiak's own packages log with slog. The libraries' loggers (klog of Kubernetes and flannel, logrus of
+// containerd and kine, the standard log package of others) are led into the same handler, each record
+// with a `component` field found from the package that wrote it. Libraries speak one level softer than
+// umiak does: their "info" is umiak's "debug", so a quiet log stays quiet.
+//
+// The package is called once, from cmd/.
+package logging
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"runtime"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/klog/v2"
+)
+
+// Config is what a user may choose.
+type Config struct {
+	Level  string `key:"log-level" default:"info" usage:"how much to log: debug, info, warn or error"`
+	Format string `key:"log-format" default:"text" usage:"text or json"`
+}
+
+// Validate names the key that is wrong and what it may be.
+func (c Config) Validate() error {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.Level)); err != nil {
+		return fmt.Errorf("log-level: %q is not one of debug, info, warn, error", c.Level)
+	}
+	if c.Format != "text" && c.Format != "json" {
+		return fmt.Errorf("log-format: %q is neither text nor json", c.Format)
+	}
+	return nil
+}
+
+// Setup returns umiak's logger and leads the libraries' loggers into it. It is for main: it sets
+// process-wide state of those libraries.
+func Setup(c Config, w io.Writer) (*slog.Logger, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Level)) // validated above
+	opts := &slog.HandlerOptions{Level: slog.Level(-128)}
+	var h slog.Handler = slog.NewTextHandler(w, opts)
+	if c.Format == "json" {
+		h = slog.NewJSONHandler(w, opts)
+	}
+	lib := &library{Handler: h, min: libraryLevel(level)}
+	klog.SetSlogLogger(slog.New(lib))
+	logrus.SetOutput(io.Discard)
+	logrus.SetReportCaller(true)
+	logrus.SetLevel(logrusLevel(lib.min))
+	logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
+	logrus.AddHook(hook{lib})
+	own := slog.New(&leveled{Handler: h, min: level})
+	slog.SetDefault(own)
+	// SetDefault made the log package write to own at info; what uses it is a library.
+	log.SetFlags(0)
+	log.SetOutput(stdlog{lib})
+	return own, nil
+}
+
+// libraryLevel is the least level at which a library's record is shown.
+func libraryLevel(own slog.Level) slog.Level {
+	switch {
+	case own <= slog.LevelDebug:
+		return slog.LevelInfo
+	case own <= slog.LevelInfo:
+		return slog.LevelWarn
+	}
+	return slog.LevelError
+}
+
+func logrusLevel(l slog.Level) logrus.Level {
+	switch {
+	case l <= slog.LevelInfo:
+		return logrus.InfoLevel
+	case l <= slog.LevelWarn:
+		return logrus.WarnLevel
+	}
+	return logrus.ErrorLevel
+}
+
+type leveled struct {
+	slog.Handler
+	min slog.Level
+}
+
+func (h *leveled) Enabled(_ context.Context, l slog.Level) bool { return l >= h.min }
+func (h *leveled) WithAttrs(a []slog.Attr) slog.Handler {
+	return &leveled{h.Handler.WithAttrs(a), h.min}
+}
+func (h *leveled) WithGroup(n string) slog.Handler { return &leveled{h.Handler.WithGroup(n), h.min} }
+
+// library is the handler behind the libraries' loggers: it adds the component.
+type library struct {
+	slog.Handler
+	min slog.Level
+}
+
+func (h *library) Enabled(_ context.Context, l slog.Level) bool { return l >= h.min }
+func (h *library) WithAttrs(a []slog.Attr) slog.Handler {
+	return &library{h.Handler.WithAttrs(a), h.min}
+}
+func (h *library) WithGroup(n string) slog.Handler { return &library{h.Handler.WithGroup(n), h.min} }
+
+func (h *library) Handle(ctx context.Context, r slog.Record) error {
+	fn := ""
+	if r.PC != 0 {
+		f, _ := runtime.CallersFrames([]uintptr{r.PC}).Next()
+		fn = f.Function
+	}
+	r.Message = strings.TrimSpace(r.Message)
+	r.AddAttrs(slog.String("component", component(fn)))
+	return h.Handler.Handle(ctx, r)
+}
+
+// hook leads logrus records into the library handler.
+type hook struct{ h *library }
+
+func (hook) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (k hook) Fire(e *logrus.Entry) error {
+	level := slog.LevelInfo
+	switch {
+	case e.Level <= logrus.ErrorLevel:
+		level = slog.LevelError
+	case e.Level == logrus.WarnLevel:
+		level = slog.LevelWarn
+	}
+	if !k.h.Enabled(context.Background(), level) {
+		return nil
+	}
+	r := slog.NewRecord(e.Time, level, e.Message, 0)
+	if e.Caller != nil {
+		r.PC = e.Caller.PC
+	}
+	for name, v := range e.Data {
+		r.AddAttrs(slog.Any(name, v))
+	}
+	return k.h.Handle(context.Background(), r)
+}
+
+// stdlog takes what libraries write with the standard log package.
+type stdlog struct{ h *library }
+
+func (s stdlog) Write(p []byte) (int, error) {
+	if s.h.Enabled(context.Background(), slog.LevelInfo) {
+		slog.New(s.h).Info(strings.TrimSpace(string(p)))
+	}
+	return len(p), nil
+}
+
+// component names what a library function belongs to, from its package path: the longest prefix wins.
+func component(function string) string {
+	best, name := 0, "library"
+	for prefix, c := range components {
+		if len(prefix) > best && strings.HasPrefix(function, prefix) {
+			best, name = len(prefix), c
+		}
+	}
+	return name
+}
+
+var components = map[string]string{
+	"k8s.io/":                                 "kubernetes",
+	"k8s.io/apiserver/":                       "kube-apiserver",
+	"k8s.io/apiextensions-apiserver/":         "kube-apiserver",
+	"k8s.io/kube-aggregator/":                 "kube-apiserver",
+	"k8s.io/kubernetes/cmd/kube-apiserver":    "kube-apiserver",
+	"k8s.io/kubernetes/pkg/controlplane":      "kube-apiserver",
+	"k8s.io/kubernetes/pkg/registry":          "kube-apiserver",
+	"k8s.io/kubernetes/pkg/kubeapiserver":     "kube-apiserver",
+	"k8s.io/kubernetes/plugin/":               "kube-apiserver",
+	"k8s.io/kubernetes/cmd/kube-controller":   "kube-controller-manager",
+	"k8s.io/kubernetes/pkg/controller":        "kube-controller-manager",
+	"k8s.io/controller-manager":               "kube-controller-manager",
+	"k8s.io/endpointslice":                    "kube-controller-manager",
+	"k8s.io/kubernetes/cmd/kube-scheduler":    "kube-scheduler",
+	"k8s.io/kubernetes/pkg/scheduler":         "kube-scheduler",
+	"k8s.io/kubernetes/cmd/kubelet":           "kubelet",
+	"k8s.io/kubernetes/pkg/kubelet":           "kubelet",
+	"k8s.io/kubernetes/pkg/volume":            "kubelet",
+	"k8s.io/kubernetes/pkg/proxy":             "proxy",
+	"k8s.io/cri-client":                       "kubelet",
+	"k8s.io/client-go":                        "client-go",
+	"github.com/google/cadvisor":              "kubelet",
+	"github.com/containerd/":                  "containerd",
+	"github.com/k3s-io/kine":                  "kine",
+	"github.com/coredns/":                     "coredns",
+	"github.com/flannel-io/":                  "flannel",
+	"go.etcd.io/":                             "etcd",
+	"google.golang.org/grpc":                  "grpc",
+	"github.com/umiak-io/umiak/agent/proxy":   "proxy",
+	"github.com/umiak-io/umiak/agent/network": "network",
+	"github.com/umiak-io/umiak/datastore":     "datastore",
+	"github.com/umiak-io/umiak/server":        "server",
+	"github.com/umiak-io/umiak/agent":         "agent",
+}

@@ -1,0 +1,47 @@
+package logging_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/klog/v2"
+
+	"github.com/umiak-io/umiak/internal/logging"
+)
+
+func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
+	var b bytes.Buffer
+	own, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Info("started", "component", "server")
+	klog.Info("chatter")
+	logrus.Info("chatter")
+	klog.Error("klog trouble")
+	logrus.WithField("id", 7).Warn("logrus trouble")
+	if s := b.String(); strings.Contains(s, "chatter") {
+		t.Fatalf("library chatter is shown:\n%s", s)
+	}
+	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+	if len(lines) != 3 {
+		t.Fatalf("got %d lines:\n%s", len(lines), b.String())
+	}
+	for _, l := range lines {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(l), &m); err != nil || m["component"] == nil {
+			t.Fatalf("%v in %s", err, l)
+		}
+	}
+}
+
+func TestBadChoicesAreRefused(t *testing.T) {
+	for _, c := range []logging.Config{{Level: "loud", Format: "text"}, {Level: "info", Format: "xml"}} {
+		if _, err := logging.Setup(c, &bytes.Buffer{}); err == nil {
+			t.Fatalf("accepted %+v", c)
+		}
+	}
+}

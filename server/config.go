@@ -1,0 +1,145 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// Config is what a user may set on a server.
+type Config struct {
+	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
+	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
+
+	BindAddress      string   `key:"bind-address" usage:"address to listen on (default: all)"`
+	HTTPSPort        int      `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
+	AdvertiseAddress string   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
+	NodeIP           []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
+	TLSSAN           []string `key:"tls-san" usage:"more names and addresses for the server's certificate"`
+
+	ClusterCIDR    []string `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
+	ServiceCIDR    []string `key:"service-cidr" default:"10.43.0.0/16" usage:"address range of Services, one a family"`
+	NodePorts      string   `key:"service-node-port-range" default:"30000-32767" usage:"ports for Services of type NodePort"`
+	ClusterDNS     []string `key:"cluster-dns" usage:"address of the DNS Service (default: the tenth of service-cidr)"`
+	ClusterDomain  string   `key:"cluster-domain" default:"cluster.local" usage:"domain of the cluster's names"`
+	FlannelBackend string   `key:"flannel-backend" default:"vxlan" usage:"vxlan, host-gw, wireguard-native, or none to bring another network"`
+
+	WriteKubeconfig     string   `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
+	WriteKubeconfigMode string   `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
+	Disable             []string `key:"disable" usage:"packaged component or manifest to leave out"`
+	DisableAgent        bool     `key:"disable-agent" usage:"run no workloads on this machine"`
+
+	DatastoreEndpoint string `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept (default: SQLite in data-dir)"`
+
+	AuditLog      string   `key:"audit-log" usage:"file for the audit log (default: none)"`
+	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
+	APIServerArg  []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE without dashes"`
+	ControllerArg []string `key:"kube-controller-manager-arg" usage:"flag for kube-controller-manager, as NAME=VALUE without dashes"`
+	SchedulerArg  []string `key:"kube-scheduler-arg" usage:"flag for kube-scheduler, as NAME=VALUE without dashes"`
+}
+
+// Dirs are the server's directories.
+func (c Config) Dirs() layout.Dirs { return layout.Dirs{Data: c.DataDir, Run: c.RunDir} }
+
+// DNS are the addresses of the DNS Service: what was set or the tenth of each Service range.
+func (c Config) DNS() []string {
+	if len(c.ClusterDNS) > 0 {
+		return c.ClusterDNS
+	}
+	var out []string
+	for _, s := range c.ServiceCIDR {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			continue // Validate has said so
+		}
+		a := p.Masked().Addr()
+		for range 10 {
+			a = a.Next()
+		}
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// KubeconfigMode is write-kubeconfig-mode as a number.
+func (c Config) KubeconfigMode() uint32 {
+	m, _ := strconv.ParseUint(c.WriteKubeconfigMode, 8, 12)
+	return uint32(m)
+}
+
+// Validate returns all that is wrong, each with its key and the remedy.
+func (c Config) Validate() error {
+	var errs []error
+	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
+	for key, list := range map[string][]string{"cluster-cidr": c.ClusterCIDR, "service-cidr": c.ServiceCIDR} {
+		var families []bool
+		for _, s := range list {
+			p, err := netip.ParsePrefix(s)
+			switch {
+			case err != nil:
+				fail(key, "%q is not an address range such as 10.42.0.0/16", s)
+			case p != p.Masked():
+				fail(key, "%q has bits set behind the prefix, %s is meant?", s, p.Masked())
+			default:
+				families = append(families, p.Addr().Is4())
+			}
+		}
+		if len(list) == 0 || len(list) > 2 || len(families) == 2 && families[0] == families[1] {
+			fail(key, "one range, or one IPv4 and one IPv6 range")
+		}
+	}
+	if len(c.ClusterCIDR) != len(c.ServiceCIDR) {
+		fail("service-cidr", "must have the address families of cluster-cidr")
+	}
+	for _, a := range c.ClusterCIDR {
+		for _, b := range c.ServiceCIDR {
+			pa, errA := netip.ParsePrefix(a)
+			pb, errB := netip.ParsePrefix(b)
+			if errA == nil && errB == nil && pa.Overlaps(pb) {
+				fail("service-cidr", "%s overlaps cluster-cidr %s", b, a)
+			}
+		}
+	}
+	for key, list := range map[string][]string{"node-ip": c.NodeIP, "cluster-dns": c.ClusterDNS, "bind-address": one(c.BindAddress), "advertise-address": one(c.AdvertiseAddress)} {
+		for _, a := range list {
+			if _, err := netip.ParseAddr(a); err != nil {
+				fail(key, "%q is not an IP address", a)
+			}
+		}
+	}
+	if c.HTTPSPort < 1 || c.HTTPSPort > 65535 {
+		fail("https-listen-port", "%d is not a port, 1 to 65535", c.HTTPSPort)
+	}
+	if m, err := strconv.ParseUint(c.WriteKubeconfigMode, 8, 12); err != nil || m&0o600 != 0o600 {
+		fail("write-kubeconfig-mode", "%q is not a file mode such as 0600", c.WriteKubeconfigMode)
+	}
+	if e := validation.IsDNS1123Subdomain(c.ClusterDomain); len(e) > 0 {
+		fail("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))
+	}
+	switch c.FlannelBackend {
+	case "vxlan", "host-gw", "wireguard-native", "none":
+	default:
+		fail("flannel-backend", "%q is not one of vxlan, host-gw, wireguard-native, none", c.FlannelBackend)
+	}
+	for key, list := range map[string][]string{"kube-apiserver-arg": c.APIServerArg, "kube-controller-manager-arg": c.ControllerArg, "kube-scheduler-arg": c.SchedulerArg} {
+		for _, a := range list {
+			if !strings.Contains(a, "=") || strings.HasPrefix(a, "-") {
+				fail(key, "%q is not NAME=VALUE", a)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func one(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return []string{s}
+}
