@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	ucli "github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/internal/version"
+)
+
+// Agent is the command that runs a node: `umiak agent`, and what `umiak-agent` does by default.
+func Agent() *ucli.Command {
+	var cfg agent.Config
+	var lc logging.Config
+	return &ucli.Command{
+		Name:  "agent",
+		Usage: "run a node that joins a cluster",
+		Description: "Runs containerd, kubelet, network, service proxy and DNS in this process.\n\n" +
+			"  umiak-agent --server https://10.0.0.1:6443 --token TOKEN",
+		Flags: config.Flags(&cfg, &lc),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			if err := errors.Join(config.Load(c, &cfg, &lc), cfg.Validate(), lc.Validate()); err != nil {
+				return BadConfig(err)
+			}
+			return errors.New("joining a server is not part of this version yet: run `umiak server`, which brings its own node")
+		},
+	}
+}
+
+// GC is how far the heap may grow before it is collected, in percent of what is live. Half of Go's
+// default: an idle node holds little garbage, and memory is what small boxes lack. GOGC overrides it.
+const GC = 50
+
+// Process runs parts as the process: lock, signals, systemd notification, status socket.
+type Process struct {
+	Dirs    layout.Dirs
+	Log     *slog.Logger
+	Parts   []lifecycle.Part
+	Sources []status.Source
+}
+
+// Run blocks until a signal arrives or a part fails.
+func (p Process) Run(ctx context.Context) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(GC)
+	}
+	begun := time.Now()
+	ctx, stop := untilSignal(ctx, p.Log)
+	defer stop()
+
+	var group *lifecycle.Group
+	allReady := make(chan struct{})
+	isReady := func() bool {
+		select {
+		case <-allReady:
+			return true
+		default:
+			return false
+		}
+	}
+	// The socket comes first and goes last, so that a slow start or stop can be looked at.
+	st := &status.Server{Socket: p.Dirs.StatusSocket(), Version: version.Version, Ready: isReady,
+		Sources: append([]status.Source{func(context.Context) status.Section { return partRows(group) }}, p.Sources...)}
+	parts := append([]lifecycle.Part{{Name: "status", Run: st.Run}}, p.Parts...)
+	group, err := lifecycle.New(p.Log, parts...)
+	if err != nil {
+		return err
+	}
+	go func() {
+		if group.WaitReady(ctx) == nil {
+			close(allReady)
+			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd, nobody to tell
+		}
+	}()
+	err = group.Run(ctx)
+	if err == nil {
+		p.Log.Info("stopped", "cause", context.Cause(ctx))
+	}
+	return err
+}
+
+func partRows(g *lifecycle.Group) status.Section {
+	s := status.Section{Name: "Parts"}
+	for _, p := range g.Status() {
+		row := status.Row{Name: p.Name, State: string(p.State), Detail: p.Error}
+		if len(p.WaitingFor) > 0 {
+			row.Detail = fmt.Sprint("waiting for ", p.WaitingFor)
+		} else if row.Detail == "" {
+			row.Detail = "for " + time.Since(p.Since).Round(time.Second).String()
+		}
+		s.Rows = append(s.Rows, row)
+	}
+	return s
+}
+
+// untilSignal ends the context at the first SIGTERM or SIGINT; a second one ends the process at once,
+// for people who will not wait. Containers are not touched by either.
+func untilSignal(ctx context.Context, log *slog.Logger) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, unix.SIGTERM, unix.SIGINT)
+	go func() {
+		select {
+		case s := <-ch:
+			log.Info("stopping; containers keep running", "signal", s.String())
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+			cancel(fmt.Errorf("signal: %s", s))
+			signal.Stop(ch) // the next one does what it does by default
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { signal.Stop(ch); cancel(nil) }
+}
+
+// Own locks the data directory for this process.
+func Own(d layout.Dirs) (release func(), err error) { return instance.Acquire(d) }
+
+// BadConfig words a configuration error so that it says where settings come from.
+func BadConfig(err error) error {
+	return fmt.Errorf("these settings cannot be used:\n%w", err)
+}
+
+// NoArgs refuses arguments that a command does not take.
+func NoArgs(c *ucli.Context) error {
+	if c.Args().Present() {
+		return fmt.Errorf("%s takes no argument %q; `%s --help` shows its flags", c.Command.FullName(), c.Args().First(), c.Command.HelpName)
+	}
+	return nil
+}
+
+// Exit prints what ended a command and returns the process's exit code.
+func Exit(program string, err error, stderr io.Writer) int {
+	if err == nil {
+		return 0
+	}
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintf(stderr, "%s: %s\n", program, msg)
+	}
+	var code ucli.ExitCoder
+	if errors.As(err, &code) {
+		return code.ExitCode()
+	}
+	return 1
+}

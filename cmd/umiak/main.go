@@ -1,0 +1,48 @@
+// Command umiak is the whole of Umiak in one binary: server, agent, and the tools to look after them.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/agent"
+	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/version"
+	"github.com/umiak-io/umiak/server"
+)
+
+func main() { os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr)) }
+
+// run is main without the process: argv[0] may be a link named after a tool that umiak contains.
+func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
+	switch name := filepath.Base(argv[0]); name {
+	case "kubectl", "ctr":
+		argv = append([]string{"umiak", name}, argv[1:]...)
+	case "umiak-agent":
+		argv = append([]string{"umiak", "agent"}, argv[1:]...)
+	}
+	return agentcli.Exit("umiak", app(stdout, stderr).RunContext(ctx, argv), stderr)
+}
+
+func app(stdout, stderr io.Writer) *cli.App {
+	where := agentcli.Where{Known: []any{&server.Config{}, &agent.Config{}, &logging.Config{}}}
+	return &cli.App{
+		Name:    "umiak",
+		Usage:   "a light Kubernetes for the edge",
+		Version: version.String(),
+		Description: "One command on an empty machine is a cluster:\n\n" +
+			"  umiak server\n  umiak kubectl get nodes\n\n" +
+			"Settings are flags, UMIAK_* variables, or keys in /etc/umiak/config.yaml and config.yaml.d/*.yaml.",
+		Writer: stdout, ErrWriter: stderr,
+		EnableBashCompletion: true,
+		HideHelpCommand:      true,
+		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
+		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where)},
+			agentcli.Node(where)...),
+	}
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/agent"
+	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/server"
+)
+
+func serverCommand() *cli.Command {
+	var sc server.Config
+	var ac agent.Config
+	var lc logging.Config
+	return &cli.Command{
+		Name:  "server",
+		Usage: "run a cluster: the control plane and, unless --disable-agent, a node",
+		Description: "  umiak server\n" +
+			"  umiak server --node-ip 192.168.1.10 --tls-san pi.local --disable NAME",
+		Flags: config.Flags(&sc, &ac, &lc),
+		Action: func(c *cli.Context) error {
+			if err := agentcli.NoArgs(c); err != nil {
+				return err
+			}
+			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.Validate(), ac.Validate(), lc.Validate()); err != nil {
+				return agentcli.BadConfig(err)
+			}
+			log, err := logging.Setup(lc, c.App.ErrWriter)
+			if err != nil {
+				return err
+			}
+			release, err := agentcli.Own(sc.Dirs())
+			if err != nil {
+				return err
+			}
+			defer release()
+			srv, err := server.New(c.Context, sc, log.With("component", "server"))
+			if err != nil {
+				return err
+			}
+			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Parts: srv.Parts(), Sources: srv.Sources()}
+			if !sc.DisableAgent {
+				node, err := agent.New(ac, srv.Joiner(), log.With("component", "agent"))
+				if err != nil {
+					return err
+				}
+				p.Parts = append(p.Parts, node.Parts()...)
+				p.Sources = append(p.Sources, node.Sources()...)
+			}
+			return p.Run(c.Context)
+		},
+	}
+}

@@ -1,0 +1,155 @@
+// Package status lets a running umiak tell what it is doing, over a unix socket that only root can open.
+//
+// The process registers sources, each of which yields one section; `umiak status` reads them all as one
+// report and prints it as aligned lines or as JSON. Nothing is computed while nobody asks.
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+)
+
+// Row is one line: what, how it is, and a remark.
+type Row struct {
+	Name   string `json:"name"`
+	State  string `json:"state"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// Section is what one source says.
+type Section struct {
+	Name string `json:"name"`
+	Rows []Row  `json:"rows"`
+}
+
+// Report is the whole answer.
+type Report struct {
+	Version  string    `json:"version"`
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	Ready    bool      `json:"ready"`
+	Sections []Section `json:"sections"`
+}
+
+// Source yields a section at the moment it is called; it must return within the context's time.
+type Source func(ctx context.Context) Section
+
+// Server answers on the socket.
+type Server struct {
+	Socket  string
+	Version string
+	// Ready says whether all parts are ready.
+	Ready   func() bool
+	Sources []Source
+}
+
+// Run serves until ctx ends. The socket's folder must exist.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove old status socket: %w", err)
+	}
+	l, err := listen0600(ctx, s.Socket)
+	if err != nil {
+		return fmt.Errorf("listen for status: %w", err)
+	}
+	started := time.Now()
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rep := Report{Version: s.Version, PID: os.Getpid(), Started: started, Ready: s.Ready()}
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		for _, src := range s.Sources {
+			rep.Sections = append(rep.Sections, src(ctx))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(rep) // the reader has gone away: nothing to do
+	})}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	ready()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve status: %w", err)
+	}
+	return nil
+}
+
+// listen0600 binds in a folder that only root can enter before the mode is set, by way of a rename:
+// at no moment can another user connect.
+func listen0600(ctx context.Context, path string) (net.Listener, error) {
+	private, err := os.MkdirTemp(filepath.Dir(path), ".status-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(private) //nolint:errcheck // an empty folder at worst
+	tmp := filepath.Join(private, "s")
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", tmp)
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// ErrNotRunning means that nobody listens on the socket.
+var ErrNotRunning = errors.New("umiak is not running")
+
+// Get asks the process behind the socket.
+func Get(ctx context.Context, socket string) (*Report, error) {
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	defer c.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://umiak/", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("%w (no answer on %s)", ErrNotRunning, socket)
+		}
+		return nil, fmt.Errorf("ask for status: %w", err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
+	var rep Report
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&rep); err != nil {
+		return nil, fmt.Errorf("read status: %w", err)
+	}
+	return &rep, nil
+}
+
+// Print writes the report for people.
+func (r *Report) Print(w io.Writer) error {
+	state := "starting"
+	if r.Ready {
+		state = "ready"
+	}
+	fmt.Fprintf(w, "umiak %s  %s  pid %d  up %s\n", r.Version, state, r.PID, time.Since(r.Started).Round(time.Second))
+	for _, s := range r.Sections {
+		if len(s.Rows) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "\n%s\n", s.Name)
+		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		for _, row := range s.Rows {
+			fmt.Fprintf(t, "  %s\t%s\t%s\n", row.Name, row.State, row.Detail)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
