@@ -1,0 +1,445 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/fsnotify/fsnotify"
+	api "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/umiak-io/umiak/agent/dns/corefile"
+	"github.com/umiak-io/umiak/internal/status"
+)
+
+// Where the configuration is, as with any CoreDNS in a cluster.
+const (
+	Namespace       = "kube-system"
+	ConfigMap       = "coredns"
+	CustomConfigMap = "coredns-custom"
+)
+
+// Config is what the node gives.
+type Config struct {
+	ClusterDomain string       // as cluster.local
+	ClusterDNS    []netip.Addr // addresses of the DNS Service, one a family
+	ResolvConf    string       // the host's resolvers: a file that does not point back here
+	StateFile     string       // where the last good configuration is kept for a boot without a server
+	Client        kubernetes.Interface
+	// Informers must not be narrowed by labels: headless Services and their slices are asked for too.
+	Informers informers.SharedInformerFactory
+	Events    record.EventRecorder // may be nil
+	Log       *slog.Logger
+}
+
+// Server is the node's DNS server.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	handle  string
+	bind    []netip.Addr
+	cluster *cluster
+	wake    chan struct{}
+	stop    <-chan struct{} // of Run
+
+	mu      sync.Mutex
+	files   map[string]map[string]string // ConfigMap name -> data; what to load
+	object  *api.ConfigMap               // for events
+	looped  string                       // the text under which a loop was found
+	current state
+}
+
+// state is what Status tells.
+type state struct {
+	origin    string // where the running Corefile is from
+	text      string
+	source    source
+	upstreams []string
+	forwards  bool
+	loop      bool
+	notes     []string
+	err       error // why the newest configuration is not the running one
+	since     time.Time
+}
+
+// New checks the configuration and registers what the server needs of the shared informers; their
+// factory may be started before or after.
+func New(cfg Config) (*Server, error) {
+	if len(cfg.ClusterDNS) == 0 {
+		return nil, errors.New("set up DNS: no cluster DNS address")
+	}
+	for i, a := range cfg.ClusterDNS {
+		if !a.IsValid() || a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() {
+			return nil, fmt.Errorf("set up DNS: %q cannot be the cluster DNS address", a)
+		}
+		cfg.ClusterDNS[i] = a.Unmap()
+	}
+	if err := register(); err != nil {
+		return nil, err
+	}
+	cl, err := newCluster(cfg.Informers)
+	if err != nil {
+		return nil, fmt.Errorf("set up DNS: use shared informers: %w", err)
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Log.With("component", "dns"), cluster: cl,
+		handle: "@" + strconv.FormatInt(lastID.Add(1), 10),
+		bind:   listenAddrs(cfg.ClusterDNS),
+		wake:   make(chan struct{}, 1),
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends. It is ready once queries are answered, with or without the API server: names
+// of the cluster get SERVFAIL until the cluster is known, others are resolved at once. What it has put on
+// the node stays when it returns, so that a restart leaves no gap; Cleanup removes it.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	s.stop = ctx.Done()
+	logSink.Store(s.log)
+	servers.Store(s.handle, s)
+	defer servers.Delete(s.handle)
+	if err := setupNetwork(s.cfg.ClusterDNS); err != nil {
+		return fmt.Errorf("prepare the node for DNS: %w", err)
+	}
+	s.startInformers()
+
+	files, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch files: %w", err)
+	}
+	defer files.Close() //nolint:errcheck // nothing is written
+	s.watchResolvConf(files)
+
+	inst, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		errs := inst.ShutdownCallbacks()
+		if err := errors.Join(append(errs, inst.Stop())...); err != nil {
+			s.log.Warn("stopping", "error", err)
+		}
+	}()
+	ready()
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, name := range []string{ConfigMap, CustomConfigMap} {
+		wg.Go(func() { s.watchConfigMap(ctx, name) })
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+			inst = s.reload(inst)
+		case e, ok := <-files.Events:
+			if !ok {
+				return errors.New("watch files: ended")
+			}
+			s.log.Debug("file changed", "event", e.String())
+			if s.isResolvConf(e.Name) {
+				s.watchResolvConf(files) // a link may lead elsewhere now
+				inst = s.reload(inst)
+			}
+		case err := <-files.Errors:
+			s.log.Warn("watching the resolver configuration", "error", err)
+		}
+	}
+}
+
+// Resync puts address, route and table back as they should be; for when somebody flushed the rules.
+func (s *Server) Resync() error { return setupNetwork(s.cfg.ClusterDNS) }
+
+func (s *Server) startInformers() {
+	if s.stop != nil {
+		s.cfg.Informers.Start(s.stop)
+	}
+}
+
+func (s *Server) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// start brings up the first instance: the last good configuration, or the one every cluster begins with.
+func (s *Server) start() (*caddy.Instance, error) {
+	var errs []error
+	if src, err := loadState(s.cfg.StateFile); err != nil {
+		errs = append(errs, err)
+	} else if src != nil {
+		s.mu.Lock()
+		s.files = src.Files
+		s.mu.Unlock()
+		inst, err := s.launch(nil, *src, "kept from before")
+		if err == nil {
+			return inst, nil
+		}
+		errs = append(errs, err)
+	}
+	inst, err := s.launch(nil, s.builtin(), "built in")
+	if err != nil {
+		return nil, errors.Join(append(errs, err)...)
+	}
+	if len(errs) > 0 {
+		s.log.Warn("the kept DNS configuration cannot be used, the built-in one is", "error", errors.Join(errs...))
+	}
+	return inst, nil
+}
+
+func (s *Server) builtin() source {
+	return source{Files: map[string]map[string]string{ConfigMap: {"Corefile": DefaultCorefile(s.cfg.ClusterDomain)}}}
+}
+
+// reload goes over to the newest configuration, or stays with the running one and says why.
+func (s *Server) reload(inst *caddy.Instance) *caddy.Instance {
+	s.mu.Lock()
+	src := source{Files: cloneFiles(s.files)}
+	object := s.object
+	origin := "ConfigMap " + Namespace + "/" + ConfigMap
+	if object == nil {
+		origin = s.current.origin
+	}
+	s.mu.Unlock()
+	if len(src.Files[ConfigMap]) == 0 {
+		// Deleted, or never there: the cluster must not lose DNS with it.
+		custom := src.Files[CustomConfigMap]
+		src, origin = s.builtin(), "built in"
+		src.Files[CustomConfigMap] = custom
+	}
+	next, err := s.launch(inst, src, origin)
+	if err != nil {
+		s.mu.Lock()
+		known := s.current.err != nil && s.current.err.Error() == err.Error()
+		s.current.err = err
+		s.mu.Unlock()
+		if !known {
+			s.log.Warn("the new DNS configuration cannot be used, the old one goes on", "error", err)
+			if s.cfg.Events != nil && object != nil {
+				s.cfg.Events.Eventf(object, api.EventTypeWarning, "InvalidCorefile", "the old configuration goes on: %v", err)
+			}
+		}
+		return inst
+	}
+	if object != nil && s.cfg.StateFile != "" {
+		if err := saveState(s.cfg.StateFile, src); err != nil {
+			s.log.Warn("keeping the DNS configuration", "error", err)
+		}
+	}
+	return next
+}
+
+// launch starts or replaces the instance. With inst it returns inst itself when nothing changes.
+func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy.Instance, error) {
+	upstreams, err := readResolvConf(s.cfg.ResolvConf)
+	if err != nil {
+		s.log.Warn("the host's resolvers are unknown, only names of the cluster are answered", "error", err)
+	}
+	rewrite := func(up []string) (corefile.Result, error) {
+		return corefile.Rewrite(src.corefile(), corefile.Options{
+			Bind: s.bind, Own: append(slices.Clone(s.cfg.ClusterDNS), AddrV4, AddrV6), Upstreams: up, Handle: s.handle, Files: src.paths(),
+		})
+	}
+	res, err := rewrite(upstreams)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	loop := s.looped != "" && s.looped == res.Text
+	if !loop {
+		s.looped = ""
+	}
+	cur := s.current
+	s.mu.Unlock()
+	wanted := res.Text
+	if loop { // the very text under which queries came back: the same, but without forwarding
+		if res, err = corefile.DropForward(res.Text); err != nil {
+			return nil, err
+		}
+	}
+	if inst == nil || res.Text != cur.text {
+		input := caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(res.Text), ServerTypeName: "dns"}
+		begun := time.Now()
+		if inst, err = startOrReplace(inst, input); err != nil {
+			return nil, err
+		}
+		s.log.Info("serving", "configuration", origin, "addresses", s.cfg.ClusterDNS, "upstreams", upstreams, "took", time.Since(begun).Round(time.Microsecond))
+		for _, n := range res.Notes {
+			s.log.Info("part of the Corefile has no effect", "reason", n)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cur.text, cur.source, cur.origin, cur.upstreams, cur.forwards, cur.notes, cur.loop, cur.err = res.Text, src, origin, upstreams, res.Forwards, res.Notes, loop, nil
+	cur.since = time.Now()
+	s.current = cur
+	s.current.source.wanted = wanted
+	return inst, nil
+}
+
+// startOrReplace keeps panics of plugins' setup functions away from the node.
+func startOrReplace(inst *caddy.Instance, in caddy.Input) (next *caddy.Instance, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			next, err = nil, fmt.Errorf("start DNS: panic: %v", r)
+		}
+	}()
+	if inst == nil {
+		if next, err = caddy.Start(in); err != nil {
+			return nil, fmt.Errorf("start DNS: %w", err)
+		}
+		return next, nil
+	}
+	next, err = inst.Restart(in)
+	if err == nil && next == nil {
+		err = errors.New("a plugin panicked") // Restart recovers and returns nothing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replace DNS: %w", err)
+	}
+	return next, nil
+}
+
+// foundLoop is called when a query of ours came back by way of a resolver.
+func (s *Server) foundLoop() {
+	s.mu.Lock()
+	s.looped = s.current.source.wanted
+	object, up := s.object, s.current.upstreams
+	s.mu.Unlock()
+	s.log.Error("a name server of the host forwards back to the cluster's DNS: forwarding is off until resolv.conf or the Corefile changes", "upstreams", up, "resolv.conf", s.cfg.ResolvConf)
+	if s.cfg.Events != nil && object != nil {
+		s.cfg.Events.Eventf(object, api.EventTypeWarning, "ForwardingLoop", "a name server of %v forwards back to the cluster's DNS; forwarding is off on this node", up)
+	}
+	s.poke()
+}
+
+// watchConfigMap follows one ConfigMap and nothing else of its namespace.
+func (s *Server) watchConfigMap(ctx context.Context, name string) {
+	only := fields.OneTermEqualSelector(meta.ObjectNameField, name).String()
+	maps := s.cfg.Client.CoreV1().ConfigMaps(Namespace)
+	set := func(cm *api.ConfigMap) {
+		s.mu.Lock()
+		s.files = cloneFiles(s.files)
+		delete(s.files, name)
+		if cm != nil {
+			s.files[name] = cm.Data
+		}
+		if name == ConfigMap {
+			s.object = nil
+			if cm != nil {
+				s.object = &api.ConfigMap{TypeMeta: meta.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
+					ObjectMeta: meta.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID, ResourceVersion: cm.ResourceVersion}}
+			}
+		}
+		s.mu.Unlock()
+		s.poke()
+	}
+	_, c := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
+				o.FieldSelector = only
+				return maps.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
+				o.FieldSelector = only
+				return maps.Watch(ctx, o)
+			},
+		},
+		ObjectType: &api.ConfigMap{},
+		Transform: func(obj any) (any, error) {
+			if cm, ok := obj.(*api.ConfigMap); ok {
+				cm.ManagedFields = nil
+			}
+			return obj, nil
+		},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(obj any) { set(obj.(*api.ConfigMap)) },
+			UpdateFunc: func(_, obj any) { set(obj.(*api.ConfigMap)) },
+			DeleteFunc: func(any) { set(nil) },
+		},
+	})
+	c.RunWithContext(ctx)
+}
+
+// watchResolvConf watches the folders of the file and of what it links to: resolvers' files are replaced
+// by renaming, which a watch of the file itself would miss.
+func (s *Server) watchResolvConf(w *fsnotify.Watcher) {
+	if s.cfg.ResolvConf == "" {
+		return
+	}
+	dirs := []string{filepath.Dir(s.cfg.ResolvConf)}
+	if real, err := filepath.EvalSymlinks(s.cfg.ResolvConf); err == nil {
+		dirs = append(dirs, filepath.Dir(real))
+	}
+	for _, old := range w.WatchList() {
+		if !slices.Contains(dirs, old) {
+			_ = w.Remove(old) // gone with its folder
+		}
+	}
+	for _, d := range dirs {
+		if err := w.Add(d); err != nil {
+			s.log.Warn("watching the resolver configuration", "folder", d, "error", err)
+		}
+	}
+}
+
+func (s *Server) isResolvConf(name string) bool {
+	if name == filepath.Clean(s.cfg.ResolvConf) {
+		return true
+	}
+	real, err := filepath.EvalSymlinks(s.cfg.ResolvConf)
+	return err == nil && name == real
+}
+
+// Status is for `umiak status`.
+func (s *Server) Status(context.Context) status.Section {
+	s.mu.Lock()
+	cur := s.current
+	s.mu.Unlock()
+	sec := status.Section{Name: "dns"}
+	row := func(name, state, detail string) {
+		sec.Rows = append(sec.Rows, status.Row{Name: name, State: state, Detail: detail})
+	}
+	if cur.text == "" {
+		row("server", "starting", "")
+		return sec
+	}
+	if s.cluster.Synced() {
+		row("server", "serving", fmt.Sprint(s.cfg.ClusterDNS))
+	} else {
+		row("server", "partly", "names of the cluster are not known yet: waiting for the API server")
+	}
+	if cur.err != nil {
+		row("corefile", "invalid", fmt.Sprintf("%v; running: %s", cur.err, cur.origin))
+	} else {
+		row("corefile", "loaded", strings.Join(append([]string{cur.origin}, cur.notes...), "; "))
+	}
+	switch {
+	case cur.loop:
+		row("forward", "off", "a name server forwards back to this one: "+strings.Join(cur.upstreams, ", "))
+	case !cur.forwards:
+		row("forward", "off", "no name server for names outside the cluster")
+	default:
+		row("forward", "on", strings.Join(cur.upstreams, ", "))
+	}
+	return sec
+}

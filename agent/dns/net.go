@@ -1,0 +1,229 @@
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Where CoreDNS listens, the same on every node: a packet never leaves the node for it. Link-local for
+// IPv4, but not 169.254.20.10, so that the node-local-dns add-on can still be installed. For IPv6 a
+// unique local address ("umiak" in hex): link-local ones carry an interface, and DNAT cannot.
+var (
+	AddrV4 = netip.MustParseAddr("169.254.53.53")
+	AddrV6 = netip.MustParseAddr("fd75:6d69:616b::53")
+)
+
+const (
+	tableName = "umiak-dns"
+	// Before umiak-proxy's NAT chains and everybody else's: NAT is decided once a connection, by the
+	// first chain that does it. Service rules then never see the DNS Service, which has no endpoints and
+	// would be rejected. After that the packet is for a local address, so no forward rule sees it either.
+	natPriority = -150
+	// routeProtocol marks our routes, so that they are found again.
+	routeProtocol = 0x75
+	ipsDstNAT     = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+)
+
+// listenAddrs are the addresses to serve the given cluster addresses on, one a family.
+func listenAddrs(clusterDNS []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range []netip.Addr{AddrV4, AddrV6} {
+		if slices.ContainsFunc(clusterDNS, func(c netip.Addr) bool { return c.Is4() == a.Is4() }) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// setupNetwork puts address, route and table on the node; what is there already stays.
+func setupNetwork(clusterDNS []netip.Addr) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback interface: %w", err)
+	}
+	if lo.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("bring loopback interface up: %w", err)
+		}
+	}
+	for _, a := range listenAddrs(clusterDNS) {
+		if err := netlink.AddrReplace(lo, loAddr(a)); err != nil {
+			return fmt.Errorf("add address %s: %w", a, err)
+		}
+	}
+	// A cluster address of an earlier run must not stay routed.
+	if err := dropRoutes(lo, clusterDNS); err != nil {
+		return err
+	}
+	for _, a := range clusterDNS {
+		// Without a route the host could not even begin to send to the Service address where there is no
+		// default route; DNAT comes after routing for what the host itself sends.
+		if err := netlink.RouteReplace(loRoute(lo, a)); err != nil {
+			return fmt.Errorf("add route to %s: %w", a, err)
+		}
+	}
+	return applyTable(clusterDNS)
+}
+
+func loAddr(a netip.Addr) *netlink.Addr {
+	n := &netlink.Addr{IPNet: hostNet(a), Scope: int(netlink.SCOPE_HOST)} // never chosen as a source for other hosts
+	if a.Is6() {
+		n.Flags = unix.IFA_F_NODAD
+	}
+	return n
+}
+
+func loRoute(lo netlink.Link, a netip.Addr) *netlink.Route {
+	r := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: hostNet(a), Protocol: routeProtocol, Scope: netlink.SCOPE_LINK}
+	if a.Is6() {
+		r.Scope = netlink.SCOPE_UNIVERSE
+	}
+	return r
+}
+
+func hostNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
+
+func dropRoutes(lo netlink.Link, keep []netip.Addr) error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: routeProtocol},
+		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil {
+			if a, ok := netip.AddrFromSlice(r.Dst.IP); ok && slices.Contains(keep, a.Unmap()) {
+				continue
+			}
+		}
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("remove route to %s: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
+
+// Cleanup removes what any run of this package, also a dead one, has put on the node. It may be called
+// at any time and twice, but not while Run runs.
+func Cleanup(context.Context) error {
+	var errs []error
+	c := &nftables.Conn{}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("list nftables tables: %w", err))
+	}
+	for _, t := range tables {
+		if t.Name == tableName {
+			c.DelTable(t)
+			if err := c.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", tableName, err))
+			}
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("find loopback interface: %w", err))...)
+	}
+	errs = append(errs, dropRoutes(lo, nil))
+	for _, a := range []netip.Addr{AddrV4, AddrV6} {
+		if err := netlink.AddrDel(lo, loAddr(a)); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+			errs = append(errs, fmt.Errorf("remove address %s: %w", a, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// applyTable replaces the table in one transaction.
+func applyTable(clusterDNS []netip.Addr) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+	c.AddTable(t) // so that there is one to delete
+	c.DelTable(t)
+	c.AddTable(t)
+	prio := nftables.ChainPriority(natPriority)
+	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
+		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: &prio})
+		for _, from := range clusterDNS {
+			to := AddrV4
+			if from.Is6() {
+				to = AddrV6
+			}
+			for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+				c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: dnat(from, to, proto)})
+			}
+		}
+	}
+	in := c.AddChain(&nftables.Chain{Name: "input", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
+	for _, a := range listenAddrs(clusterDNS) {
+		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: dropDirect(a)})
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("write nftables table %s: %w", tableName, err)
+	}
+	return nil
+}
+
+func daddr(a netip.Addr) []expr.Any {
+	family, offset := byte(unix.NFPROTO_IPV4), uint32(16)
+	if a.Is6() {
+		family, offset = unix.NFPROTO_IPV6, 24
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+	}
+}
+
+// dnat: ip daddr FROM PROTO dport 53 dnat to TO
+func dnat(from, to netip.Addr, proto byte) []expr.Any {
+	family := uint32(unix.NFPROTO_IPV4)
+	if from.Is6() {
+		family = unix.NFPROTO_IPV6
+	}
+	return append(daddr(from),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, 53)},
+		&expr.Counter{},
+		&expr.Immediate{Register: 1, Data: to.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1},
+	)
+}
+
+// dropDirect: iifname != lo ip daddr A ct status & dnat == 0 drop. A neighbour on the wire that sets a
+// route to A through this node must find nothing there.
+func dropDirect(a netip.Addr) []expr.Any {
+	lo := make([]byte, unix.IFNAMSIZ)
+	copy(lo, "lo")
+	return append(daddr(a),
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ipsDstNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+		&expr.Counter{},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	)
+}
+
+func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
