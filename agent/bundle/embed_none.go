@@ -1,0 +1,8 @@
+//go:build !bundle
+
+package bundle
+
+var (
+	archive   []byte
+	archiveID string
+)
