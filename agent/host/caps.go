@@ -1,0 +1,68 @@
+package host
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// The capabilities that umiak asks about, capabilities(7).
+const (
+	CapNetAdmin    = 12
+	CapSysModule   = 16
+	CapSysAdmin    = 21
+	CapSysResource = 24
+)
+
+// Capabilities is the effective set of this process.
+type Capabilities uint64
+
+// Has says whether the capability is effective.
+func (c Capabilities) Has(bit int) bool { return c&(1<<bit) != 0 }
+
+// DetectCapabilities reads the effective set.
+func DetectCapabilities() (Capabilities, error) {
+	raw, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, fmt.Errorf("read capabilities: %w", err)
+	}
+	return parseCapabilities(raw)
+}
+
+func parseCapabilities(status []byte) (Capabilities, error) {
+	for l := range bytes.Lines(status) {
+		if v, ok := strings.CutPrefix(string(l), "CapEff:"); ok {
+			n, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read capabilities: %w", err)
+			}
+			return Capabilities(n), nil
+		}
+	}
+	return 0, fmt.Errorf("read capabilities: /proc/self/status has no CapEff")
+}
+
+// OOMScoreAdj is what this process's score is adjusted by now. Without CAP_SYS_RESOURCE the kernel lets
+// nobody lower it, not for a child either.
+func OOMScoreAdj() (int, error) {
+	raw, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, fmt.Errorf("read oom_score_adj: %w", err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return 0, fmt.Errorf("read oom_score_adj: %w", err)
+	}
+	return n, nil
+}
+
+// SwapOn says whether any swap space is in use.
+func SwapOn() (bool, error) {
+	raw, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		return false, fmt.Errorf("read swap spaces: %w", err)
+	}
+	return bytes.Count(raw, []byte("\n")) > 1, nil
+}

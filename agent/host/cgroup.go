@@ -1,0 +1,204 @@
+package host
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The cgroup drivers, as kubelet and containerd name them.
+const (
+	DriverSystemd  = "systemd"
+	DriverCgroupfs = "cgroupfs"
+)
+
+// CgroupMount is where the cgroup file systems are mounted on every Linux distribution.
+const CgroupMount = "/sys/fs/cgroup"
+
+// Cgroup is what the machine's cgroups are like.
+type Cgroup struct {
+	// Version is 2 for the unified hierarchy, otherwise 1 (also for the hybrid of both).
+	Version int
+	// Driver is who makes the pods' cgroups: systemd where it rules the unified hierarchy, otherwise we.
+	Driver string
+	// Controllers are those that can be used, sorted.
+	Controllers []string
+}
+
+// Has says whether a controller can be used.
+func (c Cgroup) Has(controller string) bool { return slices.Contains(c.Controllers, controller) }
+
+// Missing are the controllers without which pods cannot be run.
+func (c Cgroup) Missing() []string {
+	var out []string
+	for _, n := range []string{"cpu", "cpuset", "memory", "pids"} {
+		if !c.Has(n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// DetectCgroup looks at the machine. root is the cgroup under which pods are to be put: systemd can only
+// be asked for cgroups in its own tree, so any other root than / or a slice means the cgroupfs driver.
+func DetectCgroup(root string) (Cgroup, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(CgroupMount, &st); err != nil {
+		return Cgroup{}, fmt.Errorf("look at %s (is it mounted?): %w", CgroupMount, err)
+	}
+	c := Cgroup{Version: 1, Driver: DriverCgroupfs}
+	if st.Type == unix.CGROUP2_SUPER_MAGIC {
+		c.Version = 2
+		raw, err := os.ReadFile(filepath.Join(CgroupMount, "cgroup.controllers"))
+		if err != nil {
+			return Cgroup{}, fmt.Errorf("read cgroup controllers: %w", err)
+		}
+		c.Controllers = strings.Fields(string(raw))
+		if (root == "/" || strings.HasSuffix(root, ".slice")) && systemdRules() {
+			c.Driver = DriverSystemd
+		}
+	} else {
+		raw, err := os.ReadFile("/proc/cgroups")
+		if err != nil {
+			return Cgroup{}, fmt.Errorf("read cgroup controllers: %w", err)
+		}
+		for _, n := range enabledV1(raw) {
+			if _, err := os.Stat(filepath.Join(CgroupMount, n, "cgroup.procs")); err == nil {
+				c.Controllers = append(c.Controllers, n)
+			}
+		}
+	}
+	slices.Sort(c.Controllers)
+	return c, nil
+}
+
+// enabledV1 reads /proc/cgroups: name, hierarchy, number, enabled.
+func enabledV1(raw []byte) []string {
+	var out []string
+	for l := range bytes.Lines(raw) {
+		f := strings.Fields(string(l))
+		if len(f) == 4 && !strings.HasPrefix(f[0], "#") && f[3] == "1" {
+			out = append(out, f[0])
+		}
+	}
+	return out
+}
+
+// systemdRules says whether process 1 is a systemd that can be talked to.
+func systemdRules() bool {
+	comm, err := os.ReadFile("/proc/1/comm")
+	if err != nil || strings.TrimSpace(string(comm)) != "systemd" {
+		return false
+	}
+	if st, err := os.Stat("/run/systemd/system"); err != nil || !st.IsDir() { // sd_booted(3)
+		return false
+	}
+	for _, s := range []string{"/run/systemd/private", "/run/dbus/system_bus_socket"} {
+		if st, err := os.Stat(s); err == nil && st.Mode()&fs.ModeSocket != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// PrepareCgroup makes the cgroup under which pods are put and turns its controllers on, noting in the
+// journal what it makes. It does nothing with the systemd driver, which makes slices when asked.
+func PrepareCgroup(c Cgroup, root string, j *Journal) error {
+	if m := c.Missing(); len(m) > 0 {
+		return fmt.Errorf("the kernel offers no cgroup controller for %s; `umiak check` tells how to turn it on", strings.Join(m, ", "))
+	}
+	if c.Driver == DriverSystemd {
+		return nil
+	}
+	if c.Version == 2 {
+		return prepareV2(c, root, j)
+	}
+	return prepareV1(c, root, j)
+}
+
+func prepareV2(c Cgroup, root string, j *Journal) error {
+	want := "+" + strings.Join(c.Controllers, " +")
+	dir := CgroupMount
+	for _, part := range append([]string{""}, strings.FieldsFunc(root, func(r rune) bool { return r == '/' })...) {
+		dir = filepath.Join(dir, part)
+		if err := makeCgroup(dir, j); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(want), 0o644); err != nil {
+			// One by one: rt tasks keep cpu from being turned on in some set-ups, and the rest is still wanted.
+			for _, n := range c.Controllers {
+				if e := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+n), 0o644); e != nil && slices.Contains([]string{"cpu", "memory", "pids"}, n) {
+					hint := ""
+					if errors.Is(e, unix.EBUSY) {
+						hint = ": processes live in this cgroup, which forbids it; move them to a cgroup below, or set cgroup-root to one without processes"
+					}
+					return fmt.Errorf("turn on cgroup controller %s in %s: %w%s", n, dir, e, hint)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func prepareV1(c Cgroup, root string, j *Journal) error {
+	if root == "/" {
+		return nil
+	}
+	for _, n := range c.Controllers {
+		dir := filepath.Join(CgroupMount, n)
+		for _, part := range strings.FieldsFunc(root, func(r rune) bool { return r == '/' }) {
+			dir = filepath.Join(dir, part)
+			if err := makeCgroup(dir, j); err != nil {
+				return err
+			}
+			if n != "cpuset" {
+				continue
+			}
+			// A new v1 cpuset is empty, and nothing can run in it until it has been given cpus and memory.
+			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+				if err := inheritCpuset(dir, f); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func inheritCpuset(dir, file string) error {
+	have, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return fmt.Errorf("read cpuset: %w", err)
+	}
+	if len(bytes.TrimSpace(have)) > 0 {
+		return nil
+	}
+	parent, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
+	if err != nil {
+		return fmt.Errorf("read cpuset: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, file), parent, 0o644); err != nil {
+		return fmt.Errorf("set cpuset: %w", err)
+	}
+	return nil
+}
+
+func makeCgroup(dir string, j *Journal) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := j.Made(KindCgroup, dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	return nil
+}

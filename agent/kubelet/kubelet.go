@@ -1,0 +1,193 @@
+package kubelet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/kubernetes/cmd/kubelet/app"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// Config is what the kubelet is told.
+type Config struct {
+	NodeName string
+	NodeIPs  []netip.Addr
+	Labels   []string // KEY=VALUE
+	Taints   []string // KEY=VALUE:EFFECT
+	Args     []string // NAME=VALUE of the kubelet's own flags, which win
+	Port     int
+
+	Dirs          layout.Dirs
+	ClusterDNS    []string
+	ClusterDomain string
+	ResolvConf    string
+
+	Cgroup     host.Cgroup
+	CgroupRoot string
+	// MayLowerOOMScore is CAP_SYS_RESOURCE; OOMScoreAdj what the process has without it.
+	MayLowerOOMScore bool
+	OOMScoreAdj      int
+
+	// ShutdownGrace is how long pods get when the machine shuts down; 0 turns it off.
+	ShutdownGrace time.Duration
+
+	Journal *host.Journal
+	// Client is the node's own, for waiting until the node is registered.
+	Client kubernetes.Interface
+	Log    *slog.Logger
+}
+
+// Kubelet is the node's kubelet.
+type Kubelet struct {
+	cfg    Config
+	server *options.KubeletServer
+	inner  atomic.Pointer[upstream.Kubelet]
+}
+
+// New checks the configuration, the user's flags included.
+func New(cfg Config) (*Kubelet, error) {
+	cfg.Log = cfg.Log.With("component", "kubelet")
+	s, err := cfg.options()
+	if err != nil {
+		return nil, err
+	}
+	return &Kubelet{cfg: cfg, server: s}, nil
+}
+
+// Run runs the kubelet until ctx ends; the pods run on. It is ready once the node is registered and its
+// status has been reported by this process.
+func (k *Kubelet) Run(ctx context.Context, ready func()) error {
+	for _, r := range k.cfg.remarks() {
+		k.cfg.Log.Warn(r)
+	}
+	if err := k.prepare(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
+	if err != nil {
+		return fmt.Errorf("prepare the kubelet: %w", err)
+	}
+	deps.Options = append(deps.Options, func(inner *upstream.Kubelet) { k.inner.Store(inner) })
+	started := time.Now()
+	go func() {
+		if err := k.waitRegistered(ctx, started); err == nil {
+			ready()
+		} else if ctx.Err() == nil {
+			k.cfg.Log.Error("cannot tell whether the node is registered", "error", err)
+		}
+	}()
+	if err := app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Health is nil while the kubelet's main loop goes round.
+func (k *Kubelet) Health() error {
+	inner := k.inner.Load()
+	if inner == nil {
+		return errors.New("the kubelet has not started yet")
+	}
+	return inner.SyncLoopHealthCheck(nil)
+}
+
+// prepare makes the folders, notes what the kubelet will change on the machine, and finds out beforehand
+// what would make it end the process.
+func (k *Kubelet) prepare(ctx context.Context) error {
+	for dir, mode := range map[string]os.FileMode{
+		k.server.RootDirectory: 0o750, k.server.PodLogsDir: 0o755, k.server.StaticPodPath: 0o700, k.server.VolumePluginDir: 0o755,
+	} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	if err := k.note(); err != nil {
+		return err
+	}
+	if _, err := tls.LoadX509KeyPair(k.server.TLSCertFile, k.server.TLSPrivateKeyFile); err != nil {
+		return fmt.Errorf("load the node's serving certificate: %w", err)
+	}
+	addr := net.JoinHostPort(k.server.Address, strconv.Itoa(int(k.server.Port)))
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("the kubelet's port cannot be used (another kubelet? set kubelet-port): %w", err)
+	}
+	return l.Close()
+}
+
+// fixedPaths are made by the kubelet outside its root directory, wherever that is.
+var fixedPaths = []string{
+	"/var/lib/kubelet/device-plugins",
+	"/var/log/containers",
+	"/etc/systemd/logind.conf.d/99-kubelet.conf",
+}
+
+// note writes down what is about to be changed or made.
+func (k *Kubelet) note() error {
+	if !k.server.ProtectKernelDefaults {
+		if err := k.cfg.Journal.Keep(host.KubeletSysctls...); err != nil {
+			return err
+		}
+	}
+	for _, p := range fixedPaths {
+		if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) {
+			if err := k.cfg.Journal.Made(host.KindPath, p); err != nil {
+				return err
+			}
+			// The folder above may be new as well.
+			if up := filepath.Dir(p); up != "/var/log" && up != "/etc" {
+				if _, err := os.Lstat(up); errors.Is(err, fs.ErrNotExist) {
+					if err := k.cfg.Journal.Made(host.KindPath, up); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// waitRegistered returns once this node's object carries a status that was reported after since.
+func (k *Kubelet) waitRegistered(ctx context.Context, since time.Time) error {
+	lw := cache.NewListWatchFromClient(k.cfg.Client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
+		fields.OneTermEqualSelector("metadata.name", k.cfg.NodeName))
+	fresh := func(n *v1.Node) bool {
+		for _, c := range n.Status.Conditions {
+			if c.Type == v1.NodeReady && !c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second)) {
+				return true
+			}
+		}
+		return false
+	}
+	_, err := watchtools.UntilWithSync(ctx, lw, &v1.Node{}, nil, func(e watch.Event) (bool, error) {
+		n, ok := e.Object.(*v1.Node)
+		return ok && e.Type != watch.Deleted && fresh(n), nil
+	})
+	return err
+}

@@ -1,0 +1,287 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/flannel-io/flannel/pkg/backend"
+	_ "github.com/flannel-io/flannel/pkg/backend/hostgw"    // registers itself
+	_ "github.com/flannel-io/flannel/pkg/backend/vxlan"     // registers itself
+	_ "github.com/flannel-io/flannel/pkg/backend/wireguard" // registers itself
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// The backends, as a user names them.
+const (
+	VXLAN     = "vxlan"
+	HostGW    = "host-gw"
+	WireGuard = "wireguard-native"
+	None      = "none"
+)
+
+// Config is what the network is told.
+type Config struct {
+	NodeName    string
+	NodeIPs     []netip.Addr
+	Iface       string // for traffic between nodes; empty: the one with the node's address
+	Backend     string // one of the constants above
+	ClusterCIDR []netip.Prefix
+	Dirs        layout.Dirs
+	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
+	Watch, Self kubernetes.Interface
+	Journal     *host.Journal
+	Log         *slog.Logger
+}
+
+// Network is the node's pod network.
+type Network struct {
+	cfg   Config
+	peers *peers
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Network, error) {
+	switch cfg.Backend {
+	case VXLAN, HostGW, WireGuard, None:
+	default:
+		return nil, fmt.Errorf("flannel-backend: %q is not one of vxlan, host-gw, wireguard-native, none", cfg.Backend)
+	}
+	cfg.Log = cfg.Log.With("component", "network")
+	return &Network{cfg: cfg, peers: newPeers(cfg.NodeName)}, nil
+}
+
+// Run connects the pods until ctx ends. It is ready once pods can be given addresses. When it ends it
+// leaves everything in place, because the pods run on.
+func (n *Network) Run(ctx context.Context, ready func()) error {
+	if n.cfg.Backend == None {
+		// The user brings the network. Ours must not be found before it.
+		if err := removeConf(n.cfg.Dirs.CNIConfig()); err != nil {
+			return err
+		}
+		ready()
+		<-ctx.Done()
+		return nil
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		n.watchNodes(ctx)
+	}()
+
+	if saved, err := loadSaved(n.savedPath()); err == nil && len(saved.PodCIDRs) > 0 {
+		// As it was before: so that this node's pods start without the API server.
+		if err := n.local(saved.PodCIDRs, saved.MTU); err != nil {
+			n.cfg.Log.Warn("cannot set up the network as it was, waiting for the API server", "error", err)
+		} else {
+			ready()
+		}
+	}
+	for {
+		own, changed := n.peers.own()
+		if len(own.ranges) == 0 {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		if err := n.session(ctx, own.ranges, ready); err != nil || ctx.Err() != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// session runs flannel's backend for as long as the node keeps its ranges.
+func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ext, err := n.external()
+	if err != nil {
+		return err
+	}
+	name := n.cfg.Backend
+	if name == WireGuard {
+		name = "wireguard" // flannel's word for it
+	}
+	conf, err := flannelConfig(name, n.cfg.ClusterCIDR)
+	if err != nil {
+		return err
+	}
+	m := &manager{peers: n.peers, config: conf, client: n.cfg.Self, ranges: ranges, log: n.cfg.Log}
+	be, err := backend.NewManager(ctx, m, ext).GetBackend(name)
+	if err != nil {
+		return fmt.Errorf("start flannel backend %s: %w", n.cfg.Backend, err)
+	}
+	for _, i := range interfaces(n.cfg.Backend) {
+		if _, err := net.InterfaceByName(i); err == nil {
+			continue // noted when it was made, or not ours to remove
+		}
+		if err := n.cfg.Journal.Made(host.KindInterface, i); err != nil {
+			return err
+		}
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel() // before Wait
+	overlay, err := be.RegisterNetwork(ctx, &wg, conf)
+	if err != nil {
+		return fmt.Errorf("start flannel backend %s (has the kernel got it? `umiak check` tells): %w", n.cfg.Backend, err)
+	}
+	if err := n.local(ranges, overlay.MTU()); err != nil {
+		return err
+	}
+	if err := save(n.savedPath(), saved{PodCIDRs: ranges, MTU: overlay.MTU()}); err != nil {
+		return err
+	}
+	ready()
+	n.cfg.Log.Info("pod network is up", "ranges", ranges, "backend", n.cfg.Backend, "mtu", overlay.MTU(), "interface", ext.IfaceName)
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		overlay.Run(ctx)
+	}()
+	for {
+		own, changed := n.peers.own()
+		// A Node that is deleted and made anew has no range for a moment; only another range matters.
+		if len(own.ranges) > 0 && !slices.Equal(own.ranges, ranges) {
+			n.cfg.Log.Warn("this node got other pod ranges; pods that run now keep their old addresses until they are restarted", "old", ranges, "new", own.ranges)
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// interfaces are those that a backend makes, and the bridge.
+func interfaces(backend string) []string {
+	switch backend {
+	case VXLAN:
+		return []string{Bridge, "flannel.1", "flannel-v6.1"}
+	case WireGuard:
+		return []string{Bridge, "flannel-wg", "flannel-wg-v6"}
+	}
+	return []string{Bridge}
+}
+
+// local sets up what this node's own pods need: rules and CNI configuration.
+func (n *Network) local(ranges []netip.Prefix, mtu int) error {
+	if err := n.cfg.Journal.Made(host.KindTable, Table); err != nil {
+		return err
+	}
+	if err := applyRules(ranges, n.cfg.ClusterCIDR); err != nil {
+		return err
+	}
+	raw, err := renderConf(ranges, mtu, n.cfg.Dirs.CNIState())
+	if err != nil {
+		return err
+	}
+	return writeConf(n.cfg.Dirs.CNIConfig(), raw)
+}
+
+// external finds the interface for traffic between nodes.
+func (n *Network) external() (*backend.ExternalInterface, error) {
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	for i := range ifaces {
+		addrs, err := ifaces[i].Addrs()
+		if err != nil {
+			continue // it has gone meanwhile
+		}
+		ext := &backend.ExternalInterface{Iface: &ifaces[i], IfaceName: ifaces[i].Name}
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err != nil {
+				continue
+			}
+			addr := p.Addr().Unmap()
+			mine := slices.Contains(n.cfg.NodeIPs, addr)
+			if n.cfg.Iface == "" && !mine || addr.IsLinkLocalUnicast() {
+				continue
+			}
+			ip := net.IP(addr.AsSlice())
+			// The node's own address comes before others on the interface that was asked for.
+			if addr.Is4() && (ext.ExtAddr == nil || mine) {
+				ext.IfaceAddr, ext.ExtAddr = ip, ip
+			} else if !addr.Is4() && (ext.ExtV6Addr == nil || mine) {
+				ext.IfaceV6Addr, ext.ExtV6Addr = ip, ip
+			}
+		}
+		if n.cfg.Iface == "" && (ext.ExtAddr != nil || ext.ExtV6Addr != nil) {
+			return ext, nil
+		}
+		if n.cfg.Iface == ifaces[i].Name {
+			if ext.ExtAddr == nil && ext.ExtV6Addr == nil {
+				return nil, fmt.Errorf("flannel-iface: %s has no address", n.cfg.Iface)
+			}
+			return ext, nil
+		}
+	}
+	if n.cfg.Iface != "" {
+		return nil, fmt.Errorf("flannel-iface: there is no interface %s", n.cfg.Iface)
+	}
+	return nil, fmt.Errorf("no interface has the node's address %v; set node-ip or flannel-iface", n.cfg.NodeIPs)
+}
+
+// watchNodes keeps peers true until ctx ends. Of each Node only what peers needs is kept in memory.
+func (n *Network) watchNodes(ctx context.Context) {
+	lw := cache.NewListWatchFromClient(n.cfg.Watch.CoreV1().RESTClient(), "nodes", "", fields.Everything())
+	set := func(obj any) {
+		if p, ok := obj.(*v1.Node); ok {
+			n.peers.set(peerOf(p))
+		}
+	}
+	_, c := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: lw, ObjectType: &v1.Node{},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    set,
+			UpdateFunc: func(_, obj any) { set(obj) },
+			DeleteFunc: func(obj any) {
+				if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+					obj = d.Obj
+				}
+				if p, ok := obj.(*v1.Node); ok {
+					n.peers.remove(p.Name)
+				}
+			},
+		},
+		Transform: slim,
+	})
+	c.Run(ctx.Done())
+}
+
+// slim drops what peers does not need before a Node is stored.
+func slim(obj any) (any, error) {
+	n, ok := obj.(*v1.Node)
+	if !ok {
+		return obj, nil
+	}
+	s := &v1.Node{}
+	s.Name, s.UID, s.ResourceVersion = n.Name, n.UID, n.ResourceVersion
+	s.Spec.PodCIDRs = n.Spec.PodCIDRs
+	s.Annotations = peerOf(n).annotations
+	return s, nil
+}
