@@ -1,0 +1,209 @@
+// Package images builds the container images of the tests, as archives that a user without internet would
+// copy into the images folder.
+//
+// There is one image, from Debian's static busybox and the program in app/. It is published under two tags,
+// App1 and App2, which differ in one environment variable, so that updates have something to update to.
+// Tests and benchmarks call the package; it needs the go tool and the package busybox-static.
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/klauspost/compress/zstd"
+)
+
+// The images' names. Nothing can be pulled from there, so an image that runs was imported.
+const (
+	App1 = "registry.test/app:1"
+	App2 = "registry.test/app:2"
+	// Bench has the name that the load programs in shared/peers use.
+	Bench = "docker.io/library/bb:1"
+)
+
+// Program builds app/ into a file and returns its path. The go tool's cache makes the second call cheap.
+func Program(dir string) (string, error) {
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	out := filepath.Join(dir, "app")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, "./e2e/images/app")
+	cmd.Dir = strings.TrimSpace(string(root))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the test program: %w: %s", err, msg)
+	}
+	return out, nil
+}
+
+// Set is the images in memory, ready to be written in any form.
+type Set map[string]v1.Image
+
+// Build makes the images.
+func Build() (Set, error) {
+	dir, err := os.MkdirTemp("", "umiak-images-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+	app, err := Program(dir)
+	if err != nil {
+		return nil, err
+	}
+	layer, err := rootfs(app)
+	if err != nil {
+		return nil, fmt.Errorf("build test image: %w", err)
+	}
+	set := Set{}
+	for ref, version := range map[string]string{App1: "1", App2: "2", Bench: "bench"} {
+		img, err := mutate.AppendLayers(empty.Image, layer)
+		if err != nil {
+			return nil, fmt.Errorf("build %s: %w", ref, err)
+		}
+		cfg, err := img.ConfigFile()
+		if err != nil {
+			return nil, fmt.Errorf("build %s: %w", ref, err)
+		}
+		cfg = cfg.DeepCopy()
+		cfg.OS, cfg.Architecture = "linux", arch()
+		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + version}, WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: []string{"serve"}}
+		if set[ref], err = mutate.ConfigFile(img, cfg); err != nil {
+			return nil, fmt.Errorf("build %s: %w", ref, err)
+		}
+	}
+	return set, nil
+}
+
+// rootfs is one layer: busybox with a link for each of its tools, the program, and a few files that
+// programs expect.
+func rootfs(app string) (v1.Layer, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	var errs []error
+	add := func(h tar.Header, data []byte) {
+		h.Size = int64(len(data))
+		_, err := 0, w.WriteHeader(&h)
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		errs = append(errs, err)
+	}
+	for _, d := range []string{"bin/", "etc/", "proc/", "sys/", "dev/", "root/", "var/"} {
+		add(tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}, nil)
+	}
+	add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
+	for name, from := range map[string]string{"bin/busybox": "/bin/busybox", "bin/app": app} {
+		data, err := os.ReadFile(from)
+		if errors.Is(err, fs.ErrNotExist) && name == "bin/busybox" {
+			err = errors.New("install the package busybox-static")
+		}
+		errs = append(errs, err)
+		add(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755}, data)
+	}
+	tools, err := exec.Command("/bin/busybox", "--list").Output()
+	errs = append(errs, err)
+	for t := range strings.FieldsSeq(string(tools)) {
+		if t != "busybox" {
+			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + t, Linkname: "busybox", Mode: 0o777}, nil)
+		}
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nnobody:x:65534:\n"))
+	if err := errors.Join(append(errs, w.Close())...); err != nil {
+		return nil, err
+	}
+	raw := buf.Bytes()
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }, tarball.WithCompressionLevel(gzip.BestSpeed))
+}
+
+// Write writes the named images into one archive. The name's ending chooses the form: .oci.tar is an OCI
+// layout, all others are what `docker save` writes; .tar.gz and .tar.zst are compressed. The file appears
+// under its name when it is complete.
+func (s Set) Write(path string, refs ...string) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".part-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) //nolint:errcheck // renamed away when all went well
+	var w io.WriteCloser = tmp
+	switch {
+	case strings.HasSuffix(path, ".gz"):
+		w = gzip.NewWriter(tmp)
+	case strings.HasSuffix(path, ".zst"):
+		if w, err = zstd.NewWriter(tmp); err != nil {
+			return err
+		}
+	}
+	if strings.Contains(filepath.Base(path), ".oci.tar") {
+		err = s.writeOCI(w, refs)
+	} else {
+		err = s.writeDocker(w, refs)
+	}
+	if w != tmp {
+		err = errors.Join(err, w.Close())
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+func (s Set) writeDocker(w io.Writer, refs []string) error {
+	images := map[name.Tag]v1.Image{}
+	for _, r := range refs {
+		tag, err := name.NewTag(r)
+		if err != nil {
+			return err
+		}
+		images[tag] = s[r]
+	}
+	return tarball.MultiWrite(images, w)
+}
+
+func (s Set) writeOCI(w io.Writer, refs []string) error {
+	dir, err := os.MkdirTemp("", "umiak-oci-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+	l, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		// containerd takes the name from its own annotation; the OCI one holds only a tag.
+		note := layout.WithAnnotations(map[string]string{"io.containerd.image.name": r, "org.opencontainers.image.ref.name": r})
+		if err := l.AppendImage(s[r], note); err != nil {
+			return err
+		}
+	}
+	t := tar.NewWriter(w)
+	if err := t.AddFS(os.DirFS(dir)); err != nil {
+		return err
+	}
+	return t.Close()
+}
+
+func arch() string {
+	out, err := exec.Command("go", "env", "GOARCH").Output()
+	if err != nil {
+		return "amd64"
+	}
+	return strings.TrimSpace(string(out))
+}
