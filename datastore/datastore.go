@@ -1,0 +1,191 @@
+package datastore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/umiak-io/umiak/datastore/sqlite"
+	"github.com/umiak-io/umiak/datastore/volatile"
+)
+
+// Config says where the state is and where it is served.
+type Config struct {
+	Dir            string // folder of the durable store's files
+	Socket         string // unix socket of the durable store
+	VolatileSocket string // unix socket of the one in memory
+	Endpoint       string // "" is SQLite in Dir
+	Log            *slog.Logger
+	Registerer     prometheus.Registerer // nil: no metrics
+}
+
+// Store is an open datastore.
+type Store interface {
+	// Run serves until ctx ends, then closes the files. ready is called when both sockets answer. It must
+	// be called once, also to give back what Open took.
+	Run(ctx context.Context, ready func()) error
+	// Endpoint is for kube-apiserver's --etcd-servers.
+	Endpoint() string
+	// VolatileEndpoint is for --etcd-servers-overrides.
+	VolatileEndpoint() string
+	// Status is what `umiak status` shows.
+	Status(ctx context.Context) (Status, error)
+}
+
+// Status tells about both stores.
+type Status struct {
+	Backend  string         `json:"backend"`
+	SQLite   *sqlite.Status `json:"sqlite,omitempty"`
+	Volatile VolatileStatus `json:"volatile"`
+}
+
+// VolatileStatus tells about the store in memory.
+type VolatileStatus struct {
+	Revision        int64 `json:"revision"`
+	CompactRevision int64 `json:"compactRevision"`
+	Keys            int64 `json:"keys"`
+	Bytes           int64 `json:"bytes"`
+}
+
+// What can be wrong with a datastore; errors of Open wrap one of these where one fits.
+var (
+	ErrLocked   = sqlite.ErrLocked
+	ErrNewer    = sqlite.ErrNewer
+	ErrForeign  = sqlite.ErrForeign
+	ErrReadOnly = sqlite.ErrReadOnly
+	ErrFull     = sqlite.ErrFull
+	ErrDamaged  = sqlite.ErrDamaged
+)
+
+// epochBits is the room for revisions of the store in memory within one start of the process: 2^36, so
+// that 2^17 starts stay below 2^53, which JSON readers can still count.
+const epochBits = 36
+
+// progressInterval is how often a watch that asked for it hears the current revision unasked. The API
+// server asks when it wants to know sooner.
+const progressInterval = time.Minute
+
+type store struct {
+	cfg      Config
+	durable  *sqlite.Store
+	volatile *volatile.Store
+}
+
+// Open locks and checks the durable store, and recovers it if it is damaged.
+func Open(ctx context.Context, cfg Config) (Store, error) {
+	if cfg.Endpoint != "" {
+		return nil, fmt.Errorf("open datastore: the endpoint is not supported yet: leave datastore-endpoint empty for SQLite in %s", cfg.Dir)
+	}
+	durable, err := sqlite.Open(ctx, sqlite.Options{Dir: cfg.Dir, Log: cfg.Log, Registerer: cfg.Registerer})
+	if err != nil {
+		return nil, err
+	}
+	return &store{cfg: cfg, durable: durable, volatile: volatile.New(durable.Epoch()<<epochBits, cfg.Log)}, nil
+}
+
+func (s *store) Endpoint() string         { return "unix://" + s.cfg.Socket }
+func (s *store) VolatileEndpoint() string { return "unix://" + s.cfg.VolatileSocket }
+
+func (s *store) Status(ctx context.Context) (Status, error) {
+	st := s.durable.Status()
+	out := Status{Backend: "sqlite", SQLite: &st}
+	out.Volatile.Revision, out.Volatile.CompactRevision = s.volatile.Revisions()
+	out.Volatile.Keys = s.volatile.Len()
+	var err error
+	out.Volatile.Bytes, err = s.volatile.DbSize(ctx)
+	return out, err
+}
+
+func (s *store) Run(ctx context.Context, ready func()) (err error) {
+	defer func() { err = errors.Join(err, s.durable.Close()) }()
+	var listeners []net.Listener
+	defer func() {
+		for _, l := range listeners {
+			_ = l.Close() // again, where a server has done so
+		}
+	}()
+	for _, path := range []string{s.cfg.Socket, s.cfg.VolatileSocket} {
+		l, err := listen(ctx, path)
+		if err != nil {
+			return err
+		}
+		listeners = append(listeners, l)
+	}
+	run, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run} {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			f(run)
+		}()
+	}
+	failed := make(chan error, 2)
+	servers := []*grpc.Server{newServer(s.durable), newServer(s.volatile)}
+	for i, g := range servers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			failed <- g.Serve(listeners[i])
+		}()
+	}
+	ready() // the sockets listen, so a client that connects now is answered
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		err = fmt.Errorf("serve datastore: %w", err)
+	}
+	cancel()
+	for _, g := range servers {
+		g.Stop()
+	}
+	wg.Wait()
+	return err
+}
+
+// listen makes a unix socket that only this user can open.
+func listen(ctx context.Context, path string) (net.Listener, error) {
+	if len(path) > 107 {
+		return nil, fmt.Errorf("listen on %s: the path of a unix socket may have 107 bytes, this has %d: choose a shorter --run-dir", path, len(path))
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), l.Close())
+	}
+	return l, nil
+}
+
+// newServer serves a store as etcd, with etcd's own limits.
+func newServer(b server.Backend) *grpc.Server {
+	g := grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+		grpc.MaxRecvMsgSize(2<<20),
+		grpc.MaxSendMsgSize(1<<31-1),
+	)
+	server.New(b, "unix", progressInterval, "3.6.11").Register(g)
+	return g
+}

@@ -1,0 +1,142 @@
+// Package ttl deletes keys when the lease with which they were written has run out.
+//
+// One timer stands at the earliest deadline and there is no other clock, so a store without leased keys
+// never wakes. A key written again before its deadline gets a new one. Deadlines are not stored: after a
+// restart a key lives for its whole lease again, as with etcd after a change of leader; that is safe also
+// where the clock is wrong at boot.
+package ttl
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// retry is the pause after a deletion that failed, for instance because the disk is full.
+const retry = 5 * time.Second
+
+// Delete removes key if it is still at the revision.
+type Delete func(ctx context.Context, key string, revision int64) error
+
+// Keeper knows which keys end when.
+type Keeper struct {
+	delete Delete
+	log    *slog.Logger
+	wake   chan struct{}
+
+	mu      sync.Mutex
+	queue   deadlines
+	current map[string]int64 // revision that counts, by key
+}
+
+// New returns a Keeper; nothing expires before Run is called.
+func New(d Delete, log *slog.Logger) *Keeper {
+	return &Keeper{delete: d, log: log, wake: make(chan struct{}, 1), current: map[string]int64{}}
+}
+
+// Set notes that key was written at the revision with a lease of so many seconds; 0 or less means none.
+func (k *Keeper) Set(key string, revision, seconds int64) {
+	k.mu.Lock()
+	if seconds <= 0 {
+		delete(k.current, key)
+		k.mu.Unlock()
+		return
+	}
+	k.current[key] = revision
+	heap.Push(&k.queue, deadline{at: time.Now().Add(time.Duration(min(seconds, 1<<31)) * time.Second), key: key, revision: revision})
+	first := k.queue[0].key == key && k.queue[0].revision == revision
+	k.mu.Unlock()
+	if first {
+		select {
+		case k.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Len is the number of keys that have a lease.
+func (k *Keeper) Len() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.current)
+}
+
+// Run deletes what has run out until ctx ends.
+func (k *Keeper) Run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	defer timer.Stop()
+	for {
+		wait, d, due := k.next()
+		if due {
+			if err := k.delete(ctx, d.key, d.revision); err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+				k.log.Warn("cannot delete an expired key, trying again", "key", d.key, "err", err)
+				k.mu.Lock()
+				d.at = time.Now().Add(retry)
+				heap.Push(&k.queue, d)
+				k.mu.Unlock()
+			} else {
+				k.mu.Lock()
+				if k.current[d.key] == d.revision {
+					delete(k.current, d.key)
+				}
+				k.mu.Unlock()
+			}
+			continue
+		}
+		var fire <-chan time.Time
+		if wait > 0 {
+			timer.Reset(wait)
+			fire = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wake:
+		case <-fire:
+		}
+		timer.Stop()
+	}
+}
+
+// next drops what was written again since and returns the first deadline that counts: due, or in how long.
+func (k *Keeper) next() (time.Duration, deadline, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for len(k.queue) > 0 {
+		d := k.queue[0]
+		if k.current[d.key] != d.revision {
+			heap.Pop(&k.queue)
+			continue
+		}
+		if wait := time.Until(d.at); wait > 0 {
+			return wait, deadline{}, false
+		}
+		heap.Pop(&k.queue)
+		return 0, d, true
+	}
+	return 0, deadline{}, false
+}
+
+type deadline struct {
+	at       time.Time
+	key      string
+	revision int64
+}
+
+type deadlines []deadline
+
+func (d deadlines) Len() int           { return len(d) }
+func (d deadlines) Less(i, j int) bool { return d[i].at.Before(d[j].at) }
+func (d deadlines) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
+func (d *deadlines) Push(x any)        { *d = append(*d, x.(deadline)) }
+func (d *deadlines) Pop() any {
+	old := *d
+	x := old[len(old)-1]
+	old[len(old)-1] = deadline{}
+	*d = old[:len(old)-1]
+	return x
+}

@@ -1,0 +1,153 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// fullCheckLimit is the size up to which all of the file is checked before it is used; it takes well under
+// a tenth of a second. Of larger files the newest rows are checked at once and all rows soon after, in the
+// background and in small pieces.
+const fullCheckLimit = 16 << 20
+
+const (
+	checkPiece  = 500  // rows at once
+	checkNewest = 2000 // rows looked at before a large file is used
+)
+
+// check looks at the file before it is used.
+func (s *Store) check(ctx context.Context, c *sql.Conn) error {
+	st, err := os.Stat(s.path)
+	if err != nil {
+		return err
+	}
+	scope := "newest rows"
+	if st.Size() <= fullCheckLimit {
+		scope = "all pages and rows"
+		if err := integrityCheck(ctx, c); err != nil {
+			return err
+		}
+		_, err = checkRows(ctx, c, 0, -1)
+	} else {
+		var top int64
+		if err = c.QueryRowContext(ctx, `SELECT coalesce(max(rev), 0) FROM log`).Scan(&top); err == nil {
+			_, err = checkRows(ctx, c, top-checkNewest, -1)
+		}
+	}
+	s.noteCheck(scope, err)
+	return err
+}
+
+func (s *Store) noteCheck(scope string, err error) {
+	i := Integrity{At: time.Now().UTC(), Scope: scope}
+	if err != nil {
+		i.Error = err.Error()
+	}
+	s.statusMu.Lock()
+	s.integrity = i
+	s.statusMu.Unlock()
+}
+
+// integrityCheck lets SQLite check every page, every index entry and the free list.
+func integrityCheck(ctx context.Context, c *sql.Conn) error {
+	rows, err := c.QueryContext(ctx, "PRAGMA integrity_check(5)")
+	if err != nil {
+		return err
+	}
+	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	var found []string
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			return err
+		}
+		if line != "ok" {
+			found = append(found, line)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%w: %s", ErrDamaged, strings.Join(found, "; "))
+	}
+	return nil
+}
+
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// checkRows verifies the checksums and index entries of the rows above a revision, at most limit of them
+// (-1: all), and returns the last revision that it saw, or 0 at the end.
+func checkRows(ctx context.Context, q queryer, above int64, limit int) (last int64, err error) {
+	rows, err := q.QueryContext(ctx, `SELECT `+columns+`, l.sum, l.value,
+		EXISTS (SELECT 1 FROM log i INDEXED BY log_key WHERE i.key = l.key AND i.rev = l.rev AND i.flags = l.flags)
+		FROM log l NOT INDEXED WHERE l.rev > ? ORDER BY l.rev LIMIT ?`, above, limit)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	n := 0
+	for rows.Next() {
+		var r row
+		var indexed bool
+		if err := rows.Scan(&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags, &r.sum, &r.value, &indexed); err != nil {
+			return 0, err
+		}
+		if err := r.verify(); err != nil {
+			return 0, err
+		}
+		if !indexed {
+			return 0, fmt.Errorf("revision %d of %q: %w: the index does not have it", r.rev, r.key, ErrDamaged)
+		}
+		last = r.rev
+		n++
+	}
+	if err := rows.Err(); err != nil {
+		return 0, err
+	}
+	if n < limit {
+		return 0, nil
+	}
+	return last, nil
+}
+
+// checkRest goes through a large file at a quarter of one core, in transactions short enough not to keep
+// the write-ahead log from being emptied. It runs once.
+func (s *Store) checkRest(ctx context.Context) {
+	s.statusMu.Lock()
+	done := s.integrity.Scope != "newest rows"
+	s.statusMu.Unlock()
+	if done {
+		return
+	}
+	for at := int64(0); ; {
+		begun := time.Now()
+		s.gate.RLock()
+		last, err := checkRows(ctx, s.readers, at, checkPiece)
+		s.gate.RUnlock()
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			s.noteCheck("all rows", err)
+			s.log.Error("the datastore is damaged; what can be read will be carried over at the next start", "err", err)
+			return
+		}
+		if last == 0 {
+			s.noteCheck("all rows", nil)
+			return
+		}
+		at = last
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(3 * time.Since(begun)):
+		}
+	}
+}

@@ -1,0 +1,69 @@
+package sqlite
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	driver "modernc.org/sqlite"
+	lib "modernc.org/sqlite/lib"
+)
+
+// What can be wrong with the folder or the file; Open's errors wrap one of these.
+var (
+	ErrLocked   = errors.New("in use by another process")
+	ErrNewer    = errors.New("written by a newer version")
+	ErrForeign  = errors.New("not a datastore of this program")
+	ErrReadOnly = errors.New("read-only")
+	ErrFull     = errors.New("no space left on the device")
+	ErrDamaged  = errors.New("damaged")
+)
+
+// explain joins an error of SQLite or the system with the sentinel that names what is wrong.
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	var e *driver.Error
+	if errors.As(err, &e) {
+		switch e.Code() & 0xff {
+		case lib.SQLITE_FULL:
+			return fmt.Errorf("%w (%w)", ErrFull, err)
+		case lib.SQLITE_READONLY:
+			return fmt.Errorf("%w (%w)", ErrReadOnly, err)
+		case lib.SQLITE_CORRUPT, lib.SQLITE_NOTADB:
+			return fmt.Errorf("%w (%w)", ErrDamaged, err)
+		}
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%w (%w)", ErrFull, err)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w file system (%w)", ErrReadOnly, err)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%w for this user (%w)", ErrReadOnly, err)
+	}
+	return err
+}
+
+// forClient makes an error into what an etcd client gets. Nothing here may look like a conflict or a
+// missing key: a client would act on it.
+func forClient(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	code := codes.Internal
+	err = explain(err)
+	switch {
+	case errors.Is(err, ErrFull):
+		code = codes.ResourceExhausted
+	case errors.Is(err, ErrDamaged):
+		code = codes.DataLoss
+	}
+	return status.Errorf(code, "datastore: %v", err)
+}

@@ -1,0 +1,343 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/datastore/internal/hub"
+	"github.com/umiak-io/umiak/datastore/internal/ttl"
+)
+
+// Options says where the store is and whom it tells what it does.
+type Options struct {
+	Dir        string
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+
+	synchronous string // FULL; tests set OFF to see the power-cut test fail
+}
+
+// Store is an open file. Create one with Open and end it with Close.
+type Store struct {
+	path string
+	log  *slog.Logger
+	lock *os.File
+
+	writeDB *sql.DB // one connection, the writer's
+	readers *sql.DB
+	writer  *writer
+	hub     *hub.Hub
+	ttl     *ttl.Keeper
+	metrics *metrics
+
+	current atomic.Int64 // newest acknowledged revision
+	compact atomic.Int64 // history below is not readable
+	swept   atomic.Int64 // rows up to here are removed
+	epoch   int64
+	jump    bool // revisions that clients have seen are lost: go on far above them
+
+	gate      sync.RWMutex // readers share it; taken to empty the write-ahead log
+	sweepWake chan struct{}
+
+	stmtMu sync.Mutex
+	stmts  map[string]*sql.Stmt
+
+	statusMu  sync.Mutex
+	integrity Integrity
+	recovery  *Recovery
+	lastError string
+
+	stop  chan struct{}
+	close sync.Once
+}
+
+// Open locks the folder, checks the file, recovers it where it is damaged, and makes it ready for reads and
+// writes. Its errors wrap one of the sentinels of this package where one fits.
+func Open(ctx context.Context, o Options) (_ *Store, err error) {
+	if o.synchronous == "" {
+		o.synchronous = "FULL"
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open datastore %s: %w", o.Dir, explain(err))
+	}
+	s := &Store{path: filepath.Join(o.Dir, "state.db"), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{}, stop: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open datastore %s: %w", o.Dir, errors.Join(explain(err), s.closeFiles()))
+		}
+	}()
+	if s.lock, err = lockDir(o.Dir); err != nil {
+		return nil, err
+	}
+	if err := s.prepareFile(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.connect(ctx, o.synchronous); err != nil {
+		if !explainsDamage(err) {
+			return nil, err
+		}
+		if err := s.recover(ctx, err); err != nil {
+			return nil, err
+		}
+		if err := s.connect(ctx, o.synchronous); err != nil {
+			return nil, err
+		}
+	}
+	s.hub = hub.New(s)
+	s.ttl = ttl.New(func(ctx context.Context, key string, rev int64) error {
+		_, _, _, err := s.Delete(ctx, key, rev)
+		return err
+	}, o.Log)
+	s.metrics = newMetrics(s, o.Registerer)
+	if err := s.seedLeases(ctx); err != nil {
+		s.metrics.unregister()
+		return nil, err
+	}
+	go s.writer.run(s.stop)
+	return s, nil
+}
+
+// lockDir takes the lock that only one process can hold; the kernel drops it when the process ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("take the lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: stop the other server or give this one its own --data-dir", ErrLocked)
+		}
+		return nil, fmt.Errorf("take the lock: %w", err)
+	}
+	return f, nil
+}
+
+// prepareFile sees to it that there is a file of ours under the name: a new one if there was none, else
+// one whose header says that this version may touch it.
+func (s *Store) prepareFile(ctx context.Context) error {
+	if err := finishRecovery(s.path, s.log); err != nil {
+		return err
+	}
+	if s.recovery == nil {
+		s.recovery = lastRecovery(filepath.Dir(s.path))
+	}
+	st, err := os.Stat(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if kept, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), "broken-*", "state.db")); len(kept) > 0 {
+			return fmt.Errorf("%w: state.db is gone but %s is there: put a state.db back, or remove the broken-* folders to start empty", ErrDamaged, kept[len(kept)-1])
+		}
+		if _, err := os.Stat(s.path + "-wal"); err == nil {
+			return fmt.Errorf("%w: state.db is gone but state.db-wal is there", ErrDamaged)
+		}
+		return create(ctx, s.path, nil)
+	}
+	if err != nil {
+		return err
+	}
+	h, err := readHeader(s.path)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return err
+	case err != nil:
+		return s.recover(ctx, fmt.Errorf("%w: %d bytes: %w", ErrDamaged, st.Size(), err))
+	case h.applicationID != applicationID:
+		return fmt.Errorf("state.db is %w: its application id is %#x", ErrForeign, h.applicationID)
+	case h.userVersion > schemaVersion:
+		return fmt.Errorf("state.db is %w: it has format %d, this program knows %d", ErrNewer, h.userVersion, schemaVersion)
+	}
+	return s.inspectWAL()
+}
+
+// connect opens the connections, brings the file up to its last commit, checks it and reads where it is.
+func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.disconnect())
+		}
+	}()
+	if s.writeDB, err = sql.Open("sqlite", dsn(s.path, "journal_mode(WAL)", "synchronous("+synchronous+")", fmt.Sprintf("wal_autocheckpoint(%d)", autoCheckpoint),
+		fmt.Sprintf("journal_size_limit(%d)", journalLimit), "cache_size(-4000)")); err != nil {
+		return err
+	}
+	s.writeDB.SetMaxOpenConns(1)
+	conn, err := s.writeDB.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	var mode string
+	if err := conn.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("the file system does not allow a write-ahead log (journal mode %q)", mode)
+	}
+	if err := s.check(ctx, conn); err != nil {
+		return err
+	}
+	var top, floor, compact, swept int64
+	if err := conn.QueryRowContext(ctx, `SELECT coalesce(max(rev), 0) FROM log`).Scan(&top); err != nil {
+		return err
+	}
+	if err := conn.QueryRowContext(ctx, `SELECT (SELECT value FROM meta WHERE name = 'floor'), (SELECT value FROM meta WHERE name = 'compact'), (SELECT value FROM meta WHERE name = 'swept')`).Scan(&floor, &compact, &swept); err != nil {
+		return fmt.Errorf("%w: meta: %w", ErrDamaged, err)
+	}
+	if s.jump {
+		floor = max(top, floor) + revisionJump
+		if _, err := conn.ExecContext(ctx, `UPDATE meta SET value = ? WHERE name IN ('floor', 'compact')`, floor); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+		compact, s.jump = floor, false
+	}
+	s.current.Store(max(top, floor))
+	s.compact.Store(compact)
+	s.swept.Store(swept)
+	// The one write at every start. It also shows that the disk takes writes.
+	if err := conn.QueryRowContext(ctx, `UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value`).Scan(&s.epoch); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	if s.readers, err = sql.Open("sqlite", dsn(s.path, "query_only(1)", "cache_size(-1000)")); err != nil {
+		return err
+	}
+	s.readers.SetMaxOpenConns(4)
+	s.readers.SetMaxIdleConns(4)
+	s.writer, err = newWriter(ctx, s, conn)
+	return err
+}
+
+// seedLeases gives every leased key its deadline again.
+func (s *Store) seedLeases(ctx context.Context) error {
+	rows, err := s.readers.QueryContext(ctx, `SELECT l.key, l.rev, l.lease FROM log l WHERE l.lease > 0 AND NOT EXISTS (SELECT 1 FROM log n WHERE n.key = l.key AND n.rev > l.rev)`)
+	if err != nil {
+		return fmt.Errorf("read leases: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	for rows.Next() {
+		var key []byte
+		var rev, lease int64
+		if err := rows.Scan(&key, &rev, &lease); err != nil {
+			return fmt.Errorf("read leases: %w", err)
+		}
+		s.ttl.Set(string(key), rev, lease)
+	}
+	return rows.Err()
+}
+
+// Epoch is how many times this file has been opened, this time included.
+func (s *Store) Epoch() int64 { return s.epoch }
+
+// Run does what goes on beside reads and writes (expiry, removal of compacted rows, the rest of the
+// integrity check) until ctx ends.
+func (s *Store) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, f := range []func(context.Context){s.ttl.Run, s.sweeper, s.checkRest} {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			f(ctx)
+		}()
+	}
+	wg.Wait()
+}
+
+// Close ends the writer, copies the write-ahead log into the file and gives the folder free. Writes that
+// were not committed get an error.
+func (s *Store) Close() (err error) {
+	s.close.Do(func() {
+		close(s.stop)
+		<-s.writer.done
+		s.metrics.unregister()
+		err = s.closeFiles()
+	})
+	return err
+}
+
+func (s *Store) closeFiles() error {
+	err := s.disconnect()
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+		s.lock = nil
+	}
+	return err
+}
+
+func (s *Store) disconnect() error {
+	var errs []error
+	s.stmtMu.Lock()
+	clear(s.stmts)
+	s.stmtMu.Unlock()
+	if s.readers != nil {
+		errs = append(errs, s.readers.Close())
+		s.readers = nil
+	}
+	if s.writer != nil {
+		errs = append(errs, s.writer.latest.Close(), s.writer.insert.Close(), s.writer.conn.Close())
+		s.writer = nil
+	}
+	if s.writeDB != nil {
+		errs = append(errs, s.writeDB.Close()) // the last connection to go empties the write-ahead log
+		s.writeDB = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Integrity is the result of the last check.
+type Integrity struct {
+	At    time.Time `json:"at"`
+	Scope string    `json:"scope"` // what was looked at
+	Error string    `json:"error,omitempty"`
+}
+
+// Status is what there is to say about the store.
+type Status struct {
+	Path            string    `json:"path"`
+	FileBytes       int64     `json:"fileBytes"`
+	WALBytes        int64     `json:"walBytes"`
+	Revision        int64     `json:"revision"`
+	CompactRevision int64     `json:"compactRevision"`
+	SweptRevision   int64     `json:"sweptRevision"` // behind CompactRevision while rows are being removed
+	Leased          int       `json:"leased"`
+	Integrity       Integrity `json:"integrity"`
+	Recovery        *Recovery `json:"recovery,omitempty"`  // the newest one whose broken-* folder is still there
+	LastError       string    `json:"lastError,omitempty"` // of the last write, if it failed
+}
+
+// Status returns the state at this moment.
+func (s *Store) Status() Status {
+	st := Status{Path: s.path, Revision: s.current.Load(), CompactRevision: s.compact.Load(), SweptRevision: s.swept.Load(), Leased: s.ttl.Len()}
+	st.FileBytes, st.WALBytes = s.sizes()
+	s.statusMu.Lock()
+	defer s.statusMu.Unlock()
+	st.Integrity, st.Recovery, st.LastError = s.integrity, s.recovery, s.lastError
+	return st
+}
+
+// noteError remembers how the last write ended and logs when that changes, not every time.
+func (s *Store) noteError(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	s.statusMu.Lock()
+	changed := s.lastError != text
+	s.lastError = text
+	s.statusMu.Unlock()
+	switch {
+	case changed && err != nil:
+		s.log.Error("writes fail", "err", err)
+	case changed:
+		s.log.Info("writes work again")
+	}
+}
