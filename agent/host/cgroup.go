@@ -202,3 +202,29 @@ func makeCgroup(dir string, j *Journal) error {
 	}
 	return nil
 }
+
+// PodCgroups are the cgroups that the kubelet makes below root for all pods, one a hierarchy.
+func PodCgroups(c Cgroup, root string) []string {
+	name := "kubepods"
+	if c.Driver == DriverSystemd {
+		name = "kubepods.slice"
+		if s := strings.TrimSuffix(filepath.Base(root), ".slice"); s != "/" {
+			name = filepath.Join(root, s+"-kubepods.slice")
+			root = "/"
+		}
+	}
+	if c.Version == 2 {
+		return []string{filepath.Join(CgroupMount, root, name)}
+	}
+	var out []string
+	procs, _ := filepath.Glob(filepath.Join(CgroupMount, "*", "cgroup.procs"))
+	seen := map[string]bool{}
+	for _, p := range procs {
+		dir, err := filepath.EvalSymlinks(filepath.Dir(p)) // cpu and cpuacct may be links to one hierarchy
+		if err == nil && !seen[dir] {
+			seen[dir] = true
+			out = append(out, filepath.Join(dir, root, name))
+		}
+	}
+	return out
+}

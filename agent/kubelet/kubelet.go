@@ -155,6 +155,13 @@ func (k *Kubelet) note() error {
 			return err
 		}
 	}
+	for _, dir := range host.PodCgroups(k.cfg.Cgroup, k.server.CgroupRoot) {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			if err := k.cfg.Journal.Made(host.KindCgroup, dir); err != nil {
+				return err
+			}
+		}
+	}
 	for _, p := range fixedPaths {
 		if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) {
 			if err := k.cfg.Journal.Made(host.KindPath, p); err != nil {

@@ -1,0 +1,313 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/host"
+)
+
+func privileges(context.Context, Config) []Result {
+	if os.Geteuid() != 0 {
+		return []Result{missing("privileges", "run it with sudo", "umiak needs to be root")}
+	}
+	caps, err := host.DetectCapabilities()
+	if err != nil {
+		return []Result{missing("privileges", "", "%v", err)}
+	}
+	var lack []string
+	for bit, name := range map[int]string{host.CapSysAdmin: "CAP_SYS_ADMIN", host.CapNetAdmin: "CAP_NET_ADMIN"} {
+		if !caps.Has(bit) {
+			lack = append(lack, name)
+		}
+	}
+	switch {
+	case len(lack) > 0:
+		return []Result{missing("privileges", "give umiak all capabilities of root", "%s missing", strings.Join(lack, ", "))}
+	case !caps.Has(host.CapSysResource):
+		return []Result{warn("privileges", "give umiak CAP_SYS_RESOURCE if you can",
+			"CAP_SYS_RESOURCE missing: umiak and guaranteed pods cannot be protected from the OOM killer")}
+	}
+	return []Result{ok("privileges", "root with all that is needed")}
+}
+
+func kernelVersion(context.Context, Config) []Result {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return []Result{missing("kernel", "", "%v", err)}
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	major, minor := parseRelease(release)
+	// 5.4 is the oldest with what nftables and nested overlayfs need; 4.19 is what Kubernetes asks for.
+	if major < 5 || major == 5 && minor < 4 {
+		return []Result{missing("kernel", "upgrade to 5.4 or later", "Linux %s", release)}
+	}
+	return []Result{ok("kernel", "Linux %s", release)}
+}
+
+func parseRelease(s string) (major, minor int) {
+	a, rest, _ := strings.Cut(s, ".")
+	b := rest
+	if i := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
+		b = rest[:i]
+	}
+	major, _ = strconv.Atoi(a)
+	minor, _ = strconv.Atoi(b)
+	return major, minor
+}
+
+func namespaces(context.Context, Config) []Result {
+	var lack []string
+	for _, n := range []string{"net", "mnt", "pid", "ipc", "uts", "cgroup"} {
+		if _, err := os.Stat("/proc/self/ns/" + n); err != nil {
+			lack = append(lack, n)
+		}
+	}
+	if len(lack) > 0 {
+		return []Result{missing("namespaces", "use a kernel built with CONFIG_NAMESPACES and all below it", "no %s namespaces", strings.Join(lack, ", "))}
+	}
+	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+		return []Result{warn("namespaces", "", "no user namespaces: pods with hostUsers: false cannot run")}
+	}
+	return []Result{ok("namespaces", "all there")}
+}
+
+func cgroups(_ context.Context, cfg Config) []Result {
+	root := cfg.CgroupRoot
+	if root == "" {
+		root = "/"
+	}
+	c, err := host.DetectCgroup(root)
+	if err != nil {
+		return []Result{missing("cgroups", "mount cgroup2 at "+host.CgroupMount, "%v", err)}
+	}
+	if m := c.Missing(); len(m) > 0 {
+		fix := "use a kernel with these controllers"
+		if !c.Has("memory") {
+			fix = "add cgroup_enable=memory cgroup_memory=1 to the kernel's command line and reboot"
+			for _, f := range []string{"/boot/firmware/cmdline.txt", "/boot/cmdline.txt"} {
+				if _, err := os.Stat(f); err == nil { // a Raspberry Pi, where the memory controller is off
+					fix = "add cgroup_enable=memory cgroup_memory=1 to the line in " + f + " and reboot"
+					break
+				}
+			}
+		}
+		return []Result{missing("cgroups", fix, "v%d, no controller for %s", c.Version, strings.Join(m, ", "))}
+	}
+	if c.Version == 1 {
+		return []Result{warn("cgroups", "boot with systemd.unified_cgroup_hierarchy=1 if you can", "v1 (Kubernetes is about to give it up), driver %s", c.Driver)}
+	}
+	return []Result{ok("cgroups", "v2, driver %s", c.Driver)}
+}
+
+func memory(_ context.Context, cfg Config) []Result {
+	total, available := meminfo()
+	least := int64(256)
+	if cfg.ServerPort != 0 {
+		least = 512
+	}
+	switch {
+	case total < least:
+		return []Result{missing("memory", "use a larger machine", "%d MiB, %d are needed", total, least)}
+	case available < least/2:
+		return []Result{warn("memory", "", "%d of %d MiB available", available, total)}
+	}
+	return []Result{ok("memory", "%d of %d MiB available", available, total)}
+}
+
+// meminfo is the machine's memory in MiB, total and available.
+func meminfo() (total, available int64) {
+	raw, _ := os.ReadFile("/proc/meminfo")
+	for _, l := range strings.Split(string(raw), "\n") {
+		f := strings.Fields(l)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "MemTotal:":
+			total = n >> 10
+		case "MemAvailable:":
+			available = n >> 10
+		}
+	}
+	return total, available
+}
+
+func swap(context.Context, Config) []Result {
+	on, err := host.SwapOn()
+	if err != nil || !on {
+		return []Result{ok("swap", "off")}
+	}
+	return []Result{ok("swap", "on; pods do not use it unless kubelet-arg says so")}
+}
+
+// overlay mounts one on the file system that will hold the images.
+func overlay(_ context.Context, cfg Config) []Result {
+	const fix = "put data-dir on ext4 or xfs (with ftype=1), or set snapshotter: native"
+	dir, remove, err := scratch(cfg.Dirs.Data)
+	if err != nil {
+		return []Result{missing("overlayfs", "", "%v", err)}
+	}
+	defer remove()
+	for _, d := range []string{"l", "u", "w", "m"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			return []Result{missing("overlayfs", "", "%v", err)}
+		}
+	}
+	m := filepath.Join(dir, "m")
+	opts := fmt.Sprintf("lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", dir, dir, dir)
+	if err := unix.Mount("overlay", m, "overlay", 0, opts); err != nil {
+		if errors.Is(err, unix.ENODEV) {
+			return []Result{missing("overlayfs", "use a kernel with overlayfs", "the kernel has none")}
+		}
+		return []Result{missing("overlayfs", fix, "not on the file system of %s: %v", cfg.Dirs.Data, err)}
+	}
+	defer unix.Unmount(m, unix.MNT_DETACH) //nolint:errcheck // the folder's removal tells
+	if err := os.WriteFile(filepath.Join(m, "f"), nil, 0o600); err != nil {
+		return []Result{missing("overlayfs", fix, "mounted, but cannot be written: %v", err)}
+	}
+	return []Result{ok("overlayfs", "works on the file system of %s", cfg.Dirs.Data)}
+}
+
+// scratch is a folder on the file system of dir, or of what exists of the path to it.
+func scratch(dir string) (string, func(), error) {
+	for {
+		if st, err := os.Stat(dir); err == nil && st.IsDir() {
+			break
+		}
+		if dir == "/" {
+			return "", nil, errors.New("no folder to try it in")
+		}
+		dir = filepath.Dir(dir)
+	}
+	tmp, err := os.MkdirTemp(dir, ".umiak-check-")
+	if err != nil {
+		return "", nil, err
+	}
+	return tmp, func() { _ = os.RemoveAll(tmp) }, nil
+}
+
+func diskSpace(_ context.Context, cfg Config) []Result {
+	dir := cfg.Dirs.Data
+	var st unix.Statfs_t
+	for unix.Statfs(dir, &st) != nil && dir != "/" {
+		dir = filepath.Dir(dir)
+	}
+	free := int64(st.Bavail) * st.Bsize >> 20
+	percent := 100 * st.Bavail / max(st.Blocks, 1)
+	switch {
+	case free < 512:
+		return []Result{missing("disk space", "make room, or set data-dir", "%d MiB free for %s", free, cfg.Dirs.Data)}
+	case percent < 15:
+		return []Result{warn("disk space", "make room: unused images are removed above 85 % use, pods are evicted above 95 %", "%d MiB (%d %%) free for %s", free, percent, cfg.Dirs.Data)}
+	}
+	return []Result{ok("disk space", "%d MiB free for %s", free, cfg.Dirs.Data)}
+}
+
+func seccomp(context.Context, Config) []Result {
+	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
+		return []Result{warn("seccomp", "use a kernel with CONFIG_SECCOMP_FILTER", "the kernel has none: pods run without a filter of system calls")}
+	}
+	return []Result{ok("seccomp", "there")}
+}
+
+func inotify(context.Context, Config) []Result {
+	var low []string
+	for name, least := range map[string]int{"fs.inotify.max_user_instances": 256, "fs.inotify.max_user_watches": 16384} {
+		raw, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+		if n, _ := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && n < least {
+			low = append(low, fmt.Sprintf("%s is %d, %d is better", name, n, least))
+		}
+	}
+	if len(low) > 0 {
+		return []Result{warn("inotify", "raise it in /etc/sysctl.d: with many pods, files stop being watched", "%s", strings.Join(low, "; "))}
+	}
+	return []Result{ok("inotify", "limits are high enough")}
+}
+
+func entropy(context.Context, Config) []Result {
+	var b [1]byte
+	if _, err := unix.Getrandom(b[:], unix.GRND_NONBLOCK); err != nil {
+		return []Result{warn("randomness", "", "the kernel has not gathered enough yet; keys have to wait for it")}
+	}
+	return []Result{ok("randomness", "there")}
+}
+
+func clock(context.Context, Config) []Result {
+	now := time.Now()
+	if now.Year() < 2026 {
+		return []Result{missing("clock", "set the clock, by NTP or from a battery-backed one", "it is %s: certificates made now would be wrong", now.Format(time.RFC3339))}
+	}
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	if err == nil && (state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0) {
+		return []Result{warn("clock", "run systemd-timesyncd, chrony or another NTP client", "%s, not synchronised", now.Format(time.RFC3339))}
+	}
+	return []Result{ok("clock", "%s, synchronised", now.Format(time.RFC3339))}
+}
+
+func resolvers(context.Context, Config) []Result {
+	tmp, err := os.MkdirTemp("", "umiak-check-")
+	if err != nil {
+		return []Result{warn("name servers", "", "%v", err)}
+	}
+	defer os.RemoveAll(tmp) //nolint:errcheck // a copy of resolv.conf at most
+	r, err := host.FindResolv("", tmp)
+	if err != nil {
+		return []Result{warn("name servers", "set resolv-conf", "%v", err)}
+	}
+	if len(r.Servers) == 0 {
+		return []Result{warn("name servers", "set resolv-conf", "none that pods can reach: they will resolve cluster names only")}
+	}
+	var s []string
+	for _, a := range r.Servers {
+		s = append(s, a.String())
+	}
+	return []Result{ok("name servers", "%s", strings.Join(s, ", "))}
+}
+
+// others looks for software that would get in the way.
+func others(context.Context, Config) []Result {
+	var out []Result
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
+		if err != nil {
+			continue
+		}
+		if a, err := os.Readlink("/proc/" + e.Name() + "/ns/net"); err != nil || a != ownNetns() {
+			continue // in a network of its own, it is not in the way
+		}
+		comm := strings.TrimSpace(string(raw))
+		switch comm {
+		case "kubelet", "k3s-server", "k3s-agent", "k3s", "k0s", "rke2", "kube-proxy":
+			out = append(out, warn("other software", "stop it: two of them on one machine change each other's rules", "%s runs here (process %s)", comm, e.Name()))
+		case "firewalld":
+			out = append(out, warn("other software", "systemctl disable --now firewalld, or add the pods' and Services' ranges to its trusted zone", "firewalld runs here"))
+		}
+	}
+	if raw, err := os.ReadFile("/etc/ufw/ufw.conf"); err == nil && strings.Contains(string(raw), "ENABLED=yes") {
+		out = append(out, warn("other software", "ufw disable, or: ufw default allow routed, ufw allow 6443/tcp, ufw allow 8472/udp", "ufw is on"))
+	}
+	if len(out) == 0 {
+		out = append(out, ok("other software", "nothing that gets in the way"))
+	}
+	return out
+}
+
+func ownNetns() string {
+	s, _ := os.Readlink("/proc/self/ns/net")
+	return s
+}

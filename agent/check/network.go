@@ -1,0 +1,234 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/host"
+)
+
+// inNewNetns runs f in a network namespace that exists no longer than that.
+func inNewNetns(f func()) error {
+	done := make(chan error)
+	go func() {
+		// The thread is not unlocked: it ends with the goroutine, and the namespace with it.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("make a network namespace: %w", err)
+			return
+		}
+		f()
+		done <- nil
+	}()
+	return <-done
+}
+
+// kernelNetwork tries everything that pods' network and Services are made of.
+func kernelNetwork(_ context.Context, cfg Config) []Result {
+	var out []Result
+	err := inNewNetns(func() {
+		out = append(out, devices(cfg)...)
+		for _, e := range expressions {
+			out = append(out, tryRules(e))
+		}
+	})
+	if err != nil {
+		return []Result{missing("network", "", "%v", err)}
+	}
+	return collapse(out)
+}
+
+func devices(cfg Config) []Result {
+	var out []Result
+	try := func(name, module string, l netlink.Link, need bool) {
+		err := netlink.LinkAdd(l)
+		switch {
+		case err == nil:
+			out = append(out, ok(name, "can be made"))
+		case need:
+			out = append(out, missing(name, "load the kernel module "+module+" (put it into /etc/modules-load.d)", "cannot be made: %v", err))
+		default:
+			out = append(out, warn(name, "load the kernel module "+module, "cannot be made: %v", err))
+		}
+	}
+	named := func(n string) netlink.LinkAttrs { a := netlink.NewLinkAttrs(); a.Name = n; return a }
+	try("bridge", "bridge", &netlink.Bridge{LinkAttrs: named("b")}, true)
+	try("veth", "veth", &netlink.Veth{LinkAttrs: named("v0"), PeerName: "v1"}, true)
+	if cfg.Backend == "" || cfg.Backend == "vxlan" {
+		try("vxlan", "vxlan", &netlink.Vxlan{LinkAttrs: named("x"), VxlanId: 1, Port: 8472}, true)
+	}
+	if cfg.Backend == "wireguard-native" {
+		try("wireguard", "wireguard", &netlink.Wireguard{LinkAttrs: named("w")}, true)
+	}
+	return out
+}
+
+// rules are expressions that are tried together because one kernel option stands for them.
+type rules struct {
+	name, option string
+	need         bool
+	build        func(c *nftables.Conn, t *nftables.Table) error
+}
+
+func chain(c *nftables.Conn, t *nftables.Table, hook *nftables.ChainHook, kind nftables.ChainType, prio *nftables.ChainPriority) *nftables.Chain {
+	return c.AddChain(&nftables.Chain{Name: "c", Table: t, Type: kind, Hooknum: hook, Priority: prio})
+}
+
+func simple(hook *nftables.ChainHook, kind nftables.ChainType, prio *nftables.ChainPriority, exprs ...expr.Any) func(*nftables.Conn, *nftables.Table) error {
+	return func(c *nftables.Conn, t *nftables.Table) error {
+		c.AddRule(&nftables.Rule{Table: t, Chain: chain(c, t, hook, kind, prio), Exprs: exprs})
+		return nil
+	}
+}
+
+var expressions = []rules{
+	{"nf_tables", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", true,
+		simple(nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})},
+	{"verdict map", "CONFIG_NF_TABLES", true, func(c *nftables.Conn, t *nftables.Table) error {
+		base := chain(c, t, nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest)
+		target := c.AddChain(&nftables.Chain{Name: "svc", Table: t})
+		key := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
+		m := &nftables.Set{Name: "m", Table: t, IsMap: true, KeyType: key, DataType: nftables.TypeVerdict, Concatenation: true}
+		if err := c.AddSet(m, []nftables.SetElement{{
+			Key:         []byte{10, 43, 0, 1, 6, 0, 0, 0, 1, 187, 0, 0},
+			VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: target.Name},
+		}}); err != nil {
+			return err
+		}
+		c.AddRule(&nftables.Rule{Table: t, Chain: base, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 9},
+			&expr.Payload{DestRegister: 10, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+			&expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
+		}})
+		return nil
+	}},
+	{"NAT", "CONFIG_NFT_NAT", true, simple(nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Immediate{Register: 1, Data: []byte{10, 42, 0, 2}}, &expr.Immediate{Register: 2, Data: []byte{0, 80}},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true})},
+	{"masquerade", "CONFIG_NFT_MASQ", true, simple(nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATSource, &expr.Masq{FullyRandom: true})},
+	{"numgen", "CONFIG_NFT_NUMGEN", true, simple(nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter,
+		&expr.Numgen{Register: 1, Modulus: 2, Type: unix.NFT_NG_RANDOM})},
+	{"conntrack", "CONFIG_NFT_CT", true, simple(nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter,
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATE})},
+	{"fib", "CONFIG_NFT_FIB_INET", true, simple(nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter,
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true})},
+	{"reject", "CONFIG_NFT_REJECT_INET", true, simple(nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter,
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})},
+}
+
+// tryRules makes a table of its own for each, in the namespace that the caller is in.
+func tryRules(r rules) Result {
+	fix := "load the kernel module, or use a kernel with " + r.option
+	c, err := nftables.New()
+	if err == nil {
+		t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "umiak-check-" + strings.ReplaceAll(r.name, " ", "-")})
+		if err = r.build(c, t); err == nil {
+			err = c.Flush()
+		}
+	}
+	if err != nil {
+		if r.need {
+			return missing("nftables: "+r.name, fix, "%v", err)
+		}
+		return warn("nftables: "+r.name, fix, "%v", err)
+	}
+	return ok("nftables: "+r.name, "works")
+}
+
+// collapse makes one line of what is all right.
+func collapse(in []Result) []Result {
+	var good []string
+	var out []Result
+	for _, r := range in {
+		if r.State == OK {
+			good = append(good, strings.TrimPrefix(r.Name, "nftables: "))
+		} else {
+			out = append(out, r)
+		}
+	}
+	if len(good) > 0 {
+		out = append([]Result{ok("network", "%s", strings.Join(good, ", "))}, out...)
+	}
+	return out
+}
+
+func forwarding(context.Context, Config) []Result {
+	var out []Result
+	if _, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err != nil {
+		out = append(out, missing("forwarding", "use a kernel with IPv4", "%v", err))
+	} else if err := unix.Access("/proc/sys/net/ipv4/ip_forward", unix.W_OK); err != nil {
+		out = append(out, missing("forwarding", "let umiak write net.ipv4.ip_forward, or set it to 1 beforehand", "net.ipv4.ip_forward cannot be set: %v", err))
+	} else {
+		out = append(out, ok("forwarding", "can be turned on"))
+	}
+	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err != nil {
+		out = append(out, warn("br_netfilter", "echo br_netfilter > /etc/modules-load.d/umiak.conf, and load it now with modprobe br_netfilter",
+			"not loaded: a pod cannot reach a Service whose endpoint runs on the same node"))
+	}
+	return out
+}
+
+// forwardDrops looks for other tables that drop what pods send: no rule of ours can overrule them.
+func forwardDrops(context.Context, Config) []Result {
+	c, err := nftables.New()
+	if err != nil {
+		return nil // said above
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil
+	}
+	var out []Result
+	for _, ch := range chains {
+		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Type != nftables.ChainTypeFilter || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop || strings.HasPrefix(ch.Table.Name, "umiak-") {
+			continue
+		}
+		out = append(out, warn("firewall", "accept the pods' range in it (10.42.0.0/16 unless cluster-cidr is set), as source and as destination",
+			"chain %s of nftables table %s drops forwarded packets unless it accepts them", ch.Name, ch.Table.Name))
+	}
+	return out
+}
+
+func address(_ context.Context, _ Config) []Result {
+	a, err := host.Addresses(nil, true, false)
+	if errors.Is(err, host.ErrNoAddress) {
+		return []Result{warn("address", "set node-ip", "no default route to tell the node's address from")}
+	}
+	if err != nil {
+		return []Result{warn("address", "set node-ip", "%v", err)}
+	}
+	return []Result{ok("address", "%s", a[0])}
+}
+
+func ports(ctx context.Context, cfg Config) []Result {
+	var out []Result
+	for port, what := range map[int]string{cfg.ServerPort: "https-listen-port", cfg.NodePort: "kubelet-port"} {
+		if port == 0 {
+			continue
+		}
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(port))
+		if err != nil {
+			out = append(out, missing("port "+strconv.Itoa(port), "stop what listens there, or set "+what, "%v", err))
+			continue
+		}
+		_ = l.Close()
+		out = append(out, ok("port "+strconv.Itoa(port), "free"))
+	}
+	return out
+}

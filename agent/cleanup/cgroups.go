@@ -1,0 +1,133 @@
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/host"
+)
+
+// podCgroups are the cgroups of the pods that this node's kubelet knows, in all hierarchies.
+func (c *cleaner) podCgroups() []string {
+	pods, _ := os.ReadDir(filepath.Join(c.Dirs.Kubelet(), "pods"))
+	names := map[string]bool{}
+	for _, p := range pods {
+		names["pod"+p.Name()] = true
+		// As systemd slices: kubepods-besteffort-podUID_WITH_UNDERSCORES.slice
+		names["pod"+strings.ReplaceAll(p.Name(), "-", "_")+".slice"] = true
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	var out []string
+	_ = filepath.WalkDir(host.CgroupMount, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		name := d.Name()
+		if i := strings.LastIndex(name, "-pod"); i >= 0 && strings.HasSuffix(name, ".slice") {
+			name = name[i+1:]
+		}
+		if names[name] {
+			out = append(out, path)
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return out
+}
+
+// removeCgroups removes the pods' cgroups and those that were noted when they were made, deepest first.
+// One that others use stays.
+func (c *cleaner) removeCgroups(ctx context.Context) error {
+	var errs []error
+	noted := c.made(host.KindCgroup)
+	if i := slices.IndexFunc(noted, func(p string) bool { return strings.HasSuffix(p, "/kubepods.slice") }); i >= 0 {
+		if _, err := os.Stat(noted[i]); err == nil {
+			if err := stopSlice(ctx, filepath.Base(noted[i])); err != nil {
+				errs = append(errs, err)
+			} else {
+				c.say("stopped systemd unit %s", filepath.Base(noted[i]))
+			}
+		}
+	}
+	for _, dir := range c.podCgroups() {
+		errs = append(errs, c.removeCgroup(dir))
+	}
+	// kubepods lies below the configured root, which was noted before it.
+	for _, dir := range slices.Backward(noted) {
+		if err := c.removeCgroup(dir); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, c.gone(host.KindCgroup, dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cleaner) removeCgroup(root string) error {
+	var dirs []string
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, d := range slices.Backward(dirs) {
+		// The kernel lets go of a cgroup a moment after its last process has been reaped.
+		err := os.Remove(d)
+		for i := 0; i < 40 && errors.Is(err, unix.EBUSY); i++ {
+			time.Sleep(25 * time.Millisecond)
+			err = os.Remove(d)
+		}
+		if errors.Is(err, unix.EBUSY) {
+			// Our processes are dead: another kubelet or container engine works below the same root.
+			c.say("kept cgroup %s, which others use", root)
+			return nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove cgroup %s: %w", d, err)
+		}
+	}
+	if len(dirs) > 0 {
+		c.say("removed cgroup %s", root)
+	}
+	return nil
+}
+
+// stopSlice asks systemd to stop a slice and all that is in it.
+func stopSlice(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conn, err := dbus.NewWithContext(ctx)
+	if err != nil {
+		return fmt.Errorf("talk to systemd: %w", err)
+	}
+	defer conn.Close()
+	done := make(chan string, 1)
+	if _, err := conn.StopUnitContext(ctx, name, "replace", done); err != nil {
+		return fmt.Errorf("stop %s: %w", name, err)
+	}
+	select {
+	case r := <-done:
+		if r != "done" {
+			return fmt.Errorf("stop %s: systemd says %s", name, r)
+		}
+	case <-ctx.Done():
+		return fmt.Errorf("stop %s: %w", name, ctx.Err())
+	}
+	return nil
+}

@@ -1,0 +1,158 @@
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// Config says what to clean.
+type Config struct {
+	Dirs layout.Dirs
+	// Purge also removes the data directory: the cluster's state, images, volumes, identity.
+	Purge bool
+	// Out is told what is done, a line each.
+	Out io.Writer
+}
+
+// ErrRunning means that umiak has not been stopped.
+var ErrRunning = errors.New("umiak is running; stop it first")
+
+// Run cleans up. An error does not keep it from going on with the rest; all of them are returned.
+func Run(ctx context.Context, cfg Config) error {
+	for _, d := range []string{cfg.Dirs.Data, cfg.Dirs.Run} {
+		// What follows removes trees as root.
+		if !filepath.IsAbs(d) || strings.Count(filepath.Clean(d), "/") < 2 {
+			return fmt.Errorf("refuse to clean %q: it is not a directory of one node", d)
+		}
+	}
+	release := func() {}
+	if _, err := os.Stat(cfg.Dirs.Data); err == nil {
+		release, err = instance.Acquire(cfg.Dirs) // so that it is not started while its things are taken away
+		if errors.Is(err, instance.ErrTaken) {
+			return fmt.Errorf("%w (%w)", ErrRunning, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	defer release()
+
+	c := &cleaner{Config: cfg}
+	var errs []error
+	j, err := host.OpenJournal(cfg.Dirs.NodeState())
+	if err != nil {
+		errs = append(errs, fmt.Errorf("%w; what it would have told stays: sysctls, cgroups", err))
+	}
+	c.journal = j
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"stop pods", c.stopPods},
+		{"remove mounts", c.removeMounts},
+		{"remove network namespaces", c.removeNetns},
+		{"remove interfaces", c.removeInterfaces},
+		{"remove nftables tables", c.removeTables},
+		{"remove cgroups", c.removeCgroups},
+		{"remove files", c.removeFiles},
+		{"restore sysctls", c.restoreSysctls},
+		{"remove the run directory", c.removeRun},
+	} {
+		if err := step.do(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", step.name, err))
+		}
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, context.Cause(ctx))...)
+		}
+	}
+	if cfg.Purge {
+		if len(errs) > 0 {
+			// The journal in it is what another try would go by.
+			errs = append(errs, fmt.Errorf("%s is kept because not everything could be cleaned up", cfg.Dirs.Data))
+		} else if err := c.removeTree(cfg.Dirs.Data); err != nil {
+			errs = append(errs, fmt.Errorf("remove the data directory: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+type cleaner struct {
+	Config
+	journal *host.Journal // nil if it cannot be read
+	netns   map[inode]bool
+}
+
+func (c *cleaner) say(format string, a ...any) { fmt.Fprintf(c.Out, format+"\n", a...) }
+
+func (c *cleaner) made(k host.Kind) []string {
+	if c.journal == nil {
+		return nil
+	}
+	return c.journal.State().Made[k]
+}
+
+func (c *cleaner) gone(k host.Kind, name string) error {
+	if c.journal == nil {
+		return nil
+	}
+	return c.journal.Gone(k, name)
+}
+
+func (c *cleaner) restoreSysctls(context.Context) error {
+	if c.journal == nil {
+		return nil
+	}
+	return c.journal.Restore(func(name, value string) { c.say("restored %s = %s", name, value) })
+}
+
+func (c *cleaner) removeRun(context.Context) error {
+	return c.removeTree(c.Dirs.Run)
+}
+
+// removeTree removes a directory, or only what is in it where the directory itself is a mount point. It
+// refuses while something is mounted below, which may be anybody's data.
+func (c *cleaner) removeTree(dir string) error {
+	st, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	below, self, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	if len(below) > 0 {
+		return fmt.Errorf("%s is still mounted, nothing removed", below[0])
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	if !self {
+		errs = append(errs, os.Remove(dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	c.say("removed %s", dir)
+	return nil
+}

@@ -1,0 +1,83 @@
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/umiak-io/umiak/agent/host"
+)
+
+// removeInterfaces deletes what was noted when it was made, the veth pairs that still hang on it, and
+// whatever has umiak's prefix.
+func (c *cleaner) removeInterfaces(context.Context) error {
+	noted := map[string]bool{}
+	for _, n := range c.made(host.KindInterface) {
+		noted[n] = true
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	ours := map[int]bool{}
+	for _, l := range links {
+		if a := l.Attrs(); noted[a.Name] || strings.HasPrefix(a.Name, "umiak") {
+			ours[a.Index] = true
+		}
+	}
+	var errs []error
+	for _, l := range links {
+		a := l.Attrs()
+		if !ours[a.Index] && !(l.Type() == "veth" && ours[a.MasterIndex]) {
+			continue
+		}
+		var missing netlink.LinkNotFoundError
+		if err := netlink.LinkDel(l); err != nil && !errors.As(err, &missing) {
+			if _, gone := netlink.LinkByIndex(a.Index); gone == nil {
+				errs = append(errs, fmt.Errorf("delete interface %s: %w", a.Name, err))
+				continue
+			}
+		}
+		c.say("deleted interface %s", a.Name)
+	}
+	if len(errs) == 0 {
+		for n := range noted {
+			errs = append(errs, c.gone(host.KindInterface, n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeTables deletes the nftables tables that umiak's parts own.
+func (c *cleaner) removeTables(context.Context) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return fmt.Errorf("list tables: %w", err)
+	}
+	var names []string
+	for _, t := range tables {
+		if strings.HasPrefix(t.Name, "umiak-") {
+			conn.DelTable(t)
+			names = append(names, t.Name)
+		}
+	}
+	if len(names) > 0 {
+		if err := conn.Flush(); err != nil {
+			return fmt.Errorf("delete tables: %w", err)
+		}
+		c.say("deleted nftables table %s", strings.Join(names, ", "))
+	}
+	var errs []error
+	for _, n := range c.made(host.KindTable) {
+		errs = append(errs, c.gone(host.KindTable, n))
+	}
+	return errors.Join(errs...)
+}

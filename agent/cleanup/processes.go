@@ -1,0 +1,197 @@
+package cleanup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// inode identifies a file, directory or namespace whatever path it is seen under.
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(path string) (inode, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return inode{}, err
+	}
+	return inode{uint64(st.Dev), st.Ino}, nil
+}
+
+// stopPods kills the shims of this node and everything that they and the pods' cgroups hold. The network
+// namespaces of what is killed are remembered.
+func (c *cleaner) stopPods(ctx context.Context) error {
+	c.netns = map[inode]bool{}
+	own, err := inodeOf("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	// New processes appear while others are killed (a shim starts a probe's exec), so look until none is left.
+	var left []int
+	for range 50 {
+		pids, err := c.pods()
+		if err != nil {
+			return err
+		}
+		if left = pids; len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			if ns, err := inodeOf(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && ns != own {
+				c.netns[ns] = true
+			}
+		}
+		if err := c.kill(ctx, pids); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("processes %v cannot be killed", left)
+}
+
+// pods are the processes of this node's pods: shims first, then what descends from them, then what is
+// left in the pods' cgroups.
+func (c *cleaner) pods() ([]int, error) {
+	bundles := map[inode]bool{}
+	for _, pattern := range []string{"io.containerd.runtime.v2.task/*/*", "io.containerd.sandbox.controller.v1.shim/*/*"} {
+		dirs, err := filepath.Glob(filepath.Join(c.Dirs.ContainerdState(), pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range dirs {
+			if i, err := inodeOf(d); err == nil {
+				bundles[i] = true
+			}
+		}
+	}
+	procs, err := processes()
+	if err != nil {
+		return nil, err
+	}
+	ours := map[int]bool{}
+	var out []int
+	add := func(pid int) {
+		if !ours[pid] && pid > 1 && pid != os.Getpid() {
+			ours[pid] = true
+			out = append(out, pid)
+		}
+	}
+	for pid, p := range procs {
+		if !strings.HasPrefix(filepath.Base(p.argv0), "containerd-shim") {
+			continue
+		}
+		if cwd, err := inodeOf(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && bundles[cwd] {
+			add(pid)
+		} else if slices.Contains(p.argv, c.Dirs.ContainerdSocket()) && sameNamespace(pid, "mnt") {
+			add(pid) // its bundle has been removed by hand
+		}
+	}
+	// A shim adopts what its containers orphan, so the tree below it is complete.
+	for i := 0; i < len(out); i++ {
+		for pid, p := range procs {
+			if p.parent == out[i] {
+				add(pid)
+			}
+		}
+	}
+	for _, dir := range c.podCgroups() {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "cgroup.procs" {
+				raw, _ := os.ReadFile(path)
+				for _, f := range strings.Fields(string(raw)) {
+					if pid, err := strconv.Atoi(f); err == nil {
+						add(pid)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	return out, nil
+}
+
+type process struct {
+	parent int
+	argv0  string
+	argv   []string
+}
+
+func processes() (map[int]process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	out := map[int]process{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+		if err != nil {
+			continue // it has ended
+		}
+		// pid (comm) state ppid …; comm may hold anything, so count from its last parenthesis.
+		i := bytes.LastIndexByte(stat, ')')
+		f := strings.Fields(string(stat[i+1:]))
+		if i < 0 || len(f) < 2 || f[0] == "Z" {
+			continue
+		}
+		p := process{}
+		p.parent, _ = strconv.Atoi(f[1])
+		cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		p.argv = strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+		p.argv0 = p.argv[0]
+		out[pid] = p
+	}
+	return out, nil
+}
+
+func sameNamespace(pid int, kind string) bool {
+	a, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+	b, err2 := os.Readlink("/proc/self/ns/" + kind)
+	return err == nil && err2 == nil && a == b
+}
+
+// kill ends the processes and waits until they are gone.
+func (c *cleaner) kill(ctx context.Context, pids []int) error {
+	var fds []unix.PollFd
+	defer func() {
+		for _, f := range fds {
+			_ = unix.Close(int(f.Fd))
+		}
+	}()
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", pid, err)
+		}
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			_ = unix.Close(fd)
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
+		c.say("killed process %d (%s)", pid, bytes.TrimSpace(name))
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for i := range fds {
+		for ctx.Err() == nil && time.Now().Before(deadline) {
+			if n, err := unix.Poll(fds[i:i+1], 200); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+	}
+	return ctx.Err()
+}
