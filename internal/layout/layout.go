@@ -42,6 +42,9 @@ func (d Dirs) Manifests() string { return d.data("server", "manifests") }
 // DatastoreSocket is where the API server reaches the datastore.
 func (d Dirs) DatastoreSocket() string { return d.run("datastore.sock") }
 
+// VolatileSocket is where the API server reaches the datastore of Leases and Events.
+func (d Dirs) VolatileSocket() string { return d.run("volatile.sock") }
+
 // StatusSocket is where `umiak status` reaches the running process; 0600.
 func (d Dirs) StatusSocket() string { return d.run("status.sock") }
 

@@ -1,0 +1,133 @@
+package addons
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/cache"
+)
+
+// watches follows the objects that carry our label: one watch of metadata a resource type that is in use,
+// and of each object only its name, our label and the hash of the fields that we own are kept.
+type watches struct {
+	client metadata.Interface
+	notify func(kind schema.GroupKind, namespace, name, id, fields string)
+	ctx    context.Context //nolint:containedctx // the life of all watches, ended by close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu sync.Mutex
+	m  map[schema.GroupVersionResource]*kindWatch
+}
+
+type kindWatch struct {
+	store  cache.Store
+	synced <-chan struct{}
+}
+
+const fieldsAnnotation = "fields"
+
+func newWatches(c metadata.Interface, notify func(schema.GroupKind, string, string, string, string)) *watches {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &watches{client: c, notify: notify, ctx: ctx, cancel: cancel, m: map[schema.GroupVersionResource]*kindWatch{}}
+}
+
+func (w *watches) close() {
+	w.cancel()
+	w.wg.Wait()
+}
+
+// ensure watches the resource type and returns once what is there is known.
+func (w *watches) ensure(ctx context.Context, r resource, kind schema.GroupKind) error {
+	w.mu.Lock()
+	k := w.m[r.GroupVersionResource]
+	if k == nil {
+		k = w.start(r, kind)
+		w.m[r.GroupVersionResource] = k
+	}
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, watchSync)
+	defer cancel()
+	select {
+	case <-k.synced:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("watch %s: %w", r.Resource, ctx.Err())
+	}
+}
+
+func (w *watches) start(r resource, kind schema.GroupKind) *kindWatch {
+	api := w.client.Resource(r.GroupVersionResource)
+	tell := func(obj any, gone bool) {
+		if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = d.Obj
+		}
+		if o, ok := obj.(*meta.PartialObjectMetadata); ok {
+			fields := o.Annotations[fieldsAnnotation]
+			if gone {
+				fields = ""
+			}
+			w.notify(kind, o.Namespace, o.Name, o.Labels[labelManifest], fields)
+		}
+	}
+	store, c := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
+				o.LabelSelector = labelManifest
+				return api.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
+				o.LabelSelector = labelManifest
+				return api.Watch(ctx, o)
+			},
+		},
+		ObjectType: &meta.PartialObjectMetadata{},
+		Transform: func(obj any) (any, error) {
+			o, ok := obj.(*meta.PartialObjectMetadata)
+			if !ok {
+				return obj, nil
+			}
+			small := &meta.PartialObjectMetadata{TypeMeta: o.TypeMeta}
+			small.Name, small.Namespace, small.UID, small.ResourceVersion = o.Name, o.Namespace, o.UID, o.ResourceVersion
+			small.Labels = map[string]string{labelManifest: o.Labels[labelManifest]}
+			fields := o.Annotations[fieldsAnnotation]
+			if len(o.ManagedFields) > 0 { // a transformed object may be given again
+				fields = ownedFields(o)
+			}
+			small.Annotations = map[string]string{fieldsAnnotation: fields}
+			return small, nil
+		},
+		Handler: cache.ResourceEventHandlerFuncs{
+			// The first list needs no telling: who asked for the watch looks at the store.
+			UpdateFunc: func(_, obj any) { tell(obj, false) },
+			DeleteFunc: func(obj any) { tell(obj, true) },
+		},
+	})
+	w.wg.Go(func() { c.RunWithContext(w.ctx) })
+	return &kindWatch{store: store, synced: c.HasSyncedChecker().Done()}
+}
+
+// fields returns the hash of the fields that we own in the live object.
+func (w *watches) fields(r resource, namespace, name string) (string, bool) {
+	w.mu.Lock()
+	k := w.m[r.GroupVersionResource]
+	w.mu.Unlock()
+	if k == nil {
+		return "", false
+	}
+	key := name
+	if namespace != "" {
+		key = namespace + "/" + name
+	}
+	obj, ok, err := k.store.GetByKey(key)
+	if err != nil || !ok {
+		return "", false
+	}
+	return obj.(*meta.PartialObjectMetadata).Annotations[fieldsAnnotation], true
+}

@@ -1,0 +1,279 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+)
+
+// APIServer is kube-apiserver.
+type APIServer struct {
+	settings Settings
+	health   *Health
+	log      *slog.Logger
+	opts     *options.ServerRunOptions
+
+	serving chan struct{} // closed when it accepts connections
+	state   running
+}
+
+// ciphers are the suites of TLS 1.2 with forward secrecy and authenticated encryption. TLS 1.3 chooses
+// by itself.
+const ciphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256," +
+	"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384," +
+	"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"
+
+func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, error) {
+	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), serving: make(chan struct{})}
+	a.state.set("not started")
+	health.Register("kube-apiserver", a.state.check)
+	return a, parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs)
+}
+
+// apiServerFlags is what umiak sets. Whatever differs from upstream's default has its reason beside it.
+func apiServerFlags(s Settings) flags {
+	var f flags
+	user := s.APIServerArgs
+	issuer := "https://kubernetes.default.svc." + s.ClusterDomain
+
+	f.set("bind-address", s.Bind)
+	f.setf("secure-port", "%d", s.Port)
+	f.set("advertise-address", s.Advertise)
+	f.set("service-cluster-ip-range", strings.Join(s.ServiceCIDR, ","))
+	f.set("service-node-port-range", s.NodePorts)
+	f.set("allow-privileged", "true")
+
+	f.set("tls-cert-file", s.Files.ServingCert)
+	f.set("tls-private-key-file", s.Files.ServingKey)
+	f.set("tls-min-version", "VersionTLS12")
+	if !given(user, "tls-min-version") {
+		f.set("tls-cipher-suites", ciphers)
+	}
+	f.set("client-ca-file", s.Files.ClientCA)
+	f.set("kubelet-certificate-authority", s.Files.ServerCA)
+	f.set("kubelet-client-certificate", s.Files.KubeletClientCert)
+	f.set("kubelet-client-key", s.Files.KubeletClientKey)
+	f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
+	f.set("requestheader-client-ca-file", s.Files.RequestHeaderCA)
+	f.set("requestheader-allowed-names", FrontProxyUser)
+	f.set("requestheader-username-headers", "X-Remote-User")
+	f.set("requestheader-group-headers", "X-Remote-Group")
+	f.set("requestheader-extra-headers-prefix", "X-Remote-Extra-")
+	f.set("proxy-client-cert-file", s.Files.ProxyClientCert)
+	f.set("proxy-client-key-file", s.Files.ProxyClientKey)
+	if !s.ClusterIPRouting {
+		f.set("enable-aggregator-routing", "true")
+	}
+
+	f.set("service-account-issuer", issuer)
+	f.set("service-account-signing-key-file", s.Files.ServiceAccountKey)
+	f.set("service-account-key-file", s.Files.ServiceAccountPublicKey)
+
+	f.set("authorization-mode", "Node,RBAC")
+	f.set("enable-admission-plugins", "NodeRestriction")
+	// The file says that anonymous requests are for health only. Upstream lets it not be combined with
+	// the flags that say the same more coarsely.
+	if given(user, "oidc-*", "anonymous-auth") {
+		f.set("anonymous-auth", "false")
+	} else {
+		f.set("authentication-config", s.Files.Authentication)
+	}
+	f.set("encryption-provider-config", s.Files.Encryption)
+	f.set("encryption-provider-config-automatic-reload", "true")
+	if s.AuditLog != "" {
+		f.set("audit-log-path", s.AuditLog)
+		f.set("audit-policy-file", s.AuditPolicy)
+		f.set("audit-log-maxsize", "10")
+		f.set("audit-log-maxbackup", "5")
+		f.set("audit-log-compress", "true")
+	}
+
+	f.set("etcd-compaction-interval", "0s") // the datastore compacts by itself
+	// Counting the objects of every resource costs a query each. API priority and fairness takes a count
+	// of more than five minutes ago for unknown and large.
+	f.set("etcd-count-metric-poll-period", "4m")
+	f.set("etcd-db-metric-poll-interval", "0s")
+	f.set("profiling", "false")
+	if !s.HighAvailability {
+		// With one server nobody has to be told every 10 s that it is still there.
+		f.set("endpoint-reconciler-type", "master-count")
+		f.set("feature-gates", "APIServerIdentity=false")
+	}
+	return f
+}
+
+// UseDatastore says where the state is: what lasts, and Leases and Events, if they are kept elsewhere.
+// It must be called before Run.
+func (a *APIServer) UseDatastore(endpoint, volatile string) {
+	if !given(a.settings.APIServerArgs, "etcd-servers") {
+		a.opts.Etcd.StorageConfig.Transport.ServerList = []string{endpoint}
+	}
+	if volatile != "" && !given(a.settings.APIServerArgs, "etcd-servers-overrides") {
+		a.opts.Etcd.EtcdServersOverrides = []string{
+			"/events#" + volatile, "events.k8s.io/events#" + volatile, "coordination.k8s.io/leases#" + volatile,
+		}
+	}
+}
+
+func (a *APIServer) complete() error {
+	if errs := a.opts.Authorization.Validate(); len(errs) > 0 {
+		return fmt.Errorf("kube-apiserver-arg: %w", utilerrors.NewAggregate(errs))
+	}
+	return nil
+}
+
+// Run serves until ctx ends. It calls ready as soon as requests are accepted and authorized; the hooks
+// that /readyz waits for may still be at work.
+func (a *APIServer) Run(ctx context.Context, ready func()) error {
+	// Upstream's servers wait for their hooks and for requests in flight when they are told to stop.
+	a.state.set("starting")
+	defer a.state.set("stopped")
+	mark := stopwatch(a.log)
+	name, err := cache.NewInformerName("kube-apiserver")
+	if err != nil {
+		return fmt.Errorf("name informers: %w", err)
+	}
+	defer name.Release()
+	a.opts.InformerName = name
+	completed, err := a.opts.Complete(ctx)
+	if err != nil {
+		return fmt.Errorf("complete options: %w", err)
+	}
+	if errs := completed.Validate(); len(errs) > 0 {
+		return fmt.Errorf("check options: %w", utilerrors.NewAggregate(errs))
+	}
+	mark("options")
+	config, err := app.NewConfig(completed)
+	if err != nil {
+		return fmt.Errorf("make configuration: %w", err)
+	}
+	mark("config")
+	cc, err := config.Complete()
+	if err != nil {
+		return fmt.Errorf("complete configuration: %w", err)
+	}
+	server, err := app.CreateServerChain(cc)
+	if err != nil {
+		return fmt.Errorf("create servers: %w", err)
+	}
+	mark("chain")
+	if err := a.extend(server); err != nil {
+		return err
+	}
+	prepared, err := server.PrepareRun()
+	if err != nil {
+		return fmt.Errorf("prepare: %w", err)
+	}
+	mark("prepared")
+	loopback := rest.CopyConfig(server.GenericAPIServer.LoopbackClientConfig)
+	probe, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		if a.waitServing(probe, loopback) != nil {
+			return
+		}
+		mark("serving")
+		close(a.serving)
+		ready()
+		if a.waitReady(probe, loopback) != nil {
+			return
+		}
+		mark("ready")
+		a.state.set("")
+	}()
+	if err := prepared.Run(ctx); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// extend adds what is umiak's to the server before it is started.
+func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator) error {
+	g := server.GenericAPIServer
+	// How long open connections may take to end; watches are told to end at once.
+	g.ShutdownTimeout = 2 * time.Second
+	g.Handler.NonGoRestfulMux.Handle(HealthPath, a.health)
+	if err := g.AddPostStartHook("umiak-access", func(ctx genericapiserver.PostStartHookContext) error {
+		return ensureAccess(ctx, ctx.LoopbackClientConfig)
+	}); err != nil {
+		return fmt.Errorf("add hook: %w", err)
+	}
+	return nil
+}
+
+// waitServing returns once a request gets an answer.
+func (a *APIServer) waitServing(ctx context.Context, c *rest.Config) error {
+	return a.probe(ctx, c, "/livez/ping", 10*time.Millisecond)
+}
+
+// waitReady returns once /readyz is ok.
+func (a *APIServer) waitReady(ctx context.Context, c *rest.Config) error {
+	return a.probe(ctx, c, "/readyz", 20*time.Millisecond)
+}
+
+// probe asks for path until it is ok. The server has no way to be waited for: asking it is the thing itself.
+func (a *APIServer) probe(ctx context.Context, c *rest.Config, path string, every time.Duration) error {
+	c = rest.CopyConfig(c)
+	c.QPS = -1
+	c.Timeout = 2 * time.Second
+	hc, err := rest.HTTPClientFor(c)
+	if err != nil {
+		return err
+	}
+	defer hc.CloseIdleConnections()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Host+path, nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := hc.Do(req); err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// WaitReady blocks until /readyz has been ok once.
+func (a *APIServer) WaitReady(ctx context.Context) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for a.state.check(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), a.state.check(ctx))
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// stopwatch logs how long each step of a start took, at debug.
+func stopwatch(log *slog.Logger) func(step string) {
+	last := time.Now()
+	return func(step string) {
+		now := time.Now()
+		log.Debug("start", "step", step, "took", now.Sub(last).Round(time.Millisecond))
+		last = now
+	}
+}

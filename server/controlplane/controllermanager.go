@@ -1,0 +1,83 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+)
+
+// ControllerManager is kube-controller-manager.
+type ControllerManager struct {
+	log   *slog.Logger
+	opts  *options.KubeControllerManagerOptions
+	state running
+}
+
+func newControllerManager(s Settings, health *Health, log *slog.Logger) (*ControllerManager, error) {
+	opts, err := options.NewKubeControllerManagerOptions()
+	if err != nil {
+		return nil, fmt.Errorf("make options: %w", err)
+	}
+	// Its controllers get this long to end, which none of them needs.
+	opts.ControllerShutdownTimeout = 3 * time.Second
+	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts}
+	m.state.set("not started")
+	health.Register("kube-controller-manager", m.state.check)
+	sets := opts.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	return m, parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs)
+}
+
+// controllerManagerFlags is what umiak sets.
+func controllerManagerFlags(s Settings) flags {
+	var f flags
+	f.set("kubeconfig", s.Files.ControllerManagerKubeconfig)
+	f.set("secure-port", "0") // its health and metrics are the API server's
+	f.setf("leader-elect", "%t", s.HighAvailability)
+	f.set("profiling", "false")
+	f.set("use-service-account-credentials", "true")
+	// Over loopback a limit only delays: at the default of 20 a second the first ServiceAccount is 8 s late.
+	f.set("kube-api-qps", "300")
+	f.set("kube-api-burst", "600")
+
+	f.set("allocate-node-cidrs", "true")
+	f.set("cluster-cidr", strings.Join(s.ClusterCIDR, ","))
+	f.set("service-cluster-ip-range", strings.Join(s.ServiceCIDR, ","))
+	f.set("root-ca-file", s.Files.ServerCA)
+	f.set("service-account-private-key-file", s.Files.ServiceAccountKey)
+	f.set("cluster-signing-kubelet-serving-cert-file", s.Files.ServerCA)
+	f.set("cluster-signing-kubelet-serving-key-file", s.Files.ServerCAKey)
+	for _, signer := range []string{"kubelet-client", "kube-apiserver-client", "legacy-unknown"} {
+		f.set("cluster-signing-"+signer+"-cert-file", s.Files.ClientCA)
+		f.set("cluster-signing-"+signer+"-key-file", s.Files.ClientCAKey)
+	}
+	f.set("cluster-signing-duration", "2160h")
+	return f
+}
+
+func (m *ControllerManager) check() error {
+	if err := m.opts.Validate(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()); err != nil {
+		return fmt.Errorf("kube-controller-manager-arg: %w", err)
+	}
+	return nil
+}
+
+// Run runs the controllers until ctx ends.
+func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
+	m.state.set("starting")
+	defer m.state.set("stopped")
+	c, err := m.opts.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	if err != nil {
+		return fmt.Errorf("make configuration: %w", err)
+	}
+	m.state.set("")
+	ready()
+	if err := app.Run(ctx, c.Complete()); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("run controllers: %w", err)
+	}
+	return nil
+}

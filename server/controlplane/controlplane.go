@@ -1,0 +1,134 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"strconv"
+	"sync"
+
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/component-base/featuregate"
+	"k8s.io/klog/v2"
+
+	"k8s.io/client-go/rest"
+
+	apicompatibility "k8s.io/apiserver/pkg/util/compatibility"
+)
+
+// Settings are what the three components need to know. Paths are absolute.
+type Settings struct {
+	Bind      string // address to listen on
+	Port      int
+	Advertise string // address at which pods reach the API server
+
+	ClusterCIDR, ServiceCIDR []string
+	NodePorts, ClusterDomain string
+
+	// HighAvailability is for more than one server: leader election, and the API server's leases.
+	HighAvailability bool
+	// ClusterIPRouting is off on a server without an agent, where no Service address is reachable.
+	ClusterIPRouting bool
+
+	Files Files
+
+	AuditLog, AuditPolicy string
+
+	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
+}
+
+// Files are what the components read.
+type Files struct {
+	ServerCA, ServerCAKey   string
+	ClientCA, ClientCAKey   string
+	RequestHeaderCA         string
+	ServiceAccountKey       string
+	ServiceAccountPublicKey string
+
+	ServingCert, ServingKey             string // the API server's
+	KubeletClientCert, KubeletClientKey string // the API server towards kubelets
+	ProxyClientCert, ProxyClientKey     string // the API server towards aggregated ones
+
+	Authentication string // AuthenticationConfiguration
+	Encryption     string // EncryptionConfiguration
+
+	ControllerManagerKubeconfig, SchedulerKubeconfig string
+}
+
+// ControlPlane is the three components, ready to be run.
+type ControlPlane struct {
+	APIServer         *APIServer
+	ControllerManager *ControllerManager
+	Scheduler         *Scheduler
+}
+
+// New builds the components' options. Nothing is started; it sets the process's feature gates.
+func New(s Settings, health *Health, log *slog.Logger) (*ControlPlane, error) {
+	api, errA := newAPIServer(s, health, log)
+	kcm, errK := newControllerManager(s, health, log)
+	sched, errS := newScheduler(s, health, log)
+	if err := errors.Join(errA, errK, errS); err != nil {
+		return nil, err
+	}
+	// The three share one registry of feature gates, which collected the values of all three flag sets.
+	registry := apicompatibility.DefaultComponentGlobalsRegistry
+	if err := registry.Set(); err != nil {
+		return nil, fmt.Errorf("set feature gates: %w", err)
+	}
+	if fg, ok := registry.FeatureGateFor(basecompatibility.DefaultKubeComponent).(featuregate.MutableFeatureGate); ok {
+		fg.AddMetrics()
+	}
+	registry.AddMetrics()
+	// As the components' commands do: they know which deprecated APIs they watch.
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	if err := errors.Join(api.complete(), kcm.check()); err != nil {
+		return nil, err
+	}
+	return &ControlPlane{APIServer: api, ControllerManager: kcm, Scheduler: sched}, nil
+}
+
+// loopback is the address at which this process reaches its own API server.
+func (s Settings) loopback() string {
+	host := s.Bind
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, strconv.Itoa(s.Port))
+}
+
+// Exits turns klog's wish to end the process, which upstream has in some corners, into an error.
+// Errors yields it; the goroutine that wished it ends.
+type Exits struct{ c chan error }
+
+var catchOnce sync.Once
+
+// CatchExits makes klog report to the returned Exits, from the first call on, for the whole process.
+func CatchExits() *Exits {
+	catchOnce.Do(func() {
+		klog.OsExit = func(code int) {
+			select {
+			case exits.c <- fmt.Errorf("a component wanted to end the process with status %d; its reason is in the log above", code):
+			default:
+			}
+			runtime.Goexit()
+		}
+	})
+	return exits
+}
+
+// klog.OsExit is one per process, and so is what it reports to.
+var exits = &Exits{c: make(chan error, 1)}
+
+// Run fails when a component wanted to end the process.
+func (e *Exits) Run(ctx context.Context, ready func()) error {
+	ready()
+	select {
+	case err := <-e.c:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}

@@ -1,0 +1,64 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+)
+
+// Scheduler is kube-scheduler.
+type Scheduler struct {
+	log   *slog.Logger
+	opts  *options.Options
+	state running
+}
+
+func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, error) {
+	c := &Scheduler{log: log.With("component", "kube-scheduler"), opts: options.NewOptions()}
+	c.state.set("not started")
+	health.Register("kube-scheduler", c.state.check)
+	return c, parse(*c.opts.Flags, schedulerFlags(s), "kube-scheduler-arg", s.SchedulerArgs)
+}
+
+// schedulerFlags is what umiak sets.
+func schedulerFlags(s Settings) flags {
+	var f flags
+	f.set("kubeconfig", s.Files.SchedulerKubeconfig)
+	f.set("secure-port", "0") // its health and metrics are the API server's
+	f.setf("leader-elect", "%t", s.HighAvailability)
+	f.set("profiling", "false")
+	f.set("kube-api-qps", "300")
+	f.set("kube-api-burst", "600")
+	return f
+}
+
+// Run schedules pods until ctx ends.
+func (c *Scheduler) Run(ctx context.Context, ready func()) error {
+	c.state.set("starting")
+	defer c.state.set("stopped")
+	name, err := cache.NewInformerName("kube-scheduler")
+	if err != nil {
+		return fmt.Errorf("name informers: %w", err)
+	}
+	defer name.Release()
+	c.opts.InformerName = name
+	cc, sched, err := app.Setup(ctx, c.opts)
+	if err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	go func() {
+		c.state.set("waiting for its caches")
+		if sched.WaitForHandlersSync(ctx) == nil {
+			c.state.set("")
+		}
+	}()
+	ready()
+	if err := app.Run(ctx, cc, sched); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("schedule: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package server
+
+import (
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// anonymousForHealth lets those who have not said who they are ask for health, and for nothing else.
+const anonymousForHealth = `apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+anonymous:
+  enabled: true
+  conditions:
+  - path: /livez
+  - path: /readyz
+  - path: /healthz
+`
+
+// defaultAudit notes who changed what, without the content: requests hold secrets.
+const defaultAudit = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  resources:
+  - group: ""
+    resources: [events]
+  - group: events.k8s.io
+  - group: coordination.k8s.io
+    resources: [leases]
+- level: Metadata
+  verbs: [create, update, patch, delete, deletecollection]
+- level: Metadata
+  resources:
+  - group: ""
+    resources: [secrets, pods/exec, pods/attach, pods/portforward, pods/proxy, services/proxy, nodes/proxy]
+- level: None
+`
+
+// adminLifetime is longer than other leaves': people copy this file to their own machines.
+const adminLifetime = 365 * 24 * time.Hour
+
+// prepare makes every file that the components read.
+func (s *Server) prepare(cfg pki.Config) error {
+	for _, dir := range []string{s.dirs.Server(), s.dirs.ServerKubeconfigs()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make folder: %w", err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("make folder: %w", err)
+		}
+	}
+	cfg.Dir, cfg.Log = s.dirs.ServerPKI(), s.log.With("component", "certificates")
+	var err error
+	if s.pki, err = pki.Ensure(cfg); err != nil {
+		return err
+	}
+	if err := pki.EnsureEncryptionConfig(s.dirs.EncryptionConfig()); err != nil {
+		return err
+	}
+	if err := pki.WriteIfChanged(s.authenticationFile(), []byte(anonymousForHealth), 0o600); err != nil {
+		return err
+	}
+	if s.cfg.AuditLog != "" {
+		if err := pki.WriteIfChanged(s.auditPolicyFile(), []byte(defaultAudit), 0o600); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(s.cfg.AuditLog), 0o700); err != nil {
+			return fmt.Errorf("make folder of audit-log: %w", err)
+		}
+	}
+	for _, l := range s.leaves() {
+		if err := s.pki.Add(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaves are the control plane's own certificates.
+func (s *Server) leaves() []pki.Leaf {
+	client := func(name string, ca pki.CA, user string, groups ...string) pki.Leaf {
+		return pki.Leaf{Name: name, CA: ca, CertFile: s.pki.File(name + ".crt"), KeyFile: s.pki.File(name + ".key"), CommonName: user, Organization: groups}
+	}
+	component := func(name, user string) pki.Leaf {
+		l := client(name, pki.ClientCA, user)
+		l.Renewed = func() error {
+			return s.kubeconfig(l).Write(filepath.Join(s.dirs.ServerKubeconfigs(), name+".kubeconfig"), 0o600)
+		}
+		return l
+	}
+	admin := client("admin", pki.ClientCA, "umiak:admin", "system:masters")
+	admin.Lifetime = adminLifetime
+	admin.Renewed = func() error { return s.writeAdmin(admin) }
+	return []pki.Leaf{
+		s.servingLeaf(),
+		client("kubelet-client", pki.ClientCA, controlplane.KubeletClientUser),
+		client("front-proxy", pki.RequestHeaderCA, controlplane.FrontProxyUser),
+		component("controller-manager", "system:kube-controller-manager"),
+		component("scheduler", "system:kube-scheduler"),
+		admin,
+	}
+}
+
+// servingLeaf is the API server's, for all names and addresses by which it is known.
+func (s *Server) servingLeaf() pki.Leaf {
+	l := pki.Leaf{
+		Name: "apiserver", CA: pki.ServerCA, CertFile: s.pki.File("apiserver.crt"), KeyFile: s.pki.File("apiserver.key"),
+		CommonName: "kube-apiserver", Server: true,
+		DNSNames: append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + s.cfg.ClusterDomain, "localhost"}, hostname()...),
+		IPs:      append([]string{"127.0.0.1", "::1", s.advertise}, s.cfg.NodeIP...),
+	}
+	for _, c := range s.cfg.ServiceCIDR {
+		if p, err := netip.ParsePrefix(c); err == nil {
+			l.IPs = append(l.IPs, p.Masked().Addr().Next().String())
+		}
+	}
+	for _, san := range append([]string{s.cfg.BindAddress}, s.cfg.TLSSAN...) {
+		if ip, err := netip.ParseAddr(san); err == nil {
+			if !ip.IsUnspecified() {
+				l.IPs = append(l.IPs, ip.String())
+			}
+		} else if san != "" {
+			l.DNSNames = append(l.DNSNames, san)
+		}
+	}
+	return l
+}
+
+func (s *Server) kubeconfig(l pki.Leaf) pki.Kubeconfig {
+	return pki.Kubeconfig{Server: s.loopbackURL(), CA: s.pki.CAPEM(pki.ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
+}
+
+// writeAdmin writes the administrator's kubeconfig, and the copy that the user wants.
+func (s *Server) writeAdmin(l pki.Leaf) error {
+	k := s.kubeconfig(l)
+	k.Embed = true
+	if err := k.Write(s.dirs.AdminKubeconfig(), 0o600); err != nil {
+		return err
+	}
+	if s.cfg.WriteKubeconfig == "" {
+		return nil
+	}
+	mode := fs.FileMode(s.cfg.KubeconfigMode()).Perm()
+	if mode&0o077 != 0 {
+		s.log.Warn("write-kubeconfig-mode lets others on this machine administer the cluster", "file", s.cfg.WriteKubeconfig, "mode", strconv.FormatUint(uint64(mode), 8))
+	}
+	return k.Write(s.cfg.WriteKubeconfig, mode)
+}

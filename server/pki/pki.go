@@ -1,0 +1,306 @@
+package pki
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// CA names one of the four authorities; it is also the name of its files.
+type CA string
+
+// The authorities. None of them is accepted where another is meant.
+const (
+	ServerCA        CA = "server-ca"         // serving certificates: API server, kubelets
+	ClientCA        CA = "client-ca"         // who users, components and nodes are
+	RequestHeaderCA CA = "request-header-ca" // the API server towards aggregated API servers
+	EtcdCA          CA = "etcd-ca"           // between the members of an embedded etcd
+)
+
+// Released is a moment that has passed for everyone who runs this code; a clock that is behind it is wrong.
+var Released = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+// Config says where keys are kept and how long certificates live. The zero value of a field but Dir is
+// what a cluster should have.
+type Config struct {
+	Dir          string
+	CALifetime   time.Duration    // 10 years
+	LeafLifetime time.Duration    // 90 days
+	Now          func() time.Time // time.Now
+	Log          *slog.Logger
+}
+
+// Leaf describes a certificate that is kept in files and kept fresh.
+type Leaf struct {
+	// Name says in status and logs what it is for.
+	Name string
+	CA   CA
+	// CertFile and KeyFile may name the files of any folder that exists.
+	CertFile, KeyFile string
+	// CommonName and Organization are the user and its groups where it is a client's.
+	CommonName   string
+	Organization []string
+	// Server makes it a serving certificate for the names and addresses.
+	Server   bool
+	DNSNames []string
+	IPs      []string
+	// Lifetime overrides the configured one.
+	Lifetime time.Duration
+	// Renewed is called after the files were written, and once when the leaf is added.
+	Renewed func() error
+}
+
+func (l Leaf) ips() []net.IP {
+	var out []net.IP
+	for _, s := range l.IPs {
+		if ip := net.ParseIP(s); ip != nil {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// Certificate is what status tells about one certificate.
+type Certificate struct {
+	Name    string    `json:"name"`
+	Subject string    `json:"subject"`
+	CA      bool      `json:"ca,omitempty"`
+	Ends    time.Time `json:"ends"`
+	Renews  time.Time `json:"renews,omitzero"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// PKI holds the authorities and keeps the leaves fresh.
+type PKI struct {
+	cfg Config
+	cas map[CA]*authority
+
+	mu      sync.Mutex
+	leaves  []*leaf
+	changed chan struct{} // a leaf was added
+}
+
+type leaf struct {
+	Leaf
+	ends time.Time
+	err  error
+}
+
+// Ensure loads the authorities and the ServiceAccount key from the folder, and makes what is missing.
+// It refuses to go on with a CA that has ended, and says so if it is rather the clock that is wrong.
+func Ensure(cfg Config) (*PKI, error) {
+	if cfg.CALifetime == 0 {
+		cfg.CALifetime = 10 * 365 * 24 * time.Hour
+	}
+	if cfg.LeafLifetime == 0 {
+		cfg.LeafLifetime = 90 * 24 * time.Hour
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make PKI folder: %w", err)
+	}
+	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make PKI folder: %w", err)
+	}
+	p := &PKI{cfg: cfg, cas: map[CA]*authority{}, changed: make(chan struct{}, 1)}
+	now := cfg.Now()
+	if now.Before(Released) {
+		cfg.Log.Warn("the clock is wrong: it is before this release was made; certificates work all the same and are renewed once it is set", "clock", now.UTC().Format(time.RFC3339), "release", Released.Format(time.DateOnly))
+	}
+	for _, name := range []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} {
+		ca, err := ensureAuthority(p.path(name), "umiak-"+string(name), p.base().Add(cfg.CALifetime))
+		if err != nil {
+			return nil, err
+		}
+		if now.After(ca.cert.NotAfter) {
+			return nil, fmt.Errorf("%s ended on %s and the clock says %s: set the clock if it is wrong, otherwise the cluster needs new CAs", name, ca.cert.NotAfter.Format(time.DateOnly), now.UTC().Format(time.RFC3339))
+		}
+		p.cas[name] = ca
+	}
+	key, err := ensureKey(p.ServiceAccountKey())
+	if err != nil {
+		return nil, err
+	}
+	pub, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("encode ServiceAccount key: %w", err)
+	}
+	if err := writeIfChanged(p.ServiceAccountPublicKey(), encodePublic(pub), 0o644); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// base is the moment from which lifetimes count: now, or the release where the clock is behind that, so
+// that what a machine with a wrong clock issues has not ended already when the clock is set.
+func (p *PKI) base() time.Time {
+	if now := p.cfg.Now(); now.After(Released) {
+		return now
+	}
+	return Released
+}
+
+func (p *PKI) path(name CA) string { return filepath.Join(p.cfg.Dir, string(name)) }
+
+// CACert and CAKey are the files of an authority.
+func (p *PKI) CACert(ca CA) string { return p.path(ca) + ".crt" }
+
+// CAKey is the private key's file, which the controller manager signs CSRs with.
+func (p *PKI) CAKey(ca CA) string { return p.path(ca) + ".key" }
+
+// CAPEM is an authority's certificate.
+func (p *PKI) CAPEM(ca CA) []byte { return slices.Clone(p.cas[ca].pem) }
+
+// ServiceAccountKey signs ServiceAccount tokens.
+func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
+
+// ServiceAccountPublicKey verifies them.
+func (p *PKI) ServiceAccountPublicKey() string {
+	return filepath.Join(p.cfg.Dir, "service-account.pub")
+}
+
+// File is a path in the PKI's own folder.
+func (p *PKI) File(name string) string { return filepath.Join(p.cfg.Dir, name) }
+
+// Add makes sure that the leaf's files hold a certificate as described with enough life left, and
+// keeps them so while Run runs. Adding a leaf with the same CertFile again replaces its description.
+func (p *PKI) Add(l Leaf) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := &leaf{Leaf: l}
+	if _, err := p.refresh(e); err != nil {
+		return err
+	}
+	if l.Renewed != nil {
+		if err := l.Renewed(); err != nil {
+			return err
+		}
+	}
+	p.leaves = slices.DeleteFunc(p.leaves, func(o *leaf) bool { return o.CertFile == l.CertFile })
+	p.leaves = append(p.leaves, e)
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// refresh writes the leaf's files where they are missing, broken, not as described or near their end.
+func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
+	ca := p.cas[l.CA]
+	if ca == nil {
+		return false, fmt.Errorf("certificate %s: no CA %q", l.Name, l.CA)
+	}
+	key, err := ensureKey(l.KeyFile)
+	if err != nil {
+		// A leaf's key that cannot be read is replaceable, unlike a CA's.
+		if rm := os.Remove(l.KeyFile); rm != nil {
+			return false, fmt.Errorf("certificate %s: %w", l.Name, errors.Join(err, rm))
+		}
+		if key, err = ensureKey(l.KeyFile); err != nil {
+			return false, fmt.Errorf("certificate %s: %w", l.Name, err)
+		}
+	}
+	raw, err := os.ReadFile(l.CertFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
+	}
+	if cert, err := parseCert(raw); err == nil && matches(cert, key) && p.serves(l.Leaf, cert) {
+		l.ends = cert.NotAfter
+		return false, nil
+	}
+	crt, err := ca.sign(l.Leaf, key.Public(), p.base().Add(p.lifetime(l.Leaf)))
+	if err != nil {
+		return false, err
+	}
+	cert, err := parseCert(crt)
+	if err != nil {
+		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
+	}
+	if err := atomicfile.Write(l.CertFile, crt, 0o644); err != nil {
+		return false, err
+	}
+	l.ends = cert.NotAfter
+	return true, nil
+}
+
+// serves says whether the certificate is the one that the leaf describes and has enough life left, but
+// not more than it should: that would be one from a time when the clock was ahead.
+func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
+	usage := x509.ExtKeyUsageClientAuth
+	if l.Server {
+		usage = x509.ExtKeyUsageServerAuth
+	}
+	var ips []string
+	for _, ip := range c.IPAddresses {
+		ips = append(ips, ip.String())
+	}
+	var want []string
+	for _, ip := range l.ips() {
+		want = append(want, ip.String())
+	}
+	ca := p.cas[l.CA].cert
+	now := p.base()
+	return c.CheckSignatureFrom(ca) == nil && c.Subject.CommonName == l.CommonName &&
+		same(c.Subject.Organization, l.Organization) && same(c.DNSNames, l.DNSNames) && same(ips, want) &&
+		slices.Contains(c.ExtKeyUsage, usage) &&
+		now.Before(p.renewal(l, c.NotAfter)) && c.NotAfter.Before(now.Add(p.lifetime(l)+24*time.Hour))
+}
+
+// renewal is when a leaf that ends then is due: when a third of its life is left. One that ends with
+// its CA cannot be given more life.
+func (p *PKI) renewal(l Leaf, ends time.Time) time.Time {
+	if !ends.Before(p.cas[l.CA].cert.NotAfter) {
+		return ends
+	}
+	return ends.Add(-p.lifetime(l) / 3)
+}
+
+func (p *PKI) lifetime(l Leaf) time.Duration {
+	if l.Lifetime > 0 {
+		return l.Lifetime
+	}
+	return p.cfg.LeafLifetime
+}
+
+// Certificates lists the authorities and the leaves with their ends.
+func (p *PKI) Certificates() []Certificate {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []Certificate
+	for _, n := range []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} {
+		c := p.cas[n].cert
+		out = append(out, Certificate{Name: string(n), Subject: c.Subject.String(), CA: true, Ends: c.NotAfter})
+	}
+	for _, l := range p.leaves {
+		c := Certificate{Name: l.Name, Subject: "CN=" + l.CommonName, Ends: l.ends, Renews: p.renewal(l.Leaf, l.ends)}
+		if l.err != nil {
+			c.Error = l.err.Error()
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// same compares without order.
+func same(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(slices.Compact(a), slices.Compact(b))
+}

@@ -1,0 +1,239 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// Server is one server of a cluster: what runs there and what it knows.
+type Server struct {
+	cfg       Config
+	dirs      layout.Dirs
+	log       *slog.Logger
+	advertise string
+	bind      string
+	release   func()
+
+	pki    *pki.PKI
+	plane  *controlplane.ControlPlane
+	health *controlplane.Health
+	addons []lifecycle.Part
+
+	mu    sync.Mutex
+	store datastore.Store // nil until it is open
+}
+
+// Option changes what New makes.
+type Option func(*options)
+
+type options struct {
+	locked bool
+	pki    pki.Config
+}
+
+// WithoutLock is for a caller that has locked the data directory already.
+func WithoutLock() Option { return func(o *options) { o.locked = true } }
+
+// WithPKI sets the lifetimes and the clock of certificates; its Dir and Log are ignored.
+func WithPKI(c pki.Config) Option { return func(o *options) { o.pki = c } }
+
+// New locks the data directory, makes sure that keys, certificates and kubeconfigs are there, and checks
+// all settings. It starts nothing. Close gives the lock back.
+func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *Server, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	var o options
+	for _, f := range opts {
+		f(&o)
+	}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, release: func() {}}
+	if s.advertise, err = advertiseAddress(cfg); err != nil {
+		return nil, err
+	}
+	s.bind = bindAddress(cfg)
+	if !o.locked {
+		if s.release, err = instance.Acquire(s.dirs); err != nil {
+			return nil, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
+	if err := s.prepare(o.pki); err != nil {
+		return nil, err
+	}
+	s.plane, err = controlplane.New(s.settings(), s.health, log)
+	if err != nil {
+		return nil, err
+	}
+	s.health.Register("datastore", s.checkDatastore)
+	return s, ctx.Err()
+}
+
+// Close unlocks the data directory. Call it when the parts have stopped.
+func (s *Server) Close() { s.release() }
+
+// AddAddons puts more parts behind the control plane, in order; they may wait for "kube-apiserver". Call
+// it before Parts.
+func (s *Server) AddAddons(parts ...lifecycle.Part) { s.addons = append(s.addons, parts...) }
+
+// Health is where other parts of the process register their checks.
+func (s *Server) Health() *controlplane.Health { return s.health }
+
+// Parts is everything that a server runs, in start order.
+func (s *Server) Parts() []lifecycle.Part {
+	parts := []lifecycle.Part{
+		{Name: "certificates", Run: s.pki.Run},
+		{Name: "datastore", Run: s.runDatastore},
+		{Name: "component-exits", Run: controlplane.CatchExits().Run},
+		{Name: "kube-apiserver", After: []string{"datastore", "certificates"}, Run: s.plane.APIServer.Run},
+		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
+		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
+	}
+	return append(parts, s.addons...)
+}
+
+// AdminKubeconfig is the file with which everything may be done.
+func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
+
+// runDatastore opens the datastore, tells the API server where it is, and serves it.
+func (s *Server) runDatastore(ctx context.Context, ready func()) error {
+	st, err := datastore.Open(ctx, datastore.Config{
+		Dir: s.dirs.DB(), Socket: s.dirs.DatastoreSocket(), VolatileSocket: s.dirs.VolatileSocket(),
+		Endpoint: s.cfg.DatastoreEndpoint, Log: s.log.With("component", "datastore"), Registerer: legacyregistry.Registerer(),
+	})
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	s.mu.Lock()
+	s.store = st
+	s.mu.Unlock()
+	s.plane.APIServer.UseDatastore(st.Endpoint(), st.VolatileEndpoint())
+	return st.Run(ctx, ready)
+}
+
+func (s *Server) datastore() datastore.Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.store
+}
+
+func (s *Server) checkDatastore(ctx context.Context) error {
+	st := s.datastore()
+	if st == nil {
+		return errors.New("not open yet")
+	}
+	_, err := st.Status(ctx)
+	return err
+}
+
+// advertiseAddress is where pods and other machines reach the API server: what was set, the first
+// node-ip, or the address of the default route's interface.
+func advertiseAddress(cfg Config) (string, error) {
+	a := cfg.AdvertiseAddress
+	if a == "" && len(cfg.NodeIP) > 0 {
+		a = cfg.NodeIP[0]
+	}
+	if a == "" {
+		ip, err := utilnet.ChooseHostInterface()
+		if err != nil {
+			return "", fmt.Errorf("node-ip: this machine has no default route from which to tell its address (%w); set node-ip", err)
+		}
+		a = ip.String()
+	}
+	ip, err := netip.ParseAddr(a)
+	if err != nil {
+		return "", fmt.Errorf("advertise-address: %q is not an IP address", a)
+	}
+	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
+		return "", fmt.Errorf("advertise-address: pods cannot reach %s; set advertise-address or node-ip to an address of this machine's network", a)
+	}
+	return ip.String(), nil
+}
+
+// bindAddress is where to listen: "::" takes both families, where there is IPv6 at all.
+func bindAddress(cfg Config) string {
+	if cfg.BindAddress != "" {
+		return cfg.BindAddress
+	}
+	for _, c := range cfg.ServiceCIDR {
+		if p, err := netip.ParsePrefix(c); err == nil && p.Addr().Is6() {
+			return "::"
+		}
+	}
+	return "0.0.0.0"
+}
+
+// loopbackURL is how this machine reaches its API server.
+func (s *Server) loopbackURL() string { return "https://" + s.hostPort() }
+
+func (s *Server) hostPort() string {
+	host := "127.0.0.1"
+	if ip := net.ParseIP(s.bind); ip != nil && !ip.IsUnspecified() {
+		host = s.bind
+	}
+	return net.JoinHostPort(host, strconv.Itoa(s.cfg.HTTPSPort))
+}
+
+// settings are what the components get.
+func (s *Server) settings() controlplane.Settings {
+	c, p := s.cfg, s.pki
+	audit := c.AuditPolicy
+	if audit == "" {
+		audit = s.auditPolicyFile()
+	}
+	return controlplane.Settings{
+		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
+		ClusterIPRouting: !c.DisableAgent,
+		Files: controlplane.Files{
+			ServerCA: p.CACert(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
+			ClientCA: p.CACert(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),
+			RequestHeaderCA:   p.CACert(pki.RequestHeaderCA),
+			ServiceAccountKey: p.ServiceAccountKey(), ServiceAccountPublicKey: p.ServiceAccountPublicKey(),
+			ServingCert: p.File("apiserver.crt"), ServingKey: p.File("apiserver.key"),
+			KubeletClientCert: p.File("kubelet-client.crt"), KubeletClientKey: p.File("kubelet-client.key"),
+			ProxyClientCert: p.File("front-proxy.crt"), ProxyClientKey: p.File("front-proxy.key"),
+			Authentication: s.authenticationFile(), Encryption: s.dirs.EncryptionConfig(),
+			ControllerManagerKubeconfig: filepath.Join(s.dirs.ServerKubeconfigs(), "controller-manager.kubeconfig"),
+			SchedulerKubeconfig:         filepath.Join(s.dirs.ServerKubeconfigs(), "scheduler.kubeconfig"),
+		},
+		AuditLog: c.AuditLog, AuditPolicy: audit,
+		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
+	}
+}
+
+func (s *Server) authenticationFile() string {
+	return filepath.Join(s.dirs.Server(), "authentication.yaml")
+}
+func (s *Server) auditPolicyFile() string { return filepath.Join(s.dirs.Server(), "audit-policy.yaml") }
+
+// hostname is one more name for the serving certificate, where the machine has one.
+func hostname() []string {
+	h, err := os.Hostname()
+	if err != nil || h == "" {
+		return nil
+	}
+	return []string{h}
+}
