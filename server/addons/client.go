@@ -192,7 +192,7 @@ func (c *client) remove(ctx context.Context, r resource, namespace, name string,
 
 func decodeMetadata(res rest.Result) (*meta.PartialObjectMetadata, error) {
 	var code int
-	res = *res.StatusCode(&code)
+	res = res.StatusCode(&code)
 	if err := res.Error(); err != nil {
 		return nil, err
 	}
