@@ -38,12 +38,12 @@ const (
 
 // Program builds app/ into a file and returns its path. The go tool's cache makes the second call cheap.
 func Program(dir string) (string, error) {
-	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module: %w", err)
 	}
 	out := filepath.Join(dir, "app")
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, "./e2e/images/app")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", out, "./e2e/images/app")
 	cmd.Dir = strings.TrimSpace(string(root))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if msg, err := cmd.CombinedOutput(); err != nil {
@@ -116,7 +116,7 @@ func rootfs(app string) (v1.Layer, error) {
 		errs = append(errs, err)
 		add(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755}, data)
 	}
-	tools, err := exec.Command("/bin/busybox", "--list").Output()
+	tools, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
 	errs = append(errs, err)
 	for t := range strings.FieldsSeq(string(tools)) {
 		if t != "busybox" {
@@ -201,7 +201,7 @@ func (s Set) writeOCI(w io.Writer, refs []string) error {
 }
 
 func arch() string {
-	out, err := exec.Command("go", "env", "GOARCH").Output()
+	out, err := exec.CommandContext(ctx, "go", "env", "GOARCH").Output()
 	if err != nil {
 		return "amd64"
 	}

@@ -95,6 +95,9 @@ func (m *Machine) create() error {
 		}
 	}
 	m.IP = m.lan.nextAddress()
+	if err := os.WriteFile(filepath.Join(m.Dir, "init.sh"), []byte(initScript), 0o755); err != nil {
+		return err
+	}
 	// The LAN's gateway answers DNS where a test asks it to; nothing listens there otherwise.
 	return m.WriteEtc("resolv.conf", "nameserver "+m.lan.Gateway()+"\n")
 }
@@ -136,9 +139,9 @@ func (m *Machine) Boot() error {
 		mounts = append(mounts, h.mount+" "+h.fstype+" "+h.options)
 	}
 	// The shell joins the cgroups first, for they become the root of the new cgroup namespace.
-	const launch = `for p in $PROCS; do echo 0 >"$p"; done; exec unshare -C -m -n -u -i -p --fork --kill-child -- sh -c "$INIT" init`
+	const launch = `for p in $PROCS; do echo 0 >"$p"; done; exec unshare -C -m -n -u -i -p --fork --kill-child -- sh "$DIR/init.sh"`
 	h, line, err := hold(m.persist, []string{"sh", "-euc", launch}, []string{
-		"PROCS=" + strings.Join(groups, " "), "CGROUPS=" + strings.Join(mounts, "\n"), "INIT=" + initScript,
+		"PROCS=" + strings.Join(groups, " "), "CGROUPS=" + strings.Join(mounts, "\n"),
 		"DIR=" + m.Dir, "NAME=" + m.Name, "DIST=" + m.bin,
 	})
 	if err != nil {
@@ -242,7 +245,7 @@ func hold(persist bool, argv, env []string) (*holder, string, error) {
 		return nil, "", err
 	}
 	defer r.Close() //nolint:errcheck // only read from
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.CommandContext(context.Background(), argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	var stderr strings.Builder
 	cmd.Stdout, cmd.Dir = w, "/"
