@@ -1,0 +1,219 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/log"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+	"github.com/sirupsen/logrus"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// Containerd is one containerd, to be run once.
+type Containerd struct{ cfg Config }
+
+// New checks the configuration.
+func New(cfg Config) (*Containerd, error) {
+	if cfg.Log == nil || cfg.Dirs.Data == "" || cfg.Dirs.Run == "" {
+		return nil, errors.New("containerd: directories and log must be set")
+	}
+	if cfg.Snapshotter != overlayfs && cfg.Snapshotter != native {
+		return nil, fmt.Errorf("containerd: snapshotter %q is neither %s nor %s", cfg.Snapshotter, overlayfs, native)
+	}
+	p := cfg.Programs
+	for _, path := range []string{p.Runc, p.Shim, p.CNIDir, p.Pause} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("containerd: a program's path is not absolute: %q", path)
+		}
+	}
+	return &Containerd{cfg: cfg}, nil
+}
+
+const (
+	overlayfs = "overlayfs"
+	native    = "native"
+)
+
+// Run starts containerd, calls ready when its CRI service answers, and stops it when ctx ends.
+// Containers are left running.
+func (c *Containerd) Run(ctx context.Context, ready func()) error {
+	if err := c.run(ctx, ready); err != nil {
+		return fmt.Errorf("run containerd: %w", err)
+	}
+	return nil
+}
+
+func (c *Containerd) run(ctx context.Context, ready func()) error {
+	s, err := c.probe()
+	if err != nil {
+		return err
+	}
+	config := c.cfg.render(s)
+	if err := server.CreateTopLevelDirectories(config); err != nil {
+		return err
+	}
+	for _, d := range []string{c.cfg.Dirs.CNIConfig(), ShimSockets(c.cfg.Dirs)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	b, err := text(config)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(filepath.Join(c.cfg.Dirs.ContainerdState(), "config.toml"), b, 0o600); err != nil {
+		return err
+	}
+
+	failed := make(chan error, 1)
+	// Not ctx itself: upstream's services take the context they start with for their whole life, and
+	// a request that is under way when ctx ends should not fail before the server is stopped.
+	sctx := log.WithLogger(context.WithoutCancel(ctx), logrus.NewEntry(logger(failed)))
+	if err := c.wrapPlugins(s); err != nil {
+		return err
+	}
+	srv, err := server.New(sctx, config)
+	if err != nil {
+		return err
+	}
+	defer srv.Stop()
+	if err := srv.Start(sctx); err != nil {
+		return err
+	}
+	for _, sock := range []string{c.cfg.Dirs.ContainerdSocket(), ttrpcSocket(c.cfg.Dirs)} {
+		if err := os.Chmod(sock, 0o600); err != nil {
+			return err
+		}
+	}
+	answers := make(chan struct{})
+	go func() { srv.Wait(); close(answers) }()
+	for {
+		select {
+		case <-answers:
+			ready()
+			answers = nil
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// logger is the process's logrus logger, except that a fatal message ends only the goroutine that
+// wrote it, and Run: upstream ends the process when a service fails.
+func logger(failed chan<- error) *logrus.Logger {
+	std := logrus.StandardLogger()
+	l := &logrus.Logger{Out: std.Out, Hooks: logrus.LevelHooks{}, Formatter: std.Formatter, ReportCaller: std.ReportCaller, Level: std.GetLevel()}
+	for level, hooks := range std.Hooks {
+		l.Hooks[level] = append([]logrus.Hook(nil), hooks...)
+	}
+	l.AddHook(fatalHook{failed})
+	l.ExitFunc = func(int) { runtime.Goexit() }
+	return l
+}
+
+// fatalHook reports a fatal message as Run's error.
+type fatalHook struct{ failed chan<- error }
+
+func (fatalHook) Levels() []logrus.Level { return []logrus.Level{logrus.FatalLevel} }
+
+func (h fatalHook) Fire(e *logrus.Entry) error {
+	err := errors.New(e.Message)
+	if cause, ok := e.Data[logrus.ErrorKey].(error); ok {
+		err = fmt.Errorf("%s: %w", e.Message, cause)
+	}
+	select {
+	case h.failed <- err:
+	default: // one is enough
+	}
+	return nil
+}
+
+// wrapPlugins puts umiak's part around two of upstream's plugins: see transfer.go and pause.go.
+func (c *Containerd) wrapPlugins(s settings) error {
+	all := registry.Graph(func(*plugin.Registration) bool { return false })
+	registry.Reset()
+	wrapped := 0
+	for _, r := range all {
+		inner := r.InitFn
+		switch {
+		case r.Type == plugins.TransferPlugin:
+			r.InitFn = func(ic *plugin.InitContext) (any, error) { return wrapTransfer(ic, inner, c.cfg.Registry) }
+			wrapped++
+		case r.Type == plugins.GRPCPlugin && r.ID == "cri":
+			r.InitFn = func(ic *plugin.InitContext) (any, error) {
+				if err := ensurePause(ic, c.cfg.Programs.Pause, s.snapshotter); err != nil {
+					return nil, fmt.Errorf("make the pause image: %w", err)
+				}
+				return inner(ic)
+			}
+			wrapped++
+		}
+		registry.Register(&r)
+	}
+	if wrapped != 2 {
+		return fmt.Errorf("%d of 2 plugins found to wrap", wrapped)
+	}
+	return nil
+}
+
+// probe finds out what this machine allows.
+func (c *Containerd) probe() (settings, error) {
+	s := settings{snapshotter: c.cfg.Snapshotter}
+	root := c.cfg.Dirs.ContainerdRoot()
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return s, err
+	}
+	if s.snapshotter == overlayfs {
+		if err := overlayutils.Supported(root); err != nil {
+			c.cfg.Log.Warn("no overlayfs on the data directory, every container gets a full copy of its image (snapshotter native)",
+				"dir", root, "error", err)
+			s.snapshotter = native
+		}
+	}
+	ok, err := mayLowerOOMScore("/proc/self/oom_score_adj")
+	if err != nil {
+		return s, err
+	}
+	if s.restrictOOM = !ok; s.restrictOOM {
+		c.cfg.Log.Warn("not allowed to protect pods from the kernel's OOM killer (no CAP_SYS_RESOURCE), going on without")
+	}
+	return s, nil
+}
+
+// mayLowerOOMScore tries what a pod's sandbox needs: -998 and below it. The score is set back at once.
+func mayLowerOOMScore(file string) (bool, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return false, err
+	}
+	now, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", file, err)
+	}
+	const needed = -998
+	if now <= needed {
+		return true, nil
+	}
+	switch err := os.WriteFile(file, []byte(strconv.Itoa(needed)), 0); {
+	case errors.Is(err, fs.ErrPermission):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, os.WriteFile(file, b, 0)
+}

@@ -1,0 +1,211 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/containerd/containerd/api/types/transfer"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/streaming"
+	coretransfer "github.com/containerd/containerd/v2/core/transfer"
+	ociregistry "github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/plugin"
+	"github.com/containerd/typeurl/v2"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Registry says at which addresses, and how, the images of a registry are fetched.
+//
+// Upstream reads this from hosts.toml files, which know neither rewrites nor "*" as k3s's registries.yaml
+// has them. Every pull of the CRI service, and of ctr, goes through the transfer plugin as one call with
+// the image's name and the pod's credentials, so the wrapper here replaces the source of such a call.
+type Registry interface {
+	// Hosts returns where to go for a registry, in order. Credentials are those of the request (a
+	// pod's imagePullSecrets); they go before the node's own.
+	Hosts(registry string, credentials Credentials) ([]docker.RegistryHost, error)
+}
+
+// Credentials returns user name and password for a host, or the empty name and a token; both are empty
+// where there are none.
+type Credentials = func(host string) (user, secret string, err error)
+
+func wrapTransfer(ic *plugin.InitContext, inner func(*plugin.InitContext) (any, error), r Registry) (any, error) {
+	v, err := inner(ic)
+	if err != nil || r == nil {
+		return v, err
+	}
+	t, ok := v.(coretransfer.Transferrer)
+	if !ok {
+		return nil, fmt.Errorf("the transfer plugin is a %T", v)
+	}
+	return &transferrer{Transferrer: t, registry: r}, nil
+}
+
+type transferrer struct {
+	coretransfer.Transferrer
+	registry Registry
+}
+
+func (t *transferrer) Transfer(ctx context.Context, source, destination any, opts ...coretransfer.Opt) error {
+	from, pull := source.(*ociregistry.OCIRegistry)
+	if !pull {
+		return t.Transferrer.Transfer(ctx, source, destination, opts...)
+	}
+	// What the caller of the service knows is inside from; it comes out the way in which it would be
+	// sent to a transfer service in another process.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	creds := &credentials{done: ctx.Done()}
+	any, err := from.MarshalAny(ctx, creds)
+	if err != nil {
+		return err
+	}
+	defer creds.Close()
+	var spec transfer.OCIRegistry
+	if err := typeurl.UnmarshalTo(any, &spec); err != nil {
+		return err
+	}
+	headers := http.Header{}
+	for k, v := range spec.GetResolver().GetHeaders() {
+		headers.Set(k, v)
+	}
+	ask := func(host string) (string, string, error) { return creds.get(spec.Reference, host) }
+	return t.Transferrer.Transfer(ctx, &image{
+		name: spec.Reference,
+		resolver: docker.NewResolver(docker.ResolverOptions{
+			Hosts:   func(host string) ([]docker.RegistryHost, error) { return t.registry.Hosts(host, ask) },
+			Headers: headers,
+		}),
+	}, destination, opts...)
+}
+
+// image is the source of a pull.
+type image struct {
+	name     string
+	resolver remotes.Resolver
+}
+
+var (
+	_ coretransfer.ImageFetcher              = (*image)(nil)
+	_ coretransfer.ImageResolverOptionSetter = (*image)(nil)
+)
+
+func (i *image) String() string { return "registry image " + i.name }
+func (i *image) Image() string  { return i.name }
+
+func (i *image) Resolve(ctx context.Context) (string, ocispec.Descriptor, error) {
+	return i.resolver.Resolve(ctx, i.name)
+}
+
+func (i *image) Fetcher(ctx context.Context, ref string) (coretransfer.Fetcher, error) {
+	return i.resolver.Fetcher(ctx, ref)
+}
+
+func (i *image) SetResolverOptions(opts ...coretransfer.ImageResolverOption) {
+	if r, ok := i.resolver.(remotes.ResolverWithOptions); ok {
+		r.SetOptions(opts...)
+	}
+}
+
+// credentials asks a registry object for credentials over the stream that it answers on. It is both
+// the creator of that stream and its other end.
+type credentials struct {
+	done <-chan struct{}
+
+	mu     sync.Mutex // one question at a time
+	stream *pipe
+}
+
+var _ streaming.StreamCreator = (*credentials)(nil)
+
+// Create is called once, when there are credentials to be asked for.
+func (c *credentials) Create(context.Context, string) (streaming.Stream, error) {
+	c.stream = &pipe{questions: make(chan typeurl.Any), answers: make(chan typeurl.Any), none: make(chan struct{}), closed: make(chan struct{})}
+	return c.stream, nil
+}
+
+// Close ends the goroutine that answers.
+func (c *credentials) Close() {
+	if c.stream != nil {
+		_ = c.stream.Close()
+	}
+}
+
+func (c *credentials) get(reference, host string) (user, secret string, err error) {
+	if c.stream == nil {
+		return "", "", nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q, err := typeurl.MarshalAny(&transfer.AuthRequest{Host: host, Reference: reference})
+	if err != nil {
+		return "", "", err
+	}
+	var a typeurl.Any
+	select {
+	case c.stream.questions <- q:
+	case <-c.done:
+		return "", "", context.Canceled
+	}
+	select {
+	case a = <-c.stream.answers:
+	case <-c.stream.none:
+		return "", "", fmt.Errorf("no usable credentials for %s", host)
+	case <-c.done:
+		return "", "", context.Canceled
+	}
+	var answer transfer.AuthResponse
+	if err := typeurl.UnmarshalTo(a, &answer); err != nil {
+		return "", "", err
+	}
+	return answer.Username, answer.Secret, nil
+}
+
+var errClosed = errors.New("the pull has ended")
+
+// pipe is the registry object's end of the stream. It asks for the next question also when it could not
+// answer the last one; asked tells the two apart.
+type pipe struct {
+	questions, answers chan typeurl.Any
+	none               chan struct{}
+	asked              bool
+	once               sync.Once
+	closed             chan struct{}
+}
+
+func (p *pipe) Recv() (typeurl.Any, error) {
+	if p.asked {
+		p.asked = false
+		select {
+		case p.none <- struct{}{}:
+		case <-p.closed:
+			return nil, errClosed
+		}
+	}
+	select {
+	case q := <-p.questions:
+		p.asked = true
+		return q, nil
+	case <-p.closed:
+		return nil, errClosed
+	}
+}
+
+func (p *pipe) Send(a typeurl.Any) error {
+	select {
+	case p.answers <- a:
+		p.asked = false
+		return nil
+	case <-p.closed:
+		return errClosed
+	}
+}
+
+func (p *pipe) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}

@@ -1,0 +1,289 @@
+package registries
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// wildcard stands for every registry, or host, that has no entry of its own.
+const wildcard = "*"
+
+// Settings are the content of a registries.yaml.
+type Settings struct {
+	Mirrors map[string]Mirror // by registry, as docker.io
+	Hosts   map[string]Host   // by host, as registry.example.com:5000
+}
+
+// Mirror says where a registry's images are fetched from before the registry itself is asked.
+type Mirror struct {
+	Endpoints []Endpoint
+	Rewrites  []Rewrite // in the file's order; the first that matches is used
+}
+
+// Endpoint is one place to fetch from.
+type Endpoint struct {
+	Scheme, Host, Path string
+}
+
+// String is the endpoint's URL.
+func (e Endpoint) String() string { return e.Scheme + "://" + e.Host + e.Path }
+
+// Rewrite changes an image's repository for a mirror, as ^library/(.*) to cache/$1.
+type Rewrite struct {
+	Pattern *regexp.Regexp
+	By      string
+}
+
+// Host is how to talk to one host.
+type Host struct {
+	User, Secret string // an empty user with a secret is an identity token
+	TLS          *TLS
+}
+
+// TLS names files; they are read at each pull.
+type TLS struct {
+	CAFile, CertFile, KeyFile string
+	SkipVerify                bool
+}
+
+const maxSize = 1 << 20
+
+// Parse reads a registries.yaml. It reports all that is wrong, each with the file's name, line and key.
+func Parse(name string, text []byte) (*Settings, error) {
+	if len(text) > maxSize {
+		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxSize)
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		// The parser's own message has the line.
+		return nil, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	p := &parser{name: name}
+	s := &Settings{Mirrors: map[string]Mirror{}, Hosts: map[string]Host{}}
+	if len(doc.Content) > 0 {
+		p.object(doc.Content[0], "", map[string]func(*yaml.Node, string){
+			"mirrors": func(n *yaml.Node, at string) {
+				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
+			},
+			"configs": func(n *yaml.Node, at string) {
+				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Hosts[hostKey(key)] = p.host(n, at) })
+			},
+		})
+	}
+	if len(p.errs) > 0 {
+		return nil, errors.Join(p.errs...)
+	}
+	return s, nil
+}
+
+// hostKey takes the scheme off a host that was written as a URL.
+func hostKey(key string) string {
+	for _, scheme := range []string{"https://", "http://"} {
+		key = strings.TrimPrefix(key, scheme)
+	}
+	return strings.TrimSuffix(key, "/")
+}
+
+type parser struct {
+	name string
+	errs []error
+}
+
+func (p *parser) fail(n *yaml.Node, at, format string, a ...any) {
+	if at == "" {
+		at = "document"
+	}
+	p.errs = append(p.errs, fmt.Errorf("%s:%d: %s: %s", p.name, n.Line, at, fmt.Sprintf(format, a...)))
+}
+
+// each calls do for every entry of a mapping. An absent value is an empty mapping.
+func (p *parser) each(n *yaml.Node, at string, do func(key string, n *yaml.Node, at string)) {
+	n = resolve(n)
+	if n.Tag == "!!null" {
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		p.fail(n, at, "must be a mapping")
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, v := n.Content[i], n.Content[i+1]
+		if k.Kind != yaml.ScalarNode || k.Value == "" {
+			p.fail(k, at, "has a key that is not a name")
+			continue
+		}
+		if seen[k.Value] {
+			p.fail(k, join(at, k.Value), "stands here a second time")
+			continue
+		}
+		seen[k.Value] = true
+		do(k.Value, v, join(at, k.Value))
+	}
+}
+
+// object is each for a mapping whose keys are known.
+func (p *parser) object(n *yaml.Node, at string, keys map[string]func(*yaml.Node, string)) {
+	p.each(n, at, func(key string, v *yaml.Node, sub string) {
+		if f, ok := keys[key]; ok {
+			f(v, sub)
+			return
+		}
+		var known []string
+		for k := range keys {
+			known = append(known, k)
+		}
+		slices.Sort(known)
+		p.fail(v, sub, "no such key; known here: %s", strings.Join(known, ", "))
+	})
+}
+
+func (p *parser) mirror(n *yaml.Node, at string) (m Mirror) {
+	p.object(n, at, map[string]func(*yaml.Node, string){
+		"endpoint": func(n *yaml.Node, at string) {
+			n = resolve(n)
+			list := n.Content
+			if n.Kind == yaml.ScalarNode && n.Tag != "!!null" {
+				list = []*yaml.Node{n}
+			} else if n.Kind == yaml.MappingNode {
+				p.fail(n, at, "must be a list of URLs")
+				return
+			}
+			for i, v := range list {
+				sub := fmt.Sprintf("%s[%d]", at, i)
+				text := p.text(v, sub)
+				if text == "" {
+					continue
+				}
+				e, err := parseEndpoint(text)
+				if err != nil {
+					p.fail(v, sub, "%v", err)
+					continue
+				}
+				m.Endpoints = append(m.Endpoints, e)
+			}
+		},
+		"rewrite": func(n *yaml.Node, at string) {
+			p.each(n, at, func(key string, v *yaml.Node, at string) {
+				re, err := regexp.Compile(key)
+				if err != nil {
+					p.fail(v, at, "%v", err)
+					return
+				}
+				m.Rewrites = append(m.Rewrites, Rewrite{re, p.text(v, at)})
+			})
+		},
+	})
+	return m
+}
+
+func (p *parser) host(n *yaml.Node, at string) (h Host) {
+	set := func(to *string) func(*yaml.Node, string) {
+		return func(n *yaml.Node, at string) { *to = p.text(n, at) }
+	}
+	var user, password, auth, token string
+	p.object(n, at, map[string]func(*yaml.Node, string){
+		"auth": func(n *yaml.Node, at string) {
+			p.object(n, at, map[string]func(*yaml.Node, string){
+				"username": set(&user), "password": set(&password), "auth": set(&auth), "identity_token": set(&token),
+			})
+			switch {
+			case user != "":
+				h.User, h.Secret = user, password
+			case token != "":
+				h.Secret = token
+			case auth != "":
+				// No part of the value may get into the message.
+				b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(auth))
+				u, s, ok := strings.Cut(strings.TrimRight(string(b), "\x00"), ":")
+				if err != nil || !ok {
+					p.fail(n, join(at, "auth"), "is not the base64 of USER:PASSWORD")
+					return
+				}
+				h.User, h.Secret = u, s
+			case password != "":
+				p.fail(n, join(at, "username"), "is missing beside password")
+			}
+		},
+		"tls": func(n *yaml.Node, at string) {
+			h.TLS = &TLS{}
+			p.object(n, at, map[string]func(*yaml.Node, string){
+				"ca_file": set(&h.TLS.CAFile), "cert_file": set(&h.TLS.CertFile), "key_file": set(&h.TLS.KeyFile),
+				"insecure_skip_verify": func(n *yaml.Node, at string) {
+					if err := resolve(n).Decode(&h.TLS.SkipVerify); err != nil {
+						p.fail(n, at, "must be true or false")
+					}
+				},
+			})
+			if (h.TLS.CertFile == "") != (h.TLS.KeyFile == "") {
+				p.fail(n, at, "cert_file and key_file go together")
+			}
+		},
+	})
+	return h
+}
+
+// text is a scalar's value.
+func (p *parser) text(n *yaml.Node, at string) string {
+	n = resolve(n)
+	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+		p.fail(n, at, "must be a text")
+		return ""
+	}
+	return n.Value
+}
+
+// resolve follows an alias.
+func resolve(n *yaml.Node) *yaml.Node {
+	for range 8 {
+		if n.Kind != yaml.AliasNode || n.Alias == nil {
+			break
+		}
+		n = n.Alias
+	}
+	return n
+}
+
+func join(at, key string) string {
+	if at == "" {
+		return key
+	}
+	return at + "." + key
+}
+
+// parseEndpoint reads https://HOST[:PORT][/PATH]. Without a path the registry API is at /v2; with one
+// it is there, as the file says.
+func parseEndpoint(text string) (Endpoint, error) {
+	if !strings.Contains(text, "://") {
+		host, _, _ := strings.Cut(text, "/")
+		text = defaultScheme(host) + "://" + text
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		// url's message quotes the whole URL, and there may be a password in it.
+		return Endpoint{}, errors.New("is not a URL")
+	}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		return Endpoint{}, fmt.Errorf("%q is neither http nor https", u.Scheme)
+	case u.Hostname() == "":
+		return Endpoint{}, errors.New("has no host")
+	case u.User != nil:
+		return Endpoint{}, errors.New("credentials belong into configs")
+	case u.RawQuery != "" || u.Fragment != "":
+		return Endpoint{}, errors.New("must end with the path")
+	}
+	e := Endpoint{Scheme: u.Scheme, Host: u.Host, Path: path.Clean("/" + u.Path)}
+	if e.Path == "/" {
+		e.Path = "/v2"
+	}
+	return e, nil
+}
