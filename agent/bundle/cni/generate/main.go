@@ -29,7 +29,11 @@ import (
 const upstream = "github.com/containernetworking/plugins/plugins/"
 
 // plugins are what is built in, by the name under which they are called.
-var plugins = []string{"main/bridge", "ipam/host-local", "main/loopback", "meta/bandwidth", "meta/portmap"}
+var plugins = []string{"main/bridge", "ipam/host-local", "main/loopback", "meta/bandwidth"}
+
+// own are plugins of this module, by the name under which they are called: upstream's portmap calls the
+// program nft or iptables, which need not be there.
+var own = map[string]string{"portmap": "github.com/umiak-io/umiak/agent/network/hostport"}
 
 func main() {
 	if len(os.Args) != 3 {
@@ -59,6 +63,9 @@ func run(root, dir string) error {
 	var names strings.Builder
 	for _, p := range plugins {
 		names.WriteString(path.Base(p) + "\n")
+	}
+	for name := range own {
+		names.WriteString(name + "\n")
 	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o644),
@@ -134,7 +141,7 @@ import (
 	"os"
 	"path/filepath"
 
-{{range .}}	{{.Package}} "github.com/umiak-io/umiak/agent/bundle/cni/multi/{{.Package}}"
+{{range .}}	{{.Package}} "{{.Import}}"
 {{end}})
 
 func main() {
@@ -150,10 +157,13 @@ func main() {
 
 // dispatcher writes the main package.
 func (g *generator) dispatcher() error {
-	type entry struct{ Name, Package string }
+	type entry struct{ Name, Package, Import string }
 	var all []entry
 	for _, p := range plugins {
-		all = append(all, entry{path.Base(p), packageName(p)})
+		all = append(all, entry{path.Base(p), packageName(p), "github.com/umiak-io/umiak/agent/bundle/cni/multi/" + packageName(p)})
+	}
+	for name, pkg := range own {
+		all = append(all, entry{name, packageName(name), pkg})
 	}
 	var b bytes.Buffer
 	if err := dispatch.Execute(&b, all); err != nil {

@@ -1,0 +1,8 @@
+// Package hostport is the CNI plugin "portmap": it leads ports of the host to pods (hostPort).
+//
+// Upstream's plugin calls the program nft or iptables; this one speaks netlink, so that neither need be
+// there. It takes upstream's configuration (capability portMappings, chained behind bridge). Its rules are
+// in the nftables table `umiak-hostport`, each with the container's id, by which they are found again.
+// It is a program that runs for milliseconds: built into the bundle's multi-call program by
+// agent/bundle/cni, never linked into umiak.
+package hostport

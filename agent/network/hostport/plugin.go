@@ -1,0 +1,201 @@
+package hostport
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Main is the program.
+func Main() {
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del, Check: check}, version.All, "CNI portmap plugin of umiak")
+}
+
+type config struct {
+	types.NetConf
+	RuntimeConfig struct {
+		PortMaps []portMap `json:"portMappings,omitempty"`
+	} `json:"runtimeConfig,omitempty"`
+}
+
+type portMap struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
+// mapping is a checked portMap for one address of the pod.
+type mapping struct {
+	proto    byte
+	host     netip.Addr // invalid: every address of the host
+	hostPort uint16
+	pod      netip.Addr
+	podPort  uint16
+}
+
+var protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
+
+// parse reads the configuration and the pod's addresses that the plugin before has given.
+func parse(stdin []byte, ifName string) (*config, []mapping, error) {
+	c := &config{}
+	if err := json.Unmarshal(stdin, c); err != nil {
+		return nil, nil, fmt.Errorf("read network configuration: %w", err)
+	}
+	var pods []netip.Addr
+	if c.RawPrevResult != nil {
+		if err := version.ParsePrevResult(&c.NetConf); err != nil {
+			return nil, nil, fmt.Errorf("read prevResult: %w", err)
+		}
+		r, err := current.NewResultFromResult(c.PrevResult)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read prevResult: %w", err)
+		}
+		pods = addresses(r, ifName)
+	}
+	var out []mapping
+	for _, p := range c.RuntimeConfig.PortMaps {
+		if p.HostPort == 0 {
+			continue
+		}
+		proto, known := protocols[strings.ToLower(p.Protocol)]
+		if !known || p.HostPort < 0 || p.HostPort > 65535 || p.ContainerPort <= 0 || p.ContainerPort > 65535 {
+			return nil, nil, fmt.Errorf("port mapping %+v is invalid", p)
+		}
+		var host netip.Addr
+		if p.HostIP != "" {
+			var err error
+			if host, err = netip.ParseAddr(p.HostIP); err != nil {
+				return nil, nil, fmt.Errorf("port mapping: %w", err)
+			}
+			host = host.Unmap()
+		}
+		for _, pod := range pods {
+			if host.IsValid() && host.Is4() != pod.Is4() {
+				continue // 0.0.0.0 is every address of its family, not of the other
+			}
+			m := mapping{proto: proto, hostPort: uint16(p.HostPort), pod: pod, podPort: uint16(p.ContainerPort)}
+			if host.IsValid() && !host.IsUnspecified() {
+				m.host = host
+			}
+			out = append(out, m)
+		}
+	}
+	return c, out, nil
+}
+
+// addresses are the pod's on the interface, at most one a family.
+func addresses(r *current.Result, ifName string) []netip.Addr {
+	var out []netip.Addr
+	seen := map[bool]bool{}
+	for _, ip := range r.IPs {
+		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && (r.Interfaces[*i].Name != ifName || r.Interfaces[*i].Sandbox == "") {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(ip.Address.IP)
+		if a = a.Unmap(); !ok || seen[a.Is4()] {
+			continue
+		}
+		seen[a.Is4()] = true
+		out = append(out, a)
+	}
+	return out
+}
+
+func add(args *skel.CmdArgs) error {
+	c, maps, err := parse(args.StdinData, args.IfName)
+	if err != nil {
+		return err
+	}
+	if c.PrevResult == nil {
+		return errors.New("portmap must stand behind another plugin")
+	}
+	if len(maps) > 0 {
+		if err := install(args.ContainerID, maps); err != nil {
+			return err
+		}
+		for _, m := range maps {
+			if m.pod.Is4() && (!m.host.IsValid() || m.host.IsLoopback()) {
+				if err := routeLocalnet(m.pod); err != nil {
+					return err
+				}
+				break
+			}
+		}
+		forgetUDP(maps)
+	}
+	return types.PrintResult(c.PrevResult, c.CNIVersion)
+}
+
+func del(args *skel.CmdArgs) error {
+	c, _, err := parse(args.StdinData, args.IfName)
+	if err != nil {
+		return err
+	}
+	if len(c.RuntimeConfig.PortMaps) == 0 {
+		return nil
+	}
+	return remove(args.ContainerID)
+}
+
+func check(args *skel.CmdArgs) error {
+	_, maps, err := parse(args.StdinData, args.IfName)
+	if err != nil || len(maps) == 0 {
+		return err
+	}
+	n, err := count(args.ContainerID)
+	if err != nil {
+		return err
+	}
+	if n < len(maps) {
+		return fmt.Errorf("%d of %d port mappings are missing in nftables table %s", len(maps)-n, len(maps), Table)
+	}
+	return nil
+}
+
+// routeLocalnet lets packets from 127.0.0.1 leave on the interface towards the pod, so that the host's
+// own programs reach the port at localhost. What this would open to pods is closed by a rule.
+func routeLocalnet(pod netip.Addr) error {
+	routes, err := netlink.RouteGet(pod.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return fmt.Errorf("find the route to %s: %w", pod, err)
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return fmt.Errorf("find the interface towards %s: %w", pod, err)
+	}
+	file := filepath.Join("/proc/sys/net/ipv4/conf", link.Attrs().Name, "route_localnet")
+	if err := os.WriteFile(file, []byte("1"), 0o644); err != nil {
+		return fmt.Errorf("let localhost reach host ports: %w", err)
+	}
+	return nil
+}
+
+// forgetUDP drops what the kernel remembers of UDP flows to the ports: they would go on to an earlier pod.
+func forgetUDP(maps []mapping) {
+	for _, m := range maps {
+		if m.proto != unix.IPPROTO_UDP {
+			continue
+		}
+		f := &netlink.ConntrackFilter{}
+		if f.AddProtocol(unix.IPPROTO_UDP) != nil || f.AddPort(netlink.ConntrackOrigDstPort, m.hostPort) != nil {
+			continue
+		}
+		family := netlink.InetFamily(unix.AF_INET)
+		if !m.pod.Is4() {
+			family = unix.AF_INET6
+		}
+		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f) // flows end by themselves otherwise
+	}
+}
