@@ -83,7 +83,7 @@ func (s *Settings) config(host string) Host {
 		}
 	}
 	for _, n := range append(names, wildcard) {
-		if h, ok := s.Hosts[n]; ok {
+		if h, ok := s.Configs[n]; ok {
 			return h
 		}
 	}

@@ -19,7 +19,7 @@ const wildcard = "*"
 // Settings are the content of a registries.yaml.
 type Settings struct {
 	Mirrors map[string]Mirror // by registry, as docker.io
-	Hosts   map[string]Host   // by host, as registry.example.com:5000
+	Configs map[string]Host   // by host, as registry.example.com:5000
 }
 
 // Mirror says where a registry's images are fetched from before the registry itself is asked.
@@ -67,14 +67,14 @@ func Parse(name string, text []byte) (*Settings, error) {
 		return nil, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	p := &parser{name: name}
-	s := &Settings{Mirrors: map[string]Mirror{}, Hosts: map[string]Host{}}
+	s := &Settings{Mirrors: map[string]Mirror{}, Configs: map[string]Host{}}
 	if len(doc.Content) > 0 {
 		p.object(doc.Content[0], "", map[string]func(*yaml.Node, string){
 			"mirrors": func(n *yaml.Node, at string) {
 				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
 			},
 			"configs": func(n *yaml.Node, at string) {
-				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Hosts[hostKey(key)] = p.host(n, at) })
+				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Configs[hostKey(key)] = p.host(n, at) })
 			},
 		})
 	}
