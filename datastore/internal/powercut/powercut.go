@@ -1,0 +1,386 @@
+// Package powercut is a file system for tests whose unsynced writes are lost when its power is cut.
+//
+// It keeps two states of every file: what programs see, and what is on the "disk". A write changes only
+// the first; fsync brings the file's writes to the disk, fsync of the folder brings its names. Cut drops
+// what is not there, the way disks do: nothing of it may be left, a part, a random choice in any order, or
+// writes torn between sectors. One flat folder, served with FUSE.
+//
+// The program under test must run in another process than the one that serves: a page fault on a mapped
+// file that its own process has to answer stops the Go runtime.
+package powercut
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const sector = 512
+
+// Disk is what is left when the power goes, and the server in front of it.
+type Disk struct {
+	mu      sync.Mutex
+	state   *state
+	syncs   int
+	nextIno uint64
+}
+
+// state is the life of the disk between two cuts. Whoever holds an old one after a cut gets errors.
+type state struct {
+	d       *Disk
+	dead    bool
+	seen    map[string]*file
+	kept    map[string]*file
+	renames []nameChange // not yet synced
+}
+
+type nameChange struct {
+	name string
+	file *file // nil: removed
+	from string
+}
+
+type file struct {
+	ino        uint64
+	seen, kept []byte
+	changes    []change // in seen, not in kept
+}
+
+type change struct {
+	off  int64
+	data []byte
+	size int64 // a truncation, where data is nil
+}
+
+func (c change) apply(b []byte) []byte {
+	if c.data == nil {
+		return resize(b, c.size)
+	}
+	if end := c.off + int64(len(c.data)); end > int64(len(b)) {
+		b = resize(b, end)
+	}
+	copy(b[c.off:], c.data)
+	return b
+}
+
+func resize(b []byte, size int64) []byte {
+	if size <= int64(len(b)) {
+		return b[:size:size]
+	}
+	return append(b, make([]byte, size-int64(len(b)))...)
+}
+
+// New returns an empty disk.
+func New() *Disk {
+	d := &Disk{nextIno: 1}
+	d.state = &state{d: d, seen: map[string]*file{}, kept: map[string]*file{}}
+	return d
+}
+
+// Syncs is how many times a file was synced.
+func (d *Disk) Syncs() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.syncs
+}
+
+// Mount serves the disk in dir, an empty folder, until unmount is called.
+func (d *Disk) Mount(dir string) (unmount func() error, err error) {
+	d.mu.Lock()
+	root := &rootNode{s: d.state}
+	d.mu.Unlock()
+	srv, err := fs.Mount(dir, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "powercut", Name: "powercut"}})
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return func() error {
+		// Detached, because what a killed program left mapped may still be written out.
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		srv.Wait()
+		return nil
+	}, nil
+}
+
+// Cut cuts the power. From here on no program that has the disk mounted can change or sync anything; the
+// next Mount shows what is left.
+func (d *Disk) Cut(rng *rand.Rand) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.state
+	old.dead = true
+	for _, c := range old.renames[:rng.IntN(len(old.renames)+1)] {
+		c.apply(old.kept)
+	}
+	next := &state{d: d, seen: map[string]*file{}, kept: map[string]*file{}}
+	names := make([]string, 0, len(old.kept))
+	for name := range old.kept {
+		names = append(names, name)
+	}
+	slices.Sort(names) // so that a seed says what happens
+	for _, name := range names {
+		f := old.kept[name]
+		left := remains(rng, f)
+		d.nextIno++
+		next.kept[name] = &file{ino: d.nextIno, seen: left, kept: slices.Clone(left)}
+		next.seen[name] = next.kept[name]
+	}
+	d.state = next
+}
+
+// remains returns what is left of a file.
+func remains(rng *rand.Rand, f *file) []byte {
+	b := slices.Clone(f.kept)
+	n := len(f.changes)
+	switch rng.IntN(4) {
+	case 0: // nothing of it
+	case 1: // the first part of it
+		for _, c := range f.changes[:rng.IntN(n+1)] {
+			b = c.apply(b)
+		}
+	case 2: // any of it
+		for _, c := range f.changes {
+			if rng.IntN(2) == 0 {
+				b = c.apply(b)
+			}
+		}
+	case 3: // any sectors of it
+		for _, c := range f.changes {
+			if c.data == nil {
+				if rng.IntN(2) == 0 {
+					b = c.apply(b)
+				}
+				continue
+			}
+			for off := 0; off < len(c.data); {
+				end := min(off+sector-int((c.off+int64(off))%sector), len(c.data))
+				if rng.IntN(2) == 0 {
+					b = change{off: c.off + int64(off), data: c.data[off:end]}.apply(b)
+				}
+				off = end
+			}
+		}
+	}
+	return b
+}
+
+func (c nameChange) apply(m map[string]*file) {
+	if c.from != "" {
+		delete(m, c.from)
+	}
+	if c.file == nil {
+		delete(m, c.name)
+	} else {
+		m[c.name] = c.file
+	}
+}
+
+// lock takes the disk for an operation, or says that the power is gone.
+func (s *state) lock() (func(), syscall.Errno) {
+	s.d.mu.Lock()
+	if s.dead {
+		s.d.mu.Unlock()
+		return nil, syscall.EIO
+	}
+	return s.d.mu.Unlock, 0
+}
+
+func (s *state) rename(c nameChange) {
+	c.apply(s.seen)
+	s.renames = append(s.renames, c)
+}
+
+type rootNode struct {
+	fs.Inode
+	s *state
+}
+
+var (
+	_ fs.NodeLookuper  = (*rootNode)(nil)
+	_ fs.NodeCreater   = (*rootNode)(nil)
+	_ fs.NodeUnlinker  = (*rootNode)(nil)
+	_ fs.NodeRenamer   = (*rootNode)(nil)
+	_ fs.NodeReaddirer = (*rootNode)(nil)
+	_ fs.NodeFsyncer   = (*rootNode)(nil)
+	_ fs.NodeGetattrer = (*rootNode)(nil)
+)
+
+func (r *rootNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = syscall.S_IFDIR | 0o700
+	return 0
+}
+
+func (r *rootNode) node(ctx context.Context, f *file, out *fuse.EntryOut) *fs.Inode {
+	out.Mode, out.Size = syscall.S_IFREG|0o600, uint64(len(f.seen))
+	return r.NewInode(ctx, &fileNode{s: r.s, f: f}, fs.StableAttr{Mode: syscall.S_IFREG, Ino: f.ino + 100})
+}
+
+func (r *rootNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	unlock, errno := r.s.lock()
+	if errno != 0 {
+		return nil, errno
+	}
+	defer unlock()
+	f, ok := r.s.seen[name]
+	if !ok {
+		return nil, syscall.ENOENT
+	}
+	return r.node(ctx, f, out), 0
+}
+
+func (r *rootNode) Create(ctx context.Context, name string, _, _ uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	unlock, errno := r.s.lock()
+	if errno != 0 {
+		return nil, nil, 0, errno
+	}
+	defer unlock()
+	r.s.d.nextIno++
+	f := &file{ino: r.s.d.nextIno}
+	r.s.rename(nameChange{name: name, file: f})
+	return r.node(ctx, f, out), nil, 0, 0
+}
+
+func (r *rootNode) Unlink(_ context.Context, name string) syscall.Errno {
+	unlock, errno := r.s.lock()
+	if errno != 0 {
+		return errno
+	}
+	defer unlock()
+	if _, ok := r.s.seen[name]; !ok {
+		return syscall.ENOENT
+	}
+	r.s.rename(nameChange{name: name})
+	return 0
+}
+
+func (r *rootNode) Rename(_ context.Context, name string, _ fs.InodeEmbedder, newName string, _ uint32) syscall.Errno {
+	unlock, errno := r.s.lock()
+	if errno != 0 {
+		return errno
+	}
+	defer unlock()
+	f, ok := r.s.seen[name]
+	if !ok {
+		return syscall.ENOENT
+	}
+	r.s.rename(nameChange{name: newName, file: f, from: name})
+	return 0
+}
+
+func (r *rootNode) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
+	unlock, errno := r.s.lock()
+	if errno != 0 {
+		return nil, errno
+	}
+	defer unlock()
+	var list []fuse.DirEntry
+	for name, f := range r.s.seen {
+		list = append(list, fuse.DirEntry{Name: name, Mode: syscall.S_IFREG, Ino: f.ino + 100})
+	}
+	return fs.NewListDirStream(list), 0
+}
+
+// Fsync brings the folder's names to the disk.
+func (r *rootNode) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
+	unlock, errno := r.s.lock()
+	if errno != 0 {
+		return errno
+	}
+	defer unlock()
+	for _, c := range r.s.renames {
+		c.apply(r.s.kept)
+	}
+	r.s.renames = nil
+	return 0
+}
+
+type fileNode struct {
+	fs.Inode
+	s *state
+	f *file
+}
+
+var (
+	_ fs.NodeOpener    = (*fileNode)(nil)
+	_ fs.NodeReader    = (*fileNode)(nil)
+	_ fs.NodeWriter    = (*fileNode)(nil)
+	_ fs.NodeFsyncer   = (*fileNode)(nil)
+	_ fs.NodeGetattrer = (*fileNode)(nil)
+	_ fs.NodeSetattrer = (*fileNode)(nil)
+)
+
+func (n *fileNode) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, 0, 0
+}
+
+func (n *fileNode) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	unlock, errno := n.s.lock()
+	if errno != 0 {
+		return nil, errno
+	}
+	defer unlock()
+	got := 0
+	if off < int64(len(n.f.seen)) {
+		got = copy(dest, n.f.seen[off:])
+	}
+	return fuse.ReadResultData(dest[:got]), 0
+}
+
+func (n *fileNode) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+	unlock, errno := n.s.lock()
+	if errno != 0 {
+		return 0, errno
+	}
+	defer unlock()
+	c := change{off: off, data: slices.Clone(data)}
+	n.f.seen = c.apply(n.f.seen)
+	n.f.changes = append(n.f.changes, c)
+	return uint32(len(data)), 0
+}
+
+// Fsync brings the file's content to the disk.
+func (n *fileNode) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
+	unlock, errno := n.s.lock()
+	if errno != 0 {
+		return errno
+	}
+	defer unlock()
+	for _, c := range n.f.changes {
+		n.f.kept = c.apply(n.f.kept)
+	}
+	n.f.changes = nil
+	n.s.d.syncs++
+	return 0
+}
+
+func (n *fileNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	unlock, errno := n.s.lock()
+	if errno != 0 {
+		return errno
+	}
+	defer unlock()
+	out.Mode, out.Size, out.Ino = syscall.S_IFREG|0o600, uint64(len(n.f.seen)), n.f.ino+100
+	return 0
+}
+
+func (n *fileNode) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if size, ok := in.GetSize(); ok {
+		unlock, errno := n.s.lock()
+		if errno != 0 {
+			return errno
+		}
+		c := change{size: int64(size)}
+		n.f.seen = c.apply(n.f.seen)
+		n.f.changes = append(n.f.changes, c)
+		unlock()
+	}
+	return n.Getattr(ctx, fh, out)
+}
