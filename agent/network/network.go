@@ -14,7 +14,9 @@ import (
 	_ "github.com/flannel-io/flannel/pkg/backend/vxlan"     // registers itself
 	_ "github.com/flannel-io/flannel/pkg/backend/wireguard" // registers itself
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/fields"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
@@ -248,7 +250,13 @@ func (n *Network) external() (*backend.ExternalInterface, error) {
 
 // watchNodes keeps peers true until ctx ends. Of each Node only what peers needs is kept in memory.
 func (n *Network) watchNodes(ctx context.Context) {
-	lw := cache.NewListWatchFromClient(n.cfg.Watch.CoreV1().RESTClient(), "nodes", "", fields.Everything())
+	nodes := n.cfg.Watch.CoreV1().Nodes()
+	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return nodes.Watch(ctx, o)
+		},
+	}, n.cfg.Watch)
 	set := func(obj any) {
 		if p, ok := obj.(*v1.Node); ok {
 			n.peers.set(peerOf(p))

@@ -1,0 +1,280 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// TestMain runs the tests in a network namespace of their own, which ends with them.
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 || os.Getenv("UMIAK_TEST_NETNS") != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		panic(err)
+	}
+	os.Exit(0)
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// uplink gives the namespace an interface with the node's address.
+func uplink(t *testing.T, name, addr string) {
+	t.Helper()
+	l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500, TxQLen: -1}, PeerName: name + "p"}
+	a, err := netlink.ParseAddr(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(netlink.LinkAdd(l), netlink.AddrAdd(l, a), netlink.LinkSetUp(l)); err != nil {
+		t.Fatal(err)
+	}
+	peer, err := netlink.LinkByName(name + "p")
+	if err != nil || netlink.LinkSetUp(peer) != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(l) })
+}
+
+func start(t *testing.T, cfg Config) (ready <-chan struct{}, stop func() error) {
+	t.Helper()
+	n, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- n.Run(ctx, func() {
+			select {
+			case <-r:
+			default:
+				close(r)
+			}
+		})
+	}()
+	stop = func() error {
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(20 * time.Second):
+			return errors.New("does not stop")
+		}
+	}
+	return r, stop
+}
+
+func wait(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if cond() {
+			return
+		}
+	}
+	t.Fatalf("waited in vain: %s", what)
+}
+
+func config(t *testing.T, backend string, client *fake.Clientset) Config {
+	t.Helper()
+	dir := t.TempDir()
+	d := layout.Dirs{Data: dir + "/data", Run: dir + "/run"}
+	if err := os.MkdirAll(d.Agent(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j, err := host.OpenJournal(d.NodeState())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{
+		NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.77.1")}, Backend: backend,
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Dirs: d,
+		Watch: client, Self: client, Journal: j, Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+func tables(t *testing.T) string {
+	t.Helper()
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := c.ListTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, x := range all {
+		out = append(out, x.Name)
+	}
+	return strings.Join(out, " ")
+}
+
+// The whole path on one node and the way to a second one, with flannel's default backend.
+func TestVXLAN(t *testing.T) {
+	needRoot(t)
+	uplink(t, "up0", "192.168.77.1/24")
+	client := fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
+	cfg := config(t, VXLAN, client)
+	ready, stop := start(t, cfg)
+	ctx := t.Context()
+
+	select {
+	case <-ready:
+		t.Fatal("ready without a pod range")
+	case <-time.After(50 * time.Millisecond):
+	}
+	begun := time.Now()
+	n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Spec.PodCIDR, n.Spec.PodCIDRs = "10.42.3.0/24", []string{"10.42.3.0/24"}
+	if _, err := client.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	<-ready
+	t.Logf("ready %v after the node got its range", time.Since(begun))
+
+	raw, err := os.ReadFile(filepath.Join(cfg.Dirs.CNIConfig(), confName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conf struct {
+		Plugins []struct {
+			Type string
+			MTU  int
+			IPAM struct{ Ranges [][]struct{ Subnet string } }
+		}
+	}
+	if err := json.Unmarshal(raw, &conf); err != nil || conf.Plugins[0].MTU != 1450 || conf.Plugins[0].IPAM.Ranges[0][0].Subnet != "10.42.3.0/24" {
+		t.Fatalf("%v: %s", err, raw)
+	}
+	if got := tables(t); got != Table {
+		t.Fatalf("tables: %s", got)
+	}
+	l, err := net.InterfaceByName("flannel.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the node tells the others", func() bool {
+		n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+		return err == nil && n.Annotations[annPublicIP] == "192.168.77.1" && n.Annotations[annManaged] == "true" &&
+			strings.Contains(n.Annotations[annData], l.HardwareAddr.String())
+	})
+
+	// A second node appears and goes.
+	other := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{
+		annManaged: "true", annType: "vxlan", annPublicIP: "192.168.77.2", annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`,
+	}}, Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.4.0/24"}}}
+	if _, err := client.CoreV1().Nodes().Create(ctx, other, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, dst, _ := net.ParseCIDR("10.42.4.0/24")
+	routed := func() bool {
+		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
+		return err == nil && len(r) == 1
+	}
+	wait(t, "a route to the second node", routed)
+	if err := client.CoreV1().Nodes().Delete(ctx, "n2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the route to go", func() bool { return !routed() })
+
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.InterfaceByName("flannel.1"); err != nil {
+		t.Fatal("the overlay has gone with umiak, and with it the pods' connections")
+	}
+
+	// The next start needs no API server, and keeps the tunnel's address.
+	down := fake.NewClientset()
+	cfg.Watch, cfg.Self = down, down
+	ready, stop = start(t, cfg)
+	<-ready
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	s := cfg.Journal.State()
+	if len(s.Made[host.KindTable]) != 1 || len(s.Made[host.KindInterface]) != 3 {
+		t.Fatalf("journal: %+v", s)
+	}
+	_ = netlink.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "flannel.1", Index: l.Index}})
+}
+
+func TestHostGWAndNone(t *testing.T) {
+	needRoot(t)
+	uplink(t, "up1", "192.168.77.1/24")
+	client := fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.3.0/24"}}},
+		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{annManaged: "true", annType: "host-gw", annPublicIP: "192.168.77.2", annData: "null"}},
+			Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.4.0/24"}}})
+	cfg := config(t, HostGW, client)
+	ready, stop := start(t, cfg)
+	<-ready
+	_, dst, _ := net.ParseCIDR("10.42.4.0/24")
+	wait(t, "a route by the second node", func() bool {
+		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
+		return err == nil && len(r) == 1 && r[0].Gw.String() == "192.168.77.2"
+	})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Backend = None
+	ready, stop = start(t, cfg)
+	<-ready
+	if _, err := os.Stat(filepath.Join(cfg.Dirs.CNIConfig(), confName)); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("our configuration stands before the user's: %v", err)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	if _, err := New(Config{Backend: "udp", Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "flannel-backend") {
+		t.Fatalf("got %v", err)
+	}
+	needRoot(t)
+	n, err := New(Config{Backend: VXLAN, Iface: "nope0", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.external(); err == nil || !strings.Contains(err.Error(), "flannel-iface: there is no interface nope0") {
+		t.Fatalf("got %v", err)
+	}
+}
