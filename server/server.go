@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -19,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -32,10 +34,10 @@ type Server struct {
 	bind      string
 	release   func()
 
-	pki    *pki.PKI
-	plane  *controlplane.ControlPlane
-	health *controlplane.Health
-	addons []lifecycle.Part
+	pki       *pki.PKI
+	plane     *controlplane.ControlPlane
+	health    *controlplane.Health
+	manifests atomic.Pointer[addons.Controller]
 
 	mu    sync.Mutex
 	store datastore.Store // nil until it is open
@@ -94,24 +96,20 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 // Close unlocks the data directory. Call it when the parts have stopped.
 func (s *Server) Close() { s.release() }
 
-// AddAddons puts more parts behind the control plane, in order; they may wait for "kube-apiserver". Call
-// it before Parts.
-func (s *Server) AddAddons(parts ...lifecycle.Part) { s.addons = append(s.addons, parts...) }
-
 // Health is where other parts of the process register their checks.
 func (s *Server) Health() *controlplane.Health { return s.health }
 
 // Parts is everything that a server runs, in start order.
 func (s *Server) Parts() []lifecycle.Part {
-	parts := []lifecycle.Part{
+	return []lifecycle.Part{
 		{Name: "certificates", Run: s.pki.Run},
 		{Name: "datastore", Run: s.runDatastore},
 		{Name: "component-exits", Run: controlplane.CatchExits().Run},
 		{Name: "kube-apiserver", After: []string{"datastore", "certificates"}, Run: s.plane.APIServer.Run},
 		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
 		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
+		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
 	}
-	return append(parts, s.addons...)
 }
 
 // AdminKubeconfig is the file with which everything may be done.

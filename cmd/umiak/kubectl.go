@@ -43,7 +43,7 @@ func kubectlCommand(where agentcli.Where) *cli.Command {
 			}
 			args := append([]string{"kubectl"}, c.Args().Slice()...)
 			// As kubectl's own main does: verbosity counts while the command is still being made.
-			_ = logs.GlogSetter(cmd.GetLogVerbosity(args)) // a bad -v is reported by the command itself
+			_, _ = logs.GlogSetter(cmd.GetLogVerbosity(args)) // a bad -v is reported by the command itself
 			streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
 			opts := cmd.KubectlOptions{
 				Arguments: args, IOStreams: streams,

@@ -38,7 +38,7 @@ func serverCommand() *cli.Command {
 				return err
 			}
 			defer release()
-			srv, err := server.New(c.Context, sc, log.With("component", "server"))
+			srv, err := server.New(c.Context, sc, log.With("component", "server"), server.WithoutLock())
 			if err != nil {
 				return err
 			}
@@ -48,7 +48,7 @@ func serverCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
-				p.Parts = append(p.Parts, node.Parts()...)
+				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)
 				p.Sources = append(p.Sources, node.Sources()...)
 			}
 			return p.Run(c.Context)

@@ -1,0 +1,272 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/agent/bundle"
+	"github.com/umiak-io/umiak/agent/containerd"
+	"github.com/umiak-io/umiak/agent/dns"
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/kubelet"
+	"github.com/umiak-io/umiak/agent/network"
+	"github.com/umiak-io/umiak/agent/registries"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/status"
+)
+
+// Agent is one node: what it is and, once it has joined, what it knows of its cluster.
+type Agent struct {
+	cfg    Config
+	dirs   layout.Dirs
+	name   string
+	log    *slog.Logger
+	joiner Joiner
+
+	journal *host.Journal
+	cgroup  host.Cgroup
+	caps    host.Capabilities
+	oom     int
+	resolv  host.Resolv
+
+	registries *registries.Registries
+
+	// member is set by the part "join"; the parts that wait for it read it.
+	member *member
+	// tell are the status sections of parts that exist only once the node has joined.
+	dns atomic.Pointer[dns.Server]
+}
+
+// member is a node in its cluster.
+type member struct {
+	Cluster
+	ips                      []netip.Addr
+	clusterCIDR, serviceCIDR []netip.Prefix
+	dns                      []netip.Addr
+	node                     kubernetes.Interface // as system:node:NAME
+	agent                    kubernetes.Interface // as umiak:agent:NAME
+	informers                informers.SharedInformerFactory
+}
+
+// New looks at the machine and checks what can be checked before anything is started. The data
+// directory must be locked by the caller.
+func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
+	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner}
+	for _, d := range []string{a.dirs.Agent(), a.dirs.Images()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("make directory: %w", err)
+		}
+	}
+	var err error
+	if a.name, err = cfg.Name(); err != nil {
+		return nil, err
+	}
+	if a.journal, err = host.OpenJournal(a.dirs.NodeState()); err != nil {
+		return nil, err
+	}
+	if a.cgroup, err = host.DetectCgroup(cfg.CgroupRoot); err != nil {
+		return nil, err
+	}
+	if a.caps, err = host.DetectCapabilities(); err != nil {
+		return nil, err
+	}
+	if a.oom, err = host.OOMScoreAdj(); err != nil {
+		return nil, err
+	}
+	if a.resolv, err = host.FindResolv(cfg.ResolvConf, a.dirs.Run); err != nil {
+		return nil, err
+	}
+	if a.resolv.Remark != "" {
+		log.Warn(a.resolv.Remark)
+	}
+	a.registries = registries.New(cfg.PrivateRegistry, log.With("component", "registries"))
+	return a, nil
+}
+
+// Parts is everything that a node runs, in start order. cluster names the parts of the same process,
+// if any, that joining relies on; containers are made ready to run meanwhile.
+func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
+	return []lifecycle.Part{
+		{Name: "registries", Run: a.registries.Run},
+		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
+		{Name: "join", Run: a.join, After: cluster},
+		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
+		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
+		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
+	}
+}
+
+func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
+	programs, err := bundle.Unpack(ctx, a.dirs.Bundle())
+	if err != nil {
+		return err
+	}
+	c, err := containerd.New(containerd.Config{
+		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter,
+		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, Registry: a.registries,
+		Log: a.log.With("component", "containerd"),
+	})
+	if err != nil {
+		return err
+	}
+	return c.Run(ctx, ready)
+}
+
+// join waits until the cluster has taken the node in, and makes the clients that the others share.
+func (a *Agent) join(ctx context.Context, ready func()) error {
+	ips, err := host.Addresses(a.cfg.NodeIP, true, false)
+	if err != nil {
+		return err
+	}
+	texts := make([]string, len(ips))
+	for i, ip := range ips {
+		texts[i] = ip.String()
+	}
+	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: texts})
+	if err != nil {
+		return fmt.Errorf("join the cluster: %w", err)
+	}
+	m := &member{Cluster: *cluster, ips: ips}
+	if m.clusterCIDR, err = prefixes(cluster.ClusterCIDR); err != nil {
+		return err
+	}
+	if m.serviceCIDR, err = prefixes(cluster.ServiceCIDR); err != nil {
+		return err
+	}
+	for _, s := range cluster.ClusterDNS {
+		ip, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("address of cluster DNS: %w", err)
+		}
+		m.dns = append(m.dns, ip)
+	}
+	if m.node, err = client(a.dirs.KubeletKubeconfig(), "umiak-node"); err != nil {
+		return err
+	}
+	if m.agent, err = client(a.dirs.AgentKubeconfig(), "umiak-agent"); err != nil {
+		return err
+	}
+	// One cache of Services and endpoint slices for proxy and DNS; nobody reads managed fields.
+	m.informers = informers.NewSharedInformerFactoryWithOptions(m.agent, 0, informers.WithTransform(withoutManagedFields))
+	var v4, v6 bool
+	for _, p := range m.clusterCIDR {
+		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
+	}
+	remarks, err := host.Forward(a.journal, v4, v6)
+	if err != nil {
+		return err
+	}
+	for _, r := range remarks {
+		a.log.Warn(r)
+	}
+	a.member = m
+	ready()
+	<-ctx.Done()
+	// The informers' goroutines end with the parts that started them.
+	m.informers.Shutdown()
+	return nil
+}
+
+func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
+	m := a.member
+	n, err := network.New(network.Config{
+		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
+		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.journal, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	return n.Run(ctx, ready)
+}
+
+func (a *Agent) runDNS(ctx context.Context, ready func()) error {
+	m := a.member
+	s, err := dns.New(dns.Config{
+		ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.resolv.Path,
+		StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
+		Client:    m.agent, Informers: m.informers, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.dns.Store(s)
+	return s.Run(ctx, ready)
+}
+
+func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
+	m := a.member
+	grace, err := time.ParseDuration(a.cfg.ShutdownGrace)
+	if err != nil {
+		return fmt.Errorf("shutdown-grace-period: %w", err)
+	}
+	k, err := kubelet.New(kubelet.Config{
+		NodeName: a.name, NodeIPs: m.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
+		Args: a.cfg.KubeletArg, Port: a.cfg.KubeletPort, Dirs: a.dirs,
+		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.resolv.Path,
+		Cgroup: a.cgroup, CgroupRoot: a.cfg.CgroupRoot,
+		MayLowerOOMScore: a.caps.Has(host.CapSysResource), OOMScoreAdj: a.oom,
+		ShutdownGrace: grace, Journal: a.journal, Client: m.node, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := host.PrepareCgroup(a.cgroup, a.cfg.CgroupRoot, a.journal); err != nil {
+		return err
+	}
+	return k.Run(ctx, ready)
+}
+
+// Sources are the node's sections of `umiak status`.
+func (a *Agent) Sources() []status.Source {
+	return []status.Source{
+		func(context.Context) status.Section {
+			s := status.Section{Name: "Node", Rows: []status.Row{
+				{Name: a.name, State: fmt.Sprintf("cgroup v%d, %s", a.cgroup.Version, a.cgroup.Driver)},
+			}}
+			return s
+		},
+		func(ctx context.Context) status.Section {
+			if s := a.dns.Load(); s != nil {
+				return s.Status(ctx)
+			}
+			return status.Section{Name: "DNS"}
+		},
+	}
+}
+
+// client makes a typed client from a kubeconfig whose files may be renewed at any time.
+func client(kubeconfig, name string) (kubernetes.Interface, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)
+	}
+	rest.AddUserAgent(cfg, name)
+	cfg.QPS = -1 // priority and fairness of the API server is the limit
+	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	return kubernetes.NewForConfig(cfg)
+}
+
+func prefixes(in []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range in {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("address range from the cluster: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

@@ -1,0 +1,100 @@
+package cli
+
+import (
+	"fmt"
+
+	ucli "github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/agent/check"
+	"github.com/umiak-io/umiak/agent/cleanup"
+	"github.com/umiak-io/umiak/agent/containerd"
+)
+
+// Node are the commands that look after a node.
+func Node(w Where) []*ucli.Command {
+	return []*ucli.Command{Status(w), Check(w), Ctr(w), Cleanup(w), Completion()}
+}
+
+// Check is `umiak check`.
+func Check(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "check",
+		Usage: "tell what this machine and its kernel lack",
+		Description: "Tries for real what a node needs, in a network namespace that is thrown away, and changes nothing.\n" +
+			"Exits with 1 when something is missing.\n\n  umiak check\n  umiak check -o json",
+		Flags: w.Flags(Output(),
+			&ucli.StringFlag{Name: "cgroup-root", Value: "/", Usage: "cgroup under which pods will be put"},
+			&ucli.StringFlag{Name: "flannel-backend", Value: "vxlan", Usage: "vxlan, host-gw, wireguard-native or none"},
+			&ucli.BoolFlag{Name: "agent-only", Usage: "do not look at what only a server needs"}),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			js, err := asJSON(c)
+			if err != nil {
+				return err
+			}
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			cfg := check.Config{Dirs: dirs, CgroupRoot: c.String("cgroup-root"), Backend: c.String("flannel-backend"), ServerPort: 6443, NodePort: 10250}
+			if c.Bool("agent-only") {
+				cfg.ServerPort = 0
+			}
+			results := check.Run(c.Context, cfg)
+			show := check.Print
+			if js {
+				show = check.PrintJSON
+			}
+			if err := show(c.App.Writer, results); err != nil {
+				return err
+			}
+			if !check.Fit(results) {
+				return ucli.Exit("", 1)
+			}
+			return nil
+		},
+	}
+}
+
+// Cleanup is `umiak cleanup`.
+func Cleanup(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "cleanup",
+		Usage: "stop all pods of this node and remove what it put on the machine",
+		Description: "Stops every pod and removes the mounts, network namespaces, interfaces, nftables tables and cgroups that this\n" +
+			"node made, and puts kernel settings back. umiak must have been stopped. May be run again.\n" +
+			"The cluster's state, images and volumes stay unless --purge is given.\n\n  umiak cleanup\n  umiak cleanup --purge",
+		Flags: w.Flags(&ucli.BoolFlag{Name: "purge", Usage: "remove the data directory as well: the cluster's state, images, volumes, identity"}),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			return cleanup.Run(c.Context, cleanup.Config{Dirs: dirs, Purge: c.Bool("purge"), Out: c.App.Writer})
+		},
+	}
+}
+
+// Ctr is `umiak ctr`.
+func Ctr(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:            "ctr",
+		Usage:           "containerd's own tool, on this node's containerd",
+		SkipFlagParsing: true, // everything behind it is ctr's
+		Action: func(c *ucli.Context) error {
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			if err := containerd.Ctr(c.Context, c.Args().Slice(), dirs.ContainerdSocket()); err != nil {
+				return fmt.Errorf("ctr: %w", err)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,100 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/manifests"
+	"github.com/umiak-io/umiak/server/addons"
+)
+
+// runManifests keeps the packaged manifests and the user's applied.
+func (s *Server) runManifests(ctx context.Context, ready func()) error {
+	vars, err := manifests.Vars(s.cfg.ClusterDomain, s.cfg.DNS())
+	if err != nil {
+		return err
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	if err != nil {
+		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
+	}
+	c, err := addons.New(addons.Config{
+		Dir: s.dirs.Manifests(), Embedded: manifests.FS, Vars: vars, Disable: s.cfg.Disable,
+		Server: s.advertise, REST: rc, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.manifests.Store(c)
+	return c.Run(ctx, ready)
+}
+
+// Sources are the server's sections of `umiak status`.
+func (s *Server) Sources() []status.Source {
+	return []status.Source{s.componentRows, s.datastoreRows, s.certificateRows, func(ctx context.Context) status.Section {
+		if c := s.manifests.Load(); c != nil {
+			return c.Section(ctx)
+		}
+		return status.Section{Name: "Manifests"}
+	}}
+}
+
+func (s *Server) componentRows(ctx context.Context) status.Section {
+	out := status.Section{Name: "Components"}
+	for _, c := range s.health.Report(ctx) {
+		row := status.Row{Name: c.Name, State: "healthy", Detail: c.Message}
+		if !c.Healthy {
+			row.State = "unhealthy"
+		}
+		out.Rows = append(out.Rows, row)
+	}
+	return out
+}
+
+func (s *Server) certificateRows(context.Context) status.Section {
+	out := status.Section{Name: "Certificates"}
+	for _, c := range s.pki.Certificates() {
+		row := status.Row{Name: c.Name, State: "ends " + c.Ends.UTC().Format("2006-01-02")}
+		switch {
+		case c.Error != "":
+			row.Detail = c.Error
+		case !c.Renews.IsZero():
+			row.Detail = "renewed by itself on " + c.Renews.UTC().Format("2006-01-02")
+		}
+		out.Rows = append(out.Rows, row)
+	}
+	return out
+}
+
+func (s *Server) datastoreRows(ctx context.Context) status.Section {
+	out := status.Section{Name: "Datastore"}
+	st := s.datastore()
+	if st == nil {
+		return out
+	}
+	d, err := st.Status(ctx)
+	if err != nil {
+		out.Rows = append(out.Rows, status.Row{Name: "datastore", State: "unhealthy", Detail: err.Error()})
+		return out
+	}
+	if q := d.SQLite; q != nil {
+		row := status.Row{Name: d.Backend, State: "healthy", Detail: fmt.Sprintf("%s, write-ahead log %s, revision %d, compacted to %d",
+			mebibytes(q.FileBytes), mebibytes(q.WALBytes), q.Revision, q.CompactRevision)}
+		if q.LastError != "" {
+			row.State, row.Detail = "unhealthy", q.LastError
+		}
+		out.Rows = append(out.Rows, row)
+		if q.Recovery != nil {
+			out.Rows = append(out.Rows, status.Row{Name: "recovery", State: "look at this", Detail: fmt.Sprintf("%s; %d revisions kept, %d lost; the damaged files are in %s", q.Recovery.Reason, q.Recovery.Rows, q.Recovery.LostRows, q.Recovery.Kept)})
+		}
+	}
+	v := d.Volatile
+	out.Rows = append(out.Rows, status.Row{Name: "in memory", State: "healthy",
+		Detail: fmt.Sprintf("leases and events: %d keys, %s", v.Keys, mebibytes(v.Bytes))})
+	return out
+}
+
+func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
