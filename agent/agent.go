@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/agent/containerd"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/network"
 	"github.com/umiak-io/umiak/agent/registries"
@@ -42,6 +44,7 @@ type Agent struct {
 	resolv  host.Resolv
 
 	registries *registries.Registries
+	images     *images.Importer
 
 	// member is set by the part "join"; the parts that wait for it read it.
 	member *member
@@ -92,6 +95,10 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 		log.Warn(a.resolv.Remark)
 	}
 	a.registries = registries.New(cfg.PrivateRegistry, log.With("component", "registries"))
+	a.images = images.New(images.Config{
+		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(), State: filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
+		Parallel: cfg.ImageImportLimit, Log: log.With("component", "images"),
+	})
 	return a, nil
 }
 
@@ -101,6 +108,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 	return []lifecycle.Part{
 		{Name: "registries", Run: a.registries.Run},
 		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
+		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
 		{Name: "join", Run: a.join, After: cluster},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
 		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
@@ -237,6 +245,7 @@ func (a *Agent) Sources() []status.Source {
 			}}
 			return s
 		},
+		a.imageRows,
 		func(ctx context.Context) status.Section {
 			if s := a.dns.Load(); s != nil {
 				return s.Status(ctx)
@@ -244,6 +253,25 @@ func (a *Agent) Sources() []status.Source {
 			return status.Section{Name: "DNS"}
 		},
 	}
+}
+
+func (a *Agent) imageRows(context.Context) status.Section {
+	out := status.Section{Name: "Image archives"}
+	for _, i := range a.images.Status() {
+		out.Rows = append(out.Rows, status.Row{Name: i.File, State: string(i.State), Detail: detail(i)})
+	}
+	return out
+}
+
+// detail is what the state alone does not say of an archive.
+func detail(i images.Status) string {
+	switch i.State {
+	case images.Failed:
+		return i.Error
+	case images.Importing:
+		return fmt.Sprintf("%d of %d MB", i.Read>>20, i.Size>>20)
+	}
+	return strings.Join(i.Images, ", ")
 }
 
 // client makes a typed client from a kubeconfig whose files may be renewed at any time.

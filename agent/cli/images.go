@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"errors"
+
+	ucli "github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/agent/images"
+)
+
+// Images is `umiak images`.
+func Images(w Where) *ucli.Command {
+	// onNode runs f with the socket of the node's containerd.
+	onNode := func(f func(c *ucli.Context, socket string) error) ucli.ActionFunc {
+		return func(c *ucli.Context) error {
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			return f(c, dirs.ContainerdSocket())
+		}
+	}
+	return &ucli.Command{
+		Name:  "images",
+		Usage: "container images without a registry",
+		Subcommands: []*ucli.Command{
+			{
+				Name: "import", Usage: "import image archives", ArgsUsage: "FILE...  (- is the standard input)",
+				Description: "Archives are those of `docker save`, OCI layouts, or `umiak images export`, also compressed (.gz, .zst).\n" +
+					"Archives that lie in DATA-DIR/agent/images are imported by themselves.\n\n  umiak images import app.tar.zst",
+				Flags: w.Flags(&ucli.BoolFlag{Name: "all-platforms", Usage: "keep what is for other machines too, so that it can be exported again"}),
+				Action: onNode(func(c *ucli.Context, socket string) error {
+					if !c.Args().Present() {
+						return errors.New("images import: which archive? `umiak images import FILE`")
+					}
+					return images.Import(c.Context, socket, c.Args().Slice(), images.ImportOptions{AllPlatforms: c.Bool("all-platforms")}, c.App.ErrWriter)
+				}),
+			},
+			{
+				Name: "list", Aliases: []string{"ls"}, Usage: "list the node's images",
+				Flags: w.Flags(Output()),
+				Action: onNode(func(c *ucli.Context, socket string) error {
+					if _, err := asJSON(c); err != nil {
+						return err
+					}
+					return images.List(c.Context, socket, c.String("output"), c.App.Writer)
+				}),
+			},
+			{
+				Name: "export", Usage: "write images into an archive", ArgsUsage: "IMAGE...",
+				Description: "  umiak images export --file app.tar.zst registry.example/app:1",
+				Flags:       w.Flags(&ucli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "archive to write, compressed if it ends in .gz or .zst; - is the standard output", Required: true}),
+				Action: onNode(func(c *ucli.Context, socket string) error {
+					if !c.Args().Present() {
+						return errors.New("images export: which image? `umiak images list` shows them")
+					}
+					return images.Export(c.Context, socket, c.Args().Slice(), c.String("file"), c.App.Writer)
+				}),
+			},
+		},
+	}
+}
