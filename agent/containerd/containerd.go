@@ -78,6 +78,9 @@ func (c *Containerd) run(ctx context.Context, ready func()) error {
 		return err
 	}
 
+	if err := usePath(filepath.Dir(c.cfg.Programs.Shim)); err != nil {
+		return err
+	}
 	failed := make(chan error, 1)
 	// Not ctx itself: upstream's services take the context they start with for their whole life, and
 	// a request that is under way when ctx ends should not fail before the server is stopped.
@@ -111,6 +114,18 @@ func (c *Containerd) run(ctx context.Context, ready func()) error {
 			return nil
 		}
 	}
+}
+
+// usePath puts the shim's folder at the head of this process's PATH. The configured runtime_path is not
+// enough: when containerd starts over running containers it looks up the shim of every container but the
+// pod's first by the runtime's name alone (core/runtime/v2/shim_load.go), and forgets those for which it
+// finds none. It also makes `ctr run` and nerdctl work on a machine without any of this installed.
+func usePath(dir string) error {
+	path := os.Getenv("PATH")
+	if path == dir || strings.HasPrefix(path, dir+":") {
+		return nil
+	}
+	return os.Setenv("PATH", strings.TrimSuffix(dir+":"+path, ":"))
 }
 
 // logger is the process's logrus logger, except that a fatal message ends only the goroutine that

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -51,12 +52,28 @@ func ensurePause(ic *plugin.InitContext, program, snapshotter string) error {
 	if err != nil {
 		return err
 	}
+	if err := defaultSnapshotter(ic.Context, c, snapshotter); err != nil {
+		return err
+	}
 	ctx, release, err := c.WithLease(namespaces.WithNamespace(ic.Context, Namespace))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = release(context.WithoutCancel(ctx)) }()
 	return img.put(ctx, c, snapshotter)
+}
+
+// defaultSnapshotter notes which snapshotter the kubelet's images are unpacked with, where containerd's
+// clients (ctr, nerdctl, agent/images) look for it.
+func defaultSnapshotter(ctx context.Context, c *client.Client, name string) error {
+	ns := c.NamespaceService()
+	if err := ns.Create(ctx, Namespace, nil); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if l, err := ns.Labels(ctx, Namespace); err != nil || l[defaults.DefaultSnapshotterNSLabel] == name {
+		return err
+	}
+	return ns.SetLabel(ctx, Namespace, defaults.DefaultSnapshotterNSLabel, name)
 }
 
 // blob is one piece of an image's content.
