@@ -99,7 +99,7 @@ func Checkout() (string, error) {
 }
 
 // testImages are built once a process.
-var testImages = sync.OnceValues(images.Build)
+var testImages = sync.OnceValues(func() (images.Set, error) { return images.Build(context.Background()) })
 
 // New makes the machine and its settings, and puts the images in place; Start starts umiak on it.
 func New(o Options) (*Cluster, error) {

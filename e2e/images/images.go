@@ -10,6 +10,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +38,7 @@ const (
 )
 
 // Program builds app/ into a file and returns its path. The go tool's cache makes the second call cheap.
-func Program(dir string) (string, error) {
+func Program(ctx context.Context, dir string) (string, error) {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module: %w", err)
@@ -56,17 +57,17 @@ func Program(dir string) (string, error) {
 type Set map[string]v1.Image
 
 // Build makes the images.
-func Build() (Set, error) {
+func Build(ctx context.Context) (Set, error) {
 	dir, err := os.MkdirTemp("", "umiak-images-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-	app, err := Program(dir)
+	app, err := Program(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	layer, err := rootfs(app)
+	layer, err := rootfs(ctx, app)
 	if err != nil {
 		return nil, fmt.Errorf("build test image: %w", err)
 	}
@@ -81,7 +82,7 @@ func Build() (Set, error) {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
 		}
 		cfg = cfg.DeepCopy()
-		cfg.OS, cfg.Architecture = "linux", arch()
+		cfg.OS, cfg.Architecture = "linux", arch(ctx)
 		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + version}, WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: []string{"serve"}}
 		if set[ref], err = mutate.ConfigFile(img, cfg); err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
@@ -92,7 +93,7 @@ func Build() (Set, error) {
 
 // rootfs is one layer: busybox with a link for each of its tools, the program, and a few files that
 // programs expect.
-func rootfs(app string) (v1.Layer, error) {
+func rootfs(ctx context.Context, app string) (v1.Layer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	var errs []error
@@ -200,7 +201,7 @@ func (s Set) writeOCI(w io.Writer, refs []string) error {
 	return t.Close()
 }
 
-func arch() string {
+func arch(ctx context.Context) string {
 	out, err := exec.CommandContext(ctx, "go", "env", "GOARCH").Output()
 	if err != nil {
 		return "amd64"
