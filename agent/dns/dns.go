@@ -337,6 +337,9 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 	only := fields.OneTermEqualSelector(meta.ObjectNameField, name).String()
 	maps := s.cfg.Client.CoreV1().ConfigMaps(Namespace)
 	set := func(cm *api.ConfigMap) {
+		if cm != nil && cm.Name != name {
+			return // a server that does not filter
+		}
 		s.mu.Lock()
 		s.files = cloneFiles(s.files)
 		delete(s.files, name)
@@ -353,8 +356,8 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 		s.mu.Unlock()
 		s.poke()
 	}
-	_, c := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: &cache.ListWatch{
+	store, c := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 			ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
 				o.FieldSelector = only
 				return maps.List(ctx, o)
@@ -363,7 +366,7 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 				o.FieldSelector = only
 				return maps.Watch(ctx, o)
 			},
-		},
+		}, s.cfg.Client),
 		ObjectType: &api.ConfigMap{},
 		Transform: func(obj any) (any, error) {
 			if cm, ok := obj.(*api.ConfigMap); ok {
@@ -377,6 +380,16 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 			DeleteFunc: func(any) { set(nil) },
 		},
 	})
+	go func() {
+		select {
+		case <-c.HasSyncedChecker().Done():
+			// Deleted while we were not looking: what was kept from before must go, too.
+			if _, there, err := store.GetByKey(Namespace + "/" + name); !there && err == nil {
+				set(nil)
+			}
+		case <-ctx.Done():
+		}
+	}()
 	c.RunWithContext(ctx)
 }
 

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -23,6 +24,7 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 	_ "github.com/coredns/coredns/plugin/rewrite"
 	_ "github.com/coredns/coredns/plugin/template"
+	mdns "github.com/miekg/dns"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/agent/dns/corefile"
@@ -39,6 +41,7 @@ var (
 		plugin.Register(corefile.Kubernetes, setupKubernetes)
 		plugin.Register(corefile.Metrics, setupMetrics)
 		plugin.Register(corefile.Loop, setupLoop)
+		plugin.Register(corefile.Nowhere, setupNowhere)
 		return joinErrs(dnsserver.SetDirectives(corefile.Order()), captureLog())
 	})
 )
@@ -82,7 +85,7 @@ func (logWriter) Write(p []byte) (int, error) {
 	if rec.Plugin != "" {
 		l = l.With("plugin", rec.Plugin)
 	}
-	l.Log(nil, rec.Level, rec.Msg) //nolint:staticcheck // there is no context to pass
+	l.Log(context.Background(), rec.Level, rec.Msg)
 	return len(p), nil
 }
 
@@ -158,6 +161,17 @@ func setupMetrics(c *caddy.Controller) error {
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		m.Next = next
 		return m
+	})
+	return nil
+}
+
+// setupNowhere ends a chain that has nobody to forward to: SERVFAIL at once, and no line in the log for
+// each of a machine's questions while it is without a network.
+func setupNowhere(c *caddy.Controller) error {
+	dnsserver.GetConfig(c).AddPlugin(func(plugin.Handler) plugin.Handler {
+		return plugin.HandlerFunc(func(context.Context, mdns.ResponseWriter, *mdns.Msg) (int, error) {
+			return mdns.RcodeServerFailure, nil
+		})
 	})
 	return nil
 }

@@ -25,11 +25,12 @@ const (
 	Kubernetes = "umiak_kubernetes"
 	Metrics    = "umiak_metrics"
 	Loop       = "umiak_loop"
+	Nowhere    = "umiak_nowhere" // in place of a forward that has nobody to ask
 )
 
 // Order is the order in which plugins see a query, a subset of upstream's plugin.cfg.
 func Order() []string {
-	return []string{"bind", Metrics, "errors", "log", "loadbalance", "rewrite", "cache", "template", "hosts", Kubernetes, Loop, "forward"}
+	return []string{"bind", Metrics, "errors", "log", "loadbalance", "rewrite", "cache", "template", "hosts", Kubernetes, Loop, "forward", Nowhere}
 }
 
 // known are the directives that a user may write.
@@ -127,6 +128,7 @@ func (r *rewriter) block(out *strings.Builder, b caddyfile.ServerBlock) error {
 			}
 			out.WriteByte('\n')
 		}
+		nowhere := false
 		for _, name := range slices.Sorted(maps.Keys(b.Tokens)) {
 			for _, s := range stanzas(name, b.Tokens[name]) {
 				s, err := r.stanza(name, s)
@@ -136,7 +138,11 @@ func (r *rewriter) block(out *strings.Builder, b caddyfile.ServerBlock) error {
 				if err := write(out, s, "    "); err != nil {
 					return err
 				}
+				nowhere = nowhere || name == "forward" && s == nil
 			}
+		}
+		if nowhere {
+			out.WriteString("    " + Nowhere + "\n")
 		}
 		return nil
 	})
@@ -144,6 +150,14 @@ func (r *rewriter) block(out *strings.Builder, b caddyfile.ServerBlock) error {
 
 // checkKey allows what port 53 on the node's own address can serve.
 func checkKey(k string) error {
+	for _, r := range k {
+		if r <= ' ' || r > '~' || strings.ContainsRune(`(){},;"'$%\`, r) {
+			return fmt.Errorf("server block %q is not a zone", k)
+		}
+	}
+	if k == "" || k == "import" {
+		return fmt.Errorf("server block %q is not a zone", k)
+	}
 	scheme, rest, ok := strings.Cut(k, "://")
 	if ok && scheme != "dns" {
 		return fmt.Errorf("server block %q: only dns:// is served on a node", k)
@@ -469,7 +483,10 @@ func DropForward(text string) (Result, error) {
 	}
 	var out strings.Builder
 	for _, b := range blocks {
-		delete(b.Tokens, "forward")
+		if t := b.Tokens["forward"]; len(t) > 0 {
+			delete(b.Tokens, "forward")
+			b.Tokens[Nowhere] = []caddyfile.Token{with(t[0], Nowhere)}
+		}
 		if err := writeBlock(&out, b.Keys, func() error {
 			for _, name := range slices.Sorted(maps.Keys(b.Tokens)) {
 				if err := write(&out, b.Tokens[name], "    "); err != nil {
