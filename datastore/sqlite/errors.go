@@ -28,6 +28,9 @@ func explain(err error) error {
 	}
 	var e *driver.Error
 	if errors.As(err, &e) {
+		if e.Code() == lib.SQLITE_IOERR_SHMSIZE {
+			return fmt.Errorf("%w (%w)", ErrFull, err)
+		}
 		switch e.Code() & 0xff {
 		case lib.SQLITE_FULL:
 			return fmt.Errorf("%w (%w)", ErrFull, err)

@@ -153,7 +153,12 @@ type indexed struct {
 
 // salvage reads all rows that can be read and that have the right checksum out of one file and writes them
 // into a new one. It changes nothing in the old one.
-func salvage(ctx context.Context, from, to string, rep *Recovery) error {
+func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
+	from, done, err := padded(from)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
 	db, err := sql.Open("sqlite", dsn(from, "query_only(1)", "cache_size(-4000)")+"&mode=ro")
 	if err != nil {
 		return err
@@ -240,6 +245,45 @@ func salvage(ctx context.Context, from, to string, rep *Recovery) error {
 		_, err = c.ExecContext(ctx, `UPDATE meta SET value = CASE name WHEN 'floor' THEN ? WHEN 'compact' THEN ? WHEN 'epoch' THEN ? ELSE 0 END`, floor, floor, epoch)
 		return err
 	})
+}
+
+// padded returns a file of the length that the header promises: SQLite reads nothing at all of a shorter
+// one. That is a copy with zeros behind it, removed by done, or the file itself if it is long enough.
+func padded(path string) (_ string, done func() error, err error) {
+	h, err := readHeader(path)
+	if err != nil {
+		return "", nil, err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", nil, err
+	}
+	want := int64(h.pages) * int64(h.pageSize)
+	if st.Size() >= want {
+		return path, func() error { return nil }, nil
+	}
+	tmp := path + ".padded"
+	done = func() error {
+		var errs []error
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			if err := os.Remove(tmp + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	}
+	if err := done(); err != nil { // of an attempt that was broken off
+		return "", nil, err
+	}
+	for _, suffix := range []string{"", "-wal"} {
+		if err := copyFile(path+suffix, tmp+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", nil, errors.Join(err, done())
+		}
+	}
+	if err := os.Truncate(tmp, want); err != nil {
+		return "", nil, errors.Join(err, done())
+	}
+	return tmp, done, nil
 }
 
 // readIndex reads the index from both ends, so that one bad page in the middle hides little.

@@ -144,6 +144,7 @@ func touch(path string) error {
 // header is what the first 100 bytes of a file say.
 type header struct {
 	pageSize      int
+	pages         uint32
 	applicationID uint32
 	userVersion   uint32
 }
@@ -153,7 +154,7 @@ func parseHeader(b []byte) (header, error) {
 	if len(b) < 100 || string(b[:16]) != "SQLite format 3\x00" {
 		return header{}, errors.New("the file does not start as an SQLite database")
 	}
-	h := header{pageSize: int(binary.BigEndian.Uint16(b[16:])), userVersion: binary.BigEndian.Uint32(b[60:]), applicationID: binary.BigEndian.Uint32(b[68:])}
+	h := header{pageSize: int(binary.BigEndian.Uint16(b[16:])), pages: binary.BigEndian.Uint32(b[28:]), userVersion: binary.BigEndian.Uint32(b[60:]), applicationID: binary.BigEndian.Uint32(b[68:])}
 	if h.pageSize == 1 {
 		h.pageSize = 65536
 	}

@@ -273,23 +273,23 @@ func (s *Store) closeFiles() error {
 	return err
 }
 
+// disconnect closes all connections. The fields stay: who still uses them gets an error.
 func (s *Store) disconnect() error {
+	if s.writeDB == nil {
+		return nil
+	}
 	var errs []error
 	s.stmtMu.Lock()
 	clear(s.stmts)
 	s.stmtMu.Unlock()
 	if s.readers != nil {
 		errs = append(errs, s.readers.Close())
-		s.readers = nil
 	}
 	if s.writer != nil {
-		errs = append(errs, s.writer.latest.Close(), s.writer.insert.Close(), s.writer.conn.Close())
-		s.writer = nil
+		errs = append(errs, s.writer.close())
 	}
-	if s.writeDB != nil {
-		errs = append(errs, s.writeDB.Close()) // the last connection to go empties the write-ahead log
-		s.writeDB = nil
-	}
+	errs = append(errs, s.writeDB.Close()) // the last connection to go empties the write-ahead log
+	s.writeDB = nil
 	return errors.Join(errs...)
 }
 

@@ -1,0 +1,256 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// waitSwept waits until all that compaction allows to remove is removed and the sweeper has come to rest.
+func waitSwept(t *testing.T, s *Store) {
+	t.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for s.swept.Load() < s.compact.Load() {
+		if time.Now().After(deadline) {
+			t.Fatalf("removed up to %d of %d", s.swept.Load(), s.compact.Load())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err := s.giveBack(t.Context()); err != nil { // at the latest now, also if the sweeper is at it
+		t.Fatal(err)
+	}
+}
+
+// TestChurn rewrites keys with readers that overlap without a gap. Ten minutes of a busy cluster at a
+// hundred writes a second are 60,000 writes and two compactions; here there are more of both.
+func TestChurn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	s := open(t, t.TempDir())
+	run(t, s)
+	const keys, rounds, writers = 200, 300, 32
+	ctx, cancel := context.WithCancel(t.Context())
+	var readers sync.WaitGroup
+	for range 3 {
+		readers.Add(1)
+		go func() {
+			defer readers.Done()
+			for ctx.Err() == nil {
+				_, _, _ = s.List(ctx, "/k/", "/k0", 0, 0, false)
+			}
+		}()
+	}
+	// One that reads a list as slowly as it can.
+	slow := s.ListStream(ctx, "/k/", "/k0", 0, 0, false)
+	go func() {
+		for range slow.KVc {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
+	var maxWAL, maxFile int64
+	value := strings.Repeat("v", 2000)
+	for round := range rounds {
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for k := w; k < keys; k += writers {
+					key := fmt.Sprintf("/k/%04d", k)
+					_, kv, err := s.Get(ctx, key, 0, true)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if kv == nil {
+						_, err = s.Create(ctx, key, []byte(value), 0)
+					} else if _, _, _, err = s.Update(ctx, key, []byte(value), kv.ModRevision, 0); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+		}
+		wg.Wait()
+		if round%20 == 19 {
+			if _, err := s.Compact(ctx, s.current.Load()-100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file, wal := s.sizes()
+		maxWAL, maxFile = max(maxWAL, wal), max(maxFile, file)
+	}
+	cancel()
+	readers.Wait()
+	if _, err := s.Compact(t.Context(), s.current.Load()); err != nil {
+		t.Fatal(err)
+	}
+	waitSwept(t, s)
+	file, wal := s.sizes()
+	t.Logf("%d writes of 2 kB: file at most %d kB, at the end %d kB; write-ahead log at most %d kB, at the end %d kB", keys*rounds, maxFile>>10, file>>10, maxWAL>>10, wal>>10)
+	if limit := int64(walLimit + 8<<20); maxWAL > limit { // one batch may go over
+		t.Errorf("the write-ahead log grew to %d bytes", maxWAL)
+	}
+	if maxFile > 64<<20 {
+		t.Errorf("the file grew to %d bytes", maxFile)
+	}
+	if _, n, err := s.Count(t.Context(), "/k/", "/k0", 0); n != keys || err != nil {
+		t.Errorf("%d keys, %v", n, err)
+	}
+}
+
+// TestCatchUp compacts a million old revisions, with stops in between, while writes go on.
+func TestCatchUp(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
+	const old, keys = 1_000_000, 1000
+	dir := t.TempDir()
+	s := open(t, dir)
+	err := s.writer.do(t.Context(), func(ctx context.Context, c *sql.Conn) error {
+		if _, err := c.ExecContext(ctx, "BEGIN"); err != nil {
+			return err
+		}
+		value := []byte(strings.Repeat("x", 100))
+		for i := range int64(old) {
+			r := row{rev: i + 2, key: fmt.Appendf(nil, "/k/%04d", i%keys), version: 1, value: value}
+			r.create = r.rev
+			if i >= keys {
+				r.create, r.prev = i%keys+2, r.rev-keys
+			}
+			if _, err := s.writer.insert.ExecContext(ctx, r.rev, r.key, r.create, r.prev, r.version, 0, 0, r.checksum(), r.value); err != nil {
+				return err
+			}
+		}
+		_, err := c.ExecContext(ctx, "COMMIT")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	s = open(t, dir)
+	full, _ := s.sizes()
+	t.Logf("opened %d MB in %v", full>>20, time.Since(begun).Round(time.Millisecond))
+	if _, err := s.Compact(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	// Two short lives: what they got done is not done again.
+	for range 2 {
+		before := s.swept.Load()
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		s.Run(ctx)
+		cancel()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir)
+		if s.swept.Load() <= before {
+			t.Fatalf("no progress: %d", before)
+		}
+	}
+	run(t, s)
+	begun = time.Now()
+	var slowest time.Duration
+	writes := 0
+	for s.swept.Load() < s.compact.Load() && time.Since(begun) < 2*time.Minute {
+		b := time.Now()
+		put(t, s, fmt.Sprintf("/w/%d", writes), "x")
+		slowest = max(slowest, time.Since(b))
+		writes++
+	}
+	swept := time.Since(begun)
+	waitSwept(t, s)
+	file, wal := s.sizes()
+	t.Logf("removed in %v beside %d writes, the slowest %v; file %d MB, then %d kB, log %d kB", swept.Round(time.Millisecond), writes, slowest.Round(time.Millisecond), full>>20, file>>10, wal>>10)
+	if file > full/20 {
+		t.Errorf("the file has %d of %d bytes", file, full)
+	}
+	if _, n, err := s.Count(t.Context(), "/k/", "/k0", 0); n != keys || err != nil {
+		t.Errorf("%d keys, %v", n, err)
+	}
+	if err := s.writer.do(t.Context(), integrityCheck); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIdle shows that a store that nobody uses costs nothing.
+func TestIdle(t *testing.T) {
+	s := open(t, t.TempDir())
+	run(t, s)
+	put(t, s, "/a", "1")
+	w := s.Watch(t.Context(), 0)
+	<-w.Eventc
+	before := usage(t)
+	time.Sleep(3 * time.Second)
+	after := usage(t)
+	t.Logf("in 3 s: %v of CPU, %d voluntary switches, %d blocks written", after.cpu-before.cpu, after.switches-before.switches, after.written-before.written)
+	if after.cpu-before.cpu > 20*time.Millisecond || after.written != before.written {
+		t.Error("it does something")
+	}
+}
+
+type used struct {
+	cpu               time.Duration
+	switches, written int64
+}
+
+func usage(t *testing.T) used {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Nvcsw, u.Oublock}
+}
+
+// BenchmarkCreate compares what durability costs: the same writers with and without syncs.
+func BenchmarkCreate(b *testing.B) {
+	for _, writers := range []int{1, 32} {
+		for _, synchronous := range []string{"FULL", "OFF"} {
+			b.Run(fmt.Sprintf("writers=%d/synchronous=%s", writers, synchronous), func(b *testing.B) {
+				dir, err := os.MkdirTemp("", "umiak-bench-")
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+				s, err := Open(b.Context(), Options{Dir: dir, Log: slog.New(slog.DiscardHandler), synchronous: synchronous})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer s.Close() //nolint:errcheck // only measured
+				value := make([]byte, 1024)
+				next := make(chan int, writers)
+				var wg sync.WaitGroup
+				b.ResetTimer()
+				for range writers {
+					wg.Add(1)
+					go func() {
+						defer wg.Done()
+						for i := range next {
+							if _, err := s.Create(context.Background(), fmt.Sprintf("/registry/configmaps/default/cm-%d", i), value, 0); err != nil {
+								b.Error(err)
+							}
+						}
+					}()
+				}
+				for i := range b.N {
+					next <- i
+				}
+				close(next)
+				wg.Wait()
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "creates/s")
+			})
+		}
+	}
+}
