@@ -2,15 +2,22 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	rbacv1 "k8s.io/api/rbac/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/component-helpers/auth/rbac/reconciliation"
+	schedulingv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 )
 
 // The identities that umiak's own certificates carry besides upstream's.
@@ -21,14 +28,24 @@ const (
 	AgentUserPrefix   = "umiak:agent:"
 )
 
-var label = map[string]string{"app.kubernetes.io/managed-by": "umiak"}
+// hooks stand in for two of upstream's, under their names: those wait a second before they begin and
+// then send their 200 requests one after the other, which is most of the time that an API server needs
+// to become ready. The policy is upstream's, and so is the code that compares and changes roles.
+var hooks = map[string]func(context.Context, *rest.Config) error{
+	rbacrest.PostStartHookName:       ensureRoles,
+	schedulingrest.PostStartHookName: ensurePriorityClasses,
+}
 
-// roles are what umiak's own identities may do.
-func roles() []rbacv1.ClusterRole {
+func runHook(f func(context.Context, *rest.Config) error) genericapiserver.PostStartHookFunc {
+	return func(ctx genericapiserver.PostStartHookContext) error { return f(ctx, ctx.LoopbackClientConfig) }
+}
+
+// ownRoles are what umiak's own identities may do.
+func ownRoles() []rbacv1.ClusterRole {
 	read := []string{"get", "list", "watch"}
 	return []rbacv1.ClusterRole{
 		{
-			ObjectMeta: metav1.ObjectMeta{Name: "umiak:agent", Labels: label},
+			ObjectMeta: metav1.ObjectMeta{Name: "umiak:agent"},
 			Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"services", "namespaces", "pods", "nodes"}, Verbs: read},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
@@ -37,103 +54,202 @@ func roles() []rbacv1.ClusterRole {
 			},
 		},
 		{
-			ObjectMeta: metav1.ObjectMeta{Name: "umiak:monitoring", Labels: label},
+			ObjectMeta: metav1.ObjectMeta{Name: "umiak:monitoring"},
 			Rules:      []rbacv1.PolicyRule{{NonResourceURLs: []string{HealthPath}, Verbs: []string{"get"}}},
 		},
 	}
 }
 
-// agentConfigRole lets agents follow the one ConfigMap that is theirs.
-func agentConfigRole() rbacv1.Role {
-	return rbacv1.Role{
-		ObjectMeta: metav1.ObjectMeta{Name: "umiak:agent", Namespace: metav1.NamespaceSystem, Labels: label},
-		Rules: []rbacv1.PolicyRule{{
-			APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns"}, Verbs: []string{"get", "list", "watch"},
-		}},
-	}
-}
-
-func bindings() []rbacv1.ClusterRoleBinding {
-	bind := func(role, kind, subject string) rbacv1.ClusterRoleBinding {
+func ownBindings() []rbacv1.ClusterRoleBinding {
+	bind := func(name, role, kind, subject string) rbacv1.ClusterRoleBinding {
 		return rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: subject, Labels: label},
+			ObjectMeta: metav1.ObjectMeta{Name: name},
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
 			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: subject}},
 		}
 	}
-	monitoring := bind("umiak:monitoring", rbacv1.GroupKind, "system:monitoring")
-	monitoring.Name = "umiak:monitoring"
 	return []rbacv1.ClusterRoleBinding{
-		bind("system:kubelet-api-admin", rbacv1.UserKind, KubeletClientUser),
-		bind("umiak:agent", rbacv1.GroupKind, AgentsGroup),
-		monitoring,
+		bind("umiak:kubelet-client", "system:kubelet-api-admin", rbacv1.UserKind, KubeletClientUser),
+		bind("umiak:agents", "umiak:agent", rbacv1.GroupKind, AgentsGroup),
+		bind("umiak:monitoring", "umiak:monitoring", rbacv1.GroupKind, "system:monitoring"),
 	}
 }
 
-// ensureAccess gives umiak's identities their rights, before /readyz is ok. It compares first, so that a
-// restart writes nothing.
-func ensureAccess(ctx context.Context, c *rest.Config) error {
-	client, err := kubernetes.NewForConfig(c)
+// ownNamespaceRole lets agents follow the one ConfigMap that is theirs.
+func ownNamespaceRole() (rbacv1.Role, rbacv1.RoleBinding) {
+	meta := metav1.ObjectMeta{Name: "umiak:agent", Namespace: metav1.NamespaceSystem}
+	return rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns"}, Verbs: []string{"get", "list", "watch"},
+		}}}, rbacv1.RoleBinding{
+			ObjectMeta: meta,
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: AgentsGroup}},
+		}
+}
+
+// ensureRoles gives upstream's and umiak's identities their rights. It lists what is there once, so that
+// a restart of a server costs four requests and no write.
+func ensureRoles(ctx context.Context, c *rest.Config) error {
+	client, err := clientFor(c)
 	if err != nil {
 		return fmt.Errorf("grant access: %w", err)
 	}
-	rbac := client.RbacV1()
-	var steps []func() error
-	for _, want := range roles() {
-		steps = append(steps, func() error {
-			have, err := rbac.ClusterRoles().Get(ctx, want.Name, metav1.GetOptions{})
-			switch {
-			case apierrors.IsNotFound(err):
-				_, err = rbac.ClusterRoles().Create(ctx, &want, metav1.CreateOptions{})
-			case err == nil && !equality.Semantic.DeepEqual(have.Rules, want.Rules):
-				have.Rules = want.Rules
-				_, err = rbac.ClusterRoles().Update(ctx, have, metav1.UpdateOptions{})
+	have, err := listRoles(ctx, client)
+	if err != nil {
+		return fmt.Errorf("grant access: %w", err)
+	}
+	// Requests at once: the datastore commits them in groups.
+	var g errgroup.Group
+	g.SetLimit(16)
+	role := func(r reconciliation.RuleOwner, m reconciliation.RuleOwnerModifier) {
+		o := reconciliation.ReconcileRoleOptions{Role: r, Client: knownRole{m, have}, Confirm: true}
+		g.Go(func() error { return retry(ctx, func() error { _, err := o.Run(); return err }) })
+	}
+	binding := func(b reconciliation.RoleBinding, m reconciliation.RoleBindingModifier) {
+		o := reconciliation.ReconcileRoleBindingOptions{RoleBinding: b, Client: knownBinding{m, have}, Confirm: true}
+		g.Go(func() error { return retry(ctx, func() error { _, err := o.Run(); return err }) })
+	}
+	rbac, namespaces := client.RbacV1(), client.CoreV1().Namespaces()
+	for _, r := range concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles()) {
+		role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &r}, reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()})
+	}
+	for _, b := range concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(), ownBindings()) {
+		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &b}, reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
+	}
+	roles, bindings := bootstrappolicy.NamespaceRoles(), bootstrappolicy.NamespaceRoleBindings()
+	r, b := ownNamespaceRole()
+	roleLists, bindingLists := [][]rbacv1.Role{{r}}, [][]rbacv1.RoleBinding{{b}}
+	for _, l := range roles {
+		roleLists = append(roleLists, l)
+	}
+	for _, l := range bindings {
+		bindingLists = append(bindingLists, l)
+	}
+	for _, r := range concat(roleLists...) {
+		role(reconciliation.RoleRuleOwner{Role: &r}, reconciliation.RoleModifier{Client: rbac, NamespaceClient: namespaces})
+	}
+	for _, b := range concat(bindingLists...) {
+		binding(reconciliation.RoleBindingAdapter{RoleBinding: &b}, reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: namespaces})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("grant access: %w", err)
+	}
+	return nil
+}
+
+// ensurePriorityClasses makes the two that system pods use.
+func ensurePriorityClasses(ctx context.Context, c *rest.Config) error {
+	client, err := clientFor(c)
+	if err != nil {
+		return fmt.Errorf("make priority classes: %w", err)
+	}
+	classes := client.SchedulingV1().PriorityClasses()
+	for _, pc := range schedulingv1.SystemPriorityClasses() {
+		err := retry(ctx, func() error {
+			_, err := classes.Get(ctx, pc.Name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				_, err = classes.Create(ctx, pc, metav1.CreateOptions{})
+			}
+			if apierrors.IsAlreadyExists(err) {
+				return nil
 			}
 			return err
 		})
-	}
-	for _, want := range bindings() {
-		steps = append(steps, func() error {
-			have, err := rbac.ClusterRoleBindings().Get(ctx, want.Name, metav1.GetOptions{})
-			switch {
-			case apierrors.IsNotFound(err):
-				_, err = rbac.ClusterRoleBindings().Create(ctx, &want, metav1.CreateOptions{})
-			case err == nil && !equality.Semantic.DeepEqual(have.Subjects, want.Subjects):
-				have.Subjects = want.Subjects
-				_, err = rbac.ClusterRoleBindings().Update(ctx, have, metav1.UpdateOptions{})
-			}
-			return err
-		})
-	}
-	role := agentConfigRole()
-	steps = append(steps, func() error {
-		have, err := rbac.Roles(role.Namespace).Get(ctx, role.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			_, err = rbac.Roles(role.Namespace).Create(ctx, &role, metav1.CreateOptions{})
-		case err == nil && !equality.Semantic.DeepEqual(have.Rules, role.Rules):
-			have.Rules = role.Rules
-			_, err = rbac.Roles(role.Namespace).Update(ctx, have, metav1.UpdateOptions{})
-		}
-		return err
-	}, func() error {
-		b := rbacv1.RoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: role.Name, Namespace: role.Namespace, Labels: label},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: AgentsGroup}},
-		}
-		if _, err := rbac.RoleBindings(b.Namespace).Get(ctx, b.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-			return err
-		}
-		_, err := rbac.RoleBindings(b.Namespace).Create(ctx, &b, metav1.CreateOptions{})
-		return err
-	})
-	for _, step := range steps {
-		if err := retry(ctx, step); err != nil {
-			return fmt.Errorf("grant access: %w", err)
+		if err != nil {
+			return fmt.Errorf("make priority class %s: %w", pc.Name, err)
 		}
 	}
 	return nil
+}
+
+// known is what a list has shown, by namespace and name.
+type known struct {
+	roles    map[string]reconciliation.RuleOwner
+	bindings map[string]reconciliation.RoleBinding
+}
+
+func listRoles(ctx context.Context, client kubernetes.Interface) (*known, error) {
+	k := &known{roles: map[string]reconciliation.RuleOwner{}, bindings: map[string]reconciliation.RoleBinding{}}
+	rbac := client.RbacV1()
+	err := retry(ctx, func() error {
+		cr, errCR := rbac.ClusterRoles().List(ctx, metav1.ListOptions{})
+		cb, errCB := rbac.ClusterRoleBindings().List(ctx, metav1.ListOptions{})
+		r, errR := rbac.Roles("").List(ctx, metav1.ListOptions{})
+		b, errB := rbac.RoleBindings("").List(ctx, metav1.ListOptions{})
+		if err := errors.Join(errCR, errCB, errR, errB); err != nil {
+			return err
+		}
+		for i := range cr.Items {
+			k.roles["/"+cr.Items[i].Name] = reconciliation.ClusterRoleRuleOwner{ClusterRole: &cr.Items[i]}
+		}
+		for i := range cb.Items {
+			k.bindings["/"+cb.Items[i].Name] = reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &cb.Items[i]}
+		}
+		for i := range r.Items {
+			k.roles[r.Items[i].Namespace+"/"+r.Items[i].Name] = reconciliation.RoleRuleOwner{Role: &r.Items[i]}
+		}
+		for i := range b.Items {
+			k.bindings[b.Items[i].Namespace+"/"+b.Items[i].Name] = reconciliation.RoleBindingAdapter{RoleBinding: &b.Items[i]}
+		}
+		return nil
+	})
+	return k, err
+}
+
+// knownRole answers from the list; writes go to the server. When one is refused because the list has
+// become old, the object is read afresh.
+type knownRole struct {
+	reconciliation.RuleOwnerModifier
+	k *known
+}
+
+func (m knownRole) Get(namespace, name string) (reconciliation.RuleOwner, error) {
+	if r, ok := m.k.roles[namespace+"/"+name]; ok {
+		return r.DeepCopyRuleOwner(), nil
+	}
+	return nil, apierrors.NewNotFound(rbacv1.Resource("roles"), name)
+}
+
+func (m knownRole) Create(r reconciliation.RuleOwner) (reconciliation.RuleOwner, error) {
+	out, err := m.RuleOwnerModifier.Create(r)
+	if apierrors.IsAlreadyExists(err) {
+		return m.RuleOwnerModifier.Get(r.GetNamespace(), r.GetName())
+	}
+	return out, err
+}
+
+type knownBinding struct {
+	reconciliation.RoleBindingModifier
+	k *known
+}
+
+func (m knownBinding) Get(namespace, name string) (reconciliation.RoleBinding, error) {
+	if b, ok := m.k.bindings[namespace+"/"+name]; ok {
+		return b.DeepCopyRoleBinding(), nil
+	}
+	return nil, apierrors.NewNotFound(rbacv1.Resource("rolebindings"), name)
+}
+
+func (m knownBinding) Create(b reconciliation.RoleBinding) (reconciliation.RoleBinding, error) {
+	out, err := m.RoleBindingModifier.Create(b)
+	if apierrors.IsAlreadyExists(err) {
+		return m.RoleBindingModifier.Get(b.GetNamespace(), b.GetName())
+	}
+	return out, err
+}
+
+// clientFor is a client without a rate limit: it talks to its own process.
+func clientFor(c *rest.Config) (*kubernetes.Clientset, error) {
+	c = rest.CopyConfig(c)
+	c.QPS = -1
+	return kubernetes.NewForConfig(c)
+}
+
+func concat[T any](lists ...[]T) (out []T) {
+	for _, l := range lists {
+		out = append(out, l...)
+	}
+	return out
 }
 
 // retry repeats a step while the server is coming up: its namespaces are made by another hook.

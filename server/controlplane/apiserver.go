@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
@@ -25,8 +23,8 @@ type APIServer struct {
 	log      *slog.Logger
 	opts     *options.ServerRunOptions
 
-	serving chan struct{} // closed when it accepts connections
-	state   running
+	ready chan struct{} // closed when /readyz has been ok
+	state running
 }
 
 // ciphers are the suites of TLS 1.2 with forward secrecy and authenticated encryption. TLS 1.3 chooses
@@ -36,10 +34,14 @@ const ciphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_
 	"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"
 
 func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, error) {
-	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), serving: make(chan struct{})}
+	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), ready: make(chan struct{})}
 	a.state.set("not started")
 	health.Register("kube-apiserver", a.state.check)
-	return a, parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs)
+	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs)
+	if !given(s.APIServerArgs, metricFlags...) {
+		a.opts.Metrics = nil
+	}
+	return a, err
 }
 
 // apiServerFlags is what umiak sets. Whatever differs from upstream's default has its reason beside it.
@@ -108,8 +110,7 @@ func apiServerFlags(s Settings) flags {
 	f.set("profiling", "false")
 	if !s.HighAvailability {
 		// With one server nobody has to be told every 10 s that it is still there.
-		f.set("endpoint-reconciler-type", "master-count")
-		f.set("feature-gates", "APIServerIdentity=false")
+		f.set("feature-gates", "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false")
 	}
 	return f
 }
@@ -134,8 +135,9 @@ func (a *APIServer) complete() error {
 	return nil
 }
 
-// Run serves until ctx ends. It calls ready as soon as requests are accepted and authorized; the hooks
-// that /readyz waits for may still be at work.
+// Run serves until ctx ends. It calls ready as soon as requests are accepted and the roles of upstream's
+// components are there: a component that is refused at its first request waits long before its second.
+// The other hooks that /readyz waits for may still be at work; see WaitReady.
 func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	// Upstream's servers wait for their hooks and for requests in flight when they are told to stop.
 	a.state.set("starting")
@@ -160,6 +162,16 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("make configuration: %w", err)
 	}
 	mark("config")
+	if a.sole() {
+		config.KubeAPIs.Extra.EndpointReconcilerConfig, err = newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
+		if err != nil {
+			return fmt.Errorf("make endpoint reconciler: %w", err)
+		}
+	}
+	replaced := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
+	for name := range hooks {
+		replaced.Insert(name)
+	}
 	cc, err := config.Complete()
 	if err != nil {
 		return fmt.Errorf("complete configuration: %w", err)
@@ -169,6 +181,9 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("create servers: %w", err)
 	}
 	mark("chain")
+	for name := range hooks {
+		replaced.Delete(name) // the servers share this set: now ours may be added
+	}
 	if err := a.extend(server); err != nil {
 		return err
 	}
@@ -181,22 +196,28 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	probe, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		if a.waitServing(probe, loopback) != nil {
+		// The roles of upstream's components are there.
+		if a.probe(probe, loopback, "/readyz/poststarthook/rbac/bootstrap-roles") != nil {
 			return
 		}
-		mark("serving")
-		close(a.serving)
+		mark("roles")
 		ready()
-		if a.waitReady(probe, loopback) != nil {
+		if a.probe(probe, loopback, "/readyz") != nil {
 			return
 		}
 		mark("ready")
 		a.state.set("")
+		close(a.ready)
 	}()
 	if err := prepared.Run(ctx); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// sole says that this is the only API server and the user has not chosen how its endpoint is kept.
+func (a *APIServer) sole() bool {
+	return !a.settings.HighAvailability && !given(a.settings.APIServerArgs, "endpoint-reconciler-type")
 }
 
 // extend adds what is umiak's to the server before it is started.
@@ -205,26 +226,16 @@ func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator) error {
 	// How long open connections may take to end; watches are told to end at once.
 	g.ShutdownTimeout = 2 * time.Second
 	g.Handler.NonGoRestfulMux.Handle(HealthPath, a.health)
-	if err := g.AddPostStartHook("umiak-access", func(ctx genericapiserver.PostStartHookContext) error {
-		return ensureAccess(ctx, ctx.LoopbackClientConfig)
-	}); err != nil {
-		return fmt.Errorf("add hook: %w", err)
+	for name, f := range hooks {
+		if err := g.AddPostStartHook(name, runHook(f)); err != nil {
+			return fmt.Errorf("add hook: %w", err)
+		}
 	}
 	return nil
 }
 
-// waitServing returns once a request gets an answer.
-func (a *APIServer) waitServing(ctx context.Context, c *rest.Config) error {
-	return a.probe(ctx, c, "/livez/ping", 10*time.Millisecond)
-}
-
-// waitReady returns once /readyz is ok.
-func (a *APIServer) waitReady(ctx context.Context, c *rest.Config) error {
-	return a.probe(ctx, c, "/readyz", 20*time.Millisecond)
-}
-
 // probe asks for path until it is ok. The server has no way to be waited for: asking it is the thing itself.
-func (a *APIServer) probe(ctx context.Context, c *rest.Config, path string, every time.Duration) error {
+func (a *APIServer) probe(ctx context.Context, c *rest.Config, path string) error {
 	c = rest.CopyConfig(c)
 	c.QPS = -1
 	c.Timeout = 2 * time.Second
@@ -233,7 +244,7 @@ func (a *APIServer) probe(ctx context.Context, c *rest.Config, path string, ever
 		return err
 	}
 	defer hc.CloseIdleConnections()
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Host+path, nil)
@@ -256,16 +267,12 @@ func (a *APIServer) probe(ctx context.Context, c *rest.Config, path string, ever
 
 // WaitReady blocks until /readyz has been ok once.
 func (a *APIServer) WaitReady(ctx context.Context) error {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for a.state.check(ctx) != nil {
-		select {
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), a.state.check(ctx))
-		case <-tick.C:
-		}
+	select {
+	case <-a.ready:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for kube-apiserver: %w", context.Cause(ctx))
 	}
-	return nil
 }
 
 // stopwatch logs how long each step of a start took, at debug.

@@ -15,21 +15,26 @@ import (
 type ControllerManager struct {
 	log   *slog.Logger
 	opts  *options.KubeControllerManagerOptions
+	api   *APIServer
 	state running
 }
 
-func newControllerManager(s Settings, health *Health, log *slog.Logger) (*ControllerManager, error) {
+func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.Logger) (*ControllerManager, error) {
 	opts, err := options.NewKubeControllerManagerOptions()
 	if err != nil {
 		return nil, fmt.Errorf("make options: %w", err)
 	}
 	// Its controllers get this long to end, which none of them needs.
 	opts.ControllerShutdownTimeout = 3 * time.Second
-	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts}
+	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api}
 	m.state.set("not started")
 	health.Register("kube-controller-manager", m.state.check)
 	sets := opts.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
-	return m, parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs)
+	err = parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs)
+	if !given(s.ControllerManagerArgs, metricFlags...) {
+		opts.Metrics = nil
+	}
+	return m, err
 }
 
 // controllerManagerFlags is what umiak sets.
@@ -70,6 +75,10 @@ func (m *ControllerManager) check() error {
 func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	m.state.set("starting")
 	defer m.state.set("stopped")
+	// It would give up after 10 s without a healthy API server, and look only once a second.
+	if err := m.api.WaitReady(ctx); err != nil {
+		return err
+	}
 	c, err := m.opts.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	if err != nil {
 		return fmt.Errorf("make configuration: %w", err)

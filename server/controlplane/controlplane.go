@@ -68,7 +68,7 @@ type ControlPlane struct {
 // New builds the components' options. Nothing is started; it sets the process's feature gates.
 func New(s Settings, health *Health, log *slog.Logger) (*ControlPlane, error) {
 	api, errA := newAPIServer(s, health, log)
-	kcm, errK := newControllerManager(s, health, log)
+	kcm, errK := newControllerManager(s, api, health, log)
 	sched, errS := newScheduler(s, health, log)
 	if err := errors.Join(errA, errK, errS); err != nil {
 		return nil, err

@@ -23,6 +23,10 @@ func (f *flags) setf(name, format string, a ...any) { f.set(name, fmt.Sprintf(fo
 // merged are flags whose values of both sides count. All others of umiak's give way to the user's.
 var merged = []string{"feature-gates"}
 
+// metricFlags are those of the metrics' options, which all components share. Without any of them the
+// options are left out: applied empty they complain of it, as an error.
+var metricFlags = []string{"show-hidden-metrics-for-version", "disabled-metrics", "allow-metric-labels*"}
+
 // given says whether the user sets one of the flags; a name that ends in * is a prefix.
 func given(user []string, names ...string) bool {
 	for _, u := range user {

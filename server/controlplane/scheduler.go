@@ -21,7 +21,11 @@ func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, err
 	c := &Scheduler{log: log.With("component", "kube-scheduler"), opts: options.NewOptions()}
 	c.state.set("not started")
 	health.Register("kube-scheduler", c.state.check)
-	return c, parse(*c.opts.Flags, schedulerFlags(s), "kube-scheduler-arg", s.SchedulerArgs)
+	err := parse(*c.opts.Flags, schedulerFlags(s), "kube-scheduler-arg", s.SchedulerArgs)
+	if !given(s.SchedulerArgs, metricFlags...) {
+		c.opts.Metrics = nil
+	}
+	return c, err
 }
 
 // schedulerFlags is what umiak sets.
