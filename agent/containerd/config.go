@@ -95,6 +95,8 @@ func (c Config) render(s settings) *srvconfig.Config {
 				"enable_unprivileged_ports":    true,
 				"enable_unprivileged_icmp":     true,
 				"enable_criu":                  false,
+				// umiak says itself, once, what an old kernel setup costs.
+				"ignore_deprecation_warnings": []string{"io.containerd.deprecation/cgroup-v1"},
 				"cni": map[string]any{
 					"bin_dirs":     []string{c.Programs.CNIDir},
 					"conf_dir":     c.Dirs.CNIConfig(),

@@ -79,10 +79,9 @@ func child(conf string) error {
 	}
 	imp := images.New(images.Config{Dir: cfg.Dirs.Images(), Socket: cfg.Dirs.ContainerdSocket(),
 		State: filepath.Join(cfg.Dirs.ContainerdRoot(), "images.json"), Log: log})
-	imported := make(chan error, 1)
 	err = c.Run(ctx, func() {
 		fmt.Println("ready")
-		go func() { imported <- imp.Run(ctx, func() {}) }()
+		go func() { _ = imp.Run(ctx, func() {}) }()
 	})
 	if err == nil {
 		fmt.Println("goroutines", runtime.NumGoroutine())
@@ -164,7 +163,6 @@ func (n *node) start() time.Duration {
 			n.t.Fatal(err)
 		}
 	}
-	n.proc = n.enter("/proc/self/exe")
 	exe, err := os.Executable()
 	if err != nil {
 		n.t.Fatal(err)
@@ -258,9 +256,11 @@ func (n *node) processes() []int {
 }
 
 func removeCgroup(dir string) {
-	sub, _ := filepath.Glob(dir + "/*/")
-	for _, s := range sub {
-		removeCgroup(strings.TrimSuffix(s, "/"))
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(dir, e.Name()))
+		}
 	}
 	for range 50 {
 		if err := syscall.Rmdir(dir); err == nil || errors.Is(err, syscall.ENOENT) {

@@ -93,6 +93,7 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 	ready()
 	quiet := time.NewTimer(settle)
 	quiet.Stop()
+	pending := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,12 +102,17 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 			if !ok {
 				return errors.New("watch ended")
 			}
-			// Only what lies on the way to the file matters; in the file's own folder everything does,
-			// since the file may be a link to a link, as in a mounted ConfigMap.
-			if filepath.Dir(r.path) == watched || strings.HasPrefix(r.path, e.Name+"/") || e.Name == watched {
+			// What lies on the way to the file matters, and in its own folder whatever comes and goes,
+			// since the file may be a link to a link, as in a mounted ConfigMap. The timer is not set
+			// again while it runs: a busy folder must not put the reading off for ever.
+			onTheWay := e.Name == r.path || e.Name == watched || strings.HasPrefix(r.path, e.Name+"/")
+			moved := filepath.Dir(r.path) == watched && e.Op&(fsnotify.Create|fsnotify.Rename|fsnotify.Remove) != 0
+			if (onTheWay || moved) && !pending {
+				pending = true
 				quiet.Reset(settle)
 			}
 		case <-quiet.C:
+			pending = false
 			if watched, err = r.watch(w, watched); err != nil {
 				return fmt.Errorf("watch %s: %w", r.path, err)
 			}
@@ -114,6 +120,7 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 		case err := <-w.Errors:
 			// An overflow loses events, so everything is looked at.
 			r.log.Warn("watch registry settings", "error", err)
+			pending = true
 			quiet.Reset(settle)
 		}
 	}
