@@ -1,24 +1,33 @@
 package server_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/pprof"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -26,13 +35,27 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/controlplane"
 )
 
 const nodeIP = "192.0.2.10"
 
-// TestMain runs the tests in a network namespace of their own: the binary starts itself again in one.
+// TestMain runs the tests in a network namespace of their own, in which the binary starts itself again.
+// Told to, it is the server instead: what is tested is a whole process, its end included.
 func TestMain(m *testing.M) {
-	if os.Getenv("UMIAK_TEST_NETNS") == "" {
+	switch {
+	case os.Getenv("UMIAK_TEST_SERVE") != "":
+		if err := serve(os.Getenv("UMIAK_TEST_SERVE")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	case os.Getenv("UMIAK_TEST_NETNS") != "":
+		if err := loopback(); err != nil {
+			fmt.Fprintln(os.Stderr, "set up loopback:", err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	default:
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -41,91 +64,127 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "in a network namespace:", err)
 			os.Exit(1)
 		}
-		os.Exit(0)
 	}
+}
+
+func loopback() error {
 	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err == nil {
-		addr, _ := netlink.ParseAddr(nodeIP + "/32")
-		err = netlink.AddrAdd(lo, addr)
-	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "set up loopback:", err)
-		os.Exit(1)
+		return err
 	}
-	os.Exit(m.Run())
+	addr, err := netlink.ParseAddr(nodeIP + "/32")
+	return errors.Join(err, netlink.LinkSetUp(lo), netlink.AddrAdd(lo, addr))
 }
 
-type running struct {
-	*server.Server
-	cfg    server.Config
-	group  *lifecycle.Group
-	cancel context.CancelFunc
-	done   chan error
-}
-
-func config(t testing.TB, dir string) server.Config {
-	run, err := os.MkdirTemp("/tmp", "umiak-cp-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(run) })
+func config(dir string) server.Config {
 	return server.Config{
-		DataDir: dir, RunDir: run, HTTPSPort: 6443, NodeIP: []string{nodeIP},
+		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443, NodeIP: []string{nodeIP},
 		ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}, NodePorts: "30000-32767",
 		ClusterDomain: "cluster.local", FlannelBackend: "vxlan", WriteKubeconfigMode: "0600",
+		AuditLog: filepath.Join(dir, "data", "audit", "audit.log"),
 	}
 }
 
-func start(t testing.TB, cfg server.Config) *running {
-	t.Helper()
+// serve runs a server until SIGTERM; "joined" on its output says that a node has joined.
+func serve(dir string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
 	level := os.Getenv("UMIAK_TEST_LOG")
 	if level == "" {
 		level = "error"
 	}
 	log, err := logging.Setup(logging.Config{Level: level, Format: "text"}, os.Stderr)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	s, err := server.New(t.Context(), cfg, log)
+	s, err := server.New(ctx, config(dir), log)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	g, err := lifecycle.New(slog.Default(), s.Parts()...)
+	defer s.Close()
+	parts := append(s.Parts(), lifecycle.Part{Name: "join", Run: func(ctx context.Context, ready func()) error {
+		if _, err := s.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{nodeIP}}); err != nil {
+			return err
+		}
+		fmt.Println("joined")
+		st, err := s.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(st); err != nil {
+			return err
+		}
+		ready()
+		<-ctx.Done()
+		return nil
+	}})
+	g, err := lifecycle.New(slog.Default(), parts...)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{Server: s, cfg: cfg, group: g, cancel: cancel, done: make(chan error, 1)}
-	go func() { r.done <- g.Run(ctx) }()
-	return r
+	profileOnSignal(dir)
+	return g.Run(ctx)
 }
 
-func (r *running) stop(t testing.TB) time.Duration {
+// process is a server in a process of its own.
+type process struct {
+	dir    string
+	cmd    *exec.Cmd
+	out    *bufio.Reader
+	joined time.Duration
+	ended  bool
+}
+
+func start(t testing.TB, dir string) *process {
+	t.Helper()
+	p := &process{dir: dir, cmd: exec.Command("/proc/self/exe")}
+	p.cmd.Env = append(os.Environ(), "UMIAK_TEST_SERVE="+dir)
+	p.cmd.Stderr = os.Stderr
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.out = bufio.NewReader(out)
+	begun := time.Now()
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !p.ended {
+			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Wait()
+		}
+	})
+	if line, err := p.out.ReadString('\n'); err != nil || line != "joined\n" {
+		t.Fatalf("got %q, %v", line, err)
+	}
+	p.joined = time.Since(begun)
+	return p
+}
+
+// stop ends the process as an init system does, and returns how long that took.
+func (p *process) stop(t testing.TB) time.Duration {
 	t.Helper()
 	begun := time.Now()
-	r.cancel()
-	select {
-	case err := <-r.done:
-		if err != nil {
-			t.Errorf("stopped with: %v", err)
-		}
-	case <-time.After(30 * time.Second):
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		t.Fatal("does not stop")
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
 	}
-	r.Close()
+	err := p.cmd.Wait()
+	p.ended = true
+	if err != nil {
+		t.Errorf("stopped with: %v", err)
+	}
 	return time.Since(begun)
 }
 
-func (r *running) client(t testing.TB) *kubernetes.Clientset {
+func (p *process) client(t testing.TB, kubeconfig string) *kubernetes.Clientset {
 	t.Helper()
-	c, err := clientcmd.BuildConfigFromFlags("", r.AdminKubeconfig())
+	c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.QPS = -1
 	k, err := kubernetes.NewForConfig(c)
 	if err != nil {
 		t.Fatal(err)
@@ -133,89 +192,289 @@ func (r *running) client(t testing.TB) *kubernetes.Clientset {
 	return k
 }
 
-func TestControlPlane(t *testing.T) {
-	dir := t.TempDir()
-	cfg := config(t, filepath.Join(dir, "data"))
-	if f := os.Getenv("UMIAK_TEST_STARTPROF"); f != "" {
-		runtime.SetCPUProfileRate(500)
-		prof, _ := os.Create(f)
-		_ = pprof.StartCPUProfile(prof)
-	}
-	begun := time.Now()
-	r := start(t, cfg)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if _, err := r.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{nodeIP}}); err != nil {
-		t.Fatal(err, r.group.Status())
-	}
-	t.Logf("joined after %v", time.Since(begun))
-	k := r.client(t)
-	for {
-		if _, err := k.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{}); err == nil {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	pprof.StopCPUProfile()
-	t.Logf("default ServiceAccount after %v", time.Since(begun))
-	st, err := r.Status(ctx)
-	t.Logf("%+v %v", st, err)
-	if secs := os.Getenv("UMIAK_TEST_IDLE"); secs != "" {
-		idle(t, secs)
-	}
-	t.Logf("stopped after %v", r.stop(t))
-	runtime.GC()
-	time.Sleep(time.Second)
-	t.Logf("%d goroutines left", runtime.NumGoroutine())
+func (p *process) admin(t testing.TB) *kubernetes.Clientset {
+	return p.client(t, config(p.dir).Dirs().AdminKubeconfig())
 }
 
-// idle measures the process for a while.
-func idle(t *testing.T, d string) {
-	span, err := time.ParseDuration(d)
+// eventually repeats check until it is nil.
+func eventually(t testing.TB, what string, check func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		err := check(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: %v", what, err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func TestControlPlane(t *testing.T) {
+	dir := t.TempDir()
+	begun := time.Now()
+	p := start(t, dir)
+	t.Logf("empty directory to joined: %v", p.joined)
+	var st server.Status
+	if line, err := p.out.ReadBytes('\n'); err != nil || json.Unmarshal(line, &st) != nil {
+		t.Fatalf("status: %s, %v", line, err)
+	}
+	if st.Datastore == nil || len(st.Components) < 4 || len(st.Certificates) < 4+6+3 {
+		t.Errorf("status: %+v", st)
+	}
+	k := p.admin(t)
+	eventually(t, "default ServiceAccount", func(ctx context.Context) error {
+		_, err := k.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+	t.Logf("to the default ServiceAccount: %v", time.Since(begun))
+
+	dirs := config(dir).Dirs()
+	secret := "sesame-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	t.Run("strangers get health and nothing else, on every port", func(t *testing.T) { strangers(t) })
+	t.Run("every component is healthy", func(t *testing.T) {
+		eventually(t, "health", func(ctx context.Context) error {
+			return k.RESTClient().Get().AbsPath(controlplane.HealthPath).Do(ctx).Error()
+		})
+	})
+	t.Run("no series twice", func(t *testing.T) { series(t, k) })
+	t.Run("a node may touch what is its own", func(t *testing.T) { node(t, p.client(t, dirs.KubeletKubeconfig())) })
+	t.Run("an agent may read what it needs", func(t *testing.T) {
+		a := p.client(t, dirs.AgentKubeconfig())
+		if _, err := a.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Error(err)
+		}
+		if _, err := a.CoreV1().ConfigMaps("kube-system").List(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=coredns"}); err != nil {
+			t.Error(err)
+		}
+		if _, err := a.CoreV1().Secrets("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("lists Secrets: %v", err)
+		}
+		if _, err := a.CoreV1().ConfigMaps("kube-system").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("lists ConfigMaps: %v", err)
+		}
+	})
+	t.Run("pods are checked", func(t *testing.T) {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "strict", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}}
+		if _, err := k.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "ServiceAccount", func(ctx context.Context) error {
+			_, err := k.CoreV1().ServiceAccounts("strict").Get(ctx, "default", metav1.GetOptions{})
+			return err
+		})
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{HostNetwork: true, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+		if _, err := k.CoreV1().Pods("strict").Create(t.Context(), pod, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("got %v", err)
+		}
+	})
+	for _, data := range []any{
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}, StringData: map[string]string{"k": secret}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Data: map[string]string{"k": secret}},
+	} {
+		var err error
+		switch o := data.(type) {
+		case *corev1.Secret:
+			_, err = k.CoreV1().Secrets("default").Create(t.Context(), o, metav1.CreateOptions{})
+		case *corev1.ConfigMap:
+			_, err = k.CoreV1().ConfigMaps("default").Create(t.Context(), o, metav1.CreateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("no file tells the Secret while it runs", func(t *testing.T) { noFileHas(t, dir, secret) })
+	if took := p.stop(t); took > 5*time.Second {
+		t.Errorf("stop took %v", took)
+	} else {
+		t.Logf("stop: %v", took)
+	}
+	t.Run("no file tells the Secret", func(t *testing.T) { noFileHas(t, dir, secret) })
+	t.Run("keys are private", func(t *testing.T) { private(t, dir) })
+
+	p = start(t, dir)
+	t.Logf("restart to joined: %v", p.joined)
+	s, err := p.admin(t).CoreV1().Secrets("default").Get(t.Context(), "s", metav1.GetOptions{})
+	if err != nil || string(s.Data["k"]) != secret {
+		t.Errorf("the Secret after a restart: %v", err)
+	}
+	p.stop(t)
+}
+
+// strangers asks every listening port without credentials.
+func strangers(t *testing.T) {
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}
+	defer c.CloseIdleConnections()
+	ports := listening(t)
+	if len(ports) != 1 || ports[0] != 6443 {
+		t.Errorf("listens on %v", ports)
+	}
+	for _, port := range ports {
+		for _, path := range []string{"/", "/api", "/apis", "/version", "/metrics", "/openapi/v2", "/configz", "/healthz/etcd", "/readyz?verbose", "/livez/ping", controlplane.HealthPath, "/api/v1/namespaces/default/secrets", "/livez", "/readyz", "/healthz"} {
+			resp, err := c.Get(fmt.Sprintf("https://127.0.0.1:%d%s", port, path))
+			if err != nil {
+				t.Errorf("%d%s: %v", port, path, err)
+				continue
+			}
+			body, _ := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			health := path == "/livez" || path == "/healthz" || strings.HasPrefix(path, "/readyz")
+			if ok := resp.StatusCode == http.StatusOK; ok != health || !ok && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+				t.Errorf("%d%s: %s: %.100s", port, path, resp.Status, body)
+			}
+		}
+		for _, v := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
+			conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), &tls.Config{InsecureSkipVerify: true, MinVersion: v, MaxVersion: v})
+			if err == nil {
+				_ = conn.Close()
+				t.Errorf("%d speaks TLS version %x", port, v)
+			}
+		}
+	}
+}
+
+// listening reads this network namespace's listening TCP ports.
+func listening(t *testing.T) (ports []int) {
+	seen := map[int]bool{}
+	for _, f := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range strings.Split(string(raw), "\n")[1:] {
+			w := strings.Fields(l)
+			if len(w) < 4 || w[3] != "0A" {
+				continue
+			}
+			_, hex, _ := strings.Cut(w[1], ":")
+			n, err := strconv.ParseInt(hex, 16, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !seen[int(n)] {
+				seen[int(n)] = true
+				ports = append(ports, int(n))
+			}
+		}
+	}
+	return ports
+}
+
+// series checks that /metrics has the metrics of all components, and none twice.
+func series(t *testing.T, k *kubernetes.Clientset) {
+	raw, err := k.RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(20 * time.Second)
-	cpu := func() time.Duration {
-		var ru syscall.Rusage
-		_ = syscall.Getrusage(syscall.RUSAGE_SELF, &ru)
-		return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+	seen := map[string]bool{}
+	sc := bufio.NewScanner(bytes.NewReader(raw))
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		l := sc.Text()
+		if l == "" || strings.HasPrefix(l, "#") && !strings.HasPrefix(l, "# TYPE") {
+			continue
+		}
+		name := l[:strings.LastIndexByte(l, ' ')]
+		if seen[name] {
+			t.Errorf("twice: %s", name)
+		}
+		seen[name] = true
 	}
-	prof, _ := os.Create("/tmp/umiak-cp-cpu.prof")
-	_ = pprof.StartCPUProfile(prof)
-	before := cpu()
-	time.Sleep(span)
-	used := cpu() - before
-	pprof.StopCPUProfile()
-	_ = prof.Close()
-	raw, _ := os.ReadFile("/proc/self/smaps_rollup")
-	for _, l := range strings.Split(string(raw), "\n") {
-		if strings.HasPrefix(l, "Rss") || strings.HasPrefix(l, "Pss:") || strings.HasPrefix(l, "Anonymous") || strings.HasPrefix(l, "Private_D") {
-			t.Log(l)
+	for _, want := range []string{"# TYPE apiserver_request_total", "# TYPE scheduler_pending_pods", "# TYPE running_managed_controllers", "# TYPE workqueue_depth"} {
+		if !seen[want] {
+			t.Errorf("missing: %s", want)
 		}
 	}
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	t.Logf("heap in use %d MiB, released %d, stacks %d, sys %d, GCs %d, next %d", m.HeapInuse>>20, m.HeapReleased>>20, m.StackInuse>>20, m.Sys>>20, m.NumGC, m.NextGC>>20)
-	t.Logf("cpu %.2f s/min, %d goroutines", used.Seconds()/span.Minutes(), runtime.NumGoroutine())
-	heap, _ := os.Create("/tmp/umiak-cp-heap.prof")
-	_ = pprof.WriteHeapProfile(heap)
-	_ = heap.Close()
-	gor, _ := os.Create("/tmp/umiak-cp-goroutines.txt")
-	_ = pprof.Lookup("goroutine").WriteTo(gor, 1)
-	_ = gor.Close()
+	t.Logf("%d series, %d bytes", len(seen), len(raw))
 }
 
-func insecure(url string) (int, string) {
-	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 5 * time.Second}
-	defer c.CloseIdleConnections()
-	resp, err := c.Get(url)
-	if err != nil {
-		return 0, err.Error()
+// node checks NodeRestriction and the Node authorizer with n1's credentials.
+func node(t *testing.T, k *kubernetes.Clientset) {
+	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	b, _ := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(b)
+	eventually(t, "podCIDR", func(ctx context.Context) error {
+		n, err := k.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+		if err == nil && n.Spec.PodCIDR == "" {
+			return errors.New("none yet")
+		}
+		return err
+	})
+	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("creates another node: %v", err)
+	}
+	label := []byte(`{"metadata":{"labels":{"node-restriction.kubernetes.io/x":"y"}}}`)
+	if _, err := k.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType, label, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("sets a restricted label: %v", err)
+	}
+	if _, err := k.CoreV1().Secrets("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("lists Secrets: %v", err)
+	}
 }
 
-var _ = insecure
+func noFileHas(t *testing.T, dir, text string) {
+	t.Helper()
+	n := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil //nolint:nilerr // what is gone tells nothing
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		n++
+		if bytes.Contains(raw, []byte(text)) {
+			t.Errorf("%s has it", path)
+		}
+		return nil
+	})
+	if err != nil || n < 20 {
+		t.Errorf("looked at %d files: %v", n, err)
+	}
+}
+
+func private(t *testing.T, dir string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		secret := bytes.Contains(raw, []byte("PRIVATE KEY")) || bytes.Contains(raw, []byte("client-key")) || strings.Contains(path, "/db/") ||
+			bytes.Contains(raw, []byte("secretbox")) || strings.Contains(path, "audit.log")
+		if secret && fi.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, fi.Mode())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWrongArgumentsAreOneClearError(t *testing.T) {
+	cfg := config(t.TempDir())
+	cfg.APIServerArg = []string{"no-such-flag=1", "event-ttl=soon"}
+	cfg.SchedulerArg = []string{"neither=1"}
+	_, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`kube-apiserver-arg: there is no flag "no-such-flag"`, "event-ttl", `kube-scheduler-arg: there is no flag "neither"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+}
