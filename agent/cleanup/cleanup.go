@@ -22,6 +22,8 @@ type Config struct {
 	Purge bool
 	// Out is told what is done, a line each.
 	Out io.Writer
+	// Also are the clean-ups of parts that keep what they put on the machine to themselves.
+	Also []func(context.Context) error
 }
 
 // ErrRunning means that umiak has not been stopped.
@@ -63,6 +65,7 @@ func Run(ctx context.Context, cfg Config) error {
 		{"remove network namespaces", c.removeNetns},
 		{"remove interfaces", c.removeInterfaces},
 		{"remove nftables tables", c.removeTables},
+		{"remove what other parts made", c.also},
 		{"remove cgroups", c.removeCgroups},
 		{"remove files", c.removeFiles},
 		{"restore sysctls", c.restoreSysctls},
@@ -106,6 +109,14 @@ func (c *cleaner) gone(k host.Kind, name string) error {
 		return nil
 	}
 	return c.journal.Gone(k, name)
+}
+
+func (c *cleaner) also(ctx context.Context) error {
+	var errs []error
+	for _, f := range c.Also {
+		errs = append(errs, f(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 func (c *cleaner) restoreSysctls(context.Context) error {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	ucli "github.com/urfave/cli/v2"
@@ -8,6 +9,7 @@ import (
 	"github.com/umiak-io/umiak/agent/check"
 	"github.com/umiak-io/umiak/agent/cleanup"
 	"github.com/umiak-io/umiak/agent/containerd"
+	"github.com/umiak-io/umiak/agent/dns"
 )
 
 // Node are the commands that look after a node.
@@ -75,7 +77,7 @@ func Cleanup(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			return cleanup.Run(c.Context, cleanup.Config{Dirs: dirs, Purge: c.Bool("purge"), Out: c.App.Writer})
+			return cleanup.Run(c.Context, cleanup.Config{Dirs: dirs, Purge: c.Bool("purge"), Out: c.App.Writer, Also: []func(context.Context) error{dns.Cleanup}})
 		},
 	}
 }

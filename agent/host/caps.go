@@ -6,6 +6,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // The capabilities that umiak asks about, capabilities(7).
@@ -65,4 +67,23 @@ func SwapOn() (bool, error) {
 		return false, fmt.Errorf("read swap spaces: %w", err)
 	}
 	return bytes.Count(raw, []byte("\n")) > 1, nil
+}
+
+// OpenFiles is how many files the process may have open, and how many it may ask for.
+func OpenFiles() (now, most uint64, err error) {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 0, 0, fmt.Errorf("read limit of open files: %w", err)
+	}
+	return l.Cur, l.Max, nil
+}
+
+// HasLogind says whether systemd-logind runs, by which a machine's shutdown can be delayed.
+func HasLogind() bool {
+	for _, p := range []string{"/run/systemd/inhibit", "/run/dbus/system_bus_socket"} {
+		if _, err := os.Stat(p); err != nil {
+			return false
+		}
+	}
+	return true
 }

@@ -158,17 +158,24 @@ func (j *Journal) State() State {
 	return s
 }
 
-// Made notes that something is about to be made.
-func (j *Journal) Made(k Kind, name string) error {
+// Made notes that things are about to be made.
+func (j *Journal) Made(k Kind, names ...string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if slices.Contains(j.state.Made[k], name) {
+	changed := false
+	for _, name := range names {
+		if slices.Contains(j.state.Made[k], name) {
+			continue
+		}
+		if j.state.Made == nil {
+			j.state.Made = map[Kind][]string{}
+		}
+		j.state.Made[k] = append(j.state.Made[k], name)
+		changed = true
+	}
+	if !changed {
 		return nil
 	}
-	if j.state.Made == nil {
-		j.state.Made = map[Kind][]string{}
-	}
-	j.state.Made[k] = append(j.state.Made[k], name)
 	return j.save()
 }
 

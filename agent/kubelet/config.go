@@ -18,6 +18,8 @@ import (
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
 	taintutils "k8s.io/kubernetes/pkg/util/taints"
+
+	"github.com/umiak-io/umiak/agent/host"
 )
 
 // options builds the kubelet's own configuration: umiak's defaults, what the node is told, then the
@@ -108,6 +110,9 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	if !c.MayLowerOOMScore {
 		k.OOMScoreAdj = int32(max(c.OOMScoreAdj, int(k.OOMScoreAdj)))
 	}
+	if _, most, err := host.OpenFiles(); err == nil && !c.MayLowerOOMScore {
+		k.MaxOpenFiles = min(k.MaxOpenFiles, int64(min(most, 1<<40))) // the same capability raises this limit
+	}
 	for _, t := range c.Taints {
 		taints, _, err := taintutils.ParseTaints([]string{t})
 		if err != nil {
@@ -117,8 +122,9 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	}
 	k.RegisterNode = true
 
-	// Shutdown of the machine: pods marked critical get the last third of the time.
-	if c.ShutdownGrace > 0 {
+	// Shutdown of the machine: pods marked critical get the last third of the time. It is logind that asks
+	// the kubelet; when only umiak stops, nobody does, and pods run on.
+	if c.ShutdownGrace > 0 && host.HasLogind() {
 		k.ShutdownGracePeriod = metav1.Duration{Duration: c.ShutdownGrace}
 		k.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: c.ShutdownGrace / 3}
 	}
@@ -225,6 +231,9 @@ func (c Config) remarks() []string {
 	var out []string
 	if c.Cgroup.Version == 1 {
 		out = append(out, "this machine has cgroup v1, which Kubernetes is about to give up; boot with cgroup v2 if you can")
+	}
+	if c.ShutdownGrace > 0 && !host.HasLogind() {
+		out = append(out, "there is no systemd-logind to delay the machine's shutdown: pods are not stopped in order then")
 	}
 	if !c.MayLowerOOMScore {
 		out = append(out, "this machine does not let umiak lower oom_score_adj (CAP_SYS_RESOURCE is missing): when memory runs out, umiak is no better protected than pods")

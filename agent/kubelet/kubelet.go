@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -92,6 +93,11 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("prepare the kubelet: %w", err)
 	}
+	stopClients, err := k.clients(ctx, deps)
+	if err != nil {
+		return err
+	}
+	defer stopClients()
 	deps.Options = append(deps.Options, func(inner *upstream.Kubelet) { k.inner.Store(inner) })
 	started := time.Now()
 	go func() {
@@ -145,8 +151,10 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 var fixedPaths = []string{
 	"/var/lib/kubelet/device-plugins",
 	"/var/log/containers",
-	"/etc/systemd/logind.conf.d/99-kubelet.conf",
 }
+
+// logindConf is how the kubelet makes logind wait long enough when the machine shuts down.
+const logindConf = "/etc/systemd/logind.conf.d/99-kubelet.conf"
 
 // note writes down what is about to be changed or made.
 func (k *Kubelet) note() error {
@@ -155,29 +163,29 @@ func (k *Kubelet) note() error {
 			return err
 		}
 	}
-	for _, dir := range host.PodCgroups(k.cfg.Cgroup, k.server.CgroupRoot) {
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			if err := k.cfg.Journal.Made(host.KindCgroup, dir); err != nil {
-				return err
-			}
+	paths := fixedPaths
+	if k.server.ShutdownGracePeriod.Duration > 0 {
+		paths = append(slices.Clone(paths), logindConf)
+	}
+	for _, p := range paths {
+		// The folder above may be new as well.
+		if up := filepath.Dir(p); up != "/var/log" {
+			paths = append(slices.Clone(paths), up)
 		}
 	}
-	for _, p := range fixedPaths {
+	return errors.Join(
+		k.cfg.Journal.Made(host.KindCgroup, absent(host.PodCgroups(k.cfg.Cgroup, k.server.CgroupRoot))...),
+		k.cfg.Journal.Made(host.KindPath, absent(paths)...))
+}
+
+func absent(paths []string) []string {
+	var out []string
+	for _, p := range paths {
 		if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) {
-			if err := k.cfg.Journal.Made(host.KindPath, p); err != nil {
-				return err
-			}
-			// The folder above may be new as well.
-			if up := filepath.Dir(p); up != "/var/log" && up != "/etc" {
-				if _, err := os.Lstat(up); errors.Is(err, fs.ErrNotExist) {
-					if err := k.cfg.Journal.Made(host.KindPath, up); err != nil {
-						return err
-					}
-				}
-			}
+			out = append(out, p)
 		}
 	}
-	return nil
+	return out
 }
 
 // waitRegistered returns once this node's object carries a status that was reported after since.

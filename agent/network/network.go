@@ -133,13 +133,14 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	if err != nil {
 		return fmt.Errorf("start flannel backend %s: %w", n.cfg.Backend, err)
 	}
+	var absent []string
 	for _, i := range interfaces(n.cfg.Backend) {
-		if _, err := net.InterfaceByName(i); err == nil {
-			continue // noted when it was made, or not ours to remove
+		if _, err := net.InterfaceByName(i); err != nil {
+			absent = append(absent, i) // others were noted when they were made, or are not ours to remove
 		}
-		if err := n.cfg.Journal.Made(host.KindInterface, i); err != nil {
-			return err
-		}
+	}
+	if err := n.cfg.Journal.Made(host.KindInterface, absent...); err != nil {
+		return err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
