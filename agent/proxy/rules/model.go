@@ -1,0 +1,221 @@
+package rules
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Family is an address family, with the value that netlink gives it.
+type Family uint8
+
+// The two families; each has a table of its own.
+const (
+	IPv4 Family = 2
+	IPv6 Family = 10
+)
+
+// String is the family as the nft program spells it.
+func (f Family) String() string {
+	if f == IPv6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// Has reports whether a is an address of this family that a packet could carry.
+func (f Family) Has(a netip.Addr) bool {
+	if f == IPv4 {
+		return a.Is4()
+	}
+	return a.Is6() && !a.Is4In6() && a.Zone() == ""
+}
+
+// The protocols that a Service may have, as in the IP header.
+const (
+	TCP  uint8 = 6
+	UDP  uint8 = 17
+	SCTP uint8 = 132
+)
+
+func protoName(p uint8) string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case SCTP:
+		return "sctp"
+	}
+	return fmt.Sprint(p)
+}
+
+// ServicePort is one port of a Service as the node should serve it: every decision that depends on
+// Kubernetes (which endpoints are ready, near or local) has been made.
+type ServicePort struct {
+	// Name is unique among Service ports: namespace/name:port/protocol.
+	Name string
+	// Service is what it is a port of: namespace/name.
+	Service string
+
+	Protocol    uint8
+	ClusterIP   netip.Addr
+	Port        uint16
+	NodePort    uint16
+	ExternalIPs []netip.Addr
+	// LoadBalancerIPs are the addresses in the Service's status that packets arrive with.
+	LoadBalancerIPs []netip.Addr
+	// SourceRanges are who may use LoadBalancerIPs; empty means everybody.
+	SourceRanges []netip.Prefix
+
+	// Affinity is for how many seconds a client stays with its endpoint; 0 means that it does not.
+	Affinity uint32
+	// InternalLocal and ExternalLocal are the traffic policies "Local".
+	InternalLocal, ExternalLocal bool
+
+	// Cluster and Local are the endpoints for the traffic policies of these names.
+	Cluster, Local []netip.AddrPort
+	// Anywhere says that there are endpoints, perhaps none that this node may use.
+	Anywhere bool
+	// Hairpin are the endpoints that run on this node, which may be their own clients.
+	Hairpin []netip.Addr
+}
+
+// Config is what the fixed part of a table depends on.
+type Config struct {
+	Family Family
+	// PodCIDRs are the addresses of all pods. Traffic to a ClusterIP from elsewhere is masqueraded, so
+	// that the answer comes back through this node. Empty: nothing is known of pods, nothing masqueraded.
+	PodCIDRs []netip.Prefix
+	// NodePortAddresses limits on which of the node's addresses node ports answer; empty means all but
+	// loopback ones.
+	NodePortAddresses []netip.Prefix
+	// MasqueradeMark is the bit of the packet mark that says "masquerade this"; 0 means 0x4000, the one
+	// that Kubernetes reserves by convention.
+	MasqueradeMark uint32
+}
+
+const (
+	maxEndpoints = 1<<15 - 1
+	maxAffinity  = 86400 * 7
+)
+
+// normalize returns s with everything left out that this family cannot carry, lists sorted and unique.
+func (f Family) normalize(s ServicePort) ServicePort {
+	addrs := func(in []netip.Addr, seen ...netip.Addr) []netip.Addr {
+		var out []netip.Addr
+		for _, a := range in {
+			if f.Has(a) && !slices.Contains(seen, a) {
+				out = append(out, a)
+			}
+		}
+		slices.SortFunc(out, netip.Addr.Compare)
+		return slices.Compact(out)
+	}
+	eps := func(in []netip.AddrPort) []netip.AddrPort {
+		out := make([]netip.AddrPort, 0, len(in))
+		for _, e := range in {
+			if f.Has(e.Addr()) && e.Port() != 0 {
+				out = append(out, e)
+			}
+		}
+		slices.SortFunc(out, netip.AddrPort.Compare)
+		out = slices.Compact(out)
+		return out[:min(len(out), maxEndpoints)]
+	}
+	s.LoadBalancerIPs = addrs(s.LoadBalancerIPs, s.ClusterIP)
+	s.ExternalIPs = addrs(s.ExternalIPs, append([]netip.Addr{s.ClusterIP}, s.LoadBalancerIPs...)...)
+	s.Hairpin = addrs(s.Hairpin)
+	s.Cluster, s.Local = eps(s.Cluster), eps(s.Local)
+	s.Affinity = min(s.Affinity, maxAffinity)
+	var ranges []netip.Prefix
+	for _, p := range s.SourceRanges {
+		if p.IsValid() && f.Has(p.Addr()) {
+			ranges = append(ranges, p.Masked())
+		}
+	}
+	s.SourceRanges = withoutOverlap(ranges)
+	if len(s.Cluster)+len(s.Local) > 0 {
+		s.Anywhere = true
+	}
+	return s
+}
+
+// withoutOverlap drops what lies within another prefix: an interval set may hold no overlap.
+func withoutOverlap(in []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(in, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	var out []netip.Prefix
+	for _, p := range in {
+		if n := len(out); n == 0 || !out[n-1].Overlaps(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Encoding of keys and values: as the kernel wants them, each field padded to four bytes.
+
+func putAddr(b []byte, a netip.Addr) []byte { return append(b, a.AsSlice()...) }
+func putPort(b []byte, p uint16) []byte     { return append(b, byte(p>>8), byte(p), 0, 0) }
+func putProto(b []byte, p uint8) []byte     { return append(b, p, 0, 0, 0) }
+func putMark(b []byte, m uint32) []byte     { return binary.NativeEndian.AppendUint32(b, m) }
+
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// Field is one part of a key or value.
+type Field uint8
+
+// The kinds of fields.
+const (
+	Addr Field = iota
+	Proto
+	Port
+	Mark
+)
+
+// Len is the length of the field in a key, padding included.
+func (f Field) Len(fam Family) int {
+	if f == Addr && fam == IPv6 {
+		return 16
+	}
+	return 4
+}
+
+// Decode writes raw as nft would: fields joined by " . ".
+func Decode(fam Family, fields []Field, raw string) string {
+	var out []string
+	for _, f := range fields {
+		n := f.Len(fam)
+		if len(raw) < n {
+			return fmt.Sprintf("%x", raw)
+		}
+		b := []byte(raw[:n])
+		raw = raw[n:]
+		switch f {
+		case Addr:
+			a, _ := netip.AddrFromSlice(b)
+			out = append(out, a.String())
+		case Proto:
+			out = append(out, protoName(b[0]))
+		case Port:
+			out = append(out, fmt.Sprint(uint16(b[0])<<8|uint16(b[1])))
+		case Mark:
+			out = append(out, fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(b)))
+		}
+	}
+	return strings.Join(out, " . ")
+}
