@@ -92,6 +92,9 @@ func (s *Settings) config(host string) Host {
 
 func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request Credentials) (docker.RegistryHost, error) {
 	cfg := s.config(e.Host)
+	if isMirror && !mayHaveSecret(e) {
+		request = nil
+	}
 	tlsConfig, err := cfg.TLS.load()
 	if err != nil {
 		return docker.RegistryHost{}, err
@@ -112,6 +115,11 @@ func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request C
 		auth = &authorizer{auth, rewrites}
 	}
 	return docker.RegistryHost{Client: client, Authorizer: auth, Scheme: e.Scheme, Host: e.Host, Path: e.Path}, nil
+}
+
+// mayHaveSecret says whether a pod's secret may be sent to a mirror: not in clear over the network.
+func mayHaveSecret(mirror Endpoint) bool {
+	return mirror.Scheme == "https" || docker.IsLocalhost(mirror.Host)
 }
 
 // credentials chooses between the node's and the pull's. A pod's secret is for the registry that its
