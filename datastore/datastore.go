@@ -14,9 +14,14 @@ import (
 
 	"github.com/k3s-io/kine/pkg/server"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/umiak-io/umiak/datastore/internal/hub"
+	"github.com/umiak-io/umiak/datastore/internal/watch"
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/datastore/volatile"
 )
@@ -76,6 +81,15 @@ const epochBits = 36
 // progressInterval is how often a watch that asked for it hears the current revision unasked. The API
 // server asks when it wants to know sooner.
 const progressInterval = time.Minute
+
+// emulatedVersion is the etcd whose features the API server may use.
+const emulatedVersion = "3.6.11"
+
+// backend is what a store offers: kine's interface for reads and writes, and a hub for watches.
+type backend interface {
+	server.Backend
+	Hub() *hub.Hub
+}
 
 type store struct {
 	cfg      Config
@@ -179,13 +193,21 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 }
 
 // newServer serves a store as etcd, with etcd's own limits.
-func newServer(b server.Backend) *grpc.Server {
+func newServer(b backend) *grpc.Server {
 	g := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 		grpc.MaxRecvMsgSize(2<<20),
 		grpc.MaxSendMsgSize(1<<31-1),
 	)
-	server.New(b, "unix", progressInterval, "3.6.11").Register(g)
+	k := server.New(b, "unix", progressInterval, emulatedVersion)
+	etcdserverpb.RegisterKVServer(g, k)
+	etcdserverpb.RegisterLeaseServer(g, k)
+	etcdserverpb.RegisterClusterServer(g, k)
+	etcdserverpb.RegisterMaintenanceServer(g, k)
+	etcdserverpb.RegisterWatchServer(g, watch.New(b.Hub(), progressInterval))
+	h := health.NewServer()
+	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(g, h)
 	return g
 }

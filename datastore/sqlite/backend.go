@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/k3s-io/kine/pkg/server"
+
+	"github.com/umiak-io/umiak/datastore/internal/hub"
 )
 
 var _ server.Backend = (*Store)(nil)
@@ -211,22 +213,31 @@ func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision
 	return res
 }
 
+// Hub is where events come from.
+func (s *Store) Hub() *hub.Hub { return s.hub }
+
+// historyBytes is how much of values History returns at once.
+const historyBytes = 4 << 20
+
 // History returns past events for the hub.
-func (s *Store) History(ctx context.Context, from, to int64, limit int) ([]*server.Event, error) {
-	var events []*server.Event
+func (s *Store) History(ctx context.Context, from, to int64, limit int) (events []*server.Event, more bool, err error) {
 	compact := s.compact.Load()
 	if from < compact {
-		return nil, server.ErrCompacted
+		return nil, false, server.ErrCompacted
 	}
-	_, err := s.read(to, func(int64) error {
-		events = nil
+	_, err = s.read(to, func(int64) error {
+		events, more = nil, false
+		bytes := 0
 		rows, err := s.query(ctx, `SELECT `+columns+`, l.sum, l.value, p.create_rev, p.prev_rev, p.version, p.lease, p.flags, p.sum, p.value
-			FROM log l LEFT JOIN log p ON p.rev = l.prev_rev WHERE l.rev >= ? AND l.rev <= ? ORDER BY l.rev LIMIT ?`, from, to, limit)
+			FROM log l LEFT JOIN log p ON p.rev = l.prev_rev WHERE l.rev >= ? AND l.rev <= ? ORDER BY l.rev LIMIT ?`, from, to, limit+1)
 		if err != nil {
 			return err
 		}
 		defer rows.Close() //nolint:errcheck // Err says what went wrong
 		for rows.Next() {
+			if more = len(events) == limit || bytes > historyBytes; more {
+				return nil
+			}
 			var r row
 			var create, prev, version, lease, flags, sum sql.NullInt64
 			var value []byte
@@ -246,13 +257,14 @@ func (s *Store) History(ctx context.Context, from, to int64, limit int) ([]*serv
 				e.PrevKV = p.kv()
 			}
 			events = append(events, e)
+			bytes += len(r.value) + len(value)
 		}
 		return rows.Err()
 	})
 	if from < s.compact.Load() {
-		return nil, server.ErrCompacted
+		return nil, false, server.ErrCompacted
 	}
-	return events, err
+	return events, more, err
 }
 
 func (r *row) verify() error {

@@ -44,7 +44,7 @@ func TestChurn(t *testing.T) {
 		go func() {
 			defer readers.Done()
 			for ctx.Err() == nil {
-				_, _, _ = s.List(ctx, "/k/", "/k0", 0, 0, false)
+				_, _, _ = s.List(ctx, "/k/", "/k0", 50, 0, false)
 			}
 		}()
 	}
@@ -252,5 +252,56 @@ func BenchmarkCreate(b *testing.B) {
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "creates/s")
 			})
 		}
+	}
+}
+
+// BenchmarkList reads 5,000 values of 1 KiB that have been written once, or eleven times.
+func BenchmarkList(b *testing.B) {
+	for _, history := range []int{0, 10} {
+		b.Run(fmt.Sprintf("history=%d", history), func(b *testing.B) {
+			s, err := Open(b.Context(), Options{Dir: b.TempDir(), Log: slog.New(slog.DiscardHandler), synchronous: "OFF"})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close() //nolint:errcheck // only measured
+			value := make([]byte, 1024)
+			var wg sync.WaitGroup
+			for w := range 50 {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					for k := w; k < 5000; k += 50 {
+						key := fmt.Sprintf("/registry/configmaps/default/cm-%d", k)
+						rev, _ := s.Create(b.Context(), key, value, 0)
+						for range history {
+							rev, _, _, _ = s.Update(b.Context(), key, value, rev, 0)
+						}
+					}
+				}()
+			}
+			wg.Wait()
+			for name, f := range map[string]func() (int64, error){
+				"values": func() (int64, error) {
+					_, kvs, err := s.List(b.Context(), "/registry/configmaps/", "/registry/configmaps0", 0, 0, false)
+					return int64(len(kvs)), err
+				},
+				"page": func() (int64, error) {
+					_, kvs, err := s.List(b.Context(), "/registry/configmaps/", "/registry/configmaps0", 500, 0, false)
+					return int64(len(kvs)) * 10, err
+				},
+				"count": func() (int64, error) {
+					_, n, err := s.Count(b.Context(), "/registry/configmaps/", "/registry/configmaps0", 0)
+					return n, err
+				},
+			} {
+				b.Run(name, func(b *testing.B) {
+					for b.Loop() {
+						if n, err := f(); n != 5000 || err != nil {
+							b.Fatal(n, err)
+						}
+					}
+				})
+			}
+		})
 	}
 }

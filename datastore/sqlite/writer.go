@@ -67,7 +67,9 @@ func newWriter(ctx context.Context, s *Store, conn *sql.Conn) (*writer, error) {
 	return w, err
 }
 
-func (w *writer) close() error { return errors.Join(w.latest.Close(), w.insert.Close(), w.conn.Close()) }
+func (w *writer) close() error {
+	return errors.Join(w.latest.Close(), w.insert.Close(), w.conn.Close())
+}
 
 // run commits what waits until stop is closed. Writes that arrive while a commit waits for the disk make
 // up the next one: that is all there is to group commit.

@@ -281,21 +281,26 @@ func (s *Store) Watch(ctx context.Context, revision int64) server.WatchResult {
 	return s.hub.Watch(ctx, revision)
 }
 
+// Hub is where events come from.
+func (s *Store) Hub() *hub.Hub { return s.hub }
+
 // History returns past events for the hub.
-func (s *Store) History(_ context.Context, from, to int64, limit int) ([]*server.Event, error) {
+func (s *Store) History(_ context.Context, from, to int64, limit int) (out []*server.Event, more bool, err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if from < s.compact {
-		return nil, server.ErrCompacted
+		return nil, false, server.ErrCompacted
 	}
-	var out []*server.Event
 	if len(s.log) == 0 {
-		return nil, nil
+		return nil, false, nil
 	}
-	for i := max(from-s.log[0].rev, 0); i < int64(len(s.log)) && s.log[i].rev <= to && len(out) < limit; i++ {
+	for i := max(from-s.log[0].rev, 0); i < int64(len(s.log)) && s.log[i].rev <= to; i++ {
+		if len(out) == limit {
+			return out, true, nil
+		}
 		out = append(out, event(s.log[i], s.compact))
 	}
-	return out, nil
+	return out, false, nil
 }
 
 // Compact drops what can only be seen before the revision.

@@ -3,9 +3,10 @@
 // A watcher is either live, fed from memory by Publish, or behind, reading the store's history in small
 // chunks until it has caught up. A watcher that does not take its events in time falls back to reading
 // history, so a slow client costs a bounded amount of memory and is never cut off; only compaction
-// overtaking it ends it. Nothing here runs while nothing is written.
+// overtaking it ends it. Nothing here runs while nothing is written, and a write wakes only the watchers
+// of its key.
 //
-// The package knows no storage; the stores import it, nobody else does.
+// The package knows no storage; the stores import it, and watch serves it.
 package hub
 
 import (
@@ -17,8 +18,9 @@ import (
 )
 
 const (
-	maxPending = 1024 // events held in memory for one watcher
-	chunk      = 500  // events read from history at once
+	maxPending      = 1024    // events held in memory for one watcher
+	maxPendingBytes = 8 << 20 // and the bytes of their values
+	chunk           = 500     // events read from history at once
 )
 
 // Source is the store whose events are handed out.
@@ -26,145 +28,218 @@ type Source interface {
 	// Revisions returns the newest published revision and the one up to which history is compacted.
 	Revisions() (current, compact int64)
 	// History returns up to limit events from revision from on, in order, with revisions no higher than
-	// to, or server.ErrCompacted. Fewer events than limit means that there are no more.
-	History(ctx context.Context, from, to int64, limit int) ([]*server.Event, error)
+	// to, or server.ErrCompacted. more says that there are others behind the last one.
+	History(ctx context.Context, from, to int64, limit int) (events []*server.Event, more bool, err error)
 }
 
 // Hub is the list of watchers of one store.
 type Hub struct {
 	src  Source
 	mu   sync.Mutex
-	subs map[*sub]struct{}
+	subs map[*Watcher]struct{}
 }
 
-type sub struct {
-	wake    chan struct{}
+// Watcher is one client's view of the events of a range of keys. Take, Sent and Close are for one
+// goroutine; Synced is for any.
+type Watcher struct {
+	hub      *Hub
+	key, end string
+	wake     chan struct{}
+
+	from, historyTo int64 // history is read from here up to there; only Take uses them
+
 	mu      sync.Mutex
 	pending []*server.Event
-	rev     int64 // newest revision published to this watcher
+	bytes   int
+	rev     int64 // newest revision published
 	behind  bool  // pending was dropped: history has to be read
+	taken   bool  // something has been taken that was not sent
 }
 
 // New returns a hub without watchers.
-func New(src Source) *Hub { return &Hub{src: src, subs: map[*sub]struct{}{}} }
+func New(src Source) *Hub { return &Hub{src: src, subs: map[*Watcher]struct{}{}} }
+
+// Revisions returns the source's.
+func (h *Hub) Revisions() (current, compact int64) { return h.src.Revisions() }
 
 // Publish hands out events, in revision order, that have become visible. The source must already report
-// rev as current. Calls must not overlap.
+// rev as current, or do so before anybody can ask. Calls must not overlap.
 func (h *Hub) Publish(events []*server.Event, rev int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for s := range h.subs {
-		s.mu.Lock()
-		s.rev = rev
-		if !s.behind {
-			if len(s.pending)+len(events) > maxPending {
-				s.pending, s.behind = nil, true
-			} else {
-				s.pending = append(s.pending, events...)
+	for w := range h.subs {
+		if w.publish(events, rev) {
+			select {
+			case w.wake <- struct{}{}:
+			default:
 			}
-		}
-		s.mu.Unlock()
-		select {
-		case s.wake <- struct{}{}:
-		default:
 		}
 	}
 }
 
-// Watch starts a watcher at the revision, which is the first whose events it gets; 0 means the next one
-// to be written. The first batch is sent at once, so that a reader knows from which revision on it is live.
-func (h *Hub) Watch(ctx context.Context, revision int64) server.WatchResult {
-	s := &sub{wake: make(chan struct{}, 1)}
+func (w *Watcher) publish(events []*server.Event, rev int64) (wake bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rev = rev
+	for _, e := range events {
+		if !w.wants(e) {
+			continue
+		}
+		wake = true
+		if w.behind {
+			break
+		}
+		w.pending = append(w.pending, e)
+		if w.bytes += len(e.KV.Value); len(w.pending) > maxPending || w.bytes > maxPendingBytes {
+			w.pending, w.bytes, w.behind = nil, 0, true
+		}
+	}
+	return wake
+}
+
+func (w *Watcher) wants(e *server.Event) bool {
+	if w.end == "\x00" {
+		return e.KV.Key >= w.key
+	}
+	return e.InRange(w.key, w.end)
+}
+
+// NewWatcher starts a watcher of the keys from key up to but without end, as in etcd's requests; both
+// empty mean all. It gets the events from the revision on, 0 meaning those to come. The errors are
+// server.ErrCompacted and server.ErrFutureRev; the revisions are of that moment in any case.
+func (h *Hub) NewWatcher(key, end string, revision int64) (w *Watcher, current, compact int64, err error) {
+	w = &Watcher{hub: h, key: key, end: end, wake: make(chan struct{}, 1)}
 	h.mu.Lock()
-	h.subs[s] = struct{}{}
+	h.subs[w] = struct{}{}
 	h.mu.Unlock()
 	// Asked outside the lock, because stores publish with their own lock held. What was published in
-	// between is in pending already; pump drops what the watcher does not want.
-	current, compact := h.src.Revisions()
-
-	events := make(chan server.EventBatch)
-	errs := make(chan error, 1)
-	res := server.WatchResult{CurrentRevision: current, Eventc: events, Errorc: errs}
-	end := func() {
-		h.mu.Lock()
-		delete(h.subs, s)
-		h.mu.Unlock()
-		close(events)
-	}
+	// between is in pending already; Take drops what is not wanted.
+	current, compact = h.src.Revisions()
 	switch {
 	case revision > current+1:
-		errs <- server.ErrFutureRev
-		end()
-		return res
-	case revision != 0 && revision < compact:
-		res.CompactRevision = compact
-		end()
-		return res
-	case revision == 0:
+		err = server.ErrFutureRev
+	case revision > 0 && revision < compact:
+		err = server.ErrCompacted
+	case revision <= 0:
 		revision = current + 1
 	}
-	s.mu.Lock()
-	s.rev = max(s.rev, current)
-	if revision <= current {
-		s.pending, s.behind = nil, true
+	if err != nil {
+		w.Close()
+		return nil, current, compact, err
 	}
-	s.mu.Unlock()
-	go func() {
-		defer end()
-		if err := h.pump(ctx, s, revision, current, events); err != nil && !errors.Is(err, context.Canceled) {
+	w.from = revision
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rev = max(w.rev, current)
+	if revision <= current {
+		w.pending, w.bytes, w.behind = nil, 0, true
+		w.wake <- struct{}{}
+	}
+	return w, current, compact, nil
+}
+
+// Close ends the watcher.
+func (w *Watcher) Close() {
+	w.hub.mu.Lock()
+	delete(w.hub.subs, w)
+	w.hub.mu.Unlock()
+}
+
+// Wake receives when there may be something to take.
+func (w *Watcher) Wake() <-chan struct{} { return w.wake }
+
+// Take returns events that have not been taken yet and the revision up to which, with them, all has been;
+// more says to call it again at once. When there is no more and all is sent, the caller calls Sent.
+func (w *Watcher) Take(ctx context.Context) (events []*server.Event, rev int64, more bool, err error) {
+	w.mu.Lock()
+	w.taken = true
+	if w.from > w.historyTo {
+		to := w.rev
+		if !w.behind {
+			events, w.pending, w.bytes = w.pending, nil, 0
+			w.mu.Unlock()
+			for len(events) > 0 && events[0].KV.ModRevision < w.from {
+				events = events[1:]
+			}
+			w.from = max(w.from, to+1)
+			return events, to, false, nil
+		}
+		w.historyTo, w.behind = to, false // memory is complete again for all above
+	}
+	w.mu.Unlock()
+
+	got, more, err := w.hub.src.History(ctx, w.from, w.historyTo, chunk)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	rev = w.historyTo
+	if more {
+		rev = got[len(got)-1].KV.ModRevision
+	}
+	w.from = rev + 1
+	for _, e := range got {
+		if w.wants(e) {
+			events = append(events, e)
+		}
+	}
+	return events, rev, true, nil
+}
+
+// Sent says that what was taken has been sent.
+func (w *Watcher) Sent() {
+	w.mu.Lock()
+	w.taken = false
+	w.mu.Unlock()
+}
+
+// Synced returns the newest revision if everything up to it has been taken and sent, else false.
+func (w *Watcher) Synced() (int64, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rev, !w.taken && !w.behind && len(w.pending) == 0
+}
+
+// Watch is the watch of kine's Backend: all keys, as batches on a channel.
+func (h *Hub) Watch(ctx context.Context, revision int64) server.WatchResult {
+	events := make(chan server.EventBatch)
+	errs := make(chan error, 1)
+	w, current, compact, err := h.NewWatcher("", "", revision)
+	res := server.WatchResult{CurrentRevision: current, Eventc: events, Errorc: errs}
+	if err != nil {
+		if errors.Is(err, server.ErrCompacted) {
+			res.CompactRevision = compact
+		} else {
 			errs <- err
+		}
+		close(events)
+		return res
+	}
+	go func() {
+		defer close(events)
+		defer w.Close()
+		for first := true; ; {
+			list, rev, more, err := w.Take(ctx)
+			if err != nil {
+				errs <- err
+				return
+			}
+			if len(list) > 0 || first { // the first one says from where on the reader is live
+				select {
+				case events <- server.EventBatch{Events: list, CurrentRev: rev}:
+				case <-ctx.Done():
+					return
+				}
+			}
+			if first = false; more {
+				continue
+			}
+			w.Sent()
+			select {
+			case <-w.wake:
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 	return res
-}
-
-// pump sends everything from revision from on, until ctx ends or the history that it needs is gone.
-func (h *Hub) pump(ctx context.Context, s *sub, from, current int64, out chan<- server.EventBatch) error {
-	send := func(b server.EventBatch) error {
-		select {
-		case out <- b:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	first := true
-	for {
-		s.mu.Lock()
-		to, behind := s.rev, s.behind
-		events := s.pending
-		s.pending = nil
-		if behind {
-			s.behind = false // from now on memory is complete again for all above to
-		}
-		s.mu.Unlock()
-		for behind && from <= to {
-			got, err := h.src.History(ctx, from, to, chunk)
-			if err != nil {
-				return err
-			}
-			upTo := to
-			if len(got) == chunk {
-				upTo = got[len(got)-1].KV.ModRevision
-			}
-			if err := send(server.EventBatch{Events: got, CurrentRev: upTo}); err != nil {
-				return err
-			}
-			from, first = upTo+1, false
-		}
-		for len(events) > 0 && events[0].KV.ModRevision < from {
-			events = events[1:]
-		}
-		if len(events) > 0 || first {
-			if err := send(server.EventBatch{Events: events, CurrentRev: max(to, current)}); err != nil {
-				return err
-			}
-			from, first = max(to, current)+1, false
-		}
-		select {
-		case <-s.wake:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }

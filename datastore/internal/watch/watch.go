@@ -1,0 +1,283 @@
+// Package watch serves etcd's Watch API from a hub.
+//
+// kine's own watch server wakes every watch for every write, whatever its key, polls for progress, and
+// ends the process when a progress report races with a new watch. This one wakes the watches of the key
+// that was written, and answers when it is asked.
+package watch
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/umiak-io/umiak/datastore/internal/hub"
+)
+
+const (
+	// The API server's own key by which it agrees on compaction is stored under another name by kine's
+	// server, together with a version.
+	compactKey       = "compact_rev_key"
+	compactKeyStored = "compact_rev_key_apiserver"
+
+	noWatch = -1 // the id in messages to all watches of a stream
+)
+
+// Server implements etcdserverpb.WatchServer.
+type Server struct {
+	etcdserverpb.UnimplementedWatchServer
+	hub      *hub.Hub
+	interval time.Duration
+}
+
+// New returns a server that reports progress unasked at the interval, to watches that want it and for
+// which there is any.
+func New(h *hub.Hub, interval time.Duration) *Server { return &Server{hub: h, interval: interval} }
+
+// stream is one client's connection with all its watches.
+type stream struct {
+	hub *hub.Hub
+	ws  etcdserverpb.Watch_WatchServer
+
+	mu      sync.Mutex // held while sending, so that what is sent is in order
+	watches map[int64]*watch
+	wanted  bool // progress was asked for and could not be given yet
+	ticker  *time.Timer
+	every   time.Duration
+}
+
+type watch struct {
+	id       int64
+	w        *hub.Watcher
+	key      string
+	prev     bool
+	progress bool
+	ctx      context.Context //nolint:containedctx // ends the watch's own goroutine
+	cancel   context.CancelFunc
+	told     int64 // newest revision that the client has heard of through this watch
+}
+
+// Watch serves one stream.
+func (s *Server) Watch(ws etcdserverpb.Watch_WatchServer) error {
+	ctx, cancel := context.WithCancel(ws.Context())
+	st := &stream{hub: s.hub, ws: ws, watches: map[int64]*watch{}, every: s.interval}
+	var wg sync.WaitGroup
+	defer func() {
+		cancel()
+		st.mu.Lock()
+		if st.ticker != nil {
+			st.ticker.Stop()
+		}
+		clear(st.watches)
+		st.mu.Unlock()
+		wg.Wait()
+	}()
+	for id := int64(1); ; {
+		msg, err := ws.Recv()
+		if err != nil {
+			return err
+		}
+		switch {
+		case msg.GetCreateRequest() != nil:
+			w, err := st.create(ctx, id, msg.GetCreateRequest())
+			if err != nil {
+				return err
+			}
+			if id++; w != nil {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					st.run(w.ctx, w)
+				}()
+			}
+		case msg.GetCancelRequest() != nil:
+			st.end(msg.GetCancelRequest().WatchId, nil, 0)
+		case msg.GetProgressRequest() != nil:
+			st.mu.Lock()
+			st.wanted = true
+			err = st.tryProgress()
+			st.mu.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// create answers a request for a watch, in the order of the requests, and returns it if there is one.
+func (st *stream) create(ctx context.Context, id int64, r *etcdserverpb.WatchCreateRequest) (*watch, error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if r.WatchId != 0 {
+		return nil, st.ws.Send(&etcdserverpb.WatchResponse{Header: st.header(), WatchId: noWatch, Created: true, Canceled: true, CancelReason: server.ErrInvalidWatch.Error()})
+	}
+	key, end := string(r.Key), string(r.RangeEnd)
+	if key == "\x00" && end == "\x00" {
+		key, end = "", ""
+	}
+	if key == compactKey {
+		key = compactKeyStored
+	}
+	var w *hub.Watcher
+	var current, compact int64
+	err := server.ErrCompacted
+	if r.StartRevision >= 0 {
+		w, current, compact, err = st.hub.NewWatcher(key, end, r.StartRevision)
+	}
+	created := &etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: current}, WatchId: id, Created: true}
+	if serr := st.ws.Send(created); serr != nil {
+		if w != nil {
+			w.Close()
+		}
+		return nil, serr
+	}
+	if err != nil {
+		res := &etcdserverpb.WatchResponse{Header: created.Header, WatchId: id, Canceled: true, CancelReason: err.Error()}
+		if errors.Is(err, server.ErrCompacted) {
+			res.CompactRevision = max(compact, 1)
+		}
+		return nil, st.ws.Send(res)
+	}
+	out := &watch{id: id, w: w, key: key, prev: r.PrevKv, progress: r.ProgressNotify}
+	out.ctx, out.cancel = context.WithCancel(ctx)
+	st.watches[id] = out
+	if out.progress && st.ticker == nil {
+		st.ticker = time.AfterFunc(st.every, st.tick)
+	}
+	return out, nil
+}
+
+func (st *stream) header() *etcdserverpb.ResponseHeader {
+	current, _ := st.hub.Revisions()
+	return &etcdserverpb.ResponseHeader{Revision: current}
+}
+
+// run sends a watch's events until it ends.
+func (st *stream) run(ctx context.Context, w *watch) {
+	defer w.cancel()
+	defer w.w.Close()
+	for {
+		events, rev, more, err := w.w.Take(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				_, compact := st.hub.Revisions()
+				st.end(w.id, err, compact)
+			}
+			return
+		}
+		st.mu.Lock()
+		if st.watches[w.id] != w {
+			st.mu.Unlock()
+			return
+		}
+		if len(events) > 0 {
+			err = st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: w.id, Events: w.convert(events)})
+			w.told = rev
+		}
+		if !more {
+			w.w.Sent()
+			if err == nil && st.wanted {
+				err = st.tryProgress()
+			}
+		}
+		st.mu.Unlock()
+		if err != nil {
+			return // the stream is broken, Recv says so too
+		}
+		if more {
+			continue
+		}
+		select {
+		case <-w.w.Wake():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// end cancels a watch and tells the client why.
+func (st *stream) end(id int64, err error, compact int64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	w, ok := st.watches[id]
+	if !ok {
+		return
+	}
+	delete(st.watches, id)
+	w.cancel()
+	res := &etcdserverpb.WatchResponse{Header: st.header(), WatchId: id, Canceled: true}
+	if err != nil {
+		res.CancelReason = err.Error()
+		if errors.Is(err, server.ErrCompacted) {
+			res.CompactRevision = compact
+		}
+	}
+	_ = st.ws.Send(res) // a broken stream ends by itself
+}
+
+// tryProgress answers a request for progress once all watches have been sent all there is. mu is held, so
+// nothing newer can be sent before it.
+func (st *stream) tryProgress() error {
+	rev, _ := st.hub.Revisions()
+	for _, w := range st.watches {
+		synced, ok := w.w.Synced()
+		if !ok {
+			return nil // run calls again when it has caught up
+		}
+		rev = min(rev, synced)
+	}
+	st.wanted = false
+	return st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: noWatch})
+}
+
+// tick tells watches that want it how far they are, if they have not heard.
+func (st *stream) tick() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	again := false
+	for _, w := range st.watches {
+		if !w.progress {
+			continue
+		}
+		again = true
+		if rev, ok := w.w.Synced(); ok && rev > w.told {
+			if st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: w.id}) != nil {
+				return
+			}
+			w.told = rev
+		}
+	}
+	if again {
+		st.ticker.Reset(st.every)
+	} else {
+		st.ticker = nil
+	}
+}
+
+func (w *watch) convert(events []*server.Event) []*mvccpb.Event {
+	out := make([]*mvccpb.Event, 0, len(events))
+	for _, e := range events {
+		m := &mvccpb.Event{Kv: keyValue(e.KV)}
+		if e.Delete {
+			m.Type = mvccpb.DELETE
+		}
+		if w.prev && e.PrevKV != nil {
+			m.PrevKv = keyValue(e.PrevKV)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func keyValue(kv *server.KeyValue) *mvccpb.KeyValue {
+	out := &mvccpb.KeyValue{Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision}
+	if kv.Key == compactKeyStored {
+		out.Key = []byte(compactKey)
+		out.Version, out.Value = server.DecodeVersion(kv.Value)
+	}
+	return out
+}
