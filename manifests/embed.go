@@ -2,6 +2,8 @@
 //
 // server/addons applies them and keeps them applied. ${NAME} is replaced by what Vars gives. A user turns
 // one off with --disable NAME, or replaces it with a file of the same name in <data-dir>/server/manifests.
+// What umiak's own identities may do is not here but in server/controlplane/access.go: it has to be in
+// force before the first node asks.
 package manifests
 
 import (

@@ -412,6 +412,55 @@ func TestCache(t *testing.T) {
 	}
 }
 
+// TestServiceProxyDoesNotRefuse: to a service proxy the DNS Service has no endpoints, so it refuses all of
+// its address. The table has what agent/proxy's has, at the same places.
+func TestServiceProxyDoesNotRefuse(t *testing.T) {
+	nft := func(script string) {
+		t.Helper()
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	nft(`table inet stand-in {
+	chain refuse { meta l4proto tcp reject with tcp reset; reject; }
+	chain services { ip daddr 10.43.0.0/16 ip saddr != 10.42.0.0/16 meta mark set 0x4000; ip6 daddr fd00:43::/64 meta mark set 0x4000; }
+	chain refuse-services { ip daddr 10.43.0.10 jump refuse; ip6 daddr fd00:43::a jump refuse; }
+	chain np { type nat hook prerouting priority -100; jump services; }
+	chain no { type nat hook output priority -100; jump services; }
+	chain post { type nat hook postrouting priority 99; meta mark 0x4000 counter masquerade; }
+	chain fi { type filter hook input priority -110; ct state new jump refuse-services; }
+	chain ff { type filter hook forward priority -110; ct state new jump refuse-services; }
+	chain fo { type filter hook output priority -90; ct state new jump refuse-services; }
+}`)
+	defer nft("delete table inet stand-in")
+	w := newWorld(t, "", objects()...)
+	w.run(t)
+	w.synced(t)
+	for _, server := range []string{clusterDNS, clusterDNS6} {
+		for _, network := range []string{"udp", "tcp"} {
+			ok := func() {
+				if got := text(ask(t, server, network, "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+					t.Errorf("%s over %s: %s", server, network, got)
+				}
+			}
+			ok()
+			inPod(t, ok)
+		}
+		refused := func() {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(server, "80"), time.Second)
+			if err == nil {
+				_ = c.Close()
+			}
+			if !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("another port of %s: %v", server, err)
+			}
+		}
+		refused()
+	}
+}
+
 func TestDirectAddressIsNotForOthers(t *testing.T) {
 	w := newWorld(t, "", objects()...)
 	w.run(t)

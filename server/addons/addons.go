@@ -51,6 +51,7 @@ const (
 	Skipped  State = "skipped"  // left as it is, because of a .skip file
 	Disabled State = "disabled" // removed, because of --disable
 	Foreign  State = "foreign"  // applied by another server
+	Removed  State = "removed"  // its file is gone, and with it what it had applied
 )
 
 // FileStatus is one manifest in Status.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -94,7 +95,9 @@ func withCluster(run func() int) (int, error) {
 		return 0, err
 	}
 	defer s.Close()
-	g, err := lifecycle.New(slog.Default(), s.Parts()...)
+	// The tests are the only ones that apply manifests.
+	parts := slices.DeleteFunc(s.Parts(), func(p lifecycle.Part) bool { return p.Name == "manifests" })
+	g, err := lifecycle.New(slog.Default(), parts...)
 	if err != nil {
 		cancel()
 		return 0, err

@@ -52,15 +52,15 @@ func (c *Controller) reconcile(ctx context.Context, id string) error {
 			c.setStatus(id, Failing, count, err)
 			return err
 		}
-		if disabled && !gone {
+		if !gone {
 			c.setStatus(id, Disabled, 0, nil)
-		} else if gone {
-			c.setStatus(id, Disabled, 0, nil)
-			c.mu.Lock()
-			if c.items[id] == it && it.gone && it.rec == nil {
-				delete(c.items, id)
-			}
-			c.mu.Unlock()
+			return nil
+		}
+		c.setStatus(id, Removed, 0, nil)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.items[id] == it && it.gone && it.rec == nil {
+			delete(c.items, id)
 		}
 		return nil
 	}

@@ -75,11 +75,11 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	}
 }
 
-// ownNamespaceRole lets agents follow the one ConfigMap that is theirs.
+// ownNamespaceRole lets agents follow the two ConfigMaps with which users set up DNS.
 func ownNamespaceRole() (rbacv1.Role, rbacv1.RoleBinding) {
 	meta := metav1.ObjectMeta{Name: "umiak:agent", Namespace: metav1.NamespaceSystem}
 	return rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
-			APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns"}, Verbs: []string{"get", "list", "watch"},
+			APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns", "coredns-custom"}, Verbs: []string{"get", "list", "watch"},
 		}}}, rbacv1.RoleBinding{
 			ObjectMeta: meta,
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name},
