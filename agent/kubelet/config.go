@@ -212,11 +212,11 @@ func applyArgs(args []string, flags *options.KubeletFlags, conf *kubeletconfig.K
 	return errors.Join(errs...)
 }
 
-// near names flags that share a word with an unknown one.
+// near names flags that begin like an unknown one, or that it begins like.
 func near(name string, fs *pflag.FlagSet) string {
 	var like []string
 	fs.VisitAll(func(f *pflag.Flag) {
-		if strings.Contains(f.Name, name) || strings.Contains(name, f.Name) && len(f.Name) > 2 {
+		if strings.HasPrefix(f.Name, name) || strings.HasPrefix(name, f.Name) && len(f.Name) > 2 {
 			like = append(like, f.Name)
 		}
 	})
