@@ -36,6 +36,7 @@ import (
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/pki"
 )
 
 const nodeIP = "192.0.2.10"
@@ -97,7 +98,15 @@ func serve(dir string) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(ctx, config(dir), log)
+	var opts []server.Option
+	if life := os.Getenv("UMIAK_TEST_LEAF"); life != "" {
+		d, err := time.ParseDuration(life)
+		if err != nil {
+			return err
+		}
+		opts = append(opts, server.WithPKI(pki.Config{LeafLifetime: d}))
+	}
+	s, err := server.New(ctx, config(dir), log, opts...)
 	if err != nil {
 		return err
 	}
@@ -462,6 +471,56 @@ func private(t *testing.T, dir string) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// TestCertificatesAreRenewedUnderWay lets certificates live 12 s: after that nothing works any more that
+// did not follow the renewals.
+func TestCertificatesAreRenewedUnderWay(t *testing.T) {
+	const life = 12 * time.Second
+	t.Setenv("UMIAK_TEST_LEAF", life.String())
+	dir := t.TempDir()
+	p := start(t, dir)
+	served := func() (time.Time, error) {
+		c, err := tls.Dial("tcp", "127.0.0.1:6443", &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			return time.Time{}, err
+		}
+		defer c.Close()
+		return c.ConnectionState().PeerCertificates[0].NotAfter, nil
+	}
+	first, err := served()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the first certificates' end", func(context.Context) error {
+		if time.Now().Before(first.Add(time.Second)) {
+			return errors.New("they are still good")
+		}
+		return nil
+	})
+	eventually(t, "a serving certificate that is good", func(context.Context) error {
+		end, err := served()
+		if err == nil && time.Now().After(end) {
+			return fmt.Errorf("ended %v", end)
+		}
+		return err
+	})
+	dirs := config(dir).Dirs()
+	for _, kubeconfig := range []string{dirs.KubeletKubeconfig(), dirs.AgentKubeconfig(), filepath.Join(dirs.ServerKubeconfigs(), "scheduler.kubeconfig")} {
+		if _, err := p.client(t, kubeconfig).CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Errorf("%s: %v", kubeconfig, err)
+		}
+	}
+	// The controllers act still, so their clients have followed.
+	k := p.admin(t)
+	if _, err := k.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ServiceAccount", func(ctx context.Context) error {
+		_, err := k.CoreV1().ServiceAccounts("later").Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+	p.stop(t)
 }
 
 func TestWrongArgumentsAreOneClearError(t *testing.T) {

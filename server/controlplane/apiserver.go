@@ -83,7 +83,9 @@ func apiServerFlags(s Settings) flags {
 	f.set("service-account-signing-key-file", s.Files.ServiceAccountKey)
 	f.set("service-account-key-file", s.Files.ServiceAccountPublicKey)
 
-	f.set("authorization-mode", "Node,RBAC")
+	if !given(user, "authorization-config") {
+		f.set("authorization-mode", "Node,RBAC")
+	}
 	f.set("enable-admission-plugins", "NodeRestriction")
 	// The file says that anonymous requests are for health only. Upstream lets it not be combined with
 	// the flags that say the same more coarsely.

@@ -20,8 +20,9 @@ func (f *flags) set(name, value string) { *f = append(*f, flag{name, value}) }
 
 func (f *flags) setf(name, format string, a ...any) { f.set(name, fmt.Sprintf(format, a...)) }
 
-// merged are flags whose values of both sides count. All others of umiak's give way to the user's.
-var merged = []string{"feature-gates"}
+// merged are flags whose values of both sides count: who turns one more admission plugin on does not mean
+// to turn NodeRestriction off. All others of umiak's give way to the user's.
+var merged = []string{"feature-gates", "enable-admission-plugins"}
 
 // metricFlags are those of the metrics' options, which all components share. Without any of them the
 // options are left out: applied empty they complain of it, as an error.
