@@ -1,0 +1,187 @@
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+func tarOf(t testing.TB, name, text string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text))}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := io.WriteString(w, text)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func gzipOf(t testing.TB, b []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, err := w.Write(b)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func zstdOf(t testing.TB, b []byte) []byte {
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(b, nil)
+}
+
+func TestPlainFindsOutWhatItIs(t *testing.T) {
+	raw := tarOf(t, "index.json", "{}")
+	long := tarOf(t, strings.Repeat("a/", 120)+"x", "{}") // the name goes on in another block
+	skippable := append([]byte{0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 'h', 'i'}, zstdOf(t, raw)...)
+	for name, c := range map[string]struct{ in, want []byte }{
+		"tar": {raw, raw}, "long name": {long, long}, "gzip": {gzipOf(t, raw), raw}, "zstd": {zstdOf(t, raw), raw}, "zstd with a frame to skip": {skippable, raw},
+	} {
+		r, err := plain(bytes.NewReader(c.in))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, c.want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	for name, in := range map[string][]byte{"empty": nil, "text": []byte("hello"), "zeros": make([]byte, 1024), "xz": {0xfd, '7', 'z', 'X', 'Z', 0}} {
+		if name == "zeros" {
+			continue // the end of a tar, without anything before it: an empty archive
+		}
+		if _, err := plain(bytes.NewReader(in)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func FuzzPlain(f *testing.F) {
+	raw := tarOf(f, "index.json", "{}")
+	for _, b := range [][]byte{raw, gzipOf(f, raw), zstdOf(f, raw), nil} {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := plain(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		_, _ = io.Copy(io.Discard, io.LimitReader(r, 1<<20))
+	})
+}
+
+func TestNamesOfArchives(t *testing.T) {
+	for name, want := range map[string]bool{
+		"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true,
+		"a": false, ".tar": false, ".a.tar": false, "a.tar.part": false, "a.zip": false, "a.tar.gz.sha256": false,
+	} {
+		if isArchive(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}
+
+func TestFullName(t *testing.T) {
+	for in, want := range map[string]string{
+		"latest": "", "v1.2": "", "box:1": "docker.io/library/box:1", "quay.io/a/b": "quay.io/a/b:latest", "a//b:1": "", "": "",
+	} {
+		if got := fullName(in); got != want {
+			t.Errorf("%q is %q", in, got)
+		}
+	}
+}
+
+func TestStateSurvivesDamage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	want := map[string]known{"a.tar": {identity{Size: 1, Inode: 2}, imported{map[string]string{"x": "sha256:0"}, "ff"}}}
+	if err := saveState(path, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := loadState(path)
+	if err != nil || got["a.tar"].Inode != 2 || got["a.tar"].Images["x"] != "sha256:0" || got["a.tar"].SHA256 != "ff" {
+		t.Fatal(got, err)
+	}
+	for _, text := range []string{"", "{", "[]", `{"a.tar": 1}`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := loadState(path); err != nil || got == nil || len(got) != 0 {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
+func TestIdentityChangesWithTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.tar")
+	if err := os.WriteFile(path, []byte("one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, before, err := open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	// Same size, same time: cp -p over it.
+	st, _ := os.Stat(path)
+	if err := errors.Join(os.WriteFile(path, []byte("two"), 0o600), os.Chtimes(path, st.ModTime(), st.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+	f, after, err := open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	if before == after {
+		t.Error("the change is not seen")
+	}
+	if _, _, err := open(t.TempDir()); err == nil {
+		t.Error("a folder was opened")
+	}
+}
+
+func TestQueueRunsANameOnceAtATime(t *testing.T) {
+	q := newQueue()
+	q.add("a")
+	q.add("a")
+	name, _ := q.next()
+	q.add(name) // changed while it is worked on
+	q.add("b")
+	var got []string
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n, ok := q.next(); ok; n, ok = q.next() {
+			mu.Lock()
+			got = append(got, n)
+			mu.Unlock()
+			q.done(n)
+			if n == "a" {
+				q.close()
+			}
+		}
+	})
+	q.done(name)
+	wg.Wait()
+	if !slices.Equal(got, []string{"b", "a"}) {
+		t.Fatalf("got %v", got)
+	}
+}
