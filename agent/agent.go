@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/agent/containerd"
@@ -23,6 +24,7 @@ import (
 	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/network"
+	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -49,7 +51,8 @@ type Agent struct {
 	// member is set by the part "join"; the parts that wait for it read it.
 	member *member
 	// tell are the status sections of parts that exist only once the node has joined.
-	dns atomic.Pointer[dns.Server]
+	dns   atomic.Pointer[dns.Server]
+	proxy atomic.Pointer[proxy.Proxy]
 }
 
 // member is a node in its cluster.
@@ -111,6 +114,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
 		{Name: "join", Run: a.join, After: cluster},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
+		{Name: "proxy", Run: a.runProxy, After: []string{"join"}},
 		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
 	}
@@ -199,6 +203,20 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	return n.Run(ctx, ready)
 }
 
+func (a *Agent) runProxy(ctx context.Context, ready func()) error {
+	m := a.member
+	p, err := proxy.New(proxy.Config{
+		NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.clusterCIDR, Informers: m.informers,
+		Log: a.log, Registerer: legacyregistry.Registerer(),
+	})
+	if err != nil {
+		return err
+	}
+	a.proxy.Store(p)
+	m.informers.Start(ctx.Done())
+	return p.Run(ctx, ready)
+}
+
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	m := a.member
 	s, err := dns.New(dns.Config{
@@ -246,6 +264,7 @@ func (a *Agent) Sources() []status.Source {
 			return s
 		},
 		a.imageRows,
+		a.proxyRows,
 		func(ctx context.Context) status.Section {
 			if s := a.dns.Load(); s != nil {
 				return s.Status(ctx)
@@ -260,6 +279,24 @@ func (a *Agent) imageRows(context.Context) status.Section {
 	for _, i := range a.images.Status() {
 		out.Rows = append(out.Rows, status.Row{Name: i.File, State: string(i.State), Detail: detail(i)})
 	}
+	return out
+}
+
+func (a *Agent) proxyRows(context.Context) status.Section {
+	out := status.Section{Name: "Services"}
+	p := a.proxy.Load()
+	if p == nil {
+		return out
+	}
+	s := p.Status()
+	row := status.Row{Name: "rules", State: "in force", Detail: fmt.Sprintf("%d ports of Services, %d endpoints, %d repairs", s.Services, s.Endpoints, s.Repairs)}
+	switch {
+	case s.LastError != "":
+		row.State, row.Detail = "failing", s.LastError
+	case !s.Ready:
+		row.State = "starting"
+	}
+	out.Rows = append(out.Rows, row)
 	return out
 }
 
