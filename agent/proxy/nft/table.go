@@ -45,7 +45,7 @@ type Synced struct {
 // NewTable prepares a table; nothing is sent yet.
 func NewTable(conn *Conn, cfg rules.Config) (*Table, error) {
 	t := &Table{conn: conn, cfg: cfg, digest: map[string]uint64{}}
-	_, n := typeOf(cfg.Family, rules.Affinity().Val)
+	_, n := typeOf(cfg.Family, rules.Affinity()[0].Val)
 	t.target = n / 4
 	for _, c := range cfg.Layout() {
 		t.digest[c.Name] = digest(c)
@@ -59,7 +59,7 @@ func NewTable(conn *Conn, cfg rules.Config) (*Table, error) {
 
 // fixedSets are the sets that are always there.
 func fixedSets() []rules.SetSpec {
-	out := []rules.SetSpec{rules.Affinity()}
+	out := rules.Affinity()
 	for id := range rules.NumSets {
 		if !id.Classed() {
 			out = append(out, id.Spec())
@@ -432,7 +432,18 @@ func (t *Table) Delete(ctx context.Context) error {
 // the client calls. The change by which the endpoint left has been made before, so that no packet adds
 // such an entry again.
 func (t *Table) Forget(ctx context.Context, stale func(key, endpoint string) bool) (int, error) {
-	spec := rules.Affinity()
+	n := 0
+	for _, spec := range rules.Affinity() {
+		m, err := t.forgetIn(ctx, spec, stale)
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (t *Table) forgetIn(ctx context.Context, spec rules.SetSpec, stale func(key, endpoint string) bool) (int, error) {
 	client := rules.Addr.Len(t.cfg.Family)
 	var keys []string
 	err := t.readSet(spec, func(key, _, val, _ string) error {

@@ -90,10 +90,15 @@ var specs = [NumSets]SetSpec{
 	Hairpin:          {Name: "hairpin", Key: []Field{Addr, Addr}},
 }
 
-var affinity = SetSpec{Name: "affinity", Key: []Field{Addr, Addr, Proto, Port}, Val: target, Dynamic: true}
+// The maps that remember clients. Node ports have one of their own: what is found in the first one is
+// translated before it is known that the packet is for a node port.
+var (
+	affinity          = SetSpec{Name: "affinity", Key: []Field{Addr, Addr, Proto, Port}, Val: target, Dynamic: true}
+	affinityNodePorts = SetSpec{Name: "affinity-node-ports", Key: []Field{Addr, Addr, Proto, Port}, Val: target, Dynamic: true}
+)
 
-// Affinity describes the map that remembers clients: client, address, protocol and port -> endpoint.
-func Affinity() SetSpec { return affinity }
+// Affinity describes the maps that remember clients: client, address, protocol and port -> endpoint.
+func Affinity() []SetSpec { return []SetSpec{affinity, affinityNodePorts} }
 
 // Spec describes the set with this id.
 func (id SetID) Spec() SetSpec { return specs[id] }
@@ -269,18 +274,18 @@ func (c Config) Layout() []Chain {
 
 	// dispatch finds an endpoint for a packet. A client that is known gets the one that it had. Clients in
 	// pods and on this node reach all endpoints also where others get local ones only.
-	dispatch := func(all, cluster, masq, local SetID, key []Term) []Rule {
+	dispatch := func(all, cluster, masq, local SetID, key []Term, known SetSpec) []Rule {
 		out := []Rule{
 			{InSet{key, name(masq), false}, SetMark{mark}},
 			{Local{Saddr}, InSet{key, name(local), false}, SetMark{mark}},
-			{DNAT{MapOf{append([]Term{Saddr}, vip...), affinity.Name}}},
+			{DNAT{MapOf{append([]Term{Saddr}, vip...), known.Name}}},
 		}
 		for _, p := range c.PodCIDRs {
 			out = append(out, jump("to-"+name(cluster), InPrefix{Saddr, p, false}))
 		}
 		return append(out, jump("to-"+name(cluster), Local{Saddr}), jump("to-"+name(all)))
 	}
-	services := dispatch(Services, ServicesCluster, MasqServices, LocalServices, vip)
+	services := dispatch(Services, ServicesCluster, MasqServices, LocalServices, vip, affinity)
 	if len(c.PodCIDRs) > 0 {
 		outside := Rule{}
 		for _, p := range c.PodCIDRs {
@@ -324,7 +329,7 @@ func (c Config) Layout() []Chain {
 
 	return []Chain{
 		{Name: "services", Rules: services},
-		{Name: "node-ports", Rules: dispatch(NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, ports)},
+		{Name: "node-ports", Rules: dispatch(NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, ports, affinityNodePorts)},
 		{Name: "masquerading", Rules: []Rule{
 			jump("remember", Translated{}),
 			{Translated{}, InSet{[]Term{Saddr, Daddr}, name(Hairpin), false}, Masquerade{}},
@@ -409,11 +414,12 @@ func (c Config) Variable(classes []Class) []Chain {
 			// The endpoint is remembered once the packet is on its way there. What a node port is called
 			// on, a Service that has the number as its own port is not taken for.
 			ch = byName["remember"]
-			match := Rule{InSet{origVIP, x.Spec().Name, false}}
+			match, known := Rule{InSet{origVIP, x.Spec().Name, false}}, affinity
 			if x.Set == StickyNodePorts {
 				match = Rule{InSet{[]Term{OrigDaddr}, specs[ClusterIPs].Name, true}, InSet{[]Term{L4, OrigDport}, x.Spec().Name, false}}
+				known = affinityNodePorts
 			}
-			r = append(match, Remember{affinity.Name, append([]Term{Saddr}, origVIP...), time.Duration(x.N) * time.Second, []Term{Daddr, Dport}})
+			r = append(match, Remember{known.Name, append([]Term{Saddr}, origVIP...), time.Duration(x.N) * time.Second, []Term{Daddr, Dport}})
 		}
 		ch.Rules = append(ch.Rules, r)
 	}
