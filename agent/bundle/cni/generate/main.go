@@ -18,10 +18,12 @@ import (
 	"go/format"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 )
@@ -63,6 +65,9 @@ func run(root, dir string) error {
 	var names strings.Builder
 	for _, p := range plugins {
 		names.WriteString(path.Base(p) + "\n")
+	}
+	for _, name := range slices.Sorted(maps.Keys(own)) {
+		names.WriteString(name + "\n")
 	}
 	for name := range own {
 		names.WriteString(name + "\n")
