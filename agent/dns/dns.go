@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -38,6 +40,7 @@ const (
 
 // Config is what the node gives.
 type Config struct {
+	NodeName      string       // for events; may be empty
 	ClusterDomain string       // as cluster.local
 	ClusterDNS    []netip.Addr // addresses of the DNS Service, one a family
 	ResolvConf    string       // the host's resolvers: a file that does not point back here
@@ -45,7 +48,7 @@ type Config struct {
 	Client        kubernetes.Interface
 	// Informers must not be narrowed by labels: headless Services and their slices are asked for too.
 	Informers informers.SharedInformerFactory
-	Events    record.EventRecorder // may be nil
+	Events    record.EventRecorder // default: one of our own
 	Log       *slog.Logger
 }
 
@@ -56,6 +59,7 @@ type Server struct {
 	handle  string
 	bind    []netip.Addr
 	cluster *cluster
+	events  record.EventRecorder
 	wake    chan struct{}
 	stop    <-chan struct{} // of Run
 
@@ -119,6 +123,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("prepare the node for DNS: %w", err)
 	}
 	s.startInformers()
+	if s.events = s.cfg.Events; s.events == nil {
+		b := record.NewBroadcaster(record.WithContext(ctx))
+		b.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: s.cfg.Client.CoreV1().Events("")})
+		defer b.Shutdown()
+		s.events = b.NewRecorder(scheme.Scheme, api.EventSource{Component: "umiak-dns", Host: s.cfg.NodeName})
+	}
 
 	files, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -234,8 +244,8 @@ func (s *Server) reload(inst *caddy.Instance) *caddy.Instance {
 		s.mu.Unlock()
 		if !known {
 			s.log.Warn("the new DNS configuration cannot be used, the old one goes on", "error", err)
-			if s.cfg.Events != nil && object != nil {
-				s.cfg.Events.Eventf(object, api.EventTypeWarning, "InvalidCorefile", "the old configuration goes on: %v", err)
+			if object != nil {
+				s.events.Eventf(object, api.EventTypeWarning, "InvalidCorefile", "the old configuration goes on: %v", err)
 			}
 		}
 		return inst
@@ -326,8 +336,8 @@ func (s *Server) foundLoop() {
 	object, up := s.object, s.current.upstreams
 	s.mu.Unlock()
 	s.log.Error("a name server of the host forwards back to the cluster's DNS: forwarding is off until resolv.conf or the Corefile changes", "upstreams", up, "resolv.conf", s.cfg.ResolvConf)
-	if s.cfg.Events != nil && object != nil {
-		s.cfg.Events.Eventf(object, api.EventTypeWarning, "ForwardingLoop", "a name server of %v forwards back to the cluster's DNS; forwarding is off on this node", up)
+	if object != nil {
+		s.events.Eventf(object, api.EventTypeWarning, "ForwardingLoop", "a name server of %v forwards back to the cluster's DNS; forwarding is off on this node", up)
 	}
 	s.poke()
 }
@@ -428,7 +438,7 @@ func (s *Server) Status(context.Context) status.Section {
 	s.mu.Lock()
 	cur := s.current
 	s.mu.Unlock()
-	sec := status.Section{Name: "dns"}
+	sec := status.Section{Name: "DNS"}
 	row := func(name, state, detail string) {
 		sec.Rows = append(sec.Rows, status.Row{Name: name, State: state, Detail: detail})
 	}

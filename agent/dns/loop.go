@@ -44,8 +44,13 @@ func setupLoop(c *caddy.Controller) error {
 		l.next = next
 		return l
 	})
+	ctx, cancel := context.WithCancel(context.Background())
 	c.OnStartup(func() error {
-		go l.probe(s.bind[0])
+		go l.probe(ctx, s.bind[0])
+		return nil
+	})
+	c.OnShutdown(func() error {
+		cancel()
 		return nil
 	})
 	return nil
@@ -65,17 +70,22 @@ func (l *loopWatch) ServeDNS(ctx context.Context, w mdns.ResponseWriter, r *mdns
 	return plugin.NextOrFailure(l.Name(), l.next, ctx, w, r)
 }
 
-// probe asks once; the socket is bound before startup is over but not read, so the question waits there.
-func (l *loopWatch) probe(to netip.Addr) {
+// probe asks once. The listener opens right after the start hooks, which is where it was started from.
+func (l *loopWatch) probe(ctx context.Context, to netip.Addr) {
+	// A resolver may take its time to come back to us; after that a random name is nobody's business.
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	defer l.armed.Store(false)
 	m := new(mdns.Msg).SetQuestion(l.name, mdns.TypeHINFO)
 	c := mdns.Client{Timeout: 5 * time.Second}
-	for range 5 { // the listener opens right after the start hooks, which is where we were started from
-		if _, _, err := c.Exchange(m, net.JoinHostPort(to.String(), "53")); err == nil || !refused(err) {
+	for ctx.Err() == nil {
+		if _, _, err := c.ExchangeContext(ctx, m, net.JoinHostPort(to.String(), "53")); !refused(err) {
 			break
 		}
-		time.Sleep(50 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
-	// A resolver may take its time to come back to us; after that a random name is nobody's business.
-	time.Sleep(5 * time.Second)
-	l.armed.Store(false)
+	<-ctx.Done()
 }

@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	events "k8s.io/client-go/tools/record"
@@ -35,7 +37,7 @@ type Config struct {
 	Disable  []string             // names of manifests to leave out
 	Server   string               // name of this server: another one's files are not ours to prune
 	REST     *rest.Config         // as an administrator
-	Recorder events.EventRecorder // may be nil
+	Recorder events.EventRecorder // default: one of our own
 	Log      *slog.Logger
 }
 
@@ -66,13 +68,14 @@ type FileStatus struct {
 
 // Controller keeps manifests applied.
 type Controller struct {
-	cfg     Config
-	log     *slog.Logger
-	client  *client
-	typed   kubernetes.Interface
-	watches *watches
-	queue   workqueue.TypedRateLimitingInterface[string]
-	drift   workqueue.TypedRateLimiter[string]
+	cfg      Config
+	log      *slog.Logger
+	client   *client
+	typed    kubernetes.Interface
+	watches  *watches
+	recorder events.EventRecorder
+	queue    workqueue.TypedRateLimitingInterface[string]
+	drift    workqueue.TypedRateLimiter[string]
 
 	mu    sync.Mutex
 	items map[string]*item        // by id
@@ -149,6 +152,13 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer c.queue.ShutDown()
+
+	if c.recorder = c.cfg.Recorder; c.recorder == nil {
+		b := events.NewBroadcaster(events.WithContext(ctx))
+		b.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: c.typed.CoreV1().Events("")})
+		defer b.Shutdown()
+		c.recorder = b.NewRecorder(scheme.Scheme, core.EventSource{Component: manager})
+	}
 
 	again := c.rescan(embedded, files)
 	first := c.waitFirst(embedded)
@@ -405,13 +415,13 @@ func (c *Controller) setStatus(id string, state State, objects int, err error) {
 }
 
 func (c *Controller) event(id string, rec *record, kind, reason, text string) {
-	if c.cfg.Recorder == nil || rec == nil || rec.uid == "" {
+	if c.recorder == nil || rec == nil || rec.uid == "" {
 		return
 	}
 	if len(text) > 1000 {
 		text = strings.ToValidUTF8(text[:1000], "") + " …"
 	}
-	c.cfg.Recorder.Event(rec.reference(id), kind, reason, text)
+	c.recorder.Event(rec.reference(id), kind, reason, text)
 }
 
 // Status tells how each manifest stands, by name.
@@ -431,7 +441,7 @@ func (c *Controller) Status() []FileStatus {
 
 // Section is Status for `umiak status`.
 func (c *Controller) Section(context.Context) status.Section {
-	s := status.Section{Name: "manifests"}
+	s := status.Section{Name: "Manifests"}
 	for _, f := range c.Status() {
 		detail := fmt.Sprintf("%d objects", f.Objects)
 		if f.Error != "" {
