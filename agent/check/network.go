@@ -177,8 +177,9 @@ func forwarding(context.Context, Config) []Result {
 		out = append(out, ok("forwarding", "can be turned on"))
 	}
 	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err != nil {
-		out = append(out, warn("br_netfilter", "echo br_netfilter > /etc/modules-load.d/umiak.conf, and load it now with modprobe br_netfilter",
-			"not loaded: a pod cannot reach a Service whose endpoint runs on the same node"))
+		// umiak loads it when it starts; that it can is seen then.
+		out = append(out, warn("br_netfilter", "if umiak says at its start that it cannot load it: use a kernel with CONFIG_BRIDGE_NETFILTER",
+			"not loaded yet: without it a pod cannot reach a Service whose endpoint runs on the same node"))
 	}
 	return out
 }

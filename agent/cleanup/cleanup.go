@@ -53,7 +53,7 @@ func Run(ctx context.Context, cfg Config) error {
 	var errs []error
 	j, err := host.OpenJournal(cfg.Dirs.NodeState())
 	if err != nil {
-		errs = append(errs, fmt.Errorf("%w; what it would have told stays: sysctls, cgroups", err))
+		errs = append(errs, fmt.Errorf("%w; remove the file to clean up without it (sysctls and cgroups stay as they are then)", err))
 	}
 	c.journal = j
 	for _, step := range []struct {

@@ -28,6 +28,12 @@ func Forward(j *Journal, ipv4, ipv6 bool) (remarks []string, err error) {
 		wants = append(wants, want{"net.ipv6.conf.all.forwarding", "packets of pods could not leave the machine", true},
 			want{"net.bridge.bridge-nf-call-ip6tables", "a pod cannot reach a Service whose endpoint runs on the same node", false})
 	}
+	if _, err := j.Sysctl("net.bridge.bridge-nf-call-iptables"); errors.Is(err, fs.ErrNotExist) {
+		// The kernel loads the other modules by itself when they are used, this one never.
+		if err := LoadModule("br_netfilter"); err != nil {
+			remarks = append(remarks, err.Error())
+		}
+	}
 	var errs []error
 	for _, w := range wants {
 		switch err := j.Set(w.name, "1"); {
@@ -35,7 +41,7 @@ func Forward(j *Journal, ipv4, ipv6 bool) (remarks []string, err error) {
 		case w.need:
 			errs = append(errs, fmt.Errorf("%w; without it %s", err, w.why))
 		case errors.Is(err, fs.ErrNotExist):
-			remarks = append(remarks, fmt.Sprintf("the kernel has no %s (module br_netfilter is not loaded): %s", w.name, w.why))
+			remarks = append(remarks, fmt.Sprintf("the kernel has no %s (module br_netfilter): %s", w.name, w.why))
 		default:
 			remarks = append(remarks, fmt.Sprintf("%v: %s", err, w.why))
 		}

@@ -1,0 +1,111 @@
+package host
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoModule means that the running kernel has no such module to load.
+var ErrNoModule = errors.New("the kernel has no such module")
+
+// LoadModule loads a kernel module and those that it needs, as modprobe does without its configuration.
+// Most modules are loaded by the kernel itself when they are first used; this is for those that are not.
+func LoadModule(name string) error {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("find the kernel's version: %w", err)
+	}
+	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
+	raw, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("load module %s: %w", name, ErrNoModule)
+	}
+	if err != nil {
+		return fmt.Errorf("load module %s: %w", name, err)
+	}
+	files := moduleFiles(raw, name)
+	if len(files) == 0 {
+		return fmt.Errorf("load module %s: %w", name, ErrNoModule)
+	}
+	for _, f := range files {
+		if !filepath.IsAbs(f) {
+			f = filepath.Join(dir, f)
+		}
+		if err := insert(f); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("load module %s: %s: %w", name, f, err)
+		}
+	}
+	return nil
+}
+
+// moduleFiles are the files to load for a module, in order, from modules.dep: `FILE: NEEDED…`, where what
+// stands last must be loaded first.
+func moduleFiles(dep []byte, name string) []string {
+	for l := range bytes.Lines(dep) {
+		file, needs, ok := strings.Cut(strings.TrimSpace(string(l)), ":")
+		base, _, _ := strings.Cut(filepath.Base(file), ".ko")
+		if !ok || strings.ReplaceAll(base, "-", "_") != strings.ReplaceAll(name, "-", "_") {
+			continue
+		}
+		out := append([]string{file}, strings.Fields(needs)...)
+		slices.Reverse(out)
+		return out
+	}
+	return nil
+}
+
+func insert(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	flags := 0
+	if !strings.HasSuffix(path, ".ko") {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE
+	}
+	err = unix.FinitModule(int(f.Fd()), "", flags)
+	if flags == 0 || err == nil || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EPERM) {
+		return err
+	}
+	// A kernel that cannot decompress by itself.
+	image, e := decompress(f, path)
+	if e != nil {
+		return errors.Join(err, e)
+	}
+	return unix.InitModule(image, "")
+}
+
+func decompress(f io.ReadSeeker, path string) ([]byte, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	const most = 64 << 20
+	switch filepath.Ext(path) {
+	case ".gz":
+		r, err := gzip.NewReader(f)
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(io.LimitReader(r, most))
+	case ".zst":
+		r, err := zstd.NewReader(f)
+		if err != nil {
+			return nil, err
+		}
+		defer r.Close()
+		return io.ReadAll(io.LimitReader(r, most))
+	}
+	return nil, fmt.Errorf("do not know how to decompress %s", filepath.Ext(path))
+}

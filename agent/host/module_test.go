@@ -1,0 +1,40 @@
+package host
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"slices"
+	"testing"
+)
+
+func TestModuleFiles(t *testing.T) {
+	dep := []byte("kernel/net/llc/llc.ko.xz:\nkernel/net/bridge/br_netfilter.ko.xz: kernel/net/bridge/bridge.ko.xz kernel/net/802/stp.ko.xz kernel/net/llc/llc.ko.xz\nkernel/x/nf-foo.ko:\n")
+	got := moduleFiles(dep, "br_netfilter")
+	want := []string{"kernel/net/llc/llc.ko.xz", "kernel/net/802/stp.ko.xz", "kernel/net/bridge/bridge.ko.xz", "kernel/net/bridge/br_netfilter.ko.xz"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+	if got := moduleFiles(dep, "nf_foo"); len(got) != 1 {
+		t.Errorf("%v", got)
+	}
+	if got := moduleFiles(dep, "netfilter"); got != nil {
+		t.Errorf("%v", got)
+	}
+	if err := LoadModule("no_such_module"); !errors.Is(err, ErrNoModule) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestDecompress(t *testing.T) {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write([]byte("elf"))
+	_ = w.Close()
+	if got, err := decompress(bytes.NewReader(b.Bytes()), "x.ko.gz"); err != nil || string(got) != "elf" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := decompress(bytes.NewReader(nil), "x.ko.xz"); err == nil {
+		t.Error("xz is not known")
+	}
+}
