@@ -227,7 +227,8 @@ func TestControlPlane(t *testing.T) {
 	dir := t.TempDir()
 	begun := time.Now()
 	p := start(t, dir)
-	t.Logf("empty directory to joined: %v", p.joined)
+	cpu, _ := usage(t, filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid)))
+	t.Logf("empty directory to joined: %v, %.2f CPU seconds", p.joined, cpu)
 	var st server.Status
 	if line, err := p.out.ReadBytes('\n'); err != nil || json.Unmarshal(line, &st) != nil {
 		t.Fatalf("status: %s, %v", line, err)
