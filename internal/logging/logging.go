@@ -3,7 +3,7 @@
 // Umiak's own packages log with slog. The libraries' loggers (klog of Kubernetes and flannel, logrus of
 // containerd and kine, the standard log package of others) are led into the same handler, each record
 // with a `component` field found from the package that wrote it. Libraries speak one level softer than
-// umiak does: their "info" is umiak's "debug", so a quiet log stays quiet.
+// umiak does: their "error" is umiak's "warn", their "info" umiak's "debug", so a quiet log stays quiet.
 //
 // The package is called once, from cmd/.
 package logging
@@ -117,6 +117,9 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 		f, _ := runtime.CallersFrames([]uintptr{r.PC}).Next()
 		fn = f.Function
 	}
+	// A library's error is often something that it tries again; whether anything of umiak's fails is
+	// said by umiak.
+	r.Level -= slog.LevelError - slog.LevelWarn
 	r.Message = strings.TrimSpace(r.Message)
 	r.AddAttrs(slog.String("component", component(fn)))
 	return h.Handler.Handle(ctx, r)

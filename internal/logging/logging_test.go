@@ -30,10 +30,10 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	if len(lines) != 3 {
 		t.Fatalf("got %d lines:\n%s", len(lines), b.String())
 	}
-	for _, l := range lines {
+	for i, level := range []string{"INFO", "WARN", "INFO"} {
 		var m map[string]any
-		if err := json.Unmarshal([]byte(l), &m); err != nil || m["component"] == nil {
-			t.Fatalf("%v in %s", err, l)
+		if err := json.Unmarshal([]byte(lines[i]), &m); err != nil || m["component"] == nil || m["level"] != level {
+			t.Fatalf("%v, want level %s in %s", err, level, lines[i])
 		}
 	}
 }
