@@ -160,9 +160,6 @@ func TestKubectlAndStatusWork(t *testing.T) {
 	if !strings.Contains(out, "registry.test/app:1") {
 		t.Errorf("images: %s", out)
 	}
-	if out, err = e.Umiak(e.soon(), "check"); err != nil {
-		t.Errorf("check: %v\n%s", err, out)
-	}
 }
 
 // lockedBuffer takes a command's output while a test looks at it.

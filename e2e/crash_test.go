@@ -257,6 +257,9 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	e := &env{T: t, Cluster: c, ctx: ctx}
+	if out, err := c.Umiak(e.soon(), "check"); err != nil {
+		t.Errorf("check on an empty machine: %v\n%s", err, out)
+	}
 	before, err := c.M.Snapshot(ctx, "/var/lib/umiak", "/etc/umiak")
 	e.must(err)
 	e.must(c.Start())

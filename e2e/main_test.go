@@ -27,7 +27,7 @@ import (
 
 // patience is how long a test waits for one thing before it says what it saw last. It is long because the
 // machine may be slow, and costs nothing when all is well.
-const patience = 90 * time.Second
+const patience = 60 * time.Second
 
 // shared is the cluster that most tests use, made when the first of them asks.
 var shared struct {
@@ -129,6 +129,7 @@ func (e *env) sub(name string, f func(e *env)) {
 	e.Run(name, func(t *testing.T) {
 		part := *e
 		part.T = t
+		part.ctx = part.within(2 * patience)
 		f(&part)
 	})
 }

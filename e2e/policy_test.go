@@ -60,7 +60,7 @@ spec:
           status: {type: object, properties: {afloat: {type: boolean}}}
 `, crd, group))
 	defs := e.Dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	t.Cleanup(func() { _ = defs.Delete(t.Context(), crd, metav1.DeleteOptions{}) })
+	t.Cleanup(func() { _ = defs.Delete(context.Background(), crd, metav1.DeleteOptions{}) })
 	_, err := cluster.Until(e.soon(), defs, named(crd), func(o *unstructured.Unstructured) (bool, string) {
 		list, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
 		for _, c := range list {
@@ -74,7 +74,8 @@ spec:
 	boat := func(name, crew string) string {
 		return fmt.Sprintf("{apiVersion: %s/v1, kind: Boat, metadata: {name: %s}, spec: {crew: %s}}", group, name, crew)
 	}
-	e.apply(boat("umiak", "9"))
+	// Discovery learns of the new kind a moment after it is served.
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error { return e.tryApply(boat("umiak", "9")) }))
 	for crew, want := range map[string]string{"0": "greater than or equal to 1", "13": "no thirteen", "many": "integer"} {
 		if err := e.tryApply(boat("bad", crew)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("crew %s: %v", crew, err)
@@ -130,7 +131,7 @@ webhooks:
   rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
 `, hook, b64(crt), e.ns, e.ns))
 	t.Cleanup(func() {
-		_ = e.Kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(t.Context(), hook, metav1.DeleteOptions{})
+		_ = e.Kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.Background(), hook, metav1.DeleteOptions{})
 	})
 	cms := e.Kube.CoreV1().ConfigMaps(e.ns)
 	n := 0
@@ -204,7 +205,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 	l, err := e.Kube.CoreV1().Pods(e.ns).List(e.ctx, labeled("app=web"))
 	e.must(err)
 	evict := func(name string) error {
-		return e.Kube.PolicyV1().Evictions(e.ns).Evict(e.ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name}})
+		return e.Kube.PolicyV1().Evictions(e.ns).Evict(e.ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: e.ns}})
 	}
 	if err := evict(l.Items[0].Name); !apierrors.IsTooManyRequests(err) {
 		t.Fatalf("the eviction was not refused: %v", err)

@@ -46,9 +46,10 @@ func TestSecretsAreNowhereInClearText(t *testing.T) {
 	if string(got.Data["word"]) != text+"-changed" {
 		t.Fatalf("reads back as %q", got.Data["word"])
 	}
-	// A ConfigMap with a text of its own proves that the search would find one.
-	control := "control-" + text
-	_, err = e.Kube.CoreV1().ConfigMaps(e.ns).Create(e.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "seen"}, Data: map[string]string{"word": strings.ToUpper(control)}}, metav1.CreateOptions{})
+	// A text in the clear proves that the search would find one.
+	control := "control-" + strings.ToUpper(text)
+	_, err = e.Kube.CoreV1().Services(e.ns).Create(e.ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "seen", Annotations: map[string]string{"word": control}},
+		Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone}}, metav1.CreateOptions{})
 	e.must(err)
 	needles := map[string][]byte{
 		"the text":         []byte(text),
@@ -62,7 +63,7 @@ func TestSecretsAreNowhereInClearText(t *testing.T) {
 				t.Errorf("%s stands in %s", what, path)
 			}
 		}
-		found = found || bytes.Contains(raw, []byte(strings.ToUpper(control)))
+		found = found || bytes.Contains(raw, []byte(control))
 	})
 	if !found {
 		t.Error("the control text was not found either: the search proves nothing")
