@@ -755,3 +755,28 @@ func BenchmarkQuery(b *testing.B) {
 		}
 	}
 }
+
+// TestIdle: a server that nobody asks costs nothing to speak of.
+func TestIdle(t *testing.T) {
+	startUpstream(t, upstreamAddr, answer)
+	w := newWorld(t, "nameserver "+upstreamAddr+"\n", objects()...)
+	w.run(t)
+	w.synced(t)
+	ask(t, clusterDNS, "udp", "outside.example.", mdns.TypeA)
+	cpu := func() time.Duration {
+		var ru syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+	}
+	const span = 12 * time.Second // longer than the forwarder's tick of 10 s
+	time.Sleep(time.Second)
+	before := cpu()
+	time.Sleep(span)
+	used := cpu() - before
+	t.Logf("%s of CPU in %s, %d goroutines", used, span, runtime.NumGoroutine())
+	if used > span/100 {
+		t.Errorf("%s of CPU in %s", used, span)
+	}
+}

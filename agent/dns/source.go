@@ -1,19 +1,17 @@
 package dns
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
+	"github.com/umiak-io/umiak/agent/dns/corefile"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
@@ -119,28 +117,9 @@ func readResolvConf(path string) ([]string, error) {
 		return nil, fmt.Errorf("read resolvers: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	servers, err := parseResolvConf(io.LimitReader(f, 1<<20))
+	servers, err := corefile.ParseResolvConf(io.LimitReader(f, 1<<20))
 	if err != nil {
 		return nil, fmt.Errorf("read resolvers in %s: %w", path, err)
 	}
 	return servers, nil
-}
-
-func parseResolvConf(r io.Reader) ([]string, error) {
-	var out []string
-	sc := bufio.NewScanner(r)
-	for sc.Scan() {
-		f := strings.Fields(sc.Text())
-		if len(f) < 2 || f[0] != "nameserver" {
-			continue
-		}
-		a, err := netip.ParseAddr(f[1])
-		if err != nil {
-			continue // libc ignores such lines, too
-		}
-		if s := a.Unmap().String(); !slices.Contains(out, s) {
-			out = append(out, s)
-		}
-	}
-	return out, sc.Err()
 }
