@@ -69,9 +69,6 @@ func run(root, dir string) error {
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		names.WriteString(name + "\n")
 	}
-	for name := range own {
-		names.WriteString(name + "\n")
-	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o644),
 		os.WriteFile(filepath.Join(dir, "plugins"), []byte(names.String()), 0o644))
