@@ -76,7 +76,7 @@ spec:
 	}
 	// Discovery learns of the new kind a moment after it is served.
 	e.must(cluster.Eventually(e.soon(), func(context.Context) error { return e.tryApply(boat("umiak", "9")) }))
-	for crew, want := range map[string]string{"0": "greater than or equal to 1", "13": "no thirteen", "many": "integer"} {
+	for crew, want := range map[string]string{"0": "greater than or equal to 1", "13": "no thirteen", "many": "numeric"} {
 		if err := e.tryApply(boat("bad", crew)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("crew %s: %v", crew, err)
 		}

@@ -145,11 +145,16 @@ func (m *Machine) Run(ctx context.Context, name string, args ...string) (string,
 
 // Dial connects from inside the machine. The address must be numeric.
 func (m *Machine) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	var c net.Conn
 	if m.PID == 0 {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
 	}
-	err := enter(m.PID, []space{netSpace}, func() (err error) {
+	return DialFrom(ctx, m.PID, network, addr)
+}
+
+// DialFrom connects from the network namespace of any process.
+func DialFrom(ctx context.Context, pid int, network, addr string) (net.Conn, error) {
+	var c net.Conn
+	err := enter(pid, []space{netSpace}, func() (err error) {
 		c, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, addr)
 		return err
 	})

@@ -112,7 +112,7 @@ func TestMachinesOnOneLANReachEachOther(t *testing.T) {
 func TestPowerOffKillsAllAndKeepsDisks(t *testing.T) {
 	m := make1(t, machine.Options{})
 	run(t, m, "echo kept > /var/lib/file; sync; setsid sleep 1000 >/dev/null 2>&1 & touch /run/lost; mkdir /sys/fs/cgroup/pids/pods || true")
-	if len(m.Processes()) < 2 {
+	if len(m.Processes()) == 0 {
 		t.Fatalf("processes: %v", m.Processes())
 	}
 	if err := m.PowerOff(); err != nil {

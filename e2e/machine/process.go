@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -18,20 +19,47 @@ type Process struct {
 
 // Processes lists all processes of the machine, those in containers with pid namespaces of their own too.
 func (m *Machine) Processes() []Process {
-	// Containers have pid namespaces below the machine's; what they all share is the ancestor process 1.
-	parent := map[int]int{}
-	for pid := range allPIDs() {
-		if f := stat(pid); f != nil {
-			parent[pid], _ = strconv.Atoi(f[1])
+	if m.PID == 0 {
+		return nil
+	}
+	var out []Process
+	for _, p := range processesIn("pid", m.PID) {
+		// Process 1 has a sleep of its own.
+		if p.PID != m.init.pid && !(p.Command == "sleep" && slices.Equal(p.Args, []string{"sleep", "2147483647"})) {
+			out = append(out, p)
 		}
+	}
+	return out
+}
+
+// ProcessesInMountNamespaceOf lists what runs in the mount namespace of a process, without itself, and
+// what descends from that: a cluster that has no machine.
+func ProcessesInMountNamespaceOf(pid int) []Process { return processesIn("mnt", pid) }
+
+// processesIn lists the processes in a namespace of a process, and their descendants, who may have gone on
+// to namespaces of their own, but not the process itself.
+func processesIn(space string, of int) []Process {
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", of, space))
+	if err != nil {
+		return nil
+	}
+	parent, inside := map[int]int{}, map[int]bool{}
+	for pid := range allPIDs() {
+		f := stat(pid)
+		if f == nil {
+			continue
+		}
+		parent[pid], _ = strconv.Atoi(f[1])
+		n, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, space))
+		inside[pid] = err == nil && n == ns
 	}
 	var out []Process
 	for pid := range parent {
 		up := pid
-		for up > 1 && up != m.PID {
+		for up > 1 && !inside[up] {
 			up = parent[up]
 		}
-		if up != m.PID || pid == m.PID {
+		if !inside[up] || pid == of {
 			continue
 		}
 		p := Process{PID: pid, Start: startOf(pid)}
