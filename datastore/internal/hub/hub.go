@@ -132,8 +132,7 @@ func (h *Hub) NewWatcher(key, end string, revision int64) (w *Watcher, current, 
 	defer w.mu.Unlock()
 	w.rev = max(w.rev, current)
 	if revision <= current {
-		w.pending, w.bytes, w.behind = nil, 0, true
-		w.wake <- struct{}{}
+		w.pending, w.bytes, w.behind = nil, 0, true // the first Take reads it, nobody need be woken
 	}
 	return w, current, compact, nil
 }
