@@ -26,6 +26,7 @@ import (
 	"github.com/umiak-io/umiak/agent/network"
 	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
+	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/status"
@@ -50,9 +51,10 @@ type Agent struct {
 
 	// member is set by the part "join"; the parts that wait for it read it.
 	member *member
-	// tell are the status sections of parts that exist only once the node has joined.
-	dns   atomic.Pointer[dns.Server]
-	proxy atomic.Pointer[proxy.Proxy]
+	// These exist once the node has joined.
+	network atomic.Pointer[network.Network]
+	dns     atomic.Pointer[dns.Server]
+	proxy   atomic.Pointer[proxy.Proxy]
 }
 
 // member is a node in its cluster.
@@ -116,6 +118,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
 		{Name: "proxy", Run: a.runProxy, After: []string{"join"}},
 		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
+		{Name: "tables", Run: a.watchTables, After: []string{"join"}},
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
 	}
 }
@@ -200,6 +203,7 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	a.network.Store(n)
 	return n.Run(ctx, ready)
 }
 
@@ -220,6 +224,7 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	m := a.member
 	s, err := dns.New(dns.Config{
+		NodeName:      a.name,
 		ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.resolv.Path,
 		StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
 		Client:    m.agent, Informers: m.informers, Log: a.log,
@@ -229,6 +234,24 @@ func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	}
 	a.dns.Store(s)
 	return s.Run(ctx, ready)
+}
+
+// watchTables keeps a foreign `nft flush ruleset` from cutting pods off; the proxy repairs its own table.
+func (a *Agent) watchTables(ctx context.Context, ready func()) error {
+	return tables.Watch{Log: a.log.With("component", "tables"), Tables: []tables.Table{
+		{Name: network.Table, Put: func() error {
+			if n := a.network.Load(); n != nil {
+				return n.Resync()
+			}
+			return nil
+		}},
+		{Name: dns.Table, Put: func() error {
+			if s := a.dns.Load(); s != nil {
+				return s.Resync()
+			}
+			return nil
+		}},
+	}}.Run(ctx, ready)
 }
 
 func (a *Agent) runKubelet(ctx context.Context, ready func()) error {

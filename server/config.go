@@ -17,6 +17,8 @@ type Config struct {
 	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
 	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 
+	NodeName string `key:"node-name" usage:"name of the node (default: the host name)"`
+
 	BindAddress      string   `key:"bind-address" usage:"address to listen on (default: all)"`
 	HTTPSPort        int      `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
 	AdvertiseAddress string   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`

@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons"
@@ -17,13 +18,17 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+	if err != nil {
+		return err
+	}
 	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
 	if err != nil {
 		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
 	}
 	c, err := addons.New(addons.Config{
 		Dir: s.dirs.Manifests(), Embedded: manifests.FS, Vars: vars, Disable: s.cfg.Disable,
-		Server: s.advertise, REST: rc, Log: s.log,
+		Server: name, REST: rc, Log: s.log,
 	})
 	if err != nil {
 		return err

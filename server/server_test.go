@@ -94,7 +94,7 @@ func serve(dir string) error {
 	if level == "" {
 		level = "error"
 	}
-	log, err := logging.Setup(logging.Config{Level: level, Format: "text"}, os.Stderr)
+	log, _, err := logging.Setup(logging.Config{Level: level, Format: "text"}, os.Stderr)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -55,6 +56,7 @@ const GC = 50
 type Process struct {
 	Dirs    layout.Dirs
 	Log     *slog.Logger
+	Hush    func() // silences the libraries' loggers
 	Parts   []lifecycle.Part
 	Sources []status.Source
 }
@@ -65,7 +67,8 @@ func (p Process) Run(ctx context.Context) error {
 		debug.SetGCPercent(GC)
 	}
 	begun := time.Now()
-	ctx, stop := untilSignal(ctx, p.Log)
+	systemd := takeNotifySocket()
+	ctx, stop := p.untilSignal(ctx, systemd)
 	defer stop()
 
 	var group *lifecycle.Group
@@ -90,7 +93,7 @@ func (p Process) Run(ctx context.Context) error {
 		if group.WaitReady(ctx) == nil {
 			close(allReady)
 			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
-			_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd, nobody to tell
+			systemd(daemon.SdNotifyReady)
 		}
 	}()
 	err = group.Run(ctx)
@@ -116,21 +119,42 @@ func partRows(g *lifecycle.Group) status.Section {
 
 // untilSignal ends the context at the first SIGTERM or SIGINT; a second one ends the process at once,
 // for people who will not wait. Containers are not touched by either.
-func untilSignal(ctx context.Context, log *slog.Logger) (context.Context, func()) {
+func (p Process) untilSignal(ctx context.Context, systemd func(state string)) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ch := make(chan os.Signal, 2)
 	signal.Notify(ch, unix.SIGTERM, unix.SIGINT)
 	go func() {
 		select {
 		case s := <-ch:
-			log.Info("stopping; containers keep running", "signal", s.String())
-			_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+			p.Log.Info("stopping; containers keep running", "signal", s.String())
+			systemd(daemon.SdNotifyStopping)
+			p.Hush()
 			cancel(fmt.Errorf("signal: %s", s))
 			signal.Stop(ch) // the next one does what it does by default
 		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() { signal.Stop(ch); cancel(nil) }
+}
+
+// takeNotifySocket returns a function that tells systemd a state, if systemd has started this process. The
+// variables are removed, since the kubelet would say READY=1 through them when only it is ready.
+func takeNotifySocket() func(state string) {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		_ = os.Unsetenv(name) // fails only for a malformed name
+	}
+	return func(state string) {
+		if socket == "" {
+			return
+		}
+		conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+		if err != nil {
+			return // systemd will find out by its time-out
+		}
+		defer conn.Close() //nolint:errcheck // a datagram has been sent or not
+		_, _ = conn.Write([]byte(state))
+	}
 }
 
 // Own locks the data directory for this process.

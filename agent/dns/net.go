@@ -27,7 +27,8 @@ var (
 )
 
 const (
-	tableName = "umiak-dns"
+	// Table is the nftables table that leads the cluster DNS address here.
+	Table = "umiak-dns"
 	// Before umiak-proxy's NAT chains and everybody else's: NAT is decided once a connection, by the
 	// first chain that does it. Service rules then never see the DNS Service, which has no endpoints and
 	// would be rejected. After that the packet is for a local address, so no forward rule sees it either.
@@ -127,10 +128,10 @@ func Cleanup(context.Context) error {
 		errs = append(errs, fmt.Errorf("list nftables tables: %w", err))
 	}
 	for _, t := range tables {
-		if t.Name == tableName {
+		if t.Name == Table {
 			c.DelTable(t)
 			if err := c.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", tableName, err))
+				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", Table, err))
 			}
 		}
 	}
@@ -153,7 +154,7 @@ func applyTable(clusterDNS []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: Table}
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
 	c.AddTable(t)
@@ -175,7 +176,7 @@ func applyTable(clusterDNS []netip.Addr) error {
 		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: dropDirect(a)})
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", tableName, err)
+		return fmt.Errorf("write nftables table %s: %w", Table, err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/flannel-io/flannel/pkg/backend"
 	_ "github.com/flannel-io/flannel/pkg/backend/hostgw"    // registers itself
@@ -48,8 +49,18 @@ type Config struct {
 
 // Network is the node's pod network.
 type Network struct {
-	cfg   Config
-	peers *peers
+	cfg    Config
+	peers  *peers
+	ranges atomic.Pointer[[]netip.Prefix] // those for which rules have been written
+}
+
+// Resync writes the rules again, if they have been written before: somebody has removed them.
+func (n *Network) Resync() error {
+	r := n.ranges.Load()
+	if r == nil {
+		return nil
+	}
+	return applyRules(*r, n.cfg.ClusterCIDR)
 }
 
 // New checks the configuration.
@@ -196,6 +207,7 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 	if err := applyRules(ranges, n.cfg.ClusterCIDR); err != nil {
 		return err
 	}
+	n.ranges.Store(&ranges)
 	raw, err := renderConf(ranges, mtu, n.cfg.Dirs.CNIState())
 	if err != nil {
 		return err

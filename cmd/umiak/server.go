@@ -29,7 +29,7 @@ func serverCommand() *cli.Command {
 			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.Validate(), ac.Validate(), lc.Validate()); err != nil {
 				return agentcli.BadConfig(err)
 			}
-			log, err := logging.Setup(lc, c.App.ErrWriter)
+			log, hush, err := logging.Setup(lc, c.App.ErrWriter)
 			if err != nil {
 				return err
 			}
@@ -38,13 +38,13 @@ func serverCommand() *cli.Command {
 				return err
 			}
 			defer release()
-			srv, err := server.New(c.Context, sc, log.With("component", "server"), server.WithoutLock())
+			srv, err := server.New(c.Context, sc, log, server.WithoutLock())
 			if err != nil {
 				return err
 			}
-			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Parts: srv.Parts(), Sources: srv.Sources()}
+			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: hush, Parts: srv.Parts(), Sources: srv.Sources()}
 			if !sc.DisableAgent {
-				node, err := agent.New(ac, srv.Joiner(), log.With("component", "agent"))
+				node, err := agent.New(ac, srv.Joiner(), log)
 				if err != nil {
 					return err
 				}

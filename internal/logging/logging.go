@@ -40,10 +40,11 @@ func (c Config) Validate() error {
 }
 
 // Setup returns umiak's logger and leads the libraries' loggers into it. It is for main: it sets
-// process-wide state of those libraries.
-func Setup(c Config, w io.Writer) (*slog.Logger, error) {
+// process-wide state of those libraries. hush silences the libraries, unless all is to be shown: while a
+// process stops, they complain of each other's absence.
+func Setup(c Config, w io.Writer) (own *slog.Logger, hush func(), err error) {
 	if err := c.Validate(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(c.Level)) // validated above
@@ -52,19 +53,25 @@ func Setup(c Config, w io.Writer) (*slog.Logger, error) {
 	if c.Format == "json" {
 		h = slog.NewJSONHandler(w, opts)
 	}
-	lib := &library{Handler: h, min: libraryLevel(level)}
+	lib := &library{Handler: h, min: &slog.LevelVar{}}
+	lib.min.Set(libraryLevel(level))
 	klog.SetSlogLogger(slog.New(lib))
 	logrus.SetOutput(io.Discard)
 	logrus.SetReportCaller(true)
-	logrus.SetLevel(logrusLevel(lib.min))
+	logrus.SetLevel(logrusLevel(lib.min.Level()))
 	logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
 	logrus.AddHook(hook{lib})
-	own := slog.New(&leveled{Handler: h, min: level})
+	own = slog.New(&leveled{Handler: h, min: level})
 	slog.SetDefault(own)
 	// SetDefault made the log package write to own at info; what uses it is a library.
 	log.SetFlags(0)
 	log.SetOutput(stdlog{lib})
-	return own, nil
+	hush = func() {
+		if level > slog.LevelDebug {
+			lib.min.Set(slog.LevelError + 1)
+		}
+	}
+	return own, hush, nil
 }
 
 // libraryLevel is the least level at which a library's record is shown.
@@ -102,16 +109,19 @@ func (h *leveled) WithGroup(n string) slog.Handler { return &leveled{h.Handler.W
 // library is the handler behind the libraries' loggers: it adds the component.
 type library struct {
 	slog.Handler
-	min slog.Level
+	min *slog.LevelVar
 }
 
-func (h *library) Enabled(_ context.Context, l slog.Level) bool { return l >= h.min }
+func (h *library) Enabled(_ context.Context, l slog.Level) bool { return l >= h.min.Level() }
 func (h *library) WithAttrs(a []slog.Attr) slog.Handler {
 	return &library{h.Handler.WithAttrs(a), h.min}
 }
 func (h *library) WithGroup(n string) slog.Handler { return &library{h.Handler.WithGroup(n), h.min} }
 
 func (h *library) Handle(ctx context.Context, r slog.Record) error {
+	if !h.Enabled(ctx, r.Level) {
+		return nil // logr does not ask for errors
+	}
 	fn := ""
 	if r.PC != 0 {
 		f, _ := runtime.CallersFrames([]uintptr{r.PC}).Next()
@@ -120,9 +130,19 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	// A library's error is often something that it tries again; whether anything of umiak's fails is
 	// said by umiak.
 	r.Level -= slog.LevelError - slog.LevelWarn
-	r.Message = strings.TrimSpace(r.Message)
+	r.Message = shorten(strings.TrimSpace(r.Message))
 	r.AddAttrs(slog.String("component", component(fn)))
 	return h.Handler.Handle(ctx, r)
+}
+
+// longest is how much of a library's message is kept: kine, for one, logs whole transactions.
+const longest = 1000
+
+func shorten(s string) string {
+	if len(s) > longest {
+		return strings.ToValidUTF8(s[:longest], "") + fmt.Sprintf("… (%d bytes in all)", len(s))
+	}
+	return s
 }
 
 // hook leads logrus records into the library handler.

@@ -14,16 +14,18 @@ import (
 
 func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	var b bytes.Buffer
-	own, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
+	own, hush, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
 	own.Info("started", "component", "server")
 	klog.Info("chatter")
 	logrus.Info("chatter")
-	klog.Error("klog trouble")
+	klog.Error("klog trouble" + strings.Repeat(" and more", 1000))
 	logrus.WithField("id", 7).Warn("logrus trouble")
-	if s := b.String(); strings.Contains(s, "chatter") {
+	hush()
+	klog.Error("parting words")
+	if s := b.String(); strings.Contains(s, "parting") || strings.Contains(s, "chatter") {
 		t.Fatalf("library chatter is shown:\n%s", s)
 	}
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
@@ -32,7 +34,7 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	}
 	for i, level := range []string{"INFO", "WARN", "INFO"} {
 		var m map[string]any
-		if err := json.Unmarshal([]byte(lines[i]), &m); err != nil || m["component"] == nil || m["level"] != level {
+		if err := json.Unmarshal([]byte(lines[i]), &m); err != nil || m["component"] == nil || m["level"] != level || len(lines[i]) > 1500 {
 			t.Fatalf("%v, want level %s in %s", err, level, lines[i])
 		}
 	}
@@ -40,7 +42,7 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 
 func TestBadChoicesAreRefused(t *testing.T) {
 	for _, c := range []logging.Config{{Level: "loud", Format: "text"}, {Level: "info", Format: "xml"}} {
-		if _, err := logging.Setup(c, &bytes.Buffer{}); err == nil {
+		if _, _, err := logging.Setup(c, &bytes.Buffer{}); err == nil {
 			t.Fatalf("accepted %+v", c)
 		}
 	}
