@@ -147,14 +147,15 @@ spec:
 			{"cli", "srv", "_http._tcp.cluster." + full, "cluster." + full + ".:80"},
 			{"cli", "srv", "_http._tcp.headless." + full, "srv.headless." + full + ".:8080"},
 			{"cli", "ptr", e.service("cluster").Spec.ClusterIP, "cluster." + full + "."},
-			{"cli", "ptr", ip, "srv.headless." + full + "."},
+			// A pod behind several Services has a name in each.
+			{"cli", "ptr", ip, dashed + ".cluster." + full + ".\n" + dashed + ".node." + full + ".\nsrv.headless." + full + "."},
 			{"cli", "host", dashed + "." + e.ns + ".pod.cluster.local", ip},
 			{"host", "host", "cluster." + e.ns, e.service("cluster").Spec.ClusterIP},
 			{"host", "srv", "_http._tcp.cluster." + full, "cluster." + full + ".:80"},
 		} {
 			e.becomes(c.from, c.want, "lookup", c.kind, c.name)
 		}
-		if out, err := e.in("cli", "lookup", "host", "nothing-here"); err == nil || !strings.Contains(err.Error(), "no such host") {
+		if out, err := e.in("cli", "lookup", "host", "nothing-here."+full); err == nil || !strings.Contains(err.Error(), "no such host") {
 			e.Errorf("a name that is not there: %q, %v", out, err)
 		}
 	})
