@@ -80,7 +80,7 @@ func withCluster(run func() int) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // temporary
-	log, err := logging.Setup(logging.Config{Level: "error", Format: "text"}, os.Stderr)
+	log, _, err := logging.Setup(logging.Config{Level: "error", Format: "text"}, os.Stderr)
 	if err != nil {
 		return 0, err
 	}
