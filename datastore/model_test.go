@@ -27,13 +27,13 @@ func FuzzSame(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+		defer os.RemoveAll(dir)
 		log := slog.New(slog.DiscardHandler)
 		disk, err := sqlite.Open(t.Context(), sqlite.Options{Dir: dir, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer disk.Close() //nolint:errcheck // not what is tested
+		defer disk.Close()
 		mem := volatile.New(1, log)
 		ctx := t.Context()
 		if len(in) > 400 {

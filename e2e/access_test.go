@@ -121,7 +121,7 @@ func TestPortForward(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer c.Close() //nolint:errcheck // read what was wanted
+		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 		line := make([]byte, 3)
 		if _, err := io.ReadFull(c, line); err != nil || string(line) != "pf " {

@@ -202,8 +202,8 @@ func TestNothingAnswersStrangers(t *testing.T) {
 				if err != nil || slices.Contains(health, path) {
 					continue
 				}
-				switch {
-				case code == http.StatusUnauthorized || code == http.StatusForbidden || code == http.StatusNotFound || code == http.StatusBadRequest || code == http.StatusMethodNotAllowed:
+				switch code {
+				case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed:
 				default:
 					t.Errorf("%s://%s%s answers a stranger with %d: %.200s", scheme, l.addr, path, code, body)
 				}
@@ -254,7 +254,7 @@ func (e *env) speaksHTTP2(a netip.AddrPort) bool {
 	if err != nil {
 		return false
 	}
-	defer c.Close() //nolint:errcheck // done
+	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
 	_, _ = io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
 	head := make([]byte, 9)

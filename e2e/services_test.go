@@ -181,7 +181,7 @@ func (e *env) fromLAN(addr string) (out string, err error) {
 		if err != nil {
 			return err
 		}
-		defer c.Close() //nolint:errcheck // read to its end
+		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 		_, _ = io.WriteString(c, "GET / HTTP/1.0\r\n\r\n")
 		raw, err := io.ReadAll(c)
@@ -206,7 +206,7 @@ func TestPodsReachEachOtherAndTheWorld(t *testing.T) {
 	// Outside of the cluster, a pod is seen as its node.
 	l, err := e.listenOnLAN()
 	e.must(err)
-	defer l.Close() //nolint:errcheck // test
+	defer l.Close()
 	saw := make(chan string, 1)
 	go func() {
 		c, err := l.Accept()

@@ -127,7 +127,7 @@ spec:
     securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
     volumeMounts: [{name: v, mountPath: /v}]
 `)
-	e.pod(named("sc"), func(p *corev1.Pod) (bool, string) { return isReady(p) })
+	e.pod(named("sc"), isReady)
 	out, err := e.exec(e.soon(), "sc", "", "sh", "-c", "id -u; id -g; touch /x 2>/dev/null || echo read-only; touch /v/f && stat -c %g /v/f; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | xargs")
 	e.must(err)
 	want := "1234\n2345\nread-only\n3456\nCapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2\n"

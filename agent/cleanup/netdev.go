@@ -32,7 +32,7 @@ func (c *cleaner) removeInterfaces(context.Context) error {
 	var errs []error
 	for _, l := range links {
 		a := l.Attrs()
-		if !ours[a.Index] && !(l.Type() == "veth" && ours[a.MasterIndex]) {
+		if !ours[a.Index] && (l.Type() != "veth" || !ours[a.MasterIndex]) {
 			continue
 		}
 		var missing netlink.LinkNotFoundError

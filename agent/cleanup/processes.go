@@ -24,7 +24,7 @@ func inodeOf(path string) (inode, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return inode{}, err
 	}
-	return inode{uint64(st.Dev), st.Ino}, nil
+	return inode{st.Dev, st.Ino}, nil
 }
 
 // stopPods kills the shims of this node and everything that they and the pods' cgroups hold. The network

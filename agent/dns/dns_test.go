@@ -111,7 +111,7 @@ func network() error {
 	if err := netns.Set(pod); err != nil {
 		return err
 	}
-	defer netns.Set(home) //nolint:errcheck // the thread ends otherwise
+	defer netns.Set(home)
 	err = errors.Join(up("lo"), up("eth0", podAddr+"/24", podAddr6+"/64"))
 	for _, gw := range []string{nodeAddr, nodeAddr6} {
 		err = errors.Join(err, netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(gw)}))
@@ -159,7 +159,7 @@ func startUpstream(t testing.TB, addr string, handle mdns.HandlerFunc) *upstream
 	for _, s := range []*mdns.Server{u.Server, u.tcp} {
 		up := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(up) }
-		go s.ListenAndServe() //nolint:errcheck // ends with Shutdown
+		go s.ListenAndServe()
 		<-up
 		t.Cleanup(func() { _ = s.Shutdown() })
 	}
@@ -745,7 +745,7 @@ func BenchmarkQuery(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // test
+	defer conn.Close()
 	for b.Loop() {
 		if err := conn.WriteMsg(new(mdns.Msg).SetQuestion("web.default.svc.cluster.local.", mdns.TypeA)); err != nil {
 			b.Fatal(err)

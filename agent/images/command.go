@@ -35,7 +35,7 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection, all is done
 	var errs []error
 	for _, path := range paths {
 		f, id := os.Stdin, identity{}
@@ -93,7 +93,7 @@ func List(ctx context.Context, socket, output string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection, all is done
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	all, err := c.ListImages(ctx)
 	if err != nil {
@@ -137,7 +137,7 @@ func Export(ctx context.Context, socket string, names []string, file string, std
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection, all is done
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	opts := []archive.ExportOpt{archive.WithPlatform(platforms.Default())}
 	for _, n := range names {

@@ -53,7 +53,7 @@ func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importO
 	if err != nil {
 		return imported{}, err
 	}
-	defer stream.Close()
+	defer stream.Close() //nolint:errcheck // opened for reading
 	// What is imported is referenced by its image record at the end; the lease keeps it until it is unpacked.
 	ctx, release, err := c.WithLease(ctx)
 	if err != nil {

@@ -106,7 +106,7 @@ func (i *Importer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer w.Close() //nolint:errcheck // nothing is lost with a watch
 	if err := w.Add(i.cfg.Dir); err != nil {
 		return fmt.Errorf("watch %s: %w", i.cfg.Dir, err)
 	}
@@ -243,7 +243,7 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 	if err != nil {
 		return imported{}, false, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	i.mu.Lock()
 	i.status[name] = &Status{File: name, State: Importing, Size: id.Size}
 	before, ok := i.known[name]

@@ -104,7 +104,7 @@ func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request C
 		e.Scheme = "https" // this machine's own port, and the file says how to speak TLS to it
 	}
 	// Tokens are asked for with a client that leaves paths alone.
-	var auth docker.Authorizer = docker.NewDockerAuthorizer(
+	auth := docker.NewDockerAuthorizer(
 		docker.WithAuthClient(&http.Client{Transport: transport}),
 		docker.WithAuthCreds(func(host string) (string, string, error) {
 			return credentials(cfg, host == e.Host, isMirror, request, host)

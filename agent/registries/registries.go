@@ -84,7 +84,7 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", r.path, err)
 	}
-	defer w.Close()
+	defer w.Close() //nolint:errcheck // nothing is lost with a watch
 	watched, err := r.watch(w, "")
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", r.path, err)

@@ -211,7 +211,7 @@ func TestBadRewriteIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://127.0.0.1:1/v2/library/x/manifests/1", nil)
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:1/v2/library/x/manifests/1", nil)
 	if _, err := hosts[0].Client.Transport.RoundTrip(req); !errors.Is(err, errBadRewrite) {
 		t.Fatalf("got %v", err)
 	}

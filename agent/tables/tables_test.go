@@ -46,7 +46,7 @@ func TestRemovedAndEmptiedTablesComeBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ns.Close() //nolint:errcheck // at the end of the process at the latest
+	defer ns.Close()
 	const name = "umiak-test"
 	written := make(chan struct{}, 16)
 	put(t, name)

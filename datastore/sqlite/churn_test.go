@@ -71,7 +71,9 @@ func TestChurn(t *testing.T) {
 						return
 					}
 					if kv == nil {
-						_, err = s.Create(ctx, key, []byte(value), 0)
+						if _, err = s.Create(ctx, key, []byte(value), 0); err != nil {
+							t.Error(err)
+						}
 					} else if _, _, _, err = s.Update(ctx, key, []byte(value), kv.ModRevision, 0); err != nil {
 						t.Error(err)
 					}
@@ -223,12 +225,12 @@ func BenchmarkCreate(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+				defer os.RemoveAll(dir)
 				s, err := Open(b.Context(), Options{Dir: dir, Log: slog.New(slog.DiscardHandler), synchronous: synchronous})
 				if err != nil {
 					b.Fatal(err)
 				}
-				defer s.Close() //nolint:errcheck // only measured
+				defer s.Close()
 				value := make([]byte, 1024)
 				next := make(chan int, writers)
 				var wg sync.WaitGroup
@@ -263,7 +265,7 @@ func BenchmarkList(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer s.Close() //nolint:errcheck // only measured
+			defer s.Close()
 			value := make([]byte, 1024)
 			var wg sync.WaitGroup
 			for w := range 50 {

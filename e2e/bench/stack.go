@@ -181,7 +181,7 @@ func client(s stack) (*kubernetes.Clientset, error) {
 
 // apiReady asks until /readyz says ok.
 func apiReady(ctx context.Context, s stack) (*kubernetes.Clientset, error) {
-	last := errors.New("never asked")
+	var last error
 	for {
 		k, err := client(s)
 		if err == nil {

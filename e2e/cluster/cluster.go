@@ -398,7 +398,7 @@ func (c *Cluster) ImagesReady(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for images: %w; there are %q, %v", context.Cause(ctx), strings.Fields(list), err)
+			return fmt.Errorf("wait for images: %w; there are %q, %w", context.Cause(ctx), strings.Fields(list), err)
 		case <-tick.C:
 		}
 	}

@@ -83,7 +83,7 @@ func TestMachinesOnOneLANReachEachOther(t *testing.T) {
 	if err := b.Do(func() (err error) { l, err = net.Listen("tcp", b.IP+":8000"); return err }); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // test
+	defer l.Close()
 	go func() {
 		for {
 			c, err := l.Accept()

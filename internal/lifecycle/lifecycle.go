@@ -134,7 +134,7 @@ func (g *Group) Run(ctx context.Context) error {
 	first := context.Cause(stop)
 	out := []error{first}
 	for _, e := range errs {
-		if e != nil && e != first { //nolint:errorlint // identity is meant: the same value was stored twice
+		if e != nil && e != first {
 			out = append(out, e)
 		}
 	}

@@ -91,7 +91,6 @@ type item struct {
 	objs     []*unstructured.Unstructured
 	err      error // why objs could not be read
 	rec      *record
-	tried    bool
 	status   FileStatus
 	lastFix  time.Time // when drift was last undone
 }

@@ -79,7 +79,7 @@ func withCluster(run func() int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // temporary
+	defer os.RemoveAll(dir)
 	log, _, err := logging.Setup(logging.Config{Level: "error", Format: "text"}, os.Stderr)
 	if err != nil {
 		return 0, err

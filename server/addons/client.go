@@ -213,7 +213,7 @@ func decodeMetadata(res rest.Result) (*meta.PartialObjectMetadata, error) {
 func ownedFields(o meta.Object) string {
 	for _, e := range o.GetManagedFields() {
 		if e.Manager == manager && e.Operation == meta.ManagedFieldsOperationApply && e.Subresource == "" && e.FieldsV1 != nil {
-			return hash([]byte(e.APIVersion), e.FieldsV1.Raw)
+			return hash([]byte(e.APIVersion), e.FieldsV1.GetRawBytes())
 		}
 	}
 	return ""

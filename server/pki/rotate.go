@@ -96,7 +96,7 @@ func (a *alarm) set(d time.Duration) error {
 		return err
 	}
 	// ECANCELED tells of a clock that was set before the call; the timer is armed all the same.
-	if set == unix.ECANCELED { //nolint:errorlint // a system call's own error
+	if set == unix.ECANCELED {
 		return nil
 	}
 	return set

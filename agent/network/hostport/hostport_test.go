@@ -135,7 +135,7 @@ func get(addr string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer c.Close() //nolint:errcheck // read to the end
+	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(time.Second))
 	raw, err := io.ReadAll(c)
 	return string(raw), err
