@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"runtime"
-	"strconv"
 	"sync"
 
 	basecompatibility "k8s.io/component-base/compatibility"
@@ -88,15 +86,6 @@ func New(s Settings, health *Health, log *slog.Logger) (*ControlPlane, error) {
 		return nil, err
 	}
 	return &ControlPlane{APIServer: api, ControllerManager: kcm, Scheduler: sched}, nil
-}
-
-// loopback is the address at which this process reaches its own API server.
-func (s Settings) loopback() string {
-	host := s.Bind
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return net.JoinHostPort(host, strconv.Itoa(s.Port))
 }
 
 // Exits turns klog's wish to end the process, which upstream has in some corners, into an error.
