@@ -18,6 +18,7 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 	"k8s.io/kubernetes/pkg/proxy/metrics"
 
+	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/nft"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
@@ -118,7 +119,7 @@ func hasFamily(f rules.Family, addrs []netip.Addr) bool {
 
 // Cleanup removes the tables of the proxy, whoever made them. It is no error if there are none.
 func Cleanup(ctx context.Context) error {
-	conn, err := nft.Dial()
+	conn, err := netfilter.Dial()
 	if err != nil {
 		return err
 	}
@@ -168,7 +169,7 @@ const (
 // Run serves until ctx ends. The rules stay: connections go on while umiak restarts, and the next Run
 // adopts them.
 func (p *Proxy) Run(ctx context.Context, ready func()) error {
-	conn, err := nft.Dial()
+	conn, err := netfilter.Dial()
 	if err != nil {
 		return err
 	}
@@ -178,7 +179,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 	}
-	watcher, err := nft.NewWatcher(conn)
+	watcher, err := netfilter.NewWatcher(conn, rules.TableName)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/nft"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
@@ -410,7 +411,7 @@ func BenchmarkMemory(b *testing.B) {
 				var before, after runtime.MemStats
 				runtime.GC()
 				runtime.ReadMemStats(&before)
-				conn, err := nft.Dial()
+				conn, err := netfilter.Dial()
 				if err != nil {
 					b.Fatal(err)
 				}

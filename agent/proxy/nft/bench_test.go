@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
@@ -64,7 +65,7 @@ func benchChange(b *testing.B, watched bool, change func(s *rules.ServicePort, i
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			c := inNetns(b)
 			if watched {
-				w, err := NewWatcher(c)
+				w, err := netfilter.NewWatcher(c, rules.TableName)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -12,11 +12,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
 // inNetns puts the test into a network namespace of its own, which ends with the test's thread.
-func inNetns(t testing.TB) *Conn {
+func inNetns(t testing.TB) *netfilter.Conn {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -25,7 +26,7 @@ func inNetns(t testing.TB) *Conn {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Skipf("no network namespace: %v", err)
 	}
-	c, err := Dial()
+	c, err := netfilter.Dial()
 	if err != nil {
 		t.Fatal(err)
 	}

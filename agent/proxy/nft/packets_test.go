@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
@@ -203,7 +204,7 @@ type world struct {
 	client                          *host
 	builder                         *rules.Builder
 	table                           *Table
-	conn                            *Conn
+	conn                            *netfilter.Conn
 }
 
 func newWorld(t *testing.T, f rules.Family, mod func(*rules.Config)) *world {
@@ -250,7 +251,7 @@ func newWorld(t *testing.T, f rules.Family, mod func(*rules.Config)) *world {
 	w.builder = rules.NewBuilder(cfg)
 	var err error
 	w.node.do(func() {
-		if w.conn, err = Dial(); err == nil {
+		if w.conn, err = netfilter.Dial(); err == nil {
 			w.table, err = NewTable(w.conn, cfg)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 	"github.com/umiak-io/umiak/agent/proxy/rules/rulestest"
 )
@@ -195,7 +196,7 @@ func TestARefusedBatchChangesNothing(t *testing.T) {
 
 func TestWatcher(t *testing.T) {
 	conn := inNetns(t)
-	w, err := NewWatcher(conn)
+	w, err := netfilter.NewWatcher(conn, rules.TableName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,20 +245,4 @@ func TestWatcher(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
-}
-
-func FuzzMessages(f *testing.F) {
-	b := newBatch(2)
-	b.nft(unix.NFT_MSG_NEWSETELEM, 0)
-	b.str(1, rules.TableName)
-	b.end()
-	data, _ := b.finish()
-	f.Add(data)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		touches(data, 7)
-		_ = messages(data, func(m message) error {
-			_ = parseError(m)
-			return parseElems(m.data, 4, func(_, _, _, _ string) error { return nil })
-		})
-	})
 }

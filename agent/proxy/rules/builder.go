@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 )
 
 func nativeMark(s string) uint32 { return binary.NativeEndian.Uint32([]byte(s[:4])) }
@@ -111,7 +113,7 @@ func (b *Builder) Get(name string) (ServicePort, bool) {
 
 // Set says what a Service port looks like now.
 func (b *Builder) Set(s ServicePort) {
-	now := b.cfg.Family.normalize(s)
+	now := normalize(b.cfg.Family, s)
 	old := b.ports[s.Name]
 	b.noteForget(old, &now)
 	b.replace(old, &now)
@@ -193,26 +195,28 @@ func (b *Builder) targetLen() int { return Addr.Len(b.cfg.Family) + 4 }
 func (b *Builder) wanted(e *ServicePort, add func(set SetID, key, val string)) {
 	f := b.cfg.Family
 	var buf [48]byte
-	vip := func(a netip.Addr) string { return string(putPort(putProto(putAddr(buf[:0], a), e.Protocol), e.Port)) }
+	vip := func(a netip.Addr) string {
+		return string(ruleset.PutPort(ruleset.PutProto(ruleset.PutAddr(buf[:0], a), e.Protocol), e.Port))
+	}
 	targets := func(eps []netip.AddrPort) string {
 		val := make([]byte, 0, len(eps)*b.targetLen())
 		for _, ep := range eps {
-			val = putPort(putAddr(val, ep.Addr()), ep.Port())
+			val = ruleset.PutPort(ruleset.PutAddr(val, ep.Addr()), ep.Port())
 		}
 		return string(val)
 	}
 	cluster, local := targets(e.Cluster), targets(e.Local)
 	sticky := func(set SetID, key string) {
 		if e.Affinity != 0 {
-			add(set, key, string(putMark(buf[:0], e.Affinity)))
+			add(set, key, string(ruleset.PutMark(buf[:0], e.Affinity)))
 		}
 	}
 	for _, a := range e.Hairpin {
-		add(Hairpin, string(putAddr(putAddr(buf[:0], a), a)), "")
+		add(Hairpin, string(ruleset.PutAddr(ruleset.PutAddr(buf[:0], a), a)), "")
 	}
 	if f.Has(e.ClusterIP) {
 		// Whatever goes to this address and is not translated is rejected, so no endpoints need no element.
-		add(ClusterIPs, string(putAddr(buf[:0], e.ClusterIP)), "")
+		add(ClusterIPs, string(ruleset.PutAddr(buf[:0], e.ClusterIP)), "")
 		eps := cluster
 		if e.InternalLocal {
 			eps = local
@@ -273,12 +277,12 @@ func (b *Builder) wanted(e *ServicePort, add func(set SetID, key, val string)) {
 		}
 		var val []byte
 		for _, p := range ranges {
-			val = putAddr(putAddr(val, p.Addr()), lastAddr(p))
+			val = ruleset.PutAddr(ruleset.PutAddr(val, p.Addr()), ruleset.LastAddr(p))
 		}
 		add(Firewalled, k, string(val))
 	}
 	if e.NodePort != 0 {
-		outer(string(putPort(putProto(buf[:0], e.Protocol), e.NodePort)),
+		outer(string(ruleset.PutPort(ruleset.PutProto(buf[:0], e.Protocol), e.NodePort)),
 			NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, RejectNodePorts, DropNodePorts, StickyNodePorts)
 	}
 }
@@ -301,7 +305,7 @@ func (b *Builder) expand(set SetID, key string, f fact, yield func(Elem) bool) b
 	case set < NumSources:
 		n := b.targetLen()
 		for i := range c.N {
-			e := Elem{Class: c, Key: key + string(putMark(nil, i)), Val: f.val[:n]}
+			e := Elem{Class: c, Key: key + string(ruleset.PutMark(nil, i)), Val: f.val[:n]}
 			if i == 0 {
 				e.Comment = f.owner
 			}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/umiak-io/umiak/agent/proxy/rules"
+
+	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 )
 
 var record = flag.Bool("record", false, "write the golden files anew (and fail)")
@@ -55,9 +57,9 @@ func TestGolden(t *testing.T) {
 			}
 			var w bytes.Buffer
 			b.DumpElems(&w)
-			rules.DumpChains(&w, c.cfg.Variable(b.Classes()))
+			ruleset.DumpChains(&w, c.cfg.Variable(b.Classes()))
 			if name == "cluster-ip" || c.cfg.Family == rules.IPv6 {
-				rules.DumpChains(&w, c.cfg.Layout())
+				ruleset.DumpChains(&w, c.cfg.Layout())
 			}
 			file := filepath.Join("testdata", name+".txt")
 			if *record {

@@ -50,18 +50,6 @@ const (
 // NumSources is how many of the first sets have a map for each number of endpoints.
 const NumSources = 4
 
-// SetSpec describes a set or map.
-type SetSpec struct {
-	Name string
-	Key  []Field
-	// Val is what a map gives; empty for a set.
-	Val []Field
-	// Ranges says that keys are ranges.
-	Ranges bool
-	// Dynamic says that packets add elements, which time out.
-	Dynamic bool
-}
-
 var (
 	vipKey  = []Field{Addr, Proto, Port}
 	portKey = []Field{Proto, Port}
@@ -103,153 +91,6 @@ func Affinity() []SetSpec { return []SetSpec{affinity, affinityNodePorts} }
 // Spec describes the set with this id.
 func (id SetID) Spec() SetSpec { return specs[id] }
 
-// Hook is where a base chain gets its packets.
-type Hook struct {
-	Type     string // nat or filter
-	Name     string // prerouting, input, forward, output, postrouting
-	Priority int32
-}
-
-// Chain is a chain and its rules. Hook is nil for one that others jump to.
-type Chain struct {
-	Name  string
-	Hook  *Hook
-	Rules []Rule
-}
-
-// Rule is a list of statements.
-type Rule []Stmt
-
-// String writes the rule as nft does.
-func (r Rule) String() string {
-	parts := make([]string, len(r))
-	for i, s := range r {
-		parts[i] = fmt.Sprint(s)
-	}
-	return strings.Join(parts, " ")
-}
-
-// Term is something that a rule looks at: it ends up in registers.
-type Term interface{ fmt.Stringer }
-
-// Load is a Term out of the packet.
-type Load string
-
-// What can be loaded.
-const (
-	Saddr Load = "ip saddr"
-	Daddr Load = "ip daddr"
-	L4    Load = "meta l4proto"
-	Dport Load = "th dport"
-	// What the packet was addressed to before NAT.
-	OrigDaddr Load = "ct original daddr"
-	OrigDport Load = "ct original proto-dst"
-)
-
-func (l Load) String() string { return string(l) }
-
-// Random is a Term: a number from 0 up to, not including, Below.
-type Random struct{ Below uint32 }
-
-func (r Random) String() string { return fmt.Sprintf("numgen random mod %d", r.Below) }
-
-// MapOf is a Term: what the map gives for the key. A key that is not there ends the rule.
-type MapOf struct {
-	Key []Term
-	Map string
-}
-
-func (m MapOf) String() string { return join(m.Key) + " map @" + m.Map }
-
-func join(t []Term) string {
-	parts := make([]string, len(t))
-	for i, x := range t {
-		parts[i] = x.String()
-	}
-	return strings.Join(parts, " . ")
-}
-
-// Stmt is a statement of a rule: one of the types below.
-type Stmt interface{ fmt.Stringer }
-
-type (
-	// InPrefix matches an address.
-	InPrefix struct {
-		What   Load
-		Prefix netip.Prefix
-		Not    bool
-	}
-	// Local matches if the address is one of this machine's.
-	Local struct{ What Load }
-	// InSet matches if the key is in the set.
-	InSet struct {
-		Key []Term
-		Set string
-		Not bool
-	}
-	// New matches the first packet of a connection.
-	New struct{}
-	// Translated matches connections whose destination was changed.
-	Translated struct{}
-	// IsTCP matches TCP.
-	IsTCP struct{}
-	// Marked matches packets that have the mark bit.
-	Marked struct{ Mark uint32 }
-	// SetMark sets the mark bit.
-	SetMark struct{ Mark uint32 }
-	// ClearMark takes the mark bit away, where it is known to be set.
-	ClearMark struct{ Mark uint32 }
-	// DNAT sends the connection to the address and port that To gives.
-	DNAT struct{ To MapOf }
-	// Remember puts Data under Key into a dynamic map if the key is not there, and starts its time-out
-	// anew.
-	Remember struct {
-		Set     string
-		Key     []Term
-		Timeout time.Duration
-		Data    []Term
-	}
-	// Masquerade gives the connection an address of this machine as source.
-	Masquerade struct{}
-	// Reject answers with a port-unreachable error, or for TCP with a reset.
-	Reject struct{ Reset bool }
-	// Jump runs another chain and comes back.
-	Jump struct{ Chain string }
-	// Verdict is drop, accept or return.
-	Verdict string
-)
-
-func not(b bool) string {
-	if b {
-		return " !="
-	}
-	return ""
-}
-func (s InPrefix) String() string { return fmt.Sprintf("%s%s %s", s.What, not(s.Not), s.Prefix) }
-func (s Local) String() string {
-	return "fib " + strings.TrimPrefix(s.What.String(), "ip ") + " type local"
-}
-func (s InSet) String() string     { return fmt.Sprintf("%s%s @%s", join(s.Key), not(s.Not), s.Set) }
-func (New) String() string         { return "ct state new" }
-func (Translated) String() string  { return "ct status dnat" }
-func (IsTCP) String() string       { return "meta l4proto tcp" }
-func (s Marked) String() string    { return fmt.Sprintf("meta mark & 0x%08x != 0x0", s.Mark) }
-func (s SetMark) String() string   { return fmt.Sprintf("meta mark set meta mark | 0x%08x", s.Mark) }
-func (s ClearMark) String() string { return fmt.Sprintf("meta mark set meta mark ^ 0x%08x", s.Mark) }
-func (s DNAT) String() string      { return "dnat to " + s.To.String() }
-func (Masquerade) String() string  { return "masquerade fully-random" }
-func (s Jump) String() string      { return "jump " + s.Chain }
-func (s Verdict) String() string   { return string(s) }
-func (s Remember) String() string {
-	return fmt.Sprintf("update @%s { %s timeout %s : %s }", s.Set, join(s.Key), s.Timeout, join(s.Data))
-}
-func (s Reject) String() string {
-	if s.Reset {
-		return "reject with tcp reset"
-	}
-	return "reject"
-}
-
 var (
 	vip     = []Term{Daddr, L4, Dport}
 	ports   = []Term{L4, Dport}
@@ -270,28 +111,28 @@ func (c Config) Layout() []Chain {
 	base := func(name, typ, hook string, prio int32, rules ...Rule) Chain {
 		return Chain{Name: name, Hook: &Hook{Type: typ, Name: hook, Priority: prio}, Rules: rules}
 	}
-	jump := func(chain string, match ...Stmt) Rule { return append(Rule(match), Jump{chain}) }
+	jump := func(chain string, match ...Stmt) Rule { return append(Rule(match), Jump{Chain: chain}) }
 
 	// dispatch finds an endpoint for a packet. A client that is known gets the one that it had. Clients in
 	// pods and on this node reach all endpoints also where others get local ones only.
 	dispatch := func(all, cluster, masq, local SetID, key []Term, known SetSpec) []Rule {
 		out := []Rule{
-			{InSet{key, name(masq), false}, SetMark{mark}},
-			{Local{Saddr}, InSet{key, name(local), false}, SetMark{mark}},
-			{DNAT{MapOf{append([]Term{Saddr}, vip...), known.Name}}},
+			{InSet{Key: key, Set: name(masq)}, SetMark{Mark: mark}},
+			{Local{What: Saddr}, InSet{Key: key, Set: name(local)}, SetMark{Mark: mark}},
+			{DNAT{To: MapOf{Key: append([]Term{Saddr}, vip...), Map: known.Name}}},
 		}
 		for _, p := range c.PodCIDRs {
-			out = append(out, jump("to-"+name(cluster), InPrefix{Saddr, p, false}))
+			out = append(out, jump("to-"+name(cluster), InPrefix{What: Saddr, Prefix: p}))
 		}
-		return append(out, jump("to-"+name(cluster), Local{Saddr}), jump("to-"+name(all)))
+		return append(out, jump("to-"+name(cluster), Local{What: Saddr}), jump("to-"+name(all)))
 	}
 	services := dispatch(Services, ServicesCluster, MasqServices, LocalServices, vip, affinity)
 	if len(c.PodCIDRs) > 0 {
 		outside := Rule{}
 		for _, p := range c.PodCIDRs {
-			outside = append(outside, InPrefix{Saddr, p, true})
+			outside = append(outside, InPrefix{What: Saddr, Prefix: p, Not: true})
 		}
-		outside = append(outside, InSet{[]Term{Daddr}, name(ClusterIPs), false}, SetMark{mark})
+		outside = append(outside, InSet{Key: []Term{Daddr}, Set: name(ClusterIPs)}, SetMark{Mark: mark})
 		services = append([]Rule{outside}, services...)
 	}
 	// isNodePort guards what looks at ports alone.
@@ -301,24 +142,24 @@ func (c Config) Layout() []Chain {
 			if c.Family == IPv6 {
 				loopback = netip.MustParsePrefix("::1/128")
 			}
-			return []Rule{jump(chain, Local{Daddr}, InPrefix{Daddr, loopback, true})}
+			return []Rule{jump(chain, Local{What: Daddr}, InPrefix{What: Daddr, Prefix: loopback, Not: true})}
 		}
 		var out []Rule
 		for _, p := range c.NodePortAddresses {
-			out = append(out, jump(chain, Local{Daddr}, InPrefix{Daddr, p, false}))
+			out = append(out, jump(chain, Local{What: Daddr}, InPrefix{What: Daddr, Prefix: p}))
 		}
 		return out
 	}
 	services = append(services, isNodePort("node-ports")...)
 	refuse := func(drop, reject SetID, key []Term) []Rule {
 		return []Rule{
-			{InSet{key, name(drop), false}, Verdict("drop")},
-			jump("refuse", InSet{key, name(reject), false}),
+			{InSet{Key: key, Set: name(drop)}, Verdict("drop")},
+			jump("refuse", InSet{Key: key, Set: name(reject)}),
 		}
 	}
-	refuseServices := append(refuse(DropServices, RejectServices, vip), jump("refuse", InSet{[]Term{Daddr}, name(ClusterIPs), false}))
-	firewall := []Rule{{New{}, InSet{vip, name(Firewalled), false},
-		InSet{[]Term{Daddr, L4, Dport, Saddr}, name(FirewallAllowed), true}, Verdict("drop")}}
+	refuseServices := append(refuse(DropServices, RejectServices, vip), jump("refuse", InSet{Key: []Term{Daddr}, Set: name(ClusterIPs)}))
+	firewall := []Rule{{New{}, InSet{Key: vip, Set: name(Firewalled)},
+		InSet{Key: []Term{Daddr, L4, Dport, Saddr}, Set: name(FirewallAllowed), Not: true}, Verdict("drop")}}
 	newOnly := func(in []Rule) []Rule {
 		out := []Rule{jump("refuse-services", New{})}
 		for _, r := range in {
@@ -332,8 +173,8 @@ func (c Config) Layout() []Chain {
 		{Name: "node-ports", Rules: dispatch(NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, ports, affinityNodePorts)},
 		{Name: "masquerading", Rules: []Rule{
 			jump("remember", Translated{}),
-			{Translated{}, InSet{[]Term{Saddr, Daddr}, name(Hairpin), false}, Masquerade{}},
-			{Marked{mark}, ClearMark{mark}, Masquerade{}},
+			{Translated{}, InSet{Key: []Term{Saddr, Daddr}, Set: name(Hairpin)}, Masquerade{}},
+			{Marked{Mark: mark}, ClearMark{Mark: mark}, Masquerade{}},
 		}},
 		{Name: "refuse", Rules: []Rule{{IsTCP{}, Reject{Reset: true}}, {Reject{}}}},
 		{Name: "refuse-services", Rules: refuseServices},
@@ -409,17 +250,17 @@ func (c Config) Variable(classes []Class) []Chain {
 				key = ports
 			}
 			ch = byName["to-"+specs[x.Set].Name]
-			r = Rule{DNAT{MapOf{append(slices.Clone(key), Random{x.N}), x.Spec().Name}}}
+			r = Rule{DNAT{To: MapOf{Key: append(slices.Clone(key), Random{Below: x.N}), Map: x.Spec().Name}}}
 		default:
 			// The endpoint is remembered once the packet is on its way there. What a node port is called
 			// on, a Service that has the number as its own port is not taken for.
 			ch = byName["remember"]
-			match, known := Rule{InSet{origVIP, x.Spec().Name, false}}, affinity
+			match, known := Rule{InSet{Key: origVIP, Set: x.Spec().Name}}, affinity
 			if x.Set == StickyNodePorts {
-				match = Rule{InSet{[]Term{OrigDaddr}, specs[ClusterIPs].Name, true}, InSet{[]Term{L4, OrigDport}, x.Spec().Name, false}}
+				match = Rule{InSet{Key: []Term{OrigDaddr}, Set: specs[ClusterIPs].Name, Not: true}, InSet{Key: []Term{L4, OrigDport}, Set: x.Spec().Name}}
 				known = affinityNodePorts
 			}
-			r = append(match, Remember{known.Name, append([]Term{Saddr}, origVIP...), time.Duration(x.N) * time.Second, []Term{Daddr, Dport}})
+			r = append(match, Remember{Set: known.Name, Key: append([]Term{Saddr}, origVIP...), Timeout: time.Duration(x.N) * time.Second, Data: []Term{Daddr, Dport}})
 		}
 		ch.Rules = append(ch.Rules, r)
 	}

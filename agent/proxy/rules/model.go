@@ -1,56 +1,9 @@
 package rules
 
 import (
-	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 )
-
-// Family is an address family, with the value that netlink gives it.
-type Family uint8
-
-// The two families; each has a table of its own.
-const (
-	IPv4 Family = 2
-	IPv6 Family = 10
-)
-
-// String is the family as the nft program spells it.
-func (f Family) String() string {
-	if f == IPv6 {
-		return "ip6"
-	}
-	return "ip"
-}
-
-// Has reports whether a is an address of this family that a packet could carry.
-func (f Family) Has(a netip.Addr) bool {
-	if f == IPv4 {
-		return a.Is4()
-	}
-	return a.Is6() && !a.Is4In6() && a.Zone() == ""
-}
-
-// The protocols that a Service may have, as in the IP header.
-const (
-	TCP  uint8 = 6
-	UDP  uint8 = 17
-	SCTP uint8 = 132
-)
-
-func protoName(p uint8) string {
-	switch p {
-	case TCP:
-		return "tcp"
-	case UDP:
-		return "udp"
-	case SCTP:
-		return "sctp"
-	}
-	return fmt.Sprint(p)
-}
 
 // ServicePort is one port of a Service as the node should serve it: every decision that depends on
 // Kubernetes (which endpoints are ready, near or local) has been made.
@@ -103,7 +56,7 @@ const (
 )
 
 // normalize returns s with everything left out that this family cannot carry, lists sorted and unique.
-func (f Family) normalize(s ServicePort) ServicePort {
+func normalize(f Family, s ServicePort) ServicePort {
 	addrs := func(in []netip.Addr, seen ...netip.Addr) []netip.Addr {
 		var out []netip.Addr
 		for _, a := range in {
@@ -158,64 +111,4 @@ func withoutOverlap(in []netip.Prefix) []netip.Prefix {
 		}
 	}
 	return out
-}
-
-// Encoding of keys and values: as the kernel wants them, each field padded to four bytes.
-
-func putAddr(b []byte, a netip.Addr) []byte { return append(b, a.AsSlice()...) }
-func putPort(b []byte, p uint16) []byte     { return append(b, byte(p>>8), byte(p), 0, 0) }
-func putProto(b []byte, p uint8) []byte     { return append(b, p, 0, 0, 0) }
-func putMark(b []byte, m uint32) []byte     { return binary.NativeEndian.AppendUint32(b, m) }
-
-func lastAddr(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 1 << (7 - i%8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
-
-// Field is one part of a key or value.
-type Field uint8
-
-// The kinds of fields.
-const (
-	Addr Field = iota
-	Proto
-	Port
-	Mark
-)
-
-// Len is the length of the field in a key, padding included.
-func (f Field) Len(fam Family) int {
-	if f == Addr && fam == IPv6 {
-		return 16
-	}
-	return 4
-}
-
-// Decode writes raw as nft would: fields joined by " . ".
-func Decode(fam Family, fields []Field, raw string) string {
-	var out []string
-	for _, f := range fields {
-		n := f.Len(fam)
-		if len(raw) < n {
-			return fmt.Sprintf("%x", raw)
-		}
-		b := []byte(raw[:n])
-		raw = raw[n:]
-		switch f {
-		case Addr:
-			a, _ := netip.AddrFromSlice(b)
-			out = append(out, a.String())
-		case Proto:
-			out = append(out, protoName(b[0]))
-		case Port:
-			out = append(out, fmt.Sprint(uint16(b[0])<<8|uint16(b[1])))
-		case Mark:
-			out = append(out, fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(b)))
-		}
-	}
-	return strings.Join(out, " . ")
 }

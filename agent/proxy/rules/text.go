@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 )
 
 // Line writes an element as in a dump.
@@ -12,12 +14,12 @@ func (c Config) Line(e Elem) string {
 	line := ""
 	if s.Ranges {
 		half := len(e.Key) / 2
-		line = Decode(c.Family, s.Key, e.Key[:half]) + "-" + Decode(c.Family, s.Key[len(s.Key)-1:], e.Key[len(e.Key)-Addr.Len(c.Family):])
+		line = ruleset.Decode(c.Family, s.Key, e.Key[:half]) + "-" + ruleset.Decode(c.Family, s.Key[len(s.Key)-1:], e.Key[len(e.Key)-Addr.Len(c.Family):])
 	} else {
-		line = Decode(c.Family, s.Key, e.Key)
+		line = ruleset.Decode(c.Family, s.Key, e.Key)
 	}
 	if len(s.Val) > 0 {
-		line += " : " + Decode(c.Family, s.Val, e.Val)
+		line += " : " + ruleset.Decode(c.Family, s.Val, e.Val)
 	}
 	if e.Comment != "" {
 		line += fmt.Sprintf(" comment %q", e.Comment)
@@ -31,19 +33,5 @@ func (b *Builder) DumpElems(w io.Writer) {
 	slices.SortFunc(elems, Elem.compare)
 	for _, e := range elems {
 		fmt.Fprintln(w, b.cfg.Line(e))
-	}
-}
-
-// DumpChains writes chains much as nft does.
-func DumpChains(w io.Writer, chains []Chain) {
-	for _, c := range chains {
-		fmt.Fprintf(w, "chain %s {\n", c.Name)
-		if c.Hook != nil {
-			fmt.Fprintf(w, "\ttype %s hook %s priority %d\n", c.Hook.Type, c.Hook.Name, c.Hook.Priority)
-		}
-		for _, r := range c.Rules {
-			fmt.Fprintf(w, "\t%s\n", r)
-		}
-		fmt.Fprintln(w, "}")
 	}
 }

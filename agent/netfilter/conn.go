@@ -1,4 +1,4 @@
-package nft
+package netfilter
 
 import (
 	"context"
@@ -144,19 +144,19 @@ func (e *Error) Error() string {
 // Unwrap gives the errno.
 func (e *Error) Unwrap() error { return e.Errno }
 
-func parseError(m message) *Error {
-	if len(m.data) < 4 {
-		return &Error{Errno: unix.EPROTO, Seq: m.seq}
+func parseError(m Message) *Error {
+	if len(m.Data) < 4 {
+		return &Error{Errno: unix.EPROTO, Seq: m.Seq}
 	}
-	code := int32(ne.Uint32(m.data))
+	code := int32(ne.Uint32(m.Data))
 	if code == 0 {
 		return nil
 	}
-	e := &Error{Errno: unix.Errno(-code), Seq: m.seq}
-	if m.flags&unix.NLM_F_ACK_TLVS != 0 && len(m.data) >= 20 {
-		_ = attrs(m.data[20:], func(typ uint16, v []byte) error {
+	e := &Error{Errno: unix.Errno(-code), Seq: m.Seq}
+	if m.Flags&unix.NLM_F_ACK_TLVS != 0 && len(m.Data) >= 20 {
+		_ = Attrs(m.Data[20:], func(typ uint16, v []byte) error {
 			if typ == unix.NLMSGERR_ATTR_MSG {
-				e.Text = cstr(v)
+				e.Text = CStr(v)
 			}
 			return nil
 		})
@@ -164,10 +164,10 @@ func parseError(m message) *Error {
 	return e
 }
 
-// commit sends a batch and waits for the verdict. On error nothing of it is in the kernel, unless the
+// Commit sends a batch and waits for the verdict. On error nothing of it is in the kernel, unless the
 // error is about the answer (ENOBUFS, time-out): then the caller cannot know and must read.
-func (c *Conn) commit(ctx context.Context, t *batch) error {
-	if t.empty() {
+func (c *Conn) Commit(ctx context.Context, t *Batch) error {
+	if t.Empty() {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -186,8 +186,8 @@ func (c *Conn) commit(ctx context.Context, t *batch) error {
 		if err != nil {
 			return errors.Join(append(errs, fmt.Errorf("receive answer to batch: %w", err))...)
 		}
-		err = messages(b, func(m message) error {
-			if m.typ != unix.NLMSG_ERROR|control {
+		err = Messages(b, func(m Message) error {
+			if m.Type != unix.NLMSG_ERROR|control {
 				return nil
 			}
 			e := parseError(m)
@@ -195,7 +195,7 @@ func (c *Conn) commit(ctx context.Context, t *batch) error {
 				errs = append(errs, e)
 			}
 			// What is about the batch as a whole is the only answer that comes.
-			if m.seq == last || e != nil && (m.seq <= 1 || e.Errno == unix.EPERM || e.Errno == unix.ENOMEM) {
+			if m.Seq == last || e != nil && (m.Seq <= 1 || e.Errno == unix.EPERM || e.Errno == unix.ENOMEM) {
 				more = false
 			}
 			return nil
@@ -210,9 +210,9 @@ func (c *Conn) commit(ctx context.Context, t *batch) error {
 	return nil
 }
 
-// dump asks for everything that a get message names and calls f for each answer. What f gets is valid
+// Dump asks for everything that a get message names and calls f for each answer. What f gets is valid
 // only until it returns.
-func (c *Conn) dump(family uint8, typ uint16, fill func(*batch), f func(message) error) error {
+func (c *Conn) Dump(family uint8, typ uint16, fill func(*Batch), f func(Message) error) error {
 	const tries = 8
 	for i := 0; ; i++ {
 		err := c.dumpOnce(family, typ, fill, f)
@@ -224,17 +224,17 @@ func (c *Conn) dump(family uint8, typ uint16, fill func(*batch), f func(message)
 	}
 }
 
-func (c *Conn) dumpOnce(family uint8, typ uint16, fill func(*batch), f func(message) error) error {
+func (c *Conn) dumpOnce(family uint8, typ uint16, fill func(*Batch), f func(Message) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.drain()
 	c.seq++
 	seq := c.seq | 1<<31
-	t := &batch{family: family}
-	t.nft(typ, unix.NLM_F_DUMP)
+	t := &Batch{family: family}
+	t.Msg(typ, unix.NLM_F_DUMP)
 	ne.PutUint32(t.b[t.msg+8:], seq)
 	fill(t)
-	t.end()
+	t.End()
 	if err := c.send(t.b); err != nil {
 		return fmt.Errorf("send dump request: %w", err)
 	}
@@ -245,16 +245,16 @@ func (c *Conn) dumpOnce(family uint8, typ uint16, fill func(*batch), f func(mess
 			return fmt.Errorf("receive dump: %w", err)
 		}
 		done := false
-		err = messages(b, func(m message) error {
-			if m.seq != seq {
+		err = Messages(b, func(m Message) error {
+			if m.Seq != seq {
 				return nil
 			}
-			interrupted = interrupted || m.flags&unix.NLM_F_DUMP_INTR != 0
-			switch m.typ {
+			interrupted = interrupted || m.Flags&unix.NLM_F_DUMP_INTR != 0
+			switch m.Type {
 			case unix.NLMSG_DONE | control:
 				done = true
-				if len(m.data) >= 4 {
-					if code := int32(ne.Uint32(m.data)); code < 0 {
+				if len(m.Data) >= 4 {
+					if code := int32(ne.Uint32(m.Data)); code < 0 {
 						return &Error{Errno: unix.Errno(-code)}
 					}
 				}
@@ -283,8 +283,8 @@ func (c *Conn) dumpOnce(family uint8, typ uint16, fill func(*batch), f func(mess
 	}
 }
 
-// isNotFound reports whether the kernel said that something is not there.
-func isNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }
+// IsNotFound reports whether the kernel said that something is not there.
+func IsNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }
 
 // Explain adds to an error what an administrator can do about it, where that is known.
 func Explain(err error) error {
@@ -294,7 +294,7 @@ func Explain(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w (the process needs CAP_NET_ADMIN)", err)
 	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || strings.Contains(err.Error(), "not supported"):
-		return fmt.Errorf("%w (the kernel lacks a part of nf_tables: nft_nat, nft_masq, nft_fib, nft_reject and nft_numgen are needed)", err)
+		return fmt.Errorf("%w (the kernel lacks a part of nf_tables: nft_ct, nft_nat, nft_masq, nft_fib, nft_reject and nft_numgen are needed)", err)
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package nft
+package netfilter
 
 import (
 	"context"
@@ -7,23 +7,22 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
-// Watcher hears of changes that others make to our tables.
+// Watcher hears of changes that others make to tables of one name.
 type Watcher struct {
-	file *os.File
-	own  uint32
+	file  *os.File
+	own   uint32
+	table string
 }
 
 // NewWatcher starts to listen. Changes made through own are not heard.
-func NewWatcher(own *Conn) (*Watcher, error) {
+func NewWatcher(own *Conn, table string) (*Watcher, error) {
 	fd, _, err := socket()
 	if err != nil {
 		return nil, err
 	}
-	w := &Watcher{own: own.ID()}
+	w := &Watcher{own: own.ID(), table: table}
 	// Our own changes never reach the socket: what the kernel tells of them carries the number of the
 	// socket that made them, and a message never holds what two sockets did.
 	filter, err := bpf.Assemble([]bpf.Instruction{
@@ -54,7 +53,7 @@ func NewWatcher(own *Conn) (*Watcher, error) {
 	return w, nil
 }
 
-// Run calls changed whenever somebody else may have changed one of our tables, until ctx ends. It closes
+// Run calls changed whenever somebody else may have changed one of the tables, until ctx ends. It closes
 // the watcher.
 func (w *Watcher) Run(ctx context.Context, changed func()) error {
 	defer w.file.Close()
@@ -85,23 +84,23 @@ func (w *Watcher) Run(ctx context.Context, changed func()) error {
 		case rerr != nil:
 			return fmt.Errorf("listen for changes of nftables: %w", rerr)
 		}
-		if touches(buf[:n], w.own) {
+		if touches(buf[:n], w.table, w.own) {
 			changed()
 		}
 	}
 }
 
-// touches reports whether messages tell of a change to a table of ours by another socket than own. What
+// touches reports whether messages tell of a change to the table by another socket than own. What
 // it does not understand it takes for one.
-func touches(b []byte, own uint32) bool {
+func touches(b []byte, table string, own uint32) bool {
 	yes := false
-	err := messages(b, func(m message) error {
-		if m.typ&control != 0 || m.typ == unix.NFT_MSG_NEWGEN || m.pid == own {
+	err := Messages(b, func(m Message) error {
+		if m.Type&control != 0 || m.Type == unix.NFT_MSG_NEWGEN || m.PID == own {
 			return nil
 		}
 		// The table's name is attribute 1 of everything that belongs to a table, and of the table.
-		return attrs(m.data, func(at uint16, v []byte) error {
-			yes = yes || at == 1 && cstr(v) == rules.TableName
+		return Attrs(m.Data, func(at uint16, v []byte) error {
+			yes = yes || at == 1 && CStr(v) == table
 			return nil
 		})
 	})

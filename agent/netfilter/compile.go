@@ -1,4 +1,4 @@
-package nft
+package netfilter
 
 import (
 	"fmt"
@@ -8,12 +8,12 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/agent/proxy/rules"
+	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 )
 
 // regs hands out the kernel's 4-byte registers; they are numbered from 8.
 type compiler struct {
-	fam  rules.Family
+	fam  ruleset.Family
 	next uint32
 	out  []any // expr.Any, or a string with what to send
 }
@@ -23,59 +23,59 @@ const firstReg, lastReg = unix.NFT_REG32_00, unix.NFT_REG32_15
 func (c *compiler) emit(e expr.Any) { c.out = append(c.out, e) }
 
 // words is how many registers a term fills.
-func (c *compiler) words(t rules.Term, target int) uint32 {
+func (c *compiler) words(t ruleset.Term, target int) uint32 {
 	switch t := t.(type) {
-	case rules.Load:
-		if c.fam == rules.IPv6 && (t == rules.Saddr || t == rules.Daddr || t == rules.OrigDaddr) {
+	case ruleset.Load:
+		if c.fam == ruleset.IPv6 && (t == ruleset.Saddr || t == ruleset.Daddr || t == ruleset.OrigDaddr) {
 			return 4
 		}
 		return 1
-	case rules.MapOf:
+	case ruleset.MapOf:
 		return uint32(target)
 	}
 	return 1
 }
 
 // term loads t into the registers from reg on. Registers from free on may be used on the way.
-func (c *compiler) term(t rules.Term, reg, free uint32, target int) error {
+func (c *compiler) term(t ruleset.Term, reg, free uint32, target int) error {
 	if reg > lastReg || free > lastReg+1 {
 		return fmt.Errorf("compile %v: out of registers", t)
 	}
 	switch t := t.(type) {
-	case rules.Load:
+	case ruleset.Load:
 		p := &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader}
 		switch {
-		case t == rules.L4:
+		case t == ruleset.L4:
 			c.emit(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg})
 			return nil
-		case t == rules.OrigDaddr:
+		case t == ruleset.OrigDaddr:
 			// The generic "ct original daddr", which the library knows, has no length that nft could list.
 			key := uint32(20) // NFT_CT_DST_IP
-			if c.fam == rules.IPv6 {
+			if c.fam == ruleset.IPv6 {
 				key = 22 // NFT_CT_DST_IP6
 			}
 			c.out = append(c.out, ctOriginal(key, reg))
 			return nil
-		case t == rules.OrigDport:
+		case t == ruleset.OrigDport:
 			c.emit(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg})
 			return nil
-		case t == rules.Dport:
+		case t == ruleset.Dport:
 			p.Base, p.Offset, p.Len = expr.PayloadBaseTransportHeader, 2, 2
-		case t == rules.Saddr && c.fam == rules.IPv4:
+		case t == ruleset.Saddr && c.fam == ruleset.IPv4:
 			p.Offset, p.Len = 12, 4
-		case t == rules.Daddr && c.fam == rules.IPv4:
+		case t == ruleset.Daddr && c.fam == ruleset.IPv4:
 			p.Offset, p.Len = 16, 4
-		case t == rules.Saddr:
+		case t == ruleset.Saddr:
 			p.Offset, p.Len = 8, 16
-		case t == rules.Daddr:
+		case t == ruleset.Daddr:
 			p.Offset, p.Len = 24, 16
 		default:
 			return fmt.Errorf("compile %v: unknown", t)
 		}
 		c.emit(p)
-	case rules.Random:
+	case ruleset.Random:
 		c.emit(&expr.Numgen{Register: reg, Modulus: t.Below, Type: unix.NFT_NG_RANDOM})
-	case rules.MapOf:
+	case ruleset.MapOf:
 		// The key may overlap the result: it is read first.
 		if err := c.terms(t.Key, free, target); err != nil {
 			return err
@@ -88,7 +88,7 @@ func (c *compiler) term(t rules.Term, reg, free uint32, target int) error {
 }
 
 // terms loads a key, one term after the other, from reg on.
-func (c *compiler) terms(key []rules.Term, reg uint32, target int) error {
+func (c *compiler) terms(key []ruleset.Term, reg uint32, target int) error {
 	at := reg
 	for _, t := range key {
 		w := c.words(t, target)
@@ -101,18 +101,18 @@ func (c *compiler) terms(key []rules.Term, reg uint32, target int) error {
 }
 
 func ctOriginal(key, reg uint32) string {
-	b := &batch{}
-	b.str(unix.NFTA_EXPR_NAME, "ct")
-	at := b.nest(unix.NFTA_EXPR_DATA)
-	b.u32(unix.NFTA_CT_DREG, reg)
-	b.u32(unix.NFTA_CT_KEY, key)
-	b.raw(unix.NFTA_CT_DIRECTION, "\x00")
-	b.unnest(at)
+	b := &Batch{}
+	b.Str(unix.NFTA_EXPR_NAME, "ct")
+	at := b.Nest(unix.NFTA_EXPR_DATA)
+	b.U32(unix.NFTA_CT_DREG, reg)
+	b.U32(unix.NFTA_CT_KEY, key)
+	b.Raw(unix.NFTA_CT_DIRECTION, "\x00")
+	b.Unnest(at)
 	return string(b.b)
 }
 
 // compile turns a rule into expressions. target is how many registers an endpoint fills.
-func compile(fam rules.Family, r rules.Rule, target int) ([]any, error) {
+func compile(fam ruleset.Family, r ruleset.Rule, target int) ([]any, error) {
 	c := &compiler{fam: fam}
 	for _, s := range r {
 		if err := c.stmt(s, target); err != nil {
@@ -137,9 +137,9 @@ func (c *compiler) verdict(kind expr.VerdictKind, chain string) {
 
 var zero = []byte{0, 0, 0, 0}
 
-func (c *compiler) stmt(s rules.Stmt, target int) error {
+func (c *compiler) stmt(s ruleset.Stmt, target int) error {
 	switch s := s.(type) {
-	case rules.InPrefix:
+	case ruleset.InPrefix:
 		if err := c.term(s.What, firstReg, firstReg, target); err != nil {
 			return err
 		}
@@ -153,47 +153,47 @@ func (c *compiler) stmt(s rules.Stmt, target int) error {
 				Mask: net.CIDRMask(s.Prefix.Bits(), n), Xor: make([]byte, n/8)})
 		}
 		c.match(op, addr.AsSlice())
-	case rules.Local:
-		c.emit(&expr.Fib{Register: firstReg, ResultADDRTYPE: true, FlagSADDR: s.What == rules.Saddr, FlagDADDR: s.What == rules.Daddr})
+	case ruleset.Local:
+		c.emit(&expr.Fib{Register: firstReg, ResultADDRTYPE: true, FlagSADDR: s.What == ruleset.Saddr, FlagDADDR: s.What == ruleset.Daddr})
 		c.match(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))
-	case rules.InSet:
+	case ruleset.InSet:
 		if err := c.terms(s.Key, firstReg, target); err != nil {
 			return err
 		}
 		c.emit(&expr.Lookup{SourceRegister: firstReg, SetName: s.Set, Invert: s.Not})
-	case rules.New:
+	case ruleset.New:
 		c.emit(&expr.Ct{Register: firstReg, Key: expr.CtKeySTATE})
 		c.bits(expr.CtStateBitNEW, 0)
 		c.match(expr.CmpOpNeq, zero)
-	case rules.Translated:
+	case ruleset.Translated:
 		c.emit(&expr.Ct{Register: firstReg, Key: expr.CtKeySTATUS})
 		c.bits(1<<5, 0) // IPS_DST_NAT
 		c.match(expr.CmpOpNeq, zero)
-	case rules.IsTCP:
+	case ruleset.IsTCP:
 		c.emit(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: firstReg})
 		c.match(expr.CmpOpEq, []byte{unix.IPPROTO_TCP})
-	case rules.Marked:
+	case ruleset.Marked:
 		c.emit(&expr.Meta{Key: expr.MetaKeyMARK, Register: firstReg})
 		c.bits(s.Mark, 0)
 		c.match(expr.CmpOpNeq, zero)
-	case rules.SetMark:
+	case ruleset.SetMark:
 		c.emit(&expr.Meta{Key: expr.MetaKeyMARK, Register: firstReg})
 		c.bits(^s.Mark, s.Mark)
 		c.emit(&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: firstReg})
-	case rules.ClearMark:
+	case ruleset.ClearMark:
 		c.emit(&expr.Meta{Key: expr.MetaKeyMARK, Register: firstReg})
 		c.bits(^uint32(0), s.Mark)
 		c.emit(&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: firstReg})
-	case rules.DNAT:
+	case ruleset.DNAT:
 		if err := c.term(s.To, firstReg, firstReg, target); err != nil {
 			return err
 		}
 		port := uint32(firstReg + 1)
-		if c.fam == rules.IPv6 {
+		if c.fam == ruleset.IPv6 {
 			port = firstReg + 4
 		}
 		c.emit(&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(c.fam), RegAddrMin: firstReg, RegProtoMin: port, Specified: true})
-	case rules.Remember:
+	case ruleset.Remember:
 		data := uint32(firstReg)
 		for _, t := range s.Key {
 			data += c.words(t, target)
@@ -205,20 +205,20 @@ func (c *compiler) stmt(s rules.Stmt, target int) error {
 			return err
 		}
 		c.emit(&expr.Dynset{SrcRegKey: firstReg, SrcRegData: data, SetName: s.Set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout})
-	case rules.Masquerade:
+	case ruleset.Masquerade:
 		c.emit(&expr.Masq{FullyRandom: true})
-	case rules.Reject:
+	case ruleset.Reject:
 		switch {
 		case s.Reset:
 			c.emit(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
-		case c.fam == rules.IPv6:
+		case c.fam == ruleset.IPv6:
 			c.emit(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 4}) // port unreachable
 		default:
 			c.emit(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3})
 		}
-	case rules.Jump:
+	case ruleset.Jump:
 		c.verdict(expr.VerdictJump, s.Chain)
-	case rules.Verdict:
+	case ruleset.Verdict:
 		switch s {
 		case "drop":
 			c.verdict(expr.VerdictDrop, "")
@@ -235,23 +235,30 @@ func (c *compiler) stmt(s rules.Stmt, target int) error {
 	return nil
 }
 
+// How the kernel calls a verdict as data of a map.
+const verdictType, verdictLen = 0xffffff00, 16
+
 // nft numbers the types of sets; these numbers are in the kernel only for nft to read.
-func fieldType(fam rules.Family, f rules.Field) uint32 {
+func fieldType(fam ruleset.Family, f ruleset.Field) uint32 {
 	switch f {
-	case rules.Addr:
-		if fam == rules.IPv6 {
+	case ruleset.Addr:
+		if fam == ruleset.IPv6 {
 			return 8
 		}
 		return 7
-	case rules.Proto:
+	case ruleset.Proto:
 		return 12
-	case rules.Port:
+	case ruleset.Port:
 		return 13
 	}
 	return 19
 }
 
-func typeOf(fam rules.Family, fields []rules.Field) (typ uint32, length int) {
+// TypeOf is how a key or value of these fields is typed, and its length.
+func TypeOf(fam ruleset.Family, fields []ruleset.Field) (typ uint32, length int) {
+	if isVerdict(fields) {
+		return verdictType, verdictLen
+	}
 	for _, f := range fields {
 		typ = typ<<6 | fieldType(fam, f)
 		length += f.Len(fam)
