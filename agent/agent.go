@@ -50,9 +50,11 @@ type Agent struct {
 	images     *images.Importer
 
 	// member is set by the part "join"; the parts that wait for it read it.
-	member *member
+	member     *member
+	othersMade atomic.Bool // see VolumeControllersMade
 	// These exist once the node has joined.
 	network atomic.Pointer[network.Network]
+	kubelet atomic.Pointer[kubelet.Kubelet]
 	dns     atomic.Pointer[dns.Server]
 	proxy   atomic.Pointer[proxy.Proxy]
 }
@@ -271,10 +273,27 @@ func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	a.kubelet.Store(k)
+	if a.othersMade.Load() {
+		if err := k.VolumeControllersMade(); err != nil {
+			return err
+		}
+	}
 	if err := host.PrepareCgroup(a.cgroup, a.cfg.CgroupRoot, a.journal); err != nil {
 		return err
 	}
 	return k.Run(ctx, ready)
+}
+
+// VolumeControllersMade tells the node that a controller manager in this process has made its volume
+// controllers; see kubelet.VolumeControllersMade.
+func (a *Agent) VolumeControllersMade() {
+	a.othersMade.Store(true)
+	if k := a.kubelet.Load(); k != nil {
+		if err := k.VolumeControllersMade(); err != nil {
+			a.log.Error("CSI drivers cannot register on this node until umiak is restarted", "component", "kubelet", "error", err)
+		}
+	}
 }
 
 // Sources are the node's sections of `umiak status`.

@@ -112,6 +112,10 @@ func (s *Server) Parts() []lifecycle.Part {
 	}
 }
 
+// OnVolumeControllers has f called after the controllers of volumes have been made in this process; see
+// controlplane.ControllerManager. Call it before the parts run.
+func (s *Server) OnVolumeControllers(f func()) { s.plane.ControllerManager.VolumeControllersMade = f }
+
 // AdminKubeconfig is the file with which everything may be done.
 func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
 

@@ -66,6 +66,8 @@ type Kubelet struct {
 	cfg    Config
 	server *options.KubeletServer
 	inner  atomic.Pointer[upstream.Kubelet]
+	csi    atomic.Pointer[csiKeeper]
+	others atomic.Bool // volume controllers have been made in this process
 }
 
 // New checks the configuration, the user's flags included.
@@ -93,6 +95,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("prepare the kubelet: %w", err)
 	}
+	if err := k.csiLast(deps); err != nil {
+		return err
+	}
 	stopClients, err := k.clients(ctx, deps)
 	if err != nil {
 		return err
@@ -109,6 +114,28 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	}()
 	if err := app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate); err != nil {
 		return err
+	}
+	return nil
+}
+
+// csiLast adds the keeper behind the kubelet's own volume plugins.
+func (k *Kubelet) csiLast(deps *upstream.Dependencies) error {
+	keeper, err := keepCSI(deps.VolumePlugins)
+	if err != nil {
+		return err
+	}
+	keeper.again = k.others.Load()
+	deps.VolumePlugins = append(deps.VolumePlugins, keeper)
+	k.csi.Store(keeper)
+	return nil
+}
+
+// VolumeControllersMade is to be called each time after the controller manager in this process has made its
+// volume controllers: they take the CSI plugin's package variables, and the kubelet takes them back.
+func (k *Kubelet) VolumeControllersMade() error {
+	k.others.Store(true)
+	if keeper := k.csi.Load(); keeper != nil {
+		return keeper.reclaim()
 	}
 	return nil
 }

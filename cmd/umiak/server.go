@@ -48,6 +48,7 @@ func serverCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
+				srv.OnVolumeControllers(node.VolumeControllersMade)
 				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)
 				p.Sources = append(p.Sources, node.Sources()...)
 			}

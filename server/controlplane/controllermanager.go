@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -17,6 +19,11 @@ type ControllerManager struct {
 	opts  *options.KubeControllerManagerOptions
 	api   *APIServer
 	state running
+
+	// VolumeControllersMade, if set, is called once in Run, after the attach-detach and expand controllers
+	// have been made: they take package variables of the CSI plugin, which a kubelet in the same process
+	// has to take back. Set it before Run.
+	VolumeControllersMade func()
 }
 
 func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.Logger) (*ControllerManager, error) {
@@ -83,10 +90,32 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("make configuration: %w", err)
 	}
+	if m.VolumeControllersMade != nil {
+		once := sync.OnceFunc(m.VolumeControllersMade)
+		c.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return madeWatcher{rt, once} })
+	}
 	m.state.set("")
 	ready()
 	if err := app.Run(ctx, c.Complete()); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("run controllers: %w", err)
 	}
 	return nil
+}
+
+// madeWatcher tells when the volume controllers have been made. Upstream has no hook for it, but starts the
+// informers of all controllers right after the last one has been made, and VolumeAttachments are read for
+// these controllers alone: the informer's first LIST or WATCH says it.
+type madeWatcher struct {
+	http.RoundTripper
+	made func()
+}
+
+// WrappedRoundTripper lets client-go find the connection below.
+func (w madeWatcher) WrappedRoundTripper() http.RoundTripper { return w.RoundTripper }
+
+func (w madeWatcher) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodGet && r.URL.Path == "/apis/storage.k8s.io/v1/volumeattachments" {
+		w.made()
+	}
+	return w.RoundTripper.RoundTrip(r)
 }
