@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
 // Config is what a user may set on a server.
@@ -30,6 +31,7 @@ type Config struct {
 	NodePorts      string   `key:"service-node-port-range" default:"30000-32767" usage:"ports for Services of type NodePort"`
 	ClusterDNS     []string `key:"cluster-dns" usage:"address of the DNS Service (default: the tenth of service-cidr)"`
 	ClusterDomain  string   `key:"cluster-domain" default:"cluster.local" usage:"domain of the cluster's names"`
+	LoadBalancers  []string `key:"load-balancer-pool" usage:"addresses for Services of type LoadBalancer, as ranges or prefixes that your network sends to the nodes (default: the nodes' addresses)"`
 	FlannelBackend string   `key:"flannel-backend" default:"vxlan" usage:"vxlan, host-gw, wireguard-native, or none to bring another network"`
 
 	WriteKubeconfig     string   `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
@@ -114,6 +116,9 @@ func (c Config) Validate() error {
 				fail(key, "%q is not an IP address", a)
 			}
 		}
+	}
+	if _, err := loadbalancer.ParsePool(c.LoadBalancers); err != nil {
+		fail("load-balancer-pool", "%w", err)
 	}
 	if c.HTTPSPort < 1 || c.HTTPSPort > 65535 {
 		fail("https-listen-port", "%d is not a port, 1 to 65535", c.HTTPSPort)

@@ -109,6 +109,7 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
 		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
+		{Name: "load-balancer", After: []string{"kube-apiserver"}, Run: s.runLoadBalancer},
 	}
 }
 

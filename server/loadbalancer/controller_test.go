@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 type rig struct {
@@ -102,10 +104,10 @@ func TestController(t *testing.T) {
 	r.becomes("s2", "192.0.2.1 192.0.2.2 Served")
 
 	// A host's own program, and then none.
-	two.Annotations[HostPorts] = "80/TCP"
+	two.Annotations[names.HostPorts] = "80/TCP"
 	must(nodes.Update(ctx, two, metav1.UpdateOptions{}))
 	r.becomes("s2", "192.0.2.1 ServedOnSomeNodes")
-	two.Annotations[HostPorts] = ""
+	two.Annotations[names.HostPorts] = ""
 	must(nodes.Update(ctx, two, metav1.UpdateOptions{}))
 	r.becomes("s2", "192.0.2.1 192.0.2.2 Served")
 

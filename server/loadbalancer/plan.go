@@ -10,18 +10,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
-// Names that users see.
-const (
-	// Class is the spec.loadBalancerClass that is ours, besides none.
-	Class = "umiak.io/servicelb"
-	// Condition is the Service's condition that says whether it is served, and why not.
-	Condition = "umiak.io/LoadBalancer"
-	// HostPorts is the annotation with which a node's agent says which of the ports that Services want are
-	// held by a program of the host: 80/TCP,53/UDP.
-	HostPorts = "umiak.io/host-ports"
-)
+// Condition is the Service's condition that says whether it is served, and why not.
+const Condition = "umiak.io/LoadBalancer"
 
 // Reasons of the condition, and of events.
 const (
@@ -81,7 +75,7 @@ type node struct {
 }
 
 func nodeOf(n *corev1.Node) node {
-	out := node{name: n.Name, held: parsePorts(n.Annotations[HostPorts]), kubelet: n.Status.DaemonEndpoints.KubeletEndpoint.Port}
+	out := node{name: n.Name, held: parsePorts(n.Annotations[names.HostPorts]), kubelet: n.Status.DaemonEndpoints.KubeletEndpoint.Port}
 	_, out.exclude = n.Labels[corev1.LabelNodeExcludeBalancers]
 	out.exclude = out.exclude || n.DeletionTimestamp != nil
 	for _, c := range n.Status.Conditions {
@@ -102,7 +96,7 @@ func nodeOf(n *corev1.Node) node {
 // ours says whether a Service is this controller's business.
 func ours(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.DeletionTimestamp == nil &&
-		(s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == Class)
+		(s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == names.LoadBalancerClass)
 }
 
 func isLocal(s *corev1.Service) bool {

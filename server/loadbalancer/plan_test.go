@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 func testNode(name string, mod func(*corev1.Node), addrs ...string) *corev1.Node {
@@ -96,14 +98,14 @@ func TestPlan(t *testing.T) {
 		})}, nil, []*corev1.Service{svc(1, "80")}, []string{"198.51.100.7 192.0.2.2 Served"}},
 		{"no nodes", nil, nil, []*corev1.Service{svc(1, "80")}, []string{"NoAddress"}},
 		{"local policy", both, nil, []*corev1.Service{svc(1, "80", local), svc(9, "90", local)}, []string{"192.0.2.2 Served", "NoAddress"}},
-		{"classes", both, nil, []*corev1.Service{svc(1, "80", class("other")), svc(2, "80", class(Class))}, []string{"", "192.0.2.1 192.0.2.2 Served"}},
+		{"classes", both, nil, []*corev1.Service{svc(1, "80", class("other")), svc(2, "80", class(names.LoadBalancerClass))}, []string{"", "192.0.2.1 192.0.2.2 Served"}},
 		{"address shared", both, nil, []*corev1.Service{svc(1, "80"), svc(2, "443"), svc(3, "80/UDP")}, []string{"192.0.2.1 192.0.2.2 Served", "192.0.2.1 192.0.2.2 Served", "192.0.2.1 192.0.2.2 Served"}},
 		{"port conflict: the older has it", both, nil, []*corev1.Service{svc(2, "80,81"), svc(1, "80")}, []string{"PortConflict", "192.0.2.1 192.0.2.2 Served"}},
 		{"port conflict: who has it keeps it", both, nil, []*corev1.Service{svc(2, "80", has("192.0.2.1", "192.0.2.2")), svc(1, "80")}, []string{"192.0.2.1 192.0.2.2 Served", "PortConflict"}},
 		{"port conflict on one node", both, nil, []*corev1.Service{svc(1, "80", local, func(s *corev1.Service) { s.Name = "s1" }), svc(2, "80")}, []string{"192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes"}},
-		{"port of a host's program", []*corev1.Node{one, mod(func(n *corev1.Node) { n.Annotations[HostPorts] = "80/TCP,53/UDP" })}, nil,
+		{"port of a host's program", []*corev1.Node{one, mod(func(n *corev1.Node) { n.Annotations[names.HostPorts] = "80/TCP,53/UDP" })}, nil,
 			[]*corev1.Service{svc(1, "80"), svc(2, "53"), svc(3, "53/UDP")}, []string{"192.0.2.1 ServedOnSomeNodes", "192.0.2.1 192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes"}},
-		{"port of the hosts' programs", []*corev1.Node{mod(func(n *corev1.Node) { n.Annotations[HostPorts] = "80/TCP" })}, nil, []*corev1.Service{svc(1, "80")}, []string{"HostPortInUse"}},
+		{"port of the hosts' programs", []*corev1.Node{mod(func(n *corev1.Node) { n.Annotations[names.HostPorts] = "80/TCP" })}, nil, []*corev1.Service{svc(1, "80")}, []string{"HostPortInUse"}},
 		{"reserved ports", both, nil, []*corev1.Service{svc(1, "6443"), svc(2, "10250"), svc(3, "6443/UDP")}, []string{"PortReserved", "PortReserved", "192.0.2.1 192.0.2.2 Served"}},
 		{"asked for", both, nil, []*corev1.Service{svc(1, "80", wants("192.0.2.2")), svc(2, "80"), svc(3, "81", wants("192.0.2.9"))}, []string{"192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes", "AddressNotOffered"}},
 		{"pool", both, []string{"198.51.100.1-198.51.100.2"}, []*corev1.Service{svc(1, "80"), svc(2, "80"), svc(3, "80"), svc(4, "81")}, []string{"198.51.100.1 Served", "198.51.100.2 Served", "PortConflict", "198.51.100.1 Served"}},
@@ -150,7 +152,7 @@ func TestPlanNeverGivesAPortTwice(t *testing.T) {
 		for i := range 1 + r.IntN(4) {
 			nodes = append(nodes, testNode(fmt.Sprint("n", i), func(n *corev1.Node) {
 				if r.IntN(3) == 0 {
-					n.Annotations[HostPorts] = fmt.Sprintf("%d/TCP", 80+r.IntN(4))
+					n.Annotations[names.HostPorts] = fmt.Sprintf("%d/TCP", 80+r.IntN(4))
 				}
 			}, fmt.Sprintf("192.0.2.%d", i)))
 		}

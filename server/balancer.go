@@ -1,0 +1,65 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/server/loadbalancer"
+)
+
+// ServiceLB is the name by which --disable leaves out the load balancer.
+const ServiceLB = "servicelb"
+
+// runLoadBalancer gives Services of type LoadBalancer their addresses.
+func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
+	pool, err := loadbalancer.ParsePool(s.cfg.LoadBalancers)
+	if err != nil {
+		return fmt.Errorf("load-balancer-pool: %w", err)
+	}
+	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+	if err != nil {
+		return err
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	if err != nil {
+		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-load-balancer"))
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	c, err := loadbalancer.New(loadbalancer.Config{
+		Client: client, Planner: loadbalancer.Planner{Pool: pool, Reserved: s.reservedPort},
+		Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Identity: name, LeaderElect: s.settings().HighAvailability, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	return c.Run(ctx, ready)
+}
+
+// reservedPort says what uses a port of the nodes' own addresses, whether or not it listens right now.
+func (s *Server) reservedPort(port int32, proto corev1.Protocol) string {
+	if nodePorts, err := utilnet.ParsePortRange(s.cfg.NodePorts); err == nil && nodePorts.Contains(int(port)) {
+		return "node ports (service-node-port-range)"
+	}
+	switch {
+	case proto == corev1.ProtocolTCP && int(port) == s.cfg.HTTPSPort:
+		return "the API server"
+	case proto == corev1.ProtocolTCP && port == 10250:
+		return "the kubelet"
+	case proto == corev1.ProtocolTCP && (port == 2379 || port == 2380):
+		return "etcd"
+	case proto == corev1.ProtocolUDP && (port == 8472 || port == 51820 || port == 51821):
+		return "the pods' network"
+	}
+	return ""
+}
