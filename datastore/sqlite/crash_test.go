@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/umiak-io/umiak/datastore/internal/powercut"
+	"github.com/umiak-io/umiak/internal/powercut"
 )
 
 // The test binary runs itself as the program that is killed. UMIAK_CHILD says what it does: "load" writes
