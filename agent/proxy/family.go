@@ -53,6 +53,7 @@ type nodeInfo struct {
 	name     string
 	topology map[string]string
 	podCIDRs []netip.Prefix
+	host     *hostPorts // nil: the host holds nothing
 }
 
 func newFamily(fam rules.Family, cfg Config, p *Proxy) *family {
@@ -256,6 +257,7 @@ func servicePort(name kubeproxy.ServicePortName, port kubeproxy.ServicePort, end
 		Local:           toEndpoints(local),
 		Anywhere:        anywhere,
 	}
+	withoutHeld(&sp, port.Protocol(), node)
 	if port.SessionAffinityType() == v1.ServiceAffinityClientIP {
 		sp.Affinity = uint32(port.StickyMaxAgeSeconds())
 	}

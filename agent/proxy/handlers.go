@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"cmp"
 	"net/netip"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/apis"
 )
@@ -31,6 +33,9 @@ func (p *Proxy) register() error {
 	update := func(before, after *v1.Service) {
 		if before == nil && after == nil {
 			return
+		}
+		if s := cmp.Or(after, before); p.host.service(types.NamespacedName{Namespace: s.Namespace, Name: s.Name}, after) {
+			p.changed()
 		}
 		for _, f := range p.families {
 			if f.services.Update(before, after) {
@@ -96,6 +101,7 @@ func (p *Proxy) node(o any) {
 	if n == nil || n.Name != p.cfg.NodeName {
 		return
 	}
+	p.host.node(n)
 	topology := map[string]string{}
 	if zone, ok := n.Labels[v1.LabelTopologyZone]; ok {
 		topology[v1.LabelTopologyZone] = zone

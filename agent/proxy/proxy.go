@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,7 +40,10 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// Recorder reports a health-check port that cannot be opened; nil is allowed.
 	Recorder events.EventRecorder
-	Log      *slog.Logger
+	// HostPorts is told which ports that load balancers want are held by programs of this host, in the
+	// form of names.HostPorts, when that is not what the Node says; nil is allowed.
+	HostPorts func(ctx context.Context, held string) error
+	Log       *slog.Logger
 	// Registerer gets what kube-proxy has no metric for; nil is allowed. Metrics under kube-proxy's names
 	// are in Kubernetes' own registry, where those of all components are.
 	Registerer prometheus.Registerer
@@ -70,6 +74,8 @@ type Proxy struct {
 	families []*family
 	wake     chan struct{}
 	foreign  chan struct{}
+	host     *hostPorts
+	wrap     func(table) table // for tests that make writes fail
 
 	mu       sync.Mutex // guards what follows
 	topology map[string]string
@@ -90,7 +96,7 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log.With("component", "proxy"),
 		wake: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
-		topology: map[string]string{},
+		topology: map[string]string{}, host: newHostPorts(cfg),
 	}
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		if len(cfg.NodeIPs) > 0 && !hasFamily(f, cfg.NodeIPs) {
@@ -178,6 +184,9 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 		if f.table, err = nft.NewTable(conn, f.cfg); err != nil {
 			return err
 		}
+		if p.wrap != nil {
+			f.table = p.wrap(f.table)
+		}
 	}
 	watcher, err := netfilter.NewWatcher(conn, rules.TableName)
 	if err != nil {
@@ -194,6 +203,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	})
 	flows := newFlows(conntrack.New(), p.log)
 	background.Go(func() { flows.run(ctx) })
+	background.Go(func() { p.host.run(ctx) })
 	defer cancel(nil)
 	defer p.closeHealth()
 
@@ -214,6 +224,9 @@ func (p *Proxy) loop(ctx context.Context, flows *flows, ready func()) error {
 	armed := true
 	delay, retry := minDelay, time.Duration(0)
 	var last time.Time
+	var foreign backoff
+	var repairIn, lookAgain <-chan time.Time
+	repairing := false
 	arm := func(d time.Duration) {
 		if !armed {
 			timer.Reset(d)
@@ -231,13 +244,21 @@ func (p *Proxy) loop(ctx context.Context, flows *flows, ready func()) error {
 			arm(delay)
 			continue
 		case <-p.foreign:
-			// An iptables-style tool may write rule by rule: repair once, when it is through.
+			if repairIn == nil {
+				d := foreign.next(time.Now())
+				p.log.Warn("somebody changed the table, repairing it", "table", rules.TableName, "in", d)
+				repairIn = time.After(d)
+			}
+			continue
+		case <-repairIn:
+			repairIn = nil
 			for _, f := range p.families {
 				f.resync = true
 			}
-			p.log.Warn("somebody changed the table, repairing it", "table", rules.TableName)
-			arm(maxDelay)
-			continue
+			repairing = true
+		case <-lookAgain:
+			p.host.again()
+			lookAgain = nil
 		case <-timer.C:
 			armed = false
 		}
@@ -252,6 +273,13 @@ func (p *Proxy) loop(ctx context.Context, flows *flows, ready func()) error {
 		}
 		retry = 0
 		ready()
+		if repairing {
+			foreign.repaired(time.Now(), time.Since(start))
+			repairing = false
+		}
+		if lookAgain == nil && p.host.any() {
+			lookAgain = time.After(recheck)
+		}
 		// Under constant change, wait longer, so that commits take a small part of the time.
 		took := time.Since(start)
 		if start.Sub(last) < 2*maxDelay {
@@ -275,7 +303,7 @@ func (p *Proxy) tableTouched() {
 func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 	start := time.Now()
 	p.mu.Lock()
-	node := nodeInfo{name: p.cfg.NodeName, topology: p.topology, podCIDRs: p.podCIDRs}
+	node := nodeInfo{name: p.cfg.NodeName, topology: p.topology, podCIDRs: p.podCIDRs, host: p.host}
 	all := p.nodeSeen
 	p.nodeSeen = false
 	p.mu.Unlock()
@@ -284,9 +312,17 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 	repairs, services, endpoints := uint64(0), 0, 0
 	full := false
 	var triggers []map[types.NamespacedName][]time.Time
-	for _, f := range p.families {
+	stales := make([]stale, len(p.families))
+	for i, f := range p.families {
 		trig, stale := f.read(node, all)
-		triggers = append(triggers, trig)
+		triggers, stales[i] = append(triggers, trig), stale
+	}
+	moved := p.host.decide(func(nn types.NamespacedName, hp hostPort) bool {
+		return slices.ContainsFunc(p.families, func(f *family) bool { return f.servesItself(nn, hp, p.cfg.NodeIPs) })
+	})
+	for i, f := range p.families {
+		f.rebuild(moved, node)
+		stale := stales[i]
 		wasResync := f.resync
 		full = full || wasResync
 		if err := f.write(ctx, p.log); err != nil {
