@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -11,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -29,6 +32,7 @@ import (
 	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -213,7 +217,7 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	m := a.member
 	p, err := proxy.New(proxy.Config{
 		NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.clusterCIDR, Informers: m.informers,
-		Log: a.log, Registerer: legacyregistry.Registerer(),
+		HostPorts: a.sayHostPorts, Log: a.log, Registerer: legacyregistry.Registerer(),
 	})
 	if err != nil {
 		return err
@@ -221,6 +225,20 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	a.proxy.Store(p)
 	m.informers.Start(ctx.Done())
 	return p.Run(ctx, ready)
+}
+
+// sayHostPorts tells the cluster, by the Node, which ports that load balancers want this host uses itself.
+func (a *Agent) sayHostPorts(ctx context.Context, held string) error {
+	patch := map[string]any{"metadata": map[string]any{"annotations": map[string]any{names.HostPorts: held}}}
+	if held == "" {
+		patch = map[string]any{"metadata": map[string]any{"annotations": map[string]any{names.HostPorts: nil}}}
+	}
+	body, err := json.Marshal(patch)
+	if err != nil {
+		return fmt.Errorf("encode annotation: %w", err)
+	}
+	_, err = a.member.node.CoreV1().Nodes().Patch(ctx, a.name, types.MergePatchType, body, metav1.PatchOptions{})
+	return err
 }
 
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
