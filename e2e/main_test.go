@@ -103,6 +103,14 @@ func share(t *testing.T) *env {
 // own gives a test a cluster of its own, which is started but perhaps not ready.
 func own(t *testing.T, o cluster.Options) *env {
 	t.Helper()
+	e := off(t, o)
+	e.must(e.Start())
+	return e
+}
+
+// off is own without the start.
+func off(t *testing.T, o cluster.Options) *env {
+	t.Helper()
 	c, err := cluster.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +128,6 @@ func own(t *testing.T, o cluster.Options) *env {
 			_ = os.RemoveAll(c.Evidence)
 		}
 	})
-	e.must(c.Start())
 	return e
 }
 

@@ -252,13 +252,13 @@ func powerCuts(t *testing.T, rounds int, synchronous string, seed uint64) (acked
 	t.Helper()
 	disk, dir := powercut.New(), t.TempDir()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	var unmount func() error
+	var mounted *powercut.Mount
 	end := func() {
-		if unmount != nil {
-			if err := unmount(); err != nil {
+		if mounted != nil {
+			if err := mounted.Unmount(); err != nil {
 				t.Error(err)
 			}
-			unmount = nil
+			mounted = nil
 		}
 	}
 	defer end()
@@ -267,11 +267,11 @@ func powerCuts(t *testing.T, rounds int, synchronous string, seed uint64) (acked
 		mu.Lock()
 		defer mu.Unlock()
 		end()
-		u, err := disk.Mount(dir)
+		m, err := disk.Mount(dir)
 		if err != nil {
 			t.Skipf("no FUSE here: %v", err)
 		}
-		unmount = u
+		mounted = m
 		return dir
 	}
 	acked, lost = crash(t, rounds, synchronous, mount, func(c *exec.Cmd) {

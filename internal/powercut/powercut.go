@@ -11,8 +11,10 @@ package powercut
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -22,7 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const sector = 512
+const (
+	sector = 512
+	maxIO  = 128 << 10 // bytes in one request
+)
 
 // Disk is what is left when the power goes, and the server in front of it.
 type Disk struct {
@@ -91,32 +96,61 @@ func (d *Disk) Syncs() int {
 	return d.syncs
 }
 
-// Mount serves the disk in dir, an empty folder, until unmount is called.
-func (d *Disk) Mount(dir string) (unmount func() error, err error) {
+// Mount is a disk that is mounted.
+type Mount struct {
+	dir  string
+	gone chan struct{}
+}
+
+// Mount serves the disk in dir, an empty folder, as the calling thread sees it.
+func (d *Disk) Mount(dir string) (*Mount, error) {
+	// Not left to the library, which lets programs that are started meanwhile inherit the descriptor: the
+	// program under test would then keep its own requests from failing when this process is killed, and
+	// could not be killed itself.
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/fuse: %w", err)
+	}
+	opts := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d", fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxIO)
+	if err := unix.Mount("powercut", dir, "fuse.powercut", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Close(fd))
+	}
 	d.mu.Lock()
 	root := &rootNode{s: d.state}
 	d.mu.Unlock()
-	srv, err := fs.Mount(dir, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "powercut", Name: "powercut"}})
+	srv, err := fs.Mount(fmt.Sprintf("/dev/fd/%d", fd), root, &fs.Options{MountOptions: fuse.MountOptions{MaxWrite: maxIO}})
 	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("serve %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH))
 	}
-	return func() error {
-		// Detached, because what a killed program left mapped may still be written out.
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", dir, err)
-		}
+	m := &Mount{dir: dir, gone: make(chan struct{})}
+	go func() {
 		srv.Wait()
-		return nil
-	}, nil
+		close(m.gone)
+	}()
+	return m, nil
 }
 
+// Unmount takes it away and waits until the last program that used it has ended.
+func (m *Mount) Unmount() error {
+	// Detached, because what a killed program left mapped may still be written out.
+	if err := unix.Unmount(m.dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", m.dir, err)
+	}
+	<-m.gone
+	return nil
+}
+
+// Gone is closed when it is no longer mounted anywhere, also because its mount namespace ended.
+func (m *Mount) Gone() <-chan struct{} { return m.gone }
+
 // Cut cuts the power. From here on no program that has the disk mounted can change or sync anything; the
-// next Mount shows what is left.
-func (d *Disk) Cut(rng *rand.Rand) {
+// next Mount shows what is left. It returns how many writes and changes of names were not synced.
+func (d *Disk) Cut(rng *rand.Rand) (unsynced int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	old := d.state
 	old.dead = true
+	unsynced = len(old.renames)
 	for _, c := range old.renames[:rng.IntN(len(old.renames)+1)] {
 		c.apply(old.kept)
 	}
@@ -128,12 +162,14 @@ func (d *Disk) Cut(rng *rand.Rand) {
 	slices.Sort(names) // so that a seed says what happens
 	for _, name := range names {
 		f := old.kept[name]
+		unsynced += len(f.changes)
 		left := remains(rng, f)
 		d.nextIno++
 		next.kept[name] = &file{ino: d.nextIno, seen: left, kept: slices.Clone(left)}
 		next.seen[name] = next.kept[name]
 	}
 	d.state = next
+	return unsynced
 }
 
 // remains returns what is left of a file.
