@@ -126,6 +126,11 @@ func (c *compiler) match(op expr.CmpOp, data []byte) {
 	c.emit(&expr.Cmp{Op: op, Register: firstReg, Data: data})
 }
 
+func (c *compiler) proto(p byte) {
+	c.emit(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: firstReg})
+	c.match(expr.CmpOpEq, []byte{p})
+}
+
 func (c *compiler) bits(mask, xor uint32) {
 	c.emit(&expr.Bitwise{SourceRegister: firstReg, DestRegister: firstReg, Len: 4,
 		Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: binaryutil.NativeEndian.PutUint32(xor)})
@@ -165,13 +170,41 @@ func (c *compiler) stmt(s ruleset.Stmt, target int) error {
 		c.emit(&expr.Ct{Register: firstReg, Key: expr.CtKeySTATE})
 		c.bits(expr.CtStateBitNEW, 0)
 		c.match(expr.CmpOpNeq, zero)
+	case ruleset.Established:
+		c.emit(&expr.Ct{Register: firstReg, Key: expr.CtKeySTATE})
+		c.bits(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, 0)
+		c.match(expr.CmpOpNeq, zero)
+	case ruleset.Invalid:
+		c.emit(&expr.Ct{Register: firstReg, Key: expr.CtKeySTATE})
+		c.bits(expr.CtStateBitINVALID, 0)
+		c.match(expr.CmpOpNeq, zero)
+	case ruleset.Midstream:
+		c.proto(unix.IPPROTO_TCP)
+		c.emit(&expr.Payload{DestRegister: firstReg, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1})
+		c.emit(&expr.Bitwise{SourceRegister: firstReg, DestRegister: firstReg, Len: 1, Mask: []byte{0x17}, Xor: []byte{0}})
+		c.match(expr.CmpOpNeq, []byte{0x02})
+	case ruleset.NoInit:
+		c.proto(unix.IPPROTO_SCTP)
+		c.emit(&expr.Payload{DestRegister: firstReg, Base: expr.PayloadBaseTransportHeader, Offset: 12, Len: 1})
+		c.match(expr.CmpOpNeq, []byte{1})
+	case ruleset.Neighbor:
+		c.proto(unix.IPPROTO_ICMPV6)
+		c.emit(&expr.Payload{DestRegister: firstReg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1})
+		c.match(expr.CmpOpGte, []byte{133}) // router solicitation
+		c.match(expr.CmpOpLte, []byte{137}) // redirect
+	case ruleset.Count:
+		c.emit(&expr.Counter{})
+	case ruleset.Lookup:
+		if err := c.terms(s.Key, firstReg, target); err != nil {
+			return err
+		}
+		c.emit(&expr.Lookup{SourceRegister: firstReg, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: s.Map})
 	case ruleset.Translated:
 		c.emit(&expr.Ct{Register: firstReg, Key: expr.CtKeySTATUS})
 		c.bits(1<<5, 0) // IPS_DST_NAT
 		c.match(expr.CmpOpNeq, zero)
 	case ruleset.IsTCP:
-		c.emit(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: firstReg})
-		c.match(expr.CmpOpEq, []byte{unix.IPPROTO_TCP})
+		c.proto(unix.IPPROTO_TCP)
 	case ruleset.Marked:
 		c.emit(&expr.Meta{Key: expr.MetaKeyMARK, Register: firstReg})
 		c.bits(s.Mark, 0)

@@ -106,10 +106,20 @@ type (
 	}
 	// New matches the first packet of a connection.
 	New struct{}
+	// Established matches packets of a connection that was let through, and errors about one.
+	Established struct{}
+	// Invalid matches packets that belong to no connection and cannot begin one.
+	Invalid struct{}
 	// Translated matches connections whose destination was changed.
 	Translated struct{}
 	// IsTCP matches TCP.
 	IsTCP struct{}
+	// Midstream matches TCP packets that do not ask for a connection.
+	Midstream struct{}
+	// NoInit matches SCTP packets that do not ask for an association.
+	NoInit struct{}
+	// Neighbor matches what IPv6 needs to find neighbours and routers.
+	Neighbor struct{}
 	// Marked matches packets that have the mark bit.
 	Marked struct{ Mark uint32 }
 	// SetMark sets the mark bit.
@@ -130,6 +140,13 @@ type (
 	Masquerade struct{}
 	// Reject answers with a port-unreachable error, or for TCP with a reset.
 	Reject struct{ Reset bool }
+	// Count counts packets and bytes.
+	Count struct{}
+	// Lookup jumps to the chain that the map gives for the key. A key that is not there ends the rule.
+	Lookup struct {
+		Key []Term
+		Map string
+	}
 	// Jump runs another chain and comes back.
 	Jump struct{ Chain string }
 	// Verdict is drop, accept or return.
@@ -148,6 +165,13 @@ func (s Local) String() string {
 }
 func (s InSet) String() string     { return fmt.Sprintf("%s%s @%s", join(s.Key), not(s.Not), s.Set) }
 func (New) String() string         { return "ct state new" }
+func (Established) String() string { return "ct state established,related" }
+func (Invalid) String() string     { return "ct state invalid" }
+func (Midstream) String() string   { return "tcp flags & (fin | syn | rst | ack) != syn" }
+func (NoInit) String() string      { return "sctp chunk init missing" }
+func (Neighbor) String() string    { return "icmpv6 type 133-137" }
+func (Count) String() string       { return "counter" }
+func (s Lookup) String() string    { return join(s.Key) + " vmap @" + s.Map }
 func (Translated) String() string  { return "ct status dnat" }
 func (IsTCP) String() string       { return "meta l4proto tcp" }
 func (s Marked) String() string    { return fmt.Sprintf("meta mark & 0x%08x != 0x0", s.Mark) }

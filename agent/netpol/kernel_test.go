@@ -1,0 +1,211 @@
+package netpol
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/netfilter"
+	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
+	"github.com/umiak-io/umiak/agent/netpol/rules"
+)
+
+// inNetns puts the test into a network namespace of its own, which ends with the test's thread.
+func inNetns(t testing.TB) *netfilter.Conn {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skipf("no network namespace: %v", err)
+	}
+	c, err := netfilter.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// listed is the table as nft lists it, without the order of sets, which is that of their making, nor that
+// of elements, which is that of a hash.
+func listed(t testing.TB, f ruleset.Family) []string {
+	t.Helper()
+	raw, err := exec.Command("nft", "list", "table", f.String(), rules.TableName).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, raw)
+	}
+	out := strings.FieldsFunc(strings.Join(strings.Fields(string(raw)), " "), func(r rune) bool { return r == ',' || r == '{' || r == '}' })
+	for i := range out {
+		out[i] = strings.TrimSpace(out[i])
+	}
+	slices.Sort(out)
+	return out
+}
+
+// inKernel reads everything and compares with what is wanted.
+func inKernel(t testing.TB, tb *table, b *rules.Builder) {
+	t.Helper()
+	c, ok, err := tb.diff(b)
+	if err != nil || !ok || !c.Empty() {
+		t.Fatalf("table %s differs: %v %v %+v", tb.Family, ok, err, c)
+	}
+}
+
+func TestIncrementsInTheKernel(t *testing.T) {
+	conn := inNetns(t)
+	for seed := range 4 {
+		r := chance{rand.New(rand.NewPCG(uint64(seed), 3))}
+		c, b := newCluster(), rules.NewBuilder(both...)
+		tables := map[ruleset.Family]*table{}
+		for _, f := range both {
+			tables[f] = newTable(conn, f)
+			if err := tables[f].Delete(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if s, err := tables[f].sync(context.Background(), b); err != nil || !s.replaced {
+				t.Fatal(s, err)
+			}
+		}
+		b.Flush()
+		for step := range 120 {
+			for range 1 + r.IntN(6) {
+				c.step(r, b)
+			}
+			changes := b.Flush()
+			for _, f := range both {
+				if err := tables[f].apply(context.Background(), changes[f]); err != nil {
+					t.Fatalf("seed %d step %d: %v\n%+v", seed, step, err, changes[f])
+				}
+				if step%10 == 0 {
+					inKernel(t, tables[f], b)
+				}
+			}
+		}
+		for _, f := range both {
+			inKernel(t, tables[f], b)
+			grown := listed(t, f)
+			if _, err := tables[f].replace(context.Background(), c.fresh()); err != nil {
+				t.Fatal(err)
+			}
+			if made := listed(t, f); !slices.Equal(grown, made) {
+				t.Fatalf("nft lists\n%q\nafter increments and\n%q\nmade anew", grown, made)
+			}
+		}
+	}
+}
+
+// TestSyncRepairs: whatever others did to the table, a sync makes it right, with no more than is needed.
+func TestSyncRepairs(t *testing.T) {
+	conn := inNetns(t)
+	r := chance{rand.New(rand.NewPCG(9, 9))}
+	c, b := newCluster(), rules.NewBuilder(both...)
+	for range 200 {
+		c.step(r, b)
+	}
+	setNamespace(c, b, "ns0")
+	setPolicy(b, parsePolicy(t, `{"metadata": {"namespace": "ns0", "name": "fixed"}, "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}], "ports": [{"port": 80, "endPort": 90}]}]}}`))
+	p := parsePod(t, `{"metadata": {"namespace": "ns0", "name": "fixed"}, "spec": {"nodeName": "here"}, "status": {"phase": "Running", "podIPs": [{"ip": "10.42.0.250"}]}}`)
+	setPod(b, p)
+	f := ruleset.IPv4
+	tb := newTable(conn, f)
+	if _, err := tb.sync(context.Background(), b); err != nil {
+		t.Fatal(err)
+	}
+	b.Flush()
+	nft := func(args string) {
+		t.Helper()
+		if out, err := exec.Command("nft", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("nft %s: %v %s", args, err, out)
+		}
+	}
+	nft("add table ip other")
+	nft("add chain ip other keep")
+	nft("add rule ip other keep counter")
+	for _, x := range []struct {
+		args     string
+		replaced bool
+	}{
+		{"flush set ip umiak-policy known", false},
+		{"flush map ip umiak-policy ingress", false},
+		{"delete element ip umiak-policy known { 10.42.0.250 }", false},
+		{"add element ip umiak-policy isolated { 10.42.9.9 }", false},
+		{"flush chain ip umiak-policy in-ns0/fixed", false},
+		{"insert rule ip umiak-policy in-ns0/fixed drop", false},
+		{"add chain ip umiak-policy more", false},
+		{"add set ip umiak-policy more { type ipv4_addr; }", false},
+		{"insert rule ip umiak-policy filter-ingress accept", true},
+		{"flush chain ip umiak-policy filter-egress", true},
+		{"flush table ip umiak-policy", true},
+		{"delete table ip umiak-policy", true},
+	} {
+		nft(x.args)
+		s, err := tb.sync(context.Background(), b)
+		if err != nil || s.replaced != x.replaced {
+			t.Fatalf("%s: %+v %v", x.args, s, err)
+		}
+		inKernel(t, tb, b)
+	}
+	// A process of today finds what one of yesterday left, with other pods and policies.
+	for range 50 {
+		c.step(r, b)
+	}
+	b.Flush()
+	next := newTable(conn, f)
+	if s, err := next.sync(context.Background(), b); err != nil || s.replaced {
+		t.Fatalf("adopt: %+v %v", s, err)
+	}
+	inKernel(t, next, b)
+	if out, err := exec.Command("nft", "list", "table", "ip", "other").CombinedOutput(); err != nil || !strings.Contains(string(out), "counter") {
+		t.Fatalf("another table was touched: %v %s", err, out)
+	}
+	for range 2 {
+		if err := next.Delete(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestARefusedBatchChangesNothing: one bad element among good ones.
+func TestARefusedBatchChangesNothing(t *testing.T) {
+	conn := inNetns(t)
+	r := chance{rand.New(rand.NewPCG(4, 4))}
+	c, b := newCluster(), rules.NewBuilder(both...)
+	for range 100 {
+		c.step(r, b)
+	}
+	tb := newTable(conn, ruleset.IPv6)
+	if _, err := tb.sync(context.Background(), b); err != nil {
+		t.Fatal(err)
+	}
+	b.Flush()
+	before := listed(t, ruleset.IPv6)
+	for range 20 {
+		c.step(r, b)
+	}
+	change := b.Flush()[ruleset.IPv6]
+	for e := range b.Elems(ruleset.IPv6, "known") {
+		change.Specs["known"] = ruleset.SetSpec{Name: "known", Key: []ruleset.Field{ruleset.Addr}}
+		change.Add = append(change.Add, e, e) // twice
+		break
+	}
+	if err := tb.apply(context.Background(), change); !errors.Is(err, unix.EEXIST) {
+		t.Fatalf("got %v", err)
+	}
+	if !slices.Equal(before, listed(t, ruleset.IPv6)) {
+		t.Fatal("half of a refused batch is in the kernel")
+	}
+	if s, err := tb.sync(context.Background(), b); err != nil || s.replaced {
+		t.Fatalf("repair: %+v %v", s, err)
+	}
+	inKernel(t, tb, b)
+}
