@@ -46,6 +46,9 @@ type Options struct {
 	Evidence string
 	// Persist lets the machine outlive this process.
 	Persist bool
+	// System is what the machine boots; default a process 1 that does nothing. With one, umiak is a service
+	// of that system: Start, Stop and Kill are not for it.
+	System machine.System
 }
 
 // Cluster is one machine that runs umiak.
@@ -56,10 +59,11 @@ type Cluster struct {
 	Dynamic  dynamic.Interface
 	REST     *rest.Config
 
-	env []string
-	mu  sync.Mutex
-	run *process
-	fwd *forwarder
+	env     []string
+	service bool
+	mu      sync.Mutex
+	run     *process
+	fwd     *forwarder
 }
 
 // process is one run of umiak.
@@ -120,11 +124,11 @@ func New(o Options) (*Cluster, error) {
 	if err := os.MkdirAll(o.Evidence, 0o755); err != nil {
 		return nil, err
 	}
-	m, err := machine.New(machine.Options{Name: o.Name, LAN: o.LAN, Bin: dist, Persist: o.Persist})
+	m, err := machine.New(machine.Options{Name: o.Name, LAN: o.LAN, Bin: dist, Persist: o.Persist, System: o.System})
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{M: m, Evidence: o.Evidence, env: o.Env}
+	c := &Cluster{M: m, Evidence: o.Evidence, env: o.Env, service: o.System != nil}
 	err = c.Configure(o.Settings)
 	if err == nil && len(o.Images) > 0 {
 		err = c.AddImages("test.tar", o.Images...)
@@ -222,6 +226,9 @@ func (c *Cluster) running() *process {
 func (c *Cluster) Exited() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.service {
+		return nil // blocks for ever: the service is started again
+	}
 	if c.run == nil {
 		gone := make(chan struct{})
 		close(gone)
@@ -406,6 +413,15 @@ func (c *Cluster) ImagesReady(ctx context.Context) error {
 
 // LogTail is the last lines of umiak's log.
 func (c *Cluster) LogTail(lines int) string {
+	if c.service {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		out, err := c.M.Run(ctx, "/usr/bin/journalctl", "-b", "-u", "umiak", "--no-pager", "-o", "cat", "-n", fmt.Sprint(lines))
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
 	raw, err := os.ReadFile(c.LogFile())
 	if err != nil {
 		return err.Error()

@@ -35,7 +35,11 @@ func (c *Cluster) Collect(name string) string {
 		"kernel.txt":      {"dmesg"},
 		"disk.txt":        {"df", "-h", "/var/lib"},
 		"pod-network.txt": {"sh", "-c", "for n in /run/netns/*; do echo $n; nsenter --net=$n ip address; done"},
+		"journal.txt":     {"/usr/bin/journalctl", "--no-pager", "-o", "short-precise", "-n", "10000"},
 	} {
+		if strings.HasSuffix(argv[0], "journalctl") && !c.service {
+			continue // it would show the host's
+		}
 		out, err := c.M.Run(ctx, argv[0], argv[1:]...)
 		if err != nil {
 			out += fmt.Sprintln("\n", err)

@@ -92,7 +92,8 @@ func (l *LAN) plug(m *Machine) error {
 		if err != nil {
 			return err
 		}
-		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: br.Attrs().Index}, PeerName: "eth0", PeerNamespace: netlink.NsFd(target)}
+		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: br.Attrs().Index}, PeerName: "eth0", PeerNamespace: netlink.NsFd(target),
+			PeerHardwareAddr: hardware(m.IP)}
 		if err := nl.LinkAdd(v); err != nil {
 			return fmt.Errorf("add veth: %w", err)
 		}
@@ -115,6 +116,12 @@ func (l *LAN) plug(m *Machine) error {
 		}
 		return nl.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(lanGateway)})
 	})
+}
+
+// hardware is the address of a machine's network card, which it keeps over reboots.
+func hardware(ip string) net.HardwareAddr {
+	a := netip.MustParseAddr(ip).As4()
+	return append(net.HardwareAddr{2, 0}, a[:]...)
 }
 
 func addAddress(nl *netlink.Handle, link netlink.Link, addr string) error {

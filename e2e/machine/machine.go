@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,19 @@ type Options struct {
 	Bin string
 	// Persist lets the machine outlive this process; Open finds it again by its ID.
 	Persist bool
+	// System replaces the machine's own process 1.
+	System System
+}
+
+// System is what a machine boots instead of the package's own process 1.
+type System interface {
+	// Script is run by sh in new network, mount and pid namespaces of the machine, and in its cgroups.
+	// It must print "booted PID" with its own process id as the host has it, and then wait for a default
+	// route before it goes on. DIR, NAME and DIST are set as for init.sh.
+	Script() string
+	// Leader waits for process 1, which may be any descendant of the script, and returns the host's number
+	// for it.
+	Leader(ctx context.Context, script int) (int, error)
 }
 
 // Machine is one isolated machine. Its fields are set by New and read-only afterwards.
@@ -51,6 +65,7 @@ type Machine struct {
 	ownLAN  bool
 	bin     string
 	persist bool
+	system  System
 	init    *holder
 	cgroups []hierarchy
 }
@@ -63,7 +78,7 @@ func New(o Options) (*Machine, error) {
 	if o.Name == "" {
 		o.Name = "m1"
 	}
-	m := &Machine{Name: o.Name, ID: newID(o.Name), bin: o.Bin, persist: o.Persist, lan: o.LAN}
+	m := &Machine{Name: o.Name, ID: newID(o.Name), bin: o.Bin, persist: o.Persist, lan: o.LAN, system: o.System}
 	m.Dir = filepath.Join(Root(), m.ID)
 	err := m.create()
 	if err == nil {
@@ -95,7 +110,11 @@ func (m *Machine) create() error {
 		}
 	}
 	m.IP = m.lan.nextAddress()
-	if err := os.WriteFile(filepath.Join(m.Dir, "init.sh"), []byte(initScript), 0o755); err != nil {
+	script := initScript
+	if m.system != nil {
+		script = m.system.Script()
+	}
+	if err := os.WriteFile(filepath.Join(m.Dir, "init.sh"), []byte(script), 0o755); err != nil {
 		return err
 	}
 	// The LAN's gateway answers DNS where a test asks it to; nothing listens there otherwise.
@@ -133,16 +152,25 @@ func (m *Machine) Boot() error {
 	if m.PID != 0 {
 		return errors.New("machine is running")
 	}
+	if m.system != nil {
+		if err := m.resetCgroups(); err != nil {
+			return err
+		}
+	}
 	var groups, mounts []string
 	for _, h := range m.cgroups {
 		groups = append(groups, filepath.Join(h.group(m.ID), "cgroup.procs"))
 		mounts = append(mounts, h.mount+" "+h.fstype+" "+h.options)
 	}
 	// The shell joins the cgroups first, for they become the root of the new cgroup namespace.
-	const launch = `for p in $PROCS; do echo 0 >"$p"; done; exec unshare -C -m -n -u -i -p --fork --kill-child -- sh "$DIR/init.sh"`
+	const launch = `for p in $PROCS; do echo 0 >"$p"; done; exec unshare $SPACES --fork --kill-child -- sh "$DIR/init.sh"`
+	spaces := "-C -m -n -u -i -p"
+	if m.system != nil {
+		spaces = "-m -n -p" // it makes the others
+	}
 	h, line, err := hold(m.persist, []string{"sh", "-euc", launch}, []string{
 		"PROCS=" + strings.Join(groups, " "), "CGROUPS=" + strings.Join(mounts, "\n"),
-		"DIR=" + m.Dir, "NAME=" + m.Name, "DIST=" + m.bin,
+		"DIR=" + m.Dir, "NAME=" + m.Name, "DIST=" + m.bin, "SPACES=" + spaces,
 	})
 	if err != nil {
 		return fmt.Errorf("start process 1: %w", err)
@@ -154,7 +182,40 @@ func (m *Machine) Boot() error {
 	if err := m.lan.plug(m); err != nil {
 		return fmt.Errorf("plug into LAN: %w", err)
 	}
+	if m.system != nil {
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 30*time.Second, errors.New("no process 1 after 30 s"))
+		defer cancel()
+		if m.PID, err = m.system.Leader(ctx, m.PID); err != nil {
+			return fmt.Errorf("boot: %w", err)
+		}
+	}
 	return m.save()
+}
+
+// resetCgroups makes the machine's groups anew: no cgroup survives a real machine's reboot.
+func (m *Machine) resetCgroups() error {
+	for _, h := range m.cgroups {
+		if err := removeCgroup(h.group(m.ID)); err != nil {
+			return err
+		}
+	}
+	var err error
+	m.cgroups, err = makeCgroups(m.ID)
+	return err
+}
+
+// WaitOff waits until the machine has gone down by itself.
+func (m *Machine) WaitOff(ctx context.Context) error {
+	if m.PID == 0 || m.init == nil {
+		return nil
+	}
+	select {
+	case <-m.init.gone:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the machine to go down: %w", context.Cause(ctx))
+	}
+	m.PID = 0
+	return nil
 }
 
 // PowerOff kills every process of the machine at once, as a power cut would; what was on its disks stays.

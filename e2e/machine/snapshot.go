@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,8 +38,9 @@ func (m *Machine) Snapshot(ctx context.Context, exclude ...string) (Snapshot, er
 		}
 	}
 	add("processes", m.processes(), nil)
-	ruleset, e := m.Run(ctx, "nft", "list", "ruleset")
-	add("nftables", slices.Collect(strings.Lines(ruleset)), e)
+	// The host's own nft, for a machine need not have one.
+	ruleset, e := exec.CommandContext(ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", m.PID), "nft", "list", "ruleset").Output()
+	add("nftables", slices.Collect(strings.Lines(string(ruleset))), e)
 	var links, addrs, routes []string
 	e = withNetlink(m.PID, func(nl *netlink.Handle) error {
 		ls, err := nl.LinkList()
