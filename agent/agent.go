@@ -134,9 +134,13 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	shims, err := host.ShimCgroup(a.cgroup, a.cfg.CgroupRoot, a.journal)
+	if err != nil {
+		return err
+	}
 	c, err := containerd.New(containerd.Config{
 		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter,
-		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, Registry: a.registries,
+		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: a.registries,
 		Log: a.log.With("component", "containerd"),
 	})
 	if err != nil {

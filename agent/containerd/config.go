@@ -27,6 +27,8 @@ type Config struct {
 	Snapshotter string
 	// SystemdCgroup makes runc ask systemd for cgroups; it must be what the kubelet is told.
 	SystemdCgroup bool
+	// ShimCgroup is where shims live; "" leaves them in umiak's own cgroup.
+	ShimCgroup string
 	// Registry says how to reach a registry; nil is as the image's name says.
 	Registry Registry
 	Log      *slog.Logger
@@ -117,6 +119,7 @@ func (c Config) render(s settings) *srvconfig.Config {
 								"BinaryName":    c.Programs.Runc,
 								"Root":          filepath.Join(state, "runc"),
 								"SystemdCgroup": c.SystemdCgroup,
+								"ShimCgroup":    c.ShimCgroup,
 							},
 						},
 					},

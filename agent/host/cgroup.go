@@ -190,6 +190,38 @@ func inheritCpuset(dir, file string) error {
 	return nil
 }
 
+// ShimCgroup makes the cgroup in which shims are to live, noting it in the journal, and returns its name for
+// containerd. Where systemd runs, shims would otherwise be members of umiak's unit, and `systemctl kill` sends
+// its signal to all of them: without their shims, containers do not run on. Elsewhere it returns "".
+func ShimCgroup(c Cgroup, root string, j *Journal) (string, error) {
+	if !systemdRules() {
+		return "", nil
+	}
+	return shimCgroup(CgroupMount, c, root, j)
+}
+
+func shimCgroup(mount string, c Cgroup, root string, j *Journal) (string, error) {
+	dir := mount
+	if c.Version == 1 {
+		// The hierarchy by which systemd tells units apart; the controllers' own are left as they are.
+		dir = filepath.Join(mount, "systemd")
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+	}
+	if c.Driver == DriverSystemd {
+		root = "/" // it is a slice, to which only systemd may add
+	}
+	name := filepath.Join("/", root, "umiak-shims")
+	for part := range strings.FieldsFuncSeq(name, func(r rune) bool { return r == '/' }) {
+		dir = filepath.Join(dir, part)
+		if err := makeCgroup(dir, j); err != nil {
+			return "", err
+		}
+	}
+	return name, nil
+}
+
 func makeCgroup(dir string, j *Journal) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil

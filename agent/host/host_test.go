@@ -125,3 +125,46 @@ func TestParseCapabilities(t *testing.T) {
 		}
 	}
 }
+
+func TestShimCgroup(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		cgroup Cgroup
+		root   string
+		have   []string // below the mount
+		want   string
+		made   []string
+	}{
+		{"v2", Cgroup{Version: 2, Driver: DriverCgroupfs}, "/", nil, "/umiak-shims", []string{"umiak-shims"}},
+		{"v2 with a root", Cgroup{Version: 2, Driver: DriverCgroupfs}, "/a/b", []string{"a"}, "/a/b/umiak-shims", []string{"a/b", "a/b/umiak-shims"}},
+		{"v2 with systemd", Cgroup{Version: 2, Driver: DriverSystemd}, "/edge.slice", nil, "/umiak-shims", []string{"umiak-shims"}},
+		{"v1", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory", "systemd"}, "/umiak-shims", []string{"systemd/umiak-shims"}},
+		{"v1 that systemd does not use", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory"}, "", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			mount := t.TempDir()
+			for _, d := range c.have {
+				if err := os.MkdirAll(filepath.Join(mount, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			j, err := openJournal(filepath.Join(t.TempDir(), "state"), "/proc/sys", "boot", "net")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // the second time it is there
+				got, err := shimCgroup(mount, c.cgroup, c.root, j)
+				if err != nil || got != c.want {
+					t.Fatalf("got %q, %v", got, err)
+				}
+			}
+			var made []string
+			for _, p := range j.State().Made[KindCgroup] {
+				made = append(made, strings.TrimPrefix(p, mount+"/"))
+			}
+			if !slices.Equal(made, c.made) {
+				t.Errorf("noted %v", made)
+			}
+		})
+	}
+}
