@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
@@ -170,6 +172,7 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 			return fmt.Errorf("make endpoint reconciler: %w", err)
 		}
 	}
+	openapi := newLazyOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
 	replaced := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
 	for name := range hooks {
 		replaced.Insert(name)
@@ -189,10 +192,16 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	if err := a.extend(server); err != nil {
 		return err
 	}
+	apis, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return errors.New("the server of the built-in APIs is not behind the aggregator")
+	}
+	openapi.install(apis)
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return fmt.Errorf("prepare: %w", err)
 	}
+	openapi.forget()
 	mark("prepared")
 	loopback := rest.CopyConfig(server.GenericAPIServer.LoopbackClientConfig)
 	probe, cancel := context.WithCancel(ctx)
