@@ -14,7 +14,7 @@ import (
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Debug(w), Completion()}
 }
 
 // Check is `umiak check`.

@@ -103,6 +103,19 @@ func (p Process) Run(ctx context.Context) error {
 	return err
 }
 
+// startOver is when what a start needs for a while is garbage: the first pods run, caches are filled.
+const startOver = 20 * time.Second
+
+// returnMemory gives the system back, once, what only the start needed. The runtime by itself keeps
+// it for as long as the heap stays at that size, which for an idle node is for ever.
+func returnMemory(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(startOver):
+		debug.FreeOSMemory()
+	}
+}
+
 func partRows(g *lifecycle.Group) status.Section {
 	s := status.Section{Name: "Parts"}
 	for _, p := range g.Status() {

@@ -4,198 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
-
 	"github.com/umiak-io/umiak/agent/netfilter"
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
-// host is a network namespace with a thread in it.
-type host struct {
-	name string
-	work chan func()
-	fd   netns.NsHandle
-	nl   *netlink.Handle
-}
-
-func newHost(t *testing.T, name string) *host {
-	t.Helper()
-	h := &host{name: name, work: make(chan func())}
-	up := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the thread, and the namespace with it, ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			h.fd, err = netns.Get()
-		}
-		up <- err
-		for f := range h.work {
-			f()
-		}
-	}()
-	if err := <-up; err != nil {
-		t.Skipf("no network namespace: %v", err)
-	}
-	nl, err := netlink.NewHandleAt(h.fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.nl = nl
-	t.Cleanup(func() { nl.Close(); close(h.work); _ = h.fd.Close() })
-	lo, _ := nl.LinkByName("lo")
-	h.must(t, nl.LinkSetUp(lo))
-	h.sysctl(t, "net/ipv4/conf/all/rp_filter", "0")
-	h.sysctl(t, "net/ipv6/conf/default/accept_dad", "0")
-	return h
-}
-
-func (h *host) must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatalf("%s: %v", h.name, err)
-	}
-}
-
-// do runs f in the namespace.
-func (h *host) do(f func()) {
-	done := make(chan struct{})
-	h.work <- func() { defer close(done); f() }
-	<-done
-}
-
-func (h *host) sysctl(t *testing.T, name, value string) {
-	t.Helper()
-	var err error
-	h.do(func() { err = os.WriteFile("/proc/sys/"+name, []byte(value), 0) }) // the opener's namespace counts
-	h.must(t, err)
-}
-
-// plug connects h with a bridge of another namespace and gives it addresses.
-func (h *host) plug(t *testing.T, dev string, to *host, bridge string, addrs ...string) {
-	t.Helper()
-	tmp := fmt.Sprintf("v%s%s", h.name, dev)
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = tmp
-	h.must(t, to.nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p" + tmp}))
-	peer, err := to.nl.LinkByName("p" + tmp)
-	h.must(t, err)
-	h.must(t, to.nl.LinkSetNsFd(peer, int(h.fd)))
-	port, _ := to.nl.LinkByName(tmp)
-	br, err := to.nl.LinkByName(bridge)
-	h.must(t, err)
-	h.must(t, to.nl.LinkSetMaster(port, br))
-	h.must(t, to.nl.LinkSetHairpin(port, true))
-	h.must(t, to.nl.LinkSetUp(port))
-	peer, err = h.nl.LinkByName("p" + tmp)
-	h.must(t, err)
-	h.must(t, h.nl.LinkSetName(peer, dev))
-	h.address(t, dev, addrs...)
-}
-
-func (h *host) address(t *testing.T, dev string, addrs ...string) {
-	t.Helper()
-	l, err := h.nl.LinkByName(dev)
-	h.must(t, err)
-	h.must(t, h.nl.LinkSetUp(l))
-	for _, a := range addrs {
-		addr, err := netlink.ParseAddr(a)
-		h.must(t, err)
-		addr.Flags = unix.IFA_F_NODAD
-		h.must(t, h.nl.AddrAdd(l, addr))
-	}
-}
-
-func (h *host) bridge(t *testing.T, name string, addrs ...string) {
-	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	h.must(t, h.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
-	h.address(t, name, addrs...)
-}
-
-func (h *host) route(t *testing.T, dst, via string) {
-	t.Helper()
-	_, n, err := net.ParseCIDR(dst)
-	h.must(t, err)
-	h.must(t, h.nl.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP(via)}))
-}
-
-// serve answers each connection and datagram with "name source".
-func (h *host) serve(t *testing.T, port int) {
-	t.Helper()
-	h.do(func() {
-		l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
-		h.must(t, err)
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = fmt.Fprintf(c, "%s %s", h.name, source(c.RemoteAddr()))
-				_ = c.Close()
-			}
-		}()
-		// A socket for each family: with one for both, the answer's source is not always the address asked.
-		for _, network := range []string{"udp4", "udp6"} {
-			u, err := net.ListenPacket(network, fmt.Sprintf(":%d", port))
-			h.must(t, err)
-			t.Cleanup(func() { _ = u.Close() })
-			go func() {
-				b := make([]byte, 100)
-				for {
-					_, from, err := u.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					_, _ = u.WriteTo([]byte(h.name+" "+source(from)), from)
-				}
-			}()
-		}
-	})
-}
-
-func source(a net.Addr) string {
-	return netip.MustParseAddrPort(a.String()).Addr().Unmap().String()
-}
-
-// ask connects and returns what was answered.
-func (h *host) ask(network, to string) (answer string, err error) {
-	h.do(func() {
-		d := net.Dialer{Timeout: 700 * time.Millisecond}
-		var c net.Conn
-		if c, err = d.Dial(network, to); err != nil {
-			return
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
-		if network == "udp" {
-			_, _ = c.Write([]byte("?"))
-			b := make([]byte, 100)
-			var n int
-			n, err = c.Read(b)
-			answer = string(b[:n])
-			return
-		}
-		var b []byte
-		b, err = io.ReadAll(c)
-		answer = string(b)
-	})
-	return answer, err
-}
+type host = nettest.Host
 
 // world is a node with two pods, another node with a pod, and a client that is neither.
 type world struct {
@@ -212,37 +33,37 @@ func newWorld(t *testing.T, f rules.Family, mod func(*rules.Config)) *world {
 		t.Skip("needs root")
 	}
 	w := &world{f: f}
-	w.wire, w.node, w.a, w.b = newHost(t, "wire"), newHost(t, "node"), newHost(t, "a"), newHost(t, "b")
-	w.remote, w.client = newHost(t, "remote"), newHost(t, "client")
-	w.wire.bridge(t, "br0")
-	w.node.bridge(t, "cni0", "10.42.0.1/24", "fd42::1/112")
-	w.node.plug(t, "eth0", w.wire, "br0", "192.0.2.1/24", "fd02::1/64")
-	w.client.plug(t, "eth0", w.wire, "br0", "192.0.2.2/24", "fd02::2/64")
-	w.remote.plug(t, "eth0", w.wire, "br0", "192.0.2.3/24", "fd02::3/64")
-	w.remote.address(t, "lo", "10.42.1.21/32", "fd42::1:21/128")
+	w.wire, w.node, w.a, w.b = nettest.New(t, "wire"), nettest.New(t, "node"), nettest.New(t, "a"), nettest.New(t, "b")
+	w.remote, w.client = nettest.New(t, "remote"), nettest.New(t, "client")
+	w.wire.Bridge(t, "br0")
+	w.node.Bridge(t, "cni0", "10.42.0.1/24", "fd42::1/112")
+	w.node.Plug(t, "eth0", w.wire, "br0", "192.0.2.1/24", "fd02::1/64")
+	w.client.Plug(t, "eth0", w.wire, "br0", "192.0.2.2/24", "fd02::2/64")
+	w.remote.Plug(t, "eth0", w.wire, "br0", "192.0.2.3/24", "fd02::3/64")
+	w.remote.Address(t, "lo", "10.42.1.21/32", "fd42::1:21/128")
 	for i, p := range []*host{w.a, w.b} {
-		p.plug(t, "eth0", w.node, "cni0", fmt.Sprintf("10.42.0.%d/24", 11+i), fmt.Sprintf("fd42::%d/112", 11+i))
-		p.route(t, "0.0.0.0/0", "10.42.0.1")
-		p.route(t, "::/0", "fd42::1")
+		p.Plug(t, "eth0", w.node, "cni0", fmt.Sprintf("10.42.0.%d/24", 11+i), fmt.Sprintf("fd42::%d/112", 11+i))
+		p.Route(t, "0.0.0.0/0", "10.42.0.1")
+		p.Route(t, "::/0", "fd42::1")
 	}
 	for _, h := range []*host{w.node, w.remote} {
-		h.sysctl(t, "net/ipv4/ip_forward", "1")
-		h.sysctl(t, "net/ipv6/conf/all/forwarding", "1")
-		h.sysctl(t, "net/ipv4/icmp_ratelimit", "0") // more refusals than in a life
-		h.sysctl(t, "net/ipv6/icmp/ratelimit", "0")
+		h.Sysctl(t, "net/ipv4/ip_forward", "1")
+		h.Sysctl(t, "net/ipv6/conf/all/forwarding", "1")
+		h.Sysctl(t, "net/ipv4/icmp_ratelimit", "0") // more refusals than in a life
+		h.Sysctl(t, "net/ipv6/icmp/ratelimit", "0")
 	}
-	w.node.route(t, "10.42.1.0/24", "192.0.2.3")
-	w.node.route(t, "fd42::1:0/112", "fd02::3")
-	w.node.route(t, "0.0.0.0/0", "192.0.2.2")
-	w.node.route(t, "::/0", "fd02::2")
-	w.remote.route(t, "10.42.0.0/24", "192.0.2.1")
-	w.remote.route(t, "fd42::/112", "fd02::1")
+	w.node.Route(t, "10.42.1.0/24", "192.0.2.3")
+	w.node.Route(t, "fd42::1:0/112", "fd02::3")
+	w.node.Route(t, "0.0.0.0/0", "192.0.2.2")
+	w.node.Route(t, "::/0", "fd02::2")
+	w.remote.Route(t, "10.42.0.0/24", "192.0.2.1")
+	w.remote.Route(t, "fd42::/112", "fd02::1")
 	// The client sends Services' addresses to the node; to pods it has no route.
 	for _, r := range [][2]string{{"10.43.0.0/16", "192.0.2.1"}, {"fd43::/64", "fd02::1"}, {"198.51.100.0/24", "192.0.2.1"}, {"fd98::/64", "fd02::1"}} {
-		w.client.route(t, r[0], r[1])
+		w.client.Route(t, r[0], r[1])
 	}
 	for _, p := range []*host{w.a, w.b, w.remote} {
-		p.serve(t, 8080)
+		p.Serve(t, 8080)
 	}
 	cfg := rules.Config{Family: f, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(w.pick("10.42.0.0/16", "fd42::/64"))}}
 	if mod != nil {
@@ -250,15 +71,15 @@ func newWorld(t *testing.T, f rules.Family, mod func(*rules.Config)) *world {
 	}
 	w.builder = rules.NewBuilder(cfg)
 	var err error
-	w.node.do(func() {
+	w.node.Do(func() {
 		if w.conn, err = netfilter.Dial(); err == nil {
 			w.table, err = NewTable(w.conn, cfg)
 		}
 	})
-	w.node.must(t, err)
+	w.node.Must(t, err)
 	t.Cleanup(func() { _ = w.conn.Close() })
 	_, err = w.table.Sync(context.Background(), w.builder)
-	w.node.must(t, err)
+	w.node.Must(t, err)
 	return w
 }
 
@@ -302,10 +123,10 @@ func (w *world) set(t *testing.T, svcs ...rules.ServicePort) {
 		}
 	}
 	c := w.builder.Flush()
-	w.node.must(t, w.table.Apply(context.Background(), c))
+	w.node.Must(t, w.table.Apply(context.Background(), c))
 	if c.Forget {
 		_, err := w.table.Forget(context.Background(), w.builder.Stale)
-		w.node.must(t, err)
+		w.node.Must(t, err)
 	}
 }
 
@@ -321,7 +142,7 @@ func (w *world) expect(t *testing.T, from *host, network string, to netip.Addr, 
 	}
 	for range tries {
 		begun := time.Now()
-		got, err := from.ask(network, target)
+		got, err := from.Ask(network, target)
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
 			if got = "refused"; time.Since(begun) > 400*time.Millisecond {
@@ -338,7 +159,7 @@ func (w *world) expect(t *testing.T, from *host, network string, to netip.Addr, 
 			ok = ok || x == got
 		}
 		if !ok {
-			t.Errorf("%s %s %s: got %q, want %q", from.name, network, target, got, want)
+			t.Errorf("%s %s %s: got %q, want %q", from.Name, network, target, got, want)
 			return
 		}
 		if len(seen) == len(want) && len(want) > 1 {
@@ -346,7 +167,7 @@ func (w *world) expect(t *testing.T, from *host, network string, to netip.Addr, 
 		}
 	}
 	if len(seen) != len(want) {
-		t.Errorf("%s %s %s: got only %v of %q", from.name, network, target, seen, want)
+		t.Errorf("%s %s %s: got only %v of %q", from.Name, network, target, seen, want)
 	}
 }
 
@@ -468,7 +289,7 @@ func testPackets(t *testing.T, w *world) {
 		s.Affinity, s.NodePort = 10800, 30080
 		w.set(t, s)
 		for _, to := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(nodeIP, 30080)} {
-			first, err := w.client.ask("tcp", to.String())
+			first, err := w.client.Ask("tcp", to.String())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -505,7 +326,7 @@ func testPackets(t *testing.T, w *world) {
 	t.Run("gone", func(t *testing.T) {
 		w.set(t)
 		// To an address that is no Service's any more, the node routes like to any other.
-		if got, err := w.client.ask("tcp", netip.AddrPortFrom(vip, 80).String()); err == nil {
+		if got, err := w.client.Ask("tcp", netip.AddrPortFrom(vip, 80).String()); err == nil {
 			t.Errorf("answered %q", got)
 		}
 	})

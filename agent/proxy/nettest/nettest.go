@@ -1,0 +1,204 @@
+// Package nettest makes machines out of network namespaces, for tests that send real packets.
+package nettest
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Host is a network namespace with a thread in it.
+type Host struct {
+	Name string
+	work chan func()
+	fd   netns.NsHandle
+	nl   *netlink.Handle
+}
+
+// New makes a namespace, which ends with the test.
+func New(t testing.TB, name string) *Host {
+	t.Helper()
+	return enter(t, name, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
+}
+
+// Here is the namespace that the process is in.
+func Here(t testing.TB, name string) *Host {
+	t.Helper()
+	return enter(t, name, func() error { return nil })
+}
+
+func enter(t testing.TB, name string, in func() error) *Host {
+	t.Helper()
+	h := &Host{Name: name, work: make(chan func())}
+	up := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread, and the namespace with it, ends with the goroutine
+		err := in()
+		if err == nil {
+			h.fd, err = netns.Get()
+		}
+		up <- err
+		for f := range h.work {
+			f()
+		}
+	}()
+	if err := <-up; err != nil {
+		t.Skipf("no network namespace: %v", err)
+	}
+	nl, err := netlink.NewHandleAt(h.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.nl = nl
+	t.Cleanup(func() { nl.Close(); close(h.work); _ = h.fd.Close() })
+	lo, _ := nl.LinkByName("lo")
+	h.Must(t, nl.LinkSetUp(lo))
+	h.Sysctl(t, "net/ipv4/conf/all/rp_filter", "0")
+	h.Sysctl(t, "net/ipv6/conf/default/accept_dad", "0")
+	return h
+}
+
+func (h *Host) Must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", h.Name, err)
+	}
+}
+
+// Do runs f in the namespace.
+func (h *Host) Do(f func()) {
+	done := make(chan struct{})
+	h.work <- func() { defer close(done); f() }
+	<-done
+}
+
+func (h *Host) Sysctl(t testing.TB, name, value string) {
+	t.Helper()
+	var err error
+	h.Do(func() { err = os.WriteFile("/proc/sys/"+name, []byte(value), 0) }) // the opener's namespace counts
+	h.Must(t, err)
+}
+
+// Plug connects h with a bridge of another namespace and gives it addresses.
+func (h *Host) Plug(t testing.TB, dev string, to *Host, bridge string, addrs ...string) {
+	t.Helper()
+	tmp := fmt.Sprintf("v%s%s", h.Name, dev)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = tmp
+	h.Must(t, to.nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p" + tmp}))
+	peer, err := to.nl.LinkByName("p" + tmp)
+	h.Must(t, err)
+	h.Must(t, to.nl.LinkSetNsFd(peer, int(h.fd)))
+	port, _ := to.nl.LinkByName(tmp)
+	br, err := to.nl.LinkByName(bridge)
+	h.Must(t, err)
+	h.Must(t, to.nl.LinkSetMaster(port, br))
+	h.Must(t, to.nl.LinkSetHairpin(port, true))
+	h.Must(t, to.nl.LinkSetUp(port))
+	peer, err = h.nl.LinkByName("p" + tmp)
+	h.Must(t, err)
+	h.Must(t, h.nl.LinkSetName(peer, dev))
+	h.Address(t, dev, addrs...)
+}
+
+func (h *Host) Address(t testing.TB, dev string, addrs ...string) {
+	t.Helper()
+	l, err := h.nl.LinkByName(dev)
+	h.Must(t, err)
+	h.Must(t, h.nl.LinkSetUp(l))
+	for _, a := range addrs {
+		addr, err := netlink.ParseAddr(a)
+		h.Must(t, err)
+		addr.Flags = unix.IFA_F_NODAD
+		h.Must(t, h.nl.AddrAdd(l, addr))
+	}
+}
+
+func (h *Host) Bridge(t testing.TB, name string, addrs ...string) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	h.Must(t, h.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	h.Address(t, name, addrs...)
+}
+
+func (h *Host) Route(t testing.TB, dst, via string) {
+	t.Helper()
+	_, n, err := net.ParseCIDR(dst)
+	h.Must(t, err)
+	h.Must(t, h.nl.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP(via)}))
+}
+
+// Serve answers each connection and datagram with "name source".
+func (h *Host) Serve(t testing.TB, port int) {
+	t.Helper()
+	h.Do(func() {
+		l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
+		h.Must(t, err)
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = fmt.Fprintf(c, "%s %s", h.Name, source(c.RemoteAddr()))
+				_ = c.Close()
+			}
+		}()
+		// A socket for each family: with one for both, the answer's source is not always the address asked.
+		for _, network := range []string{"udp4", "udp6"} {
+			u, err := net.ListenPacket(network, fmt.Sprintf(":%d", port))
+			h.Must(t, err)
+			t.Cleanup(func() { _ = u.Close() })
+			go func() {
+				b := make([]byte, 100)
+				for {
+					_, from, err := u.ReadFrom(b)
+					if err != nil {
+						return
+					}
+					_, _ = u.WriteTo([]byte(h.Name+" "+source(from)), from)
+				}
+			}()
+		}
+	})
+}
+
+func source(a net.Addr) string {
+	return netip.MustParseAddrPort(a.String()).Addr().Unmap().String()
+}
+
+// Ask connects and returns what was answered.
+func (h *Host) Ask(network, to string) (answer string, err error) {
+	h.Do(func() {
+		d := net.Dialer{Timeout: 700 * time.Millisecond}
+		var c net.Conn
+		if c, err = d.Dial(network, to); err != nil {
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+		if network == "udp" {
+			_, _ = c.Write([]byte("?"))
+			b := make([]byte, 100)
+			var n int
+			n, err = c.Read(b)
+			answer = string(b[:n])
+			return
+		}
+		var b []byte
+		b, err = io.ReadAll(c)
+		answer = string(b)
+	})
+	return answer, err
+}
