@@ -117,7 +117,7 @@ func (i *Importer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection, all is done
 
 	q := newQueue()
 	var workers sync.WaitGroup

@@ -517,7 +517,7 @@ func TestOnlyWhatWeMadeIsDeleted(t *testing.T) {
 	if _, err := maps.Create(t.Context(), mine, meta.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	defer maps.Delete(context.Background(), "before", meta.DeleteOptions{}) //nolint:errcheck // test
+	defer maps.Delete(context.Background(), "before", meta.DeleteOptions{})
 	f.start()
 	f.write("o.yaml", cm("before", "1")+cm("taken", "1"))
 	f.is("o", addons.Applied)
@@ -526,7 +526,7 @@ func TestOnlyWhatWeMadeIsDeleted(t *testing.T) {
 	if _, err := maps.Patch(t.Context(), "taken", types.MergePatchType, []byte(`{"metadata":{"labels":{"umiak.io/manifest":null}}}`), meta.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	defer maps.Delete(context.Background(), "taken", meta.DeleteOptions{}) //nolint:errcheck // test
+	defer maps.Delete(context.Background(), "taken", meta.DeleteOptions{})
 	f.remove("o.yaml")
 	f.start()
 	f.eventually("the end", func() bool { return len(f.Status()) == 0 })
