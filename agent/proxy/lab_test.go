@@ -235,6 +235,9 @@ func (l *lab) expect(from *nettest.Host, network, to string, want ...string) {
 	}
 	for range tries {
 		got := answer(from, network, to)
+		if got == "silence" && !slices.Contains(want, got) {
+			got = answer(from, network, to) // the machine is busy, and the first packet has been late
+		}
 		if !slices.Contains(want, got) {
 			l.Errorf("%s %s %s: got %q, want %q", from.Name, network, to, got, want)
 			return

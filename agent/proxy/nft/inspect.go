@@ -44,3 +44,13 @@ func (t *Table) Inspect(elems []rules.Elem) (map[rules.Elem]string, error) {
 	}
 	return out, nil
 }
+
+// Compare says what a Sync would do, and does nothing.
+func (t *Table) Compare(w Wanted) (Synced, error) {
+	same, classes, err := t.readFixed()
+	if err != nil || !same {
+		return Synced{Replaced: !same}, err
+	}
+	c, err := t.diff(w, classes)
+	return Synced{Added: len(c.Add) + len(c.AddClass), Deleted: len(c.Del) + len(c.DelClass)}, err
+}
