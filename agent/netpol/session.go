@@ -117,7 +117,9 @@ var errNoPolicies = errors.New("there are no policies")
 
 // wait returns when the state of the cluster is known.
 func (s *session) wait(ctx context.Context) error {
-	if !cache.WaitFor(ctx, "network policies", s.p.nodes) {
+	select {
+	case <-s.p.nodes.Done():
+	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	for {
