@@ -236,7 +236,7 @@ func TestPowerCutOfTheDatastoresDisk(t *testing.T) {
 	}
 	for round := range rounds {
 		acknowledged += load(e, records, clients, func() { cut(round%3 > 0) })
-		if round%3 == 2 { // and again, while it starts
+		if round%4 == 3 { // and again, while it starts
 			time.Sleep(rand.N(2 * time.Second))
 			cut(true)
 		}
