@@ -207,15 +207,17 @@ func (r *run) check(s *corev1.Service, a netip.Addr) *refusal {
 		if n == nil {
 			continue
 		}
+		what := ""
+		if r.Reserved != nil {
+			what = r.Reserved(p.port, p.proto)
+		}
 		switch {
-		case n.held[p]:
-			return &refusal{HostHasPort, fmt.Sprintf("port %s is used by a program of node %s", p, n.name)}
+		case what != "":
+			return &refusal{Reserved, fmt.Sprintf("port %s is reserved for %s", p, what)}
 		case p.proto == corev1.ProtocolTCP && p.port == n.kubelet:
 			return &refusal{Reserved, fmt.Sprintf("port %s is the kubelet's", p)}
-		case r.Reserved != nil:
-			if what := r.Reserved(p.port, p.proto); what != "" {
-				return &refusal{Reserved, fmt.Sprintf("port %s is reserved for %s", p, what)}
-			}
+		case n.held[p]:
+			return &refusal{HostHasPort, fmt.Sprintf("port %s is used by a program of node %s", p, n.name)}
 		}
 	}
 	return nil
