@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
@@ -44,28 +45,20 @@ const nodeIP = "192.0.2.10"
 // TestMain runs the tests in a network namespace of their own, in which the binary starts itself again.
 // Told to, it is the server instead: what is tested is a whole process, its end included.
 func TestMain(m *testing.M) {
-	switch {
-	case os.Getenv("UMIAK_TEST_SERVE") != "":
-		if err := serve(os.Getenv("UMIAK_TEST_SERVE")); err != nil {
+	if dir := os.Getenv("UMIAK_TEST_SERVE"); dir != "" {
+		if err := serve(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-	case os.Getenv("UMIAK_TEST_NETNS") != "":
-		if err := loopback(); err != nil {
-			fmt.Fprintln(os.Stderr, "set up loopback:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	default:
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "in a network namespace:", err)
-			os.Exit(1)
-		}
+		return
 	}
+	os.Exit(apart.Run(func() int {
+		if err := loopback(); err != nil {
+			fmt.Fprintln(os.Stderr, "set up loopback (needs root):", err)
+			return 1
+		}
+		return m.Run()
+	}))
 }
 
 func loopback() error {

@@ -19,34 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // TestMain runs the tests in network and mount namespaces of their own, which end with them.
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		os.Exit(m.Run())
-	}
-	if os.Getenv("UMIAK_TEST_NETNS") != "" {
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			panic(err)
+	os.Exit(apart.Run(func() int {
+		if os.Geteuid() == 0 {
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				panic(err)
+			}
 		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		panic(err)
-	}
-	os.Exit(0)
+		return m.Run()
+	}, unix.CLONE_NEWNS))
 }
 
 func dirs(t *testing.T) layout.Dirs {

@@ -34,6 +34,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/umiak-io/umiak/agent/dns"
+	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/manifests"
 )
 
@@ -50,22 +51,13 @@ const (
 var pod netns.NsHandle
 
 func TestMain(m *testing.M) {
-	if os.Getenv("UMIAK_TEST_NETNS") == "" {
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "in a network namespace (needs root):", err)
-			os.Exit(1)
+	os.Exit(apart.Run(func() int {
+		if err := network(); err != nil {
+			fmt.Fprintln(os.Stderr, "set up network (needs root):", err)
+			return 1
 		}
-		os.Exit(0)
-	}
-	if err := network(); err != nil {
-		fmt.Fprintln(os.Stderr, "set up network:", err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
+		return m.Run()
+	}))
 }
 
 func network() error {

@@ -8,10 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,28 +20,12 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // TestMain runs the tests in a network namespace of their own, which ends with them.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv("UMIAK_TEST_NETNS") != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		panic(err)
-	}
-	os.Exit(0)
-}
+func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run)) }
 
 func needRoot(t *testing.T) {
 	t.Helper()

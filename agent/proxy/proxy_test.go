@@ -30,31 +30,12 @@ import (
 	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/nft"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
+	"github.com/umiak-io/umiak/internal/apart"
 )
 
 // TestMain runs the tests in a network namespace of their own: the proxy opens its sockets on whatever
 // thread it is on, so the whole process has to be there.
-func TestMain(m *testing.M) {
-	const inside = "UMIAK_PROXY_TEST_INSIDE"
-	if os.Getenv(inside) != "" || os.Getuid() != 0 {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread()
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "no network namespace:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
+func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run)) }
 
 // network makes lo a node with the addresses of pods on it.
 func network(t *testing.T) {

@@ -7,12 +7,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -27,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/manifests"
@@ -41,23 +40,14 @@ var cluster *rest.Config
 
 // TestMain starts the control plane in a network namespace of its own: the binary starts itself again in one.
 func TestMain(m *testing.M) {
-	if os.Getenv("UMIAK_TEST_NETNS") == "" {
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), "UMIAK_TEST_NETNS=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "in a network namespace (needs root):", err)
-			os.Exit(1)
+	os.Exit(apart.Run(func() int {
+		code, err := withCluster(m.Run)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
-		os.Exit(0)
-	}
-	code, err := withCluster(m.Run)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+		return code
+	}))
 }
 
 func withCluster(run func() int) (int, error) {
