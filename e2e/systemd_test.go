@@ -277,6 +277,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 		if again == pid {
 			b.Errorf("umiak is still process %s", pid)
 		}
+		// It signals all processes of the unit, of which shims must be none.
 		b.systemctl("kill", "-s", "KILL", "umiak")
 		b.must(cluster.Eventually(b.soon(), func(context.Context) error {
 			if now := b.mainPID(); now == again || now == "0" {

@@ -203,9 +203,11 @@ func ShimCgroup(c Cgroup, root string, j *Journal) (string, error) {
 func shimCgroup(mount string, c Cgroup, root string, j *Journal) (string, error) {
 	dir := mount
 	if c.Version == 1 {
-		// The hierarchy by which systemd tells units apart; the controllers' own are left as they are.
+		// The hierarchy by which systemd tells units apart; the controllers' own are left as they are. On
+		// hybrid systems it tells them apart by an empty v2 beside v1, to which containerd cannot move a shim.
 		dir = filepath.Join(mount, "systemd")
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		_, hybrid := os.Stat(filepath.Join(mount, "unified"))
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) || hybrid == nil {
 			return "", nil
 		}
 	}

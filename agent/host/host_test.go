@@ -139,6 +139,7 @@ func TestShimCgroup(t *testing.T) {
 		{"v2 with a root", Cgroup{Version: 2, Driver: DriverCgroupfs}, "/a/b", []string{"a"}, "/a/b/umiak-shims", []string{"a/b", "a/b/umiak-shims"}},
 		{"v2 with systemd", Cgroup{Version: 2, Driver: DriverSystemd}, "/edge.slice", nil, "/umiak-shims", []string{"umiak-shims"}},
 		{"v1", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory", "systemd"}, "/umiak-shims", []string{"systemd/umiak-shims"}},
+		{"hybrid", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory", "systemd", "unified"}, "", nil},
 		{"v1 that systemd does not use", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory"}, "", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

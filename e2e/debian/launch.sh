@@ -26,7 +26,10 @@ echo "booted $pid"
 exec </dev/null >>"$DIR/console.log" 2>&1
 # Services that need the network find it there, as they do where a network manager says when it is up.
 until ip -4 route show default | grep -q eth0; do sleep 0.02; done
-export SYSTEMD_NSPAWN_API_VFS_WRITABLE=1
+# On a host with cgroup v1 the machine gets v1 alone, without the empty v2 that hybrid hosts have beside it:
+# that is what old distributions boot with, and there systemctl kill can be tested.
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then unified=1; else unified=0; fi
+export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=$unified SYSTEMD_NSPAWN_API_VFS_WRITABLE=1
 exec systemd-nspawn --quiet --directory="$root" --boot --hostname="$NAME" --network-namespace-path=/proc/self/ns/net \
   --register=no --keep-unit --capability=all --system-call-filter="add_key keyctl bpf" --bind=/dev/kmsg \
   --console=pipe --link-journal=no --resolv-conf=off --timezone=off
