@@ -216,14 +216,13 @@ func TestChurn(t *testing.T) {
 	}
 	rest()
 
-	var asked, failed atomic.Int64
+	var asked, slow, failed atomic.Int64
 	var wrong atomic.Value
 	stop := make(chan struct{})
 	var traffic sync.WaitGroup
-	for _, from := range []*nettest.Host{l.client, l.a, l.remote} {
-		if from == l.remote {
-			continue // another node would have its own proxy
-		}
+	for _, from := range []*nettest.Host{l.client, l.a} {
+		// On a busy machine a packet may come late, and the kernel sends it again after a second.
+		from.Patience = 10 * time.Second
 		traffic.Go(func() {
 			for i := 0; ; i++ {
 				select {
@@ -232,8 +231,12 @@ func TestChurn(t *testing.T) {
 				default:
 				}
 				to := ip(i%steady) + ":80"
+				begun := time.Now()
 				got := answer(from, "tcp", to)
 				asked.Add(1)
+				if time.Since(begun) > 700*time.Millisecond {
+					slow.Add(1)
+				}
 				if !strings.Contains(got, " 10.42.") && !strings.Contains(got, " 203.0.113.") {
 					failed.Add(1)
 					wrong.Store(fmt.Sprintf("%s asked %s at %s: %q", from.Name, to, time.Now().Format("15:04:05.000"), got))
@@ -253,8 +256,8 @@ func TestChurn(t *testing.T) {
 	close(stop)
 	traffic.Wait()
 	s := p.Status()
-	t.Logf("%d changes, %d writes that were made to fail, %d repairs, %d syncs, %d connections, %d times at rest in %v",
-		changes, broken.failures, s.Repairs, s.Syncs, asked.Load(), rests, time.Since(begun).Round(time.Second))
+	t.Logf("%d changes, %d writes that were made to fail, %d repairs, %d syncs, %d connections (%d took longer than 700 ms), %d times at rest in %v",
+		changes, broken.failures, s.Repairs, s.Syncs, asked.Load(), slow.Load(), rests, time.Since(begun).Round(time.Second))
 	if failed.Load() > 0 {
 		t.Errorf("%d connections failed, such as: %v", failed.Load(), wrong.Load())
 	}

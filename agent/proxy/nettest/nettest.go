@@ -19,9 +19,11 @@ import (
 // Host is a network namespace with a thread in it.
 type Host struct {
 	Name string
-	work chan func()
-	fd   netns.NsHandle
-	nl   *netlink.Handle
+	// Patience is how long Ask waits; 0 means 700 ms.
+	Patience time.Duration
+	work     chan func()
+	fd       netns.NsHandle
+	nl       *netlink.Handle
 }
 
 // New makes a namespace, which ends with the test.
@@ -181,13 +183,17 @@ func source(a net.Addr) string {
 // Ask connects and returns what was answered.
 func (h *Host) Ask(network, to string) (answer string, err error) {
 	h.Do(func() {
-		d := net.Dialer{Timeout: 700 * time.Millisecond}
+		patience := h.Patience
+		if patience == 0 {
+			patience = 700 * time.Millisecond
+		}
+		d := net.Dialer{Timeout: patience}
 		var c net.Conn
 		if c, err = d.Dial(network, to); err != nil {
 			return
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		if network == "udp" {
 			_, _ = c.Write([]byte("?"))
 			b := make([]byte, 100)
