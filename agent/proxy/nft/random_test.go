@@ -246,3 +246,66 @@ func TestWatcher(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// TestStepsLeaveNoGap: whatever has endpoints before and after a change has some after each step of it.
+func TestStepsLeaveNoGap(t *testing.T) {
+	f := rules.IPv4
+	r := rand.New(rand.NewPCG(5, 5))
+	b := rules.NewBuilder(config(f))
+	there := map[rules.Class]map[string]bool{}
+	has := func(base string, set rules.SetID) bool {
+		for class, keys := range there {
+			if class.Set == set && keys[base+"\x00\x00\x00\x00"] {
+				return true
+			}
+		}
+		return false
+	}
+	two := 0
+	for range 500 {
+		for range 1 + r.IntN(5) {
+			if s := rulestest.Random(r, f, r.IntN(20)); r.IntN(6) == 0 {
+				b.Delete(s.Name)
+			} else {
+				b.Set(s)
+			}
+		}
+		c := b.Flush()
+		type place struct {
+			base string
+			set  rules.SetID
+		}
+		stays := map[place]bool{}
+		for e := range b.All() {
+			if p := (place{e.Key[:max(0, len(e.Key)-4)], e.Set}); e.Set < rules.NumSources && has(p.base, p.set) {
+				stays[p] = true
+			}
+		}
+		all := steps(c)
+		if len(all) == 2 {
+			two++
+		}
+		for _, step := range all {
+			for _, e := range step.Del {
+				delete(there[e.Class], e.Key)
+			}
+			for _, x := range step.DelClass {
+				delete(there, x)
+			}
+			for _, e := range step.Add {
+				if there[e.Class] == nil {
+					there[e.Class] = map[string]bool{}
+				}
+				there[e.Class][e.Key] = true
+			}
+			for p := range stays {
+				if !has(p.base, p.set) {
+					t.Fatalf("nothing leads from %x after a step", p.base)
+				}
+			}
+		}
+	}
+	if two == 0 {
+		t.Fatal("nothing moved")
+	}
+}

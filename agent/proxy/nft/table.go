@@ -87,19 +87,55 @@ func (t *Table) change(b *netfilter.Batch, c rules.Change) error {
 	return nil
 }
 
-// Apply makes a change in one step.
+// Apply makes a change in one step, or in two: a packet looks into the maps of one source in turn, each as
+// it is at that moment. What moves from one to another is put into the new one first and taken out of
+// the old one then, so that it is found whenever a packet looks.
 func (t *Table) Apply(ctx context.Context, c rules.Change) error {
-	if c.Empty() {
-		return nil
-	}
-	b := t.Batch()
-	if err := t.change(b, c); err != nil {
-		return err
-	}
-	if err := t.Conn.Commit(ctx, b); err != nil {
-		return fmt.Errorf("change table %s %s: %w", t.cfg.Family, rules.TableName, err)
+	for _, step := range steps(c) {
+		if step.Empty() {
+			continue
+		}
+		b := t.Batch()
+		if err := t.change(b, step); err != nil {
+			return err
+		}
+		if err := t.Conn.Commit(ctx, b); err != nil {
+			return fmt.Errorf("change table %s %s: %w", t.Family, rules.TableName, err)
+		}
 	}
 	return nil
+}
+
+// steps splits a change in which something moves between the maps of a source.
+func steps(c rules.Change) []rules.Change {
+	type place struct {
+		set rules.SetID
+		key string // without the slot
+	}
+	at := func(e rules.Elem) place { return place{e.Set, e.Key[:max(0, len(e.Key)-4)]} }
+	comes := map[place]uint32{}
+	for _, e := range c.Add {
+		if e.Set < rules.NumSources {
+			comes[at(e)] = e.N
+		}
+	}
+	first, then := c, rules.Change{DelClass: c.DelClass, Classes: c.Classes}
+	first.Del, first.DelClass = nil, nil
+	for _, e := range c.Del {
+		if n, moves := comes[at(e)]; e.Set < rules.NumSources && moves && n != e.N {
+			then.Del = append(then.Del, e)
+		} else {
+			first.Del = append(first.Del, e)
+		}
+	}
+	if len(then.Del) == 0 {
+		return []rules.Change{c}
+	}
+	if len(c.AddClass) > 0 {
+		first.Classes = append(slices.Clone(c.Classes), c.DelClass...)
+		slices.SortFunc(first.Classes, rules.Class.Compare)
+	}
+	return []rules.Change{first, then}
 }
 
 // Wanted is what a Sync wants to be there: a rules.Builder is one.
