@@ -29,7 +29,7 @@ import (
 )
 
 const (
-	apiAddr     = "10.99.0.1"
+	apiAddr     = "10.89.0.1"
 	podRange    = "10.244.0.0/16"
 	metricsAddr = "127.0.0.1:10249"
 	ourNode     = "ours"
@@ -147,12 +147,12 @@ func newBed(ctx context.Context, bin string) (*bed, error) {
 "clusters":[{"name":"c","cluster":{"server":"https://%s:6443","insecure-skip-tls-verify":true}}],"users":[{"name":"u","user":{"token":"bench"}}]}`, apiAddr))
 	conf := b.write("kube-proxy.yaml", fmt.Sprintf(`{"apiVersion":"kubeproxy.config.k8s.io/v1alpha1","kind":"KubeProxyConfiguration","bindAddress":"0.0.0.0","clientConnection":{"kubeconfig":%q},
 "clusterCIDR":%q,"conntrack":{"maxPerCore":0,"min":0},"hostnameOverride":%q,"mode":"nftables","metricsBindAddress":%q}`, kubeconfig, podRange, peerNode, metricsAddr))
-	b.ours = &proxy{name: "umiak", node: ourNode, addr: "10.99.0.2", command: func() *exec.Cmd {
+	b.ours = &proxy{name: "umiak", node: ourNode, addr: "10.89.0.2", command: func() *exec.Cmd {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), ownKubeconfig+"="+kubeconfig, ownNode+"=10.99.0.2")
+		cmd.Env = append(os.Environ(), ownKubeconfig+"="+kubeconfig, ownNode+"=10.89.0.2")
 		return cmd
 	}}
-	b.peer = &proxy{name: "kube-proxy", node: peerNode, addr: "10.99.0.3", command: func() *exec.Cmd {
+	b.peer = &proxy{name: "kube-proxy", node: peerNode, addr: "10.89.0.3", command: func() *exec.Cmd {
 		return exec.Command(filepath.Join(bin, "kube-proxy"), "--config="+conf)
 	}}
 	for _, p := range []*proxy{b.ours, b.peer} {
