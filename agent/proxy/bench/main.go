@@ -1,4 +1,4 @@
-// Command proxybench measures the service proxy beside upstream's kube-proxy in nftables mode: one API
+// Command bench measures the service proxy beside upstream's kube-proxy in nftables mode: one API
 // server, one set of Services, each proxy in a network namespace of its own, one after the other in one
 // run. scripts/bench proxy calls it.
 //
