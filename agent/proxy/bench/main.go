@@ -85,6 +85,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			if both[i], err = c.measure(ctx, p, n, *changes, *load); err != nil {
 				return fmt.Errorf("%s with %d Services: %w", p.name, n, err)
 			}
+			for _, r := range both[i] { // a long run that is cut short has said something
+				fmt.Fprintf(os.Stderr, "%s, %d Services: %s: %s %s\n", p.name, n, r.Name, figure(r.Our), r.Unit)
+			}
 		}
 		for i, r := range both[0] {
 			r.Peer = both[1][i].Our
