@@ -26,6 +26,7 @@ import (
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
+	"github.com/umiak-io/umiak/agent/netpol"
 	"github.com/umiak-io/umiak/agent/network"
 	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
@@ -61,6 +62,7 @@ type Agent struct {
 	kubelet atomic.Pointer[kubelet.Kubelet]
 	dns     atomic.Pointer[dns.Server]
 	proxy   atomic.Pointer[proxy.Proxy]
+	policy  atomic.Pointer[netpol.Policies]
 }
 
 // member is a node in its cluster.
@@ -123,6 +125,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "join", Run: a.join, After: cluster},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
 		{Name: "proxy", Run: a.runProxy, After: []string{"join"}},
+		{Name: "policy", Run: a.runPolicy, After: []string{"join"}},
 		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
 		{Name: "tables", Run: a.watchTables, After: []string{"join"}},
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
@@ -245,6 +248,20 @@ func (a *Agent) sayHostPorts(ctx context.Context, held string) error {
 	return err
 }
 
+func (a *Agent) runPolicy(ctx context.Context, ready func()) error {
+	m := a.member
+	p, err := netpol.New(netpol.Config{
+		NodeName: a.name, ClusterCIDR: m.clusterCIDR, Client: m.agent, Informers: m.informers,
+		Socket: a.dirs.PolicySocket(), Log: a.log, Registerer: legacyregistry.Registerer(),
+	})
+	if err != nil {
+		return err
+	}
+	a.policy.Store(p)
+	m.informers.Start(ctx.Done())
+	return p.Run(ctx, ready)
+}
+
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	m := a.member
 	s, err := dns.New(dns.Config{
@@ -329,6 +346,7 @@ func (a *Agent) Sources() []status.Source {
 		},
 		a.imageRows,
 		a.proxyRows,
+		a.policyRows,
 		func(ctx context.Context) status.Section {
 			if s := a.dns.Load(); s != nil {
 				return s.Status(ctx)
@@ -359,6 +377,28 @@ func (a *Agent) proxyRows(context.Context) status.Section {
 		row.State, row.Detail = "failing", s.LastError
 	case !s.Ready:
 		row.State = "starting"
+	}
+	out.Rows = append(out.Rows, row)
+	return out
+}
+
+func (a *Agent) policyRows(context.Context) status.Section {
+	out := status.Section{Name: "Network policies"}
+	p := a.policy.Load()
+	if p == nil {
+		return out
+	}
+	s := p.Status()
+	row := status.Row{Name: "rules", State: "in force", Detail: fmt.Sprintf("%d policies, %d pods here, %d in the cluster, %d repairs", s.Policies, s.LocalPods, s.Pods, s.Repairs)}
+	switch {
+	case s.LastError != "":
+		row.State, row.Detail = "failing", s.LastError
+	case !s.Ready:
+		row.State = "starting"
+	case s.Warning != "":
+		row.State, row.Detail = "incomplete", s.Warning
+	case s.Policies == 0:
+		row.State, row.Detail = "none", ""
 	}
 	out.Rows = append(out.Rows, row)
 	return out

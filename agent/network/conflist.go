@@ -50,17 +50,19 @@ type rangeConf struct {
 type pluginConf struct {
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"`
+	// PolicySocket is where portmap, which is ours, announces the pod to agent/netpol.
+	PolicySocket string `json:"policySocket,omitempty"`
 }
 
 // renderConf is the CNI configuration of a node with these pod ranges.
-func renderConf(ranges []netip.Prefix, mtu int, stateDir string) ([]byte, error) {
+func renderConf(ranges []netip.Prefix, mtu int, stateDir, policySocket string) ([]byte, error) {
 	ipam := ipamConf{Type: "host-local", DataDir: stateDir}
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
 	}
 	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
 		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true, ForceAddress: true, IPAM: ipam},
-		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}},
+		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: policySocket},
 		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
 	}}, "", " ")
 	return append(raw, '\n'), err

@@ -208,7 +208,7 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 		return err
 	}
 	n.ranges.Store(&ranges)
-	raw, err := renderConf(ranges, mtu, n.cfg.Dirs.CNIState())
+	raw, err := renderConf(ranges, mtu, n.cfg.Dirs.CNIState(), n.cfg.Dirs.PolicySocket())
 	if err != nil {
 		return err
 	}

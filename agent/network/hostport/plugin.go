@@ -1,6 +1,7 @@
 package hostport
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -15,6 +17,8 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/netpol/announce"
 )
 
 // Main is the program.
@@ -27,6 +31,8 @@ type config struct {
 	RuntimeConfig struct {
 		PortMaps []portMap `json:"portMappings,omitempty"`
 	} `json:"runtimeConfig,omitempty"`
+	// PolicySocket is where the agent waits to hear of pods, to put their network policies in force.
+	PolicySocket string `json:"policySocket,omitempty"`
 }
 
 type portMap struct {
@@ -135,6 +141,9 @@ func add(args *skel.CmdArgs) error {
 		}
 		forgetUDP(maps)
 	}
+	if err := tell(args, c, false); err != nil {
+		return err
+	}
 	return types.PrintResult(c.PrevResult, c.CNIVersion)
 }
 
@@ -143,10 +152,49 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	_ = tell(args, c, true) // the agent finds out by itself, later
 	if len(c.RuntimeConfig.PortMaps) == 0 {
 		return nil
 	}
 	return remove(args.ContainerID)
+}
+
+// How long a pod waits for its network policies. After that it fails to start and is tried again.
+const (
+	tellAdded = 5 * time.Second
+	tellGone  = 500 * time.Millisecond
+)
+
+// tell announces the pod and waits until its network policies are in force. It is done here because a
+// plugin of its own would be one more process for every pod.
+func tell(args *skel.CmdArgs, c *config, gone bool) error {
+	if c.PolicySocket == "" {
+		return nil
+	}
+	var k8s struct {
+		types.CommonArgs
+		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString //nolint:revive // their names are the protocol
+	}
+	k8s.IgnoreUnknown = true
+	if err := types.LoadArgs(args.Args, &k8s); err != nil {
+		return fmt.Errorf("read CNI_ARGS: %w", err)
+	}
+	if k8s.K8S_POD_NAME == "" {
+		return nil // not a pod of Kubernetes
+	}
+	p := announce.Pod{Namespace: string(k8s.K8S_POD_NAMESPACE), Name: string(k8s.K8S_POD_NAME), UID: string(k8s.K8S_POD_UID), Container: args.ContainerID, Gone: gone}
+	wait := tellGone
+	if !gone {
+		wait = tellAdded
+		r, err := current.NewResultFromResult(c.PrevResult)
+		if err != nil {
+			return fmt.Errorf("read prevResult: %w", err)
+		}
+		p.Addrs = addresses(r, args.IfName)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	return announce.Send(ctx, c.PolicySocket, p)
 }
 
 func check(args *skel.CmdArgs) error {
