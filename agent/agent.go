@@ -252,7 +252,7 @@ func (a *Agent) runPolicy(ctx context.Context, ready func()) error {
 	m := a.member
 	p, err := netpol.New(netpol.Config{
 		NodeName: a.name, ClusterCIDR: m.clusterCIDR, Client: m.agent, Informers: m.informers,
-		Socket: a.dirs.PolicySocket(), Log: a.log, Registerer: legacyregistry.Registerer(),
+		Socket: a.dirs.PolicySocket(), StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log, Registerer: legacyregistry.Registerer(),
 	})
 	if err != nil {
 		return err

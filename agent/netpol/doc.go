@@ -6,5 +6,5 @@
 // is announced by its CNI plugin (package announce), so that its address has its policies before its
 // first packet.
 //
-// The agent calls it. Of umiak it imports only agent/netfilter and what is below it.
+// The agent calls it. Of umiak it imports only agent/netfilter, what is below it, and internal/atomicfile.
 package netpol

@@ -24,6 +24,7 @@ import (
 	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/netpol/announce"
 	"github.com/umiak-io/umiak/agent/netpol/rules"
+	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
 // Config is what Policies need; it is not changed afterwards.
@@ -39,7 +40,10 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// Socket is where the CNI plugin announces pods; empty: nowhere.
 	Socket string
-	Log    *slog.Logger
+	// StateFile is there while the cluster had no policies when it was last heard of: pods of a node that
+	// starts without its server then need not wait. Empty: they do.
+	StateFile string
+	Log       *slog.Logger
 	// Registerer gets metrics; nil is allowed.
 	Registerer prometheus.Registerer
 }
@@ -211,11 +215,33 @@ func (p *Policies) none(ctx context.Context) error {
 	if err := Cleanup(ctx); err != nil {
 		return err
 	}
+	p.note(true)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status = Status{Ready: true, Ended: p.status.Ended, Repairs: p.status.Repairs}
 	p.tell()
 	return nil
+}
+
+// note keeps for the next start whether there are policies.
+func (p *Policies) note(none bool) {
+	if p.cfg.StateFile == "" || none == p.hadNone() {
+		return
+	}
+	var err error
+	if none {
+		err = atomicfile.Write(p.cfg.StateFile, nil, 0o600)
+	} else {
+		err = os.Remove(p.cfg.StateFile)
+	}
+	if err != nil {
+		p.log.Error("cannot note whether there are network policies", "error", err)
+	}
+}
+
+func (p *Policies) hadNone() bool {
+	_, err := os.Stat(p.cfg.StateFile)
+	return p.cfg.StateFile != "" && err == nil
 }
 
 // setPolicies takes policies from the watch; if all is set, there are no others.

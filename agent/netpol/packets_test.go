@@ -21,10 +21,12 @@ import (
 	v1 "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/umiak-io/umiak/agent/netpol/announce"
 	"github.com/umiak-io/umiak/agent/proxy/nettest"
@@ -810,6 +812,33 @@ func TestSCTP(t *testing.T) {
 	w.apply(`{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 7000, protocol: SCTP}]}]}`)
 	if !w.sctp("db", "web", 7000, sctpInit) || w.sctp("db", "web", 7001, sctpInit) {
 		t.Error("ports of SCTP are not told apart")
+	}
+}
+
+// TestWithoutTheServer: pods of a node that starts without its server wait for policies, unless there were
+// none.
+func TestWithoutTheServer(t *testing.T) {
+	for _, none := range []bool{true, false} {
+		t.Run(fmt.Sprintf("none=%v", none), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			state := filepath.Join(dir, "none")
+			client := fake.NewClientset()
+			client.PrependReactor("list", "networkpolicies", func(clienttesting.Action) (bool, runtime.Object, error) {
+				return true, nil, errors.New("away")
+			})
+			p, err := New(Config{NodeName: thisNode, Client: client, Informers: informers.NewSharedInformerFactory(client, 0), StateFile: state})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.note(none)
+			ctx, cancel := context.WithTimeout(context.Background(), patience+2*time.Second)
+			defer cancel()
+			err = p.announce(ctx, announce.Pod{Namespace: "a", Name: "b", Container: "c", Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.9")}})
+			if (err == nil) != none {
+				t.Errorf("a pod was told %v", err)
+			}
+		})
 	}
 }
 

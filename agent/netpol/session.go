@@ -57,6 +57,7 @@ func (s *session) changed() {
 
 // enforce runs a session until there are no policies, or ctx ends.
 func (p *Policies) enforce(ctx context.Context, ready func()) error {
+	p.note(false)
 	conn, err := netfilter.Dial()
 	if err != nil {
 		return err
@@ -417,6 +418,10 @@ func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-late.C:
+			if !known && p.hadNone() {
+				p.log.Warn("the API server does not answer, and there were no network policies: a pod starts without", "pod", name)
+				return nil
+			}
 			if !settled {
 				late.Reset(patience)
 				continue
