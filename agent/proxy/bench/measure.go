@@ -131,12 +131,13 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 		return nil, fmt.Errorf("%w\n%s", err, log[max(0, len(log)-2000):])
 	}
 	add("exec until Services answer", "s", time.Since(begun).Seconds())
-	m := p.metric(fullSyncs+"_sum", fullSyncs+"_count")
-	// Of kube-proxy's first full syncs, the one that wrote everything is by far the longest.
-	add("full sync", "s", m[fullSyncs+"_sum"])
 	if err := pause(ctx, 5*time.Second); err != nil {
 		return nil, err
 	}
+	// Read only now: the metric is counted a little after the rules are in force. Of kube-proxy's first full
+	// syncs, the one that wrote everything is by far the longest.
+	m := p.metric(fullSyncs+"_sum", fullSyncs+"_count")
+	add("full sync", "s", m[fullSyncs+"_sum"])
 	rss, anon := memory(cmd.Process.Pid)
 	add("memory, RSS", "MiB", rss)
 	add("memory, anonymous", "MiB", anon)
