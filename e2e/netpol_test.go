@@ -30,7 +30,7 @@ func TestNetworkPolicy(t *testing.T) {
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 			out, err := e.in(from, network, to)
 			if (err == nil) != want {
-				return fmt.Errorf("%s asks %s %s: %q, %v", from, network, to, out, err)
+				return fmt.Errorf("%s asks %s %s: %q, %w", from, network, to, out, err)
 			}
 			return nil
 		}))
@@ -112,11 +112,11 @@ spec:
 	e.sub("open connections end", func(e *env) {
 		c, err := e.M.Dial(e.ctx, "tcp", net.JoinHostPort(ip, "8081")) // from the node: always passes
 		e.must(err)
-		defer c.Close() //nolint:errcheck // the test ends
+		defer c.Close()
 		stream := make(chan error, 1)
 		go func() {
 			// nc ends when its connection does.
-			_, err := e.exec(e.ctx, "friend", "", "sh", "-c", "(while sleep 0.2; do echo x || exit 1; done) | nc " + ip + " 8081 >/tmp/out; echo ended")
+			_, err := e.exec(e.ctx, "friend", "", "sh", "-c", "(while sleep 0.2; do echo x || exit 1; done) | nc "+ip+" 8081 >/tmp/out; echo ended")
 			stream <- err
 		}()
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {

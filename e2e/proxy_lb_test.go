@@ -45,7 +45,7 @@ func TestServiceLoadBalancer(t *testing.T) {
 		host, err = (&net.ListenConfig{}).Listen(e.ctx, "tcp", ":7099")
 		return err
 	}))
-	defer host.Close() //nolint:errcheck // closed below
+	defer host.Close()
 	go func() {
 		for {
 			c, err := host.Accept()

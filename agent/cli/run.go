@@ -94,6 +94,7 @@ func (p Process) Run(ctx context.Context) error {
 			close(allReady)
 			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
 			systemd(daemon.SdNotifyReady)
+			returnMemory(ctx)
 		}
 	}()
 	err = group.Run(ctx)

@@ -13,9 +13,8 @@ import (
 
 // regs hands out the kernel's 4-byte registers; they are numbered from 8.
 type compiler struct {
-	fam  ruleset.Family
-	next uint32
-	out  []any // expr.Any, or a string with what to send
+	fam ruleset.Family
+	out []any // expr.Any, or a string with what to send
 }
 
 const firstReg, lastReg = unix.NFT_REG32_00, unix.NFT_REG32_15

@@ -56,7 +56,7 @@ func NewWatcher(own *Conn, table string) (*Watcher, error) {
 // Run calls changed whenever somebody else may have changed one of the tables, until ctx ends. It closes
 // the watcher.
 func (w *Watcher) Run(ctx context.Context, changed func()) error {
-	defer w.file.Close()
+	defer w.file.Close() //nolint:errcheck // nothing can be lost
 	stop := context.AfterFunc(ctx, func() { _ = w.file.Close() })
 	defer stop()
 	buf := make([]byte, 256<<10)

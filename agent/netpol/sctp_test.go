@@ -23,7 +23,7 @@ func (w *world) sctp(from, to string, port uint16, chunk byte) bool {
 		}
 		_ = unix.SetsockoptTimeval(rcv, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000})
 	})
-	defer unix.Close(rcv) //nolint:errcheck // only read
+	defer unix.Close(rcv)
 	p := make([]byte, 12+20)
 	binary.BigEndian.PutUint16(p[0:], uint16(20000+time.Now().UnixNano()%20000))
 	binary.BigEndian.PutUint16(p[2:], port)

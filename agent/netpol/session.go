@@ -114,8 +114,6 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 	return s.loop(ctx, ready)
 }
 
-var errNoPolicies = errors.New("there are no policies")
-
 // wait returns when the state of the cluster is known.
 func (s *session) wait(ctx context.Context) error {
 	select {

@@ -83,7 +83,7 @@ func Explain(ctx context.Context, client kubernetes.Interface, node string, svc 
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // nothing can be lost
 	return explain(s, n, slices.Items, kernel{conn})
 }
 

@@ -129,7 +129,7 @@ func Cleanup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // nothing can be lost
 	var errs []error
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		t, err := nft.NewTable(conn, rules.Config{Family: f})
@@ -179,7 +179,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // nothing can be lost
 	for _, f := range p.families {
 		if f.table, err = nft.NewTable(conn, f.cfg); err != nil {
 			return err

@@ -3,6 +3,7 @@ package controlplane
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha512"
 	"encoding/json"
 	"fmt"
@@ -256,7 +257,7 @@ func (o *lazyOpenAPI) document(path, kind string) *document {
 func (o *lazyOpenAPI) make(path, kind string, s *restful.WebService) ([]byte, error) {
 	m := mux.NewPathRecorderMux("openapi")
 	routes.OpenAPI{V3Config: o.v3}.InstallV3(o.container(s), m)
-	r, err := http.NewRequest(http.MethodGet, openAPIv3+"/"+path, nil)
+	r, err := http.NewRequestWithContext(context.Background(), http.MethodGet, openAPIv3+"/"+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
 	}

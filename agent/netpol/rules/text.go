@@ -16,7 +16,7 @@ func (b *Builder) Dump(w io.Writer, f ruleset.Family) {
 	for _, name := range b.SetNames() {
 		spec := b.out.sets[name].spec
 		for _, e := range slices.SortedFunc(b.Elems(f, name), Elem.Compare) {
-			line := ""
+			var line string
 			if spec.Ranges {
 				half := len(e.Key) / 2
 				line = ruleset.Decode(f, spec.Key, e.Key[:half]) + " to " + ruleset.Decode(f, spec.Key, e.Key[half:])

@@ -173,7 +173,7 @@ func tell(args *skel.CmdArgs, c *config, gone bool) error {
 	}
 	var k8s struct {
 		types.CommonArgs
-		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString //nolint:revive // their names are the protocol
+		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString
 	}
 	k8s.IgnoreUnknown = true
 	if err := types.LoadArgs(args.Args, &k8s); err != nil {

@@ -20,12 +20,12 @@ type host = nettest.Host
 
 // world is a node with two pods, another node with a pod, and a client that is neither.
 type world struct {
-	f                               rules.Family
-	wire, node, a, b, remote, extra *host
-	client                          *host
-	builder                         *rules.Builder
-	table                           *Table
-	conn                            *netfilter.Conn
+	f                        rules.Family
+	wire, node, a, b, remote *host
+	client                   *host
+	builder                  *rules.Builder
+	table                    *Table
+	conn                     *netfilter.Conn
 }
 
 func newWorld(t *testing.T, f rules.Family, mod func(*rules.Config)) *world {

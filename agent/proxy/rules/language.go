@@ -2,7 +2,7 @@ package rules
 
 import "github.com/umiak-io/umiak/agent/netfilter/ruleset"
 
-// What the tables are described with.
+// The words with which the tables are described are those of package ruleset.
 type (
 	Family  = ruleset.Family
 	Field   = ruleset.Field

@@ -260,7 +260,7 @@ func (c Config) Variable(classes []Class) []Chain {
 				match = Rule{InSet{Key: []Term{OrigDaddr}, Set: specs[ClusterIPs].Name, Not: true}, InSet{Key: []Term{L4, OrigDport}, Set: x.Spec().Name}}
 				known = affinityNodePorts
 			}
-			r = append(match, Remember{Set: known.Name, Key: append([]Term{Saddr}, origVIP...), Timeout: time.Duration(x.N) * time.Second, Data: []Term{Daddr, Dport}})
+			r = append(slices.Clip(match), Remember{Set: known.Name, Key: append([]Term{Saddr}, origVIP...), Timeout: time.Duration(x.N) * time.Second, Data: []Term{Daddr, Dport}})
 		}
 		ch.Rules = append(ch.Rules, r)
 	}

@@ -11,7 +11,7 @@ import (
 // Line writes an element as in a dump.
 func (c Config) Line(e Elem) string {
 	s := e.Spec()
-	line := ""
+	var line string
 	if s.Ranges {
 		half := len(e.Key) / 2
 		line = ruleset.Decode(c.Family, s.Key, e.Key[:half]) + "-" + ruleset.Decode(c.Family, s.Key[len(s.Key)-1:], e.Key[len(e.Key)-Addr.Len(c.Family):])

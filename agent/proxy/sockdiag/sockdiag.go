@@ -47,7 +47,7 @@ func Listeners() ([]Socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open socket diagnosis: %w", err)
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // nothing can be lost
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
 	var out []Socket
 	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
