@@ -181,7 +181,7 @@ func (b *bed) start(s *space, cmd *exec.Cmd, name string) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // the child has its own
+	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	s.do(func() { err = cmd.Start() })
