@@ -112,7 +112,8 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 			k.cfg.Log.Error("cannot tell whether the node is registered", "error", err)
 		}
 	}()
-	if err := app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate); err != nil {
+	// Told to stop while it starts, it returns what its calls to containerd returned: gRPC's "canceled".
+	if err := app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
 		return err
 	}
 	return nil

@@ -2,10 +2,8 @@ package rules
 
 import "github.com/umiak-io/umiak/agent/netfilter/ruleset"
 
-// The words with which the tables are described are those of package ruleset.
-
 type (
-	// Family is IPv4 or IPv6.
+	// Family is IPv4 or IPv6. It and what follows are the words of package ruleset.
 	Family  = ruleset.Family
 	Field   = ruleset.Field
 	SetSpec = ruleset.SetSpec
