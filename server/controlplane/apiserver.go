@@ -24,6 +24,7 @@ type APIServer struct {
 	health   *Health
 	log      *slog.Logger
 	opts     *options.ServerRunOptions
+	fronts   []front
 
 	ready chan struct{} // closed when /readyz has been ok
 	state running
@@ -166,6 +167,9 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("make configuration: %w", err)
 	}
 	mark("config")
+	outer := config.Aggregator.GenericConfig // of the outermost server
+	chain := outer.BuildHandlerChainFunc
+	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler { return a.behind(chain(h, c)) }
 	if a.sole() {
 		config.KubeAPIs.Extra.EndpointReconcilerConfig, err = newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
 		if err != nil {

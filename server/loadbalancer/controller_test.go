@@ -139,8 +139,6 @@ func TestController(t *testing.T) {
 func TestDisabledTakesBack(t *testing.T) {
 	given, foreign := svc(1, "80", has("192.0.2.1")), svc(2, "80", has("192.0.2.1"))
 	given.Status.Conditions = []metav1.Condition{{Type: Condition, Status: metav1.ConditionTrue, Reason: Served}, {Type: "other", Status: metav1.ConditionTrue, Reason: "x"}}
-	vip := corev1.LoadBalancerIPModeVIP
-	foreign.Status.LoadBalancer.Ingress[0].IPMode = &vip
 	r := start(t, fake.NewClientset(given, foreign), Config{Disabled: true})
 	r.becomes("s1", "")
 	r.becomes("s2", "192.0.2.1") // somebody else's

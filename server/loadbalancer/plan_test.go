@@ -3,6 +3,7 @@ package loadbalancer
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -56,16 +57,14 @@ func dual(s *corev1.Service) {
 	s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 }
 
-// has is a Service that was given these addresses for all of its ports.
+// has is a Service that was given these addresses for all of its ports, in the form in which we give them.
 func has(ips ...string) func(*corev1.Service) {
 	return func(s *corev1.Service) {
+		var addrs []netip.Addr
 		for _, ip := range ips {
-			in := corev1.LoadBalancerIngress{IP: ip}
-			for _, p := range portsOf(s) {
-				in.Ports = append(in.Ports, corev1.PortStatus{Port: p.port, Protocol: p.proto})
-			}
-			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, in)
+			addrs = append(addrs, netip.MustParseAddr(ip))
 		}
+		s.Status.LoadBalancer.Ingress = ingress(s, addrs)
 	}
 }
 

@@ -97,6 +97,12 @@ func (h *Host) Plug(t testing.TB, dev string, to *Host, bridge string, addrs ...
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = tmp
 	h.Must(t, to.nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p" + tmp}))
+	// A namespace ends some time after its last user: without this, the next test would find the port still there.
+	t.Cleanup(func() {
+		if port, err := to.nl.LinkByName(tmp); err == nil {
+			_ = to.nl.LinkDel(port)
+		}
+	})
 	peer, err := to.nl.LinkByName("p" + tmp)
 	h.Must(t, err)
 	h.Must(t, to.nl.LinkSetNsFd(peer, int(h.fd)))
