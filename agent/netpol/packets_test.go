@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	stdruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -545,6 +546,36 @@ func TestNode(t *testing.T) {
 	}
 }
 
+// thread is a second thread in the node's namespace: the first runs Policies.
+type thread chan func()
+
+func (t thread) Do(f func()) {
+	done := make(chan struct{})
+	t <- func() { defer close(done); f() }
+	<-done
+}
+
+func (w *world) nodeThread() thread {
+	if w.second != nil {
+		return w.second
+	}
+	w.second = make(thread)
+	up := make(chan error)
+	go func() {
+		stdruntime.LockOSThread()
+		err := unix.Setns(w.nodeNS, unix.CLONE_NEWNET)
+		up <- err
+		for f := range w.second {
+			f()
+		}
+	}()
+	if err := <-up; err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { close(w.second) })
+	return w.second
+}
+
 // inNode runs f in the node's namespace, on a thread of its own.
 func (w *world) inNode(f func()) { w.nodeThread().Do(f) }
 
@@ -810,8 +841,15 @@ func TestRestartAndForeignHands(t *testing.T) {
 func TestSCTP(t *testing.T) {
 	w := newWorld(t, false)
 	w.apply(`{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 7000, protocol: SCTP}]}]}`)
-	if !w.sctp("db", "web", 7000, sctpInit) || w.sctp("db", "web", 7001, sctpInit) {
-		t.Error("ports of SCTP are not told apart")
+	for _, c := range []struct {
+		port  uint16
+		chunk byte
+		want  bool
+	}{{7000, nettest.SCTPInit, true}, {7001, nettest.SCTPInit, false}, {7000, nettest.SCTPData, false}} {
+		to := netip.AddrPortFrom(w.addrs["web"], c.port)
+		if got, ok := w.hosts["db"].SCTP(t, to, c.chunk, w.hosts["web"]); ok != c.want {
+			t.Errorf("chunk %d to port %d: %v %+v", c.chunk, c.port, ok, got)
+		}
 	}
 }
 

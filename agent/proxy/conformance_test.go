@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -166,19 +167,25 @@ func TestConformance(t *testing.T) {
 	t.Run("SCTP", func(t *testing.T) {
 		l.TB = t
 		svc := labService("s", "10.43.8.1", nodePort, func(s *v1.Service) { s.Spec.Ports[0].Protocol = v1.ProtocolSCTP })
-		s.set(svc, labSlice("s", v1.ProtocolSCTP, 8080, "a", "b"))
-		var dump strings.Builder
-		s.f.builder.DumpElems(&dump)
-		for _, line := range []string{
-			`services-2 { 10.43.8.1 . sctp . 80 . 0x00000000 : 10.42.8.11 . 8080`, `services-2 { 10.43.8.1 . sctp . 80 . 0x00000001 : 10.42.8.12 . 8080`,
-			`node-ports-2 { sctp . 30080 . 0x00000000 : 10.42.8.11 . 8080`, `masq-node-ports { sctp . 30080`,
+		s.set(svc, labSlice("s", v1.ProtocolSCTP, 8080, "a"))
+		for _, c := range []struct {
+			from *nettest.Host
+			to   string
+			sees string // the source that the pod sees; empty: nothing comes
+		}{
+			{l.client, vip, labGateway}, {l.b, vip, labPods["b"]}, {l.node, vip, labGateway}, {l.a, vip, labGateway},
+			{l.client, node + ":30080", labGateway}, {l.client, "10.43.8.1:81", ""}, {l.client, node + ":30081", ""},
 		} {
-			if !strings.Contains(dump.String(), line) {
-				t.Errorf("no %q in\n%s", line, dump.String())
+			got, ok := c.from.SCTP(t, netip.MustParseAddrPort(c.to), nettest.SCTPInit, l.a)
+			if ok != (c.sees != "") || ok && (got.From.String() != c.sees || got.Port != 8080) {
+				t.Errorf("%s %s: %v %+v, want it to come from %q", c.from.Name, c.to, ok, got, c.sees)
 			}
 		}
-		// This kernel may have no SCTP sockets, but the table holds it, and TCP to it is refused.
-		l.expect(l.client, "tcp", vip, "refused")
+		l.expect(l.client, "tcp", vip, "refused") // the same port of another protocol
+		s.set(svc, labSlice("s", v1.ProtocolSCTP, 8080, "b"))
+		if got, ok := l.client.SCTP(t, netip.MustParseAddrPort(vip), nettest.SCTPInit, l.b); !ok || got.Port != 8080 {
+			t.Errorf("after a change of endpoints: %v %+v", ok, got)
+		}
 	})
 	t.Run("a program of the host keeps its port", func(t *testing.T) {
 		l.TB = t

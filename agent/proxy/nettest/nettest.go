@@ -2,12 +2,17 @@
 package nettest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,11 +24,9 @@ import (
 // Host is a network namespace with a thread in it.
 type Host struct {
 	Name string
-	// Patience is how long Ask waits; 0 means 700 ms.
-	Patience time.Duration
-	work     chan func()
-	fd       netns.NsHandle
-	nl       *netlink.Handle
+	work chan func()
+	fd   netns.NsHandle
+	nl   *netlink.Handle
 }
 
 // New makes a namespace, which ends with the test.
@@ -186,20 +189,23 @@ func source(a net.Addr) string {
 	return netip.MustParseAddrPort(a.String()).Addr().Unmap().String()
 }
 
-// Ask connects and returns what was answered.
-func (h *Host) Ask(network, to string) (answer string, err error) {
+// Patience is how long an answer may take that has to come: a busy machine is no failure. Silence is how long
+// none may come where there is to be none.
+const (
+	Patience = 10 * time.Second
+	Silence  = 700 * time.Millisecond
+)
+
+// Ask connects and returns what was answered within the time.
+func (h *Host) Ask(network, to string, within time.Duration) (answer string, err error) {
 	h.Do(func() {
-		patience := h.Patience
-		if patience == 0 {
-			patience = 700 * time.Millisecond
-		}
-		d := net.Dialer{Timeout: patience}
+		d := net.Dialer{Timeout: within}
 		var c net.Conn
 		if c, err = d.Dial(network, to); err != nil {
 			return
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(patience))
+		_ = c.SetDeadline(time.Now().Add(within))
 		if network == "udp" {
 			_, _ = c.Write([]byte("?"))
 			b := make([]byte, 100)
@@ -213,4 +219,39 @@ func (h *Host) Ask(network, to string) (answer string, err error) {
 		answer = string(b)
 	})
 	return answer, err
+}
+
+// Answer is what Ask gets, or "refused", or "silence". What was refused only when it was asked again, since
+// the first packet was lost, is "refused late".
+func (h *Host) Answer(t testing.TB, network, to string, within time.Duration) string {
+	t.Helper()
+	before := h.SentAgain(t)
+	got, err := h.Ask(network, to, within)
+	var timeout interface{ Timeout() bool }
+	switch {
+	case err == nil:
+		return got
+	case errors.Is(err, syscall.ECONNREFUSED) && h.SentAgain(t) == before:
+		return "refused"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused late"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "silence"
+	}
+	return err.Error()
+}
+
+// SentAgain counts the first packets of TCP connections that the host has sent a second time, because no
+// answer came within a second: what shows a lost packet however slow the machine is.
+func (h *Host) SentAgain(t testing.TB) int {
+	t.Helper()
+	var raw []byte
+	var err error
+	h.Do(func() { raw, err = os.ReadFile("/proc/thread-self/net/netstat") })
+	h.Must(t, err)
+	lines := strings.Split(string(raw), "\n") // names and values of TcpExt are the first two
+	at := slices.Index(strings.Fields(lines[0]), "TCPSynRetrans")
+	n, err := strconv.Atoi(strings.Fields(lines[1])[at])
+	h.Must(t, err)
+	return n
 }

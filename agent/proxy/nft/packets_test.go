@@ -2,14 +2,11 @@ package nft
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"strings"
-	"syscall"
+	"slices"
 	"testing"
-	"time"
 
 	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/proxy/nettest"
@@ -136,29 +133,17 @@ func (w *world) expect(t *testing.T, from *host, network string, to netip.Addr, 
 	t.Helper()
 	seen := map[string]bool{}
 	target := netip.AddrPortFrom(to, port).String()
-	tries := 24
+	tries, within := 24, nettest.Patience
 	if len(want) == 1 {
 		tries = 2
 	}
+	if slices.Contains(want, "silence") {
+		within = nettest.Silence
+	}
 	for range tries {
-		begun := time.Now()
-		got, err := from.Ask(network, target)
-		switch {
-		case errors.Is(err, syscall.ECONNREFUSED):
-			if got = "refused"; time.Since(begun) > 400*time.Millisecond {
-				got = "refused late"
-			}
-		case err != nil && (strings.Contains(err.Error(), "timeout") || errors.Is(err, os.ErrDeadlineExceeded)):
-			got = "silence"
-		case err != nil:
-			got = err.Error()
-		}
+		got := from.Answer(t, network, target, within)
 		seen[got] = true
-		ok := false
-		for _, x := range want {
-			ok = ok || x == got
-		}
-		if !ok {
+		if !slices.Contains(want, got) {
 			t.Errorf("%s %s %s: got %q, want %q", from.Name, network, target, got, want)
 			return
 		}
@@ -289,7 +274,7 @@ func testPackets(t *testing.T, w *world) {
 		s.Affinity, s.NodePort = 10800, 30080
 		w.set(t, s)
 		for _, to := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(nodeIP, 30080)} {
-			first, err := w.client.Ask("tcp", to.String())
+			first, err := w.client.Ask("tcp", to.String(), nettest.Patience)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -326,7 +311,7 @@ func testPackets(t *testing.T, w *world) {
 	t.Run("gone", func(t *testing.T) {
 		w.set(t)
 		// To an address that is no Service's any more, the node routes like to any other.
-		if got, err := w.client.Ask("tcp", netip.AddrPortFrom(vip, 80).String()); err == nil {
+		if got, err := w.client.Ask("tcp", netip.AddrPortFrom(vip, 80).String(), nettest.Silence); err == nil {
 			t.Errorf("answered %q", got)
 		}
 	})
