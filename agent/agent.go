@@ -31,6 +31,7 @@ import (
 	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
 	"github.com/umiak-io/umiak/agent/tables"
+	"github.com/umiak-io/umiak/agent/watched"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/names"
@@ -186,8 +187,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	if m.agent, err = client(a.dirs.AgentKubeconfig(), "umiak-agent"); err != nil {
 		return err
 	}
-	// One cache of Services and endpoint slices for proxy and DNS; nobody reads managed fields.
-	m.informers = informers.NewSharedInformerFactoryWithOptions(m.agent, 0, informers.WithTransform(withoutManagedFields))
+	m.informers = watched.New(m.agent, a.name)
 	var v4, v6 bool
 	for _, p := range m.clusterCIDR {
 		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()

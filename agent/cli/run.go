@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/heap"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -48,10 +48,6 @@ func Agent() *ucli.Command {
 	}
 }
 
-// GC is how far the heap may grow before it is collected, in percent of what is live. Half of Go's
-// default: an idle node holds little garbage, and memory is what small boxes lack. GOGC overrides it.
-const GC = 50
-
 // Process runs parts as the process: lock, signals, systemd notification, status socket.
 type Process struct {
 	Dirs    layout.Dirs
@@ -63,9 +59,7 @@ type Process struct {
 
 // Run blocks until a signal arrives or a part fails.
 func (p Process) Run(ctx context.Context) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(GC)
-	}
+	heap.Limit()
 	begun := time.Now()
 	systemd := takeNotifySocket()
 	ctx, stop := p.untilSignal(ctx, systemd)
@@ -94,7 +88,7 @@ func (p Process) Run(ctx context.Context) error {
 			close(allReady)
 			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
 			systemd(daemon.SdNotifyReady)
-			returnMemory(ctx)
+			heap.GiveBack(ctx)
 		}
 	}()
 	err = group.Run(ctx)
@@ -102,19 +96,6 @@ func (p Process) Run(ctx context.Context) error {
 		p.Log.Info("stopped", "cause", context.Cause(ctx))
 	}
 	return err
-}
-
-// startOver is when what a start needs for a while is garbage: the first pods run, caches are filled.
-const startOver = 20 * time.Second
-
-// returnMemory gives the system back, once, what only the start needed. The runtime by itself keeps
-// it for as long as the heap stays at that size, which for an idle node is for ever.
-func returnMemory(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(startOver):
-		debug.FreeOSMemory()
-	}
 }
 
 func partRows(g *lifecycle.Group) status.Section {

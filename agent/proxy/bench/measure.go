@@ -18,6 +18,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/umiak-io/umiak/internal/heap"
 )
 
 const (
@@ -131,7 +133,8 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 		return nil, fmt.Errorf("%w\n%s", err, log[max(0, len(log)-2000):])
 	}
 	add("exec until Services answer", "s", time.Since(begun).Seconds())
-	if err := pause(ctx, 5*time.Second); err != nil {
+	// What a start needs for a while is not what an idle node has.
+	if err := pause(ctx, heap.StartOver+5*time.Second); err != nil {
 		return nil, err
 	}
 	// Read only now: the metric is counted a little after the rules are in force. Of kube-proxy's first full

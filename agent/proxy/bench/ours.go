@@ -8,15 +8,14 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"runtime/debug"
 
-	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	ours "github.com/umiak-io/umiak/agent/proxy"
+	"github.com/umiak-io/umiak/agent/watched"
+	"github.com/umiak-io/umiak/internal/heap"
 )
 
 // With these set, the program is the proxy that is measured.
@@ -26,7 +25,8 @@ const (
 )
 
 func serveOurs(ctx context.Context, kubeconfig, node string) error {
-	debug.SetGCPercent(50) // as umiak does
+	heap.Limit() // as umiak does
+	go heap.GiveBack(ctx)
 	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return err
@@ -38,12 +38,7 @@ func serveOurs(ctx context.Context, kubeconfig, node string) error {
 	if err != nil {
 		return err
 	}
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(func(o any) (any, error) {
-		if m, err := meta.Accessor(o); err == nil {
-			m.SetManagedFields(nil)
-		}
-		return o, nil
-	}))
+	factory := watched.New(client, ourNode)
 	p, err := ours.New(ours.Config{NodeName: ourNode, NodeIPs: []netip.Addr{netip.MustParseAddr(node)}, Informers: factory,
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix(podRange)}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
