@@ -11,6 +11,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/netpol/rules"
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 )
 
 // The cluster of the benchmarks: pods of 50 namespaces, 20 apps in each, one pod in ten here, and policies
@@ -57,7 +58,7 @@ func BenchmarkOnePod(b *testing.B) {
 	for _, n := range benchSizes {
 		for _, where := range []string{"here", "elsewhere"} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/%s", n.pods, n.policies, where), func(b *testing.B) {
-				conn := inNetns(b)
+				conn := nettest.Alone(b)
 				bd := benchCluster(n.pods, n.policies)
 				t := newTable(conn, ruleset.IPv4)
 				if _, err := t.sync(context.Background(), bd); err != nil {
@@ -87,7 +88,7 @@ func BenchmarkOnePod(b *testing.B) {
 func BenchmarkOnePolicy(b *testing.B) {
 	for _, n := range benchSizes {
 		b.Run(fmt.Sprintf("pods=%d/policies=%d", n.pods, n.policies), func(b *testing.B) {
-			conn := inNetns(b)
+			conn := nettest.Alone(b)
 			bd := benchCluster(n.pods, n.policies)
 			t := newTable(conn, ruleset.IPv4)
 			if _, err := t.sync(context.Background(), bd); err != nil {
@@ -127,7 +128,7 @@ func BenchmarkBuild(b *testing.B) {
 			runtime.KeepAlive(bd)
 		})
 		b.Run(name+"kernel", func(b *testing.B) {
-			conn := inNetns(b)
+			conn := nettest.Alone(b)
 			bd := benchCluster(n.pods, n.policies)
 			t := newTable(conn, ruleset.IPv4)
 			for b.Loop() {
@@ -137,7 +138,7 @@ func BenchmarkBuild(b *testing.B) {
 			}
 		})
 		b.Run(name+"adopt", func(b *testing.B) {
-			conn := inNetns(b)
+			conn := nettest.Alone(b)
 			bd := benchCluster(n.pods, n.policies)
 			t := newTable(conn, ruleset.IPv4)
 			if _, err := t.replace(context.Background(), bd); err != nil {

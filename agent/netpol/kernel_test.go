@@ -4,37 +4,17 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/agent/netfilter"
 	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/netpol/rules"
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 )
-
-// inNetns puts the test into a network namespace of its own, which ends with the test's thread.
-func inNetns(t testing.TB) *netfilter.Conn {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skipf("no network namespace: %v", err)
-	}
-	c, err := netfilter.Dial()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
 
 // listed is the table as nft lists it, without the order of sets, which is that of their making, nor that
 // of elements, which is that of a hash.
@@ -62,7 +42,7 @@ func inKernel(t testing.TB, tb *table, b *rules.Builder) {
 }
 
 func TestIncrementsInTheKernel(t *testing.T) {
-	conn := inNetns(t)
+	conn := nettest.Alone(t)
 	for seed := range 4 {
 		r := chance{rand.New(rand.NewPCG(uint64(seed), 3))}
 		c, b := newCluster(), rules.NewBuilder(both...)
@@ -106,7 +86,7 @@ func TestIncrementsInTheKernel(t *testing.T) {
 
 // TestSyncRepairs: whatever others did to the table, a sync makes it right, with no more than is needed.
 func TestSyncRepairs(t *testing.T) {
-	conn := inNetns(t)
+	conn := nettest.Alone(t)
 	r := chance{rand.New(rand.NewPCG(9, 9))}
 	c, b := newCluster(), rules.NewBuilder(both...)
 	for range 200 {
@@ -122,12 +102,7 @@ func TestSyncRepairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Flush()
-	nft := func(args string) {
-		t.Helper()
-		if out, err := exec.Command("nft", strings.Fields(args)...).CombinedOutput(); err != nil {
-			t.Fatalf("nft %s: %v %s", args, err, out)
-		}
-	}
+	nft := func(args string) { nettest.NFT(t, args) }
 	nft("add table ip other")
 	nft("add chain ip other keep")
 	nft("add rule ip other keep counter")
@@ -177,7 +152,7 @@ func TestSyncRepairs(t *testing.T) {
 
 // TestARefusedBatchChangesNothing: one bad element among good ones.
 func TestARefusedBatchChangesNothing(t *testing.T) {
-	conn := inNetns(t)
+	conn := nettest.Alone(t)
 	r := chance{rand.New(rand.NewPCG(4, 4))}
 	c, b := newCluster(), rules.NewBuilder(both...)
 	for range 100 {

@@ -1,7 +1,6 @@
 package corefile_test
 
 import (
-	"flag"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,9 +10,8 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 
 	"github.com/umiak-io/umiak/agent/dns/corefile"
+	"github.com/umiak-io/umiak/internal/golden"
 )
-
-var record = flag.Bool("record", false, "write the golden files anew; the test fails while this is on")
 
 func options() corefile.Options {
 	return corefile.Options{
@@ -34,43 +32,20 @@ func options() corefile.Options {
 
 // TestGolden rewrites each testdata/*.in and compares with the file of the same name with .out.
 func TestGolden(t *testing.T) {
-	ins, err := filepath.Glob("testdata/*.in")
-	if err != nil || len(ins) == 0 {
-		t.Fatal("no testdata", err)
-	}
-	for _, in := range ins {
-		t.Run(filepath.Base(in), func(t *testing.T) {
-			b, err := os.ReadFile(in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			res, err := corefile.Rewrite(string(b), options())
-			got := res.Text
-			for _, n := range res.Notes {
-				got += "# note: " + n + "\n"
-			}
-			if !res.Forwards {
-				got += "# nothing is forwarded\n"
-			}
-			if err != nil {
-				got = "# error: " + err.Error() + "\n"
-			}
-			out := strings.TrimSuffix(in, ".in") + ".out"
-			if *record {
-				if err := os.WriteFile(out, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				t.Fatal("recorded")
-			}
-			want, err := os.ReadFile(out)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, want)
-			}
-		})
-	}
+	golden.Walk(t, func(in string) string {
+		res, err := corefile.Rewrite(in, options())
+		if err != nil {
+			return "# error: " + err.Error() + "\n"
+		}
+		got := res.Text
+		for _, n := range res.Notes {
+			got += "# note: " + n + "\n"
+		}
+		if !res.Forwards {
+			got += "# nothing is forwarded\n"
+		}
+		return got
+	})
 }
 
 func TestDropForward(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/umiak-io/umiak/agent/netfilter"
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
@@ -25,7 +26,7 @@ var sizes = []int{10, 100, 1000, 5000, 10000}
 func BenchmarkFullSync(b *testing.B) {
 	for _, n := range sizes {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			c := inNetns(b)
+			c := nettest.Alone(b)
 			bd := filled(b, n)
 			t, err := NewTable(c, bd.Config())
 			if err != nil {
@@ -44,7 +45,7 @@ func BenchmarkFullSync(b *testing.B) {
 func BenchmarkAdopt(b *testing.B) {
 	for _, n := range sizes {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			c := inNetns(b)
+			c := nettest.Alone(b)
 			bd := filled(b, n)
 			t, _ := NewTable(c, bd.Config())
 			if _, err := t.Sync(context.Background(), bd); err != nil {
@@ -63,7 +64,7 @@ func BenchmarkAdopt(b *testing.B) {
 func benchChange(b *testing.B, watched bool, change func(s *rules.ServicePort, i int)) {
 	for _, n := range sizes {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			c := inNetns(b)
+			c := nettest.Alone(b)
 			if watched {
 				w, err := netfilter.NewWatcher(c, rules.TableName)
 				if err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
 
@@ -15,7 +16,7 @@ func TestDocs(t *testing.T) {
 	if file == "" {
 		t.Skip("UMIAK_DOCS is not set")
 	}
-	c := inNetns(t)
+	c := nettest.Alone(t)
 	cfg := config(rules.IPv4)
 	b := rules.NewBuilder(cfg)
 	ep := netip.MustParseAddrPort

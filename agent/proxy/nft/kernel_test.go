@@ -5,34 +5,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/umiak-io/umiak/agent/netfilter"
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 )
-
-// inNetns puts the test into a network namespace of its own, which ends with the test's thread.
-func inNetns(t testing.TB) *netfilter.Conn {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skipf("no network namespace: %v", err)
-	}
-	c, err := netfilter.Dial()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
 
 func config(f rules.Family) rules.Config {
 	pods := "10.42.0.0/16"
@@ -69,7 +47,7 @@ func list(t testing.TB, f rules.Family) string {
 func TestFirst(t *testing.T) {
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
-			c := inNetns(t)
+			c := nettest.Alone(t)
 			b := rules.NewBuilder(config(f))
 			for i := range 3 {
 				b.Set(service(f, i, i))

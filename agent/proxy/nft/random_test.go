@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/netfilter"
+	"github.com/umiak-io/umiak/agent/proxy/nettest"
 	"github.com/umiak-io/umiak/agent/proxy/rules"
 	"github.com/umiak-io/umiak/agent/proxy/rules/rulestest"
 )
@@ -47,7 +48,7 @@ func sorted(t testing.TB, f rules.Family) []string {
 func TestRandomIncrementsInTheKernel(t *testing.T) {
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
-			conn := inNetns(t)
+			conn := nettest.Alone(t)
 			r := rand.New(rand.NewPCG(7, uint64(f)))
 			b := rules.NewBuilder(config(f))
 			tb, err := NewTable(conn, config(f))
@@ -94,7 +95,7 @@ func TestRandomIncrementsInTheKernel(t *testing.T) {
 
 // TestSyncRepairs: whatever others did to the table, a Sync makes it right, with no more than is needed.
 func TestSyncRepairs(t *testing.T) {
-	conn := inNetns(t)
+	conn := nettest.Alone(t)
 	f := rules.IPv4
 	b := rules.NewBuilder(config(f))
 	r := rand.New(rand.NewPCG(3, 3))
@@ -106,12 +107,7 @@ func TestSyncRepairs(t *testing.T) {
 	if _, err := tb.Sync(context.Background(), b); err != nil {
 		t.Fatal(err)
 	}
-	nft := func(args string) {
-		t.Helper()
-		if out, err := exec.Command("nft", strings.Fields(args)...).CombinedOutput(); err != nil {
-			t.Fatalf("nft %s: %v %s", args, err, out)
-		}
-	}
+	nft := func(args string) { nettest.NFT(t, args) }
 	nft("add table ip other")
 	nft("add chain ip other keep")
 	nft("add rule ip other keep counter")
@@ -165,7 +161,7 @@ func TestSyncRepairs(t *testing.T) {
 
 // TestARefusedBatchChangesNothing: one bad element among good ones.
 func TestARefusedBatchChangesNothing(t *testing.T) {
-	conn := inNetns(t)
+	conn := nettest.Alone(t)
 	f := rules.IPv4
 	b := filled(t, 20)
 	tb, _ := NewTable(conn, b.Config())
@@ -195,7 +191,7 @@ func TestARefusedBatchChangesNothing(t *testing.T) {
 }
 
 func TestWatcher(t *testing.T) {
-	conn := inNetns(t)
+	conn := nettest.Alone(t)
 	w, err := netfilter.NewWatcher(conn, rules.TableName)
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package manifest_test
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,11 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
+	"github.com/umiak-io/umiak/internal/golden"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
-
-var record = flag.Bool("record", false, "write the golden files anew; the test fails while this is on")
 
 func print(objs []*unstructured.Unstructured) string {
 	var out strings.Builder
@@ -34,37 +32,14 @@ func print(objs []*unstructured.Unstructured) string {
 
 // TestGolden decodes each testdata/*.in and compares with the file of the same name with .out.
 func TestGolden(t *testing.T) {
-	ins, err := filepath.Glob("testdata/*.in")
-	if err != nil || len(ins) == 0 {
-		t.Fatal("no testdata", err)
-	}
-	for _, in := range ins {
-		t.Run(filepath.Base(in), func(t *testing.T) {
-			b, err := os.ReadFile(in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			objs, err := manifest.Decode(b)
-			got := print(objs)
-			if err != nil {
-				got += "# error: " + err.Error() + "\n"
-			}
-			out := strings.TrimSuffix(in, ".in") + ".out"
-			if *record {
-				if err := os.WriteFile(out, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				t.Fatal("recorded")
-			}
-			want, err := os.ReadFile(out)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, want)
-			}
-		})
-	}
+	golden.Walk(t, func(in string) string {
+		objs, err := manifest.Decode([]byte(in))
+		got := print(objs)
+		if err != nil {
+			got += "# error: " + err.Error() + "\n"
+		}
+		return got
+	})
 }
 
 func TestBounds(t *testing.T) {
