@@ -22,6 +22,7 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 	"github.com/umiak-io/umiak/datastore/internal/watch"
+	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/datastore/volatile"
 )
@@ -47,6 +48,8 @@ type Store interface {
 	VolatileEndpoint() string
 	// Status is what `umiak status` shows.
 	Status(ctx context.Context) (Status, error)
+	// Source is what a snapshot is made of. It can be read while Run runs.
+	snapshot.Source
 }
 
 // Status tells about both stores.
