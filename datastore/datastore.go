@@ -15,6 +15,7 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -85,6 +86,11 @@ const epochBits = 36
 // server asks when it wants to know sooner.
 const progressInterval = time.Minute
 
+// compactInterval is how much history a store on disk keeps: a client that was away for less goes on
+// watching where it was. kube-apiserver is told not to ask for compaction, since it cannot know when there
+// is nothing to do.
+const compactInterval = 5 * time.Minute
+
 // emulatedVersion is the etcd whose features the API server may use.
 const emulatedVersion = "3.6.11"
 
@@ -143,7 +149,7 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run} {
+	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run, s.compact} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
@@ -171,6 +177,37 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	}
 	wg.Wait()
 	return err
+}
+
+// compact gives up history that is older than the interval, as kube-apiserver would ask for it.
+func (s *store) compact(ctx context.Context) {
+	tick := time.NewTicker(compactInterval)
+	defer tick.Stop()
+	last, _ := s.durable.Revisions()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, compacted := s.durable.Revisions()
+		if last > compacted {
+			if _, err := s.durable.Compact(ctx, last); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Warn("cannot compact the datastore, trying again", "err", err)
+				continue
+			}
+		}
+		last = now
+	}
+}
+
+func (s *store) State(context.Context) (snapshot.State, error) {
+	rev, _ := s.durable.Revisions()
+	return snapshot.State{Backend: "sqlite", Revision: rev, Epoch: s.durable.Epoch()}, nil
+}
+
+func (s *store) Export(ctx context.Context, revision int64, visit func(*mvccpb.KeyValue) error) error {
+	return s.durable.Export(ctx, revision, visit)
 }
 
 // listen makes a unix socket that only this user can open.

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
@@ -40,6 +41,8 @@ type Config struct {
 	DisableAgent        bool     `key:"disable-agent" usage:"run no workloads on this machine"`
 
 	DatastoreEndpoint string `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept (default: SQLite in data-dir)"`
+
+	Snapshots backup.Config
 
 	AuditLog      string   `key:"audit-log" usage:"file for the audit log (default: none)"`
 	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
@@ -125,6 +128,9 @@ func (c Config) Validate() error {
 	}
 	if m, err := strconv.ParseUint(c.WriteKubeconfigMode, 8, 12); err != nil || m&0o600 != 0o600 {
 		fail("write-kubeconfig-mode", "%q is not a file mode such as 0600", c.WriteKubeconfigMode)
+	}
+	if err := c.Snapshots.Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if e := validation.IsDNS1123Subdomain(c.ClusterDomain); len(e) > 0 {
 		fail("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))

@@ -53,14 +53,13 @@ const (
 
 // Manifest says what a snapshot is of. It is not secret.
 type Manifest struct {
-	Format     int       `json:"format"`
-	Cluster    string    `json:"cluster"` // hash of the server CA's public key, as tokens carry it
-	Node       string    `json:"node"`
-	Version    string    `json:"version"`
-	Kubernetes string    `json:"kubernetes"`
-	Time       time.Time `json:"time"`
-	Backend    string    `json:"backend"`
-	Revision   int64     `json:"revision"`
+	Format   int       `json:"format"`
+	Cluster  string    `json:"cluster"` // hash of the server CA's public key, as tokens carry it
+	Node     string    `json:"node"`
+	Version  string    `json:"version"`
+	Time     time.Time `json:"time"`
+	Backend  string    `json:"backend"`
+	Revision int64     `json:"revision"`
 	// Epoch is how many starts a datastore in memory has had: its revisions count from there.
 	Epoch     int64  `json:"epoch"`
 	Reason    string `json:"reason"` // schedule or on-demand

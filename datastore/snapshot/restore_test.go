@@ -302,7 +302,7 @@ func TestListAndPrune(t *testing.T) {
 	if err != nil || len(l) != 6 || !errors.Is(l[5].Err, snapshot.ErrTruncated) || l[0].Time.Before(l[4].Time) {
 		t.Fatalf("%v, %v", l, err)
 	}
-	removed, err := snapshot.Prune(dir, "scheduled", 3)
+	removed, err := snapshot.Prune(dir, "scheduled", "m1", 3)
 	if err != nil || len(removed) != 1 || removed[0] != l[3].Path && removed[0] != l[4].Path {
 		t.Fatalf("removed %v, %v", removed, err)
 	}

@@ -48,7 +48,6 @@ type Save struct {
 	Passphrase string
 	Node       string
 	Version    string
-	Kubernetes string
 	Reason     string
 	// OnlyChanged makes no file when the newest snapshot in Dir holds the same already.
 	OnlyChanged bool
@@ -90,7 +89,7 @@ func (c Save) Run(ctx context.Context) (*Entry, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
-	m := Manifest{Cluster: cluster, Node: c.Node, Version: c.Version, Kubernetes: c.Kubernetes, Time: c.Now.UTC().Truncate(time.Second),
+	m := Manifest{Cluster: cluster, Node: c.Node, Version: c.Version, Time: c.Now.UTC().Truncate(time.Second),
 		Backend: st.Backend, Revision: st.Revision, Epoch: st.Epoch, Reason: c.Reason}
 	e, err := c.write(ctx, m, files)
 	if err != nil {
@@ -226,9 +225,9 @@ func List(dir string) ([]Entry, error) {
 	return out, nil
 }
 
-// Prune removes all but the newest keep snapshots whose names begin as those of Save with that name do,
-// and what unfinished ones left. It returns what it removed.
-func Prune(dir, name string, keep int) ([]string, error) {
+// Prune removes all but the newest keep snapshots that Save made under the name on the node, and what
+// unfinished ones left. It returns what it removed.
+func Prune(dir, name, node string, keep int) ([]string, error) {
 	all, err := List(dir)
 	if err != nil {
 		return nil, err
@@ -236,7 +235,7 @@ func Prune(dir, name string, keep int) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, e := range all {
-		if e.Err != nil || !strings.HasPrefix(filepath.Base(e.Path), name+"-") {
+		if e.Err != nil || e.Node != node || !strings.HasPrefix(filepath.Base(e.Path), name+"-"+node+"-") {
 			continue // not ours to judge
 		}
 		if keep > 0 {
