@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 
-
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
