@@ -43,8 +43,8 @@ type Config struct {
 	// it stays, whatever is set.
 	ClusterInit bool
 	Etcd        etcd.Config // without Dir, Socket, Log and Registerer
-	Log            *slog.Logger
-	Registerer     prometheus.Registerer // nil: no metrics
+	Log         *slog.Logger
+	Registerer  prometheus.Registerer // nil: no metrics
 }
 
 // Store is an open datastore.

@@ -18,6 +18,8 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
@@ -42,6 +44,8 @@ type Server struct {
 	health    *controlplane.Health
 	snapshots *backup.Keeper
 	manifests atomic.Pointer[addons.Controller]
+
+	joined []etcd.Member // set before the parts run, on a server that joins others
 
 	mu    sync.Mutex
 	store datastore.Store // nil until it is open
@@ -138,6 +142,8 @@ func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	s.store = st
 	s.mu.Unlock()
 	s.plane.APIServer.UseDatastore(st.Endpoint(), st.VolatileEndpoint())
+	tls := st.TLS()
+	s.plane.APIServer.UseDatastoreTLS(tls.CAFile, tls.CertFile, tls.KeyFile)
 	return st.Run(ctx, ready)
 }
 
@@ -145,6 +151,8 @@ func (s *Server) datastoreConfig() datastore.Config {
 	return datastore.Config{
 		Dir: s.dirs.DB(), Socket: s.dirs.DatastoreSocket(), VolatileSocket: s.dirs.VolatileSocket(),
 		Endpoint: s.cfg.DatastoreEndpoint, Log: s.log.With("component", "datastore"), Registerer: legacyregistry.Registerer(),
+		TLS:         external.TLS{CAFile: s.cfg.DatastoreCA, CertFile: s.cfg.DatastoreCert, KeyFile: s.cfg.DatastoreKey},
+		ClusterInit: s.cfg.ClusterInit, Etcd: s.etcdConfig(),
 	}
 }
 
@@ -235,7 +243,7 @@ func (s *Server) settings() controlplane.Settings {
 	return controlplane.Settings{
 		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
-		ClusterIPRouting: !c.DisableAgent,
+		ClusterIPRouting: !c.DisableAgent, HighAvailability: datastore.Shared(s.datastoreConfig()),
 		Files: controlplane.Files{
 			ServerCA: p.CACert(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
 			ClientCA: p.CACert(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),

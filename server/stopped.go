@@ -25,6 +25,10 @@ func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string)
 	if err != nil { // before Open makes an empty datastore
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
+	if s.advertise, err = advertiseAddress(cfg); err != nil && datastore.Clustered(s.datastoreConfig()) {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	s.bind = bindAddress(cfg)
 	dc := s.datastoreConfig()
 	dc.Registerer = nil
 	st, err := datastore.Open(ctx, dc)
