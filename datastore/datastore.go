@@ -15,13 +15,17 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 	"github.com/umiak-io/umiak/datastore/internal/watch"
+	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/datastore/volatile"
 )
@@ -31,9 +35,16 @@ type Config struct {
 	Dir            string // folder of the durable store's files
 	Socket         string // unix socket of the durable store
 	VolatileSocket string // unix socket of the one in memory
-	Endpoint       string // "" is SQLite in Dir
-	Log            *slog.Logger
-	Registerer     prometheus.Registerer // nil: no metrics
+	// Endpoint is a database of somebody else: etcd at http(s)://, postgres://, mysql://, nats://. It may hold
+	// a password and is never logged.
+	Endpoint string
+	TLS      external.TLS // for Endpoint
+	// ClusterInit has etcd in this process instead of SQLite, and moves what SQLite has into it. Once there,
+	// it stays, whatever is set.
+	ClusterInit bool
+	Etcd        etcd.Config // without Dir, Socket, Log and Registerer
+	Log         *slog.Logger
+	Registerer  prometheus.Registerer // nil: no metrics
 }
 
 // Store is an open datastore.
@@ -43,17 +54,23 @@ type Store interface {
 	Run(ctx context.Context, ready func()) error
 	// Endpoint is for kube-apiserver's --etcd-servers.
 	Endpoint() string
-	// VolatileEndpoint is for --etcd-servers-overrides.
+	// VolatileEndpoint is for --etcd-servers-overrides; empty where Leases and Events are kept with the rest.
 	VolatileEndpoint() string
+	// TLS are the files that a client of Endpoint needs, none for a socket.
+	TLS() external.TLS
 	// Status is what `umiak status` shows.
 	Status(ctx context.Context) (Status, error)
+	// Source is what a snapshot is made of. It can be read while Run runs.
+	snapshot.Source
 }
 
-// Status tells about both stores.
+// Status tells about the stores.
 type Status struct {
-	Backend  string         `json:"backend"`
-	SQLite   *sqlite.Status `json:"sqlite,omitempty"`
-	Volatile VolatileStatus `json:"volatile"`
+	Backend  string           `json:"backend"`
+	SQLite   *sqlite.Status   `json:"sqlite,omitempty"`
+	Etcd     *etcd.Status     `json:"etcd,omitempty"`
+	External *external.Status `json:"external,omitempty"`
+	Volatile *VolatileStatus  `json:"volatile,omitempty"` // nil where nothing is in memory alone
 }
 
 // VolatileStatus tells about the store in memory.
@@ -82,6 +99,11 @@ const epochBits = 36
 // server asks when it wants to know sooner.
 const progressInterval = time.Minute
 
+// compactInterval is how much history a store on disk keeps: a client that was away for less goes on
+// watching where it was. kube-apiserver is told not to ask for compaction, since it cannot know when there
+// is nothing to do.
+const compactInterval = 5 * time.Minute
+
 // emulatedVersion is the etcd whose features the API server may use.
 const emulatedVersion = "3.6.11"
 
@@ -99,8 +121,11 @@ type store struct {
 
 // Open locks and checks the durable store, and recovers it if it is damaged.
 func Open(ctx context.Context, cfg Config) (Store, error) {
-	if cfg.Endpoint != "" {
-		return nil, fmt.Errorf("open datastore: the endpoint is not supported yet: leave datastore-endpoint empty for SQLite in %s", cfg.Dir)
+	switch {
+	case cfg.Endpoint != "":
+		return openExternal(ctx, cfg)
+	case Clustered(cfg):
+		return openEtcd(ctx, cfg)
 	}
 	durable, err := sqlite.Open(ctx, sqlite.Options{Dir: cfg.Dir, Log: cfg.Log, Registerer: cfg.Registerer})
 	if err != nil {
@@ -111,10 +136,11 @@ func Open(ctx context.Context, cfg Config) (Store, error) {
 
 func (s *store) Endpoint() string         { return "unix://" + s.cfg.Socket }
 func (s *store) VolatileEndpoint() string { return "unix://" + s.cfg.VolatileSocket }
+func (s *store) TLS() external.TLS        { return external.TLS{} }
 
 func (s *store) Status(ctx context.Context) (Status, error) {
 	st := s.durable.Status()
-	out := Status{Backend: "sqlite", SQLite: &st}
+	out := Status{Backend: "sqlite", SQLite: &st, Volatile: &VolatileStatus{}}
 	out.Volatile.Revision, out.Volatile.CompactRevision = s.volatile.Revisions()
 	out.Volatile.Keys = s.volatile.Len()
 	var err error
@@ -140,7 +166,7 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run} {
+	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run, s.compact} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
@@ -168,6 +194,37 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	}
 	wg.Wait()
 	return err
+}
+
+// compact gives up history that is older than the interval, as kube-apiserver would ask for it.
+func (s *store) compact(ctx context.Context) {
+	tick := time.NewTicker(compactInterval)
+	defer tick.Stop()
+	last, _ := s.durable.Revisions()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, compacted := s.durable.Revisions()
+		if last > compacted {
+			if _, err := s.durable.Compact(ctx, last); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Warn("cannot compact the datastore, trying again", "err", err)
+				continue
+			}
+		}
+		last = now
+	}
+}
+
+func (s *store) State(context.Context) (snapshot.State, error) {
+	rev, _ := s.durable.Revisions()
+	return snapshot.State{Backend: "sqlite", Revision: rev, Epoch: s.durable.Epoch()}, nil
+}
+
+func (s *store) Export(ctx context.Context, revision int64, visit func(*mvccpb.KeyValue) error) error {
+	return s.durable.Export(ctx, revision, visit)
 }
 
 // listen makes a unix socket that only this user can open.

@@ -9,7 +9,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
@@ -39,7 +41,14 @@ type Config struct {
 	Disable             []string `key:"disable" usage:"packaged component or manifest to leave out"`
 	DisableAgent        bool     `key:"disable-agent" usage:"run no workloads on this machine"`
 
-	DatastoreEndpoint string `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept (default: SQLite in data-dir)"`
+	DatastoreEndpoint string `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept: postgres://, mysql://, nats://, or etcd's https:// addresses with commas between (default: in data-dir)"`
+	DatastoreCA       string `key:"datastore-cafile" usage:"CA file that datastore-endpoint's certificate is checked with"`
+	DatastoreCert     string `key:"datastore-certfile" usage:"client certificate file for datastore-endpoint"`
+	DatastoreKey      string `key:"datastore-keyfile" usage:"client key file for datastore-endpoint"`
+	ClusterInit       bool   `key:"cluster-init" usage:"keep the state in etcd in this process, so that more servers can join; what SQLite has moves there"`
+	ClusterReset      bool   `key:"cluster-reset" usage:"make a cluster of this server alone, out of the state that it has, when most servers are lost; once"`
+
+	Snapshots backup.Config
 
 	AuditLog      string   `key:"audit-log" usage:"file for the audit log (default: none)"`
 	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
@@ -126,6 +135,10 @@ func (c Config) Validate() error {
 	if m, err := strconv.ParseUint(c.WriteKubeconfigMode, 8, 12); err != nil || m&0o600 != 0o600 {
 		fail("write-kubeconfig-mode", "%q is not a file mode such as 0600", c.WriteKubeconfigMode)
 	}
+	errs = append(errs, c.validateDatastore()...)
+	if err := c.Snapshots.Validate(); err != nil {
+		errs = append(errs, err)
+	}
 	if e := validation.IsDNS1123Subdomain(c.ClusterDomain); len(e) > 0 {
 		fail("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))
 	}
@@ -142,6 +155,24 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (c Config) validateDatastore() (errs []error) {
+	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
+	if c.DatastoreEndpoint != "" {
+		if _, err := external.Kind(c.DatastoreEndpoint); err != nil {
+			fail("datastore-endpoint", "%w", err)
+		}
+		if c.ClusterInit || c.ClusterReset {
+			fail("cluster-init", "is for etcd in this process; leave it or datastore-endpoint out")
+		}
+	} else if c.DatastoreCA != "" || c.DatastoreCert != "" || c.DatastoreKey != "" {
+		fail("datastore-cafile", "needs datastore-endpoint")
+	}
+	if (c.DatastoreCert == "") != (c.DatastoreKey == "") {
+		fail("datastore-certfile", "and datastore-keyfile belong together")
+	}
+	return errs
 }
 
 func one(s string) []string {

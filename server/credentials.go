@@ -77,7 +77,7 @@ func (s *Server) prepare(cfg pki.Config) error {
 			return fmt.Errorf("make folder of audit-log: %w", err)
 		}
 	}
-	for _, l := range s.leaves() {
+	for _, l := range append(s.leaves(), s.etcdLeaves()...) {
 		if err := s.pki.Add(l); err != nil {
 			return err
 		}

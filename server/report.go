@@ -7,6 +7,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons"
@@ -39,7 +40,7 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 
 // Sources are the server's sections of `umiak status`.
 func (s *Server) Sources() []status.Source {
-	return []status.Source{s.componentRows, s.datastoreRows, s.certificateRows, func(ctx context.Context) status.Section {
+	return []status.Source{s.componentRows, s.datastoreRows, s.snapshots.Section, s.certificateRows, func(ctx context.Context) status.Section {
 		if c := s.manifests.Load(); c != nil {
 			return c.Section(ctx)
 		}
@@ -96,9 +97,39 @@ func (s *Server) datastoreRows(ctx context.Context) status.Section {
 			out.Rows = append(out.Rows, status.Row{Name: "recovery", State: "look at this", Detail: fmt.Sprintf("%s; %d revisions kept, %d lost; the damaged files are in %s", q.Recovery.Reason, q.Recovery.Rows, q.Recovery.LostRows, q.Recovery.Kept)})
 		}
 	}
-	v := d.Volatile
-	out.Rows = append(out.Rows, status.Row{Name: "in memory", State: "healthy",
-		Detail: fmt.Sprintf("leases and events: %d keys, %s", v.Keys, mebibytes(v.Bytes))})
+	if v := d.Volatile; v != nil {
+		out.Rows = append(out.Rows, status.Row{Name: "in memory", State: "healthy",
+			Detail: fmt.Sprintf("leases and events: %d keys, %s", v.Keys, mebibytes(v.Bytes))})
+	}
+	if e := d.External; e != nil {
+		out.Rows = append(out.Rows, status.Row{Name: e.Kind, State: "healthy", Detail: fmt.Sprintf("%s, revision %d", e.Address, e.Revision)})
+	}
+	return etcdRows(out, d.Etcd)
+}
+
+// etcdRows adds the rows of an etcd member.
+func etcdRows(out status.Section, e *etcd.Status) status.Section {
+	if e == nil {
+		return out
+	}
+	row := status.Row{Name: "etcd", State: "healthy", Detail: fmt.Sprintf("%s, %s of it in use, revision %d", mebibytes(e.FileBytes), mebibytes(e.InUseBytes), e.Revision)}
+	if len(e.Alarms) > 0 {
+		row.State, row.Detail = "unhealthy", fmt.Sprintf("alarms %v; %s", e.Alarms, row.Detail)
+	}
+	out.Rows = append(out.Rows, row)
+	for _, m := range e.Members {
+		row := status.Row{Name: "member " + m.Name, State: "follower", Detail: m.Peer}
+		switch {
+		case m.Leader:
+			row.State = "leader"
+		case m.Learner:
+			row.State = "learner"
+		}
+		if m.Self {
+			row.Detail += ", this server"
+		}
+		out.Rows = append(out.Rows, row)
+	}
 	return out
 }
 

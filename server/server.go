@@ -16,11 +16,16 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/external"
+	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/server/addons"
+	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -37,7 +42,10 @@ type Server struct {
 	pki       *pki.PKI
 	plane     *controlplane.ControlPlane
 	health    *controlplane.Health
+	snapshots *backup.Keeper
 	manifests atomic.Pointer[addons.Controller]
+
+	joined []etcd.Member // set before the parts run, on a server that joins others
 
 	mu    sync.Mutex
 	store datastore.Store // nil until it is open
@@ -90,6 +98,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.health.Register("datastore", s.checkDatastore)
+	if s.snapshots, err = s.keeper(); err != nil {
+		return nil, err
+	}
 	return s, ctx.Err()
 }
 
@@ -109,6 +120,7 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
 		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
+		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
 		{Name: "load-balancer", After: []string{"kube-apiserver"}, Run: s.runLoadBalancer},
 	}
 }
@@ -122,10 +134,7 @@ func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
 
 // runDatastore opens the datastore, tells the API server where it is, and serves it.
 func (s *Server) runDatastore(ctx context.Context, ready func()) error {
-	st, err := datastore.Open(ctx, datastore.Config{
-		Dir: s.dirs.DB(), Socket: s.dirs.DatastoreSocket(), VolatileSocket: s.dirs.VolatileSocket(),
-		Endpoint: s.cfg.DatastoreEndpoint, Log: s.log.With("component", "datastore"), Registerer: legacyregistry.Registerer(),
-	})
+	st, err := datastore.Open(ctx, s.datastoreConfig())
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -133,7 +142,32 @@ func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	s.store = st
 	s.mu.Unlock()
 	s.plane.APIServer.UseDatastore(st.Endpoint(), st.VolatileEndpoint())
+	tls := st.TLS()
+	s.plane.APIServer.UseDatastoreTLS(tls.CAFile, tls.CertFile, tls.KeyFile)
 	return st.Run(ctx, ready)
+}
+
+func (s *Server) datastoreConfig() datastore.Config {
+	return datastore.Config{
+		Dir: s.dirs.DB(), Socket: s.dirs.DatastoreSocket(), VolatileSocket: s.dirs.VolatileSocket(),
+		Endpoint: s.cfg.DatastoreEndpoint, Log: s.log.With("component", "datastore"), Registerer: legacyregistry.Registerer(),
+		TLS:         external.TLS{CAFile: s.cfg.DatastoreCA, CertFile: s.cfg.DatastoreCert, KeyFile: s.cfg.DatastoreKey},
+		ClusterInit: s.cfg.ClusterInit, Etcd: s.etcdConfig(),
+	}
+}
+
+// keeper makes the snapshots of this server.
+func (s *Server) keeper() (*backup.Keeper, error) {
+	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+	if err != nil {
+		return nil, err
+	}
+	return &backup.Keeper{Config: s.cfg.Snapshots, Dirs: s.dirs, Node: name, Log: s.log.With("component", "snapshots"), Source: func() snapshot.Source {
+		if st := s.datastore(); st != nil {
+			return st
+		}
+		return nil
+	}}, nil
 }
 
 func (s *Server) datastore() datastore.Store {
@@ -209,7 +243,7 @@ func (s *Server) settings() controlplane.Settings {
 	return controlplane.Settings{
 		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
-		ClusterIPRouting: !c.DisableAgent,
+		ClusterIPRouting: !c.DisableAgent, HighAvailability: datastore.Shared(s.datastoreConfig()),
 		Files: controlplane.Files{
 			ServerCA: p.CACert(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
 			ClientCA: p.CACert(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),

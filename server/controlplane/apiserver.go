@@ -124,12 +124,20 @@ func apiServerFlags(s Settings) flags {
 // It must be called before Run.
 func (a *APIServer) UseDatastore(endpoint, volatile string) {
 	if !given(a.settings.APIServerArgs, "etcd-servers") {
-		a.opts.Etcd.StorageConfig.Transport.ServerList = []string{endpoint}
+		a.opts.Etcd.StorageConfig.Transport.ServerList = strings.Split(endpoint, ",")
 	}
 	if volatile != "" && !given(a.settings.APIServerArgs, "etcd-servers-overrides") {
 		a.opts.Etcd.EtcdServersOverrides = []string{
 			"/events#" + volatile, "events.k8s.io/events#" + volatile, "coordination.k8s.io/leases#" + volatile,
 		}
+	}
+}
+
+// UseDatastoreTLS says with which files the datastore is reached, where it is not a socket. It must be
+// called before Run.
+func (a *APIServer) UseDatastoreTLS(ca, cert, key string) {
+	if t := &a.opts.Etcd.StorageConfig.Transport; ca != "" || cert != "" {
+		t.TrustedCAFile, t.CertFile, t.KeyFile = ca, cert, key
 	}
 }
 

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/agent"
+	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/datastore/snapshot"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/backup"
+)
+
+// snapshotCommand is `umiak snapshot`.
+func snapshotCommand() *cli.Command {
+	var sc server.Config
+	var ac agent.Config
+	var lc logging.Config
+	var own struct {
+		DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
+		RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
+		Backup  backup.Config
+	}
+	flags := func(more ...cli.Flag) []cli.Flag { return append(config.Flags(&own), more...) }
+	// with reads the settings, which are the server's, before f.
+	with := func(f func(c *cli.Context, log *slog.Logger) error) cli.ActionFunc {
+		return func(c *cli.Context) error {
+			if err := errors.Join(config.Load(c, &own, &sc, &ac, &lc), own.Backup.Validate()); err != nil {
+				return agentcli.BadConfig(err)
+			}
+			log, _, err := logging.Setup(lc, c.App.ErrWriter)
+			if err != nil {
+				return err
+			}
+			return f(c, log)
+		}
+	}
+	return &cli.Command{
+		Name:  "snapshot",
+		Usage: "save the cluster's state to a file, and restore it",
+		Description: "A snapshot holds the datastore, the authorities' keys, the encryption configuration and the tokens: all that is\n" +
+			"needed to bring the cluster back on a fresh machine. A server makes them by itself, see snapshot-schedule-cron.",
+		Subcommands: []*cli.Command{
+			{
+				Name: "save", Usage: "make a snapshot now", ArgsUsage: "[NAME]",
+				Description: "Asks the running server, or reads the datastore of a stopped one. Prints the file's name.\n\n  umiak snapshot save\n  umiak snapshot save before-upgrade",
+				Flags:       flags(),
+				Action: with(func(c *cli.Context, log *slog.Logger) error {
+					if c.NArg() > 1 {
+						return errors.New("snapshot save takes one name at most")
+					}
+					pass, err := own.Backup.Passphrase()
+					if err != nil {
+						return err
+					}
+					e, err := backup.Ask(c.Context, sc.Dirs(), c.Args().First(), pass)
+					if errors.Is(err, backup.ErrNotRunning) {
+						e, err = server.SaveStopped(c.Context, sc, log, c.Args().First())
+					}
+					if err != nil {
+						return err
+					}
+					fmt.Fprintln(c.App.Writer, e.Path)
+					return nil
+				}),
+			},
+			{
+				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder", Flags: flags(agentcli.Output()),
+				Action: with(func(c *cli.Context, _ *slog.Logger) error {
+					if err := agentcli.NoArgs(c); err != nil {
+						return err
+					}
+					all, err := snapshot.List(own.Backup.Folder(sc.Dirs()))
+					if err != nil {
+						return err
+					}
+					switch o := c.String("output"); o {
+					case "":
+						return printSnapshots(c, all)
+					case "json":
+						return printSnapshotsJSON(c, all)
+					default:
+						return fmt.Errorf("--output: %q is not json", o)
+					}
+				}),
+			},
+			{
+				Name: "restore", Usage: "put a snapshot in the place of this machine's server state", ArgsUsage: "FILE",
+				Description: "No server may run here; the data directory may be empty. All of the file is verified before anything is touched, and\n" +
+					"what was there is kept beside it. Then start the server as usual; with --cluster-init the state moves into etcd.\n\n" +
+					"  umiak snapshot restore /mnt/usb/scheduled-pi-20261125T000000Z" + snapshot.Suffix,
+				Flags: flags(),
+				Action: with(func(c *cli.Context, log *slog.Logger) error {
+					if c.NArg() != 1 {
+						return errors.New("which file? `umiak snapshot list` shows those in the folder")
+					}
+					pass, err := own.Backup.Passphrase()
+					if err != nil {
+						return err
+					}
+					r, err := snapshot.Restore(c.Context, c.Args().First(), pass, sc.Dirs(), log)
+					if errors.Is(err, snapshot.ErrEncrypted) || errors.Is(err, snapshot.ErrPassphrase) {
+						return fmt.Errorf("%w; give the right one with --snapshot-passphrase-file", err)
+					}
+					if err != nil {
+						return err
+					}
+					fmt.Fprintf(c.App.Writer, "Restored %d keys of %s, saved on %s at revision %d.\n", r.Keys, r.Node, r.Time.UTC().Format("2006-01-02 15:04:05"), r.Revision)
+					if r.Kept != "" {
+						fmt.Fprintf(c.App.Writer, "What was here before is in %s.\n", r.Kept)
+					}
+					fmt.Fprintf(c.App.Writer, "Start `umiak server` now. With --node-name %s this machine takes that node's pods over.\n", r.Node)
+					return nil
+				}),
+			},
+			{
+				Name: "prune", Usage: "remove all but the newest snapshots of a name", ArgsUsage: "[NAME]",
+				Description: "Keeps as many as snapshot-retention says. NAME is " + backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " + backup.OnDemand,
+				Flags:       flags(),
+				Action: with(func(c *cli.Context, _ *slog.Logger) error {
+					name := backup.Scheduled
+					if c.NArg() > 0 {
+						name = c.Args().First()
+					}
+					node, err := ac.Name()
+					if err != nil {
+						return err
+					}
+					removed, err := snapshot.Prune(own.Backup.Folder(sc.Dirs()), name, node, own.Backup.Retention)
+					for _, p := range removed {
+						fmt.Fprintf(c.App.Writer, "removed %s\n", p)
+					}
+					return err
+				}),
+			},
+		},
+	}
+}
+
+func printSnapshots(c *cli.Context, all []snapshot.Entry) error {
+	t := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tTIME\tKEYS\tREVISION\tSIZE\tDATASTORE\tREMARK")
+	for _, e := range all {
+		if e.Err != nil {
+			fmt.Fprintf(t, "%s\t\t\t\t\t\tunusable: %v\n", filepath.Base(e.Path), errors.Unwrap(e.Err))
+			continue
+		}
+		remark := e.Reason
+		if e.Encrypted {
+			remark += ", encrypted"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%.1f KiB\t%s\t%s\n", filepath.Base(e.Path), e.Time.UTC().Format("2006-01-02 15:04:05"), e.Keys, e.Revision, float64(e.Size)/1024, e.Backend, remark)
+	}
+	return t.Flush()
+}
+
+func printSnapshotsJSON(c *cli.Context, all []snapshot.Entry) error {
+	type line struct {
+		snapshot.Entry
+		Error string `json:"error,omitempty"`
+	}
+	out := make([]line, 0, len(all))
+	for _, e := range all {
+		l := line{Entry: e}
+		if e.Err != nil {
+			l.Error = e.Err.Error()
+		}
+		out = append(out, l)
+	}
+	enc := json.NewEncoder(c.App.Writer)
+	enc.SetIndent("", "  ")
+	return enc.Encode(out)
+}

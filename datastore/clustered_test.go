@@ -1,0 +1,187 @@
+package datastore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// startWith opens and serves a datastore.
+func startWith(t testing.TB, cfg datastore.Config) (_ datastore.Store, stop func()) {
+	t.Helper()
+	s, err := datastore.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done, ready := make(chan error, 1), make(chan struct{})
+	go func() { done <- s.Run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Cleanup(stop)
+	return s, stop
+}
+
+func etcdConfig(t testing.TB, dir string) etcd.Config {
+	t.Helper()
+	p, err := pki.Ensure(pki.Config{Dir: filepath.Join(dir, "pki")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, server := range map[string]bool{"s": true, "c": false} {
+		l := pki.Leaf{Name: name, CA: pki.EtcdCA, CertFile: p.File(name + ".crt"), KeyFile: p.File(name + ".key"), CommonName: "etcd", Server: server}
+		if server {
+			l.DNSNames = []string{etcd.PeerName}
+		}
+		if err := p.Add(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return etcd.Config{Name: "m1", Peer: l.Addr().String(), Cluster: "t", TLS: etcd.TLS{CA: p.CACert(pki.EtcdCA), ServerCert: p.File("s.crt"), ServerKey: p.File("s.key"), ClientCert: p.File("c.crt"), ClientKey: p.File("c.key")}}
+}
+
+func TestSQLiteMovesIntoEtcd(t *testing.T) {
+	dir := t.TempDir()
+	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})), Etcd: etcdConfig(t, dir)}
+	from, stop := startWith(t, cfg)
+	c := dial(t, from.Endpoint())
+	const n = 2500
+	done := make(chan error, n)
+	lease, err := c.Grant(t.Context(), 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		go func() {
+			key := fmt.Sprintf("/registry/x/%05d", i)
+			var opts []clientv3.OpOption
+			if i%10 == 0 {
+				opts = append(opts, clientv3.WithLease(lease.ID))
+			}
+			rev, err := storetest.Create(t.Context(), c, key, "1", opts...)
+			if err == nil && i%3 == 0 {
+				_, _, err = storetest.Update(t.Context(), c, key, "2", rev, opts...)
+			}
+			done <- err
+		}()
+	}
+	for range n {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease1 := dial(t, from.VolatileEndpoint())
+	vrev, err := storetest.Create(t.Context(), lease1, "/registry/leases/a", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := func(s datastore.Store) map[string]string {
+		t.Helper()
+		st, err := s.State(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]string{}
+		if err := s.Export(t.Context(), st.Revision, func(kv *mvccpb.KeyValue) error { out[string(kv.Key)] = kv.String(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	want := all(from)
+	st, _ := from.State(t.Context())
+	stop()
+
+	cfg.ClusterInit = true
+	// A start that is broken off half way leaves what there was.
+	broken, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := datastore.Open(broken, cfg); err == nil {
+		t.Fatal("moved although it was told to stop")
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "etcd.new", "out", "member"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	to, stop := startWith(t, cfg)
+	if got := all(to); len(got) != len(want) {
+		t.Fatalf("%d keys became %d", len(want), len(got))
+	} else {
+		for k, v := range want {
+			if got[k] != v {
+				t.Fatalf("%s became %s", v, got[k])
+			}
+		}
+	}
+	c = dial(t, to.Endpoint())
+	for _, rev := range []int64{st.Revision, vrev} {
+		for r := range c.Watch(t.Context(), "/registry/", clientv3.WithPrefix(), clientv3.WithRev(rev)) {
+			if !errors.Is(r.Err(), rpctypes.ErrCompacted) {
+				t.Fatalf("a watch from %d: %v", rev, r.Err())
+			}
+			break
+		}
+	}
+	if to.VolatileEndpoint() != "" {
+		t.Error("leases are in memory")
+	}
+	kept, _ := filepath.Glob(filepath.Join(cfg.Dir, "sqlite-before-etcd-*", "state.db"))
+	if len(kept) != 1 {
+		t.Errorf("kept %v", kept)
+	}
+	if s, err := to.Status(t.Context()); err != nil || s.Backend != "etcd" || len(s.Etcd.Members) != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	stop()
+
+	// It stays, whatever is set; and what a broken off start has left is cleared.
+	cfg.ClusterInit = false
+	if err := os.WriteFile(filepath.Join(cfg.Dir, "state.db-wal"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	to, _ = startWith(t, cfg)
+	if got := all(to); len(got) != len(want) {
+		t.Fatalf("%d keys after a restart", len(got))
+	}
+}
+
+func TestAClusterOfItsOwnDoesNotJoin(t *testing.T) {
+	dir := t.TempDir()
+	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.DiscardHandler), Etcd: etcdConfig(t, dir)}
+	_, stop := startWith(t, cfg)
+	stop()
+	cfg.Etcd.Join = []etcd.Member{{Name: "m1", Peer: cfg.Etcd.Peer}}
+	if _, err := datastore.Open(t.Context(), cfg); err == nil {
+		t.Fatal("joined")
+	}
+}

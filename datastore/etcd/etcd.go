@@ -1,0 +1,374 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+)
+
+// PeerName is the DNS name that every member's serving certificate has. It is what members verify, so an
+// address may change without a new certificate.
+const PeerName = "etcd.umiak"
+
+const (
+	// commitInterval is how often what is in the log already goes into the file of keys as well: one
+	// write in five seconds instead of ten a second, which flash feels. Reads do not wait for it.
+	commitInterval = 5 * time.Second
+	// history is how long old revisions stay readable, as kube-apiserver would ask for.
+	history = "5m"
+	// A raft snapshot after so many entries: they are kept in memory until then.
+	snapshotEntries = 5000
+	catchUpEntries  = 2500
+	// A quiet link of 20 ms with losses must not look like a lost leader; a lost one is replaced within
+	// four seconds.
+	heartbeat = 150
+	election  = 1500
+
+	quota = 2 << 30 // etcd's own default, said aloud
+
+	promotePause = 500 * time.Millisecond
+)
+
+// TLS are the files of a member: certificates of the etcd CA, to serve with and to call others with.
+type TLS struct {
+	CA                    string
+	ServerCert, ServerKey string // with the DNS name PeerName
+	ClientCert, ClientKey string
+}
+
+// Config says what the member is.
+type Config struct {
+	Dir    string // its files
+	Socket string // where it serves this machine; the folder becomes 0700
+	Name   string // of the server
+	// Peer is the address and port at which other members reach it, Listen where it listens if that differs.
+	Peer, Listen string
+	Cluster      string // tells clusters apart
+	TLS          TLS
+	// Join are the members of the cluster that has taken this one in, itself included; none for a new
+	// cluster. It counts only while the directory is empty.
+	Join []Member
+	// Reset makes a cluster of this member alone, out of what it has. For when a majority is lost.
+	Reset      bool
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Member is one member of the cluster.
+type Member struct {
+	ID      uint64 `json:"id,string"`
+	Name    string `json:"name"` // empty until it has started once
+	Peer    string `json:"peer"` // address and port
+	Learner bool   `json:"learner,omitempty"`
+	Leader  bool   `json:"leader,omitempty"`
+	Self    bool   `json:"self,omitempty"`
+}
+
+// Status is what there is to say about the member.
+type Status struct {
+	Revision    int64    `json:"revision"`
+	FileBytes   int64    `json:"fileBytes"`
+	InUseBytes  int64    `json:"inUseBytes"`
+	Learner     bool     `json:"learner,omitempty"`
+	HasLeader   bool     `json:"hasLeader"`
+	Alarms      []string `json:"alarms,omitempty"`
+	Members     []Member `json:"members"`
+	DefragError string   `json:"defragError,omitempty"`
+}
+
+// Exists says whether a directory holds a member.
+func Exists(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "member"))
+	return err == nil
+}
+
+// Server is a member. Create one with Open and end it with Close.
+type Server struct {
+	cfg     Config
+	etcd    *embed.Etcd
+	fatal   chan error
+	metrics prometheus.Collector
+	close   sync.Once
+	closing atomic.Bool
+
+	mu        sync.Mutex
+	defragErr error
+}
+
+// resetMark is there after a reset, until a start without one.
+const resetMark = "reset-done"
+
+// ErrResetTwice means that Reset was left on: members that joined since would be dropped again.
+var ErrResetTwice = errors.New("the cluster was reset already: start without cluster-reset")
+
+// Open starts the member. It may still have to find its cluster; see WaitReady.
+func Open(cfg Config) (_ *Server, err error) {
+	fail := func(err error) (*Server, error) { return nil, fmt.Errorf("open etcd in %s: %w", cfg.Dir, err) }
+	for _, dir := range []string{cfg.Dir, filepath.Dir(cfg.Socket)} {
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+			return fail(err)
+		}
+	}
+	if err := os.Remove(cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fail(err)
+	}
+	mark := filepath.Join(cfg.Dir, resetMark)
+	_, marked := os.Stat(mark)
+	switch {
+	case cfg.Reset && marked == nil:
+		return fail(ErrResetTwice)
+	case cfg.Reset && !Exists(cfg.Dir):
+		return fail(errors.New("there is no member to reset; restore a snapshot instead"))
+	case !cfg.Reset && marked == nil:
+		if err := os.Remove(mark); err != nil {
+			return fail(err)
+		}
+	}
+	s := &Server{cfg: cfg, fatal: make(chan error, 1)}
+	ec, err := s.embedConfig()
+	if err != nil {
+		return fail(err)
+	}
+	if s.etcd, err = embed.StartEtcd(ec); err != nil {
+		return fail(err)
+	}
+	if cfg.Registerer != nil {
+		s.metrics = newCollector()
+		if err := cfg.Registerer.Register(s.metrics); err != nil {
+			s.metrics = nil
+			cfg.Log.Warn("etcd has no metrics", "err", err)
+		}
+	}
+	return s, nil
+}
+
+func peerURL(address string) url.URL { return url.URL{Scheme: "https", Host: address} }
+
+func (s *Server) embedConfig() (*embed.Config, error) {
+	c, cfg := embed.NewConfig(), s.cfg
+	c.Name, c.Dir = cfg.Name, cfg.Dir
+	socket := url.URL{Scheme: "unix", Path: cfg.Socket}
+	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{socket}, []url.URL{socket}
+	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{peerURL(cfg.Peer)}, []url.URL{peerURL(cfg.Peer)}
+	if cfg.Listen != "" {
+		c.ListenPeerUrls = []url.URL{peerURL(cfg.Listen)}
+	}
+	c.PeerTLSInfo = transport.TLSInfo{
+		CertFile: cfg.TLS.ServerCert, KeyFile: cfg.TLS.ServerKey, ClientCertFile: cfg.TLS.ClientCert, ClientKeyFile: cfg.TLS.ClientKey,
+		TrustedCAFile: cfg.TLS.CA, ClientCertAuth: true, ServerName: PeerName,
+	}
+	c.InitialClusterToken = cfg.Cluster
+	c.InitialCluster = cfg.Name + "=" + c.AdvertisePeerUrls[0].String()
+	if len(cfg.Join) > 0 {
+		c.ClusterState = embed.ClusterStateFlagExisting
+		var all []string
+		found := false
+		for _, m := range cfg.Join {
+			name := m.Name
+			if m.Peer == cfg.Peer {
+				name, found = cfg.Name, true
+			} else if name == "" {
+				name = fmt.Sprintf("member-%x", m.ID) // it has not started yet; only its address counts
+			}
+			u := peerURL(m.Peer)
+			all = append(all, name+"="+u.String())
+		}
+		if !found {
+			return nil, fmt.Errorf("the cluster does not have this member's address %s", cfg.Peer)
+		}
+		c.InitialCluster = strings.Join(all, ",")
+	}
+	c.ForceNewCluster = cfg.Reset
+	c.TickMs, c.ElectionMs = heartbeat, election
+	c.BackendBatchInterval = commitInterval
+	c.BackendFreelistType = "map"
+	c.SnapshotCount, c.SnapshotCatchUpEntries = snapshotEntries, catchUpEntries
+	c.MaxWalFiles, c.MaxSnapFiles = 2, 2
+	c.QuotaBackendBytes = quota
+	if strconv.IntSize == 32 {
+		c.QuotaBackendBytes = 512 << 20 // the file is mapped into memory
+	}
+	c.MaxLearners = 3
+	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
+	c.EnableGRPCGateway = false
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.closing))
+	return c, nil
+}
+
+// Endpoint is for clients on this machine.
+func (s *Server) Endpoint() string { return "unix://" + s.cfg.Socket }
+
+// Run waits until the member takes writes, calls ready, and serves until ctx ends. It does not close.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	if err := s.becomeReady(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	ready()
+	run, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.maintain(run)
+	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.failed():
+		return err
+	}
+}
+
+// failed yields what ends the member without our asking.
+func (s *Server) failed() <-chan error {
+	c := make(chan error, 1)
+	go func() {
+		select {
+		case err := <-s.fatal:
+			c <- err
+		case err, ok := <-s.etcd.Err():
+			if ok {
+				c <- fmt.Errorf("serve etcd: %w", err)
+			}
+		case <-s.etcd.Server.StopNotify():
+			c <- errors.New("etcd stopped by itself: this member may have been removed from the cluster")
+		}
+	}()
+	return c
+}
+
+func (s *Server) becomeReady(ctx context.Context) error {
+	srv := s.etcd.Server
+	select {
+	case <-srv.ReadyNotify():
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-s.failed():
+		return err
+	}
+	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil {
+		return fmt.Errorf("etcd: %w", err)
+	}
+	if s.cfg.Reset {
+		if err := os.WriteFile(filepath.Join(s.cfg.Dir, resetMark), nil, 0o600); err != nil {
+			return fmt.Errorf("etcd: %w", err)
+		}
+	}
+	if srv.IsLearner() {
+		s.cfg.Log.Info("catching up with the cluster")
+		// The leader knows when we have caught up, and we only that it has promoted us.
+		for srv.IsLearner() {
+			if _, err := srv.PromoteMember(ctx, uint64(srv.MemberID())); err != nil {
+				s.cfg.Log.Debug("not promoted yet", "err", err)
+			}
+			if err := pause(ctx, promotePause); err != nil {
+				return err
+			}
+		}
+		s.cfg.Log.Info("this server is a full member of the cluster now")
+	}
+	return s.updateAddress(ctx)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// updateAddress tells the cluster where this member is now, if that has changed.
+func (s *Server) updateAddress(ctx context.Context) error {
+	srv := s.etcd.Server
+	u := peerURL(s.cfg.Peer)
+	want := []string{u.String()}
+	me := srv.Cluster().Member(srv.MemberID())
+	if me == nil || slices.Equal(me.PeerURLs, want) {
+		return nil
+	}
+	s.cfg.Log.Info("telling the cluster this server's new address", "old", me.PeerURLs, "new", want)
+	_, err := srv.UpdateMember(ctx, membership.Member{ID: srv.MemberID(), RaftAttributes: membership.RaftAttributes{PeerURLs: want}})
+	if err != nil {
+		return fmt.Errorf("tell the cluster the new address %s: %w", s.cfg.Peer, err)
+	}
+	return nil
+}
+
+// Close stops the member. If it leads, another one takes over first.
+func (s *Server) Close() error {
+	s.close.Do(func() {
+		if s.metrics != nil {
+			s.cfg.Registerer.Unregister(s.metrics)
+		}
+		s.closing.Store(true) // it reports each of its listeners as failed
+		s.etcd.Close()
+	})
+	return nil
+}
+
+// Revision is the newest that this member has.
+func (s *Server) Revision() int64 { return s.etcd.Server.KV().Rev() }
+
+const exportPage = 1000
+
+// Export visits every key as it is at a revision, in order. A key's lease is its number of seconds.
+func (s *Server) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyValue) error) error {
+	leases := map[int64]int64{}
+	for key := []byte{0}; ; {
+		r, err := s.etcd.Server.KV().Range(ctx, key, []byte{}, mvcc.RangeOptions{Limit: exportPage, Rev: rev})
+		if err != nil {
+			return fmt.Errorf("read keys from %q on: %w", key, err)
+		}
+		for i := range r.KVs {
+			kv := r.KVs[i]
+			if kv.Lease != 0 {
+				seconds, ok := leases[kv.Lease]
+				if !ok {
+					l, err := s.etcd.Server.LeaseTimeToLive(ctx, &etcdserverpb.LeaseTimeToLiveRequest{ID: kv.Lease})
+					if err != nil {
+						continue // it has ended, and so has its key
+					}
+					seconds = l.GrantedTTL
+					leases[kv.Lease] = seconds
+				}
+				kv.Lease = seconds
+			}
+			if err := visit(kv); err != nil {
+				return err
+			}
+			key = append(append(key[:0:0], kv.Key...), 0)
+		}
+		if len(r.KVs) < exportPage {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,102 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// zapLogger writes etcd's messages to log. etcd says at level info what interests its developers; that is
+// debug here. What it would end the process for goes to fatal instead.
+// Once closing is true, everything is.
+func zapLogger(log *slog.Logger, fatal chan<- error, closing *atomic.Bool) *zap.Logger {
+	if closing == nil {
+		closing = &atomic.Bool{}
+	}
+	return zap.New(core{log, closing}, zap.WithFatalHook(endGoroutine{fatal}))
+}
+
+// expected are complaints about what is meant to be as it is, or comes right by itself within seconds of a
+// start.
+var expected = map[string]bool{
+	"Running http and grpc server on single port. This is not recommended for production.": true,
+	"simple token is not cryptographically signed":                                         true,
+	"failed to update storage version":                                                     true,
+	"rejecting promote learner: learner is not ready":                                      true,
+}
+
+// endGoroutine is what becomes of a wish to end the process.
+type endGoroutine struct{ fatal chan<- error }
+
+// OnWrite is part of zap's hook.
+func (e endGoroutine) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) {
+	attrs := encode(fields)
+	select {
+	case e.fatal <- fmt.Errorf("etcd: %s %v", ce.Message, attrs):
+	default:
+	}
+	runtime.Goexit()
+}
+
+// core is a zapcore.Core on a slog.Logger.
+type core struct {
+	log     *slog.Logger
+	closing *atomic.Bool
+}
+
+func (c core) level(l zapcore.Level) slog.Level {
+	switch {
+	case c.closing.Load():
+		return slog.LevelDebug
+	case l >= zapcore.ErrorLevel:
+		return slog.LevelError
+	case l == zapcore.WarnLevel:
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
+}
+
+// Enabled is part of zapcore.Core.
+func (c core) Enabled(l zapcore.Level) bool { return c.log.Enabled(context.Background(), c.level(l)) }
+
+// With is part of zapcore.Core.
+func (c core) With(fields []zapcore.Field) zapcore.Core {
+	return core{c.log.With(encode(fields)...), c.closing}
+}
+
+// Check is part of zapcore.Core.
+func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if expected[e.Message] {
+		return ce
+	}
+	if c.Enabled(e.Level) || e.Level >= zapcore.DPanicLevel {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+// Write is part of zapcore.Core.
+func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	c.log.Log(context.Background(), c.level(e.Level), e.Message, encode(fields)...)
+	return nil
+}
+
+// Sync is part of zapcore.Core.
+func (c core) Sync() error { return nil }
+
+func encode(fields []zapcore.Field) []any {
+	m := zapcore.NewMapObjectEncoder()
+	out := make([]any, 0, 2*len(fields))
+	for _, f := range fields {
+		f.AddTo(m)
+		if v, ok := m.Fields[f.Key]; ok {
+			out = append(out, f.Key, v)
+		}
+	}
+	return out
+}

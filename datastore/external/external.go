@@ -1,0 +1,331 @@
+package external
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/generic"
+	"github.com/k3s-io/kine/pkg/drivers/mysql"
+	"github.com/k3s-io/kine/pkg/drivers/nats"
+	"github.com/k3s-io/kine/pkg/drivers/pgsql"
+	"github.com/k3s-io/kine/pkg/server"
+	"github.com/k3s-io/kine/pkg/tls"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+)
+
+// TLS are files with which a client proves itself and whom it trusts.
+type TLS struct{ CAFile, CertFile, KeyFile string }
+
+// Config says where the database is.
+type Config struct {
+	Endpoint        string
+	TLS             TLS
+	Log             *slog.Logger
+	Registerer      prometheus.Registerer
+	EmulatedVersion string // the etcd that kine says it is
+	Progress        time.Duration
+}
+
+// Status is what there is to say about the database.
+type Status struct {
+	Kind     string `json:"kind"`
+	Address  string `json:"address"` // without user and password
+	Revision int64  `json:"revision"`
+}
+
+// kinds are the schemes and what they stand for.
+var kinds = map[string]string{
+	"http": "etcd", "https": "etcd", "postgres": "PostgreSQL", "postgresql": "PostgreSQL", "mysql": "MySQL", "nats": "NATS",
+}
+
+// Kind says what an endpoint is, or what is wrong with it.
+func Kind(endpoint string) (string, error) {
+	scheme, rest, ok := strings.Cut(endpoint, "://")
+	kind := kinds[scheme]
+	if !ok || kind == "" {
+		return "", errors.New("it does not begin with one of https://, http://, postgres://, mysql://, nats://")
+	}
+	if kind == "etcd" {
+		for e := range strings.SplitSeq(endpoint, ",") {
+			u, err := url.Parse(e)
+			if err != nil || u.Host == "" || u.Scheme != scheme || u.User != nil {
+				return "", errors.New("addresses of etcd are all http://HOST:PORT or all https://HOST:PORT, with commas between them")
+			}
+		}
+	} else if rest == "" {
+		return "", errors.New("it has no address")
+	}
+	return kind, nil
+}
+
+// userInfo is what stands before the @ of an address.
+var userInfo = regexp.MustCompile(`//[^/]*@`)
+
+// Address is the endpoint without what is secret in it.
+func Address(endpoint string) string {
+	scheme, rest, _ := strings.Cut(endpoint, "://")
+	if kinds[scheme] == "etcd" {
+		return endpoint
+	}
+	rest, _, _ = strings.Cut(rest, "?")
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		rest = rest[i+1:]
+	}
+	return scheme + "://" + rest
+}
+
+// scrub takes everything that is secret in the endpoint out of an error's text.
+func (c Config) scrub(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	_, dsn, _ := strings.Cut(c.Endpoint, "://")
+	secrets := []string{c.Endpoint, dsn}
+	if i := strings.LastIndexByte(dsn, '@'); i >= 0 {
+		if _, password, ok := strings.Cut(dsn[:i], ":"); ok {
+			secrets = append(secrets, password)
+			if p, err := url.PathUnescape(password); err == nil {
+				secrets = append(secrets, p)
+			}
+		}
+	}
+	if _, query, ok := strings.Cut(dsn, "?"); ok {
+		if q, err := url.ParseQuery(query); err == nil {
+			secrets = append(secrets, q["password"]...)
+		}
+	}
+	clean := text
+	for _, s := range secrets {
+		if len(s) > 0 {
+			clean = strings.ReplaceAll(clean, s, "xxxxx")
+		}
+	}
+	if clean = userInfo.ReplaceAllString(clean, "//xxxxx@"); clean == text {
+		return err
+	}
+	return errors.New(clean)
+}
+
+// Store is an open database.
+type Store struct {
+	cfg     Config
+	kind    string
+	backend server.Backend // nil where it is etcd
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	socket  string
+
+	mu     sync.Mutex
+	client *clientv3.Client
+}
+
+// Open connects. A database that is not there yet is waited for.
+func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
+	kind, err := Kind(cfg.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("datastore-endpoint: %w", err)
+	}
+	s := &Store{cfg: cfg, kind: kind, socket: socket}
+	// The driver works until the last client is gone, which is later than ctx.
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if kind == "etcd" {
+		return s, nil
+	}
+	stop := context.AfterFunc(ctx, s.cancel) // while it connects
+	s.backend, err = s.connect()
+	if stop(); err != nil {
+		s.cancel()
+		return nil, fmt.Errorf("open %s at %s: %w", kind, Address(cfg.Endpoint), cfg.scrub(err))
+	}
+	return s, nil
+}
+
+// connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.
+func (s *Store) connect() (server.Backend, error) {
+	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
+	drive := map[string]drivers.Constructor{"PostgreSQL": pgsql.New, "MySQL": mysql.New, "NATS": nats.New}[s.kind]
+	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
+		MetricsRegisterer: s.cfg.Registerer, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
+		ConnectionPoolConfig:  generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
+		BackendTLSConfig:      tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile, KeyFile: s.cfg.TLS.KeyFile},
+		CompactInterval:       5 * time.Minute, // kube-apiserver does not ask for it
+		CompactIntervalJitter: 5, CompactTimeout: 5 * time.Second, CompactMinRetain: 1000, CompactBatchSize: 1000,
+		PollInterval: time.Second, PollBatchSize: 500,
+	})
+	return b, err
+}
+
+// Endpoint is for kube-apiserver.
+func (s *Store) Endpoint() string {
+	if s.backend == nil {
+		return s.cfg.Endpoint
+	}
+	return "unix://" + s.socket
+}
+
+// TLS are the files for Endpoint.
+func (s *Store) TLS() TLS {
+	if s.backend == nil {
+		return s.cfg.TLS
+	}
+	return TLS{}
+}
+
+// Run serves on l until ctx ends; with etcd, it waits until that answers.
+func (s *Store) Run(ctx context.Context, l net.Listener, ready func()) (err error) {
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.client != nil {
+			err = errors.Join(err, s.client.Close())
+		}
+	}()
+	defer s.wg.Wait()
+	defer s.cancel()
+	if s.backend == nil {
+		return s.await(ctx, ready)
+	}
+	if err := s.backend.Start(s.ctx); err != nil {
+		return fmt.Errorf("start %s: %w", s.kind, s.cfg.scrub(err))
+	}
+	g := grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+		grpc.MaxRecvMsgSize(2<<20),
+		grpc.MaxSendMsgSize(1<<31-1),
+	)
+	server.New(s.backend, "unix", s.cfg.Progress, s.cfg.EmulatedVersion).Register(g)
+	failed := make(chan error, 1)
+	go func() { failed <- g.Serve(l) }()
+	ready()
+	select {
+	case <-ctx.Done():
+		g.Stop()
+		<-failed
+		return nil
+	case err := <-failed:
+		return fmt.Errorf("serve datastore: %w", err)
+	}
+}
+
+// await calls ready when etcd answers.
+func (s *Store) await(ctx context.Context, ready func()) error {
+	for said := false; ; said = true {
+		_, err := s.Revision(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !said {
+			s.cfg.Log.Warn("waiting for etcd", "address", s.cfg.Endpoint, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second): // it does not tell when it is back
+		}
+	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+func (s *Store) dial() (*clientv3.Client, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client != nil {
+		return s.client, nil
+	}
+	c := clientv3.Config{Endpoints: strings.Split(s.Endpoint(), ","), DialTimeout: 5 * time.Second, Logger: zap.NewNop()}
+	if t := s.TLS(); t != (TLS{}) {
+		info := transport.TLSInfo{CertFile: t.CertFile, KeyFile: t.KeyFile, TrustedCAFile: t.CAFile}
+		var err error
+		if c.TLS, err = info.ClientConfig(); err != nil {
+			return nil, fmt.Errorf("read datastore-cafile, datastore-certfile, datastore-keyfile: %w", err)
+		}
+	}
+	var err error
+	s.client, err = clientv3.New(c)
+	return s.client, err
+}
+
+// Revision is the newest.
+func (s *Store) Revision(ctx context.Context) (int64, error) {
+	c, err := s.dial()
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := c.Get(ctx, "/registry/health")
+	if err != nil {
+		return 0, fmt.Errorf("ask %s at %s: %w", s.kind, Address(s.cfg.Endpoint), s.cfg.scrub(err))
+	}
+	return r.Header.Revision, nil
+}
+
+// Status returns the state at this moment.
+func (s *Store) Status(ctx context.Context) (Status, error) {
+	rev, err := s.Revision(ctx)
+	return Status{Kind: s.kind, Address: Address(s.cfg.Endpoint), Revision: rev}, err
+}
+
+const exportPage = 1000
+
+// Export visits kube-apiserver's keys as they are at a revision; what else is in the database stays there.
+func (s *Store) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyValue) error) error {
+	c, err := s.dial()
+	if err != nil {
+		return err
+	}
+	leases := map[int64]int64{}
+	const prefix, end = "/registry/", "/registry0"
+	for key := prefix; ; {
+		r, err := c.Get(ctx, key, clientv3.WithRange(end), clientv3.WithRev(rev), clientv3.WithLimit(exportPage), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+		if err != nil {
+			return fmt.Errorf("read keys from %q on: %w", key, s.cfg.scrub(err))
+		}
+		for _, kv := range r.Kvs {
+			if s.backend == nil && kv.Lease != 0 { // kine's leases are seconds
+				seconds, ok := leases[kv.Lease]
+				if !ok {
+					l, err := c.TimeToLive(ctx, clientv3.LeaseID(kv.Lease))
+					if err != nil {
+						return fmt.Errorf("read lease: %w", s.cfg.scrub(err))
+					}
+					seconds = max(l.GrantedTTL, 0)
+					leases[kv.Lease] = seconds
+				}
+				kv.Lease = seconds
+			}
+			kv.Version = max(kv.Version, 1) // not kept by all of kine's drivers
+			if err := visit(kv); err != nil {
+				return err
+			}
+		}
+		if !r.More {
+			return nil
+		}
+		key = string(slices.Concat(r.Kvs[len(r.Kvs)-1].Key, []byte{0}))
+	}
+}

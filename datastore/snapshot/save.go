@@ -1,0 +1,352 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// Suffix ends the names of snapshots.
+const Suffix = ".umiak-snapshot"
+
+// State is where a datastore is.
+type State struct {
+	Backend  string
+	Revision int64
+	Epoch    int64
+}
+
+// Source is a datastore that can be saved.
+type Source interface {
+	State(ctx context.Context) (State, error)
+	// Export visits every key as it is at the revision. Leases are numbers of seconds.
+	Export(ctx context.Context, revision int64, visit func(*mvccpb.KeyValue) error) error
+}
+
+// Save is what a snapshot is made of and where it goes.
+type Save struct {
+	Dir        string // made if it is missing
+	Name       string // first part of the file's name
+	Server     string // the server's folder, whose keys are taken along
+	Source     Source
+	Passphrase string
+	Node       string
+	Version    string
+	Reason     string
+	// OnlyChanged makes no file when the newest snapshot in Dir holds the same already.
+	OnlyChanged bool
+	Now         time.Time
+}
+
+// Entry is a snapshot in a folder. Err says why a file with the name of one is none.
+type Entry struct {
+	Info
+	Path string `json:"path"`
+	Err  error  `json:"-"`
+}
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
+
+// Run makes the snapshot, or returns nil when there is nothing new to save.
+func (c Save) Run(ctx context.Context) (*Entry, error) {
+	if !validName.MatchString(c.Name) || !validName.MatchString(c.Node) {
+		return nil, fmt.Errorf("save snapshot: the name %q is not made of letters, digits, dots, dashes and underscores", c.Name)
+	}
+	files, err := Files(c.Server)
+	if err != nil {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	cluster, err := Cluster(files)
+	if err != nil {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	st, err := c.Source.State(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	if c.OnlyChanged {
+		same, err := c.unchanged(ctx, st, cluster, files)
+		if same || err != nil {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	m := Manifest{Cluster: cluster, Node: c.Node, Version: c.Version, Time: c.Now.UTC().Truncate(time.Second),
+		Backend: st.Backend, Revision: st.Revision, Epoch: st.Epoch, Reason: c.Reason}
+	e, err := c.write(ctx, m, files)
+	if err != nil {
+		return nil, fmt.Errorf("save snapshot in %s: %w", c.Dir, err)
+	}
+	return e, nil
+}
+
+// tempPattern are files that are not complete.
+const tempPattern = ".snapshot-*.tmp"
+
+func (c Save) write(ctx context.Context, m Manifest, files []File) (_ *Entry, err error) {
+	tmp, err := os.CreateTemp(c.Dir, tempPattern) // 0600
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		_ = tmp.Close() // a second time where it went well
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp.Name()))
+		}
+	}()
+	w, err := NewWriter(tmp, m, c.Passphrase)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		if err := w.File(f); err != nil {
+			return nil, err
+		}
+	}
+	err = c.Source.Export(ctx, m.Revision, func(kv *mvccpb.KeyValue) error {
+		if Volatile(kv.Key) {
+			return nil
+		}
+		return w.Key(kv)
+	})
+	if err != nil {
+		return nil, err
+	}
+	counts, err := w.Close()
+	if err != nil {
+		return nil, err
+	}
+	st, err := tmp.Stat()
+	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
+		return nil, err
+	}
+	m.Encrypted = c.Passphrase != ""
+	e := &Entry{Info: Info{Manifest: m, Counts: counts, Size: st.Size(), Fingerprint: w.print.Sum()}}
+	if e.Path, err = place(tmp.Name(), filepath.Join(c.Dir, c.Name+"-"+c.Node+"-"+m.Time.Format("20060102T150405Z"))); err != nil {
+		return nil, err
+	}
+	return e, atomicfile.SyncDir(c.Dir)
+}
+
+// place gives a complete file a name that is free.
+func place(tmp, base string) (string, error) {
+	for i := 0; ; i++ {
+		path := base + Suffix
+		if i > 0 {
+			path = fmt.Sprintf("%s-%d%s", base, i, Suffix)
+		}
+		// Links, unlike renames, replace nothing; not every file system has them.
+		err := os.Link(tmp, path)
+		switch {
+		case err == nil:
+			return path, os.Remove(tmp)
+		case errors.Is(err, fs.ErrExist):
+			continue
+		}
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		return path, os.Rename(tmp, path)
+	}
+}
+
+// unchanged says whether the newest snapshot of this cluster in the folder would be written again. It
+// reads the datastore where that is needed to tell, and writes nothing.
+func (c Save) unchanged(ctx context.Context, st State, cluster string, files []File) (bool, error) {
+	all, err := List(c.Dir)
+	if err != nil {
+		return false, err
+	}
+	i := slices.IndexFunc(all, func(e Entry) bool { return e.Err == nil && e.Cluster == cluster })
+	if i < 0 || all[i].Encrypted != (c.Passphrase != "") {
+		return false, nil
+	}
+	print := NewFingerprint()
+	for _, f := range files {
+		print.File(f)
+	}
+	err = c.Source.Export(ctx, st.Revision, func(kv *mvccpb.KeyValue) error {
+		if !Volatile(kv.Key) {
+			print.Key(kv)
+		}
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("compare with the last snapshot: %w", err)
+	}
+	return bytes.Equal(print.Sum(), all[i].Fingerprint), nil
+}
+
+// List returns the snapshots in a folder, the newest first, and what merely has the name of one last. A
+// folder that is not there holds none.
+func List(dir string) ([]Entry, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*"+Suffix))
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	var out []Entry
+	for _, p := range names {
+		info, err := Inspect(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // pruned meanwhile
+		}
+		out = append(out, Entry{Info: info, Path: p, Err: err})
+	}
+	slices.SortFunc(out, func(a, b Entry) int {
+		switch {
+		case (a.Err == nil) != (b.Err == nil):
+			if a.Err == nil {
+				return -1
+			}
+			return 1
+		case !a.Time.Equal(b.Time):
+			return b.Time.Compare(a.Time)
+		}
+		return strings.Compare(b.Path, a.Path)
+	})
+	return out, nil
+}
+
+// Prune removes all but the newest keep snapshots that Save made under the name on the node, and what
+// unfinished ones left. It returns what it removed.
+func Prune(dir, name, node string, keep int) ([]string, error) {
+	all, err := List(dir)
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	var errs []error
+	for _, e := range all {
+		if e.Err != nil || e.Node != node || !strings.HasPrefix(filepath.Base(e.Path), name+"-"+node+"-") {
+			continue // not ours to judge
+		}
+		if keep > 0 {
+			keep--
+			continue
+		}
+		if err := os.Remove(e.Path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, e.Path)
+	}
+	left, _ := filepath.Glob(filepath.Join(dir, tempPattern))
+	for _, p := range left {
+		// One that is being written now is younger.
+		if st, err := os.Stat(p); err == nil && time.Since(st.ModTime()) > time.Hour {
+			errs = append(errs, os.Remove(p))
+		}
+	}
+	if len(removed) > 0 {
+		errs = append(errs, atomicfile.SyncDir(dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return removed, fmt.Errorf("prune snapshots: %w", err)
+	}
+	return removed, nil
+}
+
+// Files reads what a snapshot takes along from the server's folder: authorities, the ServiceAccount key,
+// the encryption configuration, tokens, and the user's manifests. What can be made anew from them, such as
+// leaf certificates, is left out.
+func Files(server string) ([]File, error) {
+	var out []File
+	take := func(name string) error {
+		path := filepath.Join(server, filepath.FromSlash(name))
+		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if st.Size() > maxFile {
+			return fmt.Errorf("%s has %d bytes; a snapshot takes files of at most %d", path, st.Size(), maxFile)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		out = append(out, File{Name: name, Mode: st.Mode().Perm(), Data: data})
+		return nil
+	}
+	for _, name := range []string{"encryption-config.yaml", "token", "agent-token"} {
+		if err := take(name); err != nil {
+			return nil, err
+		}
+	}
+	for _, dir := range []string{"pki", "manifests"} {
+		err := filepath.WalkDir(filepath.Join(server, dir), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil || !d.Type().IsRegular() || strings.HasPrefix(d.Name(), ".") {
+				return err
+			}
+			rel, err := filepath.Rel(server, path)
+			if err != nil {
+				return err
+			}
+			if dir == "pki" && leaf(path) {
+				return nil
+			}
+			return take(filepath.ToSlash(rel))
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// leaf says whether a file of the PKI folder is a leaf's certificate or the key beside one.
+func leaf(path string) bool {
+	raw, err := os.ReadFile(strings.TrimSuffix(path, filepath.Ext(path)) + ".crt")
+	if err != nil {
+		return false
+	}
+	b, _ := pem.Decode(raw)
+	if b == nil {
+		return false
+	}
+	c, err := x509.ParseCertificate(b.Bytes)
+	return err == nil && !c.IsCA
+}
+
+// Cluster is how a cluster is told from others: the hash of its server CA's public key.
+func Cluster(files []File) (string, error) {
+	for _, f := range files {
+		if f.Name != "pki/server-ca.crt" {
+			continue
+		}
+		b, _ := pem.Decode(f.Data)
+		if b == nil {
+			return "", errors.New("server-ca.crt holds no certificate")
+		}
+		c, err := x509.ParseCertificate(b.Bytes)
+		if err != nil {
+			return "", fmt.Errorf("server-ca.crt: %w", err)
+		}
+		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+		return hex.EncodeToString(sum[:]), nil
+	}
+	return "", errors.New("there is no server-ca.crt: no server has run here yet")
+}

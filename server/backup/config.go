@@ -1,0 +1,70 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// Config is what a user may set.
+type Config struct {
+	Schedule       string `key:"snapshot-schedule-cron" default:"0 */12 * * *" usage:"when to save the datastore, in cron's notation; nothing is written when nothing changed"`
+	Retention      int    `key:"snapshot-retention" default:"5" usage:"how many scheduled snapshots to keep"`
+	Dir            string `key:"snapshot-dir" usage:"folder for snapshots (default: server/snapshots in data-dir)"`
+	PassphraseFile string `key:"snapshot-passphrase-file" usage:"file with the passphrase that encrypts snapshots (default: not encrypted)"`
+	Disable        bool   `key:"disable-snapshots" usage:"make no scheduled snapshots"`
+}
+
+// Validate returns all that is wrong.
+func (c Config) Validate() error {
+	var errs []error
+	if _, err := parse(c.Schedule); err != nil {
+		errs = append(errs, fmt.Errorf("snapshot-schedule-cron: %q: %w; five fields such as %q are meant", c.Schedule, err, "0 */12 * * *"))
+	}
+	if c.Retention < 1 {
+		errs = append(errs, fmt.Errorf("snapshot-retention: %d: at least one has to be kept; set disable-snapshots to have none", c.Retention))
+	}
+	for key, p := range map[string]string{"snapshot-dir": c.Dir, "snapshot-passphrase-file": c.PassphraseFile} {
+		if p != "" && !filepath.IsAbs(p) {
+			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", key, p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Folder is where snapshots lie.
+func (c Config) Folder(d layout.Dirs) string {
+	if c.Dir != "" {
+		return c.Dir
+	}
+	return filepath.Join(d.Server(), "snapshots")
+}
+
+const maxPassphrase = 4096
+
+// Passphrase reads the file, without the end of its line.
+func (c Config) Passphrase() (string, error) {
+	if c.PassphraseFile == "" {
+		return "", nil
+	}
+	st, err := os.Stat(c.PassphraseFile)
+	if err == nil && st.Size() > maxPassphrase {
+		err = fmt.Errorf("%s has %d bytes, a passphrase at most %d", c.PassphraseFile, st.Size(), maxPassphrase)
+	}
+	var raw []byte
+	if err == nil {
+		raw, err = os.ReadFile(c.PassphraseFile)
+	}
+	if err != nil {
+		return "", fmt.Errorf("snapshot-passphrase-file: %w", err)
+	}
+	p := strings.TrimRight(string(raw), "\r\n")
+	if p == "" {
+		return "", fmt.Errorf("snapshot-passphrase-file: %s is empty", c.PassphraseFile)
+	}
+	return p, nil
+}

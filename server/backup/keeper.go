@@ -1,0 +1,211 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/umiak-io/umiak/datastore/snapshot"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/internal/version"
+)
+
+const (
+	// Scheduled begins the names of snapshots that the schedule makes, and prunes.
+	Scheduled = "scheduled"
+	// OnDemand begins the names of others, unless they are given one.
+	OnDemand = "on-demand"
+
+	// settle is how long after a start a snapshot that is overdue is made.
+	settle = 10 * time.Minute
+	// look is how often the clock is looked at: it may be set while we wait.
+	look = 15 * time.Minute
+)
+
+// Keeper makes the snapshots of one server.
+type Keeper struct {
+	Config Config
+	Dirs   layout.Dirs
+	Node   string
+	// Source returns the datastore, nil while it is not open.
+	Source func() snapshot.Source
+	Log    *slog.Logger
+	Now    func() time.Time
+
+	saving sync.Mutex // one snapshot at a time
+
+	mu      sync.Mutex
+	next    time.Time
+	lastErr error
+}
+
+// parse reads a schedule in the notation of cron.
+func parse(s string) (cron.Schedule, error) { return cron.ParseStandard(s) }
+
+var errNotOpen = errors.New("the datastore is not open yet")
+
+// Save makes a snapshot now. The name is OnDemand if empty; the passphrase that of the configuration.
+func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*snapshot.Entry, error) {
+	if name == "" {
+		name = OnDemand
+	}
+	if name == Scheduled {
+		return nil, fmt.Errorf("the name %q is for the schedule's snapshots, which are pruned; choose another", name)
+	}
+	return k.save(ctx, name, passphrase, false)
+}
+
+func (k *Keeper) save(ctx context.Context, name, passphrase string, scheduled bool) (*snapshot.Entry, error) {
+	k.saving.Lock()
+	defer k.saving.Unlock()
+	src := k.Source()
+	if src == nil {
+		return nil, errNotOpen
+	}
+	if passphrase == "" {
+		var err error
+		if passphrase, err = k.Config.Passphrase(); err != nil {
+			return nil, err
+		}
+	}
+	reason := "on-demand"
+	if scheduled {
+		reason = "schedule"
+	}
+	return snapshot.Save{
+		Dir: k.Config.Folder(k.Dirs), Name: name, Server: k.Dirs.Server(), Source: src, Passphrase: passphrase,
+		Node: k.Node, Version: version.Version, Reason: reason, OnlyChanged: scheduled, Now: k.now(),
+	}.Run(ctx)
+}
+
+func (k *Keeper) now() time.Time {
+	if k.Now == nil {
+		return time.Now()
+	}
+	return k.Now()
+}
+
+// Run answers `umiak snapshot save` and follows the schedule, until ctx ends.
+func (k *Keeper) Run(ctx context.Context, ready func()) error {
+	stop, err := k.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	ready()
+	if k.Config.Disable {
+		<-ctx.Done()
+		return nil
+	}
+	schedule, err := parse(k.Config.Schedule)
+	if err != nil {
+		return fmt.Errorf("snapshot-schedule-cron: %w", err)
+	}
+	due := k.first(schedule)
+	for {
+		k.note(due, nil)
+		if !k.wait(ctx, due) {
+			return nil
+		}
+		k.scheduled(ctx)
+		due = schedule.Next(k.now())
+	}
+}
+
+// first is when the first snapshot of this run is due: as the schedule says, or soon where one was missed
+// because the machine was off, or there is none yet.
+func (k *Keeper) first(schedule cron.Schedule) time.Time {
+	now := k.now()
+	next := schedule.Next(now)
+	all, err := snapshot.List(k.Config.Folder(k.Dirs))
+	if err == nil && len(all) > 0 && all[0].Err == nil && !schedule.Next(all[0].Time).Before(now) {
+		return next
+	}
+	if soon := now.Add(settle); soon.Before(next) {
+		return soon
+	}
+	return next
+}
+
+// wait returns true at the time, by the clock of the machine, and false when ctx has ended.
+func (k *Keeper) wait(ctx context.Context, until time.Time) bool {
+	for {
+		d := until.Sub(k.now())
+		if d <= 0 {
+			return true
+		}
+		t := time.NewTimer(min(d, look))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return false
+		case <-t.C:
+		}
+	}
+}
+
+func (k *Keeper) scheduled(ctx context.Context) {
+	e, err := k.save(ctx, Scheduled, "", true)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
+		k.Log.Error("cannot save a snapshot; trying again as scheduled", "err", err)
+	case e == nil:
+		k.Log.Debug("nothing changed since the last snapshot")
+	default:
+		k.Log.Info("saved a snapshot", "file", e.Path, "keys", e.Keys, "bytes", e.Size)
+	}
+	k.note(time.Time{}, err)
+	if err == nil {
+		if _, err := snapshot.Prune(k.Config.Folder(k.Dirs), Scheduled, k.Node, k.Config.Retention); err != nil {
+			k.Log.Warn("cannot prune snapshots", "err", err)
+		}
+	}
+}
+
+// note remembers for status: when the next one is due, or how the last one ended.
+func (k *Keeper) note(next time.Time, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !next.IsZero() {
+		k.next = next
+		return
+	}
+	k.lastErr = err
+}
+
+// Section is what `umiak status` shows.
+func (k *Keeper) Section(context.Context) status.Section {
+	out := status.Section{Name: "Snapshots"}
+	all, err := snapshot.List(k.Config.Folder(k.Dirs))
+	k.mu.Lock()
+	next, lastErr := k.next, k.lastErr
+	k.mu.Unlock()
+	good := 0
+	for _, e := range all {
+		if e.Err == nil {
+			good++
+			continue
+		}
+		out.Rows = append(out.Rows, status.Row{Name: "snapshot", State: "unusable", Detail: e.Err.Error()})
+	}
+	row := status.Row{Name: "snapshots", State: fmt.Sprint(good), Detail: "none yet"}
+	if good > 0 {
+		row.Detail = "newest of " + all[0].Time.UTC().Format("2006-01-02 15:04")
+	}
+	if !next.IsZero() {
+		row.Detail += ", next " + next.UTC().Format("2006-01-02 15:04")
+	}
+	if err := errors.Join(err, lastErr); err != nil {
+		row.State, row.Detail = "failing", err.Error()
+	}
+	out.Rows = append(out.Rows, row)
+	return out
+}
