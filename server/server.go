@@ -18,10 +18,12 @@ import (
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -37,6 +39,7 @@ type Server struct {
 	pki       *pki.PKI
 	plane     *controlplane.ControlPlane
 	health    *controlplane.Health
+	join      *join.API
 	manifests atomic.Pointer[addons.Controller]
 
 	mu    sync.Mutex
@@ -89,6 +92,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	if err != nil {
 		return nil, err
 	}
+	if s.join, err = s.newJoinAPI(); err != nil {
+		return nil, err
+	}
+	s.plane.APIServer.Front(joinapi.Prefix, s.join)
 	s.health.Register("datastore", s.checkDatastore)
 	return s, ctx.Err()
 }
@@ -110,6 +117,7 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
 		{Name: "load-balancer", After: []string{"kube-apiserver"}, Run: s.runLoadBalancer},
+		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}
 }
 

@@ -51,8 +51,17 @@ type NodeResponse struct {
 	Kubelet  string `json:"kubelet"`
 	Agent    string `json:"agent"`
 	Serving  string `json:"serving"`
+	// LifetimeSeconds is how long the certificates were made to last. They do not say it themselves: they
+	// are good from 1970 on, so that a clock that is behind does no harm.
+	LifetimeSeconds int64 `json:"lifetimeSeconds"`
 	// Servers are the addresses of all servers, as HOST:PORT.
 	Servers []string `json:"servers"`
+}
+
+// Node is what a node says of itself when it joins.
+type Node struct {
+	Name string
+	IPs  []string
 }
 
 // Cluster is what a node learns from the cluster when it joins. It holds no secret: keys and

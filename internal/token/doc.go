@@ -3,5 +3,6 @@
 //
 //	um1.<hex sha256 of the server CA's SubjectPublicKeyInfo>.<id>.<secret>
 //
-// Servers, agents and the command line use it. It imports nothing of umiak but wallclock.
+// Servers, agents and the command line use it. It imports nothing of umiak but
+// wallclock and atomicfile.
 package token

@@ -8,9 +8,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
+	"os"
 	"regexp"
 	"strings"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
 // Kind is what a token lets a machine do.
@@ -137,9 +142,6 @@ func New(ca, id string) Token {
 	return Token{CA: ca, ID: id, Secret: random(20)}
 }
 
-// RandomSecret is as long as a token's.
-func RandomSecret() string { return random(20) }
-
 func random(n int) string {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails, see crypto/rand
@@ -158,4 +160,38 @@ func HashCA(ca *x509.Certificate) string {
 func HashSecret(s string) string {
 	h := sha256.Sum256([]byte(s))
 	return hex.EncodeToString(h[:])
+}
+
+// SecretFile returns the random secret that a file holds, and makes it, with mode 0600, if it is missing.
+func SecretFile(file string) (string, error) {
+	raw, err := os.ReadFile(file)
+	if err == nil {
+		s := strings.TrimSpace(string(raw))
+		if err := CheckSecret(s); err != nil {
+			return "", fmt.Errorf("read %s: %w", file, err)
+		}
+		return s, os.Chmod(file, 0o600)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read secret: %w", err)
+	}
+	s := random(20)
+	return s, atomicfile.Write(file, []byte(s+"\n"), 0o600)
+}
+
+// FromSettings is what a user has set, as a value or as the name of a file that holds it.
+func FromSettings(value, file string) (string, error) {
+	if value != "" || file == "" {
+		return value, nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	raw, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", file, err)
+	}
+	return strings.TrimSpace(string(raw)), nil
 }
