@@ -92,7 +92,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: %[1]s}
+metadata: {name: svc-%[1]s}
 spec: {selector: {app: %[1]s}, ports: [{port: 80, targetPort: 8080}]}
 `
 
@@ -128,7 +128,7 @@ func TestJoin(t *testing.T) {
 		for _, to := range []string{"s", "a", "b"} {
 			e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 				// By name, through the Service, and to the pod itself.
-				for _, url := range []string{"http://" + to + "/", "http://" + ips[to] + ":8080/"} {
+				for _, url := range []string{"http://svc-" + to + "/", "http://" + ips[to] + ":8080/"} {
 					if out, err := e.in(from, "get", url); err != nil {
 						return fmt.Errorf("%s gets %s: %q, %w", from, url, out, err)
 					}
@@ -144,26 +144,31 @@ func TestJoin(t *testing.T) {
 
 	e.sub("without its server", func(e *env) {
 		before := e.pod(named("b"), isReady)
-		svc := e.service("b").Spec.ClusterIP
+		svc := e.service("svc-b").Spec.ClusterIP
+		answers := func() {
+			e.Helper()
+			var c net.Conn
+			e.must(cluster.Eventually(e.soon(), func(ctx context.Context) (err error) {
+				c, err = two.M.Dial(ctx, "tcp", svc+":80")
+				return err
+			}))
+			_ = c.Close()
+		}
 		e.must(e.Stop(e.soon()))
-		e.must(two.Stop(e.soon()))
-		e.must(two.Start(line[1:]...)) // its token is used up, and it need not ask
-		var c net.Conn
-		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) (err error) {
-			c, err = two.M.Dial(ctx, "tcp", svc+":80")
-			return err
-		}))
-		_ = c.Close()
+		answers()
 		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 			r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return two.M.Dial(ctx, "udp", "10.43.0.10:53")
 			}}
-			got, err := r.LookupHost(ctx, "b."+e.ns+".svc.cluster.local.")
+			got, err := r.LookupHost(ctx, "svc-b."+e.ns+".svc.cluster.local.")
 			if err == nil && (len(got) != 1 || got[0] != svc) {
 				err = fmt.Errorf("got %q, want %s", got, svc)
 			}
 			return err
 		}))
+		e.must(two.Stop(e.soon()))
+		answers()
+		e.must(two.Start(line[1:]...)) // its token is used up, and it need not ask
 		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 			out, _ := two.Umiak(ctx, "status") // it is not ready
 			if !strings.Contains(out, "6443  away") {
@@ -171,6 +176,7 @@ func TestJoin(t *testing.T) {
 			}
 			return nil
 		}))
+		answers()
 		e.must(e.Start())
 		e.must(e.Cluster.Ready(e.within(2 * patience)))
 		e.nodeReady("ag2", two)
