@@ -310,7 +310,8 @@ func TestJoinRefused(t *testing.T) {
 	}
 	t.Run("wrong CA hash", func(t *testing.T) {
 		other := token.New(strings.Repeat("0", 64), parsed.ID)
-		_, err := attacker.M.Run(e.soon(), "umiak-agent", "--server", e.url(), "--token", other.Line())
+		e.must(attacker.Configure(map[string]string{"server": e.url(), "token": other.Line()}))
+		_, err := attacker.M.Run(e.soon(), "umiak-agent")
 		if err == nil || !strings.Contains(err.Error(), "another hash") || strings.Contains(err.Error(), other.Secret) {
 			t.Errorf("%v", err)
 		}

@@ -115,10 +115,9 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 			return nil, context.Cause(ctx)
 		}
 		if definite(err) {
-			j.say("refused", err)
 			return nil, err
 		}
-		j.say("joining", err)
+		j.say("waiting to join", err)
 		if err := retry.wait(ctx); err != nil {
 			return nil, err
 		}

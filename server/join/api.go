@@ -161,29 +161,58 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	if err != nil {
 		return nil, err
 	}
-	switch old := s.known.node(n.name); {
-	case old == nil:
-		if err := s.tokens.use(ctx, rec.ID); errors.Is(err, errUsedUp) || errors.Is(err, ErrUnknown) {
-			return nil, joinapi.Refuse(joinapi.BadToken, "token %s is used up; make a new one with `umiak token create` on a server", rec.ID)
-		} else if err != nil {
-			return nil, err
-		}
-		if err := s.tokens.claim(ctx, n.name, req.Password, rec.ID); errors.Is(err, errNameTaken) {
-			return nil, taken(n.name)
-		} else if err != nil {
-			return nil, err
-		}
-	case !owns(old, req.Password):
-		return nil, taken(n.name)
-	case rec.UsesLeft != nil && *rec.UsesLeft <= 0 && string(old.Data[keyToken]) != rec.ID:
-		// A machine that did not get the answer may ask again with the token that let it in.
-		return nil, joinapi.Refuse(joinapi.BadToken, "token %s is used up; make a new one with `umiak token create` on a server", rec.ID)
+	if err := a.admit(ctx, s, rec, n.name, req.Password); err != nil {
+		return nil, err
 	}
 	resp, err := a.answer(ctx, s, n)
 	if err == nil {
 		a.cfg.Log.Info("a node has joined", "node", n.name, "token", rec.ID, "from", from)
 	}
 	return resp, err
+}
+
+// admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
+// get the answer may ask again with the token that let it in.
+func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string) error {
+	old := s.known.node(name)
+	if old == nil {
+		err := s.tokens.use(ctx, rec.ID)
+		if err == nil {
+			err = s.tokens.claim(ctx, name, password, rec.ID)
+		}
+		switch {
+		case errors.Is(err, errNameTaken):
+			return taken(name)
+		case errors.Is(err, ErrUnknown): // revoked in this moment
+			return usedUp(rec.ID)
+		case !errors.Is(err, errUsedUp):
+			return err
+		}
+		// The watch may be a moment behind.
+		old, err = s.tokens.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return usedUp(rec.ID)
+		}
+		if err != nil {
+			return fmt.Errorf("read the password of node %s: %w", name, err)
+		}
+	}
+	if !owns(old, password) {
+		return taken(name)
+	}
+	if rec.UsesLeft != nil && string(old.Data[keyToken]) != rec.ID {
+		// The node is known, and joins again with another token than the first time.
+		if err := s.tokens.use(ctx, rec.ID); errors.Is(err, errUsedUp) || errors.Is(err, ErrUnknown) {
+			return usedUp(rec.ID)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func usedUp(id string) error {
+	return joinapi.Refuse(joinapi.BadToken, "token %s is used up; make a new one with `umiak token create` on a server", id)
 }
 
 func taken(name string) error {

@@ -151,6 +151,9 @@ func (t Tokens) Create(ctx context.Context, spec Spec) (token.Token, Record, err
 		r.UsesLeft = new(int)
 		*r.UsesLeft = 1
 	}
+	if err := t.prune(ctx); err != nil {
+		return token.Token{}, Record{}, err
+	}
 	s, err := t.secrets().Create(ctx, r.secret(), metav1.CreateOptions{})
 	if err != nil {
 		return token.Token{}, Record{}, fmt.Errorf("create token: %w", err)
@@ -158,6 +161,26 @@ func (t Tokens) Create(ctx context.Context, spec Spec) (token.Token, Record, err
 	r.Created = s.CreationTimestamp.Time
 	return tok, r, nil
 }
+
+// prune removes tokens that have ended long ago. Until then they are kept, so that whoever uses one is told
+// that it has ended.
+func (t Tokens) prune(ctx context.Context) error {
+	list, err := t.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		if r.Expires.IsZero() || time.Since(r.Expires) < kept {
+			continue
+		}
+		if err := t.secrets().Delete(ctx, tokenPrefix+r.ID, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove the ended token %s: %w", r.ID, err)
+		}
+	}
+	return nil
+}
+
+const kept = 7 * 24 * time.Hour
 
 // List returns all tokens, oldest first.
 func (t Tokens) List(ctx context.Context) ([]Record, error) {
