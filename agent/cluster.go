@@ -1,29 +1,16 @@
 package agent
 
-import "context"
+import (
+	"context"
 
-// Cluster is what a node learns from the cluster when it joins. It holds no secret: keys and
-// certificates are files under the node's own directory.
-type Cluster struct {
-	// APIServer is the URL at which this node reaches the API server.
-	APIServer string `json:"apiServer"`
-	// ClusterCIDR and ServiceCIDR are the pods' and the Services' address ranges, one a family.
-	ClusterCIDR []string `json:"clusterCIDR"`
-	ServiceCIDR []string `json:"serviceCIDR"`
-	// ClusterDNS are the addresses of the DNS Service, one a family; ClusterDomain as cluster.local.
-	ClusterDNS    []string `json:"clusterDNS"`
-	ClusterDomain string   `json:"clusterDomain"`
-	// FlannelBackend is vxlan, host-gw, wireguard-native or none.
-	FlannelBackend string `json:"flannelBackend"`
-	// NodePorts is the range of node ports, as 30000-32767.
-	NodePorts string `json:"nodePorts"`
-}
+	"github.com/umiak-io/umiak/internal/joinapi"
+)
+
+// Cluster is what a node learns from the cluster when it joins.
+type Cluster = joinapi.Cluster
 
 // Node is what a node says of itself when it joins.
-type Node struct {
-	Name string
-	IPs  []string
-}
+type Node = joinapi.Node
 
 // Joiner gives a node its identity. Join writes into the node's directories (see internal/layout)
 //

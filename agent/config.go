@@ -19,6 +19,9 @@ type Config struct {
 
 	Server string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
 	Token  string `key:"token" secret:"true" usage:"token with which to join"`
+	// On a command line everybody on the machine can read a token.
+	TokenFile    string `key:"token-file" usage:"file that holds the token"`
+	BalancerPort int    `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
 	NodeName       string   `key:"node-name" usage:"name of the node (default: the host name)"`
 	NodeIP         []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
@@ -88,6 +91,12 @@ func (c Config) Validate() error {
 		if e := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(v)...); !ok || len(e) > 0 {
 			fail("node-label", "%q is not KEY=VALUE: %s", l, strings.Join(e, ", "))
 		}
+	}
+	if c.BalancerPort < 1 || c.BalancerPort > 65535 {
+		fail("lb-server-port", "%d is not a port, 1 to 65535", c.BalancerPort)
+	}
+	if c.Token != "" && c.TokenFile != "" {
+		fail("token-file", "token is set as well; set one of them")
 	}
 	if c.Snapshotter != "overlayfs" && c.Snapshotter != "native" {
 		fail("snapshotter", "%q is neither overlayfs nor native", c.Snapshotter)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
@@ -19,6 +20,11 @@ import (
 type Config struct {
 	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
 	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
+
+	Token          string `key:"token" secret:"true" usage:"token or password with which machines join (default: made at the first start, in data-dir/server/token)"`
+	TokenFile      string `key:"token-file" usage:"file that holds the token"`
+	AgentToken     string `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
+	AgentTokenFile string `key:"agent-token-file" usage:"file that holds agent-token"`
 
 	NodeName string `key:"node-name" usage:"name of the node (default: the host name)"`
 
@@ -151,6 +157,20 @@ func (c Config) Validate() error {
 		for _, a := range list {
 			if !strings.Contains(a, "=") || strings.HasPrefix(a, "-") {
 				fail(key, "%q is not NAME=VALUE", a)
+			}
+		}
+	}
+	for key, pair := range map[string][2]string{"token": {c.Token, c.TokenFile}, "agent-token": {c.AgentToken, c.AgentTokenFile}} {
+		if pair[0] != "" && pair[1] != "" && key != "token" { // the agent's settings say so of token
+			fail(key+"-file", "%s is set as well; set one of them", key)
+		}
+		if t, err := token.FromSettings(pair[0], pair[1]); err != nil {
+			fail(key, "%w", err)
+		} else if t == "" && pair[1] != "" {
+			fail(key+"-file", "%s is empty", pair[1])
+		} else if t != "" {
+			if _, err := token.Parse(t); err != nil {
+				fail(key, "%w", err)
 			}
 		}
 	}

@@ -3,11 +3,21 @@ package server
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -27,13 +37,12 @@ func (j localJoiner) Join(ctx context.Context, node agent.Node) (*agent.Cluster,
 	if err := s.plane.APIServer.WaitReady(ctx); err != nil {
 		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
 	}
-	c := s.cfg
-	return &agent.Cluster{
-		APIServer:   s.loopbackURL(),
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
-		ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
-		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts,
-	}, nil
+	if err := s.reserveName(ctx, node.Name); err != nil {
+		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
+	}
+	c := s.clusterFacts()
+	c.APIServer = s.loopbackURL()
+	return &c, nil
 }
 
 // issueNode writes what agent/cluster.go says, and has it renewed.
@@ -67,4 +76,105 @@ func (s *Server) issueNode(node agent.Node) error {
 		}
 	}
 	return nil
+}
+
+// clusterFacts is what every node is told.
+func (s *Server) clusterFacts() joinapi.Cluster {
+	c := s.cfg
+	return joinapi.Cluster{
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
+		ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
+		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts,
+	}
+}
+
+// newJoinAPI is what other machines join through.
+func (s *Server) newJoinAPI() (*join.API, error) {
+	l := s.servingLeaf()
+	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+	if err != nil {
+		return nil, err
+	}
+	ca, err := s.caHash()
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range s.longLived() {
+		if t.Given != "" {
+			if _, err := t.Check(t.ID+" token", ca); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return join.New(join.Config{
+		Signer: s.pki, Cluster: s.clusterFacts(), Own: net.JoinHostPort(s.advertise, strconv.Itoa(s.cfg.HTTPSPort)),
+		Names: append(l.DNSNames, name), IPs: l.IPs, Log: s.log,
+	}), nil
+}
+
+// longLived are the two tokens of the first start.
+func (s *Server) longLived() []join.LongLived {
+	// Validate has read the files.
+	srv, _ := token.FromSettings(s.cfg.Token, s.cfg.TokenFile)
+	agt, _ := token.FromSettings(s.cfg.AgentToken, s.cfg.AgentTokenFile)
+	return []join.LongLived{
+		{ID: join.ServerID, Kind: token.Server, File: s.dirs.ServerToken(), Given: srv},
+		{ID: join.AgentID, Kind: token.Agent, File: s.dirs.AgentToken(), Given: agt},
+	}
+}
+
+func (s *Server) caHash() (string, error) { return join.CAHash(s.pki.CAPEM(pki.ServerCA)) }
+
+// tokens are the cluster's, through the API server of this process.
+func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	if err != nil {
+		return join.Tokens{}, nil, fmt.Errorf("read the administrator's kubeconfig: %w", err)
+	}
+	rest.AddUserAgent(rc, "umiak-join")
+	rc.QPS = -1 // it is let in by turns, and talks to its own process
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return join.Tokens{}, nil, fmt.Errorf("make client: %w", err)
+	}
+	ca, err := s.caHash()
+	return join.Tokens{Client: client, CA: ca}, rc, err
+}
+
+// runJoinAPI makes the first tokens and lets machines join.
+func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
+	if err := s.plane.APIServer.WaitReady(ctx); err != nil {
+		return err
+	}
+	tokens, rc, err := s.tokens()
+	if err != nil {
+		return err
+	}
+	meta, err := metadata.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	for _, t := range s.longLived() {
+		if err := tokens.Ensure(ctx, t, s.log.With("component", "join")); err != nil {
+			return err
+		}
+	}
+	return s.join.Run(ctx, tokens.Client, meta, tokens, ready)
+}
+
+// reserveName keeps the name of the server's own node from others, who might join with a token.
+func (s *Server) reserveName(ctx context.Context, node string) error {
+	password, err := token.SecretFile(s.dirs.NodePassword())
+	if err != nil {
+		return err
+	}
+	tokens, _, err := s.tokens()
+	if err != nil {
+		return err
+	}
+	taken, err := tokens.Reserve(ctx, node, password)
+	if taken && err == nil {
+		s.log.Warn("this server's node name was kept for another machine, and is this server's now; if that machine runs, give it another node-name", "node", node)
+	}
+	return err
 }

@@ -22,11 +22,13 @@ import (
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -43,6 +45,7 @@ type Server struct {
 	plane     *controlplane.ControlPlane
 	health    *controlplane.Health
 	snapshots *backup.Keeper
+	join      *join.API
 	manifests atomic.Pointer[addons.Controller]
 
 	joined []etcd.Member // set before the parts run, on a server that joins others
@@ -97,6 +100,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	if err != nil {
 		return nil, err
 	}
+	if s.join, err = s.newJoinAPI(); err != nil {
+		return nil, err
+	}
+	s.plane.APIServer.Front(joinapi.Prefix, s.join)
 	s.health.Register("datastore", s.checkDatastore)
 	if s.snapshots, err = s.keeper(); err != nil {
 		return nil, err
@@ -122,6 +129,7 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
 		{Name: "load-balancer", After: []string{"kube-apiserver"}, Run: s.runLoadBalancer},
+		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}
 }
 

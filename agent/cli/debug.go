@@ -33,7 +33,7 @@ func debugService(w Where) *ucli.Command {
 			"Exits with 1 when the kernel differs.\n\n  umiak debug service web\n  umiak debug service -o json kube-system/kube-dns",
 		Flags: w.Flags(Output()),
 		Action: func(c *ucli.Context) error {
-			js, err := asJSON(c)
+			js, err := AsJSON(c)
 			if err != nil {
 				return err
 			}

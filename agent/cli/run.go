@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -16,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/balancer"
+	"github.com/umiak-io/umiak/agent/join"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/heap"
 	"github.com/umiak-io/umiak/internal/instance"
@@ -23,6 +26,7 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/version"
 )
 
@@ -43,9 +47,70 @@ func Agent() *ucli.Command {
 			if err := errors.Join(config.Load(c, &cfg, &lc), cfg.Validate(), lc.Validate()); err != nil {
 				return BadConfig(err)
 			}
-			return errors.New("joining a server is not part of this version yet: run `umiak server`, which brings its own node")
+			return runAgent(c, cfg, lc)
 		},
 	}
+}
+
+// runAgent runs a node whose server is another machine.
+func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
+	server, tok, err := whomToJoin(cfg)
+	if err != nil {
+		return BadConfig(err)
+	}
+	log, hush, err := logging.Setup(lc, c.App.ErrWriter)
+	if err != nil {
+		return err
+	}
+	dirs := cfg.Dirs()
+	release, err := Own(dirs)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := os.MkdirAll(dirs.Agent(), 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.BalancerPort))
+	servers, err := balancer.New(balancer.Config{Listen: local, File: dirs.Servers(), Given: server, Log: log})
+	if err != nil {
+		return err
+	}
+	member, err := join.New(join.Config{Dirs: dirs, Server: server, Token: tok, Local: local, Balancer: servers, Log: log})
+	if err != nil {
+		return err
+	}
+	node, err := agent.New(cfg, member, log)
+	if err != nil {
+		return err
+	}
+	p := Process{Dirs: dirs, Log: log, Hush: hush, Sources: append([]status.Source{member.Section, servers.Section}, node.Sources()...)}
+	p.Parts = append(p.Parts, lifecycle.Part{Name: "servers", Run: servers.Run})
+	p.Parts = append(p.Parts, node.Parts("servers")...)
+	p.Parts = append(p.Parts, lifecycle.Part{Name: "membership", After: []string{"join"}, Run: member.Run})
+	return p.Run(c.Context)
+}
+
+// whomToJoin reads the settings that only a node without a server of its own needs.
+func whomToJoin(cfg agent.Config) (server string, tok token.Token, err error) {
+	var errs []error
+	if cfg.Server == "" {
+		errs = append(errs, errors.New("server: not set; it is the URL of a server to join, as https://10.0.0.1:6443"))
+	} else if server, err = join.Address(cfg.Server); err != nil {
+		errs = append(errs, fmt.Errorf("server: %w", err))
+	}
+	// Without a token a node can start that has joined before.
+	switch text, err := token.FromSettings(cfg.Token, cfg.TokenFile); {
+	case err != nil:
+		errs = append(errs, fmt.Errorf("token-file: %w", err))
+	case text == "" && cfg.TokenFile != "":
+		errs = append(errs, fmt.Errorf("token-file: %s is empty", cfg.TokenFile))
+	case text != "":
+		if tok, err = token.Parse(text); err != nil {
+			errs = append(errs, fmt.Errorf("token: this is not a token: %w", err))
+		}
+	}
+	return server, tok, errors.Join(errs...)
 }
 
 // Process runs parts as the process: lock, signals, systemd notification, status socket.

@@ -36,6 +36,8 @@ type Options struct {
 	Name string
 	// LAN is the network of its machine; default one of its own.
 	LAN *machine.LAN
+	// Run is the command that Start runs; default umiak server.
+	Run []string
 	// Settings become /etc/umiak/config.yaml.
 	Settings map[string]string
 	// Images are put into the images folder; nil means both of the tests' images.
@@ -60,6 +62,7 @@ type Cluster struct {
 	REST     *rest.Config
 
 	env     []string
+	argv    []string
 	service bool
 	mu      sync.Mutex
 	run     *process
@@ -128,7 +131,10 @@ func New(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{M: m, Evidence: o.Evidence, env: o.Env, service: o.System != nil}
+	if len(o.Run) == 0 {
+		o.Run = []string{"umiak", "server"}
+	}
+	c := &Cluster{M: m, Evidence: o.Evidence, env: o.Env, argv: o.Run, service: o.System != nil}
 	err = c.Configure(o.Settings)
 	if err == nil && len(o.Images) > 0 {
 		err = c.AddImages("test.tar", o.Images...)
@@ -166,7 +172,7 @@ func (c *Cluster) AddImages(file string, refs ...string) error {
 	return set.Write(filepath.Join(dir, file), refs...)
 }
 
-// Start runs `umiak server` with more flags, if any, and returns at once.
+// Start runs `umiak server`, or Options.Run, with more flags, if any, and returns at once.
 func (c *Cluster) Start(flags ...string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -181,7 +187,7 @@ func (c *Cluster) Start(flags ...string) error {
 	if err != nil {
 		return err
 	}
-	cmd := c.M.Command(context.Background(), "umiak", append([]string{"server"}, flags...)...)
+	cmd := c.M.Command(context.Background(), c.argv[0], append(slices.Clone(c.argv[1:]), flags...)...)
 	cmd.Env = append(cmd.Env, c.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := c.M.Start(cmd); err != nil {

@@ -39,6 +39,12 @@ func (d Dirs) ServerKubeconfigs() string { return d.data("server", "kubeconfigs"
 // Manifests is the folder whose YAML files are applied to the cluster.
 func (d Dirs) Manifests() string { return d.data("server", "manifests") }
 
+// ServerToken is the token with which servers and agents join, as the first server made it.
+func (d Dirs) ServerToken() string { return d.data("server", "token") }
+
+// AgentToken is the token with which agents join, as the first server made it.
+func (d Dirs) AgentToken() string { return d.data("server", "agent-token") }
+
 // DatastoreSocket is where the API server reaches the datastore.
 func (d Dirs) DatastoreSocket() string { return d.run("datastore.sock") }
 
@@ -62,6 +68,15 @@ func (d Dirs) KubeletKubeconfig() string { return d.data("agent", "kubelet.kubec
 
 // AgentKubeconfig is what the proxy, DNS and the overlay use.
 func (d Dirs) AgentKubeconfig() string { return d.data("agent", "agent.kubeconfig") }
+
+// NodePassword proves that this is the machine that has joined under the node's name; 0600.
+func (d Dirs) NodePassword() string { return d.data("agent", "node-password") }
+
+// Joined is what the cluster told this node when it joined or renewed its certificates.
+func (d Dirs) Joined() string { return d.data("agent", "joined.json") }
+
+// Servers is the list of all servers that the node's load balancer keeps.
+func (d Dirs) Servers() string { return d.data("agent", "servers.json") }
 
 // Images is the folder from which image archives are imported.
 func (d Dirs) Images() string { return d.data("agent", "images") }

@@ -18,14 +18,16 @@ import (
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 // The identities that umiak's own certificates carry besides upstream's.
 const (
 	KubeletClientUser = "umiak:kubelet-client" // the API server towards kubelets
 	FrontProxyUser    = "umiak:front-proxy"    // the API server towards aggregated ones
-	AgentsGroup       = "umiak:agents"         // the proxy, DNS and overlay of every node
-	AgentUserPrefix   = "umiak:agent:"
+	AgentsGroup       = names.AgentsGroup      // the proxy, DNS and overlay of every node
+	AgentUserPrefix   = names.AgentUserPrefix
 )
 
 // hooks stand in for two of upstream's, under their names: those wait a second before they begin and

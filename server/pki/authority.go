@@ -114,6 +114,14 @@ func (a *authority) sign(l Leaf, pub crypto.PublicKey, notAfter time.Time) ([]by
 	return encodeCert(der), nil
 }
 
+// behind is what stands in a certificate file after the leaf.
+func (a *authority) behind(l Leaf) []byte {
+	if l.WithCA {
+		return a.pem
+	}
+	return nil
+}
+
 // ensureKey loads the private key in file or makes one.
 func ensureKey(file string) (crypto.Signer, error) {
 	raw, err := os.ReadFile(file)

@@ -1,6 +1,8 @@
 package pki
 
 import (
+	"bytes"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
 // CA names one of the four authorities; it is also the name of its files.
@@ -27,8 +30,8 @@ const (
 	EtcdCA          CA = "etcd-ca"           // between the members of an embedded etcd
 )
 
-// Released is a moment that has passed for everyone who runs this code; a clock that is behind it is wrong.
-var Released = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+// Released is wallclock.Released.
+var Released = wallclock.Released
 
 // Config says where keys are kept and how long certificates live. The zero value of a field but Dir is
 // what a cluster should have.
@@ -54,6 +57,8 @@ type Leaf struct {
 	Server   bool
 	DNSNames []string
 	IPs      []string
+	// WithCA puts the CA's certificate behind the leaf's in CertFile, for those who have yet to learn it.
+	WithCA bool
 	// Lifetime overrides the configured one.
 	Lifetime time.Duration
 	// Renewed is called after the files were written, and once when the leaf is added.
@@ -200,6 +205,16 @@ func (p *PKI) Add(l Leaf) error {
 	return nil
 }
 
+// Sign issues a certificate for a key that stays with its owner, and returns it in PEM form. Of the leaf
+// its files and Renewed do not count.
+func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
+	ca := p.cas[l.CA]
+	if ca == nil {
+		return nil, fmt.Errorf("sign certificate of %s: no CA %q", l.CommonName, l.CA)
+	}
+	return ca.sign(l, key, p.base().Add(p.lifetime(l)))
+}
+
 // refresh writes the leaf's files where they are missing, broken, not as described or near their end.
 func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
 	ca := p.cas[l.CA]
@@ -220,7 +235,7 @@ func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
 	}
-	if cert, err := parseCert(raw); err == nil && matches(cert, key) && p.serves(l.Leaf, cert) {
+	if cert, err := parseCert(raw); err == nil && matches(cert, key) && p.serves(l.Leaf, cert) && bytes.HasSuffix(raw, ca.behind(l.Leaf)) {
 		l.ends = cert.NotAfter
 		return false, nil
 	}
@@ -232,7 +247,7 @@ func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
 	}
-	if err := atomicfile.Write(l.CertFile, crt, 0o644); err != nil {
+	if err := atomicfile.Write(l.CertFile, append(crt, ca.behind(l.Leaf)...), 0o644); err != nil {
 		return false, err
 	}
 	l.ends = cert.NotAfter

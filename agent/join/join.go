@@ -1,0 +1,309 @@
+package join
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/umiak-io/umiak/agent/balancer"
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/internal/wallclock"
+)
+
+// Config says whom to join.
+type Config struct {
+	Dirs   layout.Dirs
+	Server string      // HOST:PORT, see Address
+	Token  token.Token // zero on a node that has joined before
+	// Local is where the balancer listens.
+	Local    string
+	Balancer *balancer.Balancer
+	Log      *slog.Logger
+	Now      func() time.Time // time.Now
+}
+
+// Address takes a server's URL apart, as a user gives it: https://HOST or https://HOST:6443.
+func Address(server string) (string, error) {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", fmt.Errorf("%q is not a server such as https://10.0.0.1:6443", server)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "6443"
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// Joiner is the node's membership.
+type Joiner struct {
+	cfg Config
+
+	mu     sync.Mutex
+	node   joinapi.Node
+	joined *joined // nil until the node has joined
+	ends   time.Time
+	state  string // for status
+	detail string
+	said   string // the last reason for waiting that was logged
+	warned bool
+}
+
+// New makes the folder for keys.
+func New(cfg Config) (*Joiner, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	cfg.Log = cfg.Log.With("component", "join")
+	for _, d := range []string{cfg.Dirs.Agent(), cfg.Dirs.AgentPKI()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("make folder: %w", err)
+		}
+	}
+	return &Joiner{cfg: cfg, state: "starting"}, nil
+}
+
+// Join makes the machine a node, or finds that it is one already: then it returns without asking anybody.
+func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster, error) {
+	j.mu.Lock()
+	j.node = node
+	j.mu.Unlock()
+	old, err := j.load(node.Name)
+	if err != nil {
+		// What cannot be used is made anew. Keys that are there are kept.
+		j.cfg.Log.Info("this machine has to join", "why", err)
+	} else {
+		if ca := j.cfg.Token.CA; ca != "" && !j.trusts(ca) {
+			j.cfg.Log.Warn("the token that is set is of another CA than the cluster that this machine is a node of, and is not used; to change the cluster, run `umiak cleanup --purge` first")
+		}
+		if err := j.writeKubeconfigs(); err != nil {
+			return nil, err
+		}
+		j.adopt(old)
+		c := old.Cluster
+		return &c, nil
+	}
+	if j.cfg.Token.Secret == "" {
+		return nil, errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one")
+	}
+	if j.cfg.Token.CA == "" {
+		j.cfg.Log.Warn("a password says nothing about the server: whichever answers is trusted; a token from `umiak token create` would have it checked")
+	}
+	retry, err := newRetry()
+	if err != nil {
+		return nil, err
+	}
+	defer retry.close()
+	for {
+		err := j.enroll(ctx)
+		if err == nil {
+			c := j.current().Cluster
+			return &c, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if definite(err) {
+			return nil, err
+		}
+		j.say("waiting to join", err)
+		if err := retry.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// definite says whether asking again would bring the same answer.
+func definite(err error) bool {
+	if errors.Is(err, token.ErrWrongServer) {
+		return true
+	}
+	var e *joinapi.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code {
+	case joinapi.Starting, joinapi.Busy, joinapi.ServerFailed:
+		return false
+	}
+	return true
+}
+
+// enroll joins with the token.
+func (j *Joiner) enroll(ctx context.Context) error {
+	if err := token.CheckClock(j.cfg.Now()); err != nil {
+		return err
+	}
+	req, err := j.request()
+	if err != nil {
+		return err
+	}
+	addrs := []string{j.cfg.Server}
+	list, _ := j.cfg.Balancer.Servers()
+	for _, a := range list {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	var errs []error
+	for _, addr := range addrs {
+		ca, err := token.FetchCA(ctx, addr, j.cfg.Token.CA, j.cfg.Now)
+		if err == nil {
+			var resp *joinapi.NodeResponse
+			if resp, err = j.post(ctx, addr, joinapi.NodePath, req, encode(ca), nil); err == nil {
+				if err := j.accept(resp, token.HashCA(ca)); err != nil {
+					return err
+				}
+				j.cfg.Log.Info("joined", "server", addr, "node", req.Name, "until", j.end())
+				return nil
+			}
+		}
+		if definite(err) || errors.Is(err, token.ErrClock) {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Run renews the certificates before they end and follows the list of servers, until ctx ends.
+func (j *Joiner) Run(ctx context.Context, ready func()) error {
+	client, err := j.client()
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		j.cfg.Balancer.Follow(ctx, client)
+	}()
+	ready()
+	alarm, err := wallclock.NewAlarm()
+	if err != nil {
+		return err
+	}
+	defer alarm.Close()
+	pause := renewPause
+	for {
+		now := j.cfg.Now()
+		next := j.due().Sub(now)
+		if next <= 0 {
+			switch err := j.renew(ctx); {
+			case ctx.Err() != nil:
+				return nil
+			case err == nil:
+				pause = renewPause
+				continue
+			default:
+				j.say("cannot renew", err)
+				next = pause
+				pause = min(2*pause, maxRenewPause)
+			}
+		}
+		if err := alarm.Set(min(next, 24*time.Hour)); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-alarm.Rung():
+			if !ok {
+				return alarm.Err()
+			}
+		}
+	}
+}
+
+const (
+	renewPause    = 5 * time.Second
+	maxRenewPause = 10 * time.Minute
+)
+
+// renew asks for new certificates with the ones that are there, or, where those are refused, with the token.
+func (j *Joiner) renew(ctx context.Context) error {
+	req, err := j.request()
+	if err != nil {
+		return err
+	}
+	own, err := j.keyPair(agentClient)
+	if err != nil {
+		return err
+	}
+	cas, err := os.ReadFile(j.file(serverCA))
+	if err != nil {
+		return fmt.Errorf("read the cluster's CA: %w", err)
+	}
+	resp, err := j.post(ctx, j.cfg.Local, joinapi.RenewPath, req, cas, own)
+	if err == nil {
+		if err = j.accept(resp, ""); err != nil {
+			return err
+		}
+		j.cfg.Log.Info("renewed the node's certificates", "until", j.end())
+		return nil
+	}
+	var e *joinapi.Error
+	if errors.As(err, &e) && (e.Code == joinapi.UnknownNode || e.Code == joinapi.BadIdentity) && j.cfg.Token.Secret != "" {
+		if again := j.enroll(ctx); again != nil {
+			return fmt.Errorf("%w; joining again: %w", err, again)
+		}
+		return nil
+	}
+	return err
+}
+
+// say keeps what the node waits for, and logs it when it is news.
+func (j *Joiner) say(state string, err error) {
+	j.mu.Lock()
+	news := j.said != err.Error()
+	j.state, j.detail, j.said = state, err.Error(), err.Error()
+	j.mu.Unlock()
+	if news {
+		j.cfg.Log.Warn(state+", trying again", "error", err)
+	}
+}
+
+// retry waits between attempts, longer each time, and not at all once the clock is set.
+type retry struct {
+	alarm *wallclock.Alarm
+	pause time.Duration
+}
+
+func newRetry() (*retry, error) {
+	a, err := wallclock.NewAlarm()
+	return &retry{alarm: a, pause: 500 * time.Millisecond}, err
+}
+
+func (r *retry) close() { r.alarm.Close() }
+
+func (r *retry) wait(ctx context.Context) error {
+	// A thousand nodes that come back after a power cut do not all ask in the same moment.
+	d := r.pause/2 + rand.N(r.pause)
+	r.pause = min(2*r.pause, 15*time.Second)
+	if err := r.alarm.Set(d); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case _, ok := <-r.alarm.Rung():
+		if !ok {
+			return r.alarm.Err()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,428 @@
+package join
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"io/fs"
+	"log"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
+	metafake "k8s.io/client-go/metadata/fake"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/agent/balancer"
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/token"
+	serverjoin "github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// fakeServer is the join API of a server, with its certificates, on a cluster that is a fake.
+type fakeServer struct {
+	*httptest.Server
+	pki    *pki.PKI
+	kube   kubernetes.Interface
+	tokens serverjoin.Tokens
+	api    *serverjoin.API
+}
+
+func newServer(t *testing.T) *fakeServer {
+	t.Helper()
+	dir := t.TempDir()
+	p, err := pki.Ensure(pki.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	crt, key := filepath.Join(dir, "s.crt"), filepath.Join(dir, "s.key")
+	if err := p.Add(pki.Leaf{Name: "s", CA: pki.ServerCA, CertFile: crt, KeyFile: key, CommonName: "s", Server: true, WithCA: true, DNSNames: []string{token.ServerName}}); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(crt, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, err := serverjoin.CAHash(p.CAPEM(pki.ServerCA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &fakeServer{pki: p, kube: fake.NewClientset(), tokens: serverjoin.Tokens{CA: hash}}
+	s.tokens.Client = s.kube
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: "192.0.2.1:6443", Log: quiet})
+	s.Server = httptest.NewUnstartedServer(s.api)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	own := s.Listener.Addr().(*net.TCPAddr)
+	port := int32(own.Port)
+	name := "https"
+	if _, err := s.kube.DiscoveryV1().EndpointSlices("default").Create(t.Context(), &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Labels: map[string]string{"kubernetes.io/service-name": "kubernetes"}},
+		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}},
+		Ports:      []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	scheme := metafake.NewTestScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		done <- s.api.Run(ctx, s.kube, metafake.NewSimpleMetadataClient(scheme, []runtime.Object{}...), s.tokens, func() { close(ready) })
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-ready
+	return s
+}
+
+func (s *fakeServer) token(t *testing.T, spec serverjoin.Spec) token.Token {
+	t.Helper()
+	if spec.Kind == "" {
+		spec.Kind = token.Agent
+	}
+	tok, _, err := s.tokens.Create(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// machine is a node that joins.
+type machine struct {
+	dirs layout.Dirs
+	lb   *balancer.Balancer
+	addr string
+	now  atomic.Pointer[time.Time]
+}
+
+func newMachine(t *testing.T, s *fakeServer) *machine {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{dirs: layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}, addr: l.Addr().String()}
+	_ = l.Close()
+	if err := os.MkdirAll(m.dirs.Agent(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if m.lb, err = balancer.New(balancer.Config{Listen: m.addr, File: m.dirs.Servers(), Given: s.Listener.Addr().String(), Log: quiet}); err != nil {
+		t.Fatal(err)
+	}
+	run(t, m.lb.Run)
+	return m
+}
+
+// run runs a part until the test ends, and returns when it is ready.
+func run(t *testing.T, part func(context.Context, func()) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- part(ctx, func() { close(ready) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-ready
+}
+
+func (m *machine) joiner(t *testing.T, s *fakeServer, tok token.Token) *Joiner {
+	t.Helper()
+	j, err := New(Config{Dirs: m.dirs, Server: s.Listener.Addr().String(), Token: tok, Local: m.addr, Balancer: m.lb, Log: quiet, Now: func() time.Time {
+		if at := m.now.Load(); at != nil {
+			return *at
+		}
+		return time.Now()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+var n1 = joinapi.Node{Name: "n1", IPs: []string{"192.0.2.7"}}
+
+func (m *machine) cert(t *testing.T, id string) *x509.Certificate {
+	t.Helper()
+	c, err := tls.LoadX509KeyPair(filepath.Join(m.dirs.AgentPKI(), id+".crt"), filepath.Join(m.dirs.AgentPKI(), id+".key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Leaf
+}
+
+func TestJoin(t *testing.T) {
+	s := newServer(t)
+	m := newMachine(t, s)
+	tok := s.token(t, serverjoin.Spec{SingleUse: true})
+	c, err := m.joiner(t, s, tok).Join(t.Context(), n1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.APIServer != "https://"+m.addr || c.ClusterDomain != "cluster.local" {
+		t.Errorf("%+v", c)
+	}
+	for id, user := range map[string]string{kubeletClient: "system:node:n1", kubeletServing: "system:node:n1", agentClient: "umiak:agent:n1"} {
+		crt := m.cert(t, id)
+		if crt.Subject.CommonName != user || time.Until(crt.NotAfter) > serverjoin.NodeLifetime || time.Until(crt.NotAfter) < serverjoin.NodeLifetime-time.Hour {
+			t.Errorf("%s: %s until %s", id, crt.Subject, crt.NotAfter)
+		}
+	}
+	if crt := m.cert(t, kubeletServing); strings.Join(crt.DNSNames, ",") != "n1" || len(crt.IPAddresses) != 1 || crt.IPAddresses[0].String() != "192.0.2.7" {
+		t.Errorf("serving: %q %v", crt.DNSNames, crt.IPAddresses)
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", m.dirs.KubeletKubeconfig())
+	if err != nil || rc.Host != c.APIServer || rc.TLSClientConfig.ServerName != token.ServerName {
+		t.Errorf("kubeconfig: %+v, %v", rc, err)
+	}
+	if err := filepath.WalkDir(m.dirs.Data, func(p string, d fs.DirEntry, err error) error {
+		info, _ := d.Info()
+		if err == nil && !d.IsDir() && info.Mode().Perm()&0o077 != 0 && !strings.HasSuffix(p, ".crt") {
+			t.Errorf("%s has mode %o", p, info.Mode().Perm())
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if list, _ := m.lb.Servers(); len(list) != 2 {
+		t.Errorf("servers: %q", list)
+	}
+
+	// It starts again with nobody there and nothing given.
+	s.Close()
+	before := m.cert(t, agentClient)
+	again, err := m.joiner(t, s, token.Token{}).Join(t.Context(), n1)
+	if err != nil || again.ClusterDomain != "cluster.local" {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if !m.cert(t, agentClient).Equal(before) {
+		t.Error("its certificate has changed")
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	s := newServer(t)
+	good := s.token(t, serverjoin.Spec{})
+	m := newMachine(t, s)
+	refused := func(m *machine, tok token.Token, node joinapi.Node, code joinapi.Code) {
+		t.Helper()
+		_, err := m.joiner(t, s, tok).Join(t.Context(), node)
+		var e *joinapi.Error
+		if !errors.As(err, &e) || e.Code != code {
+			t.Errorf("want %s, got %v", code, err)
+		}
+		if err != nil && strings.Contains(err.Error(), tok.Secret) {
+			t.Errorf("the secret stands in %v", err)
+		}
+	}
+	refused(m, token.New(s.tokens.CA, "other"), n1, joinapi.BadToken)
+	refused(m, token.Token{Secret: "a-password"}, n1, joinapi.BadToken)
+	refused(m, good, joinapi.Node{Name: "n1", IPs: []string{"127.0.0.1"}}, joinapi.BadRequest)
+	if _, err := m.joiner(t, s, token.New(strings.Repeat("0", 64), good.ID)).Join(t.Context(), n1); !errors.Is(err, token.ErrWrongServer) {
+		t.Error(err)
+	}
+	if _, err := m.joiner(t, s, token.Token{}).Join(t.Context(), n1); err == nil || !strings.Contains(err.Error(), "token") {
+		t.Error(err)
+	}
+	if _, err := m.joiner(t, s, good).Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	refused(newMachine(t, s), good, n1, joinapi.NameTaken)
+}
+
+func TestPassword(t *testing.T) {
+	s := newServer(t)
+	file := filepath.Join(t.TempDir(), "token")
+	l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server, File: file, Given: "hunter2!"}
+	if err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() bool {
+		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2!"}).Join(t.Context(), joinapi.Node{Name: "p", IPs: n1.IPs})
+		return err == nil
+	})
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := token.Parse(string(raw))
+	if err != nil || tok.CA != s.tokens.CA || tok.Secret != "hunter2!" {
+		t.Fatalf("%v, %v", tok, err)
+	}
+	if _, err := newMachine(t, s).joiner(t, s, tok).Join(t.Context(), n1); err != nil {
+		t.Error(err)
+	}
+	// A few wrong ones, and the address has to wait, but not with a token.
+	var e *joinapi.Error
+	for range 12 {
+		_, err = newMachine(t, s).joiner(t, s, token.Token{Secret: "wrong"}).try(t, joinapi.Node{Name: "x", IPs: n1.IPs})
+	}
+	if !errors.As(err, &e) || e.Code != joinapi.Busy {
+		t.Errorf("%v", err)
+	}
+	if _, err := newMachine(t, s).joiner(t, s, s.token(t, serverjoin.Spec{})).Join(t.Context(), joinapi.Node{Name: "y", IPs: n1.IPs}); err != nil {
+		t.Error(err)
+	}
+}
+
+// try is one attempt.
+func (j *Joiner) try(t *testing.T, n joinapi.Node) (*joined, error) {
+	j.node = n
+	err := j.enroll(t.Context())
+	return j.joined, err
+}
+
+// until asks again until it is so.
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	for range 1000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("it does not come about")
+}
+
+func TestRenewal(t *testing.T) {
+	s := newServer(t)
+	m := newMachine(t, s)
+	j := m.joiner(t, s, s.token(t, serverjoin.Spec{}))
+	if _, err := j.Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Until(j.due()); d > 20*24*time.Hour || d < 18*24*time.Hour {
+		t.Errorf("it renews after %s", d)
+	}
+	old := m.cert(t, agentClient)
+	key, _ := os.ReadFile(j.file(agentClient + ".key"))
+
+	// A restart with another address: the certificate follows, through the balancer.
+	j = m.joiner(t, s, token.Token{})
+	moved := joinapi.Node{Name: "n1", IPs: []string{"192.0.2.8"}}
+	if _, err := j.Join(t.Context(), moved); err != nil {
+		t.Fatal(err)
+	}
+	run(t, j.Run)
+	until(t, func() bool {
+		return len(m.cert(t, kubeletServing).IPAddresses) == 1 && m.cert(t, kubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
+	})
+	if m.cert(t, agentClient).Equal(old) {
+		t.Error("the client certificate is the old one")
+	}
+	if now, _ := os.ReadFile(j.file(agentClient + ".key")); string(now) != string(key) {
+		t.Error("the key has changed")
+	}
+
+	// Deleted from the cluster: it is told so, and its token brings it back.
+	if err := s.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), "n1.node-password.umiak", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var e *joinapi.Error
+	until(t, func() bool {
+		err := j.renew(t.Context())
+		return errors.As(err, &e) && e.Code == joinapi.UnknownNode
+	})
+	j.cfg.Token = s.token(t, serverjoin.Spec{})
+	until(t, func() bool { return j.renew(t.Context()) == nil })
+}
+
+func TestWhatCannotBeReadIsMadeAnew(t *testing.T) {
+	s := newServer(t)
+	m := newMachine(t, s)
+	tok := s.token(t, serverjoin.Spec{})
+	if _, err := m.joiner(t, s, tok).Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{m.dirs.Joined(), filepath.Join(m.dirs.AgentPKI(), kubeletClient+".crt"), filepath.Join(m.dirs.AgentPKI(), agentClient+".key"), filepath.Join(m.dirs.AgentPKI(), serverCA)} {
+		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.joiner(t, s, tok).Join(t.Context(), n1); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		if _, err := m.joiner(t, s, token.Token{}).Join(t.Context(), n1); err != nil {
+			t.Errorf("%s is still broken: %v", file, err)
+		}
+	}
+}
+
+func TestWrongClock(t *testing.T) {
+	s := newServer(t)
+	m := newMachine(t, s)
+	at := time.Unix(1000, 0)
+	m.now.Store(&at)
+	j := m.joiner(t, s, s.token(t, serverjoin.Spec{}))
+	done := make(chan error, 1)
+	go func() {
+		_, err := j.Join(context.Background(), n1)
+		done <- err
+	}()
+	until(t, func() bool {
+		for _, r := range j.Section(t.Context()).Rows {
+			if r.State == "waiting to join" && strings.Contains(r.Detail, "1970") {
+				return true
+			}
+		}
+		return false
+	})
+	now := time.Now()
+	m.now.Store(&now)
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it does not join once the clock is set")
+	}
+}
+
+func TestAddress(t *testing.T) {
+	for in, want := range map[string]string{
+		"https://10.0.0.1:6443": "10.0.0.1:6443", "https://pi.local": "pi.local:6443", "https://[fd00::1]/": "[fd00::1]:6443",
+		"http://x": "", "10.0.0.1": "", "https://": "", "https://u:p@x": "", "https://x/y": "", "": "",
+	} {
+		if got, err := Address(in); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", in, got, err)
+		}
+	}
+}
+
+func FuzzParseJoined(f *testing.F) {
+	f.Add([]byte(`{"node":"n","ips":["1.2.3.4"],"cluster":{"apiServer":"https://x"},"lifetime":1}`))
+	f.Add([]byte(`{`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if s, err := parseJoined(raw); err == nil && (s.Node == "" || s.Lifetime <= 0) {
+			t.Errorf("%q is taken", raw)
+		}
+	})
+}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/server/join"
+)
+
+// tokenCommand makes and ends the tokens with which machines join.
+func tokenCommand(where agentcli.Where) *cli.Command {
+	return &cli.Command{
+		Name:  "token",
+		Usage: "make, list and end the tokens with which machines join",
+		Description: "  umiak token create --print-join-command\n" +
+			"  umiak token create --kind server --ttl 1h --single-use --description 'second server'\n" +
+			"  umiak token list\n  umiak token revoke ID\n  umiak token rotate agent",
+		Subcommands: []*cli.Command{tokenCreate(where), tokenList(where), tokenRevoke(where), tokenRotate(where)},
+	}
+}
+
+func tokenCreate(where agentcli.Where) *cli.Command {
+	return &cli.Command{
+		Name:        "create",
+		Usage:       "make a token and print it",
+		Description: "The token is shown this once: the cluster keeps only a hash of it.",
+		Flags: where.Flags(agentcli.Output(),
+			&cli.StringFlag{Name: "kind", Value: string(token.Agent), Usage: "agent, or server, which lets agents join as well"},
+			&cli.DurationFlag{Name: "ttl", Value: 24 * time.Hour, Usage: "how long it can be used; 0 is for ever"},
+			&cli.BoolFlag{Name: "single-use", Usage: "let one machine join with it"},
+			&cli.StringFlag{Name: "description", Usage: "what it is for"},
+			&cli.BoolFlag{Name: "print-join-command", Usage: "print the line to run on the machine that is to join"}),
+		Action: func(c *cli.Context) error {
+			if err := agentcli.NoArgs(c); err != nil {
+				return err
+			}
+			kind, err := token.ParseKind(c.String("kind"))
+			if err != nil {
+				return fmt.Errorf("--kind: %w", err)
+			}
+			ttl := c.Duration("ttl")
+			if ttl < 0 {
+				return errors.New("--ttl: it cannot have ended already")
+			}
+			js, err := agentcli.AsJSON(c)
+			if err != nil {
+				return err
+			}
+			t, _, err := tokens(c, where)
+			if err != nil {
+				return err
+			}
+			tok, rec, err := t.Create(c.Context, join.Spec{Kind: kind, Description: c.String("description"), TTL: ttl, SingleUse: c.Bool("single-use")})
+			if err != nil {
+				return err
+			}
+			line := ""
+			if c.Bool("print-join-command") {
+				if line, err = joinLine(c.Context, t, kind, tok); err != nil {
+					return err
+				}
+			}
+			switch {
+			case js:
+				return printJSON(c.App.Writer, struct {
+					join.Record
+					Token string `json:"token"`
+					Join  string `json:"joinCommand,omitempty"`
+				}{rec, tok.Line(), line})
+			case line != "":
+				fmt.Fprintln(c.App.Writer, line)
+			default:
+				fmt.Fprintln(c.App.Writer, tok.Line())
+			}
+			return nil
+		},
+	}
+}
+
+// joinLine is what to run on the machine that is to join.
+func joinLine(ctx context.Context, t join.Tokens, kind token.Kind, tok token.Token) (string, error) {
+	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=kubernetes"})
+	if err != nil {
+		return "", fmt.Errorf("find the servers: %w", err)
+	}
+	servers := joinapi.Servers(list.Items)
+	if len(servers) == 0 {
+		return "", errors.New("find the servers: none has published its address yet, try again")
+	}
+	program := "umiak-agent"
+	if kind == token.Server {
+		program = "umiak server"
+	}
+	return fmt.Sprintf("%s --server https://%s --token %s", program, servers[0], tok.Line()), nil
+}
+
+func tokenList(where agentcli.Where) *cli.Command {
+	return &cli.Command{
+		Name:  "list",
+		Usage: "list tokens, without their secrets",
+		Flags: where.Flags(agentcli.Output()),
+		Action: func(c *cli.Context) error {
+			if err := agentcli.NoArgs(c); err != nil {
+				return err
+			}
+			js, err := agentcli.AsJSON(c)
+			if err != nil {
+				return err
+			}
+			t, _, err := tokens(c, where)
+			if err != nil {
+				return err
+			}
+			list, err := t.List(c.Context)
+			if err != nil {
+				return err
+			}
+			if js {
+				type withState struct {
+					join.Record
+					State string `json:"state"`
+				}
+				out := []withState{}
+				for _, r := range list {
+					out = append(out, withState{r, r.State(time.Now())})
+				}
+				return printJSON(c.App.Writer, out)
+			}
+			return printTokens(c.App.Writer, list, time.Now())
+		},
+	}
+}
+
+func printTokens(w io.Writer, list []join.Record, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "ID\tKIND\tSTATE\tEXPIRES\tUSES LEFT\tDESCRIPTION")
+	for _, r := range list {
+		expires, uses := "never", "any"
+		if !r.Expires.IsZero() {
+			expires = r.Expires.UTC().Format("2006-01-02 15:04 UTC")
+		}
+		if r.UsesLeft != nil {
+			uses = fmt.Sprint(*r.UsesLeft)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Kind, r.State(now), expires, uses, r.Description)
+	}
+	return t.Flush()
+}
+
+func tokenRevoke(where agentcli.Where) *cli.Command {
+	return &cli.Command{
+		Name:        "revoke",
+		Usage:       "end tokens at once; nodes that joined with them stay",
+		ArgsUsage:   "ID…",
+		Description: "  umiak token revoke q3tkj5xa",
+		Flags:       where.Flags(),
+		Action: func(c *cli.Context) error {
+			if !c.Args().Present() {
+				return errors.New("which token? `umiak token list` shows their ids")
+			}
+			t, dirs, err := tokens(c, where)
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, id := range c.Args().Slice() {
+				err := t.Revoke(c.Context, id)
+				if file := tokenFile(dirs, id); err == nil && file != "" {
+					if err = os.Remove(file); errors.Is(err, fs.ErrNotExist) {
+						err = nil
+					}
+				}
+				if errs = append(errs, err); err == nil {
+					fmt.Fprintln(c.App.Writer, "revoked", id)
+				}
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func tokenRotate(where agentcli.Where) *cli.Command {
+	return &cli.Command{
+		Name:        "rotate",
+		Usage:       "give a token a new secret and print it; the old one is refused from now on",
+		ArgsUsage:   "ID",
+		Description: "Without an id it is the agents' token of the first start. Nodes that have joined stay.\n\n  umiak token rotate\n  umiak token rotate server",
+		Flags:       where.Flags(),
+		Action: func(c *cli.Context) error {
+			if c.Args().Len() > 1 {
+				return errors.New("one token at a time")
+			}
+			id := c.Args().First()
+			if id == "" {
+				id = join.AgentID
+			}
+			t, dirs, err := tokens(c, where)
+			if err != nil {
+				return err
+			}
+			tok, err := t.Rotate(c.Context, id)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.App.Writer, tok.Line())
+			if file := tokenFile(dirs, id); file != "" {
+				if _, err := os.Stat(dirs.Server()); err == nil {
+					return atomicfile.Write(file, []byte(tok.Line()+"\n"), 0o600)
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// tokenFile is where a server keeps a token of the first start.
+func tokenFile(d layout.Dirs, id string) string {
+	switch id {
+	case join.ServerID:
+		return d.ServerToken()
+	case join.AgentID:
+		return d.AgentToken()
+	}
+	return ""
+}
+
+// tokens reach the cluster as its administrator: by KUBECONFIG, or as this server's.
+func tokens(c *cli.Context, where agentcli.Where) (join.Tokens, layout.Dirs, error) {
+	dirs, err := where.Dirs(c)
+	if err != nil {
+		return join.Tokens{}, dirs, err
+	}
+	file := os.Getenv("KUBECONFIG")
+	if file == "" || strings.Contains(file, string(os.PathListSeparator)) {
+		file = dirs.AdminKubeconfig()
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return join.Tokens{}, dirs, fmt.Errorf("%s is not there: tokens are made on a server, or with KUBECONFIG set", file)
+	case err != nil:
+		return join.Tokens{}, dirs, fmt.Errorf("read %s: %w; run as root, or set KUBECONFIG", file, err)
+	}
+	if err := rest.LoadTLSFiles(rc); err != nil {
+		return join.Tokens{}, dirs, fmt.Errorf("read %s: %w", file, err)
+	}
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-token"))
+	if err != nil {
+		return join.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
+	}
+	ca, err := join.CAHash(rc.CAData)
+	return join.Tokens{Client: client, CA: ca}, dirs, err
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

@@ -1,0 +1,130 @@
+// Package joinapi is what a machine that joins and a server say to each other, over HTTPS on the API
+// server's port:
+//
+//	POST /umiak/v1/join/node    with a token: a node gets its certificates for the first time
+//	POST /umiak/v1/join/renew   with the node's client certificate: it gets new ones
+//
+// Both take a NodeRequest and answer with a NodeResponse, or with an Error. The token stands in the
+// Authorization header (HTTP basic authentication: its id and its secret), so that a server can refuse
+// before it reads a body. Keys never leave the node: requests hold CSRs.
+//
+// It holds types, limits and the strict decoder, and imports nothing of umiak.
+package joinapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Paths on the API server's port. Prefix is that of all.
+const (
+	Prefix    = "/umiak/v1/join/"
+	NodePath  = Prefix + "node"
+	RenewPath = Prefix + "renew"
+)
+
+// MaxBody is the most that a request or an answer may hold.
+const MaxBody = 64 << 10
+
+// NodeRequest is what a node asks for.
+type NodeRequest struct {
+	// Name is the node's; IPs are its addresses, for which its kubelet's certificate is to be good.
+	Name string   `json:"name"`
+	IPs  []string `json:"ips"`
+	// Password proves, the next time, that it is the same machine that has this name.
+	Password string `json:"password"`
+	// CSRs in PEM form: the kubelet's as a client, the agent's as a client, and the kubelet's as a server.
+	Kubelet string `json:"kubelet"`
+	Agent   string `json:"agent"`
+	Serving string `json:"serving"`
+}
+
+// NodeResponse is what a node gets. All certificates are in PEM form.
+type NodeResponse struct {
+	Cluster Cluster `json:"cluster"`
+	// ServerCA and ClientCA are whom the node trusts, as its servers and as its clients.
+	ServerCA string `json:"serverCA"`
+	ClientCA string `json:"clientCA"`
+	Kubelet  string `json:"kubelet"`
+	Agent    string `json:"agent"`
+	Serving  string `json:"serving"`
+	// LifetimeSeconds is how long the certificates were made to last. They do not say it themselves: they
+	// are good from 1970 on, so that a clock that is behind does no harm.
+	LifetimeSeconds int64 `json:"lifetimeSeconds"`
+	// Servers are the addresses of all servers, as HOST:PORT.
+	Servers []string `json:"servers"`
+}
+
+// Node is what a node says of itself when it joins.
+type Node struct {
+	Name string
+	IPs  []string
+}
+
+// Cluster is what a node learns from the cluster when it joins. It holds no secret: keys and
+// certificates are files under the node's own directory.
+type Cluster struct {
+	// APIServer is the URL at which this node reaches the API server.
+	APIServer string `json:"apiServer"`
+	// ClusterCIDR and ServiceCIDR are the pods' and the Services' address ranges, one a family.
+	ClusterCIDR []string `json:"clusterCIDR"`
+	ServiceCIDR []string `json:"serviceCIDR"`
+	// ClusterDNS are the addresses of the DNS Service, one a family; ClusterDomain as cluster.local.
+	ClusterDNS    []string `json:"clusterDNS"`
+	ClusterDomain string   `json:"clusterDomain"`
+	// FlannelBackend is vxlan, host-gw, wireguard-native or none.
+	FlannelBackend string `json:"flannelBackend"`
+	// NodePorts is the range of node ports, as 30000-32767.
+	NodePorts string `json:"nodePorts"`
+}
+
+// Code says what kind of refusal an Error is.
+type Code string
+
+// The codes. Starting and Busy are about the server and pass; the others are about the request.
+const (
+	BadRequest   Code = "bad-request"   // the request is not one
+	BadToken     Code = "bad-token"     // unknown, revoked, ended or used up, or of the wrong kind
+	NameTaken    Code = "name-taken"    // another machine has this node name
+	UnknownNode  Code = "unknown-node"  // the node was deleted from the cluster
+	BadIdentity  Code = "bad-identity"  // the client certificate is not one of this cluster's
+	Starting     Code = "starting"      // the server is not ready yet
+	Busy         Code = "busy"          // too many at once
+	ServerFailed Code = "server-failed" // the server could not do it
+)
+
+// Error is a refusal.
+type Error struct {
+	Code    Code   `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Refuse makes an Error.
+func Refuse(code Code, format string, a ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, a...)}
+}
+
+// Decode reads one JSON object of at most MaxBody bytes, all of whose fields are known.
+func Decode(r io.Reader, v any) error {
+	raw, err := io.ReadAll(io.LimitReader(r, MaxBody+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read body: %w", err)
+	case len(raw) > MaxBody:
+		return fmt.Errorf("the body is longer than %d bytes", MaxBody)
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("the body is not what it should be: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something behind the body's end")
+	}
+	return nil
+}

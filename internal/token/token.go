@@ -1,0 +1,197 @@
+package token
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base32"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// Kind is what a token lets a machine do.
+type Kind string
+
+// The kinds. A server's token lets agents join as well.
+const (
+	Agent  Kind = "agent"
+	Server Kind = "server"
+)
+
+// ParseKind reads a kind as a user gives it.
+func ParseKind(s string) (Kind, error) {
+	if k := Kind(s); k == Agent || k == Server {
+		return k, nil
+	}
+	return "", fmt.Errorf("kind %q is neither agent nor server", s)
+}
+
+// Token is what stands in one. Printing it, in any way, does not show the secret; Line does.
+type Token struct {
+	// CA is the hash of the server CA's public key. It is empty where all that is known is a password.
+	CA string
+	// ID names the token. It is empty where all that is known is a password.
+	ID     string
+	Secret string
+}
+
+const (
+	prefix    = "um1"
+	maxSecret = 256
+)
+
+var (
+	hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	idForm   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+)
+
+// form is what a token looks like, for errors.
+const form = "a token is one line, " + prefix + ".<64 hex digits>.<id>.<secret>, as `umiak token create` prints it"
+
+// Parse reads a token, or a password if the text does not begin as a token does. What surrounds it, as the
+// end of the line in a file, does not matter. No error shows any of the secret.
+func Parse(s string) (Token, error) {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return Token{}, errors.New("it is empty; " + form)
+	}
+	if len(s) > len(prefix)+64+32+maxSecret+3 {
+		return Token{}, fmt.Errorf("it is %d bytes long; %s", len(s), form)
+	}
+	rest, isToken := strings.CutPrefix(s, prefix+".")
+	if !isToken {
+		if err := CheckSecret(s); err != nil {
+			return Token{}, fmt.Errorf("%w; %s", err, form)
+		}
+		return Token{Secret: s}, nil
+	}
+	parts := strings.SplitN(rest, ".", 3)
+	if len(parts) < 3 {
+		return Token{}, fmt.Errorf("it has %d of its 4 parts, so it was cut off; %s", len(parts)+1, form)
+	}
+	t := Token{CA: strings.ToLower(parts[0]), ID: parts[1], Secret: parts[2]}
+	switch {
+	case !hashForm.MatchString(t.CA):
+		return Token{}, fmt.Errorf("its second part is not a hash of 64 hex digits; %s", form)
+	case !idForm.MatchString(t.ID):
+		return Token{}, fmt.Errorf("its third part is not an id of small letters, digits and dashes; %s", form)
+	}
+	if err := CheckSecret(t.Secret); err != nil {
+		return Token{}, fmt.Errorf("%w; %s", err, form)
+	}
+	return t, nil
+}
+
+// CheckID says whether an id can be one.
+func CheckID(id string) error {
+	if !idForm.MatchString(id) {
+		return fmt.Errorf("%q is not an id: 1 to 32 small letters, digits and dashes", id)
+	}
+	return nil
+}
+
+// CheckSecret says whether a secret, which may be a user's own password, can stand in a token.
+func CheckSecret(s string) error {
+	if s == "" || len(s) > maxSecret {
+		return fmt.Errorf("its secret has %d characters, 1 to %d are possible", len(s), maxSecret)
+	}
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return fmt.Errorf("its secret has a space or a character that is not ASCII at place %d", i+1)
+		}
+	}
+	return nil
+}
+
+// Line is the token as a user copies it.
+func (t Token) Line() string {
+	if t.CA == "" {
+		return t.Secret
+	}
+	return prefix + "." + t.CA + "." + t.ID + "." + t.Secret
+}
+
+// String names the token without its secret.
+func (t Token) String() string {
+	if t.ID == "" {
+		return "password"
+	}
+	return "token " + t.ID
+}
+
+// GoString is String: what prints with %#v is no more entitled to the secret.
+func (t Token) GoString() string { return t.String() }
+
+// LogValue is String.
+func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
+
+// New makes a token with a random secret of 160 bits and, if id is empty, a random id.
+func New(ca, id string) Token {
+	if id == "" {
+		id = random(5)
+	}
+	return Token{CA: ca, ID: id, Secret: random(20)}
+}
+
+func random(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, see crypto/rand
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b))
+}
+
+// HashCA is the hash by which a token knows a CA: that of its public key, so that a CA certificate that
+// is made again for the same key is still the one.
+func HashCA(ca *x509.Certificate) string {
+	h := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(h[:])
+}
+
+// HashSecret is what servers keep of a secret. It is a plain hash: a random secret cannot be guessed, and
+// checking one must cost next to nothing.
+func HashSecret(s string) string {
+	h := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(h[:])
+}
+
+// SecretFile returns the random secret that a file holds, and makes it, with mode 0600, if it is missing.
+func SecretFile(file string) (string, error) {
+	raw, err := os.ReadFile(file)
+	if err == nil {
+		s := strings.TrimSpace(string(raw))
+		if err := CheckSecret(s); err != nil {
+			return "", fmt.Errorf("read %s: %w", file, err)
+		}
+		return s, os.Chmod(file, 0o600)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read secret: %w", err)
+	}
+	s := random(20)
+	return s, atomicfile.Write(file, []byte(s+"\n"), 0o600)
+}
+
+// FromSettings is what a user has set, as a value or as the name of a file that holds it.
+func FromSettings(value, file string) (string, error) {
+	if value != "" || file == "" {
+		return value, nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	raw, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", file, err)
+	}
+	return strings.TrimSpace(string(raw)), nil
+}

@@ -1,0 +1,30 @@
+package wallclock
+
+import (
+	"testing"
+	"time"
+)
+
+func TestAlarm(t *testing.T) {
+	a, err := NewAlarm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := a.Set(5 * time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case _, ok := <-a.Rung():
+			if !ok {
+				t.Fatal(a.Err())
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("it does not ring")
+		}
+	}
+	a.Close()
+	if _, ok := <-a.Rung(); ok {
+		t.Error("it rings after it was closed")
+	}
+}

@@ -1,0 +1,134 @@
+package join
+
+import (
+	"context"
+	"crypto/subtle"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/metadata/metadatainformer"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/umiak-io/umiak/internal/token"
+)
+
+// known is what a watch has shown of the Secrets.
+type known struct {
+	secrets corelisters.SecretNamespaceLister
+}
+
+// follow watches the Secrets until ctx ends, and returns when the first list is there.
+func (t Tokens) follow(ctx context.Context) (*known, func(), error) {
+	f := informers.NewSharedInformerFactoryWithOptions(t.Client, 0, informers.WithNamespace(Namespace),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = Label }),
+		informers.WithTransform(func(o any) (any, error) {
+			if s, ok := o.(*corev1.Secret); ok {
+				s.ManagedFields = nil
+			}
+			return o, nil
+		}))
+	inf := f.Core().V1().Secrets()
+	inf.Informer()
+	f.Start(ctx.Done())
+	for _, ok := range f.WaitForCacheSync(ctx.Done()) {
+		if !ok {
+			f.Shutdown()
+			return nil, nil, fmt.Errorf("watch tokens: %w", context.Cause(ctx))
+		}
+	}
+	return &known{inf.Lister().Secrets(Namespace)}, f.Shutdown, nil
+}
+
+// token finds the record for what a machine says, and why it is refused. Whether an id exists, and whether
+// a token has ended, is told to nobody who does not know the secret.
+func (k *known) token(id, secret string, now time.Time) (Record, string) {
+	const unknown = "this token is not known here; it may have been revoked, or belong to another cluster (`umiak token list` on a server)"
+	ids := []string{id}
+	if id == "" {
+		ids = []string{ServerID, AgentID} // a password: of the two that a user may set
+	}
+	hash := []byte(token.HashSecret(secret))
+	for _, i := range ids {
+		s, err := k.secrets.Get(tokenPrefix + i)
+		if err != nil {
+			continue
+		}
+		r, err := parse(s)
+		if err != nil || id == "" && !r.Password || subtle.ConstantTimeCompare([]byte(r.hash), hash) != 1 {
+			continue
+		}
+		switch st := r.State(now); st {
+		case "valid", "used up": // whether a use is left is decided when it is taken
+			return r, ""
+		default:
+			return r, fmt.Sprintf("token %s is %s; make a new one with `umiak token create` on a server", r.ID, st)
+		}
+	}
+	return Record{}, unknown
+}
+
+// node finds the Secret of a node name, or nil.
+func (k *known) node(name string) *corev1.Secret {
+	s, err := k.secrets.Get(name + nodeSuffix)
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
+// freeNames gives a node's name back when the Node is deleted: whoever joins next may have it, and the
+// machine that had it is told that it was deleted when it next renews its certificates.
+func (t Tokens) freeNames(ctx context.Context, meta metadata.Interface, k *known, log *slog.Logger) {
+	inf := metadatainformer.NewFilteredMetadataInformer(meta, corev1.SchemeGroupVersion.WithResource("nodes"), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
+	free := func(name string) {
+		s := k.node(name)
+		if s == nil {
+			return
+		}
+		err := t.secrets().Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
+		switch {
+		case err == nil:
+			log.Info("a node was deleted, its name is free", "node", name)
+		case !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil:
+			log.Warn("cannot free the name of a deleted node", "node", name, "error", err)
+		}
+	}
+	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
+		key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o)
+		if err == nil {
+			free(key)
+		}
+	}})
+	if err != nil {
+		log.Warn("names of deleted nodes stay taken", "error", err)
+		return
+	}
+	go func() {
+		// Nodes that were deleted while no server ran.
+		if !cache.WaitForCacheSync(ctx.Done(), inf.HasSynced) {
+			return
+		}
+		all, err := k.secrets.List(labels.SelectorFromSet(labels.Set{Label: labelNode}))
+		if err != nil {
+			return
+		}
+		for _, s := range all {
+			name := s.Name[:max(0, len(s.Name)-len(nodeSuffix))]
+			if _, there, _ := inf.GetStore().GetByKey(name); !there && time.Since(s.CreationTimestamp.Time) > unregistered {
+				free(name)
+			}
+		}
+	}()
+	inf.RunWithContext(ctx)
+}
+
+// unregistered is how long a node may take from joining until its Node is there.
+const unregistered = time.Hour

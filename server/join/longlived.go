@@ -1,0 +1,131 @@
+package join
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/token"
+)
+
+// LongLived is a token that the cluster has from its first start on.
+type LongLived struct {
+	ID   string
+	Kind token.Kind
+	File string // where it lies on the server, 0600
+	// Given is what the user has set, a password or a token of this cluster; empty for a random one.
+	Given string
+}
+
+// Check says what is wrong with what the user has set. Setting is the key, for the error.
+func (l LongLived) Check(setting, ca string) (token.Token, error) {
+	t, err := token.Parse(l.Given)
+	if err != nil {
+		return t, fmt.Errorf("%s: %w", setting, err)
+	}
+	if t.CA != "" && t.CA != ca {
+		return t, fmt.Errorf("%s: it is a token of another cluster than the one whose CA lies in data-dir", setting)
+	}
+	if t.ID != "" && t.ID != l.ID {
+		return t, fmt.Errorf("%s: it is the token %q; only a password or the token %q can be set", setting, t.ID, l.ID)
+	}
+	return t, nil
+}
+
+// Ensure makes the token, or makes it what the user has set, and keeps the file true: a file whose token
+// has been rotated or revoked on another server goes away.
+func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) error {
+	r, err := t.get(ctx, l.ID)
+	switch {
+	case errors.Is(err, ErrUnknown):
+		return t.first(ctx, l)
+	case err != nil:
+		return err
+	}
+	if l.Given != "" {
+		given, err := l.Check("token", t.CA)
+		if err != nil {
+			return err
+		}
+		if h := token.HashSecret(given.Secret); r.hash != h || r.Kind != l.Kind || !r.Password {
+			if r.hash != "" && r.hash != h {
+				log.Warn("the token that is set differs from the one the cluster had; the old one is refused from now on", "token", l.ID)
+			}
+			r.hash, r.Kind, r.Password = h, l.Kind, true
+			if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil {
+				return fmt.Errorf("set token %s: %w", l.ID, err)
+			}
+		}
+		return l.write(token.Token{CA: t.CA, ID: l.ID, Secret: given.Secret})
+	}
+	have, err := l.read()
+	if err != nil || have.Secret == "" {
+		return err
+	}
+	if token.HashSecret(have.Secret) != r.hash {
+		log.Warn("this token was rotated or revoked, its file goes away", "token", l.ID, "file", l.File)
+		if err := os.Remove(l.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the file of token %s: %w", l.ID, err)
+		}
+	}
+	return nil
+}
+
+// first makes the token. The file comes first: after a crash between the two its secret is taken.
+func (t Tokens) first(ctx context.Context, l LongLived) error {
+	tok, err := l.read()
+	if err != nil {
+		return err
+	}
+	r := Record{ID: l.ID, Kind: l.Kind, Description: "made at the first start"}
+	switch {
+	case l.Given != "":
+		if tok, err = l.Check("token", t.CA); err != nil {
+			return err
+		}
+		tok.CA, tok.ID, r.Password, r.Description = t.CA, l.ID, true, "set by the user"
+	case tok.Secret == "" || tok.CA != t.CA || tok.ID != l.ID:
+		tok = token.New(t.CA, l.ID)
+	}
+	if err := l.write(tok); err != nil {
+		return err
+	}
+	r.hash = token.HashSecret(tok.Secret)
+	_, err = t.secrets().Create(ctx, r.secret(), metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) { // another server that starts at the same time
+		return fmt.Errorf("create token %s: %w", l.ID, err)
+	}
+	return nil
+}
+
+// read returns what the file holds, or nothing.
+func (l LongLived) read() (token.Token, error) {
+	raw, err := os.ReadFile(l.File)
+	if errors.Is(err, fs.ErrNotExist) {
+		return token.Token{}, nil
+	}
+	if err != nil {
+		return token.Token{}, fmt.Errorf("read token %s: %w", l.ID, err)
+	}
+	t, err := token.Parse(string(raw))
+	if err != nil {
+		return token.Token{}, fmt.Errorf("read token %s from %s: %w", l.ID, l.File, err)
+	}
+	return t, nil
+}
+
+// write spares the flash when nothing changes.
+func (l LongLived) write(t token.Token) error {
+	line := t.Line() + "\n"
+	if old, err := os.ReadFile(l.File); err == nil && string(old) == line {
+		return os.Chmod(l.File, 0o600)
+	}
+	return atomicfile.Write(l.File, []byte(line), 0o600)
+}

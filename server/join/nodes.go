@@ -1,0 +1,67 @@
+package join
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/umiak-io/umiak/internal/token"
+)
+
+const (
+	nodeSuffix = ".node-password.umiak"
+	nodeType   = corev1.SecretType("umiak.io/node-password")
+	keyToken   = "token" // the id of the token with which the node joined
+)
+
+var errNameTaken = errors.New("another machine has joined under this name")
+
+// owns says whether a password is the one that a node joined with.
+func owns(s *corev1.Secret, password string) bool {
+	return s.Type == nodeType && subtle.ConstantTimeCompare(s.Data[keyHash], []byte(token.HashSecret(password))) == 1
+}
+
+// claim keeps a node name for whoever knows the password: the first who comes.
+func (t Tokens) claim(ctx context.Context, node, password, tokenID string) error {
+	s := nodeSecret(node, password, tokenID)
+	_, err := t.secrets().Create(ctx, s, metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		if err != nil {
+			return fmt.Errorf("keep the password of node %s: %w", node, err)
+		}
+		return nil
+	}
+	old, err := t.secrets().Get(ctx, s.Name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("read the password of node %s: %w", node, err)
+	}
+	if !owns(old, password) {
+		return errNameTaken
+	}
+	return nil
+}
+
+// Reserve keeps a node name for the server's own node, whoever had it. It says whether that was somebody.
+func (t Tokens) Reserve(ctx context.Context, node, password string) (taken bool, err error) {
+	err = t.claim(ctx, node, password, "")
+	if !errors.Is(err, errNameTaken) {
+		return false, err
+	}
+	if _, err := t.secrets().Update(ctx, nodeSecret(node, password, ""), metav1.UpdateOptions{}); err != nil {
+		return true, fmt.Errorf("keep the password of node %s: %w", node, err)
+	}
+	return true, nil
+}
+
+func nodeSecret(node, password, tokenID string) *corev1.Secret {
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: node + nodeSuffix, Namespace: Namespace, Labels: map[string]string{Label: labelNode}},
+		Type:       nodeType,
+		Data:       map[string][]byte{keyHash: []byte(token.HashSecret(password)), keyToken: []byte(tokenID)},
+	}
+}
