@@ -7,8 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
+	"github.com/umiak-io/umiak/internal/certfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -44,9 +44,6 @@ rules:
     resources: [secrets, pods/exec, pods/attach, pods/portforward, pods/proxy, services/proxy, nodes/proxy]
 - level: None
 `
-
-// adminLifetime is longer than other leaves': people copy this file to their own machines.
-const adminLifetime = 365 * 24 * time.Hour
 
 // prepare makes every file that the components read.
 func (s *Server) prepare(cfg pki.Config) error {
@@ -98,7 +95,7 @@ func (s *Server) leaves() []pki.Leaf {
 		return l
 	}
 	admin := client("admin", pki.ClientCA, "umiak:admin", "system:masters")
-	admin.Lifetime = adminLifetime
+	admin.Lifetime = certfiles.AdminLifetime
 	admin.Renewed = func() error { return s.writeAdmin(admin) }
 	return []pki.Leaf{
 		s.servingLeaf(),
@@ -136,7 +133,7 @@ func (s *Server) servingLeaf() pki.Leaf {
 }
 
 func (s *Server) kubeconfig(l pki.Leaf) pki.Kubeconfig {
-	return pki.Kubeconfig{Server: s.loopbackURL(), CA: s.pki.CAPEM(pki.ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
+	return pki.Kubeconfig{Server: s.loopbackURL(), CAFile: s.pki.CACert(pki.ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
 }
 
 // writeAdmin writes the administrator's kubeconfig, and the copy that the user wants.

@@ -7,6 +7,9 @@
 // process when a third of that is left; they keep their key, so that a renewal replaces one file and a
 // reader never finds a key and a certificate that do not belong together.
 //
+// An authority is replaced with an overlap, see BeginRotation: the old one certifies the new one's key, and
+// is trusted until FinishRotation. What is under way can be told from the files alone.
+//
 // Clocks of small boards are wrong at boot, so certificates are valid from 1970 on: a clock that is
 // behind never locks the cluster out of itself. Only their ends are meant seriously.
 //

@@ -43,27 +43,29 @@ func WriteIfChanged(file string, data []byte, mode fs.FileMode) error {
 // Kubeconfig describes a kubeconfig file.
 type Kubeconfig struct {
 	Server string // URL
-	CA     []byte // PEM, embedded
-	// CertFile and KeyFile are named in the file, so that a reader follows renewals, or, with Embed,
-	// their content is put into it, so that the file can be copied to another machine.
-	CertFile, KeyFile string
-	Embed             bool
+	// CAFile, CertFile and KeyFile are named in the file, so that a reader follows rotations and renewals, or,
+	// with Embed, their content is put into it, so that the file can be copied to another machine.
+	CAFile, CertFile, KeyFile string
+	Embed                     bool
 }
 
 // Write writes the kubeconfig with the mode.
 func (k Kubeconfig) Write(file string, mode fs.FileMode) error {
 	user := map[string]any{"client-certificate": k.CertFile, "client-key": k.KeyFile}
+	cluster := map[string]any{"server": k.Server, "certificate-authority": k.CAFile}
 	if k.Embed {
+		ca, errA := os.ReadFile(k.CAFile)
 		crt, errC := os.ReadFile(k.CertFile)
 		key, errK := os.ReadFile(k.KeyFile)
-		if err := errors.Join(errC, errK); err != nil {
+		if err := errors.Join(errA, errC, errK); err != nil {
 			return fmt.Errorf("write kubeconfig: %w", err)
 		}
 		user = map[string]any{"client-certificate-data": crt, "client-key-data": key}
+		cluster = map[string]any{"server": k.Server, "certificate-authority-data": ca}
 	}
 	raw, err := yaml.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Config", "current-context": "umiak",
-		"clusters": []any{map[string]any{"name": "umiak", "cluster": map[string]any{"server": k.Server, "certificate-authority-data": k.CA}}},
+		"clusters": []any{map[string]any{"name": "umiak", "cluster": cluster}},
 		"users":    []any{map[string]any{"name": "umiak", "user": user}},
 		"contexts": []any{map[string]any{"name": "umiak", "context": map[string]any{"cluster": "umiak", "user": "umiak"}}},
 	})

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/certfiles"
 )
 
 // CA names one of the four authorities; it is also the name of its files.
@@ -83,7 +85,9 @@ type Certificate struct {
 // PKI holds the authorities and keeps the leaves fresh.
 type PKI struct {
 	cfg Config
-	cas map[CA]*authority
+
+	caMu sync.RWMutex // guards cas alone: the leaves' hooks ask for bundles
+	cas  map[CA]*authority
 
 	mu      sync.Mutex
 	leaves  []*leaf
@@ -97,13 +101,33 @@ type leaf struct {
 }
 
 // Ensure loads the authorities and the ServiceAccount key from the folder, and makes what is missing.
-// It refuses to go on with a CA that has ended, and says so if it is rather the clock that is wrong.
+// It refuses to go on with a CA that has ended, and says so if it is rather the clock that is wrong. It is
+// for a server that starts: rotations that were begun before take note of the start.
 func Ensure(cfg Config) (*PKI, error) {
+	p, err := Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	now := p.cfg.Now()
+	if now.Before(Released) {
+		p.cfg.Log.Warn("the clock is wrong: it is before this release was made; certificates work all the same and are renewed once it is set", "clock", now.UTC().Format(time.RFC3339), "release", Released.Format(time.DateOnly))
+	}
+	for _, name := range authorities {
+		if end := p.ca(name).ends(); now.After(end) {
+			return nil, fmt.Errorf("%s ended on %s and the clock says %s: set the clock if it is wrong, otherwise run `umiak certificate rotate-ca %s` and start again", name, end.Format(time.DateOnly), now.UTC().Format(time.RFC3339), name)
+		}
+	}
+	return p, p.noteStart()
+}
+
+// Open is Ensure for commands that work on the files of a server that does not run: it takes authorities
+// that have ended too.
+func Open(cfg Config) (*PKI, error) {
 	if cfg.CALifetime == 0 {
 		cfg.CALifetime = 10 * 365 * 24 * time.Hour
 	}
 	if cfg.LeafLifetime == 0 {
-		cfg.LeafLifetime = 90 * 24 * time.Hour
+		cfg.LeafLifetime = certfiles.LeafLifetime
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -118,17 +142,10 @@ func Ensure(cfg Config) (*PKI, error) {
 		return nil, fmt.Errorf("make PKI folder: %w", err)
 	}
 	p := &PKI{cfg: cfg, cas: map[CA]*authority{}, changed: make(chan struct{}, 1)}
-	now := cfg.Now()
-	if now.Before(Released) {
-		cfg.Log.Warn("the clock is wrong: it is before this release was made; certificates work all the same and are renewed once it is set", "clock", now.UTC().Format(time.RFC3339), "release", Released.Format(time.DateOnly))
-	}
-	for _, name := range []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} {
+	for _, name := range authorities {
 		ca, err := ensureAuthority(p.path(name), "umiak-"+string(name), p.base().Add(cfg.CALifetime))
 		if err != nil {
 			return nil, err
-		}
-		if now.After(ca.cert.NotAfter) {
-			return nil, fmt.Errorf("%s ended on %s and the clock says %s: set the clock if it is wrong, otherwise the cluster needs new CAs", name, ca.cert.NotAfter.Format(time.DateOnly), now.UTC().Format(time.RFC3339))
 		}
 		p.cas[name] = ca
 	}
@@ -136,14 +153,17 @@ func Ensure(cfg Config) (*PKI, error) {
 	if err != nil {
 		return nil, err
 	}
-	pub, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		return nil, fmt.Errorf("encode ServiceAccount key: %w", err)
-	}
-	if err := writeIfChanged(p.ServiceAccountPublicKey(), encodePublic(pub), 0o644); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return p, p.publishServiceAccount(key)
+}
+
+// authorities are all of them.
+var authorities = []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA}
+
+// ca is an authority as it is now; nil if there is none of that name.
+func (p *PKI) ca(name CA) *authority {
+	p.caMu.RLock()
+	defer p.caMu.RUnlock()
+	return p.cas[name]
 }
 
 // base is the moment from which lifetimes count: now, or the release where the clock is behind that, so
@@ -157,14 +177,23 @@ func (p *PKI) base() time.Time {
 
 func (p *PKI) path(name CA) string { return filepath.Join(p.cfg.Dir, string(name)) }
 
-// CACert and CAKey are the files of an authority.
+// CACert is the file of the roots to trust: one, or during a rotation the new one and the old.
 func (p *PKI) CACert(ca CA) string { return p.path(ca) + ".crt" }
 
-// CAKey is the private key's file, which the controller manager signs CSRs with.
+// CASigner and CAKey are the certificate, exactly one, and the key with which the controller manager signs
+// CSRs.
+func (p *PKI) CASigner(ca CA) string { return p.path(ca) + "-signer.crt" }
+
+// CAKey is the private key's file.
 func (p *PKI) CAKey(ca CA) string { return p.path(ca) + ".key" }
 
-// CAPEM is an authority's certificate.
-func (p *PKI) CAPEM(ca CA) []byte { return slices.Clone(p.cas[ca].pem) }
+// CAPEM is the content of CACert: what to hand out to a node that asks whom it shall trust, at each renewal
+// anew. The first certificate is the one to pin in new tokens.
+func (p *PKI) CAPEM(ca CA) []byte { return p.ca(ca).bundle() }
+
+// Chain is what belongs behind a certificate that was signed with CASigner and CAKey, so that whoever trusts
+// the old or the new root takes it. Most of the time it is empty.
+func (p *PKI) Chain(ca CA) []byte { return p.ca(ca).chain(ca == ServerCA) }
 
 // ServiceAccountKey signs ServiceAccount tokens.
 func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
@@ -183,7 +212,7 @@ func (p *PKI) Add(l Leaf) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := &leaf{Leaf: l}
-	if _, err := p.refresh(e); err != nil {
+	if _, err := p.refresh(e, false); err != nil {
 		return err
 	}
 	if l.Renewed != nil {
@@ -193,16 +222,22 @@ func (p *PKI) Add(l Leaf) error {
 	}
 	p.leaves = slices.DeleteFunc(p.leaves, func(o *leaf) bool { return o.CertFile == l.CertFile })
 	p.leaves = append(p.leaves, e)
+	p.wake()
+	return nil
+}
+
+// wake has Run look at the leaves again.
+func (p *PKI) wake() {
 	select {
 	case p.changed <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
-// refresh writes the leaf's files where they are missing, broken, not as described or near their end.
-func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
-	ca := p.cas[l.CA]
+// refresh writes the leaf's files where they are missing, broken, not as described or near their end, or
+// when anew says so.
+func (p *PKI) refresh(l *leaf, anew bool) (renewed bool, err error) {
+	ca := p.ca(l.CA)
 	if ca == nil {
 		return false, fmt.Errorf("certificate %s: no CA %q", l.Name, l.CA)
 	}
@@ -220,23 +255,23 @@ func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
 	}
-	if cert, err := parseCert(raw); err == nil && matches(cert, key) && p.serves(l.Leaf, cert) {
-		l.ends = cert.NotAfter
-		return false, nil
-	}
-	crt, err := ca.sign(l.Leaf, key.Public(), p.base().Add(p.lifetime(l.Leaf)))
-	if err != nil {
-		return false, err
-	}
-	cert, err := parseCert(crt)
-	if err != nil {
-		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
-	}
-	if err := atomicfile.Write(l.CertFile, crt, 0o644); err != nil {
-		return false, err
+	chain := ca.chain(l.Server && l.CA == ServerCA)
+	cert, err := parseCert(raw)
+	if anew || err != nil || !matches(cert, key) || !p.serves(l.Leaf, cert) {
+		crt, err := ca.sign(l.Leaf, key.Public(), p.base().Add(p.lifetime(l.Leaf)))
+		if err != nil {
+			return false, err
+		}
+		if cert, err = parseCert(crt); err != nil {
+			return false, fmt.Errorf("certificate %s: %w", l.Name, err)
+		}
 	}
 	l.ends = cert.NotAfter
-	return true, nil
+	want := append(encodeCert(cert.Raw), chain...)
+	if bytes.Equal(raw, want) {
+		return false, nil
+	}
+	return true, atomicfile.Write(l.CertFile, want, 0o644)
 }
 
 // serves says whether the certificate is the one that the leaf describes and has enough life left, but
@@ -254,7 +289,7 @@ func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
 	for _, ip := range l.ips() {
 		want = append(want, ip.String())
 	}
-	ca := p.cas[l.CA].cert
+	ca := p.ca(l.CA).cert
 	now := p.base()
 	return c.CheckSignatureFrom(ca) == nil && c.Subject.CommonName == l.CommonName &&
 		same(c.Subject.Organization, l.Organization) && same(c.DNSNames, l.DNSNames) && same(ips, want) &&
@@ -265,7 +300,7 @@ func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
 // renewal is when a leaf that ends then is due: when a third of its life is left. One that ends with
 // its CA cannot be given more life.
 func (p *PKI) renewal(l Leaf, ends time.Time) time.Time {
-	if !ends.Before(p.cas[l.CA].cert.NotAfter) {
+	if !ends.Before(p.ca(l.CA).ends()) {
 		return ends
 	}
 	return ends.Add(-p.lifetime(l) / 3)
@@ -283,9 +318,9 @@ func (p *PKI) Certificates() []Certificate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []Certificate
-	for _, n := range []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} {
-		c := p.cas[n].cert
-		out = append(out, Certificate{Name: string(n), Subject: c.Subject.String(), CA: true, Ends: c.NotAfter})
+	for _, n := range authorities {
+		ca := p.ca(n)
+		out = append(out, Certificate{Name: string(n), Subject: ca.cert.Subject.String(), CA: true, Ends: ca.ends()})
 	}
 	for _, l := range p.leaves {
 		c := Certificate{Name: l.Name, Subject: "CN=" + l.CommonName, Ends: l.ends, Renews: p.renewal(l.Leaf, l.ends)}

@@ -90,7 +90,7 @@ func TestAuthoritiesShareNothingAndStayTheSame(t *testing.T) {
 			t.Errorf("%s has mode %v", f, fi.Mode())
 		}
 	}
-	if len(before) != 2*4+2+2 {
+	if len(before) != 3*4+2+2 {
 		t.Errorf("got %d files: %v", len(before), files)
 	}
 	q := ensure(t, dir, c)
@@ -310,14 +310,14 @@ func TestKubeconfigEmbedsOrNames(t *testing.T) {
 	if err := p.Add(l); err != nil {
 		t.Fatal(err)
 	}
-	k := Kubeconfig{Server: "https://127.0.0.1:6443", CA: p.CAPEM(ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
+	k := Kubeconfig{Server: "https://127.0.0.1:6443", CAFile: p.CACert(ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
 	for _, embed := range []bool{false, true} {
 		k.Embed = embed
 		file := p.File("kubeconfig")
 		if err := k.Write(file, 0o640); err != nil {
 			t.Fatal(err)
 		}
-		if s := read(t, file); strings.Contains(s, l.KeyFile) == embed || strings.Contains(s, "client-key-data") != embed {
+		if s := read(t, file); strings.Contains(s, l.KeyFile) == embed || strings.Contains(s, "client-key-data") != embed || strings.Contains(s, "certificate-authority-data") != embed {
 			t.Errorf("embed %v: %s", embed, s)
 		}
 		if fi, _ := os.Stat(file); fi.Mode().Perm() != 0o640 {

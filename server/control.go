@@ -1,0 +1,73 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/umiak-io/umiak/internal/control"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// What root's commands may have a running server do.
+const (
+	ActionRenew  = "certificates/renew"
+	ActionRotate = "certificates/rotate-ca"
+)
+
+// RenewRequest asks to issue leaves anew: those named or all.
+type RenewRequest struct {
+	Names []string `json:"names,omitempty"`
+}
+
+// RotateRequest asks to begin or to finish rotations of authorities and of the ServiceAccount key.
+type RotateRequest struct {
+	Names  []string `json:"names,omitempty"`
+	From   string   `json:"from,omitempty"`
+	Finish bool     `json:"finish,omitempty"`
+}
+
+// RenewResult is what was renewed.
+type RenewResult struct {
+	Renewed []pki.Certificate `json:"renewed"`
+}
+
+// RotateResult is what a rotation has changed and which are under way now.
+type RotateResult struct {
+	Finished []string       `json:"finished,omitempty"`
+	UnderWay []pki.Rotation `json:"underWay"`
+}
+
+// control is the socket behind `umiak certificate`.
+func (s *Server) control() *control.Server {
+	return &control.Server{Socket: s.dirs.ControlSocket(), Actions: map[string]control.Action{
+		ActionRenew: func(_ context.Context, raw json.RawMessage) (any, error) {
+			var r RenewRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			list, err := s.pki.Renew(r.Names...)
+			return RenewResult{list}, err
+		},
+		ActionRotate: func(_ context.Context, raw json.RawMessage) (any, error) {
+			var r RotateRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			return Rotate(s.pki, r)
+		},
+	}}
+}
+
+// Rotate begins or finishes rotations.
+func Rotate(p *pki.PKI, r RotateRequest) (RotateResult, error) {
+	var out RotateResult
+	var err error
+	if r.Finish {
+		out.Finished, err = p.FinishRotation(r.Names)
+	} else {
+		err = p.BeginRotation(r.Names, r.From)
+	}
+	out.UnderWay = p.Rotations()
+	return out, err
+}
