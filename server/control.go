@@ -3,9 +3,11 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/umiak-io/umiak/internal/control"
+	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -13,6 +15,7 @@ import (
 const (
 	ActionRenew  = "certificates/renew"
 	ActionRotate = "certificates/rotate-ca"
+	ActionStored = "secrets-encrypt/stored"
 )
 
 // RenewRequest asks to issue leaves anew: those named or all.
@@ -38,7 +41,13 @@ type RotateResult struct {
 	UnderWay []pki.Rotation `json:"underWay"`
 }
 
-// control is the socket behind `umiak certificate`.
+// StoredRequest asks how many objects of the resources are stored with which key; the answer is
+// encryption.Counts.
+type StoredRequest struct {
+	Resources []string `json:"resources"`
+}
+
+// control is the socket behind `umiak certificate` and `umiak secrets-encrypt`.
 func (s *Server) control() *control.Server {
 	return &control.Server{Socket: s.dirs.ControlSocket(), Actions: map[string]control.Action{
 		ActionRenew: func(_ context.Context, raw json.RawMessage) (any, error) {
@@ -55,6 +64,17 @@ func (s *Server) control() *control.Server {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
 			return Rotate(s.pki, r)
+		},
+		ActionStored: func(ctx context.Context, raw json.RawMessage) (any, error) {
+			var r StoredRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			st := s.datastore()
+			if st == nil {
+				return nil, errors.New("the datastore is not open yet")
+			}
+			return encryption.Count(ctx, st.Endpoint(), r.Resources)
 		},
 	}}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/certfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -60,7 +61,7 @@ func (s *Server) prepare(cfg pki.Config) error {
 	if s.pki, err = pki.Ensure(cfg); err != nil {
 		return err
 	}
-	if err := pki.EnsureEncryptionConfig(s.dirs.EncryptionConfig()); err != nil {
+	if err := encryption.Ensure(s.dirs.EncryptionConfig()); err != nil {
 		return err
 	}
 	if err := pki.WriteIfChanged(s.authenticationFile(), []byte(anonymousForHealth), 0o600); err != nil {

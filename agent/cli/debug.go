@@ -33,7 +33,7 @@ func debugService(w Where) *ucli.Command {
 			"Exits with 1 when the kernel differs.\n\n  umiak debug service web\n  umiak debug service -o json kube-system/kube-dns",
 		Flags: w.Flags(Output()),
 		Action: func(c *ucli.Context) error {
-			js, err := asJSON(c)
+			js, err := AsJSON(c)
 			if err != nil {
 				return err
 			}
@@ -66,7 +66,7 @@ func debugService(w Where) *ucli.Command {
 				return err
 			}
 			if js {
-				err = printJSON(c, e)
+				err = PrintJSON(c, e)
 			} else {
 				err = e.Print(c.App.Writer)
 			}

@@ -40,7 +40,7 @@ func Images(w Where) *ucli.Command {
 				Name: "list", Aliases: []string{"ls"}, Usage: "list the node's images",
 				Flags: w.Flags(Output()),
 				Action: onNode(func(c *ucli.Context, socket string) error {
-					if _, err := asJSON(c); err != nil {
+					if _, err := AsJSON(c); err != nil {
 						return err
 					}
 					return images.List(c.Context, socket, c.String("output"), c.App.Writer)

@@ -32,7 +32,7 @@ func Check(w Where) *ucli.Command {
 			if err := NoArgs(c); err != nil {
 				return err
 			}
-			js, err := asJSON(c)
+			js, err := AsJSON(c)
 			if err != nil {
 				return err
 			}

@@ -35,8 +35,8 @@ func Output() ucli.Flag {
 	return &ucli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "json, or empty for people"}
 }
 
-// asJSON says whether JSON was asked for.
-func asJSON(c *ucli.Context) (bool, error) {
+// AsJSON says whether JSON was asked for.
+func AsJSON(c *ucli.Context) (bool, error) {
 	switch o := c.String("output"); o {
 	case "":
 		return false, nil
@@ -47,7 +47,8 @@ func asJSON(c *ucli.Context) (bool, error) {
 	}
 }
 
-func printJSON(c *ucli.Context, v any) error {
+// PrintJSON prints for programs.
+func PrintJSON(c *ucli.Context, v any) error {
 	e := json.NewEncoder(c.App.Writer)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
@@ -61,7 +62,7 @@ func Status(w Where) *ucli.Command {
 		Description: "Asks the running umiak; exits with 1 when it is not running or not ready.\n\n  umiak status\n  umiak status -o json",
 		Flags:       w.Flags(Output()),
 		Action: func(c *ucli.Context) error {
-			js, err := asJSON(c)
+			js, err := AsJSON(c)
 			if err != nil {
 				return err
 			}
@@ -74,7 +75,7 @@ func Status(w Where) *ucli.Command {
 				return err
 			}
 			if js {
-				err = printJSON(c, rep)
+				err = PrintJSON(c, rep)
 			} else {
 				err = rep.Print(c.App.Writer)
 			}

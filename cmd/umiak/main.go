@@ -42,7 +42,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
-		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where)},
+		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), certificateCommand(where), secretsEncryptCommand(where)},
 			agentcli.Node(where)...),
 	}
 }

@@ -1,6 +1,6 @@
 // Package pki makes and renews what the control plane proves itself with: four certificate authorities
 // that share nothing (server, client, request-header, etcd), the key that signs ServiceAccount tokens,
-// leaf certificates, kubeconfigs, and the key with which Secrets are encrypted at rest.
+// leaf certificates and kubeconfigs.
 //
 // Everything is ECDSA P-256: a key takes a tenth of a millisecond where an RSA one takes a tenth of a
 // second or, on a small board, several. Leaf certificates live 90 days and are renewed by the running

@@ -287,23 +287,6 @@ func TestRenewsWhileServing(t *testing.T) {
 	}
 }
 
-func TestEncryptionConfigKeepsItsKey(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "server", "encryption.yaml")
-	if err := EnsureEncryptionConfig(file); err != nil {
-		t.Fatal(err)
-	}
-	was := read(t, file)
-	if err := os.Chmod(file, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureEncryptionConfig(file); err != nil {
-		t.Fatal(err)
-	}
-	if fi, _ := os.Stat(file); read(t, file) != was || fi.Mode().Perm() != 0o600 {
-		t.Error("the key or its protection is lost")
-	}
-}
-
 func TestKubeconfigEmbedsOrNames(t *testing.T) {
 	p := ensure(t, t.TempDir(), &clock{t: today})
 	l := serving(p)
