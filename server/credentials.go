@@ -86,7 +86,7 @@ func (s *Server) prepare(cfg pki.Config) error {
 // leaves are the control plane's own certificates.
 func (s *Server) leaves() []pki.Leaf {
 	client := func(name string, ca pki.CA, user string, groups ...string) pki.Leaf {
-		return pki.Leaf{Name: name, CA: ca, CertFile: s.pki.File(name + ".crt"), KeyFile: s.pki.File(name + ".key"), CommonName: user, Organization: groups}
+		return pki.Leaf{Name: name, CA: ca, CertFile: s.pki.File(name + ".crt"), KeyFile: s.pki.File(name + ".key"), CommonName: user, Organization: groups, Steady: true}
 	}
 	component := func(name, user string) pki.Leaf {
 		l := client(name, pki.ClientCA, user)
@@ -96,7 +96,7 @@ func (s *Server) leaves() []pki.Leaf {
 		return l
 	}
 	admin := client("admin", pki.ClientCA, "umiak:admin", "system:masters")
-	admin.Lifetime = certfiles.AdminLifetime
+	admin.Lifetime, admin.Steady = certfiles.AdminLifetime, false // it is read when it is used
 	admin.Renewed = func() error { return s.writeAdmin(admin) }
 	return []pki.Leaf{
 		s.servingLeaf(),

@@ -58,7 +58,7 @@ func (s *Server) issueNode(node agent.Node) error {
 		return pki.Leaf{
 			Name: "node " + node.Name + " " + name, CA: pki.ClientCA,
 			CertFile: filepath.Join(dir, name+".crt"), KeyFile: filepath.Join(dir, name+".key"),
-			CommonName: user, Organization: groups,
+			CommonName: user, Organization: groups, Steady: true,
 		}
 	}
 	kubelet := leaf("kubelet-client", "system:node:"+node.Name, "system:nodes")
@@ -66,7 +66,7 @@ func (s *Server) issueNode(node agent.Node) error {
 	own := leaf("agent-client", controlplane.AgentUserPrefix+node.Name, controlplane.AgentsGroup)
 	own.Renewed = kubeconfig(own, s.dirs.AgentKubeconfig())
 	serving := leaf("kubelet-serving", "system:node:"+node.Name, "system:nodes")
-	serving.CA, serving.Server = pki.ServerCA, true
+	serving.CA, serving.Server, serving.Steady = pki.ServerCA, true, false
 	serving.DNSNames, serving.IPs = []string{node.Name}, append([]string{"127.0.0.1"}, node.IPs...)
 	for _, l := range []pki.Leaf{kubelet, own, serving} {
 		if err := s.pki.Add(l); err != nil {

@@ -58,7 +58,8 @@ func certificateRotate(w agentcli.Where) *cli.Command {
 		Name:      "rotate",
 		Usage:     "issue this server's certificates anew at once",
 		ArgsUsage: "[NAME...]",
-		Description: "The running umiak issues them and its components take them up; nothing is restarted and no connection is cut.\n" +
+		Description: "The running umiak issues them and its components take them up; nothing is restarted. Components that are clients\n" +
+			"make their connections anew within five minutes, so a session of exec, attach, port-forward or logs -f ends then.\n" +
 			"Keys stay the same. Without a running umiak they are issued at its next start, with --new-keys for new keys.\n" +
 			"Names are those of `umiak status`; none means all. Certificates are renewed without this, long before they end.\n\n" +
 			"  umiak certificate rotate\n  umiak certificate rotate apiserver admin",

@@ -56,6 +56,9 @@ type Leaf struct {
 	Server   bool
 	DNSNames []string
 	IPs      []string
+	// Steady leaves the certificate alone when its authority is replaced, until the server is started again:
+	// client-go cuts all connections that were made with a certificate when it finds another in the file.
+	Steady bool
 	// Lifetime overrides the configured one.
 	Lifetime time.Duration
 	// Renewed is called after the files were written, and once when the leaf is added.
@@ -212,7 +215,7 @@ func (p *PKI) Add(l Leaf) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := &leaf{Leaf: l}
-	if _, err := p.refresh(e, false); err != nil {
+	if _, err := p.refresh(e, atStart); err != nil {
 		return err
 	}
 	if l.Renewed != nil {
@@ -234,9 +237,18 @@ func (p *PKI) wake() {
 	}
 }
 
+// occasion is why a leaf is looked at.
+type occasion int
+
+const (
+	atStart   occasion = iota // it is added
+	underWay                  // it may be due, or its authority has changed
+	onRequest                 // somebody wants a new one
+)
+
 // refresh writes the leaf's files where they are missing, broken, not as described or near their end, or
-// when anew says so.
-func (p *PKI) refresh(l *leaf, anew bool) (renewed bool, err error) {
+// when somebody wants it.
+func (p *PKI) refresh(l *leaf, why occasion) (renewed bool, err error) {
 	ca := p.ca(l.CA)
 	if ca == nil {
 		return false, fmt.Errorf("certificate %s: no CA %q", l.Name, l.CA)
@@ -257,7 +269,13 @@ func (p *PKI) refresh(l *leaf, anew bool) (renewed bool, err error) {
 	}
 	chain := ca.chain(l.Server && l.CA == ServerCA)
 	cert, err := parseCert(raw)
-	if anew || err != nil || !matches(cert, key) || !p.serves(l.Leaf, cert) {
+	good := err == nil && matches(cert, key) && why != onRequest
+	if good && l.Steady && why == underWay && (p.serves(l.Leaf, cert, ca.cert) || len(ca.old) > 1 && p.serves(l.Leaf, cert, ca.old[1])) {
+		// What is behind it in the file may not be what would be written now; that does no harm.
+		l.ends = cert.NotAfter
+		return false, nil
+	}
+	if !good || !p.serves(l.Leaf, cert, ca.cert) {
 		crt, err := ca.sign(l.Leaf, key.Public(), p.base().Add(p.lifetime(l.Leaf)))
 		if err != nil {
 			return false, err
@@ -276,7 +294,7 @@ func (p *PKI) refresh(l *leaf, anew bool) (renewed bool, err error) {
 
 // serves says whether the certificate is the one that the leaf describes and has enough life left, but
 // not more than it should: that would be one from a time when the clock was ahead.
-func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
+func (p *PKI) serves(l Leaf, c, by *x509.Certificate) bool {
 	usage := x509.ExtKeyUsageClientAuth
 	if l.Server {
 		usage = x509.ExtKeyUsageServerAuth
@@ -289,9 +307,8 @@ func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
 	for _, ip := range l.ips() {
 		want = append(want, ip.String())
 	}
-	ca := p.ca(l.CA).cert
 	now := p.base()
-	return c.CheckSignatureFrom(ca) == nil && c.Subject.CommonName == l.CommonName &&
+	return c.CheckSignatureFrom(by) == nil && c.Subject.CommonName == l.CommonName &&
 		same(c.Subject.Organization, l.Organization) && same(c.DNSNames, l.DNSNames) && same(ips, want) &&
 		slices.Contains(c.ExtKeyUsage, usage) &&
 		now.Before(p.renewal(l, c.NotAfter)) && c.NotAfter.Before(now.Add(p.lifetime(l)+24*time.Hour))

@@ -83,7 +83,7 @@ func (p *PKI) Renew(names ...string) ([]Certificate, error) {
 		if len(names) > 0 && !slices.Contains(names, l.Name) {
 			continue
 		}
-		_, err := p.refresh(l, true)
+		_, err := p.refresh(l, onRequest)
 		if err == nil && l.Renewed != nil {
 			err = l.Renewed()
 		}
@@ -488,7 +488,7 @@ func (p *PKI) reissue() error {
 	defer p.mu.Unlock()
 	var errs []error
 	for _, l := range p.leaves {
-		_, err := p.refresh(l, false)
+		_, err := p.refresh(l, underWay)
 		if err == nil && l.Renewed != nil {
 			err = l.Renewed()
 		}

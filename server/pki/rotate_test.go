@@ -124,6 +124,46 @@ func TestRotationKeepsBothSidesTrusted(t *testing.T) {
 	}
 }
 
+func TestSteadyLeavesChangeAtTheNextStart(t *testing.T) {
+	dir, c := t.TempDir(), &clock{t: today}
+	p := ensure(t, dir, c)
+	l := Leaf{Name: "c", CA: ClientCA, CertFile: p.File("c.crt"), KeyFile: p.File("c.key"), CommonName: "c", Steady: true}
+	if err := p.Add(l); err != nil {
+		t.Fatal(err)
+	}
+	was := read(t, l.CertFile)
+	if err := p.BeginRotation(nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	p.renewDue()
+	if read(t, l.CertFile) != was {
+		t.Error("changed under its readers")
+	}
+	p = ensure(t, dir, c)
+	if err := p.Add(l); err != nil {
+		t.Fatal(err)
+	}
+	if cert(t, l.CertFile).CheckSignatureFrom(cert(t, p.CASigner(ClientCA))) != nil {
+		t.Error("a start does not change it")
+	}
+	was = read(t, l.CertFile)
+	if _, err := p.FinishRotation([]string{"client-ca"}); err != nil {
+		t.Fatal(err)
+	}
+	if read(t, l.CertFile) != was {
+		t.Error("changed when the rotation was finished")
+	}
+	// It is renewed in time all the same.
+	if err := p.BeginRotation([]string{"server-ca"}, ""); err == nil {
+		t.Error("begun twice")
+	}
+	c.set(today.AddDate(0, 0, 70))
+	p.renewDue()
+	if read(t, l.CertFile) == was {
+		t.Error("not renewed")
+	}
+}
+
 func TestClientsOfARotatedCAAreTakenByWhoTrustsTheOldOne(t *testing.T) {
 	p := ensure(t, t.TempDir(), &clock{t: today})
 	l := Leaf{Name: "c", CA: ClientCA, CertFile: p.File("c.crt"), KeyFile: p.File("c.key"), CommonName: "c"}
