@@ -112,7 +112,7 @@ func (s *Server) leaves() []pki.Leaf {
 func (s *Server) servingLeaf() pki.Leaf {
 	l := pki.Leaf{
 		Name: "apiserver", CA: pki.ServerCA, CertFile: s.pki.File("apiserver.crt"), KeyFile: s.pki.File("apiserver.key"),
-		CommonName: "kube-apiserver", Server: true,
+		CommonName: "kube-apiserver", Server: true, WithCA: true,
 		DNSNames: append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + s.cfg.ClusterDomain, "localhost"}, hostname()...),
 		IPs:      append([]string{"127.0.0.1", "::1", s.advertise}, s.cfg.NodeIP...),
 	}

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -56,6 +57,8 @@ type Leaf struct {
 	Server   bool
 	DNSNames []string
 	IPs      []string
+	// WithCA puts the roots behind the leaf in CertFile, for those who have yet to learn them.
+	WithCA bool
 	// Steady leaves the certificate alone when its authority is replaced, until the server is started again:
 	// client-go cuts all connections that were made with a certificate when it finds another in the file.
 	Steady bool
@@ -194,9 +197,20 @@ func (p *PKI) CAKey(ca CA) string { return p.path(ca) + ".key" }
 // anew. The first certificate is the one to pin in new tokens.
 func (p *PKI) CAPEM(ca CA) []byte { return p.ca(ca).bundle() }
 
-// Chain is what belongs behind a certificate that was signed with CASigner and CAKey, so that whoever trusts
-// the old or the new root takes it. Most of the time it is empty.
-func (p *PKI) Chain(ca CA) []byte { return p.ca(ca).chain(ca == ServerCA) }
+// Sign issues a certificate for a key that stays with its owner, and returns it in PEM form with what belongs
+// behind it: during a rotation whoever trusts the old or the new root takes it. Of the leaf its files and
+// Renewed do not count.
+func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
+	ca := p.ca(l.CA)
+	if ca == nil {
+		return nil, fmt.Errorf("sign certificate of %s: no CA %q", l.CommonName, l.CA)
+	}
+	crt, err := ca.sign(l, key, p.base().Add(p.lifetime(l)))
+	if err != nil {
+		return nil, err
+	}
+	return append(crt, ca.chain(l.WithCA)...), nil
+}
 
 // ServiceAccountKey signs ServiceAccount tokens.
 func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
@@ -267,7 +281,7 @@ func (p *PKI) refresh(l *leaf, why occasion) (renewed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
 	}
-	chain := ca.chain(l.Server && l.CA == ServerCA)
+	chain := ca.chain(l.WithCA)
 	cert, err := parseCert(raw)
 	good := err == nil && matches(cert, key) && why != onRequest
 	if good && l.Steady && why == underWay && (p.serves(l.Leaf, cert, ca.cert) || len(ca.old) > 1 && p.serves(l.Leaf, cert, ca.old[1])) {
