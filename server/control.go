@@ -23,11 +23,13 @@ type RenewRequest struct {
 	Names []string `json:"names,omitempty"`
 }
 
-// RotateRequest asks to begin or to finish rotations of authorities and of the ServiceAccount key.
+// RotateRequest asks to begin or to finish rotations of authorities and of the ServiceAccount key, or, with
+// Status, only which are under way.
 type RotateRequest struct {
 	Names  []string `json:"names,omitempty"`
 	From   string   `json:"from,omitempty"`
 	Finish bool     `json:"finish,omitempty"`
+	Status bool     `json:"status,omitempty"`
 }
 
 // RenewResult is what was renewed.
@@ -79,15 +81,17 @@ func (s *Server) control() *control.Server {
 	}}
 }
 
-// Rotate begins or finishes rotations.
+// Rotate does what is asked for; it is also called for a server that does not run.
 func Rotate(p *pki.PKI, r RotateRequest) (RotateResult, error) {
 	var out RotateResult
 	var err error
-	if r.Finish {
+	switch {
+	case r.Status:
+	case r.Finish:
 		out.Finished, err = p.FinishRotation(r.Names)
-	} else {
+	default:
 		err = p.BeginRotation(r.Names, r.From)
 	}
-	out.UnderWay = p.Rotations()
+	out.UnderWay = append([]pki.Rotation{}, p.Rotations()...)
 	return out, err
 }

@@ -170,7 +170,10 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := server.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish")}
+			r := server.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Status: c.Bool("status")}
+			if r.Status && (r.Finish || r.From != "" || len(r.Names) > 0) {
+				return errors.New("--status changes nothing and goes with nothing else")
+			}
 			if r.From != "" {
 				if r.Finish {
 					return errors.New("--from is for the first step, --finish is the last one")
@@ -191,7 +194,7 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 			if js {
 				return agentcli.PrintJSON(c, out)
 			}
-			printRotation(c.App.Writer, out, running, c.Bool("status"))
+			printRotation(c.App.Writer, out, running, r.Status)
 			return nil
 		},
 	}
@@ -199,13 +202,6 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 
 // rotateCA has the running umiak do it, or does it on the files where none runs.
 func rotateCA(c *cli.Context, dirs layout.Dirs, r server.RotateRequest) (out server.RotateResult, running bool, err error) {
-	if c.Bool("status") {
-		p, err := pki.Open(pki.Config{Dir: dirs.ServerPKI()})
-		if err != nil {
-			return out, false, err
-		}
-		return server.RotateResult{UnderWay: p.Rotations()}, instance.Running(dirs), nil
-	}
 	err = control.Call(c.Context, dirs.ControlSocket(), server.ActionRotate, r, &out)
 	if !errors.Is(err, socket.ErrNotRunning) {
 		return out, true, err
