@@ -207,6 +207,14 @@ metadata: {name: view}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
 subjects: [{kind: ServiceAccount, name: default}]
 `)
+	_, err := e.Kube.CoreV1().Secrets(e.ns).Create(e.soon(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "lasting", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}}, Type: corev1.SecretTypeServiceAccountToken,
+	}, metav1.CreateOptions{})
+	e.must(err)
+	lasting, err := cluster.Until(e.soon(), e.Kube.CoreV1().Secrets(e.ns), named("lasting"), func(s *corev1.Secret) (bool, string) {
+		return len(s.Data["token"]) > 0, "no token yet"
+	})
+	e.must(err)
 	containers := e.containerProcesses()
 	first := e.admin()
 	oldRoot := first.CAData
@@ -214,6 +222,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	p := e.probes()
 	endOld := p.probe("a kubeconfig of before", e.asks(first))
 	endToken := p.probe("a token of before", e.asks(withToken(first, oldToken)))
+	endLasting := p.probe("a token of before in a Secret", e.asks(withToken(first, string(lasting.Data["token"]))))
 	logs := func(pods corev1client.PodInterface) func(context.Context) error {
 		return func(ctx context.Context) error {
 			l, err := pods.List(ctx, labeled("app=web"))
@@ -227,7 +236,10 @@ subjects: [{kind: ServiceAccount, name: default}]
 	endLogs := p.probe("logs of a pod", logs(e.Kube.CoreV1().Pods(e.ns)))
 
 	// check
-	out, err := e.Umiak(e.soon(), "certificate", "check", "-o", "json")
+	out, err := e.Umiak(e.soon(), "certificate", "check")
+	e.must(err)
+	t.Logf("check:\n%s", out)
+	out, err = e.Umiak(e.soon(), "certificate", "check", "-o", "json")
 	e.must(err)
 	var list []struct{ Name, State, UsedBy string }
 	e.must(json.Unmarshal([]byte(out), &list))
@@ -283,6 +295,9 @@ subjects: [{kind: ServiceAccount, name: default}]
 	if !strings.Contains(out, "systemctl restart umiak") || strings.Count(out, "being replaced") != 5 {
 		t.Errorf("rotate-ca says:\n%s", out)
 	}
+	if status, err := e.Umiak(e.soon(), "certificate", "rotate-ca", "--status"); err != nil || !strings.HasPrefix(out, status) {
+		t.Errorf("--status: %v\n%s", err, status)
+	}
 	both := e.admin()
 	newRoot, isBoth := bytes.CutSuffix(both.CAData, oldRoot)
 	if !isBoth || len(newRoot) == 0 {
@@ -320,6 +335,14 @@ subjects: [{kind: ServiceAccount, name: default}]
 
 	// finish
 	endLogs()
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+		if _, err := e.Umiak(ctx, "certificate", "rotate-ca", "--finish"); err == nil || !strings.Contains(err.Error(), e.ns+"/lasting") {
+			return fmt.Errorf("finish with a token in use: %w", err)
+		}
+		return nil
+	}))
+	endLasting()
+	e.must(e.Kube.CoreV1().Secrets(e.ns).Delete(e.soon(), "lasting", metav1.DeleteOptions{}))
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 		out, err = e.Umiak(ctx, "certificate", "rotate-ca", "--finish")
 		return err
@@ -473,6 +496,11 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 	}))
 	e.must(cmd.Process.Kill())
 	_ = cmd.Wait()
+	if out, _ := e.Umiak(e.soon(), "secrets-encrypt", "status"); !strings.Contains(out, "goes on with it") {
+		t.Errorf("status of a rotation that was cut off:\n%s", out)
+	} else {
+		t.Logf("status:\n%s", out)
+	}
 	s = e.encryptionStatus()
 	if s.Rotation == "none" || s.WriteKey.Cipher != "aesgcm" || len(s.ReadKeys) != 2 {
 		t.Errorf("cut off: %+v", s)

@@ -2,6 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +16,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -159,7 +164,7 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 		Flags: w.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "from", Usage: "folder with your own pairs"},
 			&cli.BoolFlag{Name: "finish", Usage: "stop trusting the old ones"},
-			&cli.BoolFlag{Name: "force", Usage: "finish although clients in the cluster may not know the new CA yet"},
+			&cli.BoolFlag{Name: "force", Usage: "finish although something in the cluster may need the old ones"},
 			&cli.BoolFlag{Name: "status", Usage: "only tell which rotations are under way"}),
 		Action: func(c *cli.Context) error {
 			js, err := agentcli.AsJSON(c)
@@ -257,17 +262,11 @@ func printRotation(w io.Writer, out server.RotateResult, running, statusOnly boo
 	}
 }
 
-// clientsKnow makes sure that pods are told of the new server CA before the old one goes: each namespace has
-// a copy of the CA, which the controller manager writes after a restart.
+// clientsKnow makes sure that nothing in the cluster needs the old ones, as far as the cluster tells.
 func clientsKnow(ctx context.Context, dirs layout.Dirs, names []string) error {
-	if len(names) > 0 && !slices.Contains(names, string(pki.ServerCA)) || !instance.Running(dirs) {
+	if !instance.Running(dirs) {
 		return nil
 	}
-	want, err := os.ReadFile(filepath.Join(dirs.ServerPKI(), string(pki.ServerCA)+".crt"))
-	if err != nil {
-		return err
-	}
-	first, _, _ := strings.Cut(string(want), "-----END CERTIFICATE-----")
 	cfg, err := clientcmd.BuildConfigFromFlags("", dirs.AdminKubeconfig())
 	if err != nil {
 		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
@@ -276,6 +275,25 @@ func clientsKnow(ctx context.Context, dirs layout.Dirs, names []string) error {
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
+	meant := func(name string) bool { return len(names) == 0 || slices.Contains(names, name) }
+	if meant(string(pki.ServerCA)) {
+		if err := podsKnowCA(ctx, api, filepath.Join(dirs.ServerPKI(), string(pki.ServerCA)+".crt")); err != nil {
+			return err
+		}
+	}
+	if meant(pki.ServiceAccount) {
+		return noOldTokens(ctx, api, filepath.Join(dirs.ServerPKI(), "service-account.pub"))
+	}
+	return nil
+}
+
+// podsKnowCA looks at each namespace's copy of the CA, which the controller manager writes after a restart.
+func podsKnowCA(ctx context.Context, api kubernetes.Interface, file string) error {
+	want, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(string(want), "-----END CERTIFICATE-----")
 	list, err := api.CoreV1().ConfigMaps(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=kube-root-ca.crt"})
 	if err != nil {
 		return fmt.Errorf("ask whether pods know the new CA (--force does without): %w", err)
@@ -288,6 +306,44 @@ func clientsKnow(ctx context.Context, dirs layout.Dirs, names []string) error {
 	}
 	if len(not) > 0 {
 		return fmt.Errorf("the namespaces %s do not have the new CA yet (ConfigMap kube-root-ca.crt): it comes some seconds after umiak was restarted; try again then", strings.Join(not, ", "))
+	}
+	return nil
+}
+
+// noOldTokens looks for Secrets with tokens that the present key has not signed: nobody renews those.
+func noOldTokens(ctx context.Context, api kubernetes.Interface, file string) error {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	b, _ := pem.Decode(raw)
+	if b == nil {
+		return fmt.Errorf("%s holds no key", file)
+	}
+	sum := sha256.Sum256(b.Bytes)
+	kid := base64.RawURLEncoding.EncodeToString(sum[:]) // as Kubernetes names keys
+	opts := metav1.ListOptions{Limit: 500, FieldSelector: "type=" + string(corev1.SecretTypeServiceAccountToken)}
+	var old []string
+	for {
+		list, err := api.CoreV1().Secrets(metav1.NamespaceAll).List(ctx, opts)
+		if err != nil {
+			return fmt.Errorf("look for tokens of the old key (--force does without): %w", err)
+		}
+		for _, s := range list.Items {
+			head, _, _ := strings.Cut(string(s.Data[corev1.ServiceAccountTokenKey]), ".")
+			var h struct {
+				Kid string `json:"kid"`
+			}
+			if raw, err := base64.RawURLEncoding.DecodeString(head); err == nil && json.Unmarshal(raw, &h) == nil && h.Kid != kid {
+				old = append(old, s.Namespace+"/"+s.Name)
+			}
+		}
+		if opts.Continue = list.Continue; opts.Continue == "" {
+			break
+		}
+	}
+	if len(old) > 0 {
+		return fmt.Errorf("these Secrets hold ServiceAccount tokens of the old key, and whoever uses them would be locked out: %s; delete them and make them anew, or use --force", strings.Join(old, ", "))
 	}
 	return nil
 }
