@@ -238,7 +238,9 @@ func findHash(r io.Reader, hash string) (bool, error) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
-		if strings.HasPrefix(sc.Text(), metric) && strings.Contains(sc.Text(), `hash="`+hash+`"`) {
+		labels, ok := strings.CutPrefix(sc.Text(), metric)
+		// Another label, apiserver_id_hash, ends alike.
+		if ok && strings.Contains(","+labels, `,hash="`+hash+`"`) {
 			return true, nil
 		}
 	}
