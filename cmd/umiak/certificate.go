@@ -79,12 +79,12 @@ func certificateRotate(w agentcli.Where) *cli.Command {
 				return err
 			}
 			names := c.Args().Slice()
-			var out server.RenewResult
-			err = errors.New("running")
-			if !c.Bool("new-keys") {
-				err = control.Call(c.Context, dirs.ControlSocket(), server.ActionRenew, server.RenewRequest{Names: names}, &out)
+			if c.Bool("new-keys") {
+				return markForRenewal(c, dirs, names, js)
 			}
-			if c.Bool("new-keys") || errors.Is(err, socket.ErrNotRunning) {
+			var out server.RenewResult
+			err = control.Call(c.Context, dirs.ControlSocket(), server.ActionRenew, server.RenewRequest{Names: names}, &out)
+			if errors.Is(err, socket.ErrNotRunning) {
 				return markForRenewal(c, dirs, names, js)
 			}
 			if err != nil {
