@@ -7,9 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
+	"github.com/umiak-io/umiak/internal/certfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -45,9 +46,6 @@ rules:
 - level: None
 `
 
-// adminLifetime is longer than other leaves': people copy this file to their own machines.
-const adminLifetime = 365 * 24 * time.Hour
-
 // prepare makes every file that the components read.
 func (s *Server) prepare(cfg pki.Config) error {
 	for _, dir := range []string{s.dirs.Server(), s.dirs.ServerKubeconfigs()} {
@@ -63,7 +61,7 @@ func (s *Server) prepare(cfg pki.Config) error {
 	if s.pki, err = pki.Ensure(cfg); err != nil {
 		return err
 	}
-	if err := pki.EnsureEncryptionConfig(s.dirs.EncryptionConfig()); err != nil {
+	if err := encryption.Ensure(s.dirs.EncryptionConfig()); err != nil {
 		return err
 	}
 	if err := pki.WriteIfChanged(s.authenticationFile(), []byte(anonymousForHealth), 0o600); err != nil {
@@ -88,7 +86,7 @@ func (s *Server) prepare(cfg pki.Config) error {
 // leaves are the control plane's own certificates.
 func (s *Server) leaves() []pki.Leaf {
 	client := func(name string, ca pki.CA, user string, groups ...string) pki.Leaf {
-		return pki.Leaf{Name: name, CA: ca, CertFile: s.pki.File(name + ".crt"), KeyFile: s.pki.File(name + ".key"), CommonName: user, Organization: groups}
+		return pki.Leaf{Name: name, CA: ca, CertFile: s.pki.File(name + ".crt"), KeyFile: s.pki.File(name + ".key"), CommonName: user, Organization: groups, Steady: true}
 	}
 	component := func(name, user string) pki.Leaf {
 		l := client(name, pki.ClientCA, user)
@@ -98,7 +96,7 @@ func (s *Server) leaves() []pki.Leaf {
 		return l
 	}
 	admin := client("admin", pki.ClientCA, "umiak:admin", "system:masters")
-	admin.Lifetime = adminLifetime
+	admin.Lifetime, admin.Steady = certfiles.AdminLifetime, false // it is read when it is used
 	admin.Renewed = func() error { return s.writeAdmin(admin) }
 	return []pki.Leaf{
 		s.servingLeaf(),
@@ -136,7 +134,7 @@ func (s *Server) servingLeaf() pki.Leaf {
 }
 
 func (s *Server) kubeconfig(l pki.Leaf) pki.Kubeconfig {
-	return pki.Kubeconfig{Server: s.loopbackURL(), CA: s.pki.CAPEM(pki.ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
+	return pki.Kubeconfig{Server: s.loopbackURL(), CAFile: s.pki.CACert(pki.ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
 }
 
 // writeAdmin writes the administrator's kubeconfig, and the copy that the user wants.

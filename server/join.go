@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -51,24 +52,30 @@ func (s *Server) issueNode(node agent.Node) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make folder: %w", err)
 	}
-	for _, ca := range []pki.CA{pki.ServerCA, pki.ClientCA} {
-		if err := pki.WriteIfChanged(filepath.Join(dir, string(ca)+".crt"), s.pki.CAPEM(ca), 0o644); err != nil {
-			return err
-		}
+	trusted := func(ca pki.CA) string { return filepath.Join(dir, string(ca)+".crt") }
+	// Again with every leaf: a rotation changes both.
+	trust := func() error {
+		return errors.Join(pki.WriteIfChanged(trusted(pki.ServerCA), s.pki.CAPEM(pki.ServerCA), 0o644),
+			pki.WriteIfChanged(trusted(pki.ClientCA), s.pki.CAPEM(pki.ClientCA), 0o644))
+	}
+	kubeconfig := func(l pki.Leaf, file string) func() error {
+		k := s.kubeconfig(l)
+		k.CAFile = trusted(pki.ServerCA)
+		return func() error { return errors.Join(trust(), k.Write(file, 0o600)) }
 	}
 	leaf := func(name, user string, groups ...string) pki.Leaf {
 		return pki.Leaf{
 			Name: "node " + node.Name + " " + name, CA: pki.ClientCA,
 			CertFile: filepath.Join(dir, name+".crt"), KeyFile: filepath.Join(dir, name+".key"),
-			CommonName: user, Organization: groups,
+			CommonName: user, Organization: groups, Steady: true,
 		}
 	}
 	kubelet := leaf("kubelet-client", "system:node:"+node.Name, "system:nodes")
-	kubelet.Renewed = func() error { return s.kubeconfig(kubelet).Write(s.dirs.KubeletKubeconfig(), 0o600) }
+	kubelet.Renewed = kubeconfig(kubelet, s.dirs.KubeletKubeconfig())
 	own := leaf("agent-client", controlplane.AgentUserPrefix+node.Name, controlplane.AgentsGroup)
-	own.Renewed = func() error { return s.kubeconfig(own).Write(s.dirs.AgentKubeconfig(), 0o600) }
+	own.Renewed = kubeconfig(own, s.dirs.AgentKubeconfig())
 	serving := leaf("kubelet-serving", "system:node:"+node.Name, "system:nodes")
-	serving.CA, serving.Server = pki.ServerCA, true
+	serving.CA, serving.Server, serving.Steady = pki.ServerCA, true, false
 	serving.DNSNames, serving.IPs = []string{node.Name}, append([]string{"127.0.0.1"}, node.IPs...)
 	for _, l := range []pki.Leaf{kubelet, own, serving} {
 		if err := s.pki.Add(l); err != nil {

@@ -121,6 +121,7 @@ func (s *Server) Health() *controlplane.Health { return s.health }
 func (s *Server) Parts() []lifecycle.Part {
 	return []lifecycle.Part{
 		{Name: "certificates", Run: s.pki.Run},
+		{Name: "control", Run: s.control().Run},
 		{Name: "datastore", Run: s.runDatastore},
 		{Name: "component-exits", Run: controlplane.CatchExits().Run},
 		{Name: "kube-apiserver", After: []string{"datastore", "certificates"}, Run: s.plane.APIServer.Run},
@@ -253,8 +254,8 @@ func (s *Server) settings() controlplane.Settings {
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
 		ClusterIPRouting: !c.DisableAgent, HighAvailability: datastore.Shared(s.datastoreConfig()),
 		Files: controlplane.Files{
-			ServerCA: p.CACert(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
-			ClientCA: p.CACert(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),
+			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
+			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),
 			RequestHeaderCA:   p.CACert(pki.RequestHeaderCA),
 			ServiceAccountKey: p.ServiceAccountKey(), ServiceAccountPublicKey: p.ServiceAccountPublicKey(),
 			ServingCert: p.File("apiserver.crt"), ServingKey: p.File("apiserver.key"),

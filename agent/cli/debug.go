@@ -66,7 +66,7 @@ func debugService(w Where) *ucli.Command {
 				return err
 			}
 			if js {
-				err = printJSON(c, e)
+				err = PrintJSON(c, e)
 			} else {
 				err = e.Print(c.App.Writer)
 			}

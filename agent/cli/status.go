@@ -47,7 +47,8 @@ func AsJSON(c *ucli.Context) (bool, error) {
 	}
 }
 
-func printJSON(c *ucli.Context, v any) error {
+// PrintJSON prints for programs.
+func PrintJSON(c *ucli.Context, v any) error {
 	e := json.NewEncoder(c.App.Writer)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
@@ -74,7 +75,7 @@ func Status(w Where) *ucli.Command {
 				return err
 			}
 			if js {
-				err = printJSON(c, rep)
+				err = PrintJSON(c, rep)
 			} else {
 				err = rep.Print(c.App.Writer)
 			}

@@ -42,7 +42,8 @@ func app(stdout, stderr io.Writer) *cli.App {
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
-		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand()},
+		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand(),
+			certificateCommand(where), secretsEncryptCommand(where)},
 			agentcli.Node(where)...),
 	}
 }

@@ -54,6 +54,9 @@ func (d Dirs) VolatileSocket() string { return d.run("volatile.sock") }
 // StatusSocket is where `umiak status` reaches the running process; 0600.
 func (d Dirs) StatusSocket() string { return d.run("status.sock") }
 
+// ControlSocket is where root's commands have the running process do something; 0600.
+func (d Dirs) ControlSocket() string { return d.run("control.sock") }
+
 // PolicySocket is where the CNI plugin announces pods, so that their network policies are in force first.
 func (d Dirs) PolicySocket() string { return d.run("policy.sock") }
 

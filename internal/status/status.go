@@ -10,13 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"text/tabwriter"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/socket"
 )
 
 // Row is one line: what, how it is, and a remark.
@@ -55,10 +54,7 @@ type Server struct {
 
 // Run serves until ctx ends. The socket's folder must exist.
 func (s *Server) Run(ctx context.Context, ready func()) error {
-	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove old status socket: %w", err)
-	}
-	l, err := listen0600(ctx, s.Socket)
+	l, err := socket.Listen(ctx, s.Socket)
 	if err != nil {
 		return fmt.Errorf("listen for status: %w", err)
 	}
@@ -82,35 +78,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// listen0600 binds in a folder that only root can enter before the mode is set, by way of a rename:
-// at no moment can another user connect.
-func listen0600(ctx context.Context, path string) (net.Listener, error) {
-	private, err := os.MkdirTemp(filepath.Dir(path), ".status-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(private) //nolint:errcheck // an empty folder at worst
-	tmp := filepath.Join(private, "s")
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", tmp)
-	if err != nil {
-		return nil, err
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
 // ErrNotRunning means that nobody listens on the socket.
-var ErrNotRunning = errors.New("umiak is not running")
+var ErrNotRunning = socket.ErrNotRunning
 
 // Get asks the process behind the socket.
-func Get(ctx context.Context, socket string) (*Report, error) {
-	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}}
+func Get(ctx context.Context, path string) (*Report, error) {
+	c := socket.Client(path)
 	defer c.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://umiak/", nil)
 	if err != nil {
@@ -118,10 +91,7 @@ func Get(ctx context.Context, socket string) (*Report, error) {
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, fs.ErrPermission) {
-			return nil, fmt.Errorf("%w (no answer on %s)", ErrNotRunning, socket)
-		}
-		return nil, fmt.Errorf("ask for status: %w", err)
+		return nil, fmt.Errorf("ask for status: %w", socket.Unanswered(ctx, path, err))
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
 	var rep Report

@@ -11,6 +11,7 @@ import (
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	encryptionconfig "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
@@ -29,6 +30,10 @@ type APIServer struct {
 	ready chan struct{} // closed when /readyz has been ok
 	state running
 }
+
+// encryptionPoll is how often the API server looks whether the encryption config has changed: it reads some
+// hundred bytes.
+const encryptionPoll = 5 * time.Second
 
 // ciphers are the suites of TLS 1.2 with forward secrecy and authenticated encryption. TLS 1.3 chooses
 // by itself.
@@ -162,6 +167,8 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	}
 	defer name.Release()
 	a.opts.InformerName = name
+	// A rotation of keys waits three times for the file to be read; upstream looks at it once a minute.
+	encryptionconfig.EncryptionConfigFileChangePollDuration = encryptionPoll
 	completed, err := a.opts.Complete(ctx)
 	if err != nil {
 		return fmt.Errorf("complete options: %w", err)

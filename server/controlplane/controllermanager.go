@@ -61,10 +61,10 @@ func controllerManagerFlags(s Settings) flags {
 	f.set("service-cluster-ip-range", strings.Join(s.ServiceCIDR, ","))
 	f.set("root-ca-file", s.Files.ServerCA)
 	f.set("service-account-private-key-file", s.Files.ServiceAccountKey)
-	f.set("cluster-signing-kubelet-serving-cert-file", s.Files.ServerCA)
+	f.set("cluster-signing-kubelet-serving-cert-file", s.Files.ServerCASigner)
 	f.set("cluster-signing-kubelet-serving-key-file", s.Files.ServerCAKey)
 	for _, signer := range []string{"kubelet-client", "kube-apiserver-client", "legacy-unknown"} {
-		f.set("cluster-signing-"+signer+"-cert-file", s.Files.ClientCA)
+		f.set("cluster-signing-"+signer+"-cert-file", s.Files.ClientCASigner)
 		f.set("cluster-signing-"+signer+"-key-file", s.Files.ClientCAKey)
 	}
 	f.set("cluster-signing-duration", "2160h")

@@ -40,9 +40,12 @@ type Settings struct {
 
 // Files are what the components read.
 type Files struct {
-	ServerCA, ServerCAKey   string
-	ClientCA, ClientCAKey   string
-	RequestHeaderCA         string
+	// Whom to trust: during a rotation a file of these holds two certificates.
+	ServerCA, ClientCA, RequestHeaderCA string
+	// What signs CSRs: one certificate.
+	ServerCASigner, ServerCAKey string
+	ClientCASigner, ClientCAKey string
+
 	ServiceAccountKey       string
 	ServiceAccountPublicKey string
 

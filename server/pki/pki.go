@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/certfiles"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
@@ -57,8 +58,11 @@ type Leaf struct {
 	Server   bool
 	DNSNames []string
 	IPs      []string
-	// WithCA puts the CA's certificate behind the leaf's in CertFile, for those who have yet to learn it.
+	// WithCA puts the roots behind the leaf in CertFile, for those who have yet to learn them.
 	WithCA bool
+	// Steady leaves the certificate alone when its authority is replaced, until the server is started again:
+	// client-go cuts all connections that were made with a certificate when it finds another in the file.
+	Steady bool
 	// Lifetime overrides the configured one.
 	Lifetime time.Duration
 	// Renewed is called after the files were written, and once when the leaf is added.
@@ -88,7 +92,9 @@ type Certificate struct {
 // PKI holds the authorities and keeps the leaves fresh.
 type PKI struct {
 	cfg Config
-	cas map[CA]*authority
+
+	caMu sync.RWMutex // guards cas alone: the leaves' hooks ask for bundles
+	cas  map[CA]*authority
 
 	mu      sync.Mutex
 	leaves  []*leaf
@@ -102,13 +108,33 @@ type leaf struct {
 }
 
 // Ensure loads the authorities and the ServiceAccount key from the folder, and makes what is missing.
-// It refuses to go on with a CA that has ended, and says so if it is rather the clock that is wrong.
+// It refuses to go on with a CA that has ended, and says so if it is rather the clock that is wrong. It is
+// for a server that starts: rotations that were begun before take note of the start.
 func Ensure(cfg Config) (*PKI, error) {
+	p, err := Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	now := p.cfg.Now()
+	if now.Before(Released) {
+		p.cfg.Log.Warn("the clock is wrong: it is before this release was made; certificates work all the same and are renewed once it is set", "clock", now.UTC().Format(time.RFC3339), "release", Released.Format(time.DateOnly))
+	}
+	for _, name := range authorities {
+		if end := p.ca(name).ends(); now.After(end) {
+			return nil, fmt.Errorf("%s ended on %s and the clock says %s: set the clock if it is wrong, otherwise run `umiak certificate rotate-ca %s` and start again", name, end.Format(time.DateOnly), now.UTC().Format(time.RFC3339), name)
+		}
+	}
+	return p, p.noteStart()
+}
+
+// Open is Ensure for commands that work on the files of a server that does not run: it takes authorities
+// that have ended too.
+func Open(cfg Config) (*PKI, error) {
 	if cfg.CALifetime == 0 {
 		cfg.CALifetime = 10 * 365 * 24 * time.Hour
 	}
 	if cfg.LeafLifetime == 0 {
-		cfg.LeafLifetime = 90 * 24 * time.Hour
+		cfg.LeafLifetime = certfiles.LeafLifetime
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -123,17 +149,10 @@ func Ensure(cfg Config) (*PKI, error) {
 		return nil, fmt.Errorf("make PKI folder: %w", err)
 	}
 	p := &PKI{cfg: cfg, cas: map[CA]*authority{}, changed: make(chan struct{}, 1)}
-	now := cfg.Now()
-	if now.Before(Released) {
-		cfg.Log.Warn("the clock is wrong: it is before this release was made; certificates work all the same and are renewed once it is set", "clock", now.UTC().Format(time.RFC3339), "release", Released.Format(time.DateOnly))
-	}
-	for _, name := range []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} {
+	for _, name := range authorities {
 		ca, err := ensureAuthority(p.path(name), "umiak-"+string(name), p.base().Add(cfg.CALifetime))
 		if err != nil {
 			return nil, err
-		}
-		if now.After(ca.cert.NotAfter) {
-			return nil, fmt.Errorf("%s ended on %s and the clock says %s: set the clock if it is wrong, otherwise the cluster needs new CAs", name, ca.cert.NotAfter.Format(time.DateOnly), now.UTC().Format(time.RFC3339))
 		}
 		p.cas[name] = ca
 	}
@@ -141,14 +160,17 @@ func Ensure(cfg Config) (*PKI, error) {
 	if err != nil {
 		return nil, err
 	}
-	pub, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		return nil, fmt.Errorf("encode ServiceAccount key: %w", err)
-	}
-	if err := writeIfChanged(p.ServiceAccountPublicKey(), encodePublic(pub), 0o644); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return p, p.publishServiceAccount(key)
+}
+
+// authorities are all of them.
+var authorities = []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA}
+
+// ca is an authority as it is now; nil if there is none of that name.
+func (p *PKI) ca(name CA) *authority {
+	p.caMu.RLock()
+	defer p.caMu.RUnlock()
+	return p.cas[name]
 }
 
 // base is the moment from which lifetimes count: now, or the release where the clock is behind that, so
@@ -162,14 +184,34 @@ func (p *PKI) base() time.Time {
 
 func (p *PKI) path(name CA) string { return filepath.Join(p.cfg.Dir, string(name)) }
 
-// CACert and CAKey are the files of an authority.
+// CACert is the file of the roots to trust: one, or during a rotation the new one and the old.
 func (p *PKI) CACert(ca CA) string { return p.path(ca) + ".crt" }
 
-// CAKey is the private key's file, which the controller manager signs CSRs with.
+// CASigner and CAKey are the certificate, exactly one, and the key with which the controller manager signs
+// CSRs.
+func (p *PKI) CASigner(ca CA) string { return p.path(ca) + "-signer.crt" }
+
+// CAKey is the private key's file.
 func (p *PKI) CAKey(ca CA) string { return p.path(ca) + ".key" }
 
-// CAPEM is an authority's certificate.
-func (p *PKI) CAPEM(ca CA) []byte { return slices.Clone(p.cas[ca].pem) }
+// CAPEM is the content of CACert: what to hand out to a node that asks whom it shall trust, at each renewal
+// anew. The first certificate is the one to pin in new tokens.
+func (p *PKI) CAPEM(ca CA) []byte { return p.ca(ca).bundle() }
+
+// Sign issues a certificate for a key that stays with its owner, and returns it in PEM form with what belongs
+// behind it: during a rotation whoever trusts the old or the new root takes it. Of the leaf its files and
+// Renewed do not count.
+func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
+	ca := p.ca(l.CA)
+	if ca == nil {
+		return nil, fmt.Errorf("sign certificate of %s: no CA %q", l.CommonName, l.CA)
+	}
+	crt, err := ca.sign(l, key, p.base().Add(p.lifetime(l)))
+	if err != nil {
+		return nil, err
+	}
+	return append(crt, ca.chain(l.WithCA)...), nil
+}
 
 // ServiceAccountKey signs ServiceAccount tokens.
 func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
@@ -188,7 +230,7 @@ func (p *PKI) Add(l Leaf) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := &leaf{Leaf: l}
-	if _, err := p.refresh(e); err != nil {
+	if _, err := p.refresh(e, atStart); err != nil {
 		return err
 	}
 	if l.Renewed != nil {
@@ -198,26 +240,31 @@ func (p *PKI) Add(l Leaf) error {
 	}
 	p.leaves = slices.DeleteFunc(p.leaves, func(o *leaf) bool { return o.CertFile == l.CertFile })
 	p.leaves = append(p.leaves, e)
+	p.wake()
+	return nil
+}
+
+// wake has Run look at the leaves again.
+func (p *PKI) wake() {
 	select {
 	case p.changed <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
-// Sign issues a certificate for a key that stays with its owner, and returns it in PEM form. Of the leaf
-// its files and Renewed do not count.
-func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
-	ca := p.cas[l.CA]
-	if ca == nil {
-		return nil, fmt.Errorf("sign certificate of %s: no CA %q", l.CommonName, l.CA)
-	}
-	return ca.sign(l, key, p.base().Add(p.lifetime(l)))
-}
+// occasion is why a leaf is looked at.
+type occasion int
 
-// refresh writes the leaf's files where they are missing, broken, not as described or near their end.
-func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
-	ca := p.cas[l.CA]
+const (
+	atStart   occasion = iota // it is added
+	underWay                  // it may be due, or its authority has changed
+	onRequest                 // somebody wants a new one
+)
+
+// refresh writes the leaf's files where they are missing, broken, not as described or near their end, or
+// when somebody wants it.
+func (p *PKI) refresh(l *leaf, why occasion) (renewed bool, err error) {
+	ca := p.ca(l.CA)
 	if ca == nil {
 		return false, fmt.Errorf("certificate %s: no CA %q", l.Name, l.CA)
 	}
@@ -235,28 +282,34 @@ func (p *PKI) refresh(l *leaf) (renewed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
 	}
-	if cert, err := parseCert(raw); err == nil && matches(cert, key) && p.serves(l.Leaf, cert) && bytes.HasSuffix(raw, ca.behind(l.Leaf)) {
+	chain := ca.chain(l.WithCA)
+	cert, err := parseCert(raw)
+	good := err == nil && matches(cert, key) && why != onRequest
+	if good && l.Steady && why == underWay && (p.serves(l.Leaf, cert, ca.cert) || len(ca.old) > 1 && p.serves(l.Leaf, cert, ca.old[1])) {
+		// What is behind it in the file may not be what would be written now; that does no harm.
 		l.ends = cert.NotAfter
 		return false, nil
 	}
-	crt, err := ca.sign(l.Leaf, key.Public(), p.base().Add(p.lifetime(l.Leaf)))
-	if err != nil {
-		return false, err
-	}
-	cert, err := parseCert(crt)
-	if err != nil {
-		return false, fmt.Errorf("certificate %s: %w", l.Name, err)
-	}
-	if err := atomicfile.Write(l.CertFile, append(crt, ca.behind(l.Leaf)...), 0o644); err != nil {
-		return false, err
+	if !good || !p.serves(l.Leaf, cert, ca.cert) {
+		crt, err := ca.sign(l.Leaf, key.Public(), p.base().Add(p.lifetime(l.Leaf)))
+		if err != nil {
+			return false, err
+		}
+		if cert, err = parseCert(crt); err != nil {
+			return false, fmt.Errorf("certificate %s: %w", l.Name, err)
+		}
 	}
 	l.ends = cert.NotAfter
-	return true, nil
+	want := append(encodeCert(cert.Raw), chain...)
+	if bytes.Equal(raw, want) {
+		return false, nil
+	}
+	return true, atomicfile.Write(l.CertFile, want, 0o644)
 }
 
 // serves says whether the certificate is the one that the leaf describes and has enough life left, but
 // not more than it should: that would be one from a time when the clock was ahead.
-func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
+func (p *PKI) serves(l Leaf, c, by *x509.Certificate) bool {
 	usage := x509.ExtKeyUsageClientAuth
 	if l.Server {
 		usage = x509.ExtKeyUsageServerAuth
@@ -269,9 +322,8 @@ func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
 	for _, ip := range l.ips() {
 		want = append(want, ip.String())
 	}
-	ca := p.cas[l.CA].cert
 	now := p.base()
-	return c.CheckSignatureFrom(ca) == nil && c.Subject.CommonName == l.CommonName &&
+	return c.CheckSignatureFrom(by) == nil && c.Subject.CommonName == l.CommonName &&
 		same(c.Subject.Organization, l.Organization) && same(c.DNSNames, l.DNSNames) && same(ips, want) &&
 		slices.Contains(c.ExtKeyUsage, usage) &&
 		now.Before(p.renewal(l, c.NotAfter)) && c.NotAfter.Before(now.Add(p.lifetime(l)+24*time.Hour))
@@ -280,7 +332,7 @@ func (p *PKI) serves(l Leaf, c *x509.Certificate) bool {
 // renewal is when a leaf that ends then is due: when a third of its life is left. One that ends with
 // its CA cannot be given more life.
 func (p *PKI) renewal(l Leaf, ends time.Time) time.Time {
-	if !ends.Before(p.cas[l.CA].cert.NotAfter) {
+	if !ends.Before(p.ca(l.CA).ends()) {
 		return ends
 	}
 	return ends.Add(-p.lifetime(l) / 3)
@@ -298,9 +350,9 @@ func (p *PKI) Certificates() []Certificate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []Certificate
-	for _, n := range []CA{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} {
-		c := p.cas[n].cert
-		out = append(out, Certificate{Name: string(n), Subject: c.Subject.String(), CA: true, Ends: c.NotAfter})
+	for _, n := range authorities {
+		ca := p.ca(n)
+		out = append(out, Certificate{Name: string(n), Subject: ca.cert.Subject.String(), CA: true, Ends: ca.ends()})
 	}
 	for _, l := range p.leaves {
 		c := Certificate{Name: l.Name, Subject: "CN=" + l.CommonName, Ends: l.ends, Renews: p.renewal(l.Leaf, l.ends)}

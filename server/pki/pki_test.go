@@ -90,7 +90,7 @@ func TestAuthoritiesShareNothingAndStayTheSame(t *testing.T) {
 			t.Errorf("%s has mode %v", f, fi.Mode())
 		}
 	}
-	if len(before) != 2*4+2+2 {
+	if len(before) != 3*4+2+2 {
 		t.Errorf("got %d files: %v", len(before), files)
 	}
 	q := ensure(t, dir, c)
@@ -287,37 +287,20 @@ func TestRenewsWhileServing(t *testing.T) {
 	}
 }
 
-func TestEncryptionConfigKeepsItsKey(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "server", "encryption.yaml")
-	if err := EnsureEncryptionConfig(file); err != nil {
-		t.Fatal(err)
-	}
-	was := read(t, file)
-	if err := os.Chmod(file, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureEncryptionConfig(file); err != nil {
-		t.Fatal(err)
-	}
-	if fi, _ := os.Stat(file); read(t, file) != was || fi.Mode().Perm() != 0o600 {
-		t.Error("the key or its protection is lost")
-	}
-}
-
 func TestKubeconfigEmbedsOrNames(t *testing.T) {
 	p := ensure(t, t.TempDir(), &clock{t: today})
 	l := serving(p)
 	if err := p.Add(l); err != nil {
 		t.Fatal(err)
 	}
-	k := Kubeconfig{Server: "https://127.0.0.1:6443", CA: p.CAPEM(ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
+	k := Kubeconfig{Server: "https://127.0.0.1:6443", CAFile: p.CACert(ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
 	for _, embed := range []bool{false, true} {
 		k.Embed = embed
 		file := p.File("kubeconfig")
 		if err := k.Write(file, 0o640); err != nil {
 			t.Fatal(err)
 		}
-		if s := read(t, file); strings.Contains(s, l.KeyFile) == embed || strings.Contains(s, "client-key-data") != embed {
+		if s := read(t, file); strings.Contains(s, l.KeyFile) == embed || strings.Contains(s, "client-key-data") != embed || strings.Contains(s, "certificate-authority-data") != embed {
 			t.Errorf("embed %v: %s", embed, s)
 		}
 		if fi, _ := os.Stat(file); fi.Mode().Perm() != 0o640 {

@@ -39,7 +39,7 @@ func (p *PKI) renewDue() time.Time {
 	defer p.mu.Unlock()
 	next := p.cfg.Now().Add(24 * time.Hour)
 	for _, l := range p.leaves {
-		renewed, err := p.refresh(l)
+		renewed, err := p.refresh(l, underWay)
 		if err == nil && (renewed || l.err != nil) && l.Renewed != nil {
 			err = l.Renewed()
 		}

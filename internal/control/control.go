@@ -1,0 +1,124 @@
+// Package control lets root's commands have the running umiak do something, over a unix socket that only
+// root can open. What only looks goes through package status.
+//
+// The process registers actions by name; a command calls one with a small JSON document and gets one back.
+// Actions run one at a time, so that two commands never change the same thing together. An action goes on
+// to its end when the command that asked for it goes away: half of it would be worse.
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/umiak-io/umiak/internal/socket"
+)
+
+// limit bounds a document on either way.
+const limit = 1 << 20
+
+// Action does what its request asks for. What it returns is encoded as JSON.
+type Action func(ctx context.Context, request json.RawMessage) (any, error)
+
+// Server answers on the socket.
+type Server struct {
+	Socket  string
+	Actions map[string]Action
+
+	one sync.Mutex // one action at a time
+}
+
+// refusal is what an action that failed sends.
+type refusal struct {
+	Error string `json:"error"`
+}
+
+// Run serves until ctx ends. The socket's folder must exist.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	l, err := socket.Listen(ctx, s.Socket)
+	if err != nil {
+		return fmt.Errorf("listen for control: %w", err)
+	}
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, Handler: s}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	ready()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve control: %w", err)
+	}
+	s.one.Lock() // an action under way is let finish
+	defer s.one.Unlock()
+	return nil
+}
+
+// ServeHTTP runs one action.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	fail := func(code int, format string, a ...any) {
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(refusal{fmt.Sprintf(format, a...)}) // the reader has gone away: nothing to do
+	}
+	act := s.Actions[r.URL.Path[1:]]
+	if act == nil {
+		fail(http.StatusNotFound, "this umiak does not know %q: is it of another version than the command?", r.URL.Path[1:])
+		return
+	}
+	if r.Method != http.MethodPost {
+		fail(http.StatusMethodNotAllowed, "POST it")
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil || !json.Valid(body) {
+		fail(http.StatusBadRequest, "the request is not one JSON document of at most %d bytes", limit)
+		return
+	}
+	s.one.Lock()
+	defer s.one.Unlock()
+	out, err := act(context.WithoutCancel(r.Context()), body)
+	if err != nil {
+		fail(http.StatusConflict, "%v", err)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(out) // as above
+}
+
+// Call has the process behind the socket do the action. Where nobody listens the error is
+// socket.ErrNotRunning.
+func Call(ctx context.Context, path, action string, request, response any) error {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	c := socket.Client(path)
+	defer c.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://umiak/"+action, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return socket.Unanswered(ctx, path, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit))
+	if err != nil {
+		return fmt.Errorf("read answer of the running umiak: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var no refusal
+		if json.Unmarshal(raw, &no) != nil || no.Error == "" {
+			no.Error = resp.Status
+		}
+		return errors.New(no.Error)
+	}
+	if err := json.Unmarshal(raw, response); err != nil {
+		return fmt.Errorf("read answer of the running umiak: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,238 @@
+package encryption
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// Ciphers are those that a key can be for, the best one first.
+//
+// secretbox (XSalsa20 and Poly1305) is authenticated, which aescbc is not; its random nonces are long enough
+// never to repeat, where aesgcm needs a new key every 200,000 writes; and it is fast on boards whose
+// processors lack AES instructions.
+var Ciphers = []string{"secretbox", "aescbc", "aesgcm"}
+
+// Key is one key, without its secret.
+type Key struct {
+	Name   string `json:"name"`
+	Cipher string `json:"cipher"`
+}
+
+func (k Key) String() string { return k.Cipher + " " + k.Name }
+
+// number is N of keyN, 0 for a name that somebody else gave.
+func (k Key) number() int {
+	n, err := strconv.Atoi(strings.TrimPrefix(k.Name, "key"))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
+}
+
+// secretKey is a key with its secret, in base64.
+type secretKey struct {
+	Key
+	secret string
+}
+
+// config is an EncryptionConfiguration of the shape that umiak writes.
+type config struct {
+	resources []string
+	keys      []secretKey // the first one writes
+	identity  bool        // what is not encrypted can be read
+}
+
+// The file's own form. Strict decoding refuses all else, KMS plugins above all: their keys are not here.
+type fileForm struct {
+	APIVersion string         `json:"apiVersion"`
+	Kind       string         `json:"kind"`
+	Resources  []resourceForm `json:"resources"`
+}
+
+type resourceForm struct {
+	Resources []string                  `json:"resources"`
+	Providers []map[string]providerForm `json:"providers"`
+}
+
+type providerForm struct {
+	Keys []keyForm `json:"keys,omitempty"`
+}
+
+type keyForm struct {
+	Name   string `json:"name"`
+	Secret string `json:"secret"`
+}
+
+// errForeign does not quote the file: there are keys in it.
+var errForeign = errors.New("it is not of the form that umiak writes (one list of resources, keys of secretbox, aescbc or aesgcm); rotate its keys by hand")
+
+// maxConfig bounds the file.
+const maxConfig = 256 << 10
+
+func parse(raw []byte) (*config, error) {
+	var f fileForm
+	if len(raw) > maxConfig || yaml.UnmarshalStrict(raw, &f) != nil || f.Kind != "EncryptionConfiguration" || len(f.Resources) != 1 {
+		return nil, errForeign
+	}
+	r := f.Resources[0]
+	c := &config{resources: r.Resources}
+	for i, p := range r.Providers {
+		if len(p) != 1 {
+			return nil, errForeign
+		}
+		for cipher, keys := range p {
+			if cipher == "identity" {
+				// Before the last place it would write in the clear.
+				if i != len(r.Providers)-1 || len(keys.Keys) > 0 {
+					return nil, errForeign
+				}
+				c.identity = true
+				continue
+			}
+			if !slices.Contains(Ciphers, cipher) || len(keys.Keys) == 0 {
+				return nil, errForeign
+			}
+			for _, k := range keys.Keys {
+				if k.Name == "" || k.Secret == "" {
+					return nil, errForeign
+				}
+				c.keys = append(c.keys, secretKey{Key{k.Name, cipher}, k.Secret})
+			}
+		}
+	}
+	if len(c.keys) == 0 || len(c.resources) == 0 {
+		return nil, errForeign
+	}
+	return c, nil
+}
+
+func (c *config) encode() ([]byte, error) {
+	r := resourceForm{Resources: c.resources}
+	last := ""
+	for _, k := range c.keys {
+		form := keyForm{k.Name, k.secret}
+		// Neighbours of one cipher share a provider: two of one would have the same prefix in the store.
+		if k.Cipher == last {
+			p := r.Providers[len(r.Providers)-1][last]
+			p.Keys = append(p.Keys, form)
+			r.Providers[len(r.Providers)-1][last] = p
+			continue
+		}
+		last = k.Cipher
+		r.Providers = append(r.Providers, map[string]providerForm{last: {Keys: []keyForm{form}}})
+	}
+	if c.identity {
+		r.Providers = append(r.Providers, map[string]providerForm{"identity": {}})
+	}
+	raw, err := yaml.Marshal(fileForm{APIVersion: "apiserver.config.k8s.io/v1", Kind: "EncryptionConfiguration", Resources: []resourceForm{r}})
+	if err != nil {
+		return nil, errors.New("encode encryption config") // its words might quote a key
+	}
+	return raw, nil
+}
+
+// Ensure writes a configuration with a new key for Secrets and ConfigMaps, unless the file is there.
+func Ensure(file string) error {
+	_, err := os.Stat(file)
+	if err == nil {
+		return os.Chmod(file, 0o600)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("read encryption config: %w", err)
+	}
+	k, err := newKey("key1", Ciphers[0])
+	if err != nil {
+		return err
+	}
+	return (&config{resources: []string{"secrets", "configmaps"}, keys: []secretKey{k}, identity: true}).write(file)
+}
+
+func newKey(name, cipher string) (secretKey, error) {
+	b := make([]byte, 32)
+	if _, err := rand.Read(b); err != nil {
+		return secretKey{}, fmt.Errorf("make encryption key: %w", err)
+	}
+	return secretKey{Key{name, cipher}, base64.StdEncoding.EncodeToString(b)}, nil
+}
+
+func (c *config) write(file string) error {
+	raw, err := c.encode()
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(file, raw, 0o600)
+}
+
+// load reads the file and returns with it the hash by which the API server reports what it has loaded.
+func load(file string) (*config, string, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, "", fmt.Errorf("read encryption config (run this as root, on a server that has been started once): %w", err)
+	}
+	c, err := parse(raw)
+	if err != nil {
+		return nil, "", fmt.Errorf("encryption config %s: %w", file, err)
+	}
+	sum := sha256.Sum256(raw)
+	return c, "sha256:" + hex.EncodeToString(sum[:]), nil
+}
+
+// Phases of a rotation.
+const (
+	PhaseNone      = "none"
+	PhaseAnnounced = "the new key can be read, and is not written with yet"
+	PhaseRewriting = "the new key is written with, and what is stored is being written anew"
+)
+
+// newest is the index of the key that is to stay.
+func (c *config) newest() int {
+	n := 0
+	for i, k := range c.keys {
+		if k.number() > c.keys[n].number() {
+			n = i
+		}
+	}
+	return n
+}
+
+func (c *config) phase() string {
+	switch {
+	case len(c.keys) == 1:
+		return PhaseNone
+	case c.newest() == 0:
+		return PhaseRewriting
+	}
+	return PhaseAnnounced
+}
+
+// announce adds a new key that can be read.
+func (c *config) announce(cipher string) error {
+	k, err := newKey("key"+strconv.Itoa(c.keys[c.newest()].number()+1), cipher)
+	if err != nil {
+		return err
+	}
+	c.keys = append(c.keys, k)
+	return nil
+}
+
+// promote has the newest key written with.
+func (c *config) promote() {
+	n := c.newest()
+	k := c.keys[n]
+	c.keys = slices.Insert(slices.Delete(c.keys, n, n+1), 0, k)
+}
+
+// retire leaves the key that is written with alone.
+func (c *config) retire() { c.keys = c.keys[:1] }

@@ -1,0 +1,90 @@
+package encryption
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+)
+
+// Counts say, for each resource, how many objects are stored with which key, as "secretbox key1".
+type Counts map[string]map[string]int
+
+// Unencrypted is the key of what is stored in the clear, Unknown that of another form of encryption.
+const (
+	Unencrypted = "unencrypted"
+	Unknown     = "unknown"
+)
+
+// others is how many objects are stored with something else than the key.
+func (c Counts) others(k Key) int {
+	n := 0
+	for _, keys := range c {
+		for name, count := range keys {
+			if name != k.String() {
+				n += count
+			}
+		}
+	}
+	return n
+}
+
+// page is how many objects are read at once: a Secret may have a megabyte.
+const page = 100
+
+// Count reads what is stored of the resources and looks at how it is encrypted. Endpoint is a unix socket
+// with etcd's protocol.
+func Count(ctx context.Context, endpoint string, resources []string) (Counts, error) {
+	if !strings.HasPrefix(endpoint, "unix://") {
+		return nil, errors.New("count stored objects: this cannot look into the datastore that is in use")
+	}
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{endpoint}, Context: ctx, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1 << 30))},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count stored objects: %w", err)
+	}
+	defer c.Close() //nolint:errcheck // only a connection
+	out := Counts{}
+	for _, r := range resources {
+		keys := map[string]int{}
+		prefix := "/registry/" + r + "/"
+		end := clientv3.GetPrefixRangeEnd(prefix)
+		for from, rev := prefix, int64(0); ; {
+			resp, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(rev))
+			if err != nil {
+				return nil, fmt.Errorf("count stored %s: %w", r, err)
+			}
+			for _, kv := range resp.Kvs {
+				keys[keyOf(kv.Value)]++
+			}
+			if !resp.More || len(resp.Kvs) == 0 {
+				break
+			}
+			from, rev = string(resp.Kvs[len(resp.Kvs)-1].Key)+"\x00", resp.Header.Revision
+		}
+		out[r] = keys
+	}
+	return out, nil
+}
+
+// keyOf reads the prefix that the API server writes before what it has encrypted:
+// k8s:enc:CIPHER:v1:NAME:
+func keyOf(value []byte) string {
+	rest, ok := bytes.CutPrefix(value, []byte("k8s:enc:"))
+	if !ok {
+		return Unencrypted
+	}
+	parts := bytes.SplitN(rest[:min(len(rest), 256)], []byte(":"), 4)
+	if len(parts) < 4 || string(parts[1]) != "v1" {
+		return Unknown
+	}
+	return Key{Name: string(parts[2]), Cipher: string(parts[0])}.String()
+}

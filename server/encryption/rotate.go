@@ -1,0 +1,335 @@
+package encryption
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// Status is how things are.
+type Status struct {
+	Write     Key      `json:"writeKey"`
+	Read      []Key    `json:"readKeys"`
+	Resources []string `json:"resources"`
+	Phase     string   `json:"rotation"`
+	// Loaded says whether the API server uses the file as it is; nil if it cannot be asked.
+	Loaded *bool  `json:"loaded,omitempty"`
+	Stored Counts `json:"stored,omitempty"`
+	// Remark is why something is missing.
+	Remark string `json:"remark,omitempty"`
+}
+
+// Keeper looks after the keys in one file.
+type Keeper struct {
+	File string
+	// REST is the administrator's way to the API server.
+	REST *rest.Config
+	// Count reads the datastore; nil or an error where it cannot.
+	Count func(ctx context.Context, resources []string) (Counts, error)
+	// Progress is told what goes on.
+	Progress func(format string, a ...any)
+}
+
+// Status tells how things are; what needs a running server is left out where there is none.
+func (k *Keeper) Status(ctx context.Context) (*Status, error) {
+	c, hash, err := load(k.File)
+	if err != nil {
+		return nil, err
+	}
+	s := &Status{Write: c.keys[0].Key, Resources: c.resources, Phase: c.phase()}
+	for _, key := range c.keys {
+		s.Read = append(s.Read, key.Key)
+	}
+	var remarks []error
+	if k.Count != nil {
+		if s.Stored, err = k.Count(ctx, c.resources); err != nil {
+			remarks = append(remarks, err)
+		}
+	}
+	if k.REST != nil {
+		short, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		api, err := kubernetes.NewForConfig(k.REST)
+		if err == nil {
+			var yes bool
+			if yes, err = loaded(short, api, hash); err == nil {
+				s.Loaded = &yes
+			}
+		}
+		if err != nil {
+			remarks = append(remarks, err)
+		}
+	}
+	if err := errors.Join(remarks...); err != nil {
+		s.Remark = err.Error()
+	}
+	return s, nil
+}
+
+// ErrBusy means that another process rotates.
+var ErrBusy = errors.New("another `umiak secrets-encrypt rotate` is at work")
+
+// Rotate puts a new key in the place of the present one, or goes on with a rotation that was cut off. It may
+// be stopped at any moment and called again. cipher "" is the present key's.
+func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
+	if cipher != "" && !slices.Contains(Ciphers, cipher) {
+		return fmt.Errorf("--key-type: %q is not one of %s", cipher, strings.Join(Ciphers, ", "))
+	}
+	unlock, err := lock(k.File + ".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	cfg := rest.CopyConfig(k.REST)
+	cfg.QPS = -1 // priority and fairness of the API server is the limit
+	api, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	objects, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	if err := soleServer(ctx, api); err != nil {
+		return err
+	}
+	c, _, err := load(k.File)
+	if err != nil {
+		return err
+	}
+	if c.phase() == PhaseNone {
+		if cipher == "" {
+			cipher = c.keys[0].Cipher
+		}
+		if err := c.announce(cipher); err != nil {
+			return err
+		}
+		if err := c.write(k.File); err != nil {
+			return err
+		}
+		k.Progress("%s was made; it can be read from now on", c.keys[len(c.keys)-1])
+	} else if next := c.keys[c.newest()]; cipher != "" && cipher != next.Cipher {
+		return fmt.Errorf("a rotation to a key of type %s is under way: finish it with `umiak secrets-encrypt rotate` without --key-type", next.Cipher)
+	} else {
+		k.Progress("going on with the rotation to %s", next)
+	}
+	if c.phase() == PhaseAnnounced {
+		if err := k.waitLoaded(ctx, api); err != nil {
+			return err
+		}
+		c.promote()
+		if err := c.write(k.File); err != nil {
+			return err
+		}
+		k.Progress("%s is written with from now on", c.keys[0])
+	}
+	if err := k.waitLoaded(ctx, api); err != nil {
+		return err
+	}
+	for _, r := range c.resources {
+		if err := k.rewrite(ctx, objects, r); err != nil {
+			return err
+		}
+	}
+	if err := k.allWith(ctx, c); err != nil {
+		return err
+	}
+	var gone []string
+	for _, old := range c.keys[1:] {
+		gone = append(gone, old.String())
+	}
+	c.retire()
+	if err := c.write(k.File); err != nil {
+		return err
+	}
+	if err := k.waitLoaded(ctx, api); err != nil {
+		return err
+	}
+	k.Progress("%s is gone", strings.Join(gone, ", "))
+	return nil
+}
+
+// String keeps secrets out of what is printed.
+func (k secretKey) String() string { return k.Key.String() }
+
+// lock keeps a second rotation out, until unlock or the end of the process.
+func lock(file string) (unlock func(), err error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the encryption config (run this as root): %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // only a lock
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrBusy
+		}
+		return nil, fmt.Errorf("lock the encryption config: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// soleServer refuses where other servers have encryption configs of their own.
+func soleServer(ctx context.Context, api kubernetes.Interface) error {
+	l, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+	if err != nil {
+		return fmt.Errorf("ask the API server (umiak has to run): %w", err)
+	}
+	n := map[string]bool{}
+	for _, s := range l.Items {
+		for _, e := range s.Endpoints {
+			for _, a := range e.Addresses {
+				n[a] = true
+			}
+		}
+	}
+	if len(n) > 1 {
+		return fmt.Errorf("this cluster has %d servers, and each has its own copy of the keys: rotating them is supported with one server only so far", len(n))
+	}
+	return nil
+}
+
+// allWith makes sure that nothing needs an old key any more.
+func (k *Keeper) allWith(ctx context.Context, c *config) error {
+	if k.Count == nil {
+		return nil
+	}
+	counts, err := k.Count(ctx, c.resources)
+	if err != nil {
+		return fmt.Errorf("%w; the old key was kept: run `umiak secrets-encrypt rotate` again", err)
+	}
+	if n := counts.others(c.keys[0].Key); n > 0 {
+		return fmt.Errorf("%d objects are not stored with %s yet; the old key was kept: run `umiak secrets-encrypt rotate` again", n, c.keys[0])
+	}
+	return nil
+}
+
+// metric is where the API server says which file it has loaded.
+const metric = "apiserver_encryption_config_controller_last_config_info{"
+
+// loaded says whether the API server uses the file with that hash.
+func loaded(ctx context.Context, api kubernetes.Interface, hash string) (bool, error) {
+	body, err := api.Discovery().RESTClient().Get().AbsPath("/metrics").Stream(ctx)
+	if err != nil {
+		return false, fmt.Errorf("ask the API server which keys it uses: %w", err)
+	}
+	defer body.Close() //nolint:errcheck // read to the end or given up
+	return findHash(body, hash)
+}
+
+func findHash(r io.Reader, hash string) (bool, error) {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		labels, ok := strings.CutPrefix(sc.Text(), metric)
+		// Another label, apiserver_id_hash, ends alike.
+		if ok && strings.Contains(","+labels, `,hash="`+hash+`"`) {
+			return true, nil
+		}
+	}
+	return false, sc.Err()
+}
+
+// patience is how long the API server may take to load the file; it looks every few seconds, and once a
+// minute where it is upstream's own.
+const patience = 3 * time.Minute
+
+func (k *Keeper) waitLoaded(ctx context.Context, api kubernetes.Interface) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the API server has not loaded %s within %s; its log says why", k.File, patience))
+	defer cancel()
+	_, hash, err := load(k.File)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Second) // a metric cannot be watched
+	defer tick.Stop()
+	for {
+		yes, err := loaded(ctx, api, hash)
+		if yes {
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("%w; run `umiak secrets-encrypt rotate` again when it is back", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+// writers is how many objects are written at once: the datastore commits them together.
+const writers = 8
+
+// rewrite has the API server write every object of a resource as it is. It encrypts it with the present key
+// then, and does nothing where it is so already. An object that somebody else has changed or deleted
+// meanwhile needs no more of us.
+func (k *Keeper) rewrite(ctx context.Context, objects dynamic.Interface, name string) error {
+	resource, group, _ := strings.Cut(name, ".")
+	r := objects.Resource(schema.GroupVersionResource{Group: group, Version: "v1", Resource: resource})
+	var done atomic.Int64
+	opts := metav1.ListOptions{Limit: page}
+	for {
+		list, err := r.List(ctx, opts)
+		if apierrors.IsResourceExpired(err) {
+			opts.Continue = "" // took too long: begin again, which costs only requests
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("list %s: %w; run `umiak secrets-encrypt rotate` again to go on", name, err)
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.SetLimit(writers)
+		for i := range list.Items {
+			o := &list.Items[i]
+			g.Go(func() error {
+				if err := put(ctx, r, o); err != nil {
+					return fmt.Errorf("write %s %s/%s anew: %w; run `umiak secrets-encrypt rotate` again to go on", name, o.GetNamespace(), o.GetName(), err)
+				}
+				done.Add(1)
+				return nil
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		left := int64(0)
+		if n := list.GetRemainingItemCount(); n != nil {
+			left = *n
+		}
+		k.Progress("%s: %d of %d written anew", name, done.Load(), done.Load()+left)
+		if opts.Continue = list.GetContinue(); opts.Continue == "" {
+			return nil
+		}
+	}
+}
+
+func put(ctx context.Context, r dynamic.NamespaceableResourceInterface, o *unstructured.Unstructured) error {
+	var i dynamic.ResourceInterface = r
+	if ns := o.GetNamespace(); ns != "" {
+		i = r.Namespace(ns)
+	}
+	_, err := i.Update(ctx, o, metav1.UpdateOptions{FieldManager: "umiak-secrets-encrypt"})
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
