@@ -23,6 +23,7 @@ import (
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
+	"github.com/umiak-io/umiak/server/tunnel"
 )
 
 // Server is one server of a cluster: what runs there and what it knows.
@@ -36,6 +37,7 @@ type Server struct {
 
 	pki       *pki.PKI
 	plane     *controlplane.ControlPlane
+	tunnels   *tunnel.Tunnels
 	health    *controlplane.Health
 	manifests atomic.Pointer[addons.Controller]
 
@@ -89,6 +91,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	if err != nil {
 		return nil, err
 	}
+	if err := s.reachNodes(); err != nil {
+		return nil, err
+	}
 	s.health.Register("datastore", s.checkDatastore)
 	return s, ctx.Err()
 }
@@ -105,7 +110,8 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "certificates", Run: s.pki.Run},
 		{Name: "datastore", Run: s.runDatastore},
 		{Name: "component-exits", Run: controlplane.CatchExits().Run},
-		{Name: "kube-apiserver", After: []string{"datastore", "certificates"}, Run: s.plane.APIServer.Run},
+		{Name: "node-tunnels", Run: s.tunnels.Run},
+		{Name: "kube-apiserver", After: []string{"datastore", "certificates", "node-tunnels"}, Run: s.plane.APIServer.Run},
 		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
 		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},

@@ -49,9 +49,9 @@ type Config struct {
 	// certificate is renewed while the agent runs.
 	ServerCA, Cert, Key string
 	Allow               Allow
-	// Dial reaches servers; nil means directly.
-	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	Log  *slog.Logger
+	// Dial reaches servers, Connect what a server asks for; nil means directly.
+	Dial, Connect func(ctx context.Context, network, addr string) (net.Conn, error)
+	Log           *slog.Logger
 }
 
 // Tunnels are this node's connections to all servers.
@@ -70,6 +70,9 @@ func New(cfg Config) *Tunnels {
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	if cfg.Connect == nil {
+		cfg.Connect = (&net.Dialer{}).DialContext
 	}
 	return &Tunnels{cfg: cfg, log: cfg.Log.With("component", "tunnel"), links: map[string]*link{}}
 }
@@ -322,7 +325,7 @@ func (l *link) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), dialTimeout)
 	defer cancel()
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", target)
+	c, err := l.t.cfg.Connect(ctx, "tcp", target)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return

@@ -25,6 +25,7 @@ type APIServer struct {
 	log      *slog.Logger
 	opts     *options.ServerRunOptions
 	fronts   []front
+	egress   Egress
 
 	ready chan struct{} // closed when /readyz has been ok
 	state running
@@ -70,7 +71,13 @@ func apiServerFlags(s Settings) flags {
 	f.set("kubelet-certificate-authority", s.Files.ServerCA)
 	f.set("kubelet-client-certificate", s.Files.KubeletClientCert)
 	f.set("kubelet-client-key", s.Files.KubeletClientKey)
-	f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
+	// A kubelet is asked for by its node's name, which is what its certificate says: the address may change,
+	// and another node in another network may have the same one. See Egress.
+	if given(user, "egress-selector-config-file") {
+		f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
+	} else {
+		f.set("kubelet-preferred-address-types", "Hostname,InternalIP,ExternalIP")
+	}
 	f.set("requestheader-client-ca-file", s.Files.RequestHeaderCA)
 	f.set("requestheader-allowed-names", FrontProxyUser)
 	f.set("requestheader-username-headers", "X-Remote-User")
@@ -162,7 +169,7 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("check options: %w", utilerrors.NewAggregate(errs))
 	}
 	mark("options")
-	config, err := app.NewConfig(completed)
+	config, err := newConfig(completed, a.egress)
 	if err != nil {
 		return fmt.Errorf("make configuration: %w", err)
 	}

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"k8s.io/client-go/tools/cache"
 )
 
 // Dialer makes the API server's connections to nodes and pods.
@@ -143,3 +145,6 @@ func discard(c <-chan dialed) {
 		_ = late.conn.Close()
 	}
 }
+
+// Follow keeps to what the informer of Nodes says.
+func (d *Dialer) Follow(nodes cache.SharedIndexInformer) error { return d.Nodes.Follow(nodes) }
