@@ -90,10 +90,9 @@ func newFarNode(t *testing.T, dir string) (*farNode, []byte) {
 		farPod + ":8443": tlsServer(t, leaf.CertFile, leaf.KeyFile, hook),
 		n.kubelet:        n.kubelet,
 	}
-	servers := make(chan []string, 1)
-	servers <- []string{"127.0.0.1:6443"}
 	tunnels := agenttunnel.New(agenttunnel.Config{
-		Servers: servers, ServerCA: filepath.Join(own, "server-ca.crt"), Cert: filepath.Join(own, "agent-client.crt"), Key: filepath.Join(own, "agent-client.key"),
+		Servers:  func() ([]string, <-chan struct{}) { return []string{"127.0.0.1:6443"}, nil },
+		ServerCA: filepath.Join(own, "server-ca.crt"), Cert: filepath.Join(own, "agent-client.crt"), Key: filepath.Join(own, "agent-client.key"),
 		Allow: agenttunnel.Allow{Node: "n1", Kubelet: netip.MustParseAddrPort(n.kubelet), PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(podNet)} }},
 		Connect: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			n.mu.Lock()

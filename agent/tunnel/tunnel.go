@@ -43,8 +43,8 @@ const dialTimeout = 10 * time.Second
 
 // Config is what the tunnels are told.
 type Config struct {
-	// Servers yields the list of all servers as HOST:PORT, at once and whenever it changes.
-	Servers <-chan []string
+	// Servers are all servers as HOST:PORT, and a channel that is closed when the list changes.
+	Servers func() (list []string, changed <-chan struct{})
 	// ServerCA verifies servers; Cert and Key are the agent's. The files are read for each connection: the
 	// certificate is renewed while the agent runs.
 	ServerCA, Cert, Key string
@@ -84,15 +84,12 @@ func (t *Tunnels) Run(ctx context.Context, ready func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
+		list, changed := t.cfg.Servers()
+		t.follow(ctx, list, &wg)
 		select {
 		case <-ctx.Done():
 			return nil
-		case list, ok := <-t.cfg.Servers:
-			if !ok {
-				<-ctx.Done()
-				return nil
-			}
-			t.follow(ctx, list, &wg)
+		case <-changed:
 		}
 	}
 }

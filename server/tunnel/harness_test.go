@@ -132,15 +132,35 @@ func (w *world) server(t *testing.T, addr string, change ...func(*tunnel.Identit
 type node struct {
 	*agenttunnel.Tunnels
 	kubelet string
-	servers chan []string
+	servers *list
 	stop    func()
+}
+
+// list is a list of servers that changes.
+type list struct {
+	mu      sync.Mutex
+	now     []string
+	changed chan struct{}
+}
+
+func (l *list) get() ([]string, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now, l.changed
+}
+
+func (l *list) set(now ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.now, l.changed = now, make(chan struct{})
 }
 
 func (w *world) node(t *testing.T, name, kubelet string, dial func(context.Context, string, string) (net.Conn, error), servers ...string) *node {
 	t.Helper()
-	n := &node{kubelet: kubelet, servers: make(chan []string, 1)}
+	n := &node{kubelet: kubelet, servers: &list{now: servers, changed: make(chan struct{})}}
 	n.Tunnels = agenttunnel.New(agenttunnel.Config{
-		Servers: n.servers, ServerCA: w.pki.CACert(pki.ServerCA), Cert: w.pki.File(name + ".crt"), Key: w.pki.File(name + ".key"),
+		Servers: n.servers.get, ServerCA: w.pki.CACert(pki.ServerCA), Cert: w.pki.File(name + ".crt"), Key: w.pki.File(name + ".key"),
 		Allow: agenttunnel.Allow{
 			Node: name, Kubelet: netip.MustParseAddrPort(kubelet),
 			PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
@@ -148,7 +168,6 @@ func (w *world) node(t *testing.T, name, kubelet string, dial func(context.Conte
 		},
 		Dial: dial, Log: logger(t),
 	})
-	n.servers <- servers
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- n.Run(ctx, func() {}) }()

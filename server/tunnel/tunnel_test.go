@@ -45,10 +45,10 @@ func TestEveryServerReachesTheNode(t *testing.T) {
 		t.Errorf("status of the node: %+v", rows)
 	}
 	// A server is taken off the list, and comes back.
-	n.servers <- []string{b.addr}
+	n.servers.set(b.addr)
 	gone(t, a, "n1", 5*time.Second)
 	answers(t, b, n, "n1")
-	n.servers <- []string{a.addr, b.addr}
+	n.servers.set(a.addr, b.addr)
 	wait(t, a, "n1", 5*time.Second)
 	answers(t, a, n, "n1")
 	if _, err := a.Dial(t.Context(), "n2", "n2:1"); !errors.Is(err, tunnel.ErrNoTunnel) {
