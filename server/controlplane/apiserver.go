@@ -71,13 +71,9 @@ func apiServerFlags(s Settings) flags {
 	f.set("kubelet-certificate-authority", s.Files.ServerCA)
 	f.set("kubelet-client-certificate", s.Files.KubeletClientCert)
 	f.set("kubelet-client-key", s.Files.KubeletClientKey)
-	// A kubelet is asked for by its node's name, which is what its certificate says: the address may change,
-	// and another node in another network may have the same one. See Egress.
-	if given(user, "egress-selector-config-file") {
-		f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
-	} else {
-		f.set("kubelet-preferred-address-types", "Hostname,InternalIP,ExternalIP")
-	}
+	// By name would be better, which an address that changes does not break, but the proxy of nodes looks
+	// names up in DNS.
+	f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
 	f.set("requestheader-client-ca-file", s.Files.RequestHeaderCA)
 	f.set("requestheader-allowed-names", FrontProxyUser)
 	f.set("requestheader-username-headers", "X-Remote-User")

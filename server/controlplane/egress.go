@@ -25,7 +25,7 @@ import (
 type Egress interface {
 	// Follow is given the API server's informer of Nodes before it starts.
 	Follow(nodes cache.SharedIndexInformer) error
-	// DialContext connects to an address, or to a kubelet by its node's name.
+	// DialContext connects to an address, or to a kubelet by its node's name, where a user prefers those.
 	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
 }
 

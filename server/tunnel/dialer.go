@@ -53,7 +53,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 		// Nodes let servers reach their kubelet and their pods, and nothing else that listens there.
 		return d.direct(ctx, network, plain)
 	case kubelet:
-		// By its name: two nodes may have the same address, each in its own network.
+		// By its name: the node knows that better than which addresses it is known by.
 		return d.tunnel(ctx, network, p.Node, net.JoinHostPort(p.Node, port), plain)
 	case d.PodsByTunnel:
 		return d.tunnel(ctx, network, p.Node, plain, plain)

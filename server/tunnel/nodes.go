@@ -39,8 +39,7 @@ type Nodes struct {
 
 	mu    sync.RWMutex
 	nodes map[string]*node
-	// Addresses and ranges that several nodes claim are the oldest's. Two nodes at two sites may well have
-	// the same private address.
+	// Addresses and ranges that several nodes claim are the oldest's: a node does not take over another's.
 	addrs  map[netip.Addr][]*node
 	ranges map[netip.Prefix][]*node
 	bits   []int // the lengths of the ranges
