@@ -261,7 +261,7 @@ func (l *link) connect(ctx context.Context) (_ *tunnelwire.Conn, err error) {
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	return tunnelwire.NewConn(c, ahead), nil
+	return tunnelwire.AgentConn(c, ahead), nil
 }
 
 // upgrade asks for the tunnel and returns what the server sent behind its answer.

@@ -1,8 +1,11 @@
 package tunnelwire
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 )
@@ -17,19 +20,24 @@ const (
 // MaxStreams is how many connections a tunnel carries at once; more wait.
 const MaxStreams = 500
 
-// How a connection that nothing comes through any more is noticed: after so much silence the other end is
-// asked for a sign of life, and if none comes in time either the connection is given up. The agent asks
+// How a connection that nothing comes through any more is noticed: after so much quiet the other end is asked
+// for a sign of life, and when nothing at all has come for so long the connection is given up. The agent asks
 // first, and the answer keeps the server from asking, so an idle tunnel costs one round trip each agentQuiet.
+//
+// It is not the answer that is waited for, as HTTP/2 does by itself, but anything: behind much data, on a slow
+// line or a busy machine, an answer may be long in coming from an end that is alive.
 const (
-	agentQuiet  = 2 * time.Second
-	serverQuiet = 3 * time.Second
-	pingTimeout = 3 * time.Second
+	agentQuiet   = 2 * time.Second
+	serverQuiet  = 3 * time.Second
+	agentSilent  = 5 * time.Second
+	serverSilent = 6 * time.Second
+	pingTimeout  = 30 * time.Second
 	// A write that makes no progress at all is given up as well.
 	writeTimeout = 10 * time.Second
 )
 
 // Noticed is the longest time that a dead connection goes unnoticed by either end.
-const Noticed = serverQuiet + pingTimeout
+const Noticed = serverSilent
 
 // window is how much may be under way to the node in one stream. The connection's own window holds all
 // streams' at once: however many of them stand still, the others go on.
@@ -60,25 +68,37 @@ func Protocols() *http.Protocols {
 // ideas of their own, and tells when and why it ended.
 type Conn struct {
 	net.Conn
-	once  sync.Once
-	ended chan struct{}
+	silent time.Duration
+	once   sync.Once
+	ended  chan struct{}
 
 	mu    sync.Mutex
 	ahead []byte // read from the connection with what came before HTTP/2
 	cause error
 }
 
-// NewConn takes over c; ahead has been read from it already.
-func NewConn(c net.Conn, ahead []byte) *Conn {
-	return &Conn{Conn: c, ahead: ahead, ended: make(chan struct{})}
+// AgentConn takes over c at the agent's end; ahead has been read from it already.
+func AgentConn(c net.Conn, ahead []byte) *Conn {
+	return &Conn{Conn: c, silent: agentSilent, ahead: ahead, ended: make(chan struct{})}
 }
 
-// Read notes the error with which the connection broke.
+// ServerConn takes over c at the server's end; ahead has been read from it already.
+func ServerConn(c net.Conn, ahead []byte) *Conn {
+	return &Conn{Conn: c, silent: serverSilent, ahead: ahead, ended: make(chan struct{})}
+}
+
+// Read fails when nothing comes for too long, and notes the error with which the connection broke.
 func (c *Conn) Read(p []byte) (int, error) {
 	if n := c.readAhead(p); n > 0 {
 		return n, nil
 	}
+	if err := c.Conn.SetReadDeadline(time.Now().Add(c.silent)); err != nil {
+		return 0, err
+	}
 	n, err := c.Conn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("nothing came from the other end for %s", c.silent)
+	}
 	if err != nil {
 		c.mu.Lock()
 		if c.cause == nil && !c.closed() {

@@ -123,7 +123,7 @@ func takeOver(w http.ResponseWriter) (*tunnelwire.Conn, error) {
 	if err != nil {
 		return nil, errors.Join(err, raw.Close())
 	}
-	return tunnelwire.NewConn(raw, ahead), nil
+	return tunnelwire.ServerConn(raw, ahead), nil
 }
 
 // add makes s the node's newest tunnel.
