@@ -32,6 +32,7 @@ import (
 	"github.com/umiak-io/umiak/agent/registries"
 	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/agent/watched"
+	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/names"
@@ -64,6 +65,7 @@ type Agent struct {
 	dns     atomic.Pointer[dns.Server]
 	proxy   atomic.Pointer[proxy.Proxy]
 	policy  atomic.Pointer[netpol.Policies]
+	tunnels atomic.Pointer[tunnel.Tunnels]
 }
 
 // member is a node in its cluster.
@@ -124,6 +126,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
 		{Name: "join", Run: a.join, After: cluster},
+		{Name: "tunnel", Run: a.runTunnel, After: []string{"join"}},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
 		{Name: "proxy", Run: a.runProxy, After: []string{"join"}},
 		{Name: "policy", Run: a.runPolicy, After: []string{"join"}},
@@ -205,6 +208,33 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	// The informers' goroutines end with the parts that started them.
 	m.informers.Shutdown()
 	return nil
+}
+
+// runTunnel lets the servers on other machines reach this node's kubelet and pods.
+func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
+	servers, ok := a.joiner.(Servers)
+	if !ok {
+		ready()
+		<-ctx.Done()
+		return nil
+	}
+	own := a.dirs.AgentPKI()
+	t := tunnel.New(tunnel.Config{
+		Servers:  servers.Servers,
+		ServerCA: filepath.Join(own, "server-ca.crt"), Cert: filepath.Join(own, "agent-client.crt"), Key: filepath.Join(own, "agent-client.key"),
+		Allow: tunnel.Allow{
+			Node: a.name, Kubelet: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(a.cfg.KubeletPort)),
+			PodRanges: func() []netip.Prefix {
+				if n := a.network.Load(); n != nil {
+					return n.Ranges()
+				}
+				return nil
+			},
+		},
+		Log: a.log,
+	})
+	a.tunnels.Store(t)
+	return t.Run(ctx, ready)
 }
 
 func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
@@ -345,6 +375,12 @@ func (a *Agent) Sources() []status.Source {
 			return s
 		},
 		a.imageRows,
+		func(ctx context.Context) status.Section {
+			if t := a.tunnels.Load(); t != nil {
+				return t.Status(ctx)
+			}
+			return status.Section{Name: "Tunnels to servers"}
+		},
 		a.proxyRows,
 		a.policyRows,
 		func(ctx context.Context) status.Section {

@@ -25,3 +25,10 @@ type Node = joinapi.Node
 type Joiner interface {
 	Join(ctx context.Context, node Node) (*Cluster, error)
 }
+
+// Servers is what a Joiner also is when there are servers on other machines. This node keeps a tunnel to each
+// of them.
+type Servers interface {
+	// Servers are those servers as HOST:PORT, and a channel that is closed when the list changes.
+	Servers() (list []string, changed <-chan struct{})
+}

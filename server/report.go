@@ -40,7 +40,7 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 
 // Sources are the server's sections of `umiak status`.
 func (s *Server) Sources() []status.Source {
-	return []status.Source{s.componentRows, s.datastoreRows, s.snapshots.Section, s.certificateRows, func(ctx context.Context) status.Section {
+	return []status.Source{s.componentRows, s.datastoreRows, s.snapshots.Section, s.certificateRows, s.tunnels.Status, func(ctx context.Context) status.Section {
 		if c := s.manifests.Load(); c != nil {
 			return c.Section(ctx)
 		}

@@ -30,6 +30,7 @@ import (
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/pki"
+	"github.com/umiak-io/umiak/server/tunnel"
 )
 
 // Server is one server of a cluster: what runs there and what it knows.
@@ -43,6 +44,7 @@ type Server struct {
 
 	pki       *pki.PKI
 	plane     *controlplane.ControlPlane
+	tunnels   *tunnel.Tunnels
 	health    *controlplane.Health
 	snapshots *backup.Keeper
 	join      *join.API
@@ -104,6 +106,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.plane.APIServer.Front(joinapi.Prefix, s.join)
+	if err := s.reachNodes(); err != nil {
+		return nil, err
+	}
 	s.health.Register("datastore", s.checkDatastore)
 	if s.snapshots, err = s.keeper(); err != nil {
 		return nil, err
@@ -124,7 +129,8 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "control", Run: s.control().Run},
 		{Name: "datastore", Run: s.runDatastore},
 		{Name: "component-exits", Run: controlplane.CatchExits().Run},
-		{Name: "kube-apiserver", After: []string{"datastore", "certificates"}, Run: s.plane.APIServer.Run},
+		{Name: "node-tunnels", Run: s.tunnels.Run},
+		{Name: "kube-apiserver", After: []string{"datastore", "certificates", "node-tunnels"}, Run: s.plane.APIServer.Run},
 		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
 		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},

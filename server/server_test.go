@@ -99,7 +99,9 @@ func serve(dir string) error {
 		}
 		opts = append(opts, server.WithPKI(pki.Config{LeafLifetime: d}))
 	}
-	s, err := server.New(ctx, config(dir), log, opts...)
+	cfg := config(dir)
+	cfg.DisableAgent = os.Getenv("UMIAK_TEST_HEADLESS") != ""
+	s, err := server.New(ctx, cfg, log, opts...)
 	if err != nil {
 		return err
 	}

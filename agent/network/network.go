@@ -63,6 +63,14 @@ func (n *Network) Resync() error {
 	return applyRules(*r, n.cfg.ClusterCIDR)
 }
 
+// Ranges are the node's pod ranges, nil while they are not known.
+func (n *Network) Ranges() []netip.Prefix {
+	if r := n.ranges.Load(); r != nil {
+		return slices.Clone(*r)
+	}
+	return nil
+}
+
 // New checks the configuration.
 func New(cfg Config) (*Network, error) {
 	switch cfg.Backend {

@@ -26,6 +26,7 @@ type APIServer struct {
 	log      *slog.Logger
 	opts     *options.ServerRunOptions
 	fronts   []front
+	egress   Egress
 
 	ready chan struct{} // closed when /readyz has been ok
 	state running
@@ -75,6 +76,8 @@ func apiServerFlags(s Settings) flags {
 	f.set("kubelet-certificate-authority", s.Files.ServerCA)
 	f.set("kubelet-client-certificate", s.Files.KubeletClientCert)
 	f.set("kubelet-client-key", s.Files.KubeletClientKey)
+	// By name would be better, which an address that changes does not break, but the proxy of nodes looks
+	// names up in DNS.
 	f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
 	f.set("requestheader-client-ca-file", s.Files.RequestHeaderCA)
 	f.set("requestheader-allowed-names", FrontProxyUser)
@@ -177,7 +180,7 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("check options: %w", utilerrors.NewAggregate(errs))
 	}
 	mark("options")
-	config, err := app.NewConfig(completed)
+	config, err := newConfig(completed, a.egress)
 	if err != nil {
 		return fmt.Errorf("make configuration: %w", err)
 	}

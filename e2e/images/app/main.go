@@ -29,6 +29,7 @@ func commands() map[string]command {
 		"hog":     {"MIB: takes memory until it is killed", hog},
 		"signals": {"[FILE]: prints each signal; ends at TERM after writing FILE", signals},
 		"slow":    {"SECONDS: takes that long to stop after TERM", slow},
+		"sum":     {": SHA-256 of what comes in on stdin", sum},
 		"crash":   {"CODE: exits with CODE", nil},
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -60,5 +61,15 @@ func slow(_ context.Context, args []string, out io.Writer) error {
 	_, _ = fmt.Fprintln(out, "stopping")
 	time.Sleep(time.Duration(s) * time.Second)
 	_, _ = fmt.Fprintln(out, "stopped")
+	return nil
+}
+
+// sum stands in for tar at the far end of kubectl cp.
+func sum(_ context.Context, _ []string, out io.Writer) error {
+	h := sha256.New()
+	if _, err := io.Copy(h, os.Stdin); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(out, "%x\n", h.Sum(nil))
 	return nil
 }

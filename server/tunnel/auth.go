@@ -1,0 +1,68 @@
+package tunnel
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Identity says which client certificates are agents'.
+type Identity struct {
+	// ClientCA is the file with the certificates of the CA that signs them. It is read at each request: a CA
+	// may be replaced, and nodes connect seldom.
+	ClientCA string
+	// A common name is UserPrefix and the node's name; the organization must be Group.
+	UserPrefix, Group string
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// refusal is an error with the status that answers the request.
+type refusal struct {
+	status int
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+
+// node returns the name of the node that asks. TLS has made sure that the client has the certificate's
+// key, and of nothing else.
+func (i Identity) node(r *http.Request) (string, error) {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return "", &refusal{http.StatusUnauthorized, "a tunnel needs a node's client certificate"}
+	}
+	pem, err := os.ReadFile(i.ClientCA)
+	if err != nil {
+		return "", fmt.Errorf("read client CA: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return "", fmt.Errorf("read client CA: no certificate in %s", i.ClientCA)
+	}
+	between := x509.NewCertPool()
+	for _, c := range r.TLS.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if i.Now != nil {
+		opts.CurrentTime = i.Now()
+	}
+	if _, err := leaf.Verify(opts); err != nil {
+		var invalid x509.CertificateInvalidError
+		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			return "", &refusal{http.StatusUnauthorized, "the certificate has expired or is not valid yet; compare the clocks of node and server"}
+		}
+		return "", &refusal{http.StatusUnauthorized, "the certificate is not from this cluster"}
+	}
+	name, ok := strings.CutPrefix(leaf.Subject.CommonName, i.UserPrefix)
+	if !ok || name == "" || len(name) > 253 || !slices.Contains(leaf.Subject.Organization, i.Group) {
+		return "", &refusal{http.StatusForbidden, "the certificate is not an agent's"}
+	}
+	return name, nil
+}

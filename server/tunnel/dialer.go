@@ -1,0 +1,150 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"k8s.io/client-go/tools/cache"
+)
+
+// Dialer makes the API server's connections to nodes and pods.
+type Dialer struct {
+	Nodes   *Nodes
+	Tunnels *Tunnels
+	// Self is the node on this machine, if there is one; it is reached directly.
+	Self string
+	// PodsByTunnel is for a server without a node of its own: no overlay leads to pods, so the tunnel does.
+	// Elsewhere the overlay is tried first, and the tunnel when that does not answer within Patience.
+	PodsByTunnel bool
+	// Patience is how long the overlay has; 0 means one second.
+	Patience time.Duration
+	// Direct makes a connection without a tunnel; nil means what upstream's transports do.
+	Direct func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// DialContext connects to addr, which may hold the name of a node in place of its address.
+func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	p, known := d.Nodes.Lookup(host)
+	if _, err := netip.ParseAddr(host); !known && err != nil {
+		// A name that is not known yet may be a node's all the same.
+		if err := d.Nodes.WaitSynced(ctx); err != nil {
+			return nil, fmt.Errorf("dial %s: wait for the list of nodes: %w", addr, err)
+		}
+		p, known = d.Nodes.Lookup(host)
+	}
+	if !known {
+		return d.direct(ctx, network, addr)
+	}
+	plain, kubelet := addr, p.Kind == Host && port == strconv.Itoa(int(p.KubeletPort))
+	if p.Address.IsValid() {
+		plain = net.JoinHostPort(p.Address.String(), port)
+	}
+	switch {
+	case p.Node == d.Self || p.Kind == Host && !kubelet:
+		// Nodes let servers reach their kubelet and their pods, and nothing else that listens there.
+		return d.direct(ctx, network, plain)
+	case kubelet:
+		// By its name: the node knows that better than which addresses it is known by.
+		return d.tunnel(ctx, network, p.Node, net.JoinHostPort(p.Node, port), plain)
+	case d.PodsByTunnel:
+		return d.tunnel(ctx, network, p.Node, plain, plain)
+	}
+	patience := d.Patience
+	if patience == 0 {
+		patience = time.Second
+	}
+	return d.either(ctx, network, p.Node, plain, plain, patience)
+}
+
+func (d *Dialer) direct(ctx context.Context, network, addr string) (net.Conn, error) {
+	if d.Direct != nil {
+		return d.Direct(ctx, network, addr)
+	}
+	// As net/http's default transport and client-go do.
+	return (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext(ctx, network, addr)
+}
+
+// tunnel goes through the node's tunnel. A node that has none is tried directly; if it connects while that
+// is under way, as after a restart of this server, its tunnel is used.
+func (d *Dialer) tunnel(ctx context.Context, network, node, through, plain string) (net.Conn, error) {
+	c, err := d.Tunnels.Dial(ctx, node, through)
+	if !errors.Is(err, ErrNoTunnel) {
+		return c, err
+	}
+	return d.either(ctx, network, node, through, plain, 0)
+}
+
+type dialed struct {
+	conn net.Conn
+	err  error
+}
+
+// either connects directly and, when that has not come to an end after patience, by the node's tunnel as
+// well, as soon as there is one. What is there first wins.
+func (d *Dialer) either(ctx context.Context, network, node, through, plain string, patience time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	direct, tunnel := make(chan dialed, 1), make(chan dialed, 1)
+	go func() {
+		c, err := d.direct(ctx, network, plain)
+		direct <- dialed{c, err}
+	}()
+	hurry := make(chan struct{})
+	go func() {
+		wait := time.NewTimer(patience)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-hurry:
+		case <-ctx.Done():
+		}
+		err := d.Tunnels.Wait(ctx, node)
+		if err != nil {
+			tunnel <- dialed{nil, err}
+			return
+		}
+		c, err := d.Tunnels.Dial(ctx, node, through)
+		tunnel <- dialed{c, err}
+	}()
+	select {
+	case first := <-direct:
+		if first.err == nil || !d.Tunnels.Connected(node) {
+			go discard(tunnel)
+			return first.conn, first.err
+		}
+		close(hurry)
+		second := <-tunnel
+		if second.err != nil {
+			return nil, errors.Join(first.err, second.err)
+		}
+		return second.conn, nil
+	case first := <-tunnel:
+		if first.err == nil {
+			go discard(direct)
+			return first.conn, nil
+		}
+		second := <-direct
+		if second.err != nil {
+			return nil, errors.Join(second.err, first.err)
+		}
+		return second.conn, nil
+	}
+}
+
+func discard(c <-chan dialed) {
+	if late := <-c; late.conn != nil {
+		_ = late.conn.Close()
+	}
+}
+
+// Follow keeps to what the informer of Nodes says.
+func (d *Dialer) Follow(nodes cache.SharedIndexInformer) error { return d.Nodes.Follow(nodes) }

@@ -1,0 +1,224 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Kind says what an address is to a node.
+type Kind int
+
+const (
+	// Host is an address of the node itself, or its name.
+	Host Kind = iota + 1
+	// Pod is an address from the node's pod range.
+	Pod
+)
+
+// Place is where an address belongs.
+type Place struct {
+	Kind Kind
+	Node string
+	// Address is one at which the node is reached directly, if it has any. For a Pod it is the pod's.
+	Address netip.Addr
+	// KubeletPort is the node's kubelet's, 0 if it has not been told.
+	KubeletPort uint16
+}
+
+// Nodes knows which node an address belongs to.
+type Nodes struct {
+	synced cache.DoneChecker // set by Follow
+
+	mu    sync.RWMutex
+	nodes map[string]*node
+	// Addresses and ranges that several nodes claim are the oldest's: a node does not take over another's.
+	addrs  map[netip.Addr][]*node
+	ranges map[netip.Prefix][]*node
+	bits   []int // the lengths of the ranges
+}
+
+// node is what matters of a Node.
+type node struct {
+	name    string
+	created time.Time
+	port    uint16
+	addrs   []netip.Addr // the internal ones first
+	ranges  []netip.Prefix
+}
+
+// NewNodes knows none.
+func NewNodes() *Nodes {
+	return &Nodes{nodes: map[string]*node{}, addrs: map[netip.Addr][]*node{}, ranges: map[netip.Prefix][]*node{}}
+}
+
+// Follow keeps to what the informer of Nodes says. Call it once, before Lookup.
+func (n *Nodes) Follow(informer cache.SharedIndexInformer) error {
+	reg, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { n.set(o) },
+		UpdateFunc: func(_, o any) { n.set(o) },
+		DeleteFunc: func(o any) {
+			if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
+				o = gone.Obj
+			}
+			if o, ok := o.(*corev1.Node); ok {
+				n.forget(o.Name)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	n.synced = reg.HasSyncedChecker()
+	return nil
+}
+
+// WaitSynced blocks until all nodes there are have been seen.
+func (n *Nodes) WaitSynced(ctx context.Context) error {
+	if n.synced == nil {
+		return nil
+	}
+	select {
+	case <-n.synced.Done():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (n *Nodes) set(o any) {
+	obj, ok := o.(*corev1.Node)
+	if !ok {
+		return
+	}
+	now := parse(obj)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if was := n.nodes[now.name]; was != nil {
+		if was.same(now) {
+			return // most changes are of conditions
+		}
+		n.drop(was)
+	}
+	n.nodes[now.name] = now
+	for _, a := range now.addrs {
+		n.addrs[a] = insert(n.addrs[a], now)
+	}
+	for _, r := range now.ranges {
+		n.ranges[r] = insert(n.ranges[r], now)
+	}
+	n.measure()
+}
+
+func (n *Nodes) forget(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if was := n.nodes[name]; was != nil {
+		n.drop(was)
+		n.measure()
+	}
+}
+
+func (n *Nodes) drop(was *node) {
+	delete(n.nodes, was.name)
+	for _, a := range was.addrs {
+		without(n.addrs, a, was)
+	}
+	for _, r := range was.ranges {
+		without(n.ranges, r, was)
+	}
+}
+
+func (n *Nodes) measure() {
+	n.bits = n.bits[:0]
+	for r := range n.ranges {
+		if !slices.Contains(n.bits, r.Bits()) {
+			n.bits = append(n.bits, r.Bits())
+		}
+	}
+}
+
+func insert(list []*node, x *node) []*node {
+	list = append(slices.Clone(list), x)
+	slices.SortFunc(list, func(a, b *node) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name)) })
+	return list
+}
+
+func without[K comparable](m map[K][]*node, k K, x *node) {
+	m[k] = slices.DeleteFunc(slices.Clone(m[k]), func(o *node) bool { return o == x })
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+func parse(o *corev1.Node) *node {
+	n := &node{name: o.Name, created: o.CreationTimestamp.Time}
+	if p := o.Status.DaemonEndpoints.KubeletEndpoint.Port; p > 0 && p < 1<<16 {
+		n.port = uint16(p)
+	}
+	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+		for _, a := range o.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && ip.Zone() == "" && !slices.Contains(n.addrs, ip.Unmap()) {
+				n.addrs = append(n.addrs, ip.Unmap())
+			}
+		}
+	}
+	ranges := o.Spec.PodCIDRs
+	if len(ranges) == 0 && o.Spec.PodCIDR != "" {
+		ranges = []string{o.Spec.PodCIDR}
+	}
+	for _, s := range ranges {
+		if p, err := netip.ParsePrefix(s); err == nil && !slices.Contains(n.ranges, p.Masked()) {
+			n.ranges = append(n.ranges, p.Masked())
+		}
+	}
+	return n
+}
+
+func (n *node) same(o *node) bool {
+	return n.created.Equal(o.created) && n.port == o.port && slices.Equal(n.addrs, o.addrs) && slices.Equal(n.ranges, o.ranges)
+}
+
+// Lookup finds the place of a node's name or an address.
+func (n *Nodes) Lookup(host string) (Place, bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		if x := n.nodes[strings.ToLower(host)]; x != nil {
+			return x.host(), true
+		}
+		return Place{}, false
+	}
+	ip = ip.Unmap()
+	if list := n.addrs[ip]; len(list) > 0 {
+		p := list[0].host()
+		p.Address = ip
+		return p, true
+	}
+	for _, b := range n.bits {
+		r, err := ip.Prefix(b)
+		if err != nil {
+			continue // longer than an address of this family
+		}
+		if list := n.ranges[r]; len(list) > 0 {
+			return Place{Kind: Pod, Node: list[0].name, Address: ip}, true
+		}
+	}
+	return Place{}, false
+}
+
+func (n *node) host() Place {
+	p := Place{Kind: Host, Node: n.name, KubeletPort: n.port}
+	if len(n.addrs) > 0 {
+		p.Address = n.addrs[0]
+	}
+	return p
+}
