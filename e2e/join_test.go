@@ -294,7 +294,7 @@ func (k *knocker) node(tok string, req joinapi.NodeRequest) (*joinapi.NodeRespon
 func TestJoinRefused(t *testing.T) {
 	t.Parallel()
 	l := lan(t)
-	e := own(t, cluster.Options{Name: "srv", LAN: l}).ready()
+	e := own(t, cluster.Options{Name: "door", LAN: l}).ready()
 	attacker := e.agentOn(l, "evil", nil)
 	ip := attacker.M.IP
 	k := knock(t, attacker.M, e.M.IP+":6443", nil)
@@ -383,16 +383,16 @@ func TestJoinRefused(t *testing.T) {
 		thief.req.Password = strings.Repeat("x", 32)
 		resp, err := k.node(good, thief.req)
 		refused(t, joinapi.NameTaken, "another machine", resp, err)
-		for _, name := range []string{"srv", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
+		for _, name := range []string{"door", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
 			resp, err := k.node(good, newIdentity(t, name, ip).req)
 			refused(t, joinapi.BadRequest, "node name", resp, err)
 		}
 	})
 	t.Run("certificates", func(t *testing.T) {
 		for what, change := range map[string]func(*identity){
-			"another node's":     func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:srv", "system:nodes", nil, nil) },
+			"another node's":     func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:door", "system:nodes", nil, nil) },
 			"an administrator's": func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:n2", "system:masters", nil, nil) },
-			"another agent's":    func(i *identity) { i.req.Agent = i.csr(t, "umiak:agent:srv", "umiak:agents", nil, nil) },
+			"another agent's":    func(i *identity) { i.req.Agent = i.csr(t, "umiak:agent:door", "umiak:agents", nil, nil) },
 			"the API server's name": func(i *identity) {
 				i.req.Serving = i.csr(t, "system:node:n2", "system:nodes", []string{"kubernetes"}, nil)
 			},
