@@ -187,13 +187,29 @@ func TestJoin(t *testing.T) {
 	})
 
 	e.sub("a deleted node", func(e *env) {
+		e.kubectl("drain", "ag1", "--ignore-daemonsets", "--force")
 		e.must(one.Stop(e.soon()))
-		e.must(e.Kube.CoreV1().Nodes().Delete(e.ctx, "ag1", metav1.DeleteOptions{}))
+		e.kubectl("delete", "node", "ag1")
 		// Its name becomes free by itself.
-		e.must(cluster.Gone(e.soon(), e.Kube.CoreV1().Secrets("kube-system"), "ag1.node-password.umiak", func(ctx context.Context) error {
-			_, err := e.Kube.CoreV1().Secrets("kube-system").Get(ctx, "ag1.node-password.umiak", metav1.GetOptions{})
+		secrets := e.Kube.CoreV1().Secrets("kube-system")
+		e.must(cluster.Gone(e.soon(), secrets, "ag1.node-password.umiak", func(ctx context.Context) error {
+			_, err := secrets.Get(ctx, "ag1.node-password.umiak", metav1.GetOptions{})
 			return err
 		}))
+		// Without a token it is told so; with one it is back, and the name is its own again.
+		e.must(one.Start("--server", e.url()))
+		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+			out, _ := one.Umiak(ctx, "status")
+			if !strings.Contains(out, "was deleted from the cluster") {
+				return errors.New(out)
+			}
+			return nil
+		}))
+		e.must(one.Stop(e.soon()))
+		e.must(one.Start("--server", e.url(), "--token", strings.TrimSpace(string(agentToken))))
+		_, err := cluster.Until(e.soon(), secrets, named("ag1.node-password.umiak"), func(*corev1.Secret) (bool, string) { return true, "" })
+		e.must(err)
+		e.nodeReady("ag1", one)
 	})
 }
 
