@@ -187,13 +187,29 @@ func TestJoin(t *testing.T) {
 	})
 
 	e.sub("a deleted node", func(e *env) {
+		e.kubectl("drain", "ag1", "--ignore-daemonsets", "--force")
 		e.must(one.Stop(e.soon()))
-		e.must(e.Kube.CoreV1().Nodes().Delete(e.ctx, "ag1", metav1.DeleteOptions{}))
+		e.kubectl("delete", "node", "ag1")
 		// Its name becomes free by itself.
-		e.must(cluster.Gone(e.soon(), e.Kube.CoreV1().Secrets("kube-system"), "ag1.node-password.umiak", func(ctx context.Context) error {
-			_, err := e.Kube.CoreV1().Secrets("kube-system").Get(ctx, "ag1.node-password.umiak", metav1.GetOptions{})
+		secrets := e.Kube.CoreV1().Secrets("kube-system")
+		e.must(cluster.Gone(e.soon(), secrets, "ag1.node-password.umiak", func(ctx context.Context) error {
+			_, err := secrets.Get(ctx, "ag1.node-password.umiak", metav1.GetOptions{})
 			return err
 		}))
+		// Without a token it is told so; with one it is back, and the name is its own again.
+		e.must(one.Start("--server", e.url()))
+		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+			out, _ := one.Umiak(ctx, "status")
+			if !strings.Contains(out, "was deleted from the cluster") {
+				return errors.New(out)
+			}
+			return nil
+		}))
+		e.must(one.Stop(e.soon()))
+		e.must(one.Start("--server", e.url(), "--token", strings.TrimSpace(string(agentToken))))
+		_, err := cluster.Until(e.soon(), secrets, named("ag1.node-password.umiak"), func(*corev1.Secret) (bool, string) { return true, "" })
+		e.must(err)
+		e.nodeReady("ag1", one)
 	})
 }
 
@@ -294,7 +310,7 @@ func (k *knocker) node(tok string, req joinapi.NodeRequest) (*joinapi.NodeRespon
 func TestJoinRefused(t *testing.T) {
 	t.Parallel()
 	l := lan(t)
-	e := own(t, cluster.Options{Name: "srv", LAN: l}).ready()
+	e := own(t, cluster.Options{Name: "door", LAN: l}).ready()
 	attacker := e.agentOn(l, "evil", nil)
 	ip := attacker.M.IP
 	k := knock(t, attacker.M, e.M.IP+":6443", nil)
@@ -383,16 +399,16 @@ func TestJoinRefused(t *testing.T) {
 		thief.req.Password = strings.Repeat("x", 32)
 		resp, err := k.node(good, thief.req)
 		refused(t, joinapi.NameTaken, "another machine", resp, err)
-		for _, name := range []string{"srv", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
+		for _, name := range []string{"door", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
 			resp, err := k.node(good, newIdentity(t, name, ip).req)
 			refused(t, joinapi.BadRequest, "node name", resp, err)
 		}
 	})
 	t.Run("certificates", func(t *testing.T) {
 		for what, change := range map[string]func(*identity){
-			"another node's":     func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:srv", "system:nodes", nil, nil) },
+			"another node's":     func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:door", "system:nodes", nil, nil) },
 			"an administrator's": func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:n2", "system:masters", nil, nil) },
-			"another agent's":    func(i *identity) { i.req.Agent = i.csr(t, "umiak:agent:srv", "umiak:agents", nil, nil) },
+			"another agent's":    func(i *identity) { i.req.Agent = i.csr(t, "umiak:agent:door", "umiak:agents", nil, nil) },
 			"the API server's name": func(i *identity) {
 				i.req.Serving = i.csr(t, "system:node:n2", "system:nodes", []string{"kubernetes"}, nil)
 			},

@@ -28,7 +28,7 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// Timing of failures. Two servers at most seconds apart: what is slower than this is as good as away.
+// Timing of failures, where there is more than one server.
 const (
 	checkEvery  = 5 * time.Second
 	dialTimeout = 2 * time.Second
@@ -363,7 +363,7 @@ func dialOne(ctx context.Context, addr string, several bool) (*net.TCPConn, erro
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
 	if several {
 		limit = dialTimeout
-		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3}
+		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: time.Second, Count: 3}
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -284,15 +284,12 @@ func holdsCA(text, hash string) bool {
 	}
 }
 
-// writeKubeconfigs names the balancer as the API server, so that they stay the same whatever server answers.
+// writeKubeconfigs names the balancer as the API server, so that they stay the same whatever server answers,
+// and files for all that is renewed: their readers follow.
 func (j *Joiner) writeKubeconfigs() error {
-	cas, err := os.ReadFile(j.file(serverCA))
-	if err != nil {
-		return fmt.Errorf("read the cluster's CA: %w", err)
-	}
 	for file, id := range map[string]string{j.cfg.Dirs.KubeletKubeconfig(): kubeletClient, j.cfg.Dirs.AgentKubeconfig(): agentClient} {
 		c := clientcmdapi.NewConfig()
-		c.Clusters["umiak"] = &clientcmdapi.Cluster{Server: "https://" + j.cfg.Local, TLSServerName: token.ServerName, CertificateAuthorityData: cas}
+		c.Clusters["umiak"] = &clientcmdapi.Cluster{Server: "https://" + j.cfg.Local, TLSServerName: token.ServerName, CertificateAuthority: j.file(serverCA)}
 		c.AuthInfos["umiak"] = &clientcmdapi.AuthInfo{ClientCertificate: j.file(id + ".crt"), ClientKey: j.file(id + ".key")}
 		c.Contexts["umiak"] = &clientcmdapi.Context{Cluster: "umiak", AuthInfo: "umiak"}
 		c.CurrentContext = "umiak"

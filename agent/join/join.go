@@ -57,7 +57,7 @@ type Joiner struct {
 	state  string // for status
 	detail string
 	said   string // the last reason for waiting that was logged
-	warned bool
+	fresh  bool   // it has joined in this process
 }
 
 // New makes the folder for keys.
@@ -124,6 +124,10 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 	}
 }
 
+// Servers are all servers that are known, and a channel that is closed when the list changes: the node keeps a
+// tunnel to each.
+func (j *Joiner) Servers() (list []string, changed <-chan struct{}) { return j.cfg.Balancer.Servers() }
+
 // definite says whether asking again would bring the same answer.
 func definite(err error) bool {
 	if errors.Is(err, token.ErrWrongServer) {
@@ -165,6 +169,9 @@ func (j *Joiner) enroll(ctx context.Context) error {
 				if err := j.accept(resp, token.HashCA(ca)); err != nil {
 					return err
 				}
+				j.mu.Lock()
+				j.fresh = true
+				j.mu.Unlock()
 				j.cfg.Log.Info("joined", "server", addr, "node", req.Name, "until", j.end())
 				return nil
 			}
@@ -198,22 +205,16 @@ func (j *Joiner) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer alarm.Close()
-	pause := renewPause
+	known, pause := false, renewPause
 	for {
-		now := j.cfg.Now()
-		next := j.due().Sub(now)
-		if next <= 0 {
-			switch err := j.renew(ctx); {
-			case ctx.Err() != nil:
-				return nil
-			case err == nil:
-				pause = renewPause
-				continue
-			default:
-				j.say("cannot renew", err)
-				next = pause
-				pause = min(2*pause, maxRenewPause)
-			}
+		var next time.Duration
+		switch err := j.tend(ctx, &known); {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			next, pause = j.due().Sub(j.cfg.Now()), renewPause
+		default:
+			next, pause = pause, min(2*pause, maxRenewPause)
 		}
 		if err := alarm.Set(min(next, 24*time.Hour)); err != nil {
 			return err
@@ -229,13 +230,37 @@ func (j *Joiner) Run(ctx context.Context, ready func()) error {
 	}
 }
 
+// tend renews the certificates if they are due, and finds out once after a start whether the cluster still
+// knows the node. Before that it is known to be so only where the node has just joined.
+func (j *Joiner) tend(ctx context.Context, known *bool) error {
+	path, what := joinapi.RenewPath, "cannot renew its certificates"
+	if j.due().After(j.cfg.Now()) {
+		if *known || j.justJoined() {
+			return nil
+		}
+		path, what = joinapi.CheckPath, "joined before"
+	}
+	err := j.renew(ctx, path)
+	if err == nil {
+		*known = true
+		j.settled()
+		return nil
+	}
+	if definite(err) {
+		what = "refused"
+	}
+	j.say(what, err)
+	return err
+}
+
 const (
 	renewPause    = 5 * time.Second
 	maxRenewPause = 10 * time.Minute
 )
 
 // renew asks for new certificates with the ones that are there, or, where those are refused, with the token.
-func (j *Joiner) renew(ctx context.Context) error {
+// Asked by the path for a check, it changes nothing while the node is known.
+func (j *Joiner) renew(ctx context.Context, path string) error {
 	req, err := j.request()
 	if err != nil {
 		return err
@@ -248,7 +273,10 @@ func (j *Joiner) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the cluster's CA: %w", err)
 	}
-	resp, err := j.post(ctx, j.cfg.Local, joinapi.RenewPath, req, cas, own)
+	resp, err := j.post(ctx, j.cfg.Local, path, req, cas, own)
+	if err == nil && path == joinapi.CheckPath {
+		return j.cfg.Balancer.Set(resp.Servers)
+	}
 	if err == nil {
 		if err = j.accept(resp, ""); err != nil {
 			return err
@@ -264,6 +292,19 @@ func (j *Joiner) renew(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+func (j *Joiner) justJoined() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.fresh
+}
+
+// settled says that nothing is waited for.
+func (j *Joiner) settled() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.state, j.detail, j.said = "joined", "", ""
 }
 
 // say keeps what the node waits for, and logs it when it is news.

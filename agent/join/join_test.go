@@ -43,12 +43,24 @@ type fakeServer struct {
 	kube   kubernetes.Interface
 	tokens serverjoin.Tokens
 	api    *serverjoin.API
+	now    atomic.Pointer[time.Time]
+}
+
+// clock is the time of a pointer, or the real one.
+func clock(p *atomic.Pointer[time.Time]) func() time.Time {
+	return func() time.Time {
+		if at := p.Load(); at != nil {
+			return *at
+		}
+		return time.Now()
+	}
 }
 
 func newServer(t *testing.T) *fakeServer {
 	t.Helper()
 	dir := t.TempDir()
-	p, err := pki.Ensure(pki.Config{Dir: dir})
+	s := &fakeServer{}
+	p, err := pki.Ensure(pki.Config{Dir: dir, Now: clock(&s.now)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,9 +76,9 @@ func newServer(t *testing.T) *fakeServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &fakeServer{pki: p, kube: fake.NewClientset(), tokens: serverjoin.Tokens{CA: hash}}
-	s.tokens.Client = s.kube
-	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: "192.0.2.1:6443", Log: quiet})
+	s.pki, s.kube = p, fake.NewClientset()
+	s.tokens = serverjoin.Tokens{CA: hash, Client: s.kube}
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: "192.0.2.1:6443", Log: quiet, Now: clock(&s.now)})
 	s.Server = httptest.NewUnstartedServer(s.api)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -156,12 +168,7 @@ func run(t *testing.T, part func(context.Context, func()) error) {
 
 func (m *machine) joiner(t *testing.T, s *fakeServer, tok token.Token) *Joiner {
 	t.Helper()
-	j, err := New(Config{Dirs: m.dirs, Server: s.Listener.Addr().String(), Token: tok, Local: m.addr, Balancer: m.lb, Log: quiet, Now: func() time.Time {
-		if at := m.now.Load(); at != nil {
-			return *at
-		}
-		return time.Now()
-	}})
+	j, err := New(Config{Dirs: m.dirs, Server: s.Listener.Addr().String(), Token: tok, Local: m.addr, Balancer: m.lb, Log: quiet, Now: clock(&m.now)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,11 +355,58 @@ func TestRenewal(t *testing.T) {
 	}
 	var e *joinapi.Error
 	until(t, func() bool {
-		err := j.renew(t.Context())
+		err := j.renew(t.Context(), joinapi.CheckPath)
+		return errors.As(err, &e) && e.Code == joinapi.UnknownNode
+	})
+	until(t, func() bool {
+		err := j.renew(t.Context(), joinapi.RenewPath)
 		return errors.As(err, &e) && e.Code == joinapi.UnknownNode
 	})
 	j.cfg.Token = s.token(t, serverjoin.Spec{})
-	until(t, func() bool { return j.renew(t.Context()) == nil })
+	until(t, func() bool { return j.renew(t.Context(), joinapi.RenewPath) == nil })
+}
+
+// A box that lay in a drawer for a year: its certificates have ended, and it comes back.
+func TestRenewalAfterTheEnd(t *testing.T) {
+	s := newServer(t)
+	m := newMachine(t, s)
+	j := m.joiner(t, s, s.token(t, serverjoin.Spec{}))
+	if _, err := j.Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	later := time.Now().Add(40 * 24 * time.Hour) // the fake server's own certificate is still good then
+	m.now.Store(&later)
+	s.now.Store(&later)
+	if !j.due().Before(later) {
+		t.Fatalf("due %s", j.due())
+	}
+	if err := j.renew(t.Context(), joinapi.RenewPath); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(m.dirs.NodePassword(), []byte(strings.Repeat("x", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var e *joinapi.Error
+	if err := j.renew(t.Context(), joinapi.RenewPath); !errors.As(err, &e) || e.Code != joinapi.NameTaken {
+		t.Errorf("without its password: %v", err)
+	}
+	// A certificate of another cluster says nothing here.
+	other := newServer(t)
+	m2 := newMachine(t, other)
+	if _, err := m2.joiner(t, other, other.token(t, serverjoin.Spec{})).Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := tls.LoadX509KeyPair(filepath.Join(m2.dirs.AgentPKI(), agentClient+".crt"), filepath.Join(m2.dirs.AgentPKI(), agentClient+".key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := j.request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, s.pki.CAPEM(pki.ServerCA), &foreign); !errors.As(err, &e) || e.Code != joinapi.BadIdentity {
+		t.Errorf("with a foreign certificate: %v", err)
+	}
 }
 
 func TestWhatCannotBeReadIsMadeAnew(t *testing.T) {

@@ -3,8 +3,9 @@
 //
 //	POST /umiak/v1/join/node    with a token: a node gets its certificates for the first time
 //	POST /umiak/v1/join/renew   with the node's client certificate: it gets new ones
+//	POST /umiak/v1/join/check   as renew, but nothing is signed: does the cluster still know the node?
 //
-// Both take a NodeRequest and answer with a NodeResponse, or with an Error. The token stands in the
+// All take a NodeRequest and answer with a NodeResponse, or with an Error. The token stands in the
 // Authorization header (HTTP basic authentication: its id and its secret), so that a server can refuse
 // before it reads a body. Keys never leave the node: requests hold CSRs.
 //
@@ -24,6 +25,7 @@ const (
 	Prefix    = "/umiak/v1/join/"
 	NodePath  = Prefix + "node"
 	RenewPath = Prefix + "renew"
+	CheckPath = Prefix + "check"
 )
 
 // MaxBody is the most that a request or an answer may hold.
@@ -42,7 +44,7 @@ type NodeRequest struct {
 	Serving string `json:"serving"`
 }
 
-// NodeResponse is what a node gets. All certificates are in PEM form.
+// NodeResponse is what a node gets. All certificates are in PEM form; there are none in the answer to a check.
 type NodeResponse struct {
 	Cluster Cluster `json:"cluster"`
 	// ServerCA and ClientCA are whom the node trusts, as its servers and as its clients.

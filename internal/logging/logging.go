@@ -55,6 +55,9 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, hush func(), err error) {
 	}
 	lib := &library{Handler: h, min: &slog.LevelVar{}}
 	lib.min.Set(libraryLevel(level))
+	if level > slog.LevelDebug {
+		lib.limits = &limits{}
+	}
 	klog.SetSlogLogger(slog.New(lib))
 	logrus.SetOutput(io.Discard)
 	logrus.SetReportCaller(true)
@@ -109,14 +112,17 @@ func (h *leveled) WithGroup(n string) slog.Handler { return &leveled{h.Handler.W
 // library is the handler behind the libraries' loggers: it adds the component.
 type library struct {
 	slog.Handler
-	min *slog.LevelVar
+	min    *slog.LevelVar
+	limits *limits
 }
 
 func (h *library) Enabled(_ context.Context, l slog.Level) bool { return l >= h.min.Level() }
 func (h *library) WithAttrs(a []slog.Attr) slog.Handler {
-	return &library{h.Handler.WithAttrs(a), h.min}
+	return &library{h.Handler.WithAttrs(a), h.min, h.limits}
 }
-func (h *library) WithGroup(n string) slog.Handler { return &library{h.Handler.WithGroup(n), h.min} }
+func (h *library) WithGroup(n string) slog.Handler {
+	return &library{h.Handler.WithGroup(n), h.min, h.limits}
+}
 
 func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	if !h.Enabled(ctx, r.Level) {
@@ -129,6 +135,13 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	}
 	// A library's error is often something that it tries again; whether anything of umiak's fails is
 	// said by umiak.
+	pass, skipped := h.limits.pass(r)
+	if !pass {
+		return nil
+	}
+	if skipped > 0 {
+		r.AddAttrs(slog.Int("skipped-before", skipped))
+	}
 	r.Level -= slog.LevelError - slog.LevelWarn
 	r.Message = shorten(strings.TrimSpace(r.Message))
 	r.AddAttrs(slog.String("component", component(fn)))

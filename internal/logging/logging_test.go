@@ -47,3 +47,19 @@ func TestBadChoicesAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsSaidAgainAndAgainIsCutShort(t *testing.T) {
+	var b bytes.Buffer
+	_, hush, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hush()
+	for range 1000 {
+		klog.ErrorS(nil, "no node", "node", "n1")
+	}
+	klog.ErrorS(nil, "no node", "node", "n2")
+	if s := b.String(); strings.Count(s, "n1") != 10 || strings.Count(s, "n2") != 1 {
+		t.Errorf("%d lines:\n%.2000s", strings.Count(s, "\n"), s)
+	}
+}

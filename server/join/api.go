@@ -108,7 +108,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case joinapi.NodePath:
 		do = a.join
-	case joinapi.RenewPath:
+	case joinapi.RenewPath, joinapi.CheckPath:
 		do = a.renew
 	default:
 		http.NotFound(w, r)
@@ -219,7 +219,8 @@ func taken(name string) error {
 	return joinapi.Refuse(joinapi.NameTaken, "another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server", name, name)
 }
 
-// renew gives a node new certificates. It shows the one it has, which may have ended, and its password.
+// renew gives a node new certificates, or only says that it could have them. The node shows the certificate
+// it has, which may have ended, and its password.
 func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (*joinapi.NodeResponse, error) {
 	name, err := a.identity(r)
 	if err != nil {
@@ -250,6 +251,10 @@ func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.Res
 	}
 	if !owns(old, req.Password) {
 		return nil, taken(name)
+	}
+	if r.URL.Path == joinapi.CheckPath {
+		servers, err := a.servers(ctx, s)
+		return &joinapi.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers}, err
 	}
 	resp, err := a.answer(ctx, s, n)
 	if err == nil {

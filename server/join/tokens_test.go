@@ -1,0 +1,168 @@
+package join
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/umiak-io/umiak/internal/token"
+)
+
+var (
+	quiet = slog.New(slog.DiscardHandler)
+	hash  = strings.Repeat("ab", 32)
+)
+
+func TestTokensOfTheFirstStart(t *testing.T) {
+	ctx := t.Context()
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
+	l := LongLived{ID: AgentID, Kind: token.Agent, File: filepath.Join(t.TempDir(), "agent-token")}
+	ensure := func(l LongLived) string {
+		t.Helper()
+		if err := tokens.Ensure(ctx, l, quiet); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := os.ReadFile(l.File)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(raw))
+	}
+	first := ensure(l)
+	tok, err := token.Parse(first)
+	if err != nil || tok.ID != AgentID || tok.CA != hash {
+		t.Fatalf("%q: %v", first, err)
+	}
+	if info, err := os.Stat(l.File); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if again := ensure(l); again != first {
+		t.Error("a restart makes another token")
+	}
+	// Another server has no file, and makes no other token.
+	other := l
+	other.File = filepath.Join(t.TempDir(), "agent-token")
+	if got := ensure(other); got != "" {
+		t.Errorf("another server has written %q", got)
+	}
+	// Rotated elsewhere: the file is not true any more.
+	rotated, err := tokens.Rotate(ctx, AgentID)
+	if err != nil || rotated.Secret == tok.Secret {
+		t.Fatal(err)
+	}
+	if got := ensure(l); got != "" {
+		t.Errorf("the file still holds %q", got)
+	}
+	// Revoked: it does not come back.
+	if err := tokens.Revoke(ctx, AgentID); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.File, []byte(rotated.Line()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := ensure(l); got != "" {
+		t.Errorf("a revoked token is back: %q", got)
+	}
+	if list, err := tokens.List(ctx); err != nil || len(list) != 1 || list[0].State(time.Now()) != "revoked" {
+		t.Errorf("%+v, %v", list, err)
+	}
+	// Set by the user: it is what he says, from now on.
+	l.Given = "a-password"
+	if got := ensure(l); got != "um1."+hash+".agent.a-password" {
+		t.Errorf("%q", got)
+	}
+	for _, bad := range []string{"um1." + strings.Repeat("00", 32) + ".agent.x", "um1." + hash + ".server.x", "two words"} {
+		l.Given = bad
+		if err := tokens.Ensure(ctx, l, quiet); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func TestCreateAndRevoke(t *testing.T) {
+	ctx := t.Context()
+	client := fake.NewClientset()
+	tokens := Tokens{Client: client, CA: hash}
+	tok, rec, err := tokens.Create(ctx, Spec{Kind: token.Server, TTL: time.Hour, SingleUse: true, Description: "x"})
+	if err != nil || rec.UsesLeft == nil || time.Until(rec.Expires) > time.Hour {
+		t.Fatalf("%+v, %v", rec, err)
+	}
+	s, err := client.CoreV1().Secrets(Namespace).Get(ctx, tokenPrefix+tok.ID, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range s.Data {
+		if strings.Contains(string(v), tok.Secret) {
+			t.Errorf("the secret itself is kept, as %s", k)
+		}
+	}
+	if err := tokens.use(ctx, tok.ID); err != nil {
+		t.Error(err)
+	}
+	if err := tokens.use(ctx, tok.ID); !errors.Is(err, errUsedUp) {
+		t.Error(err)
+	}
+	if list, err := tokens.List(ctx); err != nil || list[0].State(time.Now()) != "used up" || list[0].State(time.Now().Add(2*time.Hour)) != "expired" {
+		t.Errorf("%+v, %v", list, err)
+	}
+	for _, id := range []string{tok.ID, tok.ID} {
+		err = tokens.Revoke(ctx, id)
+	}
+	if !errors.Is(err, ErrUnknown) {
+		t.Error(err)
+	}
+	if err := tokens.Revoke(ctx, "../x"); err == nil {
+		t.Error("a path is an id")
+	}
+}
+
+func TestReserve(t *testing.T) {
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
+	if err := tokens.claim(t.Context(), "n", "somebody's", "id"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tokens.claim(t.Context(), "n", "another's", "id"); !errors.Is(err, errNameTaken) {
+		t.Error(err)
+	}
+	for i, want := range []bool{true, false} {
+		if taken, err := tokens.Reserve(t.Context(), "n", "the server's"); err != nil || taken != want {
+			t.Errorf("time %d: %v, %v", i, taken, err)
+		}
+	}
+}
+
+func TestPasswordTries(t *testing.T) {
+	now := time.Unix(0, 0)
+	f := newFailures(func() time.Time { return now })
+	a, b := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::ffff")
+	for range triesPerMinute {
+		if f.blocked(a) {
+			t.Fatal("blocked too early")
+		}
+		f.add(a)
+	}
+	if !f.blocked(b) || f.blocked(netip.MustParseAddr("192.0.2.1")) {
+		t.Error("the wrong ones are blocked")
+	}
+	if now = now.Add(time.Minute); f.blocked(a) {
+		t.Error("blocked for ever")
+	}
+}
+
+func FuzzParseSecret(f *testing.F) {
+	f.Add("agent", "2026-01-01T00:00:00Z", "1")
+	f.Fuzz(func(_ *testing.T, kind, expires, uses string) {
+		_, _ = parse(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: tokenPrefix + "x"}, Type: tokenType,
+			Data: map[string][]byte{keyKind: []byte(kind), keyExpires: []byte(expires), keyUses: []byte(uses)}})
+	})
+}
