@@ -179,8 +179,8 @@ func TestEgress(t *testing.T) {
 		t.Helper()
 		eventually(t, path, func(context.Context) error {
 			got, err := get(path)
-			if err == nil && got != answer {
-				err = fmt.Errorf("got %q", got)
+			if err != nil || got != answer {
+				err = fmt.Errorf("got %q, %w", got, errors.Join(err, errors.New("want "+answer)))
 			}
 			return err
 		})

@@ -99,15 +99,17 @@ func serve(dir string) error {
 		}
 		opts = append(opts, server.WithPKI(pki.Config{LeafLifetime: d}))
 	}
-	cfg := config(dir)
-	cfg.DisableAgent = os.Getenv("UMIAK_TEST_HEADLESS") != ""
+	cfg, ip := config(dir), nodeIP
+	if os.Getenv("UMIAK_TEST_HEADLESS") != "" {
+		cfg.DisableAgent, ip = true, farIP
+	}
 	s, err := server.New(ctx, cfg, log, opts...)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	parts := append(s.Parts(), lifecycle.Part{Name: "join", Run: func(ctx context.Context, ready func()) error {
-		if _, err := s.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{nodeIP}}); err != nil {
+		if _, err := s.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{ip}}); err != nil {
 			return err
 		}
 		fmt.Println("joined")
