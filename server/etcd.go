@@ -14,16 +14,27 @@ import (
 // EtcdPort is where members of an embedded etcd reach each other.
 const EtcdPort = 2380
 
-// JoinEtcd has this server start as a member of a cluster that has taken it in: the answer of
-// datastore.Cluster's AddLearner, asked for EtcdName and EtcdPeer. Call it before the parts run. It counts
-// only while the server has no state of its own.
-func (s *Server) JoinEtcd(members []etcd.Member) { s.joined = members }
+// WithEtcdMembers has the server start as a member of a cluster that has taken it in: the answer of
+// datastore.Cluster's AddLearner, asked there for what EtcdSelf says. It counts only while the server has no
+// state of its own.
+func WithEtcdMembers(members []etcd.Member) Option {
+	return func(o *options) { o.members = members }
+}
 
-// EtcdPeer is the address at which other members reach this one.
-func (s *Server) EtcdPeer() string { return net.JoinHostPort(s.advertise, strconv.Itoa(EtcdPort)) }
+// EtcdSelf is the name and the address that a server of this configuration has among the members.
+func EtcdSelf(cfg Config) (name, peer string, err error) {
+	if name, err = (agent.Config{NodeName: cfg.NodeName}).Name(); err != nil {
+		return "", "", err
+	}
+	a, err := advertiseAddress(cfg)
+	return name, etcdPeer(a), err
+}
 
-// EtcdName is this server's name among the members: that of its node.
-func (s *Server) EtcdName() string {
+func etcdPeer(advertise string) string {
+	return net.JoinHostPort(advertise, strconv.Itoa(EtcdPort))
+}
+
+func (s *Server) etcdName() string {
 	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
 	if err != nil {
 		return "" // New has refused it
@@ -41,8 +52,8 @@ func (s *Server) EtcdCluster() datastore.Cluster {
 func (s *Server) etcdConfig() etcd.Config {
 	p := func(name string) string { return filepath.Join(s.dirs.ServerPKI(), name) }
 	return etcd.Config{
-		Name: s.EtcdName(), Peer: s.EtcdPeer(), Listen: net.JoinHostPort(s.bindForEtcd(), strconv.Itoa(EtcdPort)),
-		Cluster: "umiak", Join: s.joined, Reset: s.cfg.ClusterReset,
+		Name: s.etcdName(), Peer: etcdPeer(s.advertise), Listen: net.JoinHostPort(s.bindForEtcd(), strconv.Itoa(EtcdPort)),
+		Cluster: "umiak", Join: s.members, Reset: s.cfg.ClusterReset,
 		TLS: etcd.TLS{CA: p(string(pki.EtcdCA) + ".crt"), ServerCert: p("etcd-peer.crt"), ServerKey: p("etcd-peer.key"), ClientCert: p("etcd-peer-client.crt"), ClientKey: p("etcd-peer-client.key")},
 	}
 }

@@ -50,7 +50,7 @@ type Server struct {
 	join      *join.API
 	manifests atomic.Pointer[addons.Controller]
 
-	joined []etcd.Member // set before the parts run, on a server that joins others
+	members []etcd.Member // on a server that joins others for the first time
 
 	mu    sync.Mutex
 	store datastore.Store // nil until it is open
@@ -60,8 +60,9 @@ type Server struct {
 type Option func(*options)
 
 type options struct {
-	locked bool
-	pki    pki.Config
+	locked  bool
+	pki     pki.Config
+	members []etcd.Member
 }
 
 // WithoutLock is for a caller that has locked the data directory already.
@@ -80,7 +81,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, release: func() {}}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, release: func() {}, members: o.members}
 	if s.advertise, err = advertiseAddress(cfg); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
 // PeerName is the DNS name that every member's serving certificate has. It is what members verify, so an
@@ -95,17 +96,16 @@ type Status struct {
 	DefragError string   `json:"defragError,omitempty"`
 }
 
-// Exists says whether a directory holds a member.
-func Exists(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "member"))
-	return err == nil
-}
+// Exists says whether a directory holds a member: one that has begun to write its log, since a start that
+// was broken off before that knows nothing of its cluster.
+func Exists(dir string) bool { return wal.Exist(filepath.Join(dir, "member", "wal")) }
 
 // Server is a member. Create one with Open and end it with Close.
 type Server struct {
 	cfg     Config
 	etcd    *embed.Etcd
-	fatal   chan error
+	fatal   chan error // what etcd would end the process for
+	failed  chan error // why the member has ended by itself
 	metrics prometheus.Collector
 	close   sync.Once
 	closing atomic.Bool
@@ -143,7 +143,7 @@ func Open(cfg Config) (_ *Server, err error) {
 			return fail(err)
 		}
 	}
-	s := &Server{cfg: cfg, fatal: make(chan error, 1)}
+	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1)}
 	ec, err := s.embedConfig()
 	if err != nil {
 		return fail(err)
@@ -151,6 +151,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	if s.etcd, err = embed.StartEtcd(ec); err != nil {
 		return fail(err)
 	}
+	go s.notice()
 	if cfg.Registerer != nil {
 		s.metrics = newCollector()
 		if err := cfg.Registerer.Register(s.metrics); err != nil {
@@ -239,27 +240,23 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-s.failed():
+	case err := <-s.failed:
 		return err
 	}
 }
 
-// failed yields what ends the member without our asking.
-func (s *Server) failed() <-chan error {
-	c := make(chan error, 1)
-	go func() {
-		select {
-		case err := <-s.fatal:
-			c <- err
-		case err, ok := <-s.etcd.Err():
-			if ok {
-				c <- fmt.Errorf("serve etcd: %w", err)
-			}
-		case <-s.etcd.Server.StopNotify():
-			c <- errors.New("etcd stopped by itself: this member may have been removed from the cluster")
+// notice waits for what ends the member without our asking, or for its end.
+func (s *Server) notice() {
+	select {
+	case err := <-s.fatal:
+		s.failed <- err
+	case err, ok := <-s.etcd.Err():
+		if ok {
+			s.failed <- fmt.Errorf("serve etcd: %w", err)
 		}
-	}()
-	return c
+	case <-s.etcd.Server.StopNotify():
+		s.failed <- errors.New("etcd stopped by itself: this member may have been removed from the cluster")
+	}
 }
 
 func (s *Server) becomeReady(ctx context.Context) error {
@@ -268,7 +265,7 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	case <-srv.ReadyNotify():
 	case <-ctx.Done():
 		return ctx.Err()
-	case err := <-s.failed():
+	case err := <-s.failed:
 		return err
 	}
 	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil {

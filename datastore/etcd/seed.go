@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
@@ -57,8 +58,11 @@ func Seed(ctx context.Context, cfg Config, floor int64, keys func(put func(*mvcc
 	if err := syncAll(out); err != nil {
 		return fail(err)
 	}
-	if err := os.Remove(cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty folder
-		return fail(err)
+	// What a start that was broken off has left is kept, not removed: it might not be that.
+	if err := os.Remove(cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(cfg.Dir, cfg.Dir+".incomplete-"+time.Now().UTC().Format("20060102T150405Z")); err != nil {
+			return fail(err)
+		}
 	}
 	if err := errors.Join(os.Rename(out, cfg.Dir), atomicfile.SyncDir(filepath.Dir(cfg.Dir))); err != nil {
 		return fail(err)

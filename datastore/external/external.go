@@ -277,7 +277,7 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	r, err := c.Get(ctx, "/registry/health")
+	r, err := c.Get(ctx, healthKey)
 	if err != nil {
 		return 0, fmt.Errorf("ask %s at %s: %w", s.kind, Address(s.cfg.Endpoint), s.cfg.scrub(err))
 	}
@@ -291,6 +291,9 @@ func (s *Store) Status(ctx context.Context) (Status, error) {
 }
 
 const exportPage = 1000
+
+// healthKey is what kine writes when it starts.
+const healthKey = "/registry/health"
 
 // Export visits kube-apiserver's keys as they are at a revision; what else is in the database stays there.
 func (s *Store) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyValue) error) error {
@@ -317,6 +320,9 @@ func (s *Store) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyVal
 					leases[kv.Lease] = seconds
 				}
 				kv.Lease = seconds
+			}
+			if s.backend != nil && string(kv.Key) == healthKey {
+				continue
 			}
 			kv.Version = max(kv.Version, 1) // not kept by all of kine's drivers
 			if err := visit(kv); err != nil {

@@ -1,0 +1,297 @@
+package external_test
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/go-sql-driver/mysql" // the driver "mysql"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/umiak-io/umiak/datastore/external"
+	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+const password = "s3cr3t-pa:ss"
+
+// escaped is the password in a URL.
+const escaped = "s3cr3t-pa%3Ass"
+
+// database is a server of the test's own.
+type database struct {
+	t    *testing.T
+	dir  string
+	port string
+	ca   string // file
+	cert string
+	key  string
+	uid  int
+}
+
+// newDatabase prepares a folder that belongs to the user the server runs as, with a certificate in it. The
+// test is skipped where the program is not installed.
+func newDatabase(t *testing.T, program, userName string) *database {
+	t.Helper()
+	if _, err := os.Stat(program); err != nil {
+		t.Skipf("%s is not installed; scripts/test unit installs it", program)
+	}
+	u, err := user.Lookup(userName)
+	if err != nil || os.Getuid() != 0 {
+		t.Skipf("needs root and the user %s", userName)
+	}
+	dir, err := os.MkdirTemp("", "umiak-db-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	p, err := pki.Ensure(pki.Config{Dir: filepath.Join(dir, "pki")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &database{t: t, dir: dir, ca: p.CACert(pki.ServerCA), cert: filepath.Join(dir, "db.crt"), key: filepath.Join(dir, "db.key")}
+	if err := p.Add(pki.Leaf{Name: "db", CA: pki.ServerCA, CertFile: d.cert, KeyFile: d.key, CommonName: "db", Server: true, IPs: []string{"127.0.0.1"}}); err != nil {
+		t.Fatal(err)
+	}
+	d.uid, _ = strconv.Atoi(u.Uid)
+	for _, f := range []string{dir, d.cert, d.key, filepath.Join(dir, "pki"), d.ca} {
+		if err := os.Chown(f, d.uid, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, d.port, _ = net.SplitHostPort(l.Addr().String())
+	_ = l.Close()
+	return d
+}
+
+func (d *database) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Dir = d.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(d.uid), Gid: uint32(d.uid)}, Pdeathsig: syscall.SIGKILL}
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "HOME="+d.dir)
+	return cmd
+}
+
+func (d *database) run(name string, args ...string) {
+	d.t.Helper()
+	if out, err := d.command(name, args...).CombinedOutput(); err != nil {
+		d.t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+// serve starts the server and waits until open answers.
+func (d *database) serve(driver, dsn string, name string, args ...string) *sql.DB {
+	d.t.Helper()
+	var log bytes.Buffer
+	cmd := d.command(name, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	d.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGINT) // PostgreSQL's fast stop; MariaDB is killed below
+		select {
+		case <-done:
+		case <-time.After(3 * time.Second):
+			_ = cmd.Process.Kill()
+			<-done
+		}
+	})
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = db.Close() })
+	for end := time.Now().Add(time.Minute); ; {
+		if err = db.Ping(); err == nil {
+			return db
+		}
+		select {
+		case err := <-done:
+			done <- err
+			d.t.Fatalf("%s ended: %v\n%s", name, err, log.String())
+		case <-time.After(50 * time.Millisecond): // it does not tell when it is ready
+		}
+		if time.Now().After(end) {
+			d.t.Fatalf("%s does not answer: %v\n%s", name, err, log.String())
+		}
+	}
+}
+
+// open opens and serves a store; the factory below uses a database of its own for each.
+func open(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer) *external.Store {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "umiak-s-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	s, err := external.Open(t.Context(), external.Config{Endpoint: endpoint, TLS: tls, Log: slog.New(slog.NewTextHandler(log, nil)), EmulatedVersion: "3.6.11", Progress: time.Minute}, socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	up, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- s.Run(ctx, l, func() { close(up) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case <-up:
+	case err := <-done:
+		done <- nil
+		t.Fatal(err)
+	}
+	return s
+}
+
+func dial(t *testing.T, endpoint string) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// check is what the API server does most, on a database that endpoint calls NAME.
+func check(t *testing.T, endpoint string, tls external.TLS) {
+	var log bytes.Buffer
+	n := 0
+	next := func() string { n++; return strings.ReplaceAll(endpoint, "NAME", fmt.Sprintf("umiak%d", n)) }
+	t.Run("Contract", func(t *testing.T) {
+		storetest.Run(t, func(t *testing.T) *clientv3.Client {
+			return dial(t, open(t, next(), tls, &log).Endpoint())
+		}, without...)
+	})
+	t.Run("ExportAndStatus", func(t *testing.T) {
+		s := open(t, next(), tls, &log)
+		c := dial(t, s.Endpoint())
+		for i := range 2500 {
+			if _, err := storetest.Create(t.Context(), c, fmt.Sprintf("/registry/x/%05d", i), "v"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		st, err := s.Status(t.Context())
+		if err != nil || strings.Contains(st.Address, "s3cr3t") || !strings.Contains(st.Address, "127.0.0.1") || st.Revision < 2500 {
+			t.Errorf("%+v, %v", st, err)
+		}
+		keys := 0
+		if err := s.Export(t.Context(), st.Revision, func(kv *mvccpb.KeyValue) error {
+			if string(kv.Key) != fmt.Sprintf("/registry/x/%05d", keys) || kv.ModRevision == 0 || kv.Version == 0 {
+				return fmt.Errorf("key %d is %v", keys, kv)
+			}
+			keys++
+			return nil
+		}); err != nil || keys != 2500 {
+			t.Errorf("%d keys, %v", keys, err)
+		}
+	})
+	t.Run("WrongPassword", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := external.Open(ctx, external.Config{Endpoint: strings.NewReplacer(escaped, "wr0ng", password, "wr0ng").Replace(next()), TLS: tls, Log: slog.New(slog.NewTextHandler(&log, nil)), EmulatedVersion: "3.6.11"}, "")
+		if err == nil || strings.Contains(err.Error(), "wr0ng") {
+			t.Errorf("got %v", err)
+		}
+	})
+	if strings.Contains(log.String(), "s3cr3t") || strings.Contains(log.String(), "wr0ng") {
+		t.Errorf("a password is in the log:\n%s", log.String())
+	}
+}
+
+// without are tests of what kine does not promise and kube-apiserver does not need: watches from the future,
+// keys that are no text, lists of everything without kine's own key, updates of what was deleted, and
+// compaction on demand: it compacts by itself.
+var without = []string{storetest.WatchFuture, "OddKeysAndValues", "GetAtRevision", "DeleteComparesRevision", "CompactErrors", "CompactedReads"}
+
+func TestPostgreSQL(t *testing.T) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if len(found) == 0 {
+		found = []string{"/usr/lib/postgresql"}
+	}
+	bin := found[len(found)-1]
+	d := newDatabase(t, filepath.Join(bin, "postgres"), "postgres")
+	pw := filepath.Join(d.dir, "pw")
+	if err := errors.Join(os.WriteFile(pw, []byte(password), 0o600), os.Chown(pw, d.uid, -1)); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(d.dir, "data")
+	d.run(filepath.Join(bin, "initdb"), "-D", data, "-U", "umiak", "--pwfile", pw, "-A", "scram-sha-256", "-N", "-E", "UTF8")
+	dsn := "postgres://umiak:" + escaped + "@127.0.0.1:" + d.port + "/postgres?sslmode=verify-full&sslrootcert=" + d.ca
+	d.serve("pgx", dsn, filepath.Join(bin, "postgres"), "-D", data, "-p", d.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+d.dir,
+		"-c", "ssl=on", "-c", "ssl_cert_file="+d.cert, "-c", "ssl_key_file="+d.key, "-c", "fsync=off", "-c", "max_connections=200")
+	check(t, "postgres://umiak:"+escaped+"@127.0.0.1:"+d.port+"/NAME", external.TLS{CAFile: d.ca})
+}
+
+func TestMariaDB(t *testing.T) {
+	const mariadbd = "/usr/sbin/mariadbd"
+	d := newDatabase(t, mariadbd, "mysql")
+	data, socket := filepath.Join(d.dir, "data"), filepath.Join(d.dir, "my.sock")
+	d.run("mariadb-install-db", "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal", "--skip-test-db")
+	db := d.serve("mysql", "root@unix("+socket+")/", mariadbd, "--no-defaults", "--datadir="+data, "--socket="+socket, "--port="+d.port, "--bind-address=127.0.0.1",
+		"--pid-file="+filepath.Join(d.dir, "pid"), "--ssl-cert="+d.cert, "--ssl-key="+d.key, "--ssl-ca="+d.ca, "--innodb-flush-log-at-trx-commit=0", "--max-connections=500")
+	for _, q := range []string{"CREATE USER umiak@'%' IDENTIFIED BY '" + password + "' REQUIRE SSL", "GRANT ALL ON *.* TO umiak@'%'"} {
+		if _, err := db.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(t, "mysql://umiak:"+password+"@tcp(127.0.0.1:"+d.port+")/NAME", external.TLS{CAFile: d.ca})
+}
+
+func TestAddressesHaveNoSecrets(t *testing.T) {
+	for endpoint, want := range map[string]string{
+		"postgres://u:p@ss@db:5432/k?sslmode=require&password=x": "postgres://db:5432/k",
+		"mysql://u:p@tcp(db:3306)/k?tls=true":                    "mysql://tcp(db:3306)/k",
+		"nats://token@nats:4222?bucket=b":                        "nats://nats:4222",
+		"https://a:2379,https://b:2379":                          "https://a:2379,https://b:2379",
+	} {
+		if got := external.Address(endpoint); got != want {
+			t.Errorf("%s: %s", endpoint, got)
+		}
+	}
+	for _, bad := range []string{"", "sqlite:///x", "postgres:", "postgres://", "https://a:2379,http://b:2379", "https://u:p@a:2379", "https://"} {
+		if k, err := external.Kind(bad); err == nil {
+			t.Errorf("%q is taken for %s", bad, k)
+		}
+	}
+}
+
+func FuzzAddress(f *testing.F) {
+	f.Add("postgres://u:p@ss@db:5432/k?sslmode=require")
+	f.Fuzz(func(t *testing.T, s string) {
+		_, _ = external.Kind(s)
+		_ = external.Address(s)
+	})
+}
