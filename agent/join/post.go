@@ -53,13 +53,13 @@ func (j *Joiner) post(ctx context.Context, addr, path string, req *joinapi.NodeR
 	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
 	if resp.StatusCode != http.StatusOK {
 		var e joinapi.Error
-		if err := joinapi.Decode(resp.Body, &e); err != nil || e.Code == "" {
+		if err := joinapi.DecodeAnswer(resp.Body, &e); err != nil || e.Code == "" {
 			return nil, fmt.Errorf("ask %s: it answers %s", addr, resp.Status)
 		}
 		return nil, fmt.Errorf("server %s: %w", addr, &e)
 	}
 	var out joinapi.NodeResponse
-	if err := joinapi.Decode(resp.Body, &out); err != nil {
+	if err := joinapi.DecodeAnswer(resp.Body, &out); err != nil {
 		return nil, fmt.Errorf("read the answer of %s: %w", addr, err)
 	}
 	return &out, nil
