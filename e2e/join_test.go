@@ -356,14 +356,34 @@ func TestJoinRefused(t *testing.T) {
 
 		gone := e.token()
 		id := strings.Split(gone, ".")[2]
-		_, errR := e.Umiak(e.soon(), "token", "revoke", id)
-		e.must(errR)
+		_, errV := e.Umiak(e.soon(), "token", "revoke", id)
+		e.must(errV)
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 			if _, err := k.node(gone, n.req); err == nil || err.Code != joinapi.BadToken {
 				return fmt.Errorf("%v", err)
 			}
 			return nil
 		}))
+
+		file := e.hostPath(cluster.Dirs().AgentToken())
+		before, errR := os.ReadFile(file)
+		e.must(errR)
+		rotated, errR := e.Umiak(e.soon(), "token", "rotate", "agent")
+		e.must(errR)
+		if after, errR := os.ReadFile(file); errR != nil || string(after) != rotated || rotated == string(before) {
+			t.Errorf("rotate prints %q, the file holds %q: %v", rotated, after, errR)
+		}
+		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+			if _, err := k.node(string(before), n.req); err == nil || err.Code != joinapi.BadToken {
+				return fmt.Errorf("the old token: %v", err)
+			}
+			return nil
+		}))
+		var list []struct{ ID, Kind, State string }
+		raw, errR := e.Umiak(e.soon(), "token", "list", "-o", "json")
+		if errR != nil || json.Unmarshal([]byte(raw), &list) != nil || len(list) < 3 || strings.Contains(raw, "sha256") {
+			t.Errorf("%v: %s", errR, raw)
+		}
 
 		once := e.token("--single-use")
 		for i := range 2 {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -162,7 +163,7 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 		return fmt.Errorf("make client: %w", err)
 	}
 	for _, t := range s.longLived() {
-		if err := tokens.Ensure(ctx, t, s.log.With("component", "join")); err != nil {
+		if err := s.insist(ctx, func() error { return tokens.Ensure(ctx, t, s.log.With("component", "join")) }); err != nil {
 			return err
 		}
 	}
@@ -179,9 +180,34 @@ func (s *Server) reserveName(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
-	taken, err := tokens.Reserve(ctx, node, password)
+	var taken bool
+	err = s.insist(ctx, func() (err error) {
+		taken, err = tokens.Reserve(ctx, node, password)
+		return err
+	})
 	if taken && err == nil {
 		s.log.Warn("this server's node name was kept for another machine, and is this server's now; if that machine runs, give it another node-name", "node", node)
 	}
 	return err
+}
+
+// insist repeats what the API server may refuse for a while: at the first start, kube-system is made by
+// the API server itself, at about the same time; later, a disk may be full. It says what it waits for.
+func (s *Server) insist(ctx context.Context, f func() error) error {
+	pause := 100 * time.Millisecond
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if pause > time.Second {
+			s.log.Warn("cannot prepare joining yet, trying again", "component", "join", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-time.After(pause):
+			pause = min(2*pause, 30*time.Second)
+		}
+	}
 }

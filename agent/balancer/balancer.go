@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -105,7 +106,7 @@ func check(list []string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := net.LookupPort("tcp", port); err != nil || host == "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
 			return fmt.Errorf("%q is not HOST:PORT", s)
 		}
 	}

@@ -55,7 +55,7 @@ type joined struct {
 
 func parseJoined(raw []byte) (*joined, error) {
 	var s joined
-	if err := joinapi.Decode(bytes.NewReader(raw), &s); err != nil {
+	if err := joinapi.DecodeAnswer(bytes.NewReader(raw), &s); err != nil {
 		return nil, err
 	}
 	if s.Node == "" || s.Lifetime <= 0 || s.Cluster.APIServer == "" {

@@ -105,7 +105,7 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 		return nil, err
 	}
 	defer retry.close()
-	for {
+	for tries := 1; ; tries++ {
 		err := j.enroll(ctx)
 		if err == nil {
 			c := j.current().Cluster
@@ -114,7 +114,8 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if definite(err) {
+		// A server may be a moment behind the one on which the token was made.
+		if definite(err) && (!isCode(err, joinapi.BadToken) || tries >= 3) {
 			return nil, err
 		}
 		j.say("waiting to join", err)
@@ -142,6 +143,11 @@ func definite(err error) bool {
 		return false
 	}
 	return true
+}
+
+func isCode(err error, code joinapi.Code) bool {
+	var e *joinapi.Error
+	return errors.As(err, &e) && e.Code == code
 }
 
 // enroll joins with the token.
@@ -284,8 +290,7 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 		j.cfg.Log.Info("renewed the node's certificates", "until", j.end())
 		return nil
 	}
-	var e *joinapi.Error
-	if errors.As(err, &e) && (e.Code == joinapi.UnknownNode || e.Code == joinapi.BadIdentity) && j.cfg.Token.Secret != "" {
+	if (isCode(err, joinapi.UnknownNode) || isCode(err, joinapi.BadIdentity)) && j.cfg.Token.Secret != "" {
 		if again := j.enroll(ctx); again != nil {
 			return fmt.Errorf("%w; joining again: %w", err, again)
 		}

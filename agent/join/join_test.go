@@ -78,7 +78,7 @@ func newServer(t *testing.T) *fakeServer {
 	}
 	s.pki, s.kube = p, fake.NewClientset()
 	s.tokens = serverjoin.Tokens{CA: hash, Client: s.kube}
-	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: "192.0.2.1:6443", Log: quiet, Now: clock(&s.now)})
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: "127.0.0.1:9", Log: quiet, Now: clock(&s.now)})
 	s.Server = httptest.NewUnstartedServer(s.api)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -339,6 +339,7 @@ func TestRenewal(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, j.Run)
+	defer func() { t.Log(j.Section(t.Context())) }()
 	until(t, func() bool {
 		return len(m.cert(t, kubeletServing).IPAddresses) == 1 && m.cert(t, kubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
 	})
@@ -390,8 +391,15 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err := j.renew(t.Context(), joinapi.RenewPath); !errors.As(err, &e) || e.Code != joinapi.NameTaken {
 		t.Errorf("without its password: %v", err)
 	}
-	// A certificate of another cluster says nothing here.
+	// A certificate of another cluster says nothing here, and its server is not taken for one of this.
 	other := newServer(t)
+	own, err := j.keyPair(agentClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.post(t.Context(), other.Listener.Addr().String(), joinapi.RenewPath, &joinapi.NodeRequest{}, s.pki.CAPEM(pki.ServerCA), own); err == nil || !strings.Contains(err.Error(), "another cluster") {
+		t.Errorf("a server of another cluster: %v", err)
+	}
 	m2 := newMachine(t, other)
 	if _, err := m2.joiner(t, other, other.token(t, serverjoin.Spec{})).Join(t.Context(), n1); err != nil {
 		t.Fatal(err)

@@ -48,18 +48,22 @@ func (j *Joiner) post(ctx context.Context, addr, path string, req *joinapi.NodeR
 		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
 			return nil, fmt.Errorf("%w, here or on the server: it says %s here: %w", token.ErrClock, j.cfg.Now().UTC().Format(time.DateTime), err)
 		}
+		var unknown x509.UnknownAuthorityError
+		if errors.As(err, &unknown) {
+			return nil, fmt.Errorf("the server is of another cluster than this machine's, or has been set up anew; to join it, run `umiak cleanup --purge` first: %w", err)
+		}
 		return nil, fmt.Errorf("ask %s: %w", addr, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
 	if resp.StatusCode != http.StatusOK {
 		var e joinapi.Error
-		if err := joinapi.Decode(resp.Body, &e); err != nil || e.Code == "" {
+		if err := joinapi.DecodeAnswer(resp.Body, &e); err != nil || e.Code == "" {
 			return nil, fmt.Errorf("ask %s: it answers %s", addr, resp.Status)
 		}
 		return nil, fmt.Errorf("server %s: %w", addr, &e)
 	}
 	var out joinapi.NodeResponse
-	if err := joinapi.Decode(resp.Body, &out); err != nil {
+	if err := joinapi.DecodeAnswer(resp.Body, &out); err != nil {
 		return nil, fmt.Errorf("read the answer of %s: %w", addr, err)
 	}
 	return &out, nil

@@ -111,8 +111,14 @@ func Refuse(code Code, format string, a ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, a...)}
 }
 
-// Decode reads one JSON object of at most MaxBody bytes, all of whose fields are known.
-func Decode(r io.Reader, v any) error {
+// Decode reads one JSON object of at most MaxBody bytes, all of whose fields are known. Servers read
+// requests with it.
+func Decode(r io.Reader, v any) error { return decode(r, v, true) }
+
+// DecodeAnswer is Decode for nodes: a server that is newer may say more than they know.
+func DecodeAnswer(r io.Reader, v any) error { return decode(r, v, false) }
+
+func decode(r io.Reader, v any, strict bool) error {
 	raw, err := io.ReadAll(io.LimitReader(r, MaxBody+1))
 	switch {
 	case err != nil:
@@ -121,7 +127,9 @@ func Decode(r io.Reader, v any) error {
 		return fmt.Errorf("the body is longer than %d bytes", MaxBody)
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
+	if strict {
+		d.DisallowUnknownFields()
+	}
 	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("the body is not what it should be: %w", err)
 	}

@@ -22,11 +22,18 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+func TestAnswersMaySayMore(t *testing.T) {
+	var r NodeResponse
+	if err := DecodeAnswer(strings.NewReader(`{"serverCA":"x","later":1}`), &r); err != nil || r.ServerCA != "x" {
+		t.Error(err)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"name":"n","ips":["10.0.0.1"],"password":"p","kubelet":"","agent":"","serving":""}`))
 	f.Fuzz(func(_ *testing.T, raw []byte) {
 		_ = Decode(bytes.NewReader(raw), &NodeRequest{})
-		_ = Decode(bytes.NewReader(raw), &NodeResponse{})
+		_ = DecodeAnswer(bytes.NewReader(raw), &NodeResponse{})
 	})
 }
 

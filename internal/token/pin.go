@@ -15,7 +15,7 @@ import (
 // ServerName is the name that every server's certificate has, whatever its address.
 const ServerName = "kubernetes"
 
-// Errors of FetchCA and VerifyClock.
+// Errors of FetchCA and CheckClock.
 var (
 	// ErrWrongServer means that the other end is not a server of the token's cluster.
 	ErrWrongServer = errors.New("this is not a server of the token's cluster")

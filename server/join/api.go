@@ -73,6 +73,8 @@ const (
 	atOnce = 8
 	// patience is how long a request may take to send its body, and to wait for its turn.
 	patience = 10 * time.Second
+	// maxMessage is how long a refusal may be.
+	maxMessage = 500
 )
 
 // New returns an API that is put before the API server.
@@ -391,6 +393,9 @@ func (a *API) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if !errors.As(err, &e) {
 		a.cfg.Log.Error("cannot let a node in", "from", remote(r), "error", err)
 		e = joinapi.Refuse(joinapi.ServerFailed, "the server could not do it, its log says why")
+	}
+	if len(e.Message) > maxMessage { // it may quote what was asked for
+		e = joinapi.Refuse(e.Code, "%s…", strings.ToValidUTF8(e.Message[:maxMessage], ""))
 	}
 	status := http.StatusForbidden
 	switch e.Code {

@@ -122,7 +122,10 @@ func (t Tokens) freeNames(ctx context.Context, meta metadata.Interface, k *known
 		}
 		for _, s := range all {
 			name := s.Name[:max(0, len(s.Name)-len(nodeSuffix))]
-			if _, there, _ := inf.GetStore().GetByKey(name); !there && time.Since(s.CreationTimestamp.Time) > unregistered {
+			if s.CreationTimestamp.IsZero() || time.Since(s.CreationTimestamp.Time) < unregistered {
+				continue
+			}
+			if _, there, err := inf.GetStore().GetByKey(name); err == nil && !there {
 				free(name)
 			}
 		}
