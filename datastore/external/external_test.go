@@ -75,13 +75,19 @@ func newDatabase(t *testing.T, program, userName string) *database {
 			t.Fatal(err)
 		}
 	}
+	_, d.port, _ = net.SplitHostPort(freeAddress(t))
+	return d
+}
+
+// freeAddress is one on loopback that nobody has at the moment.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, d.port, _ = net.SplitHostPort(l.Addr().String())
-	_ = l.Close()
-	return d
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func (d *database) command(name string, args ...string) *exec.Cmd {
