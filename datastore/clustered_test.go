@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -16,7 +17,9 @@ import (
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -155,6 +158,26 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 	if to.VolatileEndpoint() != "" {
 		t.Error("leases are in memory")
 	}
+	// A snapshot of etcd is restored as SQLite.
+	e, err := snapshot.Save{Dir: filepath.Join(dir, "snapshots"), Name: "t", Server: dir, Source: to, Node: "m1", Reason: "on-demand", Now: time.Now()}.Run(t.Context())
+	if err != nil || e.Backend != "etcd" || e.Keys != n {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	dirs := layout.Dirs{Data: filepath.Join(dir, "other"), Run: filepath.Join(dir, "other-run")}
+	if _, err := snapshot.Restore(t.Context(), e.Path, "", dirs, cfg.Log); err != nil {
+		t.Fatal(err)
+	}
+	back := cfg
+	back.Dir, back.ClusterInit, back.Socket, back.VolatileSocket = dirs.DB(), false, filepath.Join(dir, "b.sock"), filepath.Join(dir, "bv.sock")
+	restored, stopRestored := startWith(t, back)
+	if got := all(restored); len(got) != len(want) || got["/registry/x/00000"] != want["/registry/x/00000"] {
+		t.Errorf("%d keys became %d; %s became %s", len(want), len(got), want["/registry/x/00000"], got["/registry/x/00000"])
+	}
+	// Leases were in etcd, where revisions are; they must not seem to be older in memory.
+	if rev, err := storetest.Create(t.Context(), dial(t, restored.VolatileEndpoint()), "/registry/leases/b", "x"); err != nil || rev <= e.Revision {
+		t.Errorf("revision %d in memory after %d, %v", rev, e.Revision, err)
+	}
+	stopRestored()
 	kept, _ := filepath.Glob(filepath.Join(cfg.Dir, "sqlite-before-etcd-*", "state.db"))
 	if len(kept) != 1 {
 		t.Errorf("kept %v", kept)

@@ -197,8 +197,10 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 }
 
 // compact gives up history that is older than the interval, as kube-apiserver would ask for it.
-func (s *store) compact(ctx context.Context) {
-	tick := time.NewTicker(compactInterval)
+func (s *store) compact(ctx context.Context) { s.compactEvery(ctx, compactInterval) }
+
+func (s *store) compactEvery(ctx context.Context, interval time.Duration) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	last, _ := s.durable.Revisions()
 	for {

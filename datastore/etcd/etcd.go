@@ -22,6 +22,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 )
@@ -345,14 +346,17 @@ func (s *Server) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyVa
 		if err != nil {
 			return fmt.Errorf("read keys from %q on: %w", key, err)
 		}
-		for i := range r.KVs {
-			kv := r.KVs[i]
+		for _, kv := range r.KVs {
+			key = append(append(key[:0:0], kv.Key...), 0)
 			if kv.Lease != 0 {
 				seconds, ok := leases[kv.Lease]
 				if !ok {
 					l, err := s.etcd.Server.LeaseTimeToLive(ctx, &etcdserverpb.LeaseTimeToLiveRequest{ID: kv.Lease})
-					if err != nil {
+					if errors.Is(err, lease.ErrLeaseNotFound) {
 						continue // it has ended, and so has its key
+					}
+					if err != nil {
+						return fmt.Errorf("read the lease of %q: %w", kv.Key, err)
 					}
 					seconds = l.GrantedTTL
 					leases[kv.Lease] = seconds
@@ -362,7 +366,6 @@ func (s *Server) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyVa
 			if err := visit(kv); err != nil {
 				return err
 			}
-			key = append(append(key[:0:0], kv.Key...), 0)
 		}
 		if len(r.KVs) < exportPage {
 			return nil

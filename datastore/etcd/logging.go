@@ -26,6 +26,7 @@ func zapLogger(log *slog.Logger, fatal chan<- error, closing *atomic.Bool) *zap.
 var expected = map[string]bool{
 	"Running http and grpc server on single port. This is not recommended for production.": true,
 	"simple token is not cryptographically signed":                                         true,
+	"Failed to detect schema version":                                                      true,
 	"failed to update storage version":                                                     true,
 	"rejecting promote learner: learner is not ready":                                      true,
 }

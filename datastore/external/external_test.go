@@ -75,13 +75,19 @@ func newDatabase(t *testing.T, program, userName string) *database {
 			t.Fatal(err)
 		}
 	}
+	_, d.port, _ = net.SplitHostPort(freeAddress(t))
+	return d
+}
+
+// freeAddress is one on loopback that nobody has at the moment.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, d.port, _ = net.SplitHostPort(l.Addr().String())
-	_ = l.Close()
-	return d
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func (d *database) command(name string, args ...string) *exec.Cmd {
@@ -186,14 +192,14 @@ func dial(t *testing.T, endpoint string) *clientv3.Client {
 }
 
 // check is what the API server does most, on a database that endpoint calls NAME.
-func check(t *testing.T, endpoint string, tls external.TLS) {
+func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string) {
 	var log bytes.Buffer
 	n := 0
 	next := func() string { n++; return strings.ReplaceAll(endpoint, "NAME", fmt.Sprintf("umiak%d", n)) }
 	t.Run("Contract", func(t *testing.T) {
 		storetest.Run(t, func(t *testing.T) *clientv3.Client {
 			return dial(t, open(t, next(), tls, &log).Endpoint())
-		}, without...)
+		}, append(notEither, without...)...)
 	})
 	t.Run("ExportAndStatus", func(t *testing.T) {
 		s := open(t, next(), tls, &log)
@@ -221,7 +227,7 @@ func check(t *testing.T, endpoint string, tls external.TLS) {
 	t.Run("WrongPassword", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		_, err := external.Open(ctx, external.Config{Endpoint: strings.NewReplacer(escaped, "wr0ng", password, "wr0ng").Replace(next()), TLS: tls, Log: slog.New(slog.NewTextHandler(&log, nil)), EmulatedVersion: "3.6.11"}, "")
+		_, err := external.Open(ctx, external.Config{Endpoint: strings.NewReplacer(escaped, "wr0ng", password, "wr0ng", "s3cr3t", "wr0ng").Replace(next()), TLS: tls, Log: slog.New(slog.NewTextHandler(&log, nil)), EmulatedVersion: "3.6.11"}, "")
 		if err == nil || strings.Contains(err.Error(), "wr0ng") {
 			t.Errorf("got %v", err)
 		}
@@ -294,4 +300,37 @@ func FuzzAddress(f *testing.F) {
 		_, _ = external.Kind(s)
 		_ = external.Address(s)
 	})
+}
+
+func TestNATS(t *testing.T) {
+	const program = "/usr/sbin/nats-server"
+	d := newDatabase(t, program, "nobody")
+	if err := os.Mkdir(filepath.Join(d.dir, "data"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(filepath.Join(d.dir, "data"), d.uid, -1); err != nil {
+		t.Fatal(err)
+	}
+	cmd := d.command(program, "-a", "127.0.0.1", "-p", d.port, "-js", "-sd", filepath.Join(d.dir, "data"), "--user", "umiak", "--pass", "s3cr3t")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // it does not tell when it is ready
+		c, err := net.Dial("tcp", "127.0.0.1:"+d.port)
+		if err == nil {
+			_ = c.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	// Of each key it keeps the last revisions only, it counts all keys of a list for each page, and it has
+	// neither versions nor values apart from keys.
+	check(t, "nats://umiak:s3cr3t@127.0.0.1:"+d.port+"?bucket=NAME", external.TLS{},
+		"APIServerCompactionKey", "ListPages", "WatchFromOldRevision", "CompactKeepsCurrent")
 }
