@@ -276,6 +276,7 @@ func upgrade(c net.Conn, server string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for the tunnel: %w", err)
 	}
+	defer resp.Body.Close() //nolint:errcheck // there is none, or the connection is given up
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // what there is of it
 		return nil, fmt.Errorf("the server refuses the tunnel: %s: %s", resp.Status, strings.TrimSpace(string(why)))
