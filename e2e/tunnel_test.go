@@ -79,46 +79,11 @@ func TestTunnel(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	e := own(t, cluster.Options{Name: "srv", LAN: l, Settings: map[string]string{"disable-agent": "true"}})
+	e := own(t, cluster.Options{Name: "tunnel1", LAN: l, Settings: map[string]string{"disable-agent": "true"}})
 	e.must(e.APIReady(e.within(2 * patience)))
 	e.namespace()
-	far := e.farNode(l, "far")
-	crt, key := certificate(t, "hook."+e.ns+".svc")
-	e.apply(fmt.Sprintf(`
-apiVersion: v1
-kind: Secret
-metadata: {name: tls}
-data: {tls.crt: %s, tls.key: %s}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: hook, labels: {app: hook}}
-spec:
-  nodeName: far
-  terminationGracePeriodSeconds: 0
-  volumes: [{name: tls, secret: {secretName: tls}}]
-  containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never, args: [webhook, /tls], volumeMounts: [{name: tls, mountPath: /tls}], readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: hook}
-spec: {selector: {app: hook}, ports: [{port: 443, targetPort: 8443}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: far
-  terminationGracePeriodSeconds: 0
-  containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never, readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
-`, b64(crt), b64(key)))
-	e.pod(named("hook"), isReady)
-	e.pod(named("web"), isReady)
+	far := e.farNode(l, "far1")
+	crt := e.farPods("far1")
 
 	e.sub("the door is closed", func(e *env) {
 		short := e.within(2 * time.Second)
@@ -144,39 +109,8 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 			e.Errorf("%s %s %v", resp.Status, body, err)
 		}
 	})
-	e.sub("proxies of the node, the pod and the Service", func(e *env) {
-		for _, path := range []string{"/api/v1/nodes/far/proxy/metrics", "/api/v1/namespaces/" + e.ns + "/pods/http:web:8080/proxy/", "/api/v1/namespaces/" + e.ns + "/services/http:web:80/proxy/"} {
-			if raw, err := e.Kube.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(e.soon()); err != nil || len(raw) == 0 {
-				e.Errorf("%s: %v", path, err)
-			}
-		}
-	})
-	e.sub("a webhook in a pod", func(e *env) {
-		hook := "hook-" + e.ns
-		e.apply(fmt.Sprintf(`
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
-metadata: {name: %s}
-webhooks:
-- name: hook.example.test
-  admissionReviewVersions: [v1]
-  sideEffects: None
-  failurePolicy: Fail
-  timeoutSeconds: 5
-  clientConfig: {caBundle: %s, service: {name: hook, namespace: %s}}
-  namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %s}}
-  rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
-`, hook, b64(crt), e.ns, e.ns))
-		i := 0
-		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error { // until the configuration is in force
-			i++
-			_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("forbidden-", i)}}, metav1.CreateOptions{})
-			if err == nil || !strings.Contains(err.Error(), "the webhook says no") {
-				return fmt.Errorf("not the webhook's refusal: %w", errors.Join(err, errors.ErrUnsupported))
-			}
-			return nil
-		}))
-	})
+	e.sub("proxies of the node, the pod and the Service", func(e *env) { e.proxies("far1") })
+	e.sub("a webhook in a pod", func(e *env) { e.refusedByHook(crt) })
 	e.sub("status", func(e *env) {
 		if out, err := e.Umiak(e.soon(), "status"); err != nil || !strings.Contains(out, "Tunnels of nodes") {
 			e.Errorf("on the server: %v\n%s", err, out)
@@ -227,4 +161,105 @@ func (e *env) copies(pod string, size int) {
 		e.Errorf("arrived with the sum %q, want %s", out, want)
 	}
 	e.Logf("%d MiB in %v", size>>20, time.Since(began).Round(time.Millisecond))
+}
+
+// TestTunnelBesideTheOverlay: a server with a node of its own tries the overlay first, which does not lead to
+// the pods of a node with a closed door.
+func TestTunnelBesideTheOverlay(t *testing.T) {
+	t.Parallel()
+	l, err := machine.NewLAN(machine.LANOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	e := own(t, cluster.Options{Name: "tunnel2", LAN: l, Settings: map[string]string{"kube-apiserver-arg": "[enable-aggregator-routing=true]"}}).ready()
+	e.farNode(l, "far2")
+	crt := e.farPods("far2")
+	if out, err := e.in("web", "get", "http://127.0.0.1:8080/"); err != nil || out == "" {
+		e.Errorf("exec: %q, %v", out, err)
+	}
+	e.proxies("far2")
+	e.refusedByHook(crt)
+}
+
+// farPods are a webhook and a web server on a node, and Services for them. It returns the webhook's
+// certificate.
+func (e *env) farPods(node string) []byte {
+	e.Helper()
+	crt, key := certificate(e.T, "hook."+e.ns+".svc")
+	e.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Secret
+metadata: {name: tls}
+data: {tls.crt: %[1]s, tls.key: %[2]s}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hook, labels: {app: hook}}
+spec:
+  nodeName: %[3]s
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: tls, secret: {secretName: tls}}]
+  containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never, args: [webhook, /tls], volumeMounts: [{name: tls, mountPath: /tls}], readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: hook}
+spec: {selector: {app: hook}, ports: [{port: 443, targetPort: 8443}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  nodeName: %[3]s
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never, readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`, b64(crt), b64(key), node))
+	e.pod(named("hook"), isReady)
+	e.pod(named("web"), isReady)
+	return crt
+}
+
+// proxies asks for something by each of the API server's.
+func (e *env) proxies(node string) {
+	e.Helper()
+	for _, path := range []string{"/api/v1/nodes/" + node + "/proxy/metrics", "/api/v1/namespaces/" + e.ns + "/pods/http:web:8080/proxy/", "/api/v1/namespaces/" + e.ns + "/services/http:web:80/proxy/"} {
+		if raw, err := e.Kube.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(e.soon()); err != nil || len(raw) == 0 {
+			e.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// refusedByHook has the API server ask the webhook.
+func (e *env) refusedByHook(crt []byte) {
+	e.Helper()
+	hook := "hook-" + e.ns // webhook configurations have no namespace
+	e.apply(fmt.Sprintf(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: %s}
+webhooks:
+- name: hook.example.test
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  failurePolicy: Fail
+  timeoutSeconds: 5
+  clientConfig: {caBundle: %s, service: {name: hook, namespace: %s}}
+  namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %s}}
+  rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
+`, hook, b64(crt), e.ns, e.ns))
+	i := 0
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error { // until the configuration is in force
+		i++
+		_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("forbidden-", i)}}, metav1.CreateOptions{})
+		if err == nil || !strings.Contains(err.Error(), "the webhook says no") {
+			return fmt.Errorf("not the webhook's refusal: %w", errors.Join(err, errors.New("it says no")))
+		}
+		return nil
+	}))
 }

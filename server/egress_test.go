@@ -284,8 +284,11 @@ func farObjects(t *testing.T, k *kubernetes.Clientset, n *farNode) {
 		}
 		slice := &discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}}, AddressType: discoveryv1.AddressTypeIPv4,
-			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{farPod}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}}},
-			Ports:     []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(ports[1]), Protocol: ptr.To(corev1.ProtocolTCP)}},
+			Endpoints: []discoveryv1.Endpoint{{
+				Addresses: []string{farPod}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: "p", UID: pod.UID},
+			}},
+			Ports: []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(ports[1]), Protocol: ptr.To(corev1.ProtocolTCP)}},
 		}
 		if _, err := k.DiscoveryV1().EndpointSlices("default").Create(ctx, slice, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)

@@ -250,15 +250,12 @@ func (l *link) connect(ctx context.Context) (_ *tunnelwire.Conn, err error) {
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
+	stop := context.AfterFunc(ctx, func() { _ = tcp.Close() })
 	ahead, err := upgrade(c, l.server)
-	if err != nil {
-		return nil, err
+	if !stop() {
+		return nil, errors.Join(fmt.Errorf("ask for the tunnel: %w", context.Cause(ctx)), err)
 	}
-	if err := c.SetDeadline(time.Time{}); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return tunnelwire.AgentConn(c, ahead), nil
@@ -279,6 +276,7 @@ func upgrade(c net.Conn, server string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for the tunnel: %w", err)
 	}
+	defer resp.Body.Close() //nolint:errcheck // there is none, or the connection is given up
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // what there is of it
 		return nil, fmt.Errorf("the server refuses the tunnel: %s: %s", resp.Status, strings.TrimSpace(string(why)))

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/tools/cache"
@@ -19,13 +20,22 @@ type Dialer struct {
 	// Self is the node on this machine, if there is one; it is reached directly.
 	Self string
 	// PodsByTunnel is for a server without a node of its own: no overlay leads to pods, so the tunnel does.
-	// Elsewhere the overlay is tried first, and the tunnel when that does not answer within Patience.
+	// Elsewhere the overlay is tried first, and the tunnel when that does not answer within Patience; a node
+	// where that was so is reached by the tunnel at once for a while.
 	PodsByTunnel bool
 	// Patience is how long the overlay has; 0 means one second.
 	Patience time.Duration
 	// Direct makes a connection without a tunnel; nil means what upstream's transports do.
 	Direct func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	mu sync.Mutex
+	// shut holds the nodes to whose pods the overlay has not led and the tunnel has, and until when to go by
+	// the tunnel at once.
+	shut map[string]time.Time
 }
+
+// remembered is how long the overlay is not tried again.
+const remembered = time.Minute
 
 // DialContext connects to addr, which may hold the name of a node in place of its address.
 func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -55,14 +65,34 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	case kubelet:
 		// By its name: the node knows that better than which addresses it is known by.
 		return d.tunnel(ctx, network, p.Node, net.JoinHostPort(p.Node, port), plain)
-	case d.PodsByTunnel:
+	case d.PodsByTunnel || d.isShut(p.Node):
 		return d.tunnel(ctx, network, p.Node, plain, plain)
 	}
 	patience := d.Patience
 	if patience == 0 {
 		patience = time.Second
 	}
-	return d.either(ctx, network, p.Node, plain, plain, patience)
+	c, tunnel, err := d.either(ctx, network, p.Node, plain, plain, patience)
+	if tunnel {
+		d.mu.Lock()
+		if d.shut == nil {
+			d.shut = map[string]time.Time{}
+		}
+		d.shut[p.Node] = time.Now().Add(remembered)
+		d.mu.Unlock()
+	}
+	return c, err
+}
+
+func (d *Dialer) isShut(node string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	until, ok := d.shut[node]
+	if ok && time.Now().After(until) {
+		delete(d.shut, node)
+		ok = false
+	}
+	return ok
 }
 
 func (d *Dialer) direct(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -80,7 +110,8 @@ func (d *Dialer) tunnel(ctx context.Context, network, node, through, plain strin
 	if !errors.Is(err, ErrNoTunnel) {
 		return c, err
 	}
-	return d.either(ctx, network, node, through, plain, 0)
+	c, _, err = d.either(ctx, network, node, through, plain, 0)
+	return c, err
 }
 
 type dialed struct {
@@ -89,8 +120,8 @@ type dialed struct {
 }
 
 // either connects directly and, when that has not come to an end after patience, by the node's tunnel as
-// well, as soon as there is one. What is there first wins.
-func (d *Dialer) either(ctx context.Context, network, node, through, plain string, patience time.Duration) (net.Conn, error) {
+// well, as soon as there is one. What is there first wins, and byTunnel says which that was.
+func (d *Dialer) either(ctx context.Context, network, node, through, plain string, patience time.Duration) (c net.Conn, byTunnel bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	direct, tunnel := make(chan dialed, 1), make(chan dialed, 1)
@@ -119,24 +150,24 @@ func (d *Dialer) either(ctx context.Context, network, node, through, plain strin
 	case first := <-direct:
 		if first.err == nil || !d.Tunnels.Connected(node) {
 			go discard(tunnel)
-			return first.conn, first.err
+			return first.conn, false, first.err
 		}
 		close(hurry)
 		second := <-tunnel
 		if second.err != nil {
-			return nil, errors.Join(first.err, second.err)
+			return nil, false, errors.Join(first.err, second.err)
 		}
-		return second.conn, nil
+		return second.conn, true, nil
 	case first := <-tunnel:
 		if first.err == nil {
 			go discard(direct)
-			return first.conn, nil
+			return first.conn, true, nil
 		}
 		second := <-direct
 		if second.err != nil {
-			return nil, errors.Join(second.err, first.err)
+			return nil, false, errors.Join(second.err, first.err)
 		}
-		return second.conn, nil
+		return second.conn, false, nil
 	}
 }
 

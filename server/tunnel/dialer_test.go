@@ -196,6 +196,28 @@ func TestWhichWayAConnectionTakes(t *testing.T) {
 	}
 }
 
+// The second connection to a pod to which the overlay does not lead is not held up by trying it again.
+func TestWhatTheOverlayDoesNotReachIsRemembered(t *testing.T) {
+	w := newWorld(t)
+	s := w.server(t, "127.0.0.1:0")
+	w.node(t, "n1", "127.0.0.1:1", nil, s.addr)
+	wait(t, s, "n1", 5*time.Second)
+	pod := listen(t, podIP+":0", echo)
+	nodes, _ := following(t, object("n1", 3, 1, []string{"10.42.1.0/24"}, "192.0.2.1"))
+	direct := &network{dial: blackhole}
+	d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Patience: 20 * time.Millisecond, Direct: direct.Dial}
+	for _, took := range []string{pod, "", ""} {
+		c, err := d.DialContext(within(t, 5*time.Second), "tcp", pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+		if got := direct.took(); got != took {
+			t.Errorf("directly dialed %q, want %q", got, took)
+		}
+	}
+}
+
 // A kubelet is asked for right after the server has started, before its node has connected.
 func TestADialFindsATunnelThatComes(t *testing.T) {
 	w := newWorld(t)

@@ -85,7 +85,7 @@ func (s *session) dial(ctx, newest context.Context, addr string) (net.Conn, erro
 		Method: http.MethodConnect, URL: &url.URL{Scheme: "http", Host: addr}, Host: addr,
 		Header: http.Header{"User-Agent": {""}}, Body: &outgoing{far}, ContentLength: -1,
 	}).WithContext(life)
-	resp, err := s.http.RoundTrip(req)
+	resp, err := s.http.RoundTrip(req) //nolint:bodyclose // closed on each way out, or by what copies it below
 	switch {
 	case ctx.Err() != nil:
 		if err == nil {
