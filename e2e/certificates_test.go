@@ -153,7 +153,7 @@ func (e *env) served(port string) (string, error) {
 	return t.ConnectionState().PeerCertificates[0].SerialNumber.String(), nil
 }
 
-func (e *env) token(account string) string {
+func (e *env) accountToken(account string) string {
 	e.Helper()
 	tr, err := e.Kube.CoreV1().ServiceAccounts(e.ns).CreateToken(e.soon(), account, &authv1.TokenRequest{}, metav1.CreateOptions{})
 	e.must(err)
@@ -218,7 +218,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	containers := e.containerProcesses()
 	first := e.admin()
 	oldRoot := first.CAData
-	oldToken := e.token("default")
+	oldToken := e.accountToken("default")
 	p := e.probes()
 	endOld := p.probe("a kubeconfig of before", e.asks(first))
 	endToken := p.probe("a token of before", e.asks(withToken(first, oldToken)))
@@ -325,7 +325,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	p.excused.Store(true)
 	e.again()
 	p.excused.Store(false)
-	newToken := e.token("default")
+	newToken := e.accountToken("default")
 	if signer(t, newToken) == signer(t, oldToken) {
 		t.Error("tokens are signed with the old key")
 	}

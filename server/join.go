@@ -103,13 +103,13 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca, err := s.caHash()
+	ca, former, err := s.caHash()
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range s.longLived() {
 		if t.Given != "" {
-			if _, err := t.Check(t.ID+" token", ca); err != nil {
+			if _, err := t.Check(t.ID+" token", append(former, ca)...); err != nil {
 				return nil, err
 			}
 		}
@@ -131,7 +131,9 @@ func (s *Server) longLived() []join.LongLived {
 	}
 }
 
-func (s *Server) caHash() (string, error) { return join.CAHash(s.pki.CAPEM(pki.ServerCA)) }
+func (s *Server) caHash() (current string, former []string, err error) {
+	return join.CAHash(s.pki.CAPEM(pki.ServerCA))
+}
 
 // tokens are the cluster's, through the API server of this process.
 func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
@@ -145,8 +147,8 @@ func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
 	if err != nil {
 		return join.Tokens{}, nil, fmt.Errorf("make client: %w", err)
 	}
-	ca, err := s.caHash()
-	return join.Tokens{Client: client, CA: ca}, rc, err
+	ca, former, err := s.caHash()
+	return join.Tokens{Client: client, CA: ca, Former: former}, rc, err
 }
 
 // runJoinAPI makes the first tokens and lets machines join.

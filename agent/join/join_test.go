@@ -72,7 +72,7 @@ func newServer(t *testing.T) *fakeServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hash, err := serverjoin.CAHash(p.CAPEM(pki.ServerCA))
+	hash, _, err := serverjoin.CAHash(p.CAPEM(pki.ServerCA))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -81,7 +79,7 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			}
 			switch {
 			case js:
-				return printJSON(c.App.Writer, struct {
+				return agentcli.PrintJSON(c, struct {
 					join.Record
 					Token string `json:"token"`
 					Join  string `json:"joinCommand,omitempty"`
@@ -143,7 +141,7 @@ func tokenList(where agentcli.Where) *cli.Command {
 				for _, r := range list {
 					out = append(out, withState{r, r.State(time.Now())})
 				}
-				return printJSON(c.App.Writer, out)
+				return agentcli.PrintJSON(c, out)
 			}
 			return printTokens(c.App.Writer, list, time.Now())
 		},
@@ -267,12 +265,6 @@ func tokens(c *cli.Context, where agentcli.Where) (join.Tokens, layout.Dirs, err
 	if err != nil {
 		return join.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
 	}
-	ca, err := join.CAHash(rc.CAData)
-	return join.Tokens{Client: client, CA: ca}, dirs, err
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	ca, former, err := join.CAHash(rc.CAData)
+	return join.Tokens{Client: client, CA: ca, Former: former}, dirs, err
 }

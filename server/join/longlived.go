@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,14 +25,15 @@ type LongLived struct {
 	Given string
 }
 
-// Check says what is wrong with what the user has set. Setting is the key, for the error.
-func (l LongLived) Check(setting, ca string) (token.Token, error) {
+// Check says what is wrong with what the user has set. Setting is the key, for the error; cas are the hashes of
+// the server CAs that are trusted.
+func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
 	t, err := token.Parse(l.Given)
 	if err != nil {
 		return t, fmt.Errorf("%s: %w", setting, err)
 	}
-	if t.CA != "" && t.CA != ca {
-		return t, fmt.Errorf("%s: it is a token of another cluster than the one whose CA lies in data-dir", setting)
+	if t.CA != "" && !slices.Contains(cas, t.CA) {
+		return t, fmt.Errorf("%s: it is a token of another cluster than the one whose CA lies in data-dir, or of this one before its CA was replaced; `umiak token list` and DATA/server/token have those of now", setting)
 	}
 	if t.ID != "" && t.ID != l.ID {
 		return t, fmt.Errorf("%s: it is the token %q; only a password or the token %q can be set", setting, t.ID, l.ID)
@@ -50,7 +52,7 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) error
 		return err
 	}
 	if l.Given != "" {
-		given, err := l.Check("token", t.CA)
+		given, err := l.Check("token", t.cas()...)
 		if err != nil {
 			return err
 		}
@@ -74,9 +76,13 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) error
 		if err := os.Remove(l.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the file of token %s: %w", l.ID, err)
 		}
+		return nil
 	}
-	return nil
+	have.CA = t.CA // it may have been replaced
+	return l.write(have)
 }
+
+func (t Tokens) cas() []string { return append([]string{t.CA}, t.Former...) }
 
 // first makes the token. The file comes first: after a crash between the two its secret is taken.
 func (t Tokens) first(ctx context.Context, l LongLived) error {
@@ -87,7 +93,7 @@ func (t Tokens) first(ctx context.Context, l LongLived) error {
 	r := Record{ID: l.ID, Kind: l.Kind, Description: "made at the first start"}
 	switch {
 	case l.Given != "":
-		if tok, err = l.Check("token", t.CA); err != nil {
+		if tok, err = l.Check("token", t.cas()...); err != nil {
 			return err
 		}
 		tok.CA, tok.ID, r.Password, r.Description = t.CA, l.ID, true, "set by the user"

@@ -128,6 +128,9 @@ type Tokens struct {
 	Client kubernetes.Interface
 	// CA is the hash of the server CA's public key, which stands in every token.
 	CA string
+	// Former are those of server CAs that are trusted besides, while the CA is being replaced: tokens with them are
+	// still good.
+	Former []string
 }
 
 // Spec says what a new token is to be.
@@ -272,15 +275,22 @@ func (t Tokens) use(ctx context.Context, id string) error {
 	}
 }
 
-// CAHash is the hash by which tokens know a cluster, of its server CA in PEM form.
-func CAHash(pemCA []byte) (string, error) {
-	b, _ := pem.Decode(pemCA)
-	if b == nil || b.Type != "CERTIFICATE" {
-		return "", errors.New("read the server CA: no certificate in PEM form")
+// CAHash is the hash by which tokens know a cluster, of its server CA in PEM form. While the CA is being
+// replaced there are several, the current one first.
+func CAHash(pemCA []byte) (current string, former []string, err error) {
+	var hashes []string
+	for b, rest := pem.Decode(pemCA); b != nil; b, rest = pem.Decode(rest) {
+		if b.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(b.Bytes)
+		if err != nil {
+			return "", nil, fmt.Errorf("read the server CA: %w", err)
+		}
+		hashes = append(hashes, token.HashCA(c))
 	}
-	c, err := x509.ParseCertificate(b.Bytes)
-	if err != nil {
-		return "", fmt.Errorf("read the server CA: %w", err)
+	if len(hashes) == 0 {
+		return "", nil, errors.New("read the server CA: no certificate in PEM form")
 	}
-	return token.HashCA(c), nil
+	return hashes[0], hashes[1:], nil
 }

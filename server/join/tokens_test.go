@@ -49,6 +49,25 @@ func TestTokensOfTheFirstStart(t *testing.T) {
 	if again := ensure(l); again != first {
 		t.Error("a restart makes another token")
 	}
+	// Its CA is replaced: the file has the new one, and what the user has set with the old one is good for as long
+	// as that is trusted.
+	next := tokens
+	tokens.CA, tokens.Former = strings.Repeat("cd", 32), []string{hash}
+	if got, err := token.Parse(ensure(l)); err != nil || got.CA != tokens.CA || got.Secret != tok.Secret {
+		t.Errorf("with another CA the file has CA %s: %v", got.CA, err)
+	}
+	given := l
+	given.Given = first
+	if _, err := given.Check("token", tokens.cas()...); err != nil {
+		t.Error(err)
+	}
+	if _, err := given.Check("token", tokens.CA); err == nil {
+		t.Error("a token with a CA that nobody trusts any more is taken")
+	}
+	tokens = next
+	if again := ensure(l); again != first {
+		t.Errorf("got %q", again)
+	}
 	// Another server has no file, and makes no other token.
 	other := l
 	other.File = filepath.Join(t.TempDir(), "agent-token")
