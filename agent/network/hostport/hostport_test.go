@@ -12,9 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/apart"
 )
 
 // TestMain runs the tests in a network namespace of their own, which ends with them.
