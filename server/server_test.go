@@ -33,6 +33,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/apart"
+	settings "github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
@@ -71,12 +72,11 @@ func loopback() error {
 }
 
 func config(dir string) server.Config {
-	return server.Config{
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443, NodeIP: []string{nodeIP},
-		ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}, NodePorts: "30000-32767",
-		ClusterDomain: "cluster.local", FlannelBackend: "vxlan", WriteKubeconfigMode: "0600",
-		AuditLog: filepath.Join(dir, "data", "audit", "audit.log"),
-	}
+	var c server.Config
+	settings.Defaults(&c)
+	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []string{nodeIP}
+	c.AuditLog = filepath.Join(dir, "data", "audit", "audit.log")
+	return c
 }
 
 // serve runs a server until SIGTERM; "joined" on its output says that a node has joined.

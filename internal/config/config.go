@@ -51,18 +51,27 @@ func Flags(dst ...any) []cli.Flag {
 	return flags
 }
 
-// Load fills the structs that dst points to. The error joins everything that is wrong.
-func Load(c *cli.Context, dst ...any) error {
-	fields := collect(dst)
-	byKey := map[string]*field{}
-	var errs []error
+// Defaults fills the structs that dst points to with what counts where nothing is set.
+func Defaults(dst ...any) { defaults(collect(dst)) }
+
+func defaults(fields []*field) {
 	for _, f := range fields {
-		byKey[f.key] = f
 		if f.def != "" {
 			if err := f.set(splitList(f, f.def)); err != nil {
 				panic(fmt.Sprintf("default of %s: %v", f.key, err))
 			}
 		}
+	}
+}
+
+// Load fills the structs that dst points to. The error joins everything that is wrong.
+func Load(c *cli.Context, dst ...any) error {
+	fields := collect(dst)
+	defaults(fields)
+	byKey := map[string]*field{}
+	var errs []error
+	for _, f := range fields {
+		byKey[f.key] = f
 	}
 	files, err := files(c.String("config"), c.IsSet("config"))
 	errs = append(errs, err)

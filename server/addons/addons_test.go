@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/manifests"
@@ -75,11 +76,10 @@ func withCluster(run func() int) (int, error) {
 		return 0, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := server.New(ctx, server.Config{
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443, NodeIP: []string{nodeIP},
-		ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}, NodePorts: "30000-32767",
-		ClusterDomain: "cluster.local", FlannelBackend: "vxlan", WriteKubeconfigMode: "0600",
-	}, log)
+	var c server.Config
+	config.Defaults(&c)
+	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []string{nodeIP}
+	s, err := server.New(ctx, c, log)
 	if err != nil {
 		cancel()
 		return 0, err
