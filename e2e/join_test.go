@@ -297,6 +297,14 @@ func (k *knocker) ask(path, tok string, body []byte) (*joinapi.NodeResponse, *jo
 	return out, nil
 }
 
+// notYet says that a token is not refused as it is to be.
+func notYet(what string, err *joinapi.Error) error {
+	if err == nil {
+		return fmt.Errorf("%s is taken", what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 func (k *knocker) node(tok string, req joinapi.NodeRequest) (*joinapi.NodeResponse, *joinapi.Error) {
 	k.t.Helper()
 	raw, err := json.Marshal(req)
@@ -360,7 +368,7 @@ func TestJoinRefused(t *testing.T) {
 		e.must(errV)
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 			if _, err := k.node(gone, n.req); err == nil || err.Code != joinapi.BadToken {
-				return fmt.Errorf("%v", err)
+				return notYet("the revoked token", err)
 			}
 			return nil
 		}))
@@ -375,7 +383,7 @@ func TestJoinRefused(t *testing.T) {
 		}
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 			if _, err := k.node(string(before), n.req); err == nil || err.Code != joinapi.BadToken {
-				return fmt.Errorf("the old token: %v", err)
+				return notYet("the old token", err)
 			}
 			return nil
 		}))
@@ -387,7 +395,7 @@ func TestJoinRefused(t *testing.T) {
 
 		once := e.token("--single-use")
 		for i := range 2 {
-			if resp, err = k.node(once, newIdentity(t, "once", ip).req); err != nil {
+			if _, err = k.node(once, newIdentity(t, "once", ip).req); err != nil {
 				t.Fatalf("time %d: %v", i, err) // the same machine may ask again
 			}
 		}

@@ -334,11 +334,8 @@ func TestSeedKeepsRevisionsAndLeases(t *testing.T) {
 	if l, err := cl.Leases(t.Context()); err != nil || len(l.Leases) != 2 {
 		t.Fatalf("%v, %v", l, err)
 	}
-	for r := range cl.Watch(t.Context(), "/k/", clientv3.WithPrefix(), clientv3.WithRev(9000)) {
-		if !errors.Is(r.Err(), rpctypes.ErrCompacted) {
-			t.Fatalf("a watch from before: %v", r.Err())
-		}
-		break
+	if r, ok := <-cl.Watch(t.Context(), "/k/", clientv3.WithPrefix(), clientv3.WithRev(9000)); !ok || !errors.Is(r.Err(), rpctypes.ErrCompacted) {
+		t.Fatalf("a watch from before: %v, %v", ok, r.Err())
 	}
 	w := cl.Watch(t.Context(), "/new", clientv3.WithRev(floor+1))
 	if rev, err := storetest.Create(t.Context(), cl, "/new", "x"); err != nil || rev != floor+1 {

@@ -219,7 +219,9 @@ func (s *Store) Run(ctx context.Context, l net.Listener, ready func()) (err erro
 	select {
 	case <-ctx.Done():
 		g.Stop()
-		<-failed
+		if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve datastore: %w", err)
+		}
 		return nil
 	case err := <-failed:
 		return fmt.Errorf("serve datastore: %w", err)

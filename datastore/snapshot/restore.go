@@ -99,8 +99,11 @@ func stage(ctx context.Context, path, passphrase string, outside Info, dir strin
 		return info, fmt.Errorf("restore: %w", err)
 	}
 	cluster, err := Cluster(files)
-	if err != nil || cluster != info.Cluster {
-		return info, fmt.Errorf("restore %s: %w: it is not of the cluster that it names (%v)", path, ErrAltered, err)
+	if err != nil {
+		return info, fmt.Errorf("restore %s: %w: %w", path, ErrAltered, err)
+	}
+	if cluster != info.Cluster {
+		return info, fmt.Errorf("restore %s: %w: it is not of the cluster that it names", path, ErrAltered)
 	}
 	for _, f := range files {
 		to := filepath.Join(dir, filepath.FromSlash(f.Name))

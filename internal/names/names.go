@@ -8,10 +8,12 @@ const (
 	// want are held by a program of the host: 53/UDP,80/TCP.
 	HostPorts = "umiak.io/host-ports"
 
-	// AgentsGroup and AgentUserPrefix are who the proxy, DNS and overlay of a node are.
-	AgentsGroup     = "umiak:agents"
+	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
+	AgentsGroup = "umiak:agents"
+	// AgentUserPrefix is what stands before the node's name in their user's.
 	AgentUserPrefix = "umiak:agent:"
-	// NodesGroup and NodeUserPrefix are who upstream's kubelets are.
-	NodesGroup     = "system:nodes"
+	// NodesGroup is the group of kubelets, as upstream has it.
+	NodesGroup = "system:nodes"
+	// NodeUserPrefix is what stands before the node's name in a kubelet's user's.
 	NodeUserPrefix = "system:node:"
 )

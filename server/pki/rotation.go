@@ -205,7 +205,7 @@ func (p *PKI) Rotations() []Rotation {
 	noted := p.readRotations()
 	var out []Rotation
 	for _, n := range Rotatable() {
-		under := false
+		var under bool
 		if n == ServiceAccount {
 			_, err := os.Stat(p.oldServiceAccountKeys())
 			under = err == nil

@@ -35,7 +35,7 @@ func Alone(t testing.TB) *netfilter.Conn {
 // and returns what it prints.
 func NFT(t testing.TB, args string) string {
 	t.Helper()
-	out, err := exec.Command("nft", strings.Fields(args)...).CombinedOutput() //nolint:noctx // go test has its own time limit
+	out, err := exec.Command("nft", strings.Fields(args)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("nft %s: %v %s", args, err, out)
 	}

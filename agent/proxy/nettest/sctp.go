@@ -35,7 +35,7 @@ func (h *Host) SCTP(t testing.TB, to netip.AddrPort, chunk byte, at *Host) (Arri
 		}
 		at.Must(t, err)
 	})
-	defer unix.Close(rcv) //nolint:errcheck // only read from
+	defer unix.Close(rcv)
 	h.Do(func() {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
 		h.Must(t, err)
