@@ -98,15 +98,22 @@ func TestPortForward(t *testing.T) {
 	e.client("pf")
 	ctx, cancel := context.WithCancel(e.ctx)
 	defer cancel()
-	addr, err := e.forward(ctx, "pf", 8080)
-	e.must(err)
-	resp, err := (&http.Client{Timeout: 10 * time.Second}).Get("http://" + addr + "/")
-	e.must(err)
-	body, err := io.ReadAll(resp.Body)
-	e.must(errors.Join(err, resp.Body.Close()))
-	if !strings.HasPrefix(string(body), "pf ") {
-		t.Errorf("client-go: %q", body)
-	}
+	// A container runs a moment before its program listens, and the first refusal ends a forwarding.
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+		addr, err := e.forward(ctx, "pf", 8080)
+		if err != nil {
+			return err
+		}
+		resp, err := (&http.Client{Timeout: 10 * time.Second}).Get("http://" + addr + "/")
+		if err != nil {
+			return err
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err == nil && !strings.HasPrefix(string(body), "pf ") {
+			err = fmt.Errorf("client-go: %q", body)
+		}
+		return err
+	}))
 	// kubectl listens inside the machine.
 	cmd := e.M.Command(ctx, "umiak", "kubectl", "-n", e.ns, "port-forward", "pod/pf", ":8081")
 	var out lockedBuffer

@@ -71,6 +71,27 @@ func (p *probes) probe(name string, ask func(context.Context) error) (stop func(
 	return stop
 }
 
+// logs reads the log of a pod of the web, through the API server from the kubelet.
+func logs(pods corev1client.PodInterface) func(context.Context) error {
+	return func(ctx context.Context) error {
+		l, err := pods.List(ctx, labeled("app=web"))
+		if err != nil {
+			return err
+		}
+		return pods.GetLogs(l.Items[0].Name, &corev1.PodLogOptions{}).Do(ctx).Error()
+	}
+}
+
+// restart restarts umiak, announced to the clients. It is over when the kubelet knows its pods again, which is a
+// moment after the node is ready.
+func (p *probes) restart() {
+	p.e.Helper()
+	p.excused.Store(true)
+	p.e.again()
+	p.e.must(cluster.Eventually(p.e.soon(), logs(p.e.Kube.CoreV1().Pods(p.e.ns))))
+	p.excused.Store(false)
+}
+
 // check fails the test for every request that failed so far.
 func (p *probes) check(when string) {
 	p.e.Helper()
@@ -223,16 +244,6 @@ subjects: [{kind: ServiceAccount, name: default}]
 	endOld := p.probe("a kubeconfig of before", e.asks(first))
 	endToken := p.probe("a token of before", e.asks(withToken(first, oldToken)))
 	endLasting := p.probe("a token of before in a Secret", e.asks(withToken(first, string(lasting.Data["token"]))))
-	logs := func(pods corev1client.PodInterface) func(context.Context) error {
-		return func(ctx context.Context) error {
-			l, err := pods.List(ctx, labeled("app=web"))
-			if err != nil {
-				return err
-			}
-			// Through the API server to the kubelet.
-			return pods.GetLogs(l.Items[0].Name, &corev1.PodLogOptions{}).Do(ctx).Error()
-		}
-	}
 	endLogs := p.probe("logs of a pod", logs(e.Kube.CoreV1().Pods(e.ns)))
 
 	// check
@@ -322,9 +333,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	p.check("rotate-ca")
 
 	// The announced restart.
-	p.excused.Store(true)
-	e.again()
-	p.excused.Store(false)
+	p.restart()
 	newToken := e.accountToken("default")
 	if signer(t, newToken) == signer(t, oldToken) {
 		t.Error("tokens are signed with the old key")
@@ -377,9 +386,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	e.controllersWork("four")
 
 	// The old ServiceAccount key is let go by the next restart, and nothing needs it.
-	p.excused.Store(true)
-	e.again()
-	p.excused.Store(false)
+	p.restart()
 	if err := e.asks(withToken(both, oldToken))(e.soon()); !errors.Is(err, errUnauthorized) {
 		t.Errorf("a token of the old key: %v", err)
 	}
