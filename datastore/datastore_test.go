@@ -1,7 +1,6 @@
 package datastore_test
 
 import (
-	"context"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -17,31 +16,7 @@ import (
 // start opens a datastore in dir and serves it until the test ends or stop is called.
 func start(t testing.TB, dir string) (_ datastore.Store, stop func()) {
 	t.Helper()
-	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	s, err := datastore.Open(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done, ready := make(chan error, 1), make(chan struct{})
-	go func() { done <- s.Run(ctx, func() { close(ready) }) }()
-	select {
-	case <-ready:
-	case err := <-done:
-		t.Fatal(err)
-	}
-	stopped := false
-	stop = func() {
-		if !stopped {
-			stopped = true
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	t.Cleanup(stop)
-	return s, stop
+	return startWith(t, datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 }
 
 func dial(t testing.TB, endpoint string) *clientv3.Client {

@@ -179,7 +179,7 @@ func kubeconfig(name, path string) []Certificate {
 		e.Error = err.Error()
 		return []Certificate{e}
 	}
-	raw, err := small(path)
+	raw, err := ReadSmall(path, limit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -209,21 +209,22 @@ func kubeconfig(name, path string) []Certificate {
 	return []Certificate{e}
 }
 
-func small(path string) ([]byte, error) {
+// ReadSmall reads a file that cannot sensibly have more than so many bytes.
+func ReadSmall(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // nothing was written
 	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && len(raw) > limit {
+	if err == nil && int64(len(raw)) > limit {
 		err = fmt.Errorf("%s has more than %d bytes", path, limit)
 	}
 	return raw, err
 }
 
 func read(path string) ([]*x509.Certificate, error) {
-	raw, err := small(path)
+	raw, err := ReadSmall(path, limit)
 	if err != nil {
 		return nil, err
 	}

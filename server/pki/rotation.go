@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/certfiles"
 )
 
 // ServiceAccount names the key that signs ServiceAccount tokens, where rotations are named.
@@ -265,7 +265,7 @@ const shortest = 30 * 24 * time.Hour
 
 // readBrought reads and checks a pair.
 func readBrought(dir, name string, now time.Time) (*brought, error) {
-	raw, err := readSmall(filepath.Join(dir, name+".key"))
+	raw, err := certfiles.ReadSmall(filepath.Join(dir, name+".key"), maxBrought)
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +283,7 @@ func readBrought(dir, name string, now time.Time) (*brought, error) {
 		}
 		return nil, fmt.Errorf("%s.key: tokens are signed with RSA or ECDSA keys only", name)
 	}
-	if raw, err = readSmall(filepath.Join(dir, name+".crt")); err != nil {
+	if raw, err = certfiles.ReadSmall(filepath.Join(dir, name+".crt"), maxBrought); err != nil {
 		return nil, err
 	}
 	if b.certs, err = parseCerts(raw); err != nil {
@@ -304,20 +304,6 @@ func readBrought(dir, name string, now time.Time) (*brought, error) {
 		}
 	}
 	return b, nil
-}
-
-// readSmall reads a file that cannot sensibly be large.
-func readSmall(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	raw, err := io.ReadAll(io.LimitReader(f, maxBrought+1))
-	if err == nil && len(raw) > maxBrought {
-		err = fmt.Errorf("%s has more than %d bytes", file, maxBrought)
-	}
-	return raw, err
 }
 
 const maxBrought = 256 << 10
@@ -577,7 +563,7 @@ func (p *PKI) rotationsFile() string { return p.File("rotations.json") }
 
 func (p *PKI) readRotations() map[string]Rotation {
 	out := map[string]Rotation{}
-	if raw, err := readSmall(p.rotationsFile()); err == nil {
+	if raw, err := certfiles.ReadSmall(p.rotationsFile(), maxBrought); err == nil {
 		_ = json.Unmarshal(raw, &out) // without the note a rotation waits for one more restart
 	}
 	return out
