@@ -219,12 +219,18 @@ func (b *box) leftovers() {
 	}
 }
 
-// containers are the processes of containers and their shims.
+// containers are the processes of containers and their shims, without those that a shell is about to turn
+// into sleep, which still look like the shell.
 func (b *box) containers() []string {
 	var out []string
-	for _, p := range b.M.Processes() {
+	all := b.M.Processes()
+	lasting := map[int]bool{}
+	for _, p := range all {
+		lasting[p.PID] = strings.HasPrefix(strings.Join(p.Args, " "), "sh -c trap")
+	}
+	for _, p := range all {
 		args := strings.Join(p.Args, " ")
-		if strings.Contains(p.Command, "containerd-shim") || p.Command == "pause" || strings.HasPrefix(args, "/bin/app") || strings.HasPrefix(args, "sh -c trap") {
+		if strings.Contains(p.Command, "containerd-shim") || p.Command == "pause" || strings.HasPrefix(args, "/bin/app") || lasting[p.PID] && !lasting[p.Parent] {
 			out = append(out, fmt.Sprintf("%d/%s %s", p.PID, p.Start, p.Command))
 		}
 	}

@@ -170,6 +170,9 @@ func (s *Store) connect() (server.Backend, error) {
 		CompactIntervalJitter: 5, CompactTimeout: 5 * time.Second, CompactMinRetain: 1000, CompactBatchSize: 1000,
 		PollInterval: time.Second, PollBatchSize: 500,
 	})
+	if err == nil && s.kind == "NATS" {
+		b = newWholeWatches(s.ctx, b)
+	}
 	return b, err
 }
 

@@ -12,6 +12,7 @@ import (
 // Process is one process of the machine, as the host numbers it.
 type Process struct {
 	PID     int
+	Parent  int
 	Start   string // tells it from a later process with the same number
 	Args    []string
 	Command string // the program's own name for itself
@@ -62,7 +63,7 @@ func processesIn(space string, of int) []Process {
 		if !inside[up] || pid == of {
 			continue
 		}
-		p := Process{PID: pid, Start: startOf(pid)}
+		p := Process{PID: pid, Parent: parent[pid], Start: startOf(pid)}
 		if p.Start == "" {
 			continue
 		}
