@@ -136,11 +136,11 @@ func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, have s
 		f.services.Update(nil, s)
 		for i := range slices {
 			if slices[i].Labels[apis.LabelServiceProxyName] == "" {
-				f.endpoints.EndpointSliceUpdate(&slices[i], false)
+				f.endpoints.note(&slices[i], false)
 			}
 		}
 		f.ports.Update(f.services)
-		f.eps.Update(f.endpoints)
+		f.endpoints.update(f.eps)
 		ports, err := f.explain(node, have)
 		out.Ports = append(out.Ports, ports...)
 		errs = append(errs, err)

@@ -32,7 +32,7 @@ type family struct {
 	name      v1.IPFamily
 	cfg       rules.Config
 	services  *kubeproxy.ServiceChangeTracker
-	endpoints *kubeproxy.EndpointsChangeTracker
+	endpoints *endpointTracker
 
 	ports   kubeproxy.ServicePortMap
 	eps     kubeproxy.EndpointsMap
@@ -82,7 +82,7 @@ func newFamily(fam rules.Family, cfg Config, p *Proxy) *family {
 	}
 	f.builder = rules.NewBuilder(f.cfg)
 	f.services = kubeproxy.NewServiceChangeTracker(f.name, nil, f.servicesChanged)
-	f.endpoints = kubeproxy.NewEndpointsChangeTracker(f.name, cfg.NodeName, nil, nil)
+	f.endpoints = newEndpointTracker(f.name, cfg.NodeName)
 	f.health = healthcheck.NewServiceHealthServer(cfg.NodeName, cfg.Recorder, proxyutil.NewNodePortAddresses(f.name, nodePorts), p, f.name)
 	return f
 }
@@ -118,7 +118,7 @@ type stale struct {
 // read takes what changed from the trackers into the builder.
 func (f *family) read(node nodeInfo, all bool) (map[types.NamespacedName][]time.Time, stale) {
 	svc := f.ports.Update(f.services)
-	eps := f.eps.Update(f.endpoints)
+	eps := f.endpoints.update(f.eps)
 	dirty := svc.UpdatedServices.Union(eps.UpdatedServices)
 	if all {
 		dirty = sets.KeySet(f.byName).Union(dirty)

@@ -69,7 +69,7 @@ func (p *Proxy) register() error {
 			return
 		}
 		for _, f := range p.families {
-			if f.endpoints.EndpointSliceUpdate(s, gone) {
+			if f.endpoints.note(s, gone) {
 				p.changed()
 			}
 		}

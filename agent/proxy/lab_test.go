@@ -188,11 +188,11 @@ func (s *served) set(objs ...any) {
 	}
 	for name, old := range s.slices {
 		if eps[name] == nil {
-			s.f.endpoints.EndpointSliceUpdate(old, true)
+			s.f.endpoints.note(old, true)
 		}
 	}
 	for _, now := range eps {
-		s.f.endpoints.EndpointSliceUpdate(now, false)
+		s.f.endpoints.note(now, false)
 	}
 	s.services, s.slices = services, eps
 	s.sync(true)
