@@ -16,7 +16,14 @@ const (
 	ActionRenew  = "certificates/renew"
 	ActionRotate = "certificates/rotate-ca"
 	ActionStored = "secrets-encrypt/stored"
+	ActionSave   = "snapshot/save"
 )
+
+// SaveRequest asks for a snapshot; the answer is a snapshot.Entry. Name and passphrase may be left out.
+type SaveRequest struct {
+	Name       string `json:"name,omitempty"`
+	Passphrase string `json:"passphrase,omitempty"`
+}
 
 // RenewRequest asks to issue leaves anew: those named or all.
 type RenewRequest struct {
@@ -49,7 +56,7 @@ type StoredRequest struct {
 	Resources []string `json:"resources"`
 }
 
-// control is the socket behind `umiak certificate` and `umiak secrets-encrypt`.
+// control is the socket behind `umiak certificate`, `umiak secrets-encrypt` and `umiak snapshot save`.
 func (s *Server) control() *control.Server {
 	return &control.Server{Socket: s.dirs.ControlSocket(), Actions: map[string]control.Action{
 		ActionRenew: func(_ context.Context, raw json.RawMessage) (any, error) {
@@ -77,6 +84,13 @@ func (s *Server) control() *control.Server {
 				return nil, errors.New("the datastore is not open yet")
 			}
 			return encryption.Count(ctx, st.Endpoint(), r.Resources)
+		},
+		ActionSave: func(ctx context.Context, raw json.RawMessage) (any, error) {
+			var r SaveRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			return s.snapshots.Save(ctx, r.Name, r.Passphrase)
 		},
 	}}
 }

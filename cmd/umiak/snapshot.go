@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -14,7 +15,9 @@ import (
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/backup"
 )
@@ -61,8 +64,9 @@ func snapshotCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					e, err := backup.Ask(c.Context, sc.Dirs(), c.Args().First(), pass)
-					if errors.Is(err, backup.ErrNotRunning) {
+					e := &snapshot.Entry{}
+					err = control.Call(c.Context, sc.Dirs().ControlSocket(), server.ActionSave, server.SaveRequest{Name: c.Args().First(), Passphrase: pass}, e)
+					if errors.Is(err, socket.ErrNotRunning) {
 						e, err = server.SaveStopped(c.Context, sc, log, c.Args().First())
 					}
 					if err != nil {
@@ -122,6 +126,30 @@ func snapshotCommand() *cli.Command {
 				}),
 			},
 			{
+				Name: "schedule", Usage: "show when this server saves snapshots by itself",
+				Description: "Reads the settings and the folder; the server need not run. To try another schedule, give it as a flag, then put it\n" +
+					"into config.yaml and restart the server.\n\n" +
+					"  umiak snapshot schedule\n  umiak snapshot schedule --snapshot-schedule-cron '30 3 * * 1-5'",
+				Flags: flags(agentcli.Output()),
+				Action: with(func(c *cli.Context, _ *slog.Logger) error {
+					if err := agentcli.NoArgs(c); err != nil {
+						return err
+					}
+					p, err := own.Backup.Plan(sc.Dirs(), time.Now())
+					if err != nil {
+						return err
+					}
+					switch o := c.String("output"); o {
+					case "":
+						return printPlan(c, p)
+					case "json":
+						return printJSON(c, p)
+					default:
+						return fmt.Errorf("--output: %q is not json", o)
+					}
+				}),
+			},
+			{
 				Name: "prune", Usage: "remove all but the newest snapshots of a name", ArgsUsage: "[NAME]",
 				Description: "Keeps as many as snapshot-retention says. NAME is " + backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " + backup.OnDemand,
 				Flags:       flags(),
@@ -175,7 +203,35 @@ func printSnapshotsJSON(c *cli.Context, all []snapshot.Entry) error {
 		}
 		out = append(out, l)
 	}
+	return printJSON(c, out)
+}
+
+func printJSON(c *cli.Context, v any) error {
 	enc := json.NewEncoder(c.App.Writer)
 	enc.SetIndent("", "  ")
-	return enc.Encode(out)
+	return enc.Encode(v)
+}
+
+func printPlan(c *cli.Context, p backup.Plan) error {
+	const layout = "2006-01-02 15:04 MST"
+	t := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	schedule, kept, encrypted, newest := p.Schedule, fmt.Sprintf("the newest %d", p.Retention), "no", "none yet"
+	if p.Disabled {
+		schedule += ", but disable-snapshots is set"
+	}
+	if p.Encrypted {
+		encrypted = "yes"
+	}
+	if p.Newest != nil {
+		newest = p.Newest.Local().Format(layout)
+	}
+	fmt.Fprintf(t, "Schedule\t%s\nKept\t%s\nFolder\t%s\nEncrypted\t%s\nNewest\t%s\n", schedule, kept, p.Folder, encrypted, newest)
+	for i, n := range p.Next {
+		name := ""
+		if i == 0 {
+			name = "Next"
+		}
+		fmt.Fprintf(t, "%s\t%s\n", name, n.Format(layout))
+	}
+	return t.Flush()
 }

@@ -22,6 +22,8 @@ const (
 	// OnDemand begins the names of others, unless they are given one.
 	OnDemand = "on-demand"
 
+	scheduledReason = "schedule"
+
 	// settle is how long after a start a snapshot that is overdue is made.
 	settle = 10 * time.Minute
 	// look is how often the clock is looked at: it may be set while we wait.
@@ -45,8 +47,15 @@ type Keeper struct {
 	lastErr error
 }
 
-// parse reads a schedule in the notation of cron.
-func parse(s string) (cron.Schedule, error) { return cron.ParseStandard(s) }
+// parse reads a schedule in the notation of cron. One that never comes, such as on 30 February, is refused:
+// it has no next time to wait for.
+func parse(s string) (cron.Schedule, error) {
+	schedule, err := cron.ParseStandard(s)
+	if err == nil && schedule.Next(time.Now()).IsZero() {
+		err = errors.New("there is no such time")
+	}
+	return schedule, err
+}
 
 var errNotOpen = errors.New("the datastore is not open yet")
 
@@ -76,7 +85,7 @@ func (k *Keeper) save(ctx context.Context, name, passphrase string, scheduled bo
 	}
 	reason := "on-demand"
 	if scheduled {
-		reason = "schedule"
+		reason = scheduledReason
 	}
 	return snapshot.Save{
 		Dir: k.Config.Folder(k.Dirs), Name: name, Server: k.Dirs.Server(), Source: src, Passphrase: passphrase,
@@ -91,13 +100,8 @@ func (k *Keeper) now() time.Time {
 	return k.Now()
 }
 
-// Run answers `umiak snapshot save` and follows the schedule, until ctx ends.
+// Run follows the schedule until ctx ends.
 func (k *Keeper) Run(ctx context.Context, ready func()) error {
-	stop, err := k.serve(ctx)
-	if err != nil {
-		return err
-	}
-	defer stop()
 	ready()
 	if k.Config.Disable {
 		<-ctx.Done()

@@ -42,19 +42,9 @@ func keeper(t *testing.T) (*Keeper, *fake) {
 	return &Keeper{Config: Config{Schedule: "0 */12 * * *", Retention: 2}, Dirs: d, Node: "m1", Log: slog.New(slog.DiscardHandler), Source: func() snapshot.Source { return f }}, f
 }
 
-func TestServerIsAskedOverASocketThatIsPrivate(t *testing.T) {
+func TestSaveOnDemand(t *testing.T) {
 	k, _ := keeper(t)
-	if _, err := Ask(t.Context(), k.Dirs, "", ""); !errors.Is(err, ErrNotRunning) {
-		t.Fatalf("without a server: %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	up, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- k.Run(ctx, func() { close(up) }) }()
-	<-up
-	if st, err := os.Stat(Socket(k.Dirs)); err != nil || st.Mode().Perm() != 0o600 {
-		t.Fatalf("%v, %v", st, err)
-	}
-	e, err := Ask(t.Context(), k.Dirs, "before-upgrade", "secret")
+	e, err := k.Save(t.Context(), "before-upgrade", "secret")
 	if err != nil || !e.Encrypted || !strings.HasPrefix(filepath.Base(e.Path), "before-upgrade-m1-") {
 		t.Fatalf("%+v, %v", e, err)
 	}
@@ -62,19 +52,16 @@ func TestServerIsAskedOverASocketThatIsPrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{Scheduled, "../x"} {
-		if _, err := Ask(t.Context(), k.Dirs, name, ""); err == nil {
+		if _, err := k.Save(t.Context(), name, ""); err == nil {
 			t.Errorf("%q was taken", name)
 		}
 	}
-	if s := k.Section(t.Context()); !strings.Contains(s.Rows[0].Detail, "newest of") || !strings.Contains(s.Rows[0].Detail, "next") {
+	if s := k.Section(t.Context()); !strings.Contains(s.Rows[0].Detail, "newest of") {
 		t.Errorf("status %+v", s)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Ask(t.Context(), k.Dirs, "", ""); !errors.Is(err, ErrNotRunning) {
-		t.Fatalf("after the server: %v", err)
+	k.Source = func() snapshot.Source { return nil }
+	if _, err := k.Save(t.Context(), "", ""); !errors.Is(err, errNotOpen) {
+		t.Errorf("before the datastore is open: %v", err)
 	}
 }
 
