@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"maps"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -48,21 +49,17 @@ func (t *endpointTracker) note(s *discovery.EndpointSlice, gone bool) bool {
 	return true
 }
 
-// update brings what was noted since the last time into eps.
-func (t *endpointTracker) update(eps kubeproxy.EndpointsMap) kubeproxy.UpdateEndpointsMapResult {
+// update brings what was noted since the last time into eps. It returns the Services that it was noted for,
+// and when their endpoints changed.
+func (t *endpointTracker) update(eps kubeproxy.EndpointsMap) (services sets.Set[types.NamespacedName], changed map[types.NamespacedName][]time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := kubeproxy.UpdateEndpointsMapResult{}
+	services, changed = sets.Set[types.NamespacedName]{}, map[types.NamespacedName][]time.Time{}
 	for shard := range t.dirty {
 		r := eps.Update(shard)
-		if all.UpdatedServices == nil {
-			all = r
-			continue
-		}
-		all.UpdatedServices = all.UpdatedServices.Union(r.UpdatedServices)
-		maps.Copy(all.LastChangeTriggerTimes, r.LastChangeTriggerTimes)
-		all.ConntrackCleanupRequired = all.ConntrackCleanupRequired || r.ConntrackCleanupRequired
+		maps.Copy(services, r.UpdatedServices)
+		maps.Copy(changed, r.LastChangeTriggerTimes)
 	}
 	clear(t.dirty)
-	return all
+	return services, changed
 }

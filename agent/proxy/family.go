@@ -118,8 +118,8 @@ type stale struct {
 // read takes what changed from the trackers into the builder.
 func (f *family) read(node nodeInfo, all bool) (map[types.NamespacedName][]time.Time, stale) {
 	svc := f.ports.Update(f.services)
-	eps := f.endpoints.update(f.eps)
-	dirty := svc.UpdatedServices.Union(eps.UpdatedServices)
+	endpoints, changed := f.endpoints.update(f.eps)
+	dirty := svc.UpdatedServices.Union(endpoints)
 	if all {
 		dirty = sets.KeySet(f.byName).Union(dirty)
 	}
@@ -174,7 +174,7 @@ func (f *family) read(node nodeInfo, all bool) (map[types.NamespacedName][]time.
 			}
 		}
 	}
-	return eps.LastChangeTriggerTimes, st
+	return changed, st
 }
 
 // syncHealth opens and closes health-check ports, and tells them how many endpoints this node has.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -82,18 +81,18 @@ func snapshotCommand() *cli.Command {
 					if err := agentcli.NoArgs(c); err != nil {
 						return err
 					}
+					js, err := agentcli.AsJSON(c)
+					if err != nil {
+						return err
+					}
 					all, err := snapshot.List(own.Backup.Folder(sc.Dirs()))
 					if err != nil {
 						return err
 					}
-					switch o := c.String("output"); o {
-					case "":
-						return printSnapshots(c, all)
-					case "json":
+					if js {
 						return printSnapshotsJSON(c, all)
-					default:
-						return fmt.Errorf("--output: %q is not json", o)
 					}
+					return printSnapshots(c, all)
 				}),
 			},
 			{
@@ -135,18 +134,18 @@ func snapshotCommand() *cli.Command {
 					if err := agentcli.NoArgs(c); err != nil {
 						return err
 					}
+					js, err := agentcli.AsJSON(c)
+					if err != nil {
+						return err
+					}
 					p, err := own.Backup.Plan(sc.Dirs(), time.Now())
 					if err != nil {
 						return err
 					}
-					switch o := c.String("output"); o {
-					case "":
-						return printPlan(c, p)
-					case "json":
-						return printJSON(c, p)
-					default:
-						return fmt.Errorf("--output: %q is not json", o)
+					if js {
+						return agentcli.PrintJSON(c, p)
 					}
+					return printPlan(c, p)
 				}),
 			},
 			{
@@ -203,13 +202,7 @@ func printSnapshotsJSON(c *cli.Context, all []snapshot.Entry) error {
 		}
 		out = append(out, l)
 	}
-	return printJSON(c, out)
-}
-
-func printJSON(c *cli.Context, v any) error {
-	enc := json.NewEncoder(c.App.Writer)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	return agentcli.PrintJSON(c, out)
 }
 
 func printPlan(c *cli.Context, p backup.Plan) error {

@@ -16,7 +16,6 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/drivers/generic"
 	"github.com/k3s-io/kine/pkg/drivers/mysql"
-	"github.com/k3s-io/kine/pkg/drivers/nats"
 	"github.com/k3s-io/kine/pkg/drivers/pgsql"
 	"github.com/k3s-io/kine/pkg/server"
 	"github.com/k3s-io/kine/pkg/tls"
@@ -161,7 +160,7 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 // connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.
 func (s *Store) connect() (server.Backend, error) {
 	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
-	drive := map[string]drivers.Constructor{"PostgreSQL": pgsql.New, "MySQL": mysql.New, "NATS": nats.New}[s.kind]
+	drive := map[string]drivers.Constructor{"PostgreSQL": pgsql.New, "MySQL": mysql.New, "NATS": newNATS}[s.kind]
 	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
 		MetricsRegisterer: s.cfg.Registerer, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
 		ConnectionPoolConfig:  generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
@@ -170,9 +169,6 @@ func (s *Store) connect() (server.Backend, error) {
 		CompactIntervalJitter: 5, CompactTimeout: 5 * time.Second, CompactMinRetain: 1000, CompactBatchSize: 1000,
 		PollInterval: time.Second, PollBatchSize: 500,
 	})
-	if err == nil && s.kind == "NATS" {
-		b = newWholeWatches(s.ctx, b)
-	}
 	return b, err
 }
 

@@ -2,10 +2,13 @@ package external
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/broadcaster"
+	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/nats"
 	"github.com/k3s-io/kine/pkg/server"
 )
 
@@ -21,9 +24,16 @@ type wholeWatches struct {
 	told atomic.Int64 // the newest revision that went to the watches
 }
 
-func newWholeWatches(ctx context.Context, b server.Backend) server.Backend {
-	return &wholeWatches{Backend: b, ctx: ctx}
+// newNATS is a drivers.Constructor.
+func newNATS(ctx context.Context, wg *sync.WaitGroup, cfg *drivers.Config) (bool, server.Backend, error) {
+	elect, b, err := nats.New(ctx, wg, cfg)
+	if err != nil {
+		return false, nil, err
+	}
+	return elect, &wholeWatches{Backend: b, ctx: ctx}, nil
 }
+
+var _ drivers.Constructor = newNATS
 
 // listen is the only one for whom the driver keeps a watch; it ends when that does, and with it all watches,
 // whose clients then begin anew.

@@ -212,7 +212,7 @@ func (s *suite) recreate(t *testing.T) {
 		rev := s.mustCreate(t, "/a", fmt.Sprint(i))
 		kv := s.get(t, "/a").Kvs[0]
 		if kv.CreateRevision != rev || kv.ModRevision != rev || string(kv.Value) != fmt.Sprint(i) {
-			t.Fatalf("round %d: %v", i, kv)
+			t.Fatalf("round %d: created at %d, got %v", i, rev, kv)
 		}
 		s.mustDelete(t, "/a", rev)
 	}

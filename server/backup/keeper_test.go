@@ -56,7 +56,12 @@ func TestSaveOnDemand(t *testing.T) {
 			t.Errorf("%q was taken", name)
 		}
 	}
-	if s := k.Section(t.Context()); !strings.Contains(s.Rows[0].Detail, "newest of") {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := k.Run(ctx, func() {}); err != nil { // ends after it has said when the next is due
+		t.Fatal(err)
+	}
+	if s := k.Section(t.Context()); !strings.Contains(s.Rows[0].Detail, "newest of") || !strings.Contains(s.Rows[0].Detail, "next") {
 		t.Errorf("status %+v", s)
 	}
 	k.Source = func() snapshot.Source { return nil }

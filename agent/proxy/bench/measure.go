@@ -162,8 +162,8 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 			return nil, err
 		}
 		after := p.metric(syncs+"_sum", syncs+"_count")
-		if n := after[syncs+"_count"] - before[syncs+"_count"]; n > 0 {
-			each = append(each, 1000*(after[syncs+"_sum"]-before[syncs+"_sum"])/n)
+		if counted := after[syncs+"_count"] - before[syncs+"_count"]; counted > 0 {
+			each = append(each, 1000*(after[syncs+"_sum"]-before[syncs+"_sum"])/counted)
 		}
 		before = after
 	}
