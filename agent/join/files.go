@@ -324,7 +324,3 @@ func clientOf(kubeconfig string) (kubernetes.Interface, error) {
 	}
 	return kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-join"))
 }
-
-func encode(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
-}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/balancer"
 	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/wallclock"
@@ -100,55 +100,16 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 	if j.cfg.Token.CA == "" {
 		j.cfg.Log.Warn("a password says nothing about the server: whichever answers is trusted; a token from `umiak token create` would have it checked")
 	}
-	retry, err := newRetry()
-	if err != nil {
+	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.say("waiting to join", err) }); err != nil {
 		return nil, err
 	}
-	defer retry.close()
-	for tries := 1; ; tries++ {
-		err := j.enroll(ctx)
-		if err == nil {
-			c := j.current().Cluster
-			return &c, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		// A server may be a moment behind the one on which the token was made.
-		if definite(err) && (!isCode(err, joinapi.BadToken) || tries >= 3) {
-			return nil, err
-		}
-		j.say("waiting to join", err)
-		if err := retry.wait(ctx); err != nil {
-			return nil, err
-		}
-	}
+	c := j.current().Cluster
+	return &c, nil
 }
 
 // Servers are all servers that are known, and a channel that is closed when the list changes: the node keeps a
 // tunnel to each.
 func (j *Joiner) Servers() (list []string, changed <-chan struct{}) { return j.cfg.Balancer.Servers() }
-
-// definite says whether asking again would bring the same answer.
-func definite(err error) bool {
-	if errors.Is(err, token.ErrWrongServer) {
-		return true
-	}
-	var e *joinapi.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	switch e.Code {
-	case joinapi.Starting, joinapi.Busy, joinapi.ServerFailed:
-		return false
-	}
-	return true
-}
-
-func isCode(err error, code joinapi.Code) bool {
-	var e *joinapi.Error
-	return errors.As(err, &e) && e.Code == code
-}
 
 // enroll joins with the token.
 func (j *Joiner) enroll(ctx context.Context) error {
@@ -170,9 +131,10 @@ func (j *Joiner) enroll(ctx context.Context) error {
 	for _, addr := range addrs {
 		ca, err := token.FetchCA(ctx, addr, j.cfg.Token.CA, j.cfg.Now)
 		if err == nil {
-			var resp *joinapi.NodeResponse
-			if resp, err = j.post(ctx, addr, joinapi.NodePath, req, encode(ca), nil); err == nil {
-				if err := j.accept(resp, token.HashCA(ca)); err != nil {
+			var resp joinapi.NodeResponse
+			c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.cfg.Token, Now: j.cfg.Now}
+			if err = c.Post(ctx, addr, joinapi.NodePath, req, &resp); err == nil {
+				if err := j.accept(&resp, token.HashCA(ca)); err != nil {
 					return err
 				}
 				j.mu.Lock()
@@ -182,7 +144,7 @@ func (j *Joiner) enroll(ctx context.Context) error {
 				return nil
 			}
 		}
-		if definite(err) || errors.Is(err, token.ErrClock) {
+		if joinclient.Definite(err) || errors.Is(err, token.ErrClock) {
 			return err
 		}
 		errs = append(errs, err)
@@ -252,7 +214,7 @@ func (j *Joiner) tend(ctx context.Context, known *bool) error {
 		j.settled()
 		return nil
 	}
-	if definite(err) {
+	if joinclient.Definite(err) {
 		what = "refused"
 	}
 	j.say(what, err)
@@ -279,18 +241,19 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("read the cluster's CA: %w", err)
 	}
-	resp, err := j.post(ctx, j.cfg.Local, path, req, cas, own)
+	var resp joinapi.NodeResponse
+	err = joinclient.Client{CAs: cas, Certificate: own, Now: j.cfg.Now}.Post(ctx, j.cfg.Local, path, req, &resp)
 	if err == nil && path == joinapi.CheckPath {
 		return j.cfg.Balancer.Set(resp.Servers)
 	}
 	if err == nil {
-		if err = j.accept(resp, ""); err != nil {
+		if err = j.accept(&resp, ""); err != nil {
 			return err
 		}
 		j.cfg.Log.Info("renewed the node's certificates", "until", j.end())
 		return nil
 	}
-	if (isCode(err, joinapi.UnknownNode) || isCode(err, joinapi.BadIdentity)) && j.cfg.Token.Secret != "" {
+	if (joinclient.IsCode(err, joinapi.UnknownNode) || joinclient.IsCode(err, joinapi.BadIdentity)) && j.cfg.Token.Secret != "" {
 		if again := j.enroll(ctx); again != nil {
 			return fmt.Errorf("%w; joining again: %w", err, again)
 		}
@@ -321,35 +284,4 @@ func (j *Joiner) say(state string, err error) {
 	if news {
 		j.cfg.Log.Warn(state+", trying again", "error", err)
 	}
-}
-
-// retry waits between attempts, longer each time, and not at all once the clock is set.
-type retry struct {
-	alarm *wallclock.Alarm
-	pause time.Duration
-}
-
-func newRetry() (*retry, error) {
-	a, err := wallclock.NewAlarm()
-	return &retry{alarm: a, pause: 500 * time.Millisecond}, err
-}
-
-func (r *retry) close() { r.alarm.Close() }
-
-func (r *retry) wait(ctx context.Context) error {
-	// A thousand nodes that come back after a power cut do not all ask in the same moment.
-	d := r.pause/2 + rand.N(r.pause)
-	r.pause = min(2*r.pause, 15*time.Second)
-	if err := r.alarm.Set(d); err != nil {
-		return err
-	}
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case _, ok := <-r.alarm.Rung():
-		if !ok {
-			return r.alarm.Err()
-		}
-	}
-	return nil
 }

@@ -28,6 +28,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/balancer"
 	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 	serverjoin "github.com/umiak-io/umiak/server/join"
@@ -397,7 +398,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.post(t.Context(), other.Listener.Addr().String(), joinapi.RenewPath, &joinapi.NodeRequest{}, s.pki.CAPEM(pki.ServerCA), own); err == nil || !strings.Contains(err.Error(), "another cluster") {
+	if err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(), other.Listener.Addr().String(), joinapi.RenewPath, &joinapi.NodeRequest{}, &joinapi.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
 		t.Errorf("a server of another cluster: %v", err)
 	}
 	m2 := newMachine(t, other)
@@ -412,7 +413,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, s.pki.CAPEM(pki.ServerCA), &foreign); !errors.As(err, &e) || e.Code != joinapi.BadIdentity {
+	if err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign, Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, &joinapi.NodeResponse{}); !errors.As(err, &e) || e.Code != joinapi.BadIdentity {
 		t.Errorf("with a foreign certificate: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/base32"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -153,6 +154,11 @@ func random(n int) string {
 func HashCA(ca *x509.Certificate) string {
 	h := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(h[:])
+}
+
+// EncodeCA is a CA in PEM form.
+func EncodeCA(ca *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
 }
 
 // HashSecret is what servers keep of a secret. It is a plain hash: a random secret cannot be guessed, and
