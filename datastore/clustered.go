@@ -29,6 +29,29 @@ type Cluster interface {
 	Members() []etcd.Member
 }
 
+// The backends that keep the state on this machine.
+const (
+	BackendSQLite = "sqlite"
+	BackendEtcd   = "etcd"
+)
+
+// Present says what has state in the folder, and where; nothing if none has. etcd has taken over what SQLite had
+// where both are there.
+func Present(dir string) (backend, path string) {
+	if path = etcdDir(Config{Dir: dir}); etcd.Exists(path) {
+		return BackendEtcd, path
+	}
+	if path = sqlite.File(dir); exists(path) {
+		return BackendSQLite, path
+	}
+	return "", ""
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // Clustered says whether the datastore is, or becomes, etcd in this process.
 func Clustered(cfg Config) bool {
 	return cfg.Endpoint == "" && (cfg.ClusterInit || cfg.Etcd.Reset || len(cfg.Etcd.Join) > 0 || etcd.Exists(etcdDir(cfg)))
@@ -78,7 +101,7 @@ func (s clustered) TLS() external.TLS        { return external.TLS{} }
 
 func (s clustered) Status(context.Context) (Status, error) {
 	st := s.Server.Status()
-	out := Status{Backend: "etcd", Etcd: &st}
+	out := Status{Backend: BackendEtcd, Etcd: &st}
 	if !st.HasLeader {
 		return out, errors.New("the cluster has no leader: fewer than half of its members reach each other")
 	}
@@ -87,13 +110,13 @@ func (s clustered) Status(context.Context) (Status, error) {
 
 func (s clustered) State(context.Context) (snapshot.State, error) {
 	rev := s.Revision()
-	return snapshot.State{Backend: "etcd", Revision: rev, Epoch: rev>>epochBits + 1}, nil
+	return snapshot.State{Backend: BackendEtcd, Revision: rev, Epoch: rev>>epochBits + 1}, nil
 }
 
 // migrate moves what SQLite has into etcd, once, and keeps the old files. It may be broken off anywhere:
 // etcd's directory appears when it is complete, and until then SQLite's is not touched.
 func migrate(ctx context.Context, cfg Config, c etcd.Config) error {
-	old := filepath.Join(cfg.Dir, "state.db")
+	old := sqlite.File(cfg.Dir)
 	_, err := os.Stat(old)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -140,7 +140,7 @@ func (s *store) TLS() external.TLS        { return external.TLS{} }
 
 func (s *store) Status(ctx context.Context) (Status, error) {
 	st := s.durable.Status()
-	out := Status{Backend: "sqlite", SQLite: &st, Volatile: &VolatileStatus{}}
+	out := Status{Backend: BackendSQLite, SQLite: &st, Volatile: &VolatileStatus{}}
 	out.Volatile.Revision, out.Volatile.CompactRevision = s.volatile.Revisions()
 	out.Volatile.Keys = s.volatile.Len()
 	var err error
@@ -222,7 +222,7 @@ func (s *store) compactEvery(ctx context.Context, interval time.Duration) {
 
 func (s *store) State(context.Context) (snapshot.State, error) {
 	rev, _ := s.durable.Revisions()
-	return snapshot.State{Backend: "sqlite", Revision: rev, Epoch: s.durable.Epoch()}, nil
+	return snapshot.State{Backend: BackendSQLite, Revision: rev, Epoch: s.durable.Epoch()}, nil
 }
 
 func (s *store) Export(ctx context.Context, revision int64, visit func(*mvccpb.KeyValue) error) error {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/umiak-io/umiak/datastore/external"
+	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/backup"
@@ -21,6 +22,7 @@ type Config struct {
 	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
 	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 
+	Server         string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
 	Token          string `key:"token" secret:"true" usage:"token or password with which machines join (default: made at the first start, in data-dir/server/token)"`
 	TokenFile      string `key:"token-file" usage:"file that holds the token"`
 	AgentToken     string `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
@@ -188,6 +190,14 @@ func (c Config) validateDatastore() (errs []error) {
 		}
 	} else if c.DatastoreCA != "" || c.DatastoreCert != "" || c.DatastoreKey != "" {
 		fail("datastore-cafile", "needs datastore-endpoint")
+	}
+	if c.Server != "" {
+		if _, err := joinclient.Address(c.Server); err != nil {
+			fail("server", "%w", err)
+		}
+		if c.ClusterInit {
+			fail("cluster-init", "makes a new cluster, and server names one to join; leave one of them out")
+		}
 	}
 	if (c.DatastoreCert == "") != (c.DatastoreKey == "") {
 		fail("datastore-certfile", "and datastore-keyfile belong together")

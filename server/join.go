@@ -25,7 +25,20 @@ import (
 
 // Joiner gives the node on this machine its identity, from this server's own CAs. The server keeps the
 // node's certificates fresh.
-func (s *Server) Joiner() agent.Joiner { return localJoiner{s} }
+func (s *Server) Joiner() agent.Joiner {
+	if s.others == nil {
+		return localJoiner{s}
+	}
+	return oneOfMany{localJoiner{s}}
+}
+
+// oneOfMany is for a server that may have others beside it: its node keeps tunnels to them.
+type oneOfMany struct{ localJoiner }
+
+var _ agent.Servers = oneOfMany{}
+
+// Servers are the others.
+func (j oneOfMany) Servers() (list []string, changed <-chan struct{}) { return j.s.others.list() }
 
 type localJoiner struct{ s *Server }
 
@@ -115,15 +128,23 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 		}
 	}
 	return join.New(join.Config{
-		Signer: s.pki, Cluster: s.clusterFacts(), Own: net.JoinHostPort(s.advertise, strconv.Itoa(s.cfg.HTTPSPort)),
+		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published(),
 		Names: append(l.DNSNames, name), IPs: l.IPs, Log: s.log,
 	}), nil
+}
+
+// published is this server's address as HOST:PORT, as other machines use it.
+func (s *Server) published() string {
+	return net.JoinHostPort(s.advertise, strconv.Itoa(s.cfg.HTTPSPort))
 }
 
 // longLived are the two tokens of the first start.
 func (s *Server) longLived() []join.LongLived {
 	// Validate has read the files.
 	srv, _ := token.FromSettings(s.cfg.Token, s.cfg.TokenFile)
+	if s.cfg.Server != "" {
+		srv = "" // it is the one with which this server joins
+	}
 	agt, _ := token.FromSettings(s.cfg.AgentToken, s.cfg.AgentTokenFile)
 	return []join.LongLived{
 		{ID: join.ServerID, Kind: token.Server, File: s.dirs.ServerToken(), Given: srv},

@@ -50,6 +50,8 @@ type Server struct {
 	join      *join.API
 	manifests atomic.Pointer[addons.Controller]
 
+	others *others // nil where there can be none
+
 	members []etcd.Member // on a server that joins others for the first time
 
 	mu    sync.Mutex
@@ -107,6 +109,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.plane.APIServer.Front(joinapi.Prefix, s.join)
+	if sharedDatastore(s.datastoreConfig()) != "" {
+		s.others = newOthers(s.published())
+	}
 	if err := s.reachNodes(); err != nil {
 		return nil, err
 	}
@@ -125,7 +130,7 @@ func (s *Server) Health() *controlplane.Health { return s.health }
 
 // Parts is everything that a server runs, in start order.
 func (s *Server) Parts() []lifecycle.Part {
-	return []lifecycle.Part{
+	parts := []lifecycle.Part{
 		{Name: "certificates", Run: s.pki.Run},
 		{Name: "control", Run: s.control().Run},
 		{Name: "datastore", Run: s.runDatastore},
@@ -139,6 +144,10 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "load-balancer", After: []string{"kube-apiserver"}, Run: s.runLoadBalancer},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}
+	if s.others != nil {
+		parts = append(parts, lifecycle.Part{Name: "other-servers", After: []string{"kube-apiserver"}, Run: s.followOthers})
+	}
+	return parts
 }
 
 // OnVolumeControllers has f called after the controllers of volumes have been made in this process; see

@@ -22,6 +22,7 @@ import (
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/heap"
 	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
@@ -96,7 +97,7 @@ func whomToJoin(cfg agent.Config) (server string, tok token.Token, err error) {
 	var errs []error
 	if cfg.Server == "" {
 		errs = append(errs, errors.New("server: not set; it is the URL of a server to join, as https://10.0.0.1:6443"))
-	} else if server, err = join.Address(cfg.Server); err != nil {
+	} else if server, err = joinclient.Address(cfg.Server); err != nil {
 		errs = append(errs, fmt.Errorf("server: %w", err))
 	}
 	// Without a token a node can start that has joined before.

@@ -100,18 +100,7 @@ func (j *Joiner) load(name string) (*joined, error) {
 // trusts says whether the CA with a hash is one of those that the node trusts.
 func (j *Joiner) trusts(hash string) bool {
 	raw, err := os.ReadFile(j.file(serverCA))
-	if err != nil {
-		return false
-	}
-	for {
-		var b *pem.Block
-		if b, raw = pem.Decode(raw); b == nil {
-			return false
-		}
-		if c, err := x509.ParseCertificate(b.Bytes); err == nil && token.HashCA(c) == hash {
-			return true
-		}
-	}
+	return err == nil && token.HoldsCA(raw, hash)
 }
 
 func (j *Joiner) keyPair(id string) (*tls.Certificate, error) {
@@ -228,7 +217,7 @@ func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
 	j.mu.Lock()
 	node := j.node
 	j.mu.Unlock()
-	if pinned != "" && !holdsCA(resp.ServerCA, pinned) {
+	if pinned != "" && !token.HoldsCA([]byte(resp.ServerCA), pinned) {
 		return fmt.Errorf("%w: the CA in its answer is not the one that has signed its certificate", token.ErrWrongServer)
 	}
 	certs := map[string]string{kubeletClient: resp.Kubelet, agentClient: resp.Agent, kubeletServing: resp.Serving}
@@ -269,19 +258,6 @@ func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
 	}
 	j.adopt(s)
 	return nil
-}
-
-func holdsCA(text, hash string) bool {
-	raw := []byte(text)
-	for {
-		var b *pem.Block
-		if b, raw = pem.Decode(raw); b == nil {
-			return false
-		}
-		if c, err := x509.ParseCertificate(b.Bytes); err == nil && token.HashCA(c) == hash {
-			return true
-		}
-	}
 }
 
 // writeKubeconfigs names the balancer as the API server, so that they stay the same whatever server answers,

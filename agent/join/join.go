@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/url"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,26 +21,13 @@ import (
 // Config says whom to join.
 type Config struct {
 	Dirs   layout.Dirs
-	Server string      // HOST:PORT, see Address
+	Server string      // HOST:PORT, see joinclient.Address
 	Token  token.Token // zero on a node that has joined before
 	// Local is where the balancer listens.
 	Local    string
 	Balancer *balancer.Balancer
 	Log      *slog.Logger
 	Now      func() time.Time // time.Now
-}
-
-// Address takes a server's URL apart, as a user gives it: https://HOST or https://HOST:6443.
-func Address(server string) (string, error) {
-	u, err := url.Parse(server)
-	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return "", fmt.Errorf("%q is not a server such as https://10.0.0.1:6443", server)
-	}
-	port := u.Port()
-	if port == "" {
-		port = "6443"
-	}
-	return net.JoinHostPort(u.Hostname(), port), nil
 }
 
 // Joiner is the node's membership.
@@ -98,7 +82,7 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 		return nil, errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one")
 	}
 	if j.cfg.Token.CA == "" {
-		j.cfg.Log.Warn("a password says nothing about the server: whichever answers is trusted; a token from `umiak token create` would have it checked")
+		j.cfg.Log.Warn(joinclient.Unpinned)
 	}
 	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.say("waiting to join", err) }); err != nil {
 		return nil, err

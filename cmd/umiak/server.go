@@ -20,7 +20,10 @@ func serverCommand() *cli.Command {
 		Name:  "server",
 		Usage: "run a cluster: the control plane and, unless --disable-agent, a node",
 		Description: "  umiak server\n" +
-			"  umiak server --node-ip 192.168.1.10 --tls-san pi.local --disable NAME",
+			"  umiak server --node-ip 192.168.1.10 --tls-san pi.local --disable NAME\n\n" +
+			"Three servers survive the loss of any one; the first keeps its state in etcd, the others join it:\n\n" +
+			"  umiak server --cluster-init\n" +
+			"  umiak server --server https://FIRST:6443 --token TOKEN       (`umiak token create --kind server` on the first)",
 		Flags: config.Flags(&sc, &ac, &lc),
 		Action: func(c *cli.Context) error {
 			if err := agentcli.NoArgs(c); err != nil {
@@ -38,7 +41,11 @@ func serverCommand() *cli.Command {
 				return err
 			}
 			defer release()
-			srv, err := server.New(c.Context, sc, log, server.WithoutLock())
+			members, err := server.Join(c.Context, sc, log)
+			if err != nil {
+				return err
+			}
+			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members))
 			if err != nil {
 				return err
 			}

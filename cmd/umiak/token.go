@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/join"
@@ -97,11 +97,11 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 
 // joinLine is what to run on the machine that is to join.
 func joinLine(ctx context.Context, t join.Tokens, kind token.Kind, tok token.Token) (string, error) {
-	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=kubernetes"})
+	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
 	if err != nil {
 		return "", fmt.Errorf("find the servers: %w", err)
 	}
-	servers := joinapi.Servers(list.Items)
+	servers := apiservers.Of(list.Items)
 	if len(servers) == 0 {
 		return "", errors.New("find the servers: none has published its address yet, try again")
 	}

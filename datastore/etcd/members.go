@@ -11,8 +11,12 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 )
 
-// ErrNoMember means that no member has the name.
-var ErrNoMember = errors.New("no such member")
+var (
+	// ErrNoMember means that no member has the name.
+	ErrNoMember = errors.New("no such member")
+	// ErrTaken means that another member has the name or the address.
+	ErrTaken = errors.New("another member has it")
+)
 
 // Members lists the cluster's members as this one knows them.
 func (s *Server) Members() []Member {
@@ -44,7 +48,7 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 	for _, m := range s.Members() {
 		switch {
 		case m.Self && (m.Name == name || m.Peer == peer):
-			return fail(errors.New("that is this server's own name or address"))
+			return fail(fmt.Errorf("%w: it is this server's own name or address", ErrTaken))
 		case m.Peer == peer && m.Name == "":
 			return s.Members(), nil // asked before and not started since
 		case m.Name == name:
@@ -52,7 +56,7 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 				return fail(fmt.Errorf("remove its predecessor: %w", err))
 			}
 		case m.Peer == peer:
-			return fail(fmt.Errorf("the address is that of member %s; remove it first", m.Name))
+			return fail(fmt.Errorf("%w: the address is member %s's; delete that server's node first if it is gone", ErrTaken, m.Name))
 		}
 	}
 	u := peerURL(peer)

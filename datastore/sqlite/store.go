@@ -20,6 +20,9 @@ import (
 	"github.com/umiak-io/umiak/datastore/internal/ttl"
 )
 
+// File is the database in a folder.
+func File(dir string) string { return filepath.Join(dir, "state.db") }
+
 // Options says where the store is and whom it tells what it does.
 type Options struct {
 	Dir        string
@@ -72,7 +75,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open datastore %s: %w", o.Dir, explain(err))
 	}
-	s := &Store{path: filepath.Join(o.Dir, "state.db"), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{}, stop: make(chan struct{})}
+	s := &Store{path: File(o.Dir), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{}, stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open datastore %s: %w", o.Dir, errors.Join(explain(err), s.closeFiles()))

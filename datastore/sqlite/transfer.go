@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
@@ -48,7 +47,7 @@ func Import(ctx context.Context, dir string, at Imported, keys func(put func(*mv
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("import into %s: %w", dir, explain(err))
 	}
-	path := filepath.Join(dir, "state.db")
+	path := File(dir)
 	if _, err := os.Stat(path); err == nil {
 		return fmt.Errorf("import into %s: there is a datastore already", dir)
 	}

@@ -4,10 +4,12 @@
 //	POST /umiak/v1/join/node    with a token: a node gets its certificates for the first time
 //	POST /umiak/v1/join/renew   with the node's client certificate: it gets new ones
 //	POST /umiak/v1/join/check   as renew, but nothing is signed: does the cluster still know the node?
+//	POST /umiak/v1/join/server  with a token for servers: a server gets the cluster's keys
 //
-// All take a NodeRequest and answer with a NodeResponse, or with an Error. The token stands in the
-// Authorization header (HTTP basic authentication: its id and its secret), so that a server can refuse
-// before it reads a body. Keys never leave the node: requests hold CSRs.
+// The first three take a NodeRequest and answer with a NodeResponse, the last a ServerRequest and a
+// ServerResponse; all may answer with an Error. The token stands in the Authorization header (HTTP basic
+// authentication: its id and its secret), so that a server can refuse before it reads a body. Keys never leave
+// a node: requests hold CSRs.
 //
 // It holds types, limits and the strict decoder, and imports nothing of umiak.
 package joinapi
@@ -26,6 +28,8 @@ const (
 	NodePath  = Prefix + "node"
 	RenewPath = Prefix + "renew"
 	CheckPath = Prefix + "check"
+
+	ServerPath = Prefix + "server"
 )
 
 // MaxBody is the most that a request or an answer may hold.
@@ -91,6 +95,8 @@ const (
 	BadRequest   Code = "bad-request"   // the request is not one
 	BadToken     Code = "bad-token"     // unknown, revoked, ended or used up, or of the wrong kind
 	NameTaken    Code = "name-taken"    // another machine has this node name
+	BadSettings  Code = "bad-settings"  // the server's settings are not the cluster's
+	NotShared    Code = "not-shared"    // the cluster's datastore is for one server alone, or another than asked for
 	UnknownNode  Code = "unknown-node"  // the node was deleted from the cluster
 	BadIdentity  Code = "bad-identity"  // the client certificate is not one of this cluster's
 	Starting     Code = "starting"      // the server is not ready yet

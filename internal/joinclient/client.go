@@ -8,12 +8,31 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
 )
+
+// Address takes a server's URL apart, as a user gives it: https://HOST or https://HOST:6443.
+func Address(server string) (string, error) {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", fmt.Errorf("%q is not a server such as https://10.0.0.1:6443", server)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "6443"
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// Unpinned is what to tell a user who has set a password instead of a token.
+const Unpinned = "a password says nothing about the server: whichever answers is trusted; a token from `umiak token create` would have it checked"
 
 // patience is how long one request may take.
 const patience = time.Minute

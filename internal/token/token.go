@@ -156,6 +156,16 @@ func HashCA(ca *x509.Certificate) string {
 	return hex.EncodeToString(h[:])
 }
 
+// HoldsCA says whether one of the certificates, in PEM form, is the CA with a hash.
+func HoldsCA(raw []byte, hash string) bool {
+	for b, rest := pem.Decode(raw); b != nil; b, rest = pem.Decode(rest) {
+		if c, err := x509.ParseCertificate(b.Bytes); err == nil && HashCA(c) == hash {
+			return true
+		}
+	}
+	return false
+}
+
 // EncodeCA is a CA in PEM form.
 func EncodeCA(ca *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
+	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/server/pki"
@@ -41,6 +42,7 @@ var _ Signer = (*pki.PKI)(nil)
 type Config struct {
 	Signer  Signer
 	Cluster joinapi.Cluster // what nodes are told
+	Servers Servers         // takes servers in
 	// Own is this server's address as HOST:PORT, for agents, until the cluster has published it.
 	Own string
 	// Names and IPs are the API server's, which no node may have.
@@ -48,6 +50,16 @@ type Config struct {
 	IPs   []string
 	Log   *slog.Logger
 	Now   func() time.Time // time.Now
+}
+
+// Servers is how the cluster gets more of them.
+type Servers interface {
+	// Datastore is the kind that the cluster's servers share, empty where one server has it for itself.
+	Datastore() joinapi.Datastore
+	// Settings are those that all servers must have alike.
+	Settings() []joinapi.Setting
+	// Admit takes a server in whose request has been checked. Its refusals are *joinapi.Error.
+	Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error)
 }
 
 // API answers requests to join. It refuses until Run has been called and follows the tokens.
@@ -106,12 +118,14 @@ func (a *API) Run(ctx context.Context, client kubernetes.Interface, meta metadat
 
 // ServeHTTP answers one request.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var do func(context.Context, *serving, *http.Request, http.ResponseWriter) (*joinapi.NodeResponse, error)
+	var do func(context.Context, *serving, *http.Request, http.ResponseWriter) (any, error)
 	switch r.URL.Path {
 	case joinapi.NodePath:
 		do = a.join
 	case joinapi.RenewPath, joinapi.CheckPath:
 		do = a.renew
+	case joinapi.ServerPath:
+		do = a.joinServer
 	default:
 		http.NotFound(w, r)
 		return
@@ -137,23 +151,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // join lets a node in that has a token.
-func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (*joinapi.NodeResponse, error) {
-	id, secret, ok := r.BasicAuth()
-	if !ok {
-		return nil, joinapi.Refuse(joinapi.BadToken, "a token is needed to join")
+func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
+	rec, err := a.tokenOf(s, r) // either kind lets a node in
+	if err != nil {
+		return nil, err
 	}
-	from := remote(r)
-	if id == "" && a.passwords.blocked(from) {
-		return nil, joinapi.Refuse(joinapi.Busy, "too many wrong passwords from your address; a token is not held up by this")
-	}
-	rec, why := s.known.token(id, secret, a.cfg.Now())
-	if why != "" {
-		if id == "" {
-			a.passwords.add(from)
-		}
-		return nil, joinapi.Refuse(joinapi.BadToken, "%s", why)
-	}
-	// Either kind lets a node in.
 	release, err := a.enter(ctx)
 	if err != nil {
 		return nil, err
@@ -168,9 +170,29 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	}
 	resp, err := a.answer(ctx, s, n)
 	if err == nil {
-		a.cfg.Log.Info("a node has joined", "node", n.name, "token", rec.ID, "from", from)
+		a.cfg.Log.Info("a node has joined", "node", n.name, "token", rec.ID, "from", remote(r))
 	}
 	return resp, err
+}
+
+// tokenOf is the token that a request shows, once it is known to be good.
+func (a *API) tokenOf(s *serving, r *http.Request) (Record, error) {
+	id, secret, ok := r.BasicAuth()
+	if !ok {
+		return Record{}, joinapi.Refuse(joinapi.BadToken, "a token is needed to join")
+	}
+	from := remote(r)
+	if id == "" && a.passwords.blocked(from) {
+		return Record{}, joinapi.Refuse(joinapi.Busy, "too many wrong passwords from your address; a token is not held up by this")
+	}
+	rec, why := s.known.token(id, secret, a.cfg.Now())
+	if why != "" {
+		if id == "" {
+			a.passwords.add(from)
+		}
+		return Record{}, joinapi.Refuse(joinapi.BadToken, "%s", why)
+	}
+	return rec, nil
 }
 
 // admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
@@ -223,7 +245,7 @@ func taken(name string) error {
 
 // renew gives a node new certificates, or only says that it could have them. The node shows the certificate
 // it has, which may have ended, and its password.
-func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (*joinapi.NodeResponse, error) {
+func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
 	name, err := a.identity(r)
 	if err != nil {
 		return nil, joinapi.Refuse(joinapi.BadIdentity, "%v", err)
@@ -304,10 +326,9 @@ func (a *API) enter(ctx context.Context) (release func(), err error) {
 
 // read takes the body of a request that has been let in.
 func (a *API) read(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (*node, *joinapi.NodeRequest, error) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience)) // where it cannot be set, the server's own limits hold
 	var req joinapi.NodeRequest
-	if err := joinapi.Decode(r.Body, &req); err != nil {
-		return nil, nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
+	if err := decode(r, w, &req); err != nil {
+		return nil, nil, err
 	}
 	res, err := a.reserved(ctx, s)
 	if err != nil {
@@ -318,6 +339,14 @@ func (a *API) read(ctx context.Context, s *serving, r *http.Request, w http.Resp
 		return nil, nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
 	}
 	return n, &req, nil
+}
+
+func decode(r *http.Request, w http.ResponseWriter, req any) error {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience)) // where it cannot be set, the server's own limits hold
+	if err := joinapi.Decode(r.Body, req); err != nil {
+		return joinapi.Refuse(joinapi.BadRequest, "%v", err)
+	}
+	return nil
 }
 
 // reserved is what belongs to the servers.
@@ -349,11 +378,11 @@ func (a *API) reserved(ctx context.Context, s *serving) (reserved, error) {
 // servers are the addresses that the API servers have published.
 func (a *API) servers(ctx context.Context, s *serving) ([]string, error) {
 	list, err := s.tokens.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
-		metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=kubernetes", ResourceVersion: "0"})
+		metav1.ListOptions{LabelSelector: apiservers.Selector, ResourceVersion: "0"})
 	if err != nil {
 		return nil, fmt.Errorf("list servers: %w", err)
 	}
-	out := joinapi.Servers(list.Items)
+	out := apiservers.Of(list.Items)
 	if !slices.Contains(out, a.cfg.Own) {
 		out = append(out, a.cfg.Own)
 	}

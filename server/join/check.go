@@ -39,20 +39,28 @@ type node struct {
 	kubelet, agent, serving *x509.CertificateRequest
 }
 
+// checkName says whether a machine may have a name, with a password to keep it.
+func checkName(name, password string, reserved []string) error {
+	if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
+		return fmt.Errorf("node name %q: %s", name, strings.Join(e, ", "))
+	}
+	if len(name) > validation.LabelValueMaxLength {
+		return fmt.Errorf("node name %q is longer than %d characters", name, validation.LabelValueMaxLength)
+	}
+	if slices.Contains(reserved, name) {
+		return fmt.Errorf("node name %q is a name of the API server; set node-name to another", name)
+	}
+	if len(password) < minPassword || len(password) > maxPassword {
+		return fmt.Errorf("the node password has %d characters, want %d to %d", len(password), minPassword, maxPassword)
+	}
+	return nil
+}
+
 // check takes a request apart. What it returns holds nothing that was not asked for and allowed.
 func check(r *joinapi.NodeRequest, res reserved) (*node, error) {
 	n := &node{name: r.Name}
-	if e := validation.IsDNS1123Subdomain(r.Name); len(e) > 0 {
-		return nil, fmt.Errorf("node name %q: %s", r.Name, strings.Join(e, ", "))
-	}
-	if len(r.Name) > validation.LabelValueMaxLength {
-		return nil, fmt.Errorf("node name %q is longer than %d characters", r.Name, validation.LabelValueMaxLength)
-	}
-	if slices.Contains(res.names, r.Name) {
-		return nil, fmt.Errorf("node name %q is a name of the API server; set node-name to another", r.Name)
-	}
-	if len(r.Password) < minPassword || len(r.Password) > maxPassword {
-		return nil, fmt.Errorf("the node password has %d characters, want %d to %d", len(r.Password), minPassword, maxPassword)
+	if err := checkName(r.Name, r.Password, res.names); err != nil {
+		return nil, err
 	}
 	if len(r.IPs) == 0 || len(r.IPs) > maxIPs {
 		return nil, fmt.Errorf("%d node addresses, want 1 to %d", len(r.IPs), maxIPs)

@@ -1,0 +1,63 @@
+package apiservers
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Of are the addresses, as HOST:PORT, that the slices of the Service default/kubernetes name.
+func Of(slicesOf []discoveryv1.EndpointSlice) []string {
+	var out []string
+	for _, s := range slicesOf {
+		for _, p := range s.Ports {
+			if p.Port == nil || p.Name != nil && *p.Name != "https" {
+				continue
+			}
+			for _, e := range s.Endpoints {
+				for _, a := range e.Addresses {
+					out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Selector is for the slices in the namespace default.
+const Selector = discoveryv1.LabelServiceName + "=kubernetes"
+
+// Follow tells the servers at first and whenever they change, until ctx ends. There may be none.
+func Follow(ctx context.Context, client kubernetes.Interface, tell func([]string)) error {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceDefault),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = Selector }))
+	inf := f.Discovery().V1().EndpointSlices().Informer()
+	read := func(any) {
+		var all []discoveryv1.EndpointSlice
+		for _, o := range inf.GetStore().List() {
+			if s, ok := o.(*discoveryv1.EndpointSlice); ok {
+				all = append(all, *s)
+			}
+		}
+		tell(Of(all))
+	}
+	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: read, DeleteFunc: read, UpdateFunc: func(_, o any) { read(o) },
+	})
+	if err != nil {
+		return fmt.Errorf("watch the servers' addresses: %w", err)
+	}
+	f.Start(ctx.Done())
+	<-ctx.Done()
+	f.Shutdown()
+	return nil
+}

@@ -1,0 +1,86 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/server/keys"
+)
+
+// admission takes more servers into the cluster.
+type admission struct{ s *Server }
+
+var _ join.Servers = admission{}
+
+// Datastore is what more servers could share with this one.
+func (a admission) Datastore() joinapi.Datastore { return sharedDatastore(a.s.datastoreConfig()) }
+
+// sharedDatastore is empty where the datastore is one server's alone.
+func sharedDatastore(c datastore.Config) joinapi.Datastore {
+	switch {
+	case c.Endpoint != "":
+		return joinapi.External
+	case datastore.Clustered(c):
+		return joinapi.Etcd
+	}
+	return ""
+}
+
+// Settings are those that this server's configuration has.
+func (a admission) Settings() []joinapi.Setting { return a.s.cfg.shared() }
+
+// Admit hands the cluster's keys out and, where the servers are etcd themselves, makes room for one more.
+func (a admission) Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {
+	out := &joinapi.ServerResponse{}
+	var err error
+	if out.Files, err = keys.Collect(a.s.dirs); err != nil {
+		return nil, err
+	}
+	if r.Datastore != joinapi.Etcd {
+		return out, nil
+	}
+	cluster := a.s.EtcdCluster()
+	if cluster == nil {
+		return nil, joinapi.Refuse(joinapi.Starting, "the server is starting, try again")
+	}
+	members, err := cluster.AddLearner(ctx, r.Name, r.Peer)
+	switch {
+	case errors.Is(err, etcd.ErrTaken):
+		return nil, joinapi.Refuse(joinapi.NameTaken, "%v", err)
+	case err != nil: // too few of its members answer, or another one is being taken in
+		return nil, joinapi.Refuse(joinapi.Busy, "the cluster can take no server in at this moment: %v", err)
+	}
+	for _, m := range members {
+		out.Members = append(out.Members, joinapi.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner})
+	}
+	return out, nil
+}
+
+// shared are the settings that all servers must have alike: what nodes are told, what several servers write
+// into the same objects, and what is deployed.
+func (c Config) shared() []joinapi.Setting {
+	list := func(l []string) string { return strings.Join(l, ",") }
+	set := func(l []string) string {
+		l = slices.Clone(l)
+		slices.Sort(l)
+		return list(slices.Compact(l))
+	}
+	return []joinapi.Setting{
+		{Key: "cluster-cidr", Value: list(c.ClusterCIDR)},
+		{Key: "service-cidr", Value: list(c.ServiceCIDR)},
+		{Key: "service-node-port-range", Value: c.NodePorts},
+		{Key: "cluster-dns", Value: list(c.DNS())},
+		{Key: "cluster-domain", Value: c.ClusterDomain},
+		{Key: "flannel-backend", Value: c.FlannelBackend},
+		{Key: "load-balancer-pool", Value: set(c.LoadBalancers)},
+		{Key: "disable", Value: set(c.Disable)},
+		{Key: "https-listen-port", Value: strconv.Itoa(c.HTTPSPort)},
+	}
+}

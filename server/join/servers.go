@@ -1,0 +1,96 @@
+package join
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/token"
+)
+
+// joinServer lets a server in that has a token for servers: whoever has the cluster's keys is the cluster. It may
+// ask again, as long as it has not begun to serve.
+func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
+	rec, err := a.tokenOf(s, r)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Kind != token.Server {
+		return nil, joinapi.Refuse(joinapi.BadToken, "token %s lets agents join, not servers; `umiak token create --kind server` on a server makes one for servers", rec.ID)
+	}
+	release, err := a.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	var req joinapi.ServerRequest
+	if err := decode(r, w, &req); err != nil {
+		return nil, err
+	}
+	if err := checkServer(&req, a.cfg.Names); err != nil {
+		return nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
+	}
+	if err := fits(&req, a.cfg.Servers); err != nil {
+		return nil, err
+	}
+	if err := a.admit(ctx, s, rec, req.Name, req.Password); err != nil {
+		return nil, err
+	}
+	resp, err := a.cfg.Servers.Admit(ctx, &req)
+	if err == nil {
+		a.cfg.Log.Info("a server joins", "server", req.Name, "token", rec.ID, "from", remote(r))
+	}
+	return resp, err
+}
+
+// checkServer checks what can be checked without the cluster.
+func checkServer(r *joinapi.ServerRequest, reserved []string) error {
+	if err := checkName(r.Name, r.Password, reserved); err != nil {
+		return err
+	}
+	switch r.Datastore {
+	case joinapi.External:
+		if r.Peer != "" {
+			return fmt.Errorf("the server has a peer address, which is for etcd")
+		}
+	case joinapi.Etcd:
+		p, err := netip.ParseAddrPort(r.Peer)
+		if err != nil || p.Port() == 0 || p.Addr().Zone() != "" || p.Addr().IsUnspecified() || p.Addr().IsLoopback() || p.Addr().IsMulticast() {
+			return fmt.Errorf("peer address %q is not an address and port that other servers reach", r.Peer)
+		}
+	default:
+		return fmt.Errorf("datastore %q is not one of %s, %s", r.Datastore, joinapi.Etcd, joinapi.External)
+	}
+	return nil
+}
+
+// fits says whether the server is set up as those that are there.
+func fits(r *joinapi.ServerRequest, s Servers) error {
+	switch have := s.Datastore(); {
+	case have == "":
+		return joinapi.Refuse(joinapi.NotShared, "the cluster's state is in SQLite, which is for one server; restart that server once with --cluster-init, which moves the state into etcd, and try again")
+	case have != r.Datastore && have == joinapi.External:
+		return joinapi.Refuse(joinapi.NotShared, "the cluster's state is in a database outside: set datastore-endpoint to the same one here")
+	case have != r.Datastore:
+		return joinapi.Refuse(joinapi.NotShared, "the cluster's state is in its servers' own etcd: leave datastore-endpoint out here")
+	}
+	var all []string
+	for _, d := range joinapi.Differences(s.Settings(), r.Settings) {
+		all = append(all, fmt.Sprintf("%s is %s here and %s in the cluster", d.Key, quoted(d.Theirs), quoted(d.Ours)))
+	}
+	if len(all) > 0 {
+		return joinapi.Refuse(joinapi.BadSettings, "these settings must be the cluster's: %s", strings.Join(all, "; "))
+	}
+	return nil
+}
+
+// quoted is a setting's value for a message.
+func quoted(v string) string {
+	if v == "" {
+		return "not set"
+	}
+	return fmt.Sprintf("%q", v)
+}

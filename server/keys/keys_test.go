@@ -1,0 +1,80 @@
+package keys
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/encryption"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// server makes what a server has from its first start on.
+func server(t *testing.T) layout.Dirs {
+	t.Helper()
+	d := layout.Dirs{Data: t.TempDir()}
+	if err := os.MkdirAll(d.Server(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := encryption.Ensure(d.EncryptionConfig()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestAnotherServerGetsAll(t *testing.T) {
+	from, to := server(t), layout.Dirs{Data: t.TempDir()}
+	files, err := Collect(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Placed(to) {
+		t.Error("keys are where none were put")
+	}
+	if err := Place(to, files); err != nil {
+		t.Fatal(err)
+	}
+	if !Placed(to) {
+		t.Error("all were put there and are not found")
+	}
+	if _, err := pki.Ensure(pki.Config{Dir: to.ServerPKI()}); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		path := filepath.Join(to.Server(), f.Name)
+		raw, err := os.ReadFile(path)
+		if err != nil || string(raw) != string(f.Data) {
+			t.Errorf("%s is another now: %v", f.Name, err)
+		}
+		if info, err := os.Stat(path); err == nil && strings.HasSuffix(f.Name, ".key") && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v", f.Name, info.Mode())
+		}
+	}
+}
+
+func TestWhatIsNotPlaced(t *testing.T) {
+	files, err := Collect(server(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, list := range map[string][]joinapi.File{
+		`"../../etc/passwd" is none of them`:  append([]joinapi.File{{Name: "../../etc/passwd", Data: []byte("x")}}, files...),
+		"encryption-config.yaml is missing":   files[1:],
+		"pki/server-ca.crt is missing":        files[:len(files)-1],
+		"encryption-config.yaml is missing\t": append([]joinapi.File{{Name: files[0].Name}}, files[1:]...),
+	} {
+		to := layout.Dirs{Data: t.TempDir()}
+		if err := Place(to, list); err == nil || !strings.Contains(err.Error(), strings.TrimSpace(want)) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		if _, err := os.Stat(to.Server()); err == nil {
+			t.Error("something was written")
+		}
+	}
+}
