@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -14,6 +16,10 @@ import (
 type LANOptions struct {
 	// Persist lets it outlive this process.
 	Persist bool
+	// Delay is how long a frame that a machine sends is on its way, and Loss which part of them never arrives,
+	// as 0.01. Such a LAN cannot outlive this process.
+	Delay time.Duration
+	Loss  float64
 }
 
 // LAN is a switch in a network namespace of its own. All LANs use the same addresses, so machines on two
@@ -22,6 +28,11 @@ type LAN struct {
 	holder  *holder
 	used    int
 	persist bool
+	delay   time.Duration
+	loss    float64
+
+	mu    sync.Mutex
+	wires map[*Machine]*wire // where they are long or lossy
 }
 
 const (
@@ -32,11 +43,18 @@ const (
 
 // NewLAN makes a LAN. The caller must Close it after the machines on it are destroyed.
 func NewLAN(o LANOptions) (*LAN, error) {
+	slow := o.Delay > 0 || o.Loss > 0
+	if slow && o.Persist {
+		return nil, errors.New("make LAN: one with a delay or losses lives in this process")
+	}
 	h, _, err := hold(o.Persist, []string{"unshare", "-n", "--", "sh", "-c", "echo up; exec sleep 2147483647 >/dev/null"}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make LAN: %w", err)
 	}
-	l := &LAN{holder: h, persist: o.Persist}
+	l := &LAN{holder: h, persist: o.Persist, delay: o.Delay, loss: o.Loss}
+	if slow {
+		l.wires = map[*Machine]*wire{}
+	}
 	err = l.inside(func(nl *netlink.Handle) error {
 		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}}
 		if err := nl.LinkAdd(br); err != nil {
@@ -65,7 +83,35 @@ func (l *LAN) Close() error {
 	if l.holder == nil {
 		return nil
 	}
-	return l.holder.kill()
+	var errs []error
+	for m := range l.wires {
+		errs = append(errs, l.unplug(m))
+	}
+	return errors.Join(append(errs, l.holder.kill())...)
+}
+
+// Cut takes a machine off the LAN, which does not see it: what is sent is lost.
+func (l *LAN) Cut(m *Machine) error {
+	return l.onPort(m, func(nl *netlink.Handle, port, _ netlink.Link) error { return nl.LinkSetNoMaster(port) })
+}
+
+// Mend undoes Cut.
+func (l *LAN) Mend(m *Machine) error {
+	return l.onPort(m, func(nl *netlink.Handle, port, br netlink.Link) error { return nl.LinkSetMaster(port, br) })
+}
+
+func (l *LAN) onPort(m *Machine, f func(nl *netlink.Handle, port, br netlink.Link) error) error {
+	return l.inside(func(nl *netlink.Handle) error {
+		br, err := nl.LinkByName(bridge)
+		if err != nil {
+			return err
+		}
+		port, err := nl.LinkByName(m.port)
+		if err != nil {
+			return fmt.Errorf("find the port of machine %s: %w", m.Name, err)
+		}
+		return f(nl, port, br)
+	})
 }
 
 func (l *LAN) nextAddress() string {
@@ -86,18 +132,23 @@ func (l *LAN) plug(m *Machine) error {
 		return err
 	}
 	defer target.Close() //nolint:errcheck // a descriptor
-	port := "p" + fmt.Sprint(m.PID)
-	err = l.inside(func(nl *netlink.Handle) error {
-		br, err := nl.LinkByName(bridge)
-		if err != nil {
-			return err
-		}
-		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: br.Attrs().Index}, PeerName: "eth0", PeerNamespace: netlink.NsFd(target),
-			PeerHardwareAddr: hardware(m.IP)}
-		if err := nl.LinkAdd(v); err != nil {
-			return fmt.Errorf("add veth: %w", err)
-		}
-		return nl.LinkSetUp(v)
+	m.port = "p" + fmt.Sprint(m.PID)
+	if l.wires == nil {
+		err = l.inside(func(nl *netlink.Handle) error {
+			v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: m.port}, PeerName: "eth0", PeerNamespace: netlink.NsFd(target)}
+			if err := nl.LinkAdd(v); err != nil {
+				return fmt.Errorf("add veth: %w", err)
+			}
+			return nil
+		})
+	} else {
+		err = l.plugWire(m)
+	}
+	if err != nil {
+		return err
+	}
+	err = l.onPort(m, func(nl *netlink.Handle, port, br netlink.Link) error {
+		return errors.Join(nl.LinkSetMaster(port, br), nl.LinkSetUp(port))
 	})
 	if err != nil {
 		return err
@@ -111,11 +162,37 @@ func (l *LAN) plug(m *Machine) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(nl.LinkSetUp(lo), addAddress(nl, eth, m.IP), nl.LinkSetUp(eth)); err != nil {
+		if err := errors.Join(nl.LinkSetUp(lo), nl.LinkSetHardwareAddr(eth, hardware(m.IP)), addAddress(nl, eth, m.IP), nl.LinkSetUp(eth)); err != nil {
 			return err
 		}
 		return nl.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(lanGateway)})
 	})
+}
+
+// plugWire puts a new wire in place of the one that the machine had before it was off.
+func (l *LAN) plugWire(m *Machine) error {
+	if err := l.unplug(m); err != nil {
+		return err
+	}
+	w, err := newWire(l.holder.pid, m.PID, m.port, "eth0", l.delay, l.loss)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wires[m] = w
+	return nil
+}
+
+func (l *LAN) unplug(m *Machine) error {
+	l.mu.Lock()
+	w := l.wires[m]
+	delete(l.wires, m)
+	l.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	return w.close()
 }
 
 // hardware is the address of a machine's network card, which it keeps over reboots.

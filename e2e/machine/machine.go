@@ -62,6 +62,7 @@ type Machine struct {
 	PID  int    // its process 1, as the host numbers it; 0 while it is off
 
 	lan     *LAN
+	port    string // of the LAN that it is plugged into
 	ownLAN  bool
 	bin     string
 	persist bool

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/umiak-io/umiak/e2e/machine"
 )
@@ -201,3 +202,74 @@ func TestDiesWithItsOwner(t *testing.T) {
 }
 
 func exists(p string) bool { _, err := os.Stat(p); return err == nil }
+
+// TestLongWires: frames take their time, some are lost, a machine that is cut off comes back.
+func TestLongWires(t *testing.T) {
+	const delay = 20 * time.Millisecond
+	lan, err := machine.NewLAN(machine.LANOptions{Delay: delay, Loss: 0.2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lan.Close() })
+	a, b := make1(t, machine.Options{Name: "a", LAN: lan}), make1(t, machine.Options{Name: "b", LAN: lan})
+	var server net.PacketConn
+	if err := b.Do(func() (err error) {
+		server, err = net.ListenPacket("udp", b.IP+":7")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close() //nolint:errcheck // a test's socket
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+	c, err := a.Dial(t.Context(), "udp", b.IP+":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // a test's socket
+	answers, least := 0, time.Hour
+	echo := func() bool {
+		begun := time.Now()
+		if _, err := c.Write([]byte("x")); err != nil {
+			return false
+		}
+		_ = c.SetReadDeadline(begun.Add(4 * delay))
+		if _, err := c.Read(make([]byte, 10)); err != nil {
+			return false
+		}
+		least = min(least, time.Since(begun))
+		return true
+	}
+	for range 50 {
+		if echo() {
+			answers++
+		}
+	}
+	if answers == 0 || answers == 50 || least < 2*delay {
+		t.Errorf("%d of 50 answered, the fastest after %s", answers, least)
+	}
+	if err := lan.Cut(b); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if echo() {
+			t.Error("a machine that is cut off answers")
+		}
+	}
+	if err := lan.Mend(b); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; !echo(); i++ {
+		if i == 100 {
+			t.Fatal("it does not come back")
+		}
+	}
+}
