@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/machine"
@@ -28,21 +29,92 @@ func (e *env) joinServer(c *cluster.Cluster) {
 	e.must(c.Ready(e.within(2 * patience)))
 }
 
-// TestThreeServers: servers and agents join by one line each and are one cluster.
+// agentReady starts an agent by a line with a token, and waits for its node and its images.
+func (e *env) agentReady(a *cluster.Cluster) {
+	e.Helper()
+	line := strings.Fields(e.token("--print-join-command"))
+	e.must(a.Start(line[1:]...))
+	e.nodeReady(a.M.Name, a)
+	e.must(a.ImagesReady(e.soon()))
+}
+
+// through is e as seen through another server.
+func (e *env) through(c *cluster.Cluster) *env {
+	o := *e
+	o.Cluster = c
+	return &o
+}
+
+// TestThreeServers: three servers and two agents that are far from each other join by one line each and are one
+// cluster.
 func TestThreeServers(t *testing.T) {
 	t.Parallel()
-	l := lan(t)
+	l, err := machine.NewLAN(machine.LANOptions{Delay: 20 * time.Millisecond, Loss: 0.01})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
 	e := own(t, cluster.Options{Name: "s1", LAN: l, Settings: map[string]string{"cluster-init": "true"}}).ready()
 	s2, s3 := e.serverOn(l, "s2", nil), e.serverOn(l, "s3", nil)
 	e.joinServer(s2)
 	e.joinServer(s3)
-	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-		for _, c := range []*cluster.Cluster{e.Cluster, s2, s3} {
-			out, err := c.Umiak(ctx, "status")
-			if err != nil || strings.Count(out, "follower") != 2 || strings.Count(out, "leader") != 1 {
-				return fmt.Errorf("status of %s: %w\n%s", c.M.Name, errors.Join(err), out)
+	a1, a2 := e.agentOn(l, "a1", nil), e.agentOn(l, "a2", nil)
+	_, err = a2.M.Run(e.soon(), "nft", door("udp dport 8472 accept")) // the overlay, and no port
+	e.must(err)
+	e.agentReady(a1)
+	e.agentReady(a2)
+
+	servers := []*cluster.Cluster{e.Cluster, s2, s3}
+	e.sub("the members know each other", func(e *env) {
+		for _, c := range servers {
+			e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+				out, err := c.Umiak(ctx, "status")
+				if err == nil && (strings.Count(out, "follower") != 2 || strings.Count(out, "leader") != 1) {
+					err = errors.New("not one leader and two followers")
+				}
+				if err != nil {
+					return fmt.Errorf("status of %s: %w\n%s", c.M.Name, err, out)
+				}
+				return nil
+			}))
+		}
+	})
+	nodes := append(servers, a1, a2)
+	for _, c := range nodes {
+		e.apply(fmt.Sprintf(onNode, "p"+c.M.Name, c.M.Name))
+	}
+	ips := map[string]string{}
+	for _, c := range nodes {
+		ips[c.M.Name] = e.pod(named("p"+c.M.Name), isReady).Status.PodIP
+	}
+	e.sub("pods and Services of all nodes", func(e *env) {
+		for _, from := range nodes {
+			for _, to := range nodes {
+				e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+					for _, url := range []string{"http://svc-p" + to.M.Name + "/", "http://" + ips[to.M.Name] + ":8080/"} {
+						if out, err := e.in("p"+from.M.Name, "get", url); err != nil {
+							return fmt.Errorf("%s gets %s: %q, %w", from.M.Name, url, out, err)
+						}
+					}
+					return nil
+				}))
 			}
 		}
-		return nil
-	}))
+	})
+	e.sub("exec and logs through every server", func(e *env) {
+		short := e.within(2 * time.Second)
+		if c, err := e.M.Dial(short, "tcp", a2.M.IP+":10250"); err == nil {
+			_ = c.Close()
+			e.Error("the kubelet's port of a2 is open")
+		}
+		for _, s := range servers {
+			by := e.through(s)
+			for _, node := range nodes {
+				if out, err := by.in("p"+node.M.Name, "get", "http://127.0.0.1:8080/"); err != nil || out == "" {
+					e.Errorf("exec on %s through %s: %q, %v", node.M.Name, s.M.Name, out, err)
+				}
+				_ = by.logs("p"+node.M.Name, "c")
+			}
+		}
+	})
 }

@@ -22,12 +22,18 @@ import (
 )
 
 // closedDoor is a node that takes no connection and no packet of the overlay, as behind a router.
-const closedDoor = `table inet door {
+var closedDoor = door("")
+
+// door is a node that takes nothing from outside but what the rule accepts.
+func door(rule string) string {
+	return `table inet door {
 	chain in { type filter hook input priority 0; policy drop
 		iifname { "lo", "cni0" } accept
 		ct state established,related accept
+		` + rule + `
 	}
 }`
+}
 
 // cutCable is a network that is gone without a word.
 const cutCable = `table inet cable {
