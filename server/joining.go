@@ -46,6 +46,13 @@ func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, err
 	if j.token.CA == "" {
 		j.log.Warn(joinclient.Unpinned)
 	}
+	// Also a server without a node keeps its name by a password.
+	if err := os.MkdirAll(j.dirs.Agent(), 0o700); err != nil {
+		return fail(err)
+	}
+	if j.request.Password, err = token.SecretFile(j.dirs.NodePassword()); err != nil {
+		return fail(err)
+	}
 	var resp *joinapi.ServerResponse
 	err = joinclient.Insist(ctx, func(ctx context.Context) (err error) {
 		resp, err = j.ask(ctx)
@@ -134,11 +141,6 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 	if err := token.CheckClock(time.Now()); err != nil {
 		return nil, err
 	}
-	password, err := token.SecretFile(j.dirs.NodePassword())
-	if err != nil {
-		return nil, err
-	}
-	j.request.Password = password
 	ca, err := token.FetchCA(ctx, j.addr, j.token.CA, time.Now)
 	if err != nil {
 		return nil, err
