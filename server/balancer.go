@@ -7,11 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
@@ -24,21 +20,13 @@ func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("load-balancer-pool: %w", err)
 	}
-	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+	client, err := s.client("umiak-load-balancer", 0)
 	if err != nil {
 		return err
 	}
-	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
-	if err != nil {
-		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
-	}
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-load-balancer"))
-	if err != nil {
-		return fmt.Errorf("make client: %w", err)
-	}
 	c, err := loadbalancer.New(loadbalancer.Config{
 		Client: client, Planner: loadbalancer.Planner{Pool: pool, Reserved: s.reservedPort},
-		Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Identity: name, LeaderElect: s.settings().HighAvailability, Log: s.log,
+		Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Log: s.log,
 	})
 	if err != nil {
 		return err

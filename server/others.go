@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -44,14 +45,36 @@ func (o *others) set(all []string) {
 
 // followOthers keeps the list what the servers say.
 func (s *Server) followOthers(ctx context.Context, ready func()) error {
-	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	client, err := s.client("umiak-servers", 0)
 	if err != nil {
-		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
-	}
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-servers"))
-	if err != nil {
-		return fmt.Errorf("make client: %w", err)
+		return err
 	}
 	ready()
 	return apiservers.Follow(ctx, client, s.others.set)
+}
+
+// runElection decides whether this server or another does what only one may do.
+func (s *Server) runElection(ctx context.Context, ready func()) error {
+	client, err := s.client("umiak-election", electionTimeout)
+	if err != nil {
+		return err
+	}
+	return s.election.Run(ctx, client.CoordinationV1(), ready)
+}
+
+// electionTimeout is how long one request about the lease may take, so that there is time for another one.
+const electionTimeout = 5 * time.Second
+
+// client is an administrator's, through the API server of this process.
+func (s *Server) client(name string, timeout time.Duration) (kubernetes.Interface, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	if err != nil {
+		return nil, fmt.Errorf("read the administrator's kubeconfig: %w", err)
+	}
+	rc.Timeout = timeout
+	c, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, name))
+	if err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
+	}
+	return c, nil
 }

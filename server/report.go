@@ -57,6 +57,16 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 		}
 		out.Rows = append(out.Rows, row)
 	}
+	if s.election != nil {
+		row := status.Row{Name: "controllers and scheduler", State: "elsewhere", Detail: "on server " + s.election.Leader()}
+		switch s.election.Leader() {
+		case s.etcdName():
+			row.State, row.Detail = "here", ""
+		case "":
+			row.State, row.Detail = "nowhere", "no server has been elected to run them"
+		}
+		out.Rows = append(out.Rows, row)
+	}
 	return out
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/election"
 	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/tunnel"
@@ -50,7 +51,9 @@ type Server struct {
 	join      *join.API
 	manifests atomic.Pointer[addons.Controller]
 
-	others *others // nil where there can be none
+	// Nil where this server can have no others beside it.
+	others   *others
+	election *election.Election
 
 	members []etcd.Member // on a server that joins others for the first time
 
@@ -110,7 +113,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	}
 	s.plane.APIServer.Front(joinapi.Prefix, s.join)
 	if sharedDatastore(s.datastoreConfig()) != "" {
-		s.others = newOthers(s.published())
+		name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+		if err != nil {
+			return nil, err
+		}
+		s.others, s.election = newOthers(s.published()), election.New(name, log)
 	}
 	if err := s.reachNodes(); err != nil {
 		return nil, err
@@ -137,17 +144,22 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "component-exits", Run: controlplane.CatchExits().Run},
 		{Name: "node-tunnels", Run: s.tunnels.Run},
 		{Name: "kube-apiserver", After: []string{"datastore", "certificates", "node-tunnels"}, Run: s.plane.APIServer.Run},
-		{Name: "kube-controller-manager", After: []string{"kube-apiserver"}, Run: s.plane.ControllerManager.Run},
-		{Name: "kube-scheduler", After: []string{"kube-apiserver"}, Run: s.plane.Scheduler.Run},
+	}
+	alone, leader := func(run lifecycle.Run) lifecycle.Run { return run }, "kube-apiserver"
+	if s.others != nil {
+		parts = append(parts,
+			lifecycle.Part{Name: "other-servers", After: []string{"kube-apiserver"}, Run: s.followOthers},
+			lifecycle.Part{Name: "election", After: []string{"kube-apiserver"}, Run: s.runElection})
+		alone, leader = s.election.While, "election"
+	}
+	return append(parts, []lifecycle.Part{
+		{Name: "kube-controller-manager", After: []string{leader}, Run: alone(s.plane.ControllerManager.Run)},
+		{Name: "kube-scheduler", After: []string{leader}, Run: alone(s.plane.Scheduler.Run)},
+		{Name: "load-balancer", After: []string{leader}, Run: alone(s.runLoadBalancer)},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
-		{Name: "load-balancer", After: []string{"kube-apiserver"}, Run: s.runLoadBalancer},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
-	}
-	if s.others != nil {
-		parts = append(parts, lifecycle.Part{Name: "other-servers", After: []string{"kube-apiserver"}, Run: s.followOthers})
-	}
-	return parts
+	}...)
 }
 
 // OnVolumeControllers has f called after the controllers of volumes have been made in this process; see

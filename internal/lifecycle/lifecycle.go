@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// Run is what a part does.
+type Run = func(ctx context.Context, ready func()) error
+
 // Part is one long-running piece of a process.
 type Part struct {
 	// Name identifies the part in logs, in After lists and in `umiak status`.
@@ -21,7 +24,7 @@ type Part struct {
 	// Run does the work and returns when ctx ends. It calls ready once, as soon as others may rely on
 	// it; a part that nobody waits for may call it at once. Returning before ctx has ended is a
 	// failure of the whole group, also with a nil error, unless ready was called and Oneshot is set.
-	Run func(ctx context.Context, ready func()) error
+	Run Run
 	// Oneshot marks a part whose work is done when Run returns.
 	Oneshot bool
 	// StopTimeout is how long Run may take to return after ctx has ended before the group says so in

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/component-base/configz"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 )
@@ -19,8 +21,9 @@ type ControllerManager struct {
 	opts  *options.KubeControllerManagerOptions
 	api   *APIServer
 	state running
+	idle  string // state while it does not run, which is as it should be where another server leads
 
-	// VolumeControllersMade, if set, is called once in Run, after the attach-detach and expand controllers
+	// VolumeControllersMade, if set, is called once in each Run, after the attach-detach and expand controllers
 	// have been made: they take package variables of the CSI plugin, which a kubelet in the same process
 	// has to take back. Set it before Run.
 	VolumeControllersMade func()
@@ -34,7 +37,10 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 	// Its controllers get this long to end, which none of them needs.
 	opts.ControllerShutdownTimeout = 3 * time.Second
 	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api}
-	m.state.set("not started")
+	if !s.HighAvailability {
+		m.idle = "does not run"
+	}
+	m.state.set(m.idle)
 	health.Register("kube-controller-manager", m.state.check)
 	sets := opts.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	err = parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs)
@@ -48,8 +54,8 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 func controllerManagerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.ControllerManagerKubeconfig)
-	f.set("secure-port", "0") // its health and metrics are the API server's
-	f.setf("leader-elect", "%t", s.HighAvailability)
+	f.set("secure-port", "0")      // its health and metrics are the API server's
+	f.set("leader-elect", "false") // who runs it sees to that, see server/election
 	f.set("profiling", "false")
 	f.set("use-service-account-credentials", "true")
 	// Over loopback a limit only delays: at the default of 20 a second the first ServiceAccount is 8 s late.
@@ -78,10 +84,12 @@ func (m *ControllerManager) check() error {
 	return nil
 }
 
-// Run runs the controllers until ctx ends.
+// Run runs the controllers until ctx ends. It may be called again when it has returned. Controllers that do not end
+// in time are an error where ctx does not end because the process does: others may do their work now.
 func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	m.state.set("starting")
-	defer m.state.set("stopped")
+	defer m.state.set(m.idle)
+	defer configz.Delete(app.ConfigzName) // it would refuse to register again
 	// It would give up after 10 s without a healthy API server, and look only once a second.
 	if err := m.api.WaitReady(ctx); err != nil {
 		return err
@@ -96,7 +104,7 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	}
 	m.state.set("")
 	ready()
-	if err := app.Run(ctx, c.Complete()); err != nil && ctx.Err() == nil {
+	if err := app.Run(ctx, c.Complete()); err != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
 		return fmt.Errorf("run controllers: %w", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/component-base/configz"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 )
@@ -15,11 +16,15 @@ type Scheduler struct {
 	log   *slog.Logger
 	opts  *options.Options
 	state running
+	idle  string // state while it does not run, which is as it should be where another server leads
 }
 
 func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, error) {
 	c := &Scheduler{log: log.With("component", "kube-scheduler"), opts: options.NewOptions()}
-	c.state.set("not started")
+	if !s.HighAvailability {
+		c.idle = "does not run"
+	}
+	c.state.set(c.idle)
 	health.Register("kube-scheduler", c.state.check)
 	err := parse(*c.opts.Flags, schedulerFlags(s), "kube-scheduler-arg", s.SchedulerArgs)
 	if !given(s.SchedulerArgs, metricFlags...) {
@@ -32,18 +37,19 @@ func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, err
 func schedulerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.SchedulerKubeconfig)
-	f.set("secure-port", "0") // its health and metrics are the API server's
-	f.setf("leader-elect", "%t", s.HighAvailability)
+	f.set("secure-port", "0")      // its health and metrics are the API server's
+	f.set("leader-elect", "false") // who runs it sees to that, see server/election
 	f.set("profiling", "false")
 	f.set("kube-api-qps", "300")
 	f.set("kube-api-burst", "600")
 	return f
 }
 
-// Run schedules pods until ctx ends.
+// Run schedules pods until ctx ends. It may be called again when it has returned.
 func (c *Scheduler) Run(ctx context.Context, ready func()) error {
 	c.state.set("starting")
-	defer c.state.set("stopped")
+	defer c.state.set(c.idle)
+	defer configz.Delete("componentconfig") // it would refuse to register again
 	name, err := cache.NewInformerName("kube-scheduler")
 	if err != nil {
 		return fmt.Errorf("name informers: %w", err)

@@ -24,8 +24,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/client-go/tools/record"
 )
 
@@ -35,11 +33,8 @@ type Config struct {
 	Planner Planner
 	// Disabled takes back what was given before, once, and does nothing more.
 	Disabled bool
-	// Identity is the name of this server. With LeaderElect, one of several servers does the work.
-	Identity    string
-	LeaderElect bool
-	Recorder    record.EventRecorder // default: one of our own
-	Log         *slog.Logger
+	Recorder record.EventRecorder // default: one of our own
+	Log      *slog.Logger
 }
 
 // Controller keeps the status of Services of type LoadBalancer.
@@ -60,7 +55,7 @@ func New(cfg Config) (*Controller, error) {
 	return &Controller{cfg: cfg, log: cfg.Log.With("component", "load-balancer"), wake: make(chan struct{}, 1)}, nil
 }
 
-// Run works until ctx ends.
+// Run works until ctx ends. Of several servers one may run it at a time.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ready() // nobody waits for addresses: Services get them when they come
 	if c.cfg.Disabled {
@@ -68,32 +63,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		<-ctx.Done()
 		return nil
 	}
-	if !c.cfg.LeaderElect {
-		return c.serve(ctx)
-	}
-	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "umiak-load-balancer"},
-			Client:     c.cfg.Client.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: c.cfg.Identity},
-		},
-		LeaseDuration: 30 * time.Second, RenewDeadline: 20 * time.Second, RetryPeriod: 5 * time.Second, ReleaseOnCancel: true,
-		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: func(ctx context.Context) {
-				if err := c.serve(ctx); err != nil && ctx.Err() == nil {
-					c.log.Error("cannot serve load balancers", "error", err)
-				}
-			},
-			OnStoppedLeading: func() {},
-		},
-	})
-	if err != nil {
-		return fmt.Errorf("elect a leader: %w", err)
-	}
-	for ctx.Err() == nil {
-		e.Run(ctx) // returns when the lease is lost
-	}
-	return nil
+	return c.serve(ctx)
 }
 
 func (c *Controller) changed() {

@@ -1,0 +1,184 @@
+package election
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/umiak-io/umiak/internal/lifecycle"
+)
+
+// Lease is the name of the lease, in kube-system.
+const Lease = "umiak-leader"
+
+const (
+	// A leader that cannot renew stops after renewal, which is before another may begin, after duration. Each
+	// renewal is a durable write on every server.
+	duration = 15 * time.Second
+	renewal  = 10 * time.Second
+	interval = 4 * time.Second
+)
+
+// ErrLost is the cause with which the context of a term ends that the server did not give up by itself.
+var ErrLost = errors.New("another server may lead now")
+
+// Election is one server's part in it.
+type Election struct {
+	identity string
+	log      *slog.Logger
+
+	mu      sync.Mutex
+	leading context.Context // ends with the term; nil where another server leads
+	changed chan struct{}   // closed when a term begins or ends
+	active  sync.WaitGroup  // what runs in the term
+	leader  string
+}
+
+// New makes the part of the server with a name.
+func New(identity string, log *slog.Logger) *Election {
+	return &Election{identity: identity, log: log.With("component", "election"), changed: make(chan struct{})}
+}
+
+// Leader is the server that leads, as far as this one knows.
+func (e *Election) Leader() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.leader
+}
+
+// Run takes part until ctx ends. Whatever runs by While must have stopped before.
+func (e *Election) Run(ctx context.Context, client coordinationv1client.CoordinationV1Interface, ready func()) error {
+	ready()
+	for ctx.Err() == nil {
+		lock := &resourcelock.LeaseLock{
+			LeaseMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: Lease}, Client: client,
+			LockConfig: resourcelock.ResourceLockConfig{Identity: e.identity},
+		}
+		le, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+			Lock: lock, LeaseDuration: duration, RenewDeadline: renewal, RetryPeriod: interval,
+			// Not ReleaseOnCancel: it would go on leading while it tries to tell, when it has lost the lease.
+			Callbacks: leaderelection.LeaderCallbacks{
+				OnStartedLeading: e.begin, OnStoppedLeading: func() {}, OnNewLeader: e.follow,
+			},
+		})
+		if err != nil {
+			return fmt.Errorf("elect a leader: %w", err)
+		}
+		le.Run(ctx) // returns when the lease is lost
+		led := e.end()
+		e.active.Wait()
+		switch {
+		case !led:
+		case ctx.Err() != nil:
+			e.release(context.WithoutCancel(ctx), lock)
+		default:
+			e.log.Warn("this server could not renew its lease in time and does not lead any more", "lease", Lease)
+		}
+	}
+	return nil
+}
+
+func (e *Election) follow(leader string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.leader = leader
+}
+
+func (e *Election) begin(term context.Context) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if term.Err() != nil {
+		return // over already
+	}
+	e.log.Info("this server leads", "lease", Lease)
+	e.set(term)
+}
+
+func (e *Election) set(term context.Context) {
+	e.leading = term
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// end says whether there was a term.
+func (e *Election) end() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.leading == nil {
+		return false
+	}
+	e.set(nil)
+	return true
+}
+
+// release lets another server lead at once instead of after the lease's end.
+func (e *Election) release(ctx context.Context, lock resourcelock.Interface) {
+	ctx, cancel := context.WithTimeout(ctx, interval)
+	defer cancel()
+	r, _, err := lock.Get(ctx)
+	if err != nil || r.HolderIdentity != e.identity {
+		return // nothing to give up, or nobody to tell
+	}
+	now := metav1.Now()
+	err = lock.Update(ctx, resourcelock.LeaderElectionRecord{LeaderTransitions: r.LeaderTransitions, LeaseDurationSeconds: 1, RenewTime: now, AcquireTime: now})
+	if err != nil {
+		e.log.Info("another server leads only after this one's lease has ended", "error", err)
+	}
+}
+
+// While makes a part of one that is to run on the leader alone: it runs again in each of this server's terms. The
+// context of a term ends with ErrLost as its cause when the term does.
+func (e *Election) While(run lifecycle.Run) lifecycle.Run {
+	return func(ctx context.Context, ready func()) error {
+		ready()
+		for {
+			term, done := e.join(ctx)
+			if term == nil {
+				return nil
+			}
+			err := run(term, func() {})
+			over := term.Err() != nil
+			done()
+			if err == nil && !over {
+				err = errors.New("ended by itself")
+			}
+			if err != nil || ctx.Err() != nil {
+				return err
+			}
+		}
+	}
+}
+
+// join waits for a term of this server and returns a context that ends with it or with ctx; nil when ctx ends
+// before. done is to be called when what runs in it has ended.
+func (e *Election) join(ctx context.Context) (term context.Context, done func()) {
+	for {
+		e.mu.Lock()
+		leading, changed := e.leading, e.changed
+		if leading != nil && leading.Err() == nil {
+			e.active.Add(1)
+			e.mu.Unlock()
+			term, cancel := context.WithCancelCause(ctx)
+			stop := context.AfterFunc(leading, func() { cancel(ErrLost) })
+			return term, func() {
+				stop()
+				cancel(nil)
+				e.active.Done()
+			}
+		}
+		e.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-changed:
+		}
+	}
+}
