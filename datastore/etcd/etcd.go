@@ -25,6 +25,7 @@ import (
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/wal"
+	"google.golang.org/grpc"
 )
 
 // PeerName is the DNS name that every member's serving certificate has. It is what members verify, so an
@@ -48,6 +49,9 @@ const (
 	quota = 2 << 30 // etcd's own default, said aloud
 
 	promotePause = 500 * time.Millisecond
+
+	// requestTimeout is etcd's own for a write, with these elections.
+	requestTimeout = 5*time.Second + 2*election*time.Millisecond
 )
 
 // TLS are the files of a member: certificates of the etcd CA, to serve with and to call others with.
@@ -105,8 +109,9 @@ func Exists(dir string) bool { return wal.Exist(filepath.Join(dir, "member", "wa
 type Server struct {
 	cfg     Config
 	etcd    *embed.Etcd
-	fatal   chan error // what etcd would end the process for
-	failed  chan error // why the member has ended by itself
+	started chan struct{} // closed when etcd is there
+	fatal   chan error    // what etcd would end the process for
+	failed  chan error    // why the member has ended by itself
 	metrics prometheus.Collector
 	close   sync.Once
 	closing atomic.Bool
@@ -144,7 +149,7 @@ func Open(cfg Config) (_ *Server, err error) {
 			return fail(err)
 		}
 	}
-	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1)}
+	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1), started: make(chan struct{})}
 	ec, err := s.embedConfig()
 	if err != nil {
 		return fail(err)
@@ -152,6 +157,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	if s.etcd, err = embed.StartEtcd(ec); err != nil {
 		return fail(err)
 	}
+	close(s.started)
 	go s.notice()
 	if cfg.Registerer != nil {
 		s.metrics = newCollector()
@@ -212,6 +218,15 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 	c.MaxLearners = 3
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
 	c.EnableGRPCGateway = false
+	again := resender{timeout: requestTimeout, member: func(ctx context.Context) (member, error) {
+		select { // etcd may serve a moment before StartEtcd returns
+		case <-s.started:
+			return s.etcd.Server, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}}
+	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(again.unary)}
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.closing))
 	return c, nil
 }

@@ -1,0 +1,109 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+// A write goes to the leader as a message that nobody repeats: when the leader dies with it, whoever asked waits for
+// etcd's request timeout, 8 seconds with our elections, and is told that nobody knows what became of it. resender
+// finds out and sends it again. Once a new leader is there and this member has answered a linearizable read, all that
+// the old leader had committed is applied here, and what is not has not happened. A message that was only delayed and
+// comes to the new leader after all does no harm: kube-apiserver's writes compare the revision of their key.
+type resender struct {
+	member  func(context.Context) (member, error) // waits until there is one
+	timeout time.Duration                         // how long a write is tried at all
+}
+
+// member is what resender needs of etcd.
+type member interface {
+	// LeaderChanged is closed when there is another leader, or one again.
+	LeaderChanged() <-chan struct{}
+	// LinearizableReadNotify returns when everything that is committed at the time of the call is applied.
+	LinearizableReadNotify(ctx context.Context) error
+}
+
+// grace is how long the answer to a write that was applied may take to come back within the process.
+const grace = 100 * time.Millisecond
+
+var errResend = errors.New("the leader has changed")
+
+// unary is a grpc.UnaryServerInterceptor for the member's own listener.
+func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	switch info.FullMethod {
+	case etcdserverpb.KV_Txn_FullMethodName, etcdserverpb.Lease_LeaseGrant_FullMethodName:
+	default: // reads repeat themselves; the others are for people, who do
+		return handler(ctx, req)
+	}
+	m, err := r.member(ctx)
+	if err != nil {
+		return nil, err
+	}
+	limit := time.NewTimer(r.timeout)
+	defer limit.Stop()
+	for {
+		changed := m.LeaderChanged()
+		resp, err := r.attempt(ctx, m, changed, req, handler)
+		switch {
+		case err == nil:
+			return resp, nil
+		case errors.Is(err, errResend): // it was lost
+		case status.Convert(err).Message() == raft.ErrProposalDropped.Error(): // there was no leader to send it to
+			select {
+			case <-changed:
+			case <-limit.C:
+				return nil, err
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		default:
+			return nil, err
+		}
+	}
+}
+
+// attempt makes the write once. Its error is errResend where a change of leaders has swallowed it.
+func (r resender) attempt(ctx context.Context, m member, changed <-chan struct{}, req any, handler grpc.UnaryHandler) (any, error) {
+	type result struct {
+		resp any
+		err  error
+	}
+	once, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan result, 1)
+	go func() {
+		resp, err := handler(once, req)
+		done <- result{resp, err}
+	}()
+	select {
+	case out := <-done:
+		return out.resp, out.err
+	case <-changed:
+	}
+	if err := m.LinearizableReadNotify(ctx); err != nil {
+		out := <-done // it knows no more than we do
+		return out.resp, out.err
+	}
+	settle := time.NewTimer(grace)
+	defer settle.Stop()
+	select {
+	case out := <-done:
+		return out.resp, out.err
+	case <-settle.C:
+	}
+	cancel()
+	if out := <-done; out.err == nil {
+		return out.resp, nil
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("wait for a write: %w", ctx.Err())
+	}
+	return nil, errResend
+}

@@ -1,0 +1,100 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// elections is a member whose cluster changes leaders when the test says so.
+type elections struct {
+	changed chan struct{}
+	read    error
+}
+
+func (e *elections) LeaderChanged() <-chan struct{} { return e.changed }
+func (e *elections) LinearizableReadNotify(context.Context) error {
+	time.Sleep(10 * time.Millisecond)
+	return e.read
+}
+
+func (e *elections) change() {
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+func TestResend(t *testing.T) {
+	lost := func(ctx context.Context) (any, error) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(8 * time.Second):
+			return nil, errors.New("request timed out")
+		}
+	}
+	after := func(d time.Duration, v any) func(context.Context) (any, error) {
+		return func(context.Context) (any, error) { time.Sleep(d); return v, nil }
+	}
+	dropped := func(context.Context) (any, error) {
+		return nil, status.Error(codes.Unknown, raft.ErrProposalDropped.Error())
+	}
+	refused := func(context.Context) (any, error) { return nil, errors.New("no space") }
+	type try = func(context.Context) (any, error)
+	for name, c := range map[string]struct {
+		tries   []try
+		method  string
+		changes int // leaders, one a second
+		read    error
+		want    any
+		err     string
+		took    time.Duration
+	}{
+		"nothing happens":                    {tries: []try{after(0, 1)}, want: 1},
+		"an error is the caller's":           {tries: []try{refused}, err: "no space"},
+		"lost with its leader":               {tries: []try{lost, after(0, 2)}, changes: 1, want: 2, took: time.Second + 110*time.Millisecond},
+		"lost twice":                         {tries: []try{lost, lost, after(0, 3)}, changes: 2, want: 3, took: 2*time.Second + 110*time.Millisecond},
+		"it had survived":                    {tries: []try{after(1050*time.Millisecond, 1)}, changes: 1, want: 1, took: 1050 * time.Millisecond},
+		"no leader to send it to":            {tries: []try{dropped, after(0, 2)}, changes: 1, want: 2, took: time.Second},
+		"no leader at all":                   {tries: []try{dropped}, err: raft.ErrProposalDropped.Error(), took: 5 * time.Second},
+		"no majority":                        {tries: []try{lost}, changes: 1, read: errors.New("timeout"), err: "request timed out", took: 8 * time.Second},
+		"what people send is not sent again": {tries: []try{lost}, method: etcdserverpb.KV_Put_FullMethodName, changes: 1, err: "request timed out", took: 8 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := &elections{changed: make(chan struct{}), read: c.read}
+				go func() {
+					for range c.changes {
+						time.Sleep(time.Second)
+						e.change()
+					}
+				}()
+				r := resender{member: func(context.Context) (member, error) { return e, nil }, timeout: 5 * time.Second}
+				if c.method == "" {
+					c.method = etcdserverpb.KV_Txn_FullMethodName
+				}
+				begun, n := time.Now(), 0
+				got, err := r.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: c.method}, func(ctx context.Context, _ any) (any, error) {
+					n++
+					return c.tries[n-1](ctx)
+				})
+				if err == nil && c.err != "" || err != nil && status.Convert(err).Message() != c.err || got != c.want {
+					t.Errorf("got %v, %v", got, err)
+				}
+				if n != len(c.tries) {
+					t.Errorf("made %d times, want %d", n, len(c.tries))
+				}
+				if took := time.Since(begun); took != c.took {
+					t.Errorf("took %s, want %s", took, c.took)
+				}
+			})
+		})
+	}
+}
