@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,10 @@ const (
 	// staggered is after how long the next server is tried beside one that has not answered yet.
 	staggered = 250 * time.Millisecond
 	// unanswered is how long a server may leave data or keep-alive probes unanswered, where there is another.
-	unanswered = 4 * time.Second
+	unanswered = 3 * time.Second
+	// wary is how long a server that has ended a connection by itself is not the first choice: it may be about to
+	// go, and take connections that it will not serve.
+	wary = 3 * time.Second
 )
 
 // Balancer is the proxy.
@@ -55,6 +59,7 @@ type server struct {
 	addr  string
 	down  error // why it does not answer; nil if it does
 	since time.Time
+	left  time.Time // when it last ended a connection by itself
 	conns map[*link]struct{}
 }
 
@@ -180,7 +185,8 @@ func (b *Balancer) wakeUp() {
 	}
 }
 
-// order is in which order servers are tried: those that answer first, the listed before the one that the
+// order is in which order servers are tried: those that answer first, and of them those that have not just ended a
+// connection, the listed before the one that the
 // user has named, those with fewer connections before others.
 func (b *Balancer) order() []*server {
 	b.mu.Lock()
@@ -194,6 +200,8 @@ func (b *Balancer) order() []*server {
 	rank := func(s *server) int {
 		switch {
 		case s.down != nil:
+			return 3
+		case time.Since(s.left) < wary:
 			return 2
 		case !slices.Contains(b.listed, s.addr):
 			return 1
@@ -280,13 +288,20 @@ func (b *Balancer) serve(ctx context.Context, client *net.TCPConn) {
 		return
 	}
 	var wg sync.WaitGroup
+	var clientEnded atomic.Bool
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
 		_, _ = up.ReadFrom(client)
+		clientEnded.Store(true)
 		_ = up.CloseWrite()
 	}()
 	_, err = client.ReadFrom(up)
+	if !clientEnded.Load() {
+		b.mu.Lock()
+		s.left = time.Now()
+		b.mu.Unlock()
+	}
 	if errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, unix.EHOSTUNREACH) {
 		b.wakeUp() // the server has gone without a word: look whether that is so for its other connections
 	}

@@ -52,6 +52,15 @@ func newEcho(t *testing.T, addr, name string) *echo {
 	return e
 }
 
+// hangUp ends its connections and takes others.
+func (e *echo) hangUp() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range e.conns {
+		_ = c.Close()
+	}
+}
+
 // kill ends the server and its connections, as a process that dies.
 func (e *echo) kill() {
 	_ = e.l.Close()
@@ -143,6 +152,25 @@ func TestNoClientSeesADeadServer(t *testing.T) {
 	}
 	if list, _ := again.Servers(); len(list) != 3 {
 		t.Errorf("kept: %q", list)
+	}
+}
+
+// TestAServerThatIsAboutToGo: whoever loses a connection is not sent to the same server again.
+func TestAServerThatIsAboutToGo(t *testing.T) {
+	a, b := newEcho(t, "127.0.0.1:0", "a"), newEcho(t, "127.0.0.1:0", "b")
+	lb, addr := start(t, filepath.Join(t.TempDir(), "servers.json"), a.addr())
+	if err := lb.Set([]string{a.addr(), b.addr()}); err != nil {
+		t.Fatal(err)
+	}
+	name, conn := who(t, addr)
+	map[string]*echo{"a": a, "b": b}[name].hangUp()
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Fatal("the connection goes on")
+	}
+	for range 5 {
+		if got, _ := who(t, addr); got == name {
+			t.Errorf("sent to %s again", got)
+		}
 	}
 }
 
