@@ -340,6 +340,21 @@ func TestJoinRefused(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+	t.Run("a server with an agent's token", func(t *testing.T) {
+		_, err := attacker.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", good)
+		if err == nil || !strings.Contains(err.Error(), "lets agents join, not servers") || strings.Contains(err.Error(), parsed.Secret) {
+			t.Errorf("%v", err)
+		}
+		if _, err := os.Stat(attacker.M.Host(cluster.Dirs().ServerPKI())); err == nil {
+			t.Error("it has been given keys")
+		}
+	})
+	t.Run("a server where there can be one alone", func(t *testing.T) {
+		_, err := attacker.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", e.token("--kind", "server"))
+		if err == nil || !strings.Contains(err.Error(), "restart that server once with --cluster-init") {
+			t.Errorf("%v", err)
+		}
+	})
 	t.Run("tokens", func(t *testing.T) {
 		n := newIdentity(t, "n1", ip)
 		resp, err := k.node("", n.req)

@@ -57,6 +57,14 @@ func TestThreeServers(t *testing.T) {
 	e := own(t, cluster.Options{Name: "s1", LAN: l, Settings: map[string]string{"cluster-init": "true"}}).ready()
 	s2, s3 := e.serverOn(l, "s2", nil), e.serverOn(l, "s3", nil)
 	e.joinServer(s2)
+	e.sub("other settings than the cluster's", func(e *env) {
+		_, err := s3.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", e.token("--kind", "server"), "--cluster-cidr", "10.99.0.0/16", "--flannel-backend", "host-gw")
+		for _, want := range []string{`cluster-cidr is "10.99.0.0/16" here and "10.42.0.0/16" in the cluster`, `flannel-backend is "host-gw" here and "vxlan"`} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				e.Errorf("got %v, want %s", err, want)
+			}
+		}
+	})
 	e.joinServer(s3)
 	a1, a2 := e.agentOn(l, "a1", nil), e.agentOn(l, "a2", nil)
 	_, err = a2.M.Run(e.soon(), "nft", door("udp dport 8472 accept")) // the overlay, and no port
@@ -116,5 +124,32 @@ func TestThreeServers(t *testing.T) {
 				_ = by.logs("p"+node.M.Name, "c")
 			}
 		}
+	})
+	e.sub("a server that is deleted", func(e *env) {
+		e.kubectl("delete", "node", "s3")
+		select {
+		case <-s3.Exited():
+		case <-e.soon().Done():
+			e.Fatalf("s3 runs on:\n%s", s3.LogTail(20))
+		}
+		if tail := s3.LogTail(20); !strings.Contains(tail, "not a member of the cluster any more") {
+			e.Errorf("it does not say why it ends:\n%s", tail)
+		}
+		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+			out, err := s2.Umiak(ctx, "status")
+			if err == nil && strings.Contains(out, "member s3") {
+				err = errors.New(out)
+			}
+			return err
+		}))
+		e.must(s3.Start())
+		select {
+		case <-s3.Exited():
+		case <-e.soon().Done():
+			e.Fatalf("s3 runs again:\n%s", s3.LogTail(20))
+		}
+		_, err := s3.Umiak(e.soon(), "cleanup", "--purge")
+		e.must(err)
+		e.joinServer(s3)
 	})
 }

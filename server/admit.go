@@ -63,6 +63,24 @@ func (a admission) Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinap
 	return out, nil
 }
 
+// Dismiss takes a server's member out of the etcd cluster. A server does not take itself out: the others do.
+func (a admission) Dismiss(ctx context.Context, name string) error {
+	cluster := a.s.EtcdCluster()
+	if cluster == nil || name == a.s.etcdName() {
+		return nil
+	}
+	for _, m := range cluster.Members() {
+		if m.Name != name {
+			continue
+		}
+		if err := cluster.RemoveMember(ctx, name); err != nil {
+			return err
+		}
+		a.s.log.Info("a server was deleted, it is no member any more", "server", name, "component", "join")
+	}
+	return nil
+}
+
 // shared are the settings that all servers must have alike: what nodes are told, what several servers write
 // into the same objects, and what is deployed.
 func (c Config) shared() []joinapi.Setting {

@@ -126,6 +126,9 @@ const resetMark = "reset-done"
 // ErrResetTwice means that Reset was left on: members that joined since would be dropped again.
 var ErrResetTwice = errors.New("the cluster was reset already: start without cluster-reset")
 
+// ErrRemoved is why a member ends, or does not start, whose cluster goes on without it.
+var ErrRemoved = errors.New("this server is not a member of the cluster any more: its node was deleted, or the cluster was reset without it; to join again, run `umiak cleanup --purge` and start it with a token")
+
 // Open starts the member. It may still have to find its cluster; see WaitReady.
 func Open(cfg Config) (_ *Server, err error) {
 	fail := func(err error) (*Server, error) { return nil, fmt.Errorf("open etcd in %s: %w", cfg.Dir, err) }
@@ -271,7 +274,7 @@ func (s *Server) notice() {
 			s.failed <- fmt.Errorf("serve etcd: %w", err)
 		}
 	case <-s.etcd.Server.StopNotify():
-		s.failed <- errors.New("etcd stopped by itself: this member may have been removed from the cluster")
+		s.failed <- ErrRemoved
 	}
 }
 

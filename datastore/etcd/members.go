@@ -94,6 +94,9 @@ func (s *Server) RemoveMember(ctx context.Context, name string) error {
 	if err == nil {
 		_, err = s.etcd.Server.RemoveMember(ctx, m.ID)
 	}
+	if errors.Is(err, membership.ErrIDRemoved) || errors.Is(err, membership.ErrIDNotFound) {
+		return nil // another server was faster
+	}
 	if err != nil {
 		return fmt.Errorf("remove member %s: %w", name, err)
 	}

@@ -60,6 +60,8 @@ type Servers interface {
 	Settings() []joinapi.Setting
 	// Admit takes a server in whose request has been checked. Its refusals are *joinapi.Error.
 	Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error)
+	// Dismiss takes a server out whose node was deleted. It does nothing for a node that is no server.
+	Dismiss(ctx context.Context, name string) error
 }
 
 // API answers requests to join. It refuses until Run has been called and follows the tokens.
@@ -111,7 +113,7 @@ func (a *API) Run(ctx context.Context, client kubernetes.Interface, meta metadat
 	a.ready.Store(&serving{tokens: tokens, known: k})
 	defer a.ready.Store(nil)
 	ready()
-	tokens.freeNames(ctx, meta, k, a.cfg.Log)
+	a.followNodes(ctx, meta, &serving{tokens: tokens, known: k})
 	<-ctx.Done()
 	return nil
 }

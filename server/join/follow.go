@@ -4,18 +4,12 @@ import (
 	"context"
 	"crypto/subtle"
 	"fmt"
-	"log/slog"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/metadata/metadatainformer"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/internal/token"
 )
@@ -83,55 +77,3 @@ func (k *known) node(name string) *corev1.Secret {
 	}
 	return s
 }
-
-// freeNames gives a node's name back when the Node is deleted: whoever joins next may have it, and the
-// machine that had it is told that it was deleted when it next renews its certificates.
-func (t Tokens) freeNames(ctx context.Context, meta metadata.Interface, k *known, log *slog.Logger) {
-	inf := metadatainformer.NewFilteredMetadataInformer(meta, corev1.SchemeGroupVersion.WithResource("nodes"), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
-	free := func(name string) {
-		s := k.node(name)
-		if s == nil {
-			return
-		}
-		err := t.secrets().Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
-		switch {
-		case err == nil:
-			log.Info("a node was deleted, its name is free", "node", name)
-		case !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil:
-			log.Warn("cannot free the name of a deleted node", "node", name, "error", err)
-		}
-	}
-	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
-		key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o)
-		if err == nil {
-			free(key)
-		}
-	}})
-	if err != nil {
-		log.Warn("names of deleted nodes stay taken", "error", err)
-		return
-	}
-	go func() {
-		// Nodes that were deleted while no server ran.
-		if !cache.WaitForCacheSync(ctx.Done(), inf.HasSynced) {
-			return
-		}
-		all, err := k.secrets.List(labels.SelectorFromSet(labels.Set{Label: labelNode}))
-		if err != nil {
-			return
-		}
-		for _, s := range all {
-			name := s.Name[:max(0, len(s.Name)-len(nodeSuffix))]
-			if s.CreationTimestamp.IsZero() || time.Since(s.CreationTimestamp.Time) < unregistered {
-				continue
-			}
-			if _, there, err := inf.GetStore().GetByKey(name); err == nil && !there {
-				free(name)
-			}
-		}
-	}()
-	inf.RunWithContext(ctx)
-}
-
-// unregistered is how long a node may take from joining until its Node is there.
-const unregistered = time.Hour

@@ -1,0 +1,116 @@
+package join
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/metadata"
+	metadatafake "k8s.io/client-go/metadata/fake"
+
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/token"
+)
+
+// cluster is what a server says of itself and its cluster.
+type cluster struct {
+	kind     joinapi.Datastore
+	settings []joinapi.Setting
+	admitted []string
+}
+
+func (c *cluster) Datastore() joinapi.Datastore { return c.kind }
+func (c *cluster) Settings() []joinapi.Setting  { return c.settings }
+func (c *cluster) Admit(_ context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {
+	c.admitted = append(c.admitted, r.Name)
+	return &joinapi.ServerResponse{Files: []joinapi.File{{Name: "x", Data: []byte("secret")}}}, nil
+}
+func (c *cluster) Dismiss(context.Context, string) error { return nil }
+
+func TestServersJoin(t *testing.T) {
+	c := &cluster{kind: joinapi.Etcd, settings: []joinapi.Setting{{Key: "cluster-cidr", Value: "10.42.0.0/16"}, {Key: "disable", Value: ""}}}
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
+	srv, _, err := tokens.Create(t.Context(), Spec{Kind: token.Server})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, _, err := tokens.Create(t.Context(), Spec{Kind: token.Agent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := New(Config{Servers: c, Names: []string{"kubernetes"}, Log: quiet})
+	ready, done := make(chan struct{}), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var meta metadata.Interface = metadatafake.NewSimpleMetadataClient(metadatafake.NewTestScheme())
+	go func() { done <- api.Run(ctx, tokens.Client, meta, tokens, func() { close(ready) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-ready
+
+	good := joinapi.ServerRequest{Name: "s2", Password: strings.Repeat("p", 30), Datastore: joinapi.Etcd, Peer: "10.0.0.2:2380", Settings: c.settings}
+	ask := func(tok token.Token, change func(*joinapi.ServerRequest)) (int, string) {
+		r := good
+		if change != nil {
+			change(&r)
+		}
+		body, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := httptest.NewRequest(http.MethodPost, joinapi.ServerPath, strings.NewReader(string(body)))
+		req.SetBasicAuth(tok.ID, tok.Secret)
+		w := httptest.NewRecorder()
+		api.ServeHTTP(w, req)
+		return w.Code, w.Body.String()
+	}
+	for want, change := range map[string]func(*joinapi.ServerRequest){
+		"is a name of the API server":            func(r *joinapi.ServerRequest) { r.Name = "kubernetes" },
+		"the node password has 1 characters":     func(r *joinapi.ServerRequest) { r.Password = "p" },
+		`peer address \"\" is not`:               func(r *joinapi.ServerRequest) { r.Peer = "" },
+		`peer address \"127.0.0.1:2380\" is not`: func(r *joinapi.ServerRequest) { r.Peer = "127.0.0.1:2380" },
+		`peer address \"x:2380\" is not`:         func(r *joinapi.ServerRequest) { r.Peer = "x:2380" },
+		`datastore \"sqlite\" is not one of`:     func(r *joinapi.ServerRequest) { r.Datastore = "sqlite" },
+		"leave datastore-endpoint out":           func(r *joinapi.ServerRequest) { r.Datastore, r.Peer = joinapi.External, "" },
+		`cluster-cidr is \"10.1.0.0/16\" here and \"10.42.0.0/16\"`: func(r *joinapi.ServerRequest) {
+			r.Settings = []joinapi.Setting{{Key: "cluster-cidr", Value: "10.1.0.0/16"}, {Key: "disable"}}
+		},
+		"cluster-cidr is not set here": func(r *joinapi.ServerRequest) { r.Settings = r.Settings[1:] },
+		`later is \"x\" here and not set in the cluster`: func(r *joinapi.ServerRequest) {
+			r.Settings = append([]joinapi.Setting{{Key: "later", Value: "x"}}, r.Settings...)
+		},
+	} {
+		if code, body := ask(srv, change); code < 400 || !strings.Contains(body, want) {
+			t.Errorf("want %s, got %d %s", want, code, body)
+		}
+	}
+	if code, body := ask(agent, nil); code != http.StatusUnauthorized || !strings.Contains(body, "lets agents join, not servers") {
+		t.Errorf("an agent's token: %d %s", code, body)
+	}
+	if len(c.admitted) != 0 {
+		t.Fatalf("let in: %q", c.admitted)
+	}
+	for range 2 { // who has not got the answer asks again
+		if code, body := ask(srv, nil); code != http.StatusOK || !strings.Contains(body, `"files"`) {
+			t.Errorf("%d %s", code, body)
+		}
+	}
+	if code, body := ask(srv, func(r *joinapi.ServerRequest) { r.Password = strings.Repeat("q", 30) }); code != http.StatusForbidden || !strings.Contains(body, "another machine") {
+		t.Errorf("another machine under the same name: %d %s", code, body)
+	}
+	c.kind = ""
+	if _, body := ask(srv, nil); !strings.Contains(body, "--cluster-init") {
+		t.Errorf("a cluster on SQLite: %s", body)
+	}
+	c.kind = joinapi.External
+	if _, body := ask(srv, nil); !strings.Contains(body, "set datastore-endpoint to the same one") {
+		t.Errorf("a cluster on a database: %s", body)
+	}
+}
