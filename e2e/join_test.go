@@ -341,7 +341,8 @@ func TestJoinRefused(t *testing.T) {
 		}
 	})
 	t.Run("a server with an agent's token", func(t *testing.T) {
-		_, err := attacker.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", good)
+		e.must(attacker.Configure(map[string]string{"server": e.url(), "token": good}))
+		_, err := attacker.M.Run(e.soon(), "umiak", "server")
 		if err == nil || !strings.Contains(err.Error(), "lets agents join, not servers") || strings.Contains(err.Error(), parsed.Secret) {
 			t.Errorf("%v", err)
 		}
@@ -350,7 +351,8 @@ func TestJoinRefused(t *testing.T) {
 		}
 	})
 	t.Run("a server where there can be one alone", func(t *testing.T) {
-		_, err := attacker.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", e.token("--kind", "server"))
+		e.must(attacker.Configure(map[string]string{"server": e.url(), "token": e.token("--kind", "server")}))
+		_, err := attacker.M.Run(e.soon(), "umiak", "server")
 		if err == nil || !strings.Contains(err.Error(), "restart that server once with --cluster-init") {
 			t.Errorf("%v", err)
 		}

@@ -27,8 +27,9 @@ type Part struct {
 	Run Run
 	// Oneshot marks a part whose work is done when Run returns.
 	Oneshot bool
-	// StopTimeout is how long Run may take to return after ctx has ended before the group says so in
-	// the log and goes on stopping the others; 0 means 30 seconds.
+	// StopTimeout is how long Run may take to return after ctx has ended before the group says so in the log, goes
+	// on stopping the others and ends without it; 0 means 30 seconds. A part that stands on one that has failed
+	// gets 5 seconds at most: what it waits for does not come.
 	StopTimeout time.Duration
 }
 
@@ -76,7 +77,10 @@ type part struct {
 	after  []*part
 	ready  chan struct{}
 	done   chan struct{}
+	gone   chan struct{} // closed when it is done, or not waited for any longer
 	cancel context.CancelFunc
+
+	err error // set before done is closed
 
 	mu     sync.Mutex
 	status Status
@@ -88,7 +92,7 @@ func New(log *slog.Logger, parts ...Part) (*Group, error) {
 	g := &Group{log: log}
 	byName := map[string]*part{}
 	for _, p := range parts {
-		q := &part{Part: p, ready: make(chan struct{}), done: make(chan struct{}), status: Status{Name: p.Name, State: Waiting, Since: time.Now()}}
+		q := &part{Part: p, ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), status: Status{Name: p.Name, State: Waiting, Since: time.Now()}}
 		if _, dup := byName[p.Name]; dup || p.Name == "" {
 			return nil, fmt.Errorf("part %q: the name is empty or taken", p.Name)
 		}
@@ -113,24 +117,29 @@ func (g *Group) Run(ctx context.Context) error {
 	// that it can be stopped after those that depend on it.
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	errs := make([]error, len(g.parts))
-	var wg sync.WaitGroup
-	for i, p := range g.parts {
-		wg.Add(1)
+	for _, p := range g.parts {
 		run, cancelRun := context.WithCancel(context.WithoutCancel(ctx))
 		p.cancel = cancelRun
 		go func() {
-			defer wg.Done()
 			defer close(p.done)
 			defer cancelRun()
 			if err := g.runOne(stop, run, p); err != nil {
-				errs[i] = fmt.Errorf("%s: %w", p.Name, err)
-				cancel(errs[i])
+				p.err = fmt.Errorf("%s: %w", p.Name, err)
+				cancel(p.err)
 			}
 		}()
 	}
 	go g.stopInReverse(stop)
-	wg.Wait()
+	var errs []error
+	for _, p := range g.parts {
+		<-p.gone
+		select {
+		case <-p.done:
+			errs = append(errs, p.err)
+		default:
+			errs = append(errs, fmt.Errorf("%s: does not stop", p.Name))
+		}
+	}
 	if ctx.Err() != nil && context.Cause(stop) == context.Cause(ctx) {
 		return errors.Join(errs...)
 	}
@@ -197,16 +206,9 @@ func (g *Group) stopInReverse(stop context.Context) {
 	}
 	for _, p := range slices.Backward(g.parts) {
 		go func() {
+			defer close(p.gone)
 			for _, d := range dependents[p] {
-				limit := d.StopTimeout
-				if limit == 0 {
-					limit = 30 * time.Second
-				}
-				select {
-				case <-d.done:
-				case <-time.After(limit):
-					g.log.Warn("part does not stop, going on without it", "part", d.Name, "waited", limit)
-				}
+				<-d.gone
 			}
 			p.mu.Lock()
 			if p.status.State == Ready || p.status.State == Starting {
@@ -214,8 +216,35 @@ func (g *Group) stopInReverse(stop context.Context) {
 			}
 			p.mu.Unlock()
 			p.cancel()
+			limit := p.stopTimeout()
+			select {
+			case <-p.done:
+			case <-time.After(limit):
+				g.log.Warn("part does not stop, going on without it", "part", p.Name, "waited", limit)
+			}
 		}()
 	}
+}
+
+const (
+	defaultStopTimeout = 30 * time.Second
+	orphanStopTimeout  = 5 * time.Second
+)
+
+func (p *part) stopTimeout() time.Duration {
+	limit := p.StopTimeout
+	if limit == 0 {
+		limit = defaultStopTimeout
+	}
+	for _, a := range p.after {
+		a.mu.Lock()
+		failed := a.status.State == Failed
+		a.mu.Unlock()
+		if failed {
+			limit = min(limit, orphanStopTimeout)
+		}
+	}
+	return limit
 }
 
 // Status returns what every part is doing, in start order.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -72,6 +73,59 @@ func TestAFailureStopsTheOthersAndIsReported(t *testing.T) {
 		if s.Name == "api" && s.State != lifecycle.Failed {
 			t.Fatalf("api is %v", s)
 		}
+	}
+}
+
+// TestWhatDoesNotStop: a process ends also when one of its parts does not, and sooner when that part stands on one
+// that has failed.
+func TestWhatDoesNotStop(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		store func(context.Context, func()) error
+		want  string
+		took  time.Duration
+	}{
+		{"told to", func(ctx context.Context, ready func()) error { ready(); <-ctx.Done(); return nil }, "api: does not stop", 30 * time.Second},
+		{"its store is gone", func(_ context.Context, ready func()) error {
+			ready()
+			time.Sleep(time.Second)
+			return errors.New("disk on fire")
+		},
+			"store: disk on fire\napi: does not stop", 6 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := &journal{}
+				release := make(chan struct{})
+				stuck := func(_ context.Context, ready func()) error {
+					ready()
+					<-release
+					return nil
+				}
+				defer synctest.Wait()
+				defer close(release)
+				g, err := lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "store", Run: c.store},
+					lifecycle.Part{Name: "api", After: []string{"store"}, Run: stuck}, j.part("scheduler", "api"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if c.name == "told to" {
+					go func() { _ = g.WaitReady(ctx); cancel() }()
+				}
+				begun := time.Now()
+				if err := g.Run(ctx); err == nil || err.Error() != c.want {
+					t.Errorf("got %v", err)
+				}
+				if took := time.Since(begun); took != c.took {
+					t.Errorf("took %s, want %s", took, c.took)
+				}
+				if !slices.Equal(j.l, []string{"+scheduler", "-scheduler"}) {
+					t.Errorf("got %v", j.l)
+				}
+			})
+		})
 	}
 }
 
