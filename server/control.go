@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
+	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
@@ -17,6 +19,7 @@ const (
 	ActionRotate = "certificates/rotate-ca"
 	ActionStored = "secrets-encrypt/stored"
 	ActionSave   = "snapshot/save"
+	ActionSeal   = "keys/seal"
 )
 
 // SaveRequest asks for a snapshot; the answer is a snapshot.Entry. Name and passphrase may be left out.
@@ -72,7 +75,16 @@ func (s *Server) control() *control.Server {
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
-			return Rotate(s.pki, r)
+			if err := s.alone(); err != nil && !r.Status {
+				return nil, err
+			}
+			out, err := Rotate(s.pki, r)
+			s.keysChanged()
+			return out, err
+		},
+		ActionSeal: func(context.Context, json.RawMessage) (any, error) {
+			s.keysChanged()
+			return struct{}{}, nil
 		},
 		ActionStored: func(ctx context.Context, raw json.RawMessage) (any, error) {
 			var r StoredRequest
@@ -83,7 +95,12 @@ func (s *Server) control() *control.Server {
 			if st == nil {
 				return nil, errors.New("the datastore is not open yet")
 			}
-			return encryption.Count(ctx, st.Endpoint(), r.Resources)
+			c, err := datastore.Client(ctx, st)
+			if err != nil {
+				return nil, err
+			}
+			defer c.Close() //nolint:errcheck // only a connection
+			return encryption.Count(ctx, c, r.Resources)
 		},
 		ActionSave: func(ctx context.Context, raw json.RawMessage) (any, error) {
 			var r SaveRequest
@@ -93,6 +110,17 @@ func (s *Server) control() *control.Server {
 			return s.snapshots.Save(ctx, r.Name, r.Passphrase)
 		},
 	}}
+}
+
+// alone fails while there are other servers: they would go on with the old keys.
+func (s *Server) alone() error {
+	if s.others == nil {
+		return nil
+	}
+	if list, _ := s.others.list(); len(list) > 0 {
+		return fmt.Errorf("the cluster has other servers (%s), which would not have the new keys: stop them first, and let them join again afterwards", strings.Join(list, ", "))
+	}
+	return nil
 }
 
 // Rotate does what is asked for; it is also called for a server that does not run.

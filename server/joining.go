@@ -20,10 +20,16 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// Join has a running server take this machine in as another server of its cluster, if cfg names one and it has
-// not been taken in before. It waits for that server, writes the cluster's keys, and returns what WithEtcdMembers
+// Join makes this machine another server of a cluster, if it is to be one and is not yet. With a database outside, the
+// cluster's keys are there. Otherwise the server that cfg names takes it in: Join waits for that server, writes the cluster's keys, and returns what WithEtcdMembers
 // wants. It may be broken off, and goes on at the next start. The data directory must be locked by the caller.
 func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, error) {
+	if cfg.Server == "" && cfg.DatastoreEndpoint != "" && !keys.Placed(cfg.Dirs()) {
+		if err := recall(ctx, cfg, log); err != nil {
+			return nil, fmt.Errorf("start with the database: %w", err)
+		}
+		return nil, nil
+	}
 	if cfg.Server == "" || cfg.ClusterReset {
 		return nil, nil
 	}

@@ -49,8 +49,11 @@ func (s *Server) followOthers(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	ready()
-	return apiservers.Follow(ctx, client, s.others.set)
+	// This server's own address is among them as soon as it serves.
+	return apiservers.Follow(ctx, client, func(all []string) {
+		s.others.set(all)
+		ready()
+	})
 }
 
 // runElection decides whether this server or another does what only one may do.

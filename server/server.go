@@ -54,6 +54,7 @@ type Server struct {
 	// Nil where this server can have no others beside it.
 	others   *others
 	election *election.Election
+	keysWake chan struct{}
 
 	members []etcd.Member // on a server that joins others for the first time
 
@@ -86,7 +87,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, release: func() {}, members: o.members}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members}
 	if s.advertise, err = advertiseAddress(cfg); err != nil {
 		return nil, err
 	}
@@ -152,7 +153,7 @@ func (s *Server) Parts() []lifecycle.Part {
 			lifecycle.Part{Name: "election", After: []string{"kube-apiserver"}, Run: s.runElection})
 		alone, leader = s.election.While, "election"
 	}
-	return append(parts, []lifecycle.Part{
+	parts = append(parts, []lifecycle.Part{
 		{Name: "kube-controller-manager", After: []string{leader}, Run: alone(s.plane.ControllerManager.Run)},
 		{Name: "kube-scheduler", After: []string{leader}, Run: alone(s.plane.Scheduler.Run)},
 		{Name: "load-balancer", After: []string{leader}, Run: alone(s.runLoadBalancer)},
@@ -160,6 +161,10 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}...)
+	if s.others != nil {
+		parts = append(parts, lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys})
+	}
+	return parts
 }
 
 // OnVolumeControllers has f called after the controllers of volumes have been made in this process; see
@@ -181,7 +186,24 @@ func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	s.plane.APIServer.UseDatastore(st.Endpoint(), st.VolatileEndpoint())
 	tls := st.TLS()
 	s.plane.APIServer.UseDatastoreTLS(tls.CAFile, tls.CertFile, tls.KeyFile)
-	return st.Run(ctx, ready)
+	if s.others == nil {
+		return st.Run(ctx, ready)
+	}
+	run, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	err = st.Run(run, func() {
+		ctx, cancel := context.WithTimeout(run, claimTime)
+		defer cancel()
+		if err := s.claim(ctx, st); err != nil {
+			fail(err)
+			return
+		}
+		ready()
+	})
+	if cause := context.Cause(run); ctx.Err() == nil && cause != nil {
+		err = errors.Join(cause, err)
+	}
+	return err
 }
 
 func (s *Server) datastoreConfig() datastore.Config {

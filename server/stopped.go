@@ -31,29 +31,18 @@ func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string)
 	s.bind = bindAddress(cfg)
 	dc := s.datastoreConfig()
 	dc.Registerer = nil
-	st, err := datastore.Open(ctx, dc)
-	if err != nil {
-		return nil, fmt.Errorf("save snapshot: %w", err)
-	}
-	run, stop := context.WithCancel(ctx)
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- st.Run(run, func() { close(ready) }) }()
-	defer func() {
-		stop()
-		if e := <-done; err == nil {
-			err = e
-		}
-	}()
-	select {
-	case <-ready:
-	case err := <-done:
-		done <- nil
-		return nil, fmt.Errorf("save snapshot: %w", err)
-	}
 	k, err := s.keeper()
 	if err != nil {
 		return nil, err
 	}
-	k.Source = func() snapshot.Source { return st }
-	return k.Save(ctx, name, "")
+	var out *snapshot.Entry
+	err = withStore(ctx, dc, func(st datastore.Store) (err error) {
+		k.Source = func() snapshot.Source { return st }
+		out, err = k.Save(ctx, name, "")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	return out, nil
 }

@@ -20,8 +20,11 @@ import (
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/control"
+	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/join"
 )
 
@@ -223,10 +226,20 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 			fmt.Fprintln(c.App.Writer, tok.Line())
 			if file := tokenFile(dirs, id); file != "" {
 				if _, err := os.Stat(dirs.Server()); err == nil {
-					return atomicfile.Write(file, []byte(tok.Line()+"\n"), 0o600)
+					if err := atomicfile.Write(file, []byte(tok.Line()+"\n"), 0o600); err != nil {
+						return err
+					}
 				}
 			}
-			return nil
+			if id != join.ServerID {
+				return nil
+			}
+			// What is sealed with the old secret in the datastore is to be sealed with the new one.
+			if !instance.Running(dirs) {
+				fmt.Fprintln(c.App.ErrWriter, "this is no server: restart one with the new token as its token, so that the keys in the datastore can be opened with it")
+				return nil
+			}
+			return control.Call(c.Context, dirs.ControlSocket(), server.ActionSeal, struct{}{}, &struct{}{})
 		},
 	}
 }

@@ -3,14 +3,9 @@ package encryption
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"strings"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
 )
 
 // Counts say, for each resource, how many objects are stored with which key, as "secretbox key1".
@@ -38,20 +33,8 @@ func (c Counts) others(k Key) int {
 // page is how many objects are read at once: a Secret may have a megabyte.
 const page = 100
 
-// Count reads what is stored of the resources and looks at how it is encrypted. Endpoint is a unix socket
-// with etcd's protocol.
-func Count(ctx context.Context, endpoint string, resources []string) (Counts, error) {
-	if !strings.HasPrefix(endpoint, "unix://") {
-		return nil, errors.New("count stored objects: this cannot look into the datastore that is in use")
-	}
-	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{endpoint}, Context: ctx, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1 << 30))},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count stored objects: %w", err)
-	}
-	defer c.Close() //nolint:errcheck // only a connection
+// Count reads what is stored of the resources and looks at how it is encrypted.
+func Count(ctx context.Context, c clientv3.KV, resources []string) (Counts, error) {
 	out := Counts{}
 	for _, r := range resources {
 		keys := map[string]int{}

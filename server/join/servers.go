@@ -77,14 +77,19 @@ func fits(r *joinapi.ServerRequest, s Servers) error {
 	case have != r.Datastore:
 		return joinapi.Refuse(joinapi.NotShared, "the cluster's state is in its servers' own etcd: leave datastore-endpoint out here")
 	}
-	var all []string
-	for _, d := range joinapi.Differences(s.Settings(), r.Settings) {
-		all = append(all, fmt.Sprintf("%s is %s here and %s in the cluster", d.Key, quoted(d.Theirs), quoted(d.Ours)))
-	}
-	if len(all) > 0 {
-		return joinapi.Refuse(joinapi.BadSettings, "these settings must be the cluster's: %s", strings.Join(all, "; "))
+	if diff := joinapi.Differences(s.Settings(), r.Settings); len(diff) > 0 {
+		return joinapi.Refuse(joinapi.BadSettings, "%s", Describe(diff))
 	}
 	return nil
+}
+
+// Describe says which settings differ and how, to whom has to change them.
+func Describe(diff []joinapi.Difference) string {
+	var all []string
+	for _, d := range diff {
+		all = append(all, fmt.Sprintf("%s is %s here and %s in the cluster", d.Key, quoted(d.Theirs), quoted(d.Ours)))
+	}
+	return "these settings must be the cluster's: " + strings.Join(all, "; ")
 }
 
 // quoted is a setting's value for a message.

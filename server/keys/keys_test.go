@@ -1,8 +1,12 @@
 package keys
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -77,4 +81,57 @@ func TestWhatIsNotPlaced(t *testing.T) {
 			t.Error("something was written")
 		}
 	}
+}
+
+func TestRecord(t *testing.T) {
+	files, err := Collect(server(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Record{CA: "x"}
+	if err := r.Put(files, "the secret"); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(r)
+	if err != nil || bytes.Contains(raw, []byte("PRIVATE KEY")) {
+		t.Fatalf("%v, %s", err, raw)
+	}
+	if r, err = Parse(raw); err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.Files("the secret")
+	if err != nil || !reflect.DeepEqual(got, files) {
+		t.Errorf("%d files of %d, %v", len(got), len(files), err)
+	}
+	if _, err := r.Files("another"); !errors.Is(err, ErrWrongToken) {
+		t.Errorf("with another secret: %v", err)
+	}
+	seal := func(files []joinapi.File, secret string) string {
+		s, err := SealOf(files, secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	if seal(files, "the secret") != r.Seal || seal(files, "another") == r.Seal || seal(files[:len(files)-1], "the secret") == r.Seal {
+		t.Error("the seal does not say whether something has changed")
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	r := Record{CA: "x"}
+	if err := r.Put([]joinapi.File{{Name: "pki/service-account.key", Data: []byte("k")}}, "s"); err != nil {
+		f.Fatal(err)
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte(`{"sealed":"YWdl"}`))
+	f.Fuzz(func(_ *testing.T, raw []byte) {
+		if r, err := Parse(raw); err == nil {
+			_, _ = r.Files("s")
+		}
+	})
 }
