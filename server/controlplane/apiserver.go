@@ -124,6 +124,9 @@ func apiServerFlags(s Settings) flags {
 	if !s.HighAvailability {
 		// With one server nobody has to be told every 10 s that it is still there.
 		f.set("feature-gates", "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false")
+	} else {
+		// A server that stops tells whoever still asks to ask again, instead of closing the connection on him.
+		f.set("shutdown-send-retry-after", "true")
 	}
 	return f
 }

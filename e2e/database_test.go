@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/umiak-io/umiak/e2e/cluster"
+	"github.com/umiak-io/umiak/e2e/machine"
+)
+
+// postgres runs PostgreSQL on a machine of its own and returns the endpoint of an empty database there.
+func (e *env) postgres(l *machine.LAN) string {
+	e.Helper()
+	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if err != nil || len(bins) == 0 {
+		e.Fatal("PostgreSQL is not installed; scripts/test installs it")
+	}
+	db := off(e.T, cluster.Options{Name: "db", LAN: l, Images: []string{}})
+	_, err = db.M.Run(e.soon(), "sh", "-euc", fmt.Sprintf(`
+		install -d -o postgres /tmp/pg; cd /tmp/pg
+		as() { setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"; }
+		as %[1]s/initdb --auth=trust --no-sync -D /tmp/pg/data
+		echo "host all all 0.0.0.0/0 trust" >>/tmp/pg/data/pg_hba.conf
+		as %[1]s/pg_ctl -w -D /tmp/pg/data -l /tmp/pg/log -o "-c listen_addresses=* -c unix_socket_directories=/tmp/pg" start
+		as %[1]s/createdb -h /tmp/pg umiak`, filepath.Dir(bins[0])))
+	e.must(err)
+	return "postgres://postgres@" + db.M.IP + ":5432/umiak?sslmode=disable"
+}
+
+// TestServersOnOneDatabase: a second server needs the database and the server token, and nothing else.
+func TestServersOnOneDatabase(t *testing.T) {
+	t.Parallel()
+	l := lan(t)
+	e := off(t, cluster.Options{Name: "pg1", LAN: l})
+	endpoint := e.postgres(l)
+	e.must(e.Configure(map[string]string{"datastore-endpoint": endpoint}))
+	e.must(e.Start())
+	e.ready()
+	secret, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
+	e.must(err)
+	second := e.serverOn(l, "pg2", nil)
+	refused := func(want string, settings map[string]string) {
+		e.Helper()
+		settings["datastore-endpoint"] = endpoint
+		e.must(second.Configure(settings))
+		e.must(second.Start())
+		select {
+		case <-second.Exited():
+		case <-e.soon().Done():
+			e.Errorf("a second server runs with %v", settings)
+		}
+		if tail := second.LogTail(5); !strings.Contains(tail, want) || strings.Contains(tail, strings.TrimSpace(string(secret))) {
+			e.Errorf("want %s, got\n%s", want, tail)
+		}
+	}
+	refused("set its server token", map[string]string{})
+	refused("this is not the cluster's server token", map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
+	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`, map[string]string{"token": strings.TrimSpace(string(secret)), "cluster-domain": "else.where"})
+
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": strings.TrimSpace(string(secret))}))
+	e.must(second.Start())
+	e.must(second.Ready(e.within(2 * patience)))
+	nodes, err := second.Kube.CoreV1().Nodes().List(e.soon(), metav1.ListOptions{})
+	if err != nil || len(nodes.Items) != 2 {
+		t.Errorf("%d nodes, %v", len(nodes.Items), err)
+	}
+	// Both serve: what one takes the other has, and pods of either are reached through both.
+	e.apply(fmt.Sprintf(onNode, "one", "pg1"))
+	e.through(second).apply(fmt.Sprintf(onNode, "two", "pg2"))
+	for _, c := range []*cluster.Cluster{e.Cluster, second} {
+		by := e.through(c)
+		for _, pod := range []string{"one", "two"} {
+			by.pod(named(pod), isReady)
+			if _, err := by.in(pod, "get", "http://127.0.0.1:8080/"); err != nil {
+				t.Errorf("exec in %s through %s: %v", pod, c.M.Name, err)
+			}
+		}
+	}
+	// A restart needs the token no more, and the other goes on meanwhile.
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint}))
+	e.must(e.Stop(e.soon()))
+	_, err = second.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{})
+	e.must(err)
+	e.must(second.Stop(e.soon()))
+	e.must(second.Start())
+	e.must(second.APIReady(e.within(2 * patience)))
+	e.must(e.Start())
+	e.must(e.APIReady(e.within(2 * patience)))
+	_, err = e.Kube.CoreV1().ConfigMaps(e.ns).Get(e.soon(), "meanwhile", metav1.GetOptions{})
+	e.must(err)
+}
