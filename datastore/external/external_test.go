@@ -94,7 +94,7 @@ func (d *database) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = d.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(d.uid), Gid: uint32(d.uid)}, Pdeathsig: syscall.SIGKILL}
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "HOME="+d.dir)
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "HOME="+d.dir, "TMPDIR="+d.dir)
 	return cmd
 }
 

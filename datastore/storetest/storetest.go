@@ -32,6 +32,7 @@ func Run(t *testing.T, open Factory, without ...string) {
 		"UpdateComparesRevision":  (*suite).update,
 		"DeleteComparesRevision":  (*suite).remove,
 		"RecreateAfterDelete":     (*suite).recreate,
+		"RecreateWhileOthersDo":   (*suite).recreateMany,
 		"GetAtRevision":           (*suite).getAtRevision,
 		"ListPages":               (*suite).pages,
 		"ListIsASnapshot":         (*suite).snapshot,
@@ -216,6 +217,33 @@ func (s *suite) recreate(t *testing.T) {
 		}
 		s.mustDelete(t, "/a", rev)
 	}
+}
+
+// recreateMany asks each for the revision of its own key.
+func (s *suite) recreateMany(t *testing.T) {
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			key := fmt.Sprintf("/m/%d", i)
+			for range 15 {
+				rev, err := Create(s.ctx, s.c, key, "x")
+				if err != nil || rev == 0 {
+					t.Errorf("create %s: revision %d, %v", key, rev, err)
+					return
+				}
+				r, err := s.c.Get(s.ctx, key)
+				if err != nil || len(r.Kvs) != 1 || r.Kvs[0].CreateRevision != rev || r.Kvs[0].ModRevision != rev {
+					t.Errorf("created at %d, got %v, %v", rev, r, err)
+					return
+				}
+				if next, kv, err := Delete(s.ctx, s.c, key, rev); err != nil || next == 0 {
+					t.Errorf("delete %s at %d: there is %v, %v", key, rev, kv, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func (s *suite) getAtRevision(t *testing.T) {

@@ -1,0 +1,82 @@
+package external
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/logstructured"
+	"github.com/k3s-io/kine/pkg/server"
+)
+
+// log is kine's Log with one key in it, of which another writer is ahead.
+type log struct {
+	logstructured.Log
+	newest *server.Event
+	rev    int64
+	broken bool
+}
+
+func (l *log) Append(_ context.Context, e *server.Event) (int64, error) {
+	if l.broken {
+		return 0, errors.New("connection lost")
+	}
+	if l.newest != nil && l.newest.KV.ModRevision != e.PrevKV.ModRevision {
+		return 0, nil
+	}
+	l.rev++
+	kv := *e.KV
+	kv.ModRevision, kv.CreateRevision = l.rev, l.rev
+	l.newest = &server.Event{KV: &kv, Create: e.Create, Delete: e.Delete}
+	return l.rev, nil
+}
+
+func (l *log) List(_ context.Context, _, _ string, _, _ int64, deleted, _ bool) (server.EventBatch, error) {
+	b := server.EventBatch{CurrentRev: l.rev}
+	if l.newest != nil && (deleted || !l.newest.Delete) {
+		b.Events = append(b.Events, l.newest)
+	}
+	return b, nil
+}
+
+// CurrentRevision is another's.
+func (l *log) CurrentRevision(context.Context) (int64, error) { return l.rev + 5, nil }
+
+// TestCreatesTellTheTruth also says when kine does: then truthful can go.
+func TestCreatesTellTheTruth(t *testing.T) {
+	for name, mend := range map[string]bool{"kine's own": false, "ours": true} {
+		t.Run(name, func(t *testing.T) {
+			l := &log{}
+			drive := drivers.Constructor(func(context.Context, *sync.WaitGroup, *drivers.Config) (bool, server.Backend, error) {
+				return true, logstructured.New(l), nil
+			})
+			if mend {
+				drive = truthful(drive)
+			}
+			_, b, err := drive(t.Context(), nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first, err := b.Create(t.Context(), "/a", []byte("1"), 0)
+			if err != nil || first != 1 {
+				t.Fatalf("created at %d: %v", first, err)
+			}
+			if _, err := b.Create(t.Context(), "/a", []byte("1"), 0); !errors.Is(err, server.ErrKeyExists) {
+				t.Fatalf("created twice: %v", err)
+			}
+			if _, _, ok, err := b.Delete(t.Context(), "/a", first); !ok || err != nil {
+				t.Fatalf("deleted %v: %v", ok, err)
+			}
+			again, err := b.Create(t.Context(), "/a", []byte("2"), 0)
+			if err != nil || (again == l.newest.KV.ModRevision) != mend {
+				t.Errorf("created again at %d, stored at %d: %v", again, l.newest.KV.ModRevision, err)
+			}
+			*l = log{broken: true}
+			if rev, err := b.Create(t.Context(), "/a", []byte("1"), 0); (err != nil) != mend {
+				t.Errorf("created at %d in a database that is away: %v", rev, err)
+			}
+		})
+	}
+}
