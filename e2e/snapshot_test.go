@@ -15,7 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
+	"github.com/umiak-io/umiak/e2e/machine"
 	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/server/backup/s3/s3test"
 )
 
 // identities are what must not change: UIDs by kind and name.
@@ -120,6 +122,66 @@ func TestSnapshotComesBackOnANewMachine(t *testing.T) {
 	}
 	if _, err := b.Kube.CoreV1().ConfigMaps(b.ns).Get(b.ctx, "late", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("what was written after the snapshot: %v", err)
+	}
+}
+
+func TestSnapshotComesBackFromABucket(t *testing.T) {
+	t.Parallel()
+	l, err := machine.NewLAN(machine.LANOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	srv := s3test.StartAt(t, l.Gateway(), l.Do)
+	ca, err := os.ReadFile(srv.Config.EndpointCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := map[string]string{
+		"snapshot-s3-bucket": srv.Config.Bucket, "snapshot-s3-folder": srv.Config.Folder, "snapshot-s3-endpoint": srv.Config.Endpoint,
+		"snapshot-s3-access-key": srv.Config.AccessKey, "snapshot-s3-secret-key-file": "/var/lib/s3-key", "snapshot-s3-endpoint-ca": "/var/lib/s3-ca",
+	}
+	prepare := func(e *env) {
+		e.must(os.WriteFile(e.hostPath("/var/lib/s3-key"), []byte(srv.Config.SecretKey+"\n"), 0o600))
+		e.must(os.WriteFile(e.hostPath("/var/lib/s3-ca"), ca, 0o600))
+	}
+	a := off(t, cluster.Options{Name: "bucket", LAN: l, Settings: settings})
+	prepare(a)
+	a.must(a.Start())
+	a.ready()
+	_, err = a.Kube.CoreV1().ConfigMaps(a.ns).Create(a.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kept"}}, metav1.CreateOptions{})
+	a.must(err)
+	file, err := a.Umiak(a.soon(), "snapshot", "save", "before-wipe")
+	a.must(err)
+	name := filepath.Base(strings.TrimSpace(file))
+	list, err := a.Umiak(a.soon(), "snapshot", "list")
+	if err != nil || !strings.Contains(list, name) || !strings.Contains(list, "here,s3") {
+		t.Errorf("list: %v\n%s", err, list)
+	}
+	if out, err := a.Umiak(a.soon(), "status"); err != nil || !strings.Contains(out, "up to date") || strings.Contains(out, srv.Config.SecretKey) {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	a.must(a.Stop(a.soon()))
+
+	b := off(t, cluster.Options{Name: "bucket2", LAN: l})
+	b.ns = a.ns
+	prepare(b)
+	var flags []string
+	for key, value := range settings {
+		flags = append(flags, "--"+key, value)
+	}
+	list, err = b.Umiak(b.soon(), append([]string{"snapshot", "list"}, flags...)...)
+	if err != nil || !strings.Contains(list, name) {
+		t.Errorf("list on the fresh machine: %v\n%s", err, list)
+	}
+	out, err := b.Umiak(b.soon(), append(append([]string{"snapshot", "restore"}, flags...), name)...)
+	if err != nil || !strings.Contains(out, "keys of bucket") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	b.must(b.Start())
+	b.must(b.APIReady(b.within(2 * patience)))
+	if _, err := b.Kube.CoreV1().ConfigMaps(b.ns).Get(b.ctx, "kept", metav1.GetOptions{}); err != nil {
+		t.Error(err)
 	}
 }
 

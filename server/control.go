@@ -22,7 +22,7 @@ const (
 	ActionSeal   = "keys/seal"
 )
 
-// SaveRequest asks for a snapshot; the answer is a snapshot.Entry. Name and passphrase may be left out.
+// SaveRequest asks for a snapshot; the answer is a backup.Saved. Name and passphrase may be left out.
 type SaveRequest struct {
 	Name       string `json:"name,omitempty"`
 	Passphrase string `json:"passphrase,omitempty"`

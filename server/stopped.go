@@ -8,10 +8,11 @@ import (
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/server/backup"
 )
 
 // SaveStopped makes a snapshot of a server that does not run.
-func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string) (_ *snapshot.Entry, err error) {
+func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string) (_ *backup.Saved, err error) {
 	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log}
 	release, err := instance.Acquire(s.dirs)
 	if err != nil {

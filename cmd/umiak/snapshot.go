@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -53,8 +54,9 @@ func snapshotCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "save", Usage: "make a snapshot now", ArgsUsage: "[NAME]",
-				Description: "Asks the running server, or reads the datastore of a stopped one. Prints the file's name.\n\n  umiak snapshot save\n  umiak snapshot save before-upgrade",
-				Flags:       flags(),
+				Description: "Asks the running server, or reads the datastore of a stopped one. Prints the file's name. Where snapshot-s3-bucket\n" +
+					"is set, the file is uploaded as well.\n\n  umiak snapshot save\n  umiak snapshot save before-upgrade",
+				Flags: flags(),
 				Action: with(func(c *cli.Context, log *slog.Logger) error {
 					if c.NArg() > 1 {
 						return errors.New("snapshot save takes one name at most")
@@ -63,7 +65,7 @@ func snapshotCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					e := &snapshot.Entry{}
+					e := &backup.Saved{}
 					err = control.Call(c.Context, sc.Dirs().ControlSocket(), server.ActionSave, server.SaveRequest{Name: c.Args().First(), Passphrase: pass}, e)
 					if errors.Is(err, socket.ErrNotRunning) {
 						e, err = server.SaveStopped(c.Context, sc, log, c.Args().First())
@@ -72,11 +74,14 @@ func snapshotCommand() *cli.Command {
 						return err
 					}
 					fmt.Fprintln(c.App.Writer, e.Path)
+					if e.NotUploaded != "" {
+						return fmt.Errorf("the snapshot is saved here; it is not in the bucket yet, a running server tries again: %s", e.NotUploaded)
+					}
 					return nil
 				}),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder", Flags: flags(agentcli.Output()),
+				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder and in the bucket", Flags: flags(agentcli.Output()),
 				Action: with(func(c *cli.Context, _ *slog.Logger) error {
 					if err := agentcli.NoArgs(c); err != nil {
 						return err
@@ -85,20 +90,19 @@ func snapshotCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					all, err := snapshot.List(own.Backup.Folder(sc.Dirs()))
-					if err != nil {
-						return err
-					}
+					// Of one place that can be read, all is shown.
+					all, err := own.Backup.List(c.Context, sc.Dirs())
 					if js {
-						return printSnapshotsJSON(c, all)
+						return errors.Join(printSnapshotsJSON(c, all), err)
 					}
-					return printSnapshots(c, all)
+					return errors.Join(printSnapshots(c, all), err)
 				}),
 			},
 			{
-				Name: "restore", Usage: "put a snapshot in the place of this machine's server state", ArgsUsage: "FILE",
+				Name: "restore", Usage: "put a snapshot in the place of this machine's server state", ArgsUsage: "FILE|NAME",
 				Description: "No server may run here; the data directory may be empty. All of the file is verified before anything is touched, and\n" +
-					"what was there is kept beside it. Then start the server as usual; with --cluster-init the state moves into etcd.\n\n" +
+					"what was there is kept beside it. Then start the server as usual; with --cluster-init the state moves into etcd.\n" +
+					"NAME is one of the folder or else of the bucket, from where it is downloaded.\n\n" +
 					"  umiak snapshot restore /mnt/usb/scheduled-pi-20261125T000000Z" + snapshot.Suffix,
 				Flags: flags(),
 				Action: with(func(c *cli.Context, log *slog.Logger) error {
@@ -109,7 +113,12 @@ func snapshotCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					r, err := snapshot.Restore(c.Context, c.Args().First(), pass, sc.Dirs(), log)
+					file, done, err := own.Backup.Fetch(c.Context, sc.Dirs(), c.Args().First())
+					if err != nil {
+						return err
+					}
+					defer done()
+					r, err := snapshot.Restore(c.Context, file, pass, sc.Dirs(), log)
 					if errors.Is(err, snapshot.ErrEncrypted) || errors.Is(err, snapshot.ErrPassphrase) {
 						return fmt.Errorf("%w; give the right one with --snapshot-passphrase-file", err)
 					}
@@ -150,7 +159,7 @@ func snapshotCommand() *cli.Command {
 			},
 			{
 				Name: "prune", Usage: "remove all but the newest snapshots of a name", ArgsUsage: "[NAME]",
-				Description: "Keeps as many as snapshot-retention says. NAME is " + backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " + backup.OnDemand,
+				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is " + backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " + backup.OnDemand,
 				Flags:       flags(),
 				Action: with(func(c *cli.Context, _ *slog.Logger) error {
 					name := backup.Scheduled
@@ -161,7 +170,7 @@ func snapshotCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					removed, err := snapshot.Prune(own.Backup.Folder(sc.Dirs()), name, node, own.Backup.Retention)
+					removed, err := own.Backup.Prune(c.Context, sc.Dirs(), name, node)
 					for _, p := range removed {
 						fmt.Fprintf(c.App.Writer, "removed %s\n", p)
 					}
@@ -172,31 +181,32 @@ func snapshotCommand() *cli.Command {
 	}
 }
 
-func printSnapshots(c *cli.Context, all []snapshot.Entry) error {
+func printSnapshots(c *cli.Context, all []backup.Listed) error {
 	t := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tTIME\tKEYS\tREVISION\tSIZE\tDATASTORE\tREMARK")
+	fmt.Fprintln(t, "NAME\tTIME\tKEYS\tREVISION\tSIZE\tDATASTORE\tWHERE\tREMARK")
 	for _, e := range all {
+		where := strings.Join(e.Where, ",")
 		if e.Err != nil {
-			fmt.Fprintf(t, "%s\t\t\t\t\t\tunusable: %v\n", filepath.Base(e.Path), errors.Unwrap(e.Err))
+			fmt.Fprintf(t, "%s\t\t\t\t\t\t%s\tunusable: %v\n", filepath.Base(e.Path), where, errors.Unwrap(e.Err))
 			continue
 		}
 		remark := e.Reason
 		if e.Encrypted {
 			remark += ", encrypted"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%.1f KiB\t%s\t%s\n", filepath.Base(e.Path), e.Time.UTC().Format("2006-01-02 15:04:05"), e.Keys, e.Revision, float64(e.Size)/1024, e.Backend, remark)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%.1f KiB\t%s\t%s\t%s\n", filepath.Base(e.Path), e.Time.UTC().Format("2006-01-02 15:04:05"), e.Keys, e.Revision, float64(e.Size)/1024, e.Backend, where, remark)
 	}
 	return t.Flush()
 }
 
-func printSnapshotsJSON(c *cli.Context, all []snapshot.Entry) error {
+func printSnapshotsJSON(c *cli.Context, all []backup.Listed) error {
 	type line struct {
-		snapshot.Entry
+		backup.Listed
 		Error string `json:"error,omitempty"`
 	}
 	out := make([]line, 0, len(all))
 	for _, e := range all {
-		l := line{Entry: e}
+		l := line{Listed: e}
 		if e.Err != nil {
 			l.Error = e.Err.Error()
 		}
@@ -219,6 +229,16 @@ func printPlan(c *cli.Context, p backup.Plan) error {
 		newest = p.Newest.Local().Format(layout)
 	}
 	fmt.Fprintf(t, "Schedule\t%s\nKept\t%s\nFolder\t%s\nEncrypted\t%s\nNewest\t%s\n", schedule, kept, p.Folder, encrypted, newest)
+	if p.Bucket != "" {
+		fmt.Fprintf(t, "Bucket\t%s\n", p.Bucket)
+	}
+	for i, w := range p.Waiting {
+		name := ""
+		if i == 0 {
+			name = "To upload"
+		}
+		fmt.Fprintf(t, "%s\t%s\n", name, filepath.Base(w))
+	}
 	for i, n := range p.Next {
 		name := ""
 		if i == 0 {

@@ -210,7 +210,13 @@ func List(dir string) ([]Entry, error) {
 		}
 		out = append(out, Entry{Info: info, Path: p, Err: err})
 	}
-	slices.SortFunc(out, func(a, b Entry) int {
+	Sort(out)
+	return out, nil
+}
+
+// Sort puts the newest first, and what is no snapshot last.
+func Sort(all []Entry) {
+	slices.SortFunc(all, func(a, b Entry) int {
 		switch {
 		case (a.Err == nil) != (b.Err == nil):
 			if a.Err == nil {
@@ -222,7 +228,22 @@ func List(dir string) ([]Entry, error) {
 		}
 		return strings.Compare(b.Path, a.Path)
 	})
-	return out, nil
+}
+
+// Superfluous returns all but the newest keep of those that Save made under the name on the node. The
+// entries are sorted.
+func Superfluous(all []Entry, name, node string, keep int) (out []Entry) {
+	for _, e := range all {
+		if e.Err != nil || e.Node != node || !strings.HasPrefix(filepath.Base(e.Path), name+"-"+node+"-") {
+			continue // not ours to judge
+		}
+		if keep > 0 {
+			keep--
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 // Prune removes all but the newest keep snapshots that Save made under the name on the node, and what
@@ -234,14 +255,7 @@ func Prune(dir, name, node string, keep int) ([]string, error) {
 	}
 	var removed []string
 	var errs []error
-	for _, e := range all {
-		if e.Err != nil || e.Node != node || !strings.HasPrefix(filepath.Base(e.Path), name+"-"+node+"-") {
-			continue // not ours to judge
-		}
-		if keep > 0 {
-			keep--
-			continue
-		}
+	for _, e := range Superfluous(all, name, node, keep) {
 		if err := os.Remove(e.Path); err != nil {
 			errs = append(errs, err)
 			continue

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/backup/s3"
 )
 
 // Config is what a user may set.
@@ -17,11 +18,12 @@ type Config struct {
 	Dir            string `key:"snapshot-dir" usage:"folder for snapshots (default: server/snapshots in data-dir)"`
 	PassphraseFile string `key:"snapshot-passphrase-file" usage:"file with the passphrase that encrypts snapshots (default: not encrypted)"`
 	Disable        bool   `key:"disable-snapshots" usage:"make no scheduled snapshots"`
+	S3             s3.Config
 }
 
 // Validate returns all that is wrong.
 func (c Config) Validate() error {
-	var errs []error
+	errs := []error{c.S3.Validate()}
 	if _, err := parse(c.Schedule); err != nil {
 		errs = append(errs, fmt.Errorf("snapshot-schedule-cron: %q: %w; five fields such as %q are meant", c.Schedule, err, "0 */12 * * *"))
 	}

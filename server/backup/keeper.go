@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -40,11 +41,17 @@ type Keeper struct {
 	Log    *slog.Logger
 	Now    func() time.Time
 
-	saving sync.Mutex // one snapshot at a time
+	// Open opens the bucket; nil for the one of the configuration.
+	Open func() (bucket, error)
 
-	mu      sync.Mutex
-	next    time.Time
-	lastErr error
+	saving    sync.Mutex // one snapshot at a time
+	uploading sync.Mutex
+
+	mu        sync.Mutex
+	life      context.Context // Run's
+	next      time.Time
+	lastErr   error
+	uploadErr error
 }
 
 // parse reads a schedule in the notation of cron. One that never comes, such as on 30 February, is refused:
@@ -59,15 +66,29 @@ func parse(s string) (cron.Schedule, error) {
 
 var errNotOpen = errors.New("the datastore is not open yet")
 
-// Save makes a snapshot now. The name is OnDemand if empty; the passphrase that of the configuration.
-func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*snapshot.Entry, error) {
+// Save makes a snapshot now and uploads it. That it could not be uploaded is no error. The name is OnDemand if empty; the passphrase that of the configuration.
+func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, error) {
 	if name == "" {
 		name = OnDemand
 	}
 	if name == Scheduled {
 		return nil, fmt.Errorf("the name %q is for the schedule's snapshots, which are pruned; choose another", name)
 	}
-	return k.save(ctx, name, passphrase, false)
+	e, err := k.save(ctx, name, passphrase, false)
+	if err != nil {
+		return nil, err
+	}
+	out := &Saved{Entry: *e}
+	if !k.Config.S3.On() {
+		return out, nil
+	}
+	_, err = k.tryUpload(ctx)
+	if _, e := os.Stat(mark(out.Path)); e != nil {
+		out.Bucket = k.Config.uri() // another one's trouble is in the status
+		return out, nil
+	}
+	out.NotUploaded = fmt.Sprint(err)
+	return out, nil
 }
 
 func (k *Keeper) save(ctx context.Context, name, passphrase string, scheduled bool) (*snapshot.Entry, error) {
@@ -87,10 +108,14 @@ func (k *Keeper) save(ctx context.Context, name, passphrase string, scheduled bo
 	if scheduled {
 		reason = scheduledReason
 	}
-	return snapshot.Save{
+	e, err := snapshot.Save{
 		Dir: k.Config.Folder(k.Dirs), Name: name, Server: k.Dirs.Server(), Source: src, Passphrase: passphrase,
 		Node: k.Node, Version: version.Version, Reason: reason, OnlyChanged: scheduled, Now: k.now(),
 	}.Run(ctx)
+	if e == nil || err != nil {
+		return nil, err
+	}
+	return e, k.toUpload(e)
 }
 
 func (k *Keeper) now() time.Time {
@@ -102,9 +127,18 @@ func (k *Keeper) now() time.Time {
 
 // Run follows the schedule until ctx ends.
 func (k *Keeper) Run(ctx context.Context, ready func()) error {
+	k.mu.Lock()
+	k.life = ctx
+	k.mu.Unlock()
 	ready()
-	if k.Config.Disable {
+	if k.Config.Disable && !k.Config.S3.On() {
 		<-ctx.Done()
+		return nil
+	}
+	k.catchUp(ctx)
+	if k.Config.Disable {
+		for k.wait(ctx, k.now().Add(24*time.Hour)) { // for what was saved by hand
+		}
 		return nil
 	}
 	schedule, err := parse(k.Config.Schedule)
@@ -150,6 +184,7 @@ func (k *Keeper) wait(ctx context.Context, until time.Time) bool {
 			t.Stop()
 			return false
 		case <-t.C:
+			k.catchUp(ctx)
 		}
 	}
 }
@@ -171,6 +206,7 @@ func (k *Keeper) scheduled(ctx context.Context) {
 		if _, err := snapshot.Prune(k.Config.Folder(k.Dirs), Scheduled, k.Node, k.Config.Retention); err != nil {
 			k.Log.Warn("cannot prune snapshots", "err", err)
 		}
+		k.catchUp(ctx)
 	}
 }
 
@@ -190,7 +226,7 @@ func (k *Keeper) Section(context.Context) status.Section {
 	out := status.Section{Name: "Snapshots"}
 	all, err := snapshot.List(k.Config.Folder(k.Dirs))
 	k.mu.Lock()
-	next, lastErr := k.next, k.lastErr
+	next, lastErr, uploadErr := k.next, k.lastErr, k.uploadErr
 	k.mu.Unlock()
 	good := 0
 	for _, e := range all {
@@ -211,5 +247,15 @@ func (k *Keeper) Section(context.Context) status.Section {
 		row.State, row.Detail = "failing", err.Error()
 	}
 	out.Rows = append(out.Rows, row)
+	if k.Config.S3.On() {
+		row := status.Row{Name: "bucket", State: "up to date", Detail: k.Config.uri() + " at " + k.Config.S3.Endpoint}
+		if files, _ := waiting(k.Config.Folder(k.Dirs)); len(files) > 0 {
+			row.State, row.Detail = fmt.Sprintf("%d waiting", len(files)), "to be uploaded to "+row.Detail
+		}
+		if uploadErr != nil {
+			row.State, row.Detail = "failing", fmt.Sprintf("%s: %v", row.Detail, uploadErr)
+		}
+		out.Rows = append(out.Rows, row)
+	}
 	return out
 }

@@ -15,6 +15,9 @@ type Plan struct {
 	Retention int    `json:"retention"`
 	Folder    string `json:"folder"`
 	Encrypted bool   `json:"encrypted"`
+	// Bucket is where they are kept as well, empty if nowhere; Waiting are those that are not there yet.
+	Bucket  string   `json:"bucket,omitempty"`
+	Waiting []string `json:"waiting,omitempty"`
 	// Next are the coming times, local ones; none if it is disabled.
 	Next []time.Time `json:"next"`
 	// Newest is when the newest usable snapshot of the schedule was made, nil if there is none.
@@ -27,6 +30,10 @@ const planned = 3
 // Plan says what will be made from now on. An error names the key that is wrong, or the folder.
 func (c Config) Plan(d layout.Dirs, now time.Time) (Plan, error) {
 	p := Plan{Schedule: c.Schedule, Disabled: c.Disable, Retention: c.Retention, Folder: c.Folder(d), Encrypted: c.PassphraseFile != ""}
+	if c.S3.On() {
+		p.Bucket = c.uri() + " at " + c.S3.Endpoint
+		p.Waiting, _ = waiting(p.Folder)
+	}
 	schedule, err := parse(c.Schedule)
 	if err != nil {
 		return p, fmt.Errorf("snapshot-schedule-cron: %q: %w", c.Schedule, err)

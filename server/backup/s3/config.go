@@ -1,0 +1,103 @@
+package s3
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Config is what a user may set. A bucket turns it on.
+type Config struct {
+	Bucket        string        `key:"snapshot-s3-bucket" usage:"S3 bucket in which snapshots are kept as well (default: none)"`
+	Endpoint      string        `key:"snapshot-s3-endpoint" default:"s3.amazonaws.com" usage:"HOST or HOST:PORT of the S3 server"`
+	Folder        string        `key:"snapshot-s3-folder" usage:"folder in the bucket, one for each cluster"`
+	Region        string        `key:"snapshot-s3-region" default:"us-east-1" usage:"region of the bucket"`
+	AccessKey     string        `key:"snapshot-s3-access-key" usage:"id of the key for the S3 server"`
+	SecretKey     string        `key:"snapshot-s3-secret-key" secret:"true" usage:"the key itself"`
+	SecretKeyFile string        `key:"snapshot-s3-secret-key-file" usage:"file that holds the key"`
+	EndpointCA    string        `key:"snapshot-s3-endpoint-ca" usage:"file with the certificates of authorities that the S3 server's is signed by"`
+	SkipSSLVerify bool          `key:"snapshot-s3-skip-ssl-verify" usage:"do not verify the S3 server's certificate"`
+	Insecure      bool          `key:"snapshot-s3-insecure" usage:"speak plain HTTP to the S3 server"`
+	Timeout       time.Duration `key:"snapshot-s3-timeout" default:"5m" usage:"how long one upload, download or listing may take"`
+}
+
+// On says whether a bucket is set.
+func (c Config) On() bool { return c.Bucket != "" }
+
+var (
+	validBucket = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	validFolder = regexp.MustCompile(`^[A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*$`)
+)
+
+// Validate returns all that is wrong.
+func (c Config) Validate() error {
+	var errs []error
+	fail := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("snapshot-s3-"+key+": "+format, args...))
+	}
+	for key, p := range map[string]string{"secret-key-file": c.SecretKeyFile, "endpoint-ca": c.EndpointCA} {
+		if p != "" && !filepath.IsAbs(p) {
+			fail(key, "%q is not an absolute path", p)
+		}
+	}
+	if c.SecretKey != "" && c.SecretKeyFile != "" {
+		fail("secret-key-file", "snapshot-s3-secret-key is set as well; set one of them")
+	}
+	if !c.On() {
+		if c.AccessKey != "" || c.SecretKey != "" || c.SecretKeyFile != "" || c.Folder != "" {
+			fail("bucket", "it is not set, but other settings of S3 are; nothing would be uploaded")
+		}
+		return errors.Join(errs...)
+	}
+	if !validBucket.MatchString(c.Bucket) {
+		fail("bucket", "%q is no name of a bucket: 3 to 63 small letters, digits, dots and dashes", c.Bucket)
+	}
+	if strings.Contains(c.Endpoint, "/") || c.Endpoint == "" {
+		fail("endpoint", "%q is not HOST or HOST:PORT; it is spoken to by https, or by http with snapshot-s3-insecure", c.Endpoint)
+	}
+	if c.Folder != "" && (!validFolder.MatchString(c.Folder) || strings.Contains("/"+c.Folder+"/", "/./") || strings.Contains("/"+c.Folder+"/", "/../")) {
+		fail("folder", "%q is not a path such as clusters/pi, without a slash at its ends", c.Folder)
+	}
+	if c.AccessKey == "" {
+		fail("access-key", "it is not set; a bucket needs one")
+	}
+	if c.SecretKey == "" && c.SecretKeyFile == "" {
+		fail("secret-key-file", "it is not set; a bucket needs it, or snapshot-s3-secret-key")
+	}
+	if c.Insecure && (c.SkipSSLVerify || c.EndpointCA != "") {
+		fail("insecure", "plain HTTP has no certificate for snapshot-s3-endpoint-ca and snapshot-s3-skip-ssl-verify")
+	}
+	if c.Timeout <= 0 {
+		fail("timeout", "%s is not more than none", c.Timeout)
+	}
+	return errors.Join(errs...)
+}
+
+const maxSecret = 4096
+
+// secret is the key. It is read each time, so that a new one needs no restart.
+func (c Config) secret() (string, error) {
+	if c.SecretKeyFile == "" {
+		return c.SecretKey, nil
+	}
+	st, err := os.Stat(c.SecretKeyFile)
+	if err == nil && st.Size() > maxSecret {
+		err = fmt.Errorf("%s has %d bytes, a key at most %d", c.SecretKeyFile, st.Size(), maxSecret)
+	}
+	var raw []byte
+	if err == nil {
+		raw, err = os.ReadFile(c.SecretKeyFile)
+	}
+	if err != nil {
+		return "", fmt.Errorf("snapshot-s3-secret-key-file: %w", err)
+	}
+	s := strings.TrimSpace(string(raw))
+	if s == "" {
+		return "", fmt.Errorf("snapshot-s3-secret-key-file: %s is empty", c.SecretKeyFile)
+	}
+	return s, nil
+}
