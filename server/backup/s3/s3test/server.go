@@ -61,7 +61,7 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 	dir := t.TempDir()
 	var at string
 	if err := in(func() error {
-		l, err := net.Listen("tcp", ip+":0")
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", ip+":0")
 		if err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 		}
 	}
 	var log bytes.Buffer
-	cmd := exec.Command(bin, "--port", at, "--cert", leaf.CertFile, "--key", leaf.KeyFile, "--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Dir(s.Dir))
+	cmd := exec.CommandContext(t.Context(), bin, "--port", at, "--cert", leaf.CertFile, "--key", leaf.KeyFile, "--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Dir(s.Dir))
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.Config.AccessKey, "ROOT_SECRET_KEY="+s.Config.SecretKey)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -110,10 +110,10 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); <-done })
+	t.Cleanup(func() { <-done }) // it is killed when the context ends
 	for end := time.Now().Add(30 * time.Second); ; {
 		err := in(func() error {
-			c, err := net.Dial("tcp", at)
+			c, err := new(net.Dialer).DialContext(t.Context(), "tcp", at)
 			if err == nil {
 				err = c.Close()
 			}
