@@ -23,12 +23,12 @@ func (e *env) postgres(l *machine.LAN) string {
 	}
 	db := off(e.T, cluster.Options{Name: "db", LAN: l, Images: []string{}})
 	_, err = db.M.Run(e.soon(), "sh", "-euc", fmt.Sprintf(`
-		install -d -o postgres /tmp/pg; cd /tmp/pg
+		install -d -o postgres %[2]s; cd %[2]s
 		as() { setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"; }
-		as %[1]s/initdb --auth=trust --no-sync -D /tmp/pg/data
-		echo "host all all 0.0.0.0/0 trust" >>/tmp/pg/data/pg_hba.conf
-		as %[1]s/pg_ctl -w -D /tmp/pg/data -l /tmp/pg/log -o "-c listen_addresses=* -c unix_socket_directories=/tmp/pg" start
-		as %[1]s/createdb -h /tmp/pg umiak`, filepath.Dir(bins[0])))
+		as %[1]s/initdb --auth=trust --no-sync -D data
+		echo "host all all 0.0.0.0/0 trust" >>data/pg_hba.conf
+		as %[1]s/pg_ctl -w -D data -l log -o "-c listen_addresses=* -c unix_socket_directories=%[2]s" start
+		as %[1]s/createdb -h %[2]s umiak`, filepath.Dir(bins[0]), filepath.Join(db.M.Dir, "pg")))
 	e.must(err)
 	return "postgres://postgres@" + db.M.IP + ":5432/umiak?sslmode=disable"
 }

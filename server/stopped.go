@@ -36,7 +36,7 @@ func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string)
 	if err != nil {
 		return nil, err
 	}
-	var out *snapshot.Entry
+	var out *backup.Saved
 	err = withStore(ctx, dc, func(st datastore.Store) (err error) {
 		k.Source = func() snapshot.Source { return st }
 		out, err = k.Save(ctx, name, "")
