@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/machine"
@@ -151,5 +154,38 @@ func TestThreeServers(t *testing.T) {
 		_, err := s3.Umiak(e.soon(), "cleanup", "--purge")
 		e.must(err)
 		e.joinServer(s3)
+	})
+	e.sub("all servers are wiped, and one comes back from a snapshot", func(e *env) {
+		before := map[string]*corev1.Pod{}
+		for _, name := range []string{"pa1", "pa2"} {
+			before[name] = e.pod(named(name), isReady)
+		}
+		out, err := e.Umiak(e.soon(), "snapshot", "save", "all")
+		e.must(err)
+		raw, err := os.ReadFile(e.hostPath(strings.TrimSpace(out)))
+		e.must(err)
+		for _, s := range servers {
+			e.must(s.Kill())
+			_, err := s.Umiak(e.soon(), "cleanup", "--purge")
+			e.must(err)
+		}
+		e.must(os.WriteFile(e.hostPath("/var/lib/all"), raw, 0o600))
+		_, err = e.Umiak(e.soon(), "snapshot", "restore", "/var/lib/all")
+		e.must(err)
+		e.must(e.Start()) // with cluster-init, as before
+		e.must(e.Cluster.Ready(e.within(2 * patience)))
+		for name, old := range before {
+			// The containers ran on, and the kubelets have found their server again.
+			p := e.pod(named(name), isReady)
+			if p.UID != old.UID || p.Status.ContainerStatuses[0].ContainerID != old.Status.ContainerStatuses[0].ContainerID {
+				e.Errorf("%s is another: %s, was %s", name, describe(p), describe(old))
+			}
+		}
+		for _, a := range []*cluster.Cluster{a1, a2} {
+			e.nodeReady(a.M.Name, a)
+			e.apply(fmt.Sprintf(onNode, "later"+a.M.Name, a.M.Name))
+			e.pod(named("later"+a.M.Name), isReady)
+		}
+		e.joinServer(s2)
 	})
 }
