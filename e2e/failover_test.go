@@ -27,7 +27,10 @@ func (e *env) throughBalancer(agent *cluster.Cluster) kubernetes.Interface {
 	e.Helper()
 	rc := rest.CopyConfig(e.REST)
 	rc.Host, rc.ServerName = "https://127.0.0.1:6444", "kubernetes"
-	rc.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) { return agent.M.Dial(ctx, network, addr) }
+	// A function of its own, or client-go would share one connection.
+	rc.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return agent.M.Dial(ctx, network, addr)
+	}
 	rc.QPS = -1
 	k, err := kubernetes.NewForConfig(rc)
 	e.must(err)

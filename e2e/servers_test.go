@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,7 +91,7 @@ func TestThreeServers(t *testing.T) {
 			}))
 		}
 	})
-	nodes := append(servers, a1, a2)
+	nodes := slices.Concat(servers, []*cluster.Cluster{a1, a2})
 	for _, c := range nodes {
 		e.apply(fmt.Sprintf(onNode, "p"+c.M.Name, c.M.Name))
 	}
@@ -186,6 +187,7 @@ func TestThreeServers(t *testing.T) {
 			e.apply(fmt.Sprintf(onNode, "later"+a.M.Name, a.M.Name))
 			e.pod(named("later"+a.M.Name), isReady)
 		}
+		e.kubectl("delete", "node", "s2") // its password is gone, so it is another machine
 		e.joinServer(s2)
 	})
 }

@@ -219,7 +219,7 @@ func TestLongWires(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close() //nolint:errcheck // a test's socket
+	defer server.Close()
 	go func() {
 		buf := make([]byte, 100)
 		for {
@@ -234,7 +234,7 @@ func TestLongWires(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() //nolint:errcheck // a test's socket
+	defer c.Close()
 	answers, least := 0, time.Hour
 	echo := func() bool {
 		begun := time.Now()

@@ -36,7 +36,8 @@ type Election struct {
 	log      *slog.Logger
 
 	mu      sync.Mutex
-	leading context.Context // ends with the term; nil where another server leads
+	leading context.Context // ends with the term
+	leads   bool            // there is a term, be it over already
 	changed chan struct{}   // closed when a term begins or ends
 	active  sync.WaitGroup  // what runs in the term
 	leader  string
@@ -99,11 +100,12 @@ func (e *Election) begin(term context.Context) {
 		return // over already
 	}
 	e.log.Info("this server leads", "lease", Lease)
-	e.set(term)
+	e.leading = term
+	e.turn(true)
 }
 
-func (e *Election) set(term context.Context) {
-	e.leading = term
+func (e *Election) turn(leads bool) {
+	e.leads = leads
 	close(e.changed)
 	e.changed = make(chan struct{})
 }
@@ -112,10 +114,10 @@ func (e *Election) set(term context.Context) {
 func (e *Election) end() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.leading == nil {
+	if !e.leads {
 		return false
 	}
-	e.set(nil)
+	e.turn(false)
 	return true
 }
 
@@ -163,7 +165,7 @@ func (e *Election) join(ctx context.Context) (term context.Context, done func())
 	for {
 		e.mu.Lock()
 		leading, changed := e.leading, e.changed
-		if leading != nil && leading.Err() == nil {
+		if e.leads && leading.Err() == nil {
 			e.active.Add(1)
 			e.mu.Unlock()
 			term, cancel := context.WithCancelCause(ctx)
