@@ -188,7 +188,7 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 func TestSQLiteMovesIntoEtcdOnRestart(t *testing.T) {
 	t.Parallel()
 	e := own(t, cluster.Options{Name: "toetcd"}).ready()
-	const n = 3000
+	const n = 10_000
 	cms := e.Kube.CoreV1().ConfigMaps(e.ns)
 	var wg sync.WaitGroup
 	for w := range 12 {

@@ -13,7 +13,7 @@ import (
 )
 
 // A write goes to the leader as a message that nobody repeats: when the leader dies with it, whoever asked waits for
-// etcd's request timeout, 8 seconds with our elections, and is told that nobody knows what became of it. resender
+// etcd's request timeout, 7 seconds with our elections, and is told that nobody knows what became of it. resender
 // finds out and sends it again. Once a new leader is there and this member has answered a linearizable read, all that
 // the old leader had committed is applied here, and what is not has not happened. A message that was only delayed and
 // comes to the new leader after all does no harm: kube-apiserver's writes compare the revision of their key.
