@@ -123,6 +123,9 @@ func (all writers) between(from, to time.Time) (failed int, pause time.Duration,
 				why = append(why, fmt.Sprintf("writer %d, +%.1f s, after %.1f s: %v", w.id, r.ended.Sub(from).Seconds(), r.ended.Sub(r.begun).Seconds(), r.err))
 				continue
 			}
+			if gap := r.ended.Sub(last); gap > 3*time.Second {
+				why = append(why, fmt.Sprintf("writer %d could not write for %.1f s until +%.1f s; the last request took %.1f s", w.id, gap.Seconds(), r.ended.Sub(from).Seconds(), r.ended.Sub(r.begun).Seconds()))
+			}
 			pause = max(pause, r.ended.Sub(last))
 			last = r.ended
 		}
@@ -253,6 +256,9 @@ func TestFailover(t *testing.T) {
 		next()
 		failed, pause, why := all.between(begun, time.Now())
 		t.Logf("round %d: %s, the leader, %s: at most %d failed requests of a client, the longest pause %.1f s", i+1, lead.M.Name, what, failed, pause.Seconds())
+		if pause > 4*time.Second {
+			t.Log(strings.Join(why, "\n"))
+		}
 		if failed > 1 {
 			t.Errorf("a client saw %d failed requests:\n%s", failed, strings.Join(why, "\n"))
 		}

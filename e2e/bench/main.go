@@ -30,6 +30,9 @@ type options struct {
 	n      int
 	burst  int
 	count  int
+	nodes  int
+
+	podsPerNode int
 }
 
 // row is one figure of one or two stacks. Less is better unless More says so.
@@ -65,6 +68,7 @@ func benchmarks() map[string]benchmark {
 		"pods":      {"pod start one by one and many at once, image present", pods},
 		"api":       {"creates, lists and gets of 1 KiB ConfigMaps, 32 clients", api},
 		"writes":    {"durable creates, and what they cost the disk", writes},
+		"hollow":    {"one server with many nodes that run nothing, on SQLite and on etcd", hollow},
 	}
 }
 
@@ -83,18 +87,20 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	f.StringVar(&o.peer, "peer", "", "folder of the peers; measures them as well")
 	f.StringVar(&o.output, "o", "", "json, or empty for a table")
 	f.IntVar(&o.runs, "runs", 3, "startup: how often; the median counts")
-	f.DurationVar(&o.settle, "settle", time.Minute, "footprint: pause before measuring")
-	f.DurationVar(&o.over, "over", 5*time.Minute, "footprint: how long")
+	f.DurationVar(&o.settle, "settle", time.Minute, "footprint, hollow: pause before measuring")
+	f.DurationVar(&o.over, "over", 5*time.Minute, "footprint, hollow: how long")
 	f.IntVar(&o.n, "n", 30, "pods: how many one by one")
 	f.IntVar(&o.burst, "burst", 50, "pods: how many at once")
 	f.IntVar(&o.count, "count", 5000, "api, writes: how many ConfigMaps")
+	f.IntVar(&o.nodes, "nodes", 500, "hollow: how many nodes")
+	f.IntVar(&o.podsPerNode, "pods-per-node", 10, "hollow: how many pods a node")
 	all := benchmarks()
 	if len(args) == 0 {
-		return errors.New("which one: startup, footprint, pods, api or writes?")
+		return errors.New("which one: startup, footprint, pods, api, writes or hollow?")
 	}
 	b, ok := all[args[0]]
 	if !ok {
-		return fmt.Errorf("no benchmark %q; there are startup, footprint, pods, api, writes", args[0])
+		return fmt.Errorf("no benchmark %q; there are startup, footprint, pods, api, writes, hollow", args[0])
 	}
 	if err := f.Parse(args[1:]); err != nil {
 		return err

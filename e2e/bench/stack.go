@@ -36,13 +36,16 @@ type stack interface {
 
 // umiakStack is umiak as a user gets it: the image lies in the images folder and is imported while the
 // cluster starts.
-type umiakStack struct{ c *cluster.Cluster }
+type umiakStack struct {
+	c        *cluster.Cluster
+	settings map[string]string
+}
 
 func (u *umiakStack) name() string  { return "umiak" }
 func (u *umiakStack) image() string { return images.Bench }
 
 func (u *umiakStack) start(context.Context) (time.Time, error) {
-	c, err := cluster.New(cluster.Options{Name: "bench", Images: []string{images.Bench}})
+	c, err := cluster.New(cluster.Options{Name: "bench", Images: []string{images.Bench}, Settings: u.settings})
 	if err != nil {
 		return time.Time{}, err
 	}
