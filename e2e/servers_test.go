@@ -52,7 +52,7 @@ func (e *env) through(c *cluster.Cluster) *env {
 // TestThreeServers: three servers and two agents that are far from each other join by one line each and are one
 // cluster.
 func TestThreeServers(t *testing.T) {
-	t.Parallel()
+	// Not beside others: five machines are enough for one.
 	l, err := machine.NewLAN(machine.LANOptions{Delay: 20 * time.Millisecond, Loss: 0.01})
 	if err != nil {
 		t.Fatal(err)

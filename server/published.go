@@ -124,52 +124,56 @@ var errSettings = errors.New("this server's settings are not those of the others
 
 // publish writes the record where it is not as it should be.
 func (s *Server) publish(ctx context.Context) error {
-	raw, err := os.ReadFile(s.dirs.ServerToken())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // rotated on another server, which has sealed them
-	}
-	if err != nil {
-		return fmt.Errorf("read the server token: %w", err)
-	}
-	tok, err := token.Parse(string(raw))
-	if err != nil {
-		return fmt.Errorf("read the server token: %w", err)
-	}
-	files, err := keys.Collect(s.dirs)
-	if err != nil {
-		return err
-	}
-	ca, _, err := s.caHash()
-	if err != nil {
-		return err
-	}
 	c, err := datastore.Client(ctx, s.datastore())
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // only a connection
-	r, revision, err := record(ctx, c)
+	have, revision, err := record(ctx, c)
 	if err != nil {
 		return err
 	}
-	seal, err := keys.SealOf(files, tok.Secret)
-	if err != nil {
+	want, changed, err := s.nextRecord(have)
+	if err != nil || !changed {
 		return err
 	}
-	settings := s.cfg.shared()
-	if r.Seal == seal && r.CA == ca && slices.Equal(r.Settings, settings) {
-		return nil
-	}
-	if diff := joinapi.Differences(r.Settings, settings); len(diff) > 0 {
+	if diff := joinapi.Differences(have.Settings, want.Settings); len(diff) > 0 {
 		if list, _ := s.others.list(); len(list) > 0 {
 			return fmt.Errorf("%w, of which %s run: %s", errSettings, strings.Join(list, ", "), join.Describe(diff))
 		}
 	}
-	r = keys.Record{CA: ca, Settings: settings}
-	if err := r.Put(files, tok.Secret); err != nil {
-		return err
+	return putRecord(ctx, c, want, revision)
+}
+
+// nextRecord is what the record should be. Where the server token was rotated on another server its secret is not
+// known here: keys that have changed since cannot be sealed until it is rotated again.
+func (s *Server) nextRecord(have keys.Record) (want keys.Record, changed bool, err error) {
+	ca, _, err := s.caHash()
+	if err != nil {
+		return want, false, err
 	}
-	return putRecord(ctx, c, r, revision)
+	want = keys.Record{CA: ca, Settings: s.cfg.shared()}
+	same := have.CA == want.CA && slices.Equal(have.Settings, want.Settings)
+	raw, err := os.ReadFile(s.dirs.ServerToken())
+	if errors.Is(err, fs.ErrNotExist) {
+		return want, !same, nil
+	}
+	if err != nil {
+		return want, false, fmt.Errorf("read the server token: %w", err)
+	}
+	tok, err := token.Parse(string(raw))
+	if err != nil {
+		return want, false, fmt.Errorf("read the server token: %w", err)
+	}
+	files, err := keys.Collect(s.dirs)
+	if err != nil {
+		return want, false, err
+	}
+	seal, err := keys.SealOf(files, tok.Secret)
+	if err != nil || same && have.Seal == seal {
+		return want, false, err
+	}
+	return want, true, want.Put(files, tok.Secret)
 }
 
 // recall gets the cluster's keys from a database that several servers share, by the server token. Where the database
@@ -189,7 +193,7 @@ func recall(ctx context.Context, cfg Config, log *slog.Logger) error {
 		case err != nil || revision == 0:
 			return err
 		case r.Sealed == nil:
-			return errors.New("another server is making the cluster in this database at the moment; start this one when that one runs")
+			return errors.New("the cluster's keys are not in the database: start this server when the first one runs; if it does, run `umiak token rotate server` there and set the new token here")
 		}
 		text, err := token.FromSettings(cfg.Token, cfg.TokenFile)
 		if err != nil {

@@ -676,6 +676,12 @@ func TestChangesOfTheClusterAreSeen(t *testing.T) {
 
 func TestCleanupLeavesNothing(t *testing.T) {
 	look := func() string {
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			// The kernel makes sure for a second that nobody else has a new link-local address.
+			if b, _ := exec.Command("ip", "-6", "addr", "show", "tentative").CombinedOutput(); len(b) == 0 {
+				break
+			}
+		}
 		var out string
 		for _, args := range [][]string{{"ip", "addr"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
 			b, _ := exec.Command(args[0], args[1:]...).CombinedOutput()
