@@ -75,7 +75,10 @@ func (s *Server) control() *control.Server {
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
-			if err := s.alone(); err != nil && !r.Status {
+			if r.Status {
+				return Rotate(s.pki, r)
+			}
+			if err := s.alone(); err != nil {
 				return nil, err
 			}
 			out, err := Rotate(s.pki, r)

@@ -13,7 +13,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/joinapi"
@@ -158,9 +157,9 @@ func (s *Server) caHash() (current string, former []string, err error) {
 
 // tokens are the cluster's, through the API server of this process.
 func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
-	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	rc, err := s.adminConfig()
 	if err != nil {
-		return join.Tokens{}, nil, fmt.Errorf("read the administrator's kubeconfig: %w", err)
+		return join.Tokens{}, nil, err
 	}
 	rest.AddUserAgent(rc, "umiak-join")
 	rc.QPS = -1 // it is let in by turns, and talks to its own process

@@ -21,8 +21,8 @@ import (
 )
 
 // Join makes this machine another server of a cluster, if it is to be one and is not yet. With a database outside, the
-// cluster's keys are there. Otherwise the server that cfg names takes it in: Join waits for that server, writes the cluster's keys, and returns what WithEtcdMembers
-// wants. It may be broken off, and goes on at the next start. The data directory must be locked by the caller.
+// cluster's keys are there. Otherwise the server that cfg names takes it in: Join waits for that server, writes the
+// cluster's keys, and returns what WithEtcdMembers wants. It may be broken off, and goes on at the next start. The data directory must be locked by the caller.
 func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, error) {
 	if cfg.Server == "" && cfg.DatastoreEndpoint != "" && !keys.Placed(cfg.Dirs()) {
 		if err := recall(ctx, cfg, log); err != nil {
@@ -94,14 +94,8 @@ func newJoining(cfg Config, log *slog.Logger) (*joining, error) {
 	if j.addr, err = joinclient.Address(cfg.Server); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
-	text, err := token.FromSettings(cfg.Token, cfg.TokenFile)
-	if err != nil {
-		return nil, fmt.Errorf("token-file: %w", err)
-	}
-	if text != "" {
-		if j.token, err = token.Parse(text); err != nil {
-			return nil, fmt.Errorf("token: %w", err)
-		}
+	if j.token, err = cfg.joinToken(); err != nil {
+		return nil, err
 	}
 	name, peer, err := EtcdSelf(cfg)
 	if err != nil {
@@ -112,6 +106,22 @@ func newJoining(cfg Config, log *slog.Logger) (*joining, error) {
 		j.request.Datastore, j.request.Peer = joinapi.External, ""
 	}
 	return j, nil
+}
+
+// joinToken is the token that is set, zero if none is.
+func (c Config) joinToken() (token.Token, error) {
+	text, err := token.FromSettings(c.Token, c.TokenFile)
+	if err != nil {
+		return token.Token{}, fmt.Errorf("token-file: %w", err)
+	}
+	if text == "" {
+		return token.Token{}, nil
+	}
+	t, err := token.Parse(text)
+	if err != nil {
+		return token.Token{}, fmt.Errorf("token: %w", err)
+	}
+	return t, nil
 }
 
 // before says whether this machine is a server of a cluster already. One of another cluster's, or of its own, is

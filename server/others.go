@@ -68,11 +68,20 @@ func (s *Server) runElection(ctx context.Context, ready func()) error {
 // electionTimeout is how long one request about the lease may take, so that there is time for another one.
 const electionTimeout = 5 * time.Second
 
-// client is an administrator's, through the API server of this process.
-func (s *Server) client(name string, timeout time.Duration) (kubernetes.Interface, error) {
+// adminConfig is how an administrator reaches the API server of this process.
+func (s *Server) adminConfig() (*rest.Config, error) {
 	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
 	if err != nil {
 		return nil, fmt.Errorf("read the administrator's kubeconfig: %w", err)
+	}
+	return rc, nil
+}
+
+// client is an administrator's.
+func (s *Server) client(name string, timeout time.Duration) (kubernetes.Interface, error) {
+	rc, err := s.adminConfig()
+	if err != nil {
+		return nil, err
 	}
 	rc.Timeout = timeout
 	c, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, name))

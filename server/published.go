@@ -195,16 +195,12 @@ func recall(ctx context.Context, cfg Config, log *slog.Logger) error {
 		case r.Sealed == nil:
 			return errors.New("the cluster's keys are not in the database: start this server when the first one runs; if it does, run `umiak token rotate server` there and set the new token here")
 		}
-		text, err := token.FromSettings(cfg.Token, cfg.TokenFile)
+		tok, err := cfg.joinToken()
 		if err != nil {
-			return fmt.Errorf("token-file: %w", err)
+			return err
 		}
-		if text == "" {
+		if tok.Secret == "" {
 			return errors.New("the database holds a cluster: set its server token as token (data-dir/server/token on another server)")
-		}
-		tok, err := token.Parse(text)
-		if err != nil {
-			return fmt.Errorf("token: %w", err)
 		}
 		if diff := joinapi.Differences(r.Settings, cfg.shared()); len(diff) > 0 {
 			return errors.New(join.Describe(diff))

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"k8s.io/client-go/tools/clientcmd"
-
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/status"
@@ -23,9 +21,9 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+	rc, err := s.adminConfig()
 	if err != nil {
-		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
+		return err
 	}
 	c, err := addons.New(addons.Config{
 		Dir: s.dirs.Manifests(), Embedded: manifests.FS, Vars: vars, Disable: s.cfg.Disable,

@@ -114,11 +114,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	}
 	s.plane.APIServer.Front(joinapi.Prefix, s.join)
 	if sharedDatastore(s.datastoreConfig()) != "" {
-		name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-		if err != nil {
-			return nil, err
-		}
-		s.others, s.election = newOthers(s.published()), election.New(name, log)
+		s.others, s.election = newOthers(s.published()), election.New(s.etcdName(), log)
 	}
 	if err := s.reachNodes(); err != nil {
 		return nil, err

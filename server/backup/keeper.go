@@ -66,7 +66,8 @@ func parse(s string) (cron.Schedule, error) {
 
 var errNotOpen = errors.New("the datastore is not open yet")
 
-// Save makes a snapshot now and uploads it. That it could not be uploaded is no error. The name is OnDemand if empty; the passphrase that of the configuration.
+// Save makes a snapshot now and uploads it. That it could not be uploaded is no error. The name is OnDemand if empty;
+// the passphrase that of the configuration.
 func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, error) {
 	if name == "" {
 		name = OnDemand
