@@ -82,7 +82,7 @@ func TestServersOnOneDatabase(t *testing.T) {
 			}
 		}
 	}
-	// A restart needs neither the token nor the other server.
+	// A restart needs the token no more, and the other goes on meanwhile.
 	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint}))
 	e.must(e.Stop(e.soon()))
 	_, err = second.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{})
@@ -90,6 +90,8 @@ func TestServersOnOneDatabase(t *testing.T) {
 	e.must(second.Stop(e.soon()))
 	e.must(second.Start())
 	e.must(second.APIReady(e.within(2 * patience)))
-	_, err = second.Kube.CoreV1().ConfigMaps(e.ns).Get(e.soon(), "meanwhile", metav1.GetOptions{})
+	e.must(e.Start())
+	e.must(e.APIReady(e.within(2 * patience)))
+	_, err = e.Kube.CoreV1().ConfigMaps(e.ns).Get(e.soon(), "meanwhile", metav1.GetOptions{})
 	e.must(err)
 }

@@ -160,7 +160,7 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 // connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.
 func (s *Store) connect() (server.Backend, error) {
 	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
-	drive := map[string]drivers.Constructor{"PostgreSQL": truthful(pgsql.New), "MySQL": truthful(mysql.New), "NATS": newNATS}[s.kind]
+	drive := map[string]drivers.Constructor{"PostgreSQL": makeTruthful(pgsql.New), "MySQL": makeTruthful(mysql.New), "NATS": newNATS}[s.kind]
 	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
 		MetricsRegisterer: s.cfg.Registerer, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
 		ConnectionPoolConfig:  generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},

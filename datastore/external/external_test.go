@@ -224,6 +224,7 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 			t.Errorf("%d keys, %v", keys, err)
 		}
 	})
+	t.Run("StartsBesideAWriter", func(t *testing.T) { besideAWriter(t, next(), tls, &log) })
 	t.Run("WrongPassword", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
@@ -234,6 +235,60 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 	})
 	if strings.Contains(log.String(), "s3cr3t") || strings.Contains(log.String(), "wr0ng") {
 		t.Errorf("a password is in the log:\n%s", log.String())
+	}
+}
+
+// besideAWriter starts stores while another server writes to their database, and then only reads from them: their watches
+// must come to what the other one has written, or the caches of an API server above them are never filled.
+func besideAWriter(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer) {
+	other := dial(t, open(t, endpoint, tls, log).Endpoint())
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := storetest.Create(t.Context(), other, fmt.Sprintf("/registry/x/%05d", i), "v"); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	var clients []*clientv3.Client
+	for range 20 {
+		clients = append(clients, dial(t, open(t, endpoint, tls, log).Endpoint()))
+	}
+	close(stop)
+	<-stopped
+	last, err := storetest.Create(t.Context(), other, "/registry/last", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range clients {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		ctx = clientv3.WithRequireLeader(ctx)
+		w := c.Watch(ctx, "/registry/y/", clientv3.WithPrefix(), clientv3.WithProgressNotify(), clientv3.WithCreatedNotify())
+		if r := <-w; r.Err() != nil {
+			t.Fatal(r.Err())
+		}
+		for at := int64(0); at < last; {
+			if err := c.RequestProgress(ctx); err != nil {
+				t.Fatalf("store %d: its watches are at %d of %d: %v", i, at, last, err)
+			}
+			select {
+			case r := <-w:
+				if at = r.Header.Revision; r.Err() != nil {
+					t.Fatalf("store %d: its watches are at %d of %d: %v", i, at, last, r.Err())
+				}
+			case <-time.After(100 * time.Millisecond): // kube-apiserver's own pace
+			case <-ctx.Done():
+				t.Fatalf("store %d: its watches are at %d of %d", i, at, last)
+			}
+		}
 	}
 }
 

@@ -53,7 +53,7 @@ func TestCreatesTellTheTruth(t *testing.T) {
 				return true, logstructured.New(l), nil
 			})
 			if mend {
-				drive = truthful(drive)
+				drive = makeTruthful(drive)
 			}
 			_, b, err := drive(t.Context(), nil, nil)
 			if err != nil {
