@@ -50,6 +50,7 @@ func hollowOn(ctx context.Context, o options, s *umiakStack, datastore string, r
 		return err
 	}
 	cmd := s.c.M.Command(ctx, bin, "-kubeconfig", cluster.Dirs().AdminKubeconfig(), "-nodes", fmt.Sprint(o.nodes))
+	cmd.Env = append(s.c.M.Env(), "TMPDIR="+s.c.M.Dir) // they go with the machine
 	log, err := os.Create(filepath.Join(s.c.Evidence, "hollow.log"))
 	if err != nil {
 		return err
