@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,13 +18,19 @@ import (
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/debian"
+	"github.com/umiak-io/umiak/e2e/machine"
 )
 
 // box is a freshly installed Debian with systemd, on which umiak is a service.
 type box struct{ *env }
 
-// newBox boots a Debian. Umiak is installed by service.
+// newBox boots a Debian. Umiak is installed by service or by install.
 func newBox(t *testing.T, name string) *box {
+	t.Helper()
+	return newBoxOn(t, name, nil)
+}
+
+func newBoxOn(t *testing.T, name string, l *machine.LAN) *box {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // for the one time it is downloaded
 	defer cancel()
@@ -34,7 +41,7 @@ func newBox(t *testing.T, name string) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cluster.New(cluster.Options{Name: name, System: sys})
+	c, err := cluster.New(cluster.Options{Name: name, LAN: l, System: sys})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,12 +62,12 @@ func newBox(t *testing.T, name string) *box {
 	return b
 }
 
-// service puts the unit and the program where install.sh will.
+// service puts the unit and the program where install.sh does.
 func (b *box) service() {
 	b.Helper()
 	root, err := cluster.Checkout()
 	b.must(err)
-	unit, err := os.ReadFile(filepath.Join(root, "scripts", "umiak.service"))
+	unit, err := exec.CommandContext(b.soon(), filepath.Join(root, "install.sh"), "--print-unit", "server").Output()
 	b.must(err)
 	b.must(b.M.Do(func() error {
 		return errors.Join(os.WriteFile("/etc/systemd/system/umiak.service", unit, 0o644),
@@ -348,14 +355,8 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 		b.up()
 		list, err := b.Kube.CoreV1().ConfigMaps(b.ns).List(b.ctx, metav1.ListOptions{})
 		b.must(err)
-		have := map[string]bool{}
-		for _, cm := range list.Items {
-			have[string(cm.UID)] = true
-		}
-		for name, uid := range acknowledged {
-			if !have[uid] {
-				b.Errorf("%s was acknowledged and is lost", name)
-			}
+		if !containsAll(uids(list), acknowledged) {
+			b.Errorf("of %d acknowledged writes, some are lost", len(acknowledged))
 		}
 		b.Logf("%d writes were acknowledged", len(acknowledged))
 		b.rolledOut("web")

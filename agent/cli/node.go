@@ -3,6 +3,9 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
 
 	ucli "github.com/urfave/cli/v2"
 
@@ -10,11 +13,14 @@ import (
 	"github.com/umiak-io/umiak/agent/cleanup"
 	"github.com/umiak-io/umiak/agent/containerd"
 	"github.com/umiak-io/umiak/agent/dns"
+	"github.com/umiak-io/umiak/agent/uninstall"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Debug(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Uninstall(w), Debug(w), Completion()}
 }
 
 // Check is `umiak check`.
@@ -77,7 +83,48 @@ func Cleanup(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			return cleanup.Run(c.Context, cleanup.Config{Dirs: dirs, Purge: c.Bool("purge"), Out: c.App.Writer, Also: []func(context.Context) error{dns.Cleanup}})
+			return w.cleanup(c.Context, dirs, c.Bool("purge"), c.App.Writer)
+		},
+	}
+}
+
+func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
+	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup}})
+}
+
+// Uninstall is `umiak uninstall`.
+func Uninstall(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "uninstall",
+		Usage: "take back what install.sh did, with the cluster's state and settings",
+		Description: "Stops the service, does what `cleanup --purge` does, and removes /etc/umiak, the service's unit and the programs.\n" +
+			"Without --yes it only says what it would do. On a cluster of more nodes, `kubectl drain` and `kubectl delete node` come first.\n\n" +
+			"  umiak uninstall\n  umiak uninstall --yes\n  umiak uninstall --yes --keep-data",
+		Flags: w.Flags(&ucli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it"},
+			&ucli.BoolFlag{Name: "keep-data", Usage: "leave the data directory and the settings, for another installation"}),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			keep := c.Bool("keep-data")
+			cfg := uninstall.Config{Etc: filepath.Dir(config.DefaultFile), Keep: keep, Command: uninstall.Command, Out: c.App.Writer,
+				Cleanup: func(ctx context.Context) error { return w.cleanup(ctx, dirs, !keep, c.App.Writer) }}
+			if c.Bool("yes") {
+				return uninstall.Run(c.Context, cfg)
+			}
+			files, err := uninstall.Read(cfg.Etc)
+			if err != nil {
+				return err
+			}
+			if !keep {
+				files = append(files, cfg.Etc, dirs.Data)
+			}
+			fmt.Fprintf(c.App.Writer, "would stop the service and all pods, and remove:\n  %s\n", strings.Join(files, "\n  "))
+			return ucli.Exit("nothing was done; add --yes to do it", 1)
 		},
 	}
 }

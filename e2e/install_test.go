@@ -1,0 +1,396 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/umiak-io/umiak/e2e/cluster"
+	"github.com/umiak-io/umiak/e2e/debian"
+	"github.com/umiak-io/umiak/e2e/machine"
+	"github.com/umiak-io/umiak/e2e/release"
+)
+
+// mirror is a web server with releases, at the LAN's gateway.
+type mirror struct {
+	maker *release.Maker
+	dir   string
+	url   string
+	cut   atomic.Int64 // answers end after so many bytes, if it is not 0
+	slow  atomic.Bool  // programs come a little at a time
+}
+
+// newMirror has version v1 of both programs.
+func newMirror(t *testing.T, l *machine.LAN) *mirror {
+	t.Helper()
+	root, err := cluster.Checkout()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(err)
+	m := &mirror{dir: t.TempDir()}
+	m.maker, err = release.NewMaker(root)
+	must(err)
+	must(l.Do(func() error {
+		s := &http.Server{Handler: m, ReadHeaderTimeout: time.Minute}
+		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", l.Gateway()+":0")
+		if err != nil {
+			return err
+		}
+		m.url = "http://" + ln.Addr().String()
+		t.Cleanup(func() { _ = s.Close() })
+		go func() { _ = s.Serve(ln) }()
+		return nil
+	}))
+	m.release(t, "v1", "")
+	return m
+}
+
+func program(t *testing.T, name string) []byte {
+	t.Helper()
+	dist, err := cluster.Dist()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(dist, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// release makes another build of both programs; "" is the one under test itself.
+func (m *mirror) release(t *testing.T, version, mark string) {
+	t.Helper()
+	all := map[string]io.Reader{}
+	for _, p := range []string{"umiak", "umiak-agent"} {
+		all[p] = release.Other(program(t, p), mark)
+	}
+	if err := m.maker.Make(m.dir, version, all); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if n := m.cut.Load(); n > 0 && strings.HasSuffix(r.URL.Path, ".gz") {
+		w.Header().Set("Content-Length", "50000000")
+		_, _ = w.Write(make([]byte, n))
+		panic(http.ErrAbortHandler)
+	}
+	if m.slow.Load() && strings.HasSuffix(r.URL.Path, ".gz") {
+		for r.Context().Err() == nil {
+			_, _ = w.Write(make([]byte, 1<<16))
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-r.Context().Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+		return
+	}
+	http.FileServer(http.Dir(m.dir)).ServeHTTP(w, r)
+}
+
+// install runs the line that people run. Variables go before sh.
+func (b *box) install(m *mirror, version, vars, args string) (string, error) {
+	return b.M.Run(b.within(3*patience), "/bin/sh", "-c", fmt.Sprintf("curl -sfL %s/%s/install.sh | INSTALL_UMIAK_BASE_URL=%[1]s %[3]s sh -s - %[4]s 2>&1", m.url, version, vars, args))
+}
+
+func (b *box) mustInstall(m *mirror, version, vars, args string) string {
+	b.Helper()
+	out, err := b.install(m, version, vars, args)
+	if err != nil {
+		b.Fatalf("install: %v\n%s\n%s", err, out, b.systemLog())
+	}
+	b.Logf("%s", strings.TrimSpace(out))
+	return out
+}
+
+func (b *box) systemLog() string {
+	out, _ := b.M.Run(b.soon(), "/usr/bin/journalctl", "-n", "40", "--no-pager", "-o", "cat")
+	return out
+}
+
+// refused runs an installation that must fail with words and change nothing.
+func (b *box) refused(m *mirror, version, vars, args string, words ...string) {
+	b.Helper()
+	before := b.files()
+	out, err := b.install(m, version, vars, args)
+	if err == nil {
+		b.Errorf("%s %s %s was not refused:\n%s", version, vars, args, out)
+	}
+	for _, w := range words {
+		if !strings.Contains(out, w) {
+			b.Errorf("%s %s %s: the answer does not say %q:\n%s", version, vars, args, w, out)
+		}
+	}
+	if diff := before.Diff(b.files()); len(diff) > 0 {
+		b.Errorf("%s %s %s left behind:\n%s", version, vars, args, strings.Join(diff, "\n"))
+	}
+}
+
+// files is the machine but for what systemd and umiak's process write as they go.
+func (b *box) files() machine.Snapshot {
+	b.Helper()
+	s, err := b.M.Snapshot(b.soon(), "/var/lib/umiak", "/run", "/var/log/journal", "/tmp")
+	b.must(err)
+	return s
+}
+
+// bare takes the settings away that every test machine has.
+func (b *box) bare() {
+	b.Helper()
+	b.must(b.M.Do(func() error { return os.RemoveAll("/etc/umiak") }))
+}
+
+func (b *box) installed() string {
+	b.Helper()
+	out, err := b.M.Run(b.soon(), "/usr/bin/sha256sum", "/usr/local/bin/umiak")
+	b.must(err)
+	return out[:64]
+}
+
+func TestInstall(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, "inst")
+	b.bare()
+	m := newMirror(t, b.M.LAN())
+	m.release(t, "v2", "another build")
+	before := b.files()
+
+	b.sub("Refused", func(b *box) {
+		b.refused(m, "v1", "", "server --node-naem x", "node-naem", "nothing was changed")
+		b.refused(m, "v1", "", "server extra", "unknown argument extra")
+		b.refused(m, "v1", "INSTALL_UMIAK_VERSION=v9", "", "404", "SHA256SUMS")
+		b.refused(m, "v1", "INSTALL_UMIAK_BIN_DIR=bin", "", "not an absolute path")
+		b.refused(m, "v1", "INSTALL_UMIAK_KEY_FILE=/etc/hostname", "", "signature")
+		m.cut.Store(1 << 20)
+		b.refused(m, "v1", "", "", "umiak-linux-", "nothing was changed")
+		m.cut.Store(0)
+		b.must(b.M.Do(func() error { return os.MkdirAll("/mnt/small", 0o755) }))
+		_, err := b.M.Run(b.soon(), "/usr/bin/mount", "-t", "tmpfs", "-o", "size=64m", "none", "/mnt/small")
+		b.must(err)
+		b.refused(m, "v1", "INSTALL_UMIAK_BIN_DIR=/mnt/small", "", "MiB free")
+		_, err = b.M.Run(b.soon(), "/usr/bin/umount", "/mnt/small")
+		b.must(errors.Join(err, b.M.Do(func() error { return os.Remove("/mnt/small") })))
+		b.forged(m)
+		out, err := b.install(m, "v1", "", "--dry-run server --node-label a=b")
+		if err != nil || !strings.Contains(out, "would install umiak-linux-") || !strings.Contains(out, "node-label: 'a=b'") {
+			b.Errorf("dry run: %v\n%s", err, out)
+		}
+		if diff := before.Diff(b.files()); len(diff) > 0 {
+			b.Fatalf("left behind:\n%s", strings.Join(diff, "\n"))
+		}
+	})
+
+	b.mustInstall(m, "v1", "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token 'um1-not a real one'")
+	b.up()
+	b.namespace()
+	b.sub("Settings", func(b *box) {
+		n, err := b.Kube.CoreV1().Nodes().Get(b.soon(), "inst", metav1.GetOptions{})
+		b.must(err)
+		if n.Labels["from"] != "env" || len(n.Spec.Taints) != 2 {
+			b.Errorf("labels %v, taints %v", n.Labels, n.Spec.Taints)
+		}
+		for file, mode := range map[string]os.FileMode{"token": 0o600, "config.yaml.d/50-install.yaml": 0o600, "umiak.env": 0o600} {
+			info, err := os.Stat(b.hostPath("/etc/umiak", file))
+			if err != nil || info.Mode().Perm() != mode {
+				b.Errorf("%s: %v, %v", file, info, err)
+			}
+		}
+		if out, err := b.M.Run(b.soon(), "/usr/bin/systemctl", "is-enabled", "umiak"); err != nil {
+			b.Errorf("not enabled: %s", out)
+		}
+	})
+	b.apply(deployment + "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n")
+	b.rolledOut("web")
+	have := b.containers()
+
+	b.sub("Again", func(b *box) {
+		pid, files := b.mainPID(), b.files()
+		out := b.mustInstall(m, "v1", "", "")
+		if !strings.Contains(out, "nothing was to be done") || b.mainPID() != pid {
+			b.Errorf("it did something:\n%s", out)
+		}
+		if diff := files.Diff(b.files()); len(diff) > 0 {
+			b.Errorf("changed:\n%s", strings.Join(diff, "\n"))
+		}
+		b.refused(m, "v1", "UMIAK_URL=https://10.0.0.1:6443 UMIAK_TOKEN=x", "agent", "installed as server")
+	})
+
+	b.sub("AnotherBuild", func(b *box) {
+		old := b.installed()
+		acknowledged := b.writeUntil(func() { b.mustInstall(m, "v2", "", "") })
+		if b.installed() == old {
+			b.Error("the program is the old one")
+		}
+		b.up()
+		b.untouched(have, "the upgrade")
+		list, err := b.Kube.CoreV1().ConfigMaps(b.ns).List(b.ctx, metav1.ListOptions{})
+		b.must(err)
+		if have := uids(list); !containsAll(have, acknowledged) {
+			b.Errorf("of %d acknowledged writes, some are lost", len(acknowledged))
+		}
+		n, err := b.Kube.CoreV1().Nodes().Get(b.soon(), "inst", metav1.GetOptions{})
+		b.must(err)
+		if n.Labels["from"] != "env" || len(n.Spec.Taints) != 2 {
+			b.Errorf("settings were lost: labels %v, taints %v", n.Labels, n.Spec.Taints)
+		}
+		b.answers("cli")
+		b.kubectl("delete", "pod", "cli", "--force", "--grace-period=0")
+		b.gonePod("cli")
+	})
+
+	b.sub("BuildThatCrashes", func(b *box) {
+		b.must(m.maker.Make(m.dir, "v3", map[string]io.Reader{"umiak": strings.NewReader(
+			"#!/bin/sh\ncase $1 in --version) echo umiak version v3 ;; server) echo 'no such thing as a cluster'; exit 1 ;; esac\n")}))
+		files, old := b.files(), b.installed()
+		out, err := b.install(m, "v3", "", "server --node-label new=label")
+		if err == nil || !strings.Contains(out, "no such thing as a cluster") || !strings.Contains(out, "the old version runs again") {
+			b.Errorf("%v\n%s", err, out)
+		}
+		b.up()
+		if b.installed() != old {
+			b.Error("the new program is still there")
+		}
+		if diff := files.Diff(b.files()); len(diff) > 0 {
+			b.Errorf("changed:\n%s", strings.Join(diff, "\n"))
+		}
+		b.untouched(have, "the upgrade that failed")
+		b.refused(m, "v1", "INSTALL_UMIAK_VERSION=v9", "", "404")
+		b.forged(m)
+		b.up()
+		b.untouched(have, "an upgrade that was refused")
+	})
+
+	b.sub("PowerLoss", func(b *box) {
+		old := b.installed()
+		m.slow.Store(true)
+		done := make(chan error, 1)
+		go func() { _, err := b.install(m, "v1", "", ""); done <- err }()
+		b.must(cluster.Eventually(b.soon(), func(context.Context) error {
+			all, err := filepath.Glob(b.hostPath("/usr/local/bin/.umiak-install.*/*.gz"))
+			if err == nil && len(all) == 0 {
+				err = errors.New("the download has not begun")
+			}
+			return err
+		}))
+		b.must(b.M.PowerOff())
+		<-done
+		m.slow.Store(false)
+		b.up()
+		if b.installed() != old {
+			b.Error("the program has changed")
+		}
+		b.mustInstall(m, "v1", "", "")
+		b.up()
+		if b.installed() == old {
+			b.Error("the program has not changed")
+		}
+		if left, _ := filepath.Glob(b.hostPath("/usr/local/bin/.umiak*")); len(left) > 0 {
+			b.Errorf("left: %v", left)
+		}
+	})
+
+	b.sub("Uninstall", func(b *box) {
+		out, err := b.M.Run(b.soon(), "/usr/local/bin/umiak", "uninstall")
+		if err == nil || !strings.Contains(out+err.Error(), "--yes") || !strings.Contains(out, "/usr/local/bin/umiak") {
+			b.Errorf("without --yes: %v\n%s", err, out)
+		}
+		out, err = b.M.Run(b.within(2*patience), "/usr/local/bin/umiak", "uninstall", "--yes")
+		b.must(err)
+		if diff := before.Diff(b.files()); len(diff) > 0 {
+			b.Errorf("left behind:\n%s\nuninstall said:\n%s", strings.Join(diff, "\n"), out)
+		}
+		if left, err := os.ReadDir(b.hostPath("/var/lib/umiak")); err != nil || len(left) > 0 {
+			b.Errorf("data is left: %v, %v", left, err)
+		}
+	})
+}
+
+// forged tries releases that somebody has changed.
+func (b *box) forged(m *mirror) {
+	b.Helper()
+	dir := filepath.Join(m.dir, "forged")
+	b.must(m.maker.Make(m.dir, "forged", map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\n")}))
+	gz, err := filepath.Glob(filepath.Join(dir, "*.gz"))
+	b.must(err)
+	raw, err := os.ReadFile(gz[0])
+	b.must(err)
+	b.must(os.WriteFile(gz[0], append(bytes.Clone(raw), 0), 0o600))
+	b.refused(m, "forged", "", "", "damaged", "SHA-256")
+	sums, err := os.ReadFile(filepath.Join(dir, "SHA256SUMS"))
+	b.must(err)
+	b.must(os.WriteFile(filepath.Join(dir, "SHA256SUMS"), append(sums, "\n"...), 0o600))
+	b.refused(m, "forged", "", "", "signature")
+}
+
+func uids(list *corev1.ConfigMapList) map[string]bool {
+	have := map[string]bool{}
+	for _, cm := range list.Items {
+		have[string(cm.UID)] = true
+	}
+	return have
+}
+
+func containsAll(have map[string]bool, want map[string]string) bool {
+	for _, uid := range want {
+		if !have[uid] {
+			return false
+		}
+	}
+	return true
+}
+
+// TestInstallFleet: a server and two agents, each by its line, then all of them are booted anew.
+func TestInstallFleet(t *testing.T) {
+	t.Parallel()
+	l := lan(t)
+	b := newBoxOn(t, "srv", l)
+	m := newMirror(t, l)
+	b.bare()
+	b.mustInstall(m, "v1", "", "")
+	b.up()
+	b.namespace()
+	agents := []*box{newBoxOn(t, "ag1", l), newBoxOn(t, "ag2", l)}
+	join := "UMIAK_URL=" + b.url() + " UMIAK_TOKEN=" + b.token("--kind", "agent")
+	before := agents[0].files()
+	for _, a := range agents {
+		a.bare()
+		a.mustInstall(m, "v1", join, "")
+		b.nodeReady(a.M.Name, a.Cluster)
+	}
+	for i, a := range append(agents, b) {
+		b.must(debian.Reboot(b.within(2*patience), a.M))
+		if i == 2 {
+			b.up()
+		}
+	}
+	for _, a := range agents {
+		b.must(debian.Booted(b.within(2*patience), a.M))
+		b.apply(fmt.Sprintf(onNode, "on-"+a.M.Name, a.M.Name))
+		b.pod(named("on-"+a.M.Name), isReady)
+	}
+	a := agents[0]
+	_, err := a.M.Run(b.within(2*patience), "/usr/local/bin/umiak-agent", "uninstall", "--yes")
+	b.must(err)
+	if diff := before.Diff(a.files()); len(diff) > 0 {
+		b.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
+	}
+}

@@ -1,0 +1,696 @@
+#!/bin/sh
+# Installs Umiak on this machine, or brings it up to date. `sh install.sh --help` says how.
+# Everything is in functions and the last line calls main: a download that is cut does nothing.
+set -eu
+
+# Set by scripts/release in the copy that belongs to a release.
+UMIAK_RELEASE_VERSION=''
+# --- key
+RELEASE_KEY=''
+# --- end of key
+
+help() {
+	cat <<-'END'
+	Installs Umiak as a service of this machine, or brings what is there up to date.
+
+	  curl -sfL https://get.umiak.io | sh -                              a server, the first of a cluster
+	  curl -sfL https://get.umiak.io | UMIAK_URL=https://SERVER:6443 UMIAK_TOKEN=TOKEN sh -    an agent of it
+	  curl -sfL https://get.umiak.io | sh -s - server --node-ip 10.0.0.1 --tls-san pi.local    settings as flags
+	  sh install.sh                                from a USB stick with the release's files beside it, or a checkout
+
+	install.sh [--dry-run] [server|agent] [SETTING...]
+
+	SETTINGs are the flags of `umiak server` or `umiak agent`. They are kept in /etc/umiak: a later run without them
+	loses none. Your own go into /etc/umiak/config.yaml.
+
+	UMIAK_URL, UMIAK_TOKEN          the server to join and the token; with a URL the machine becomes an agent, if
+	                                nothing else is said
+	UMIAK_TOKEN_FILE                a file that has the token
+	UMIAK_NAME=VALUE                any setting (node-name is UMIAK_NODE_NAME), kept as well
+	INSTALL_UMIAK_EXEC              role and settings, as after install.sh
+	INSTALL_UMIAK_VERSION           what to install (default: the version of this install.sh)
+	INSTALL_UMIAK_BASE_URL          where releases are: https://, http://, file:/// or a folder, with a folder for each
+	                                version in it. file:/// and a folder may have the files of one themselves
+	INSTALL_UMIAK_KEY_FILE          public key (PEM) of releases that you signed yourself
+	INSTALL_UMIAK_BIN_DIR           where the program goes (default: /usr/local/bin)
+	INSTALL_UMIAK_TIMEOUT           seconds until the node must be ready (default: 300)
+	INSTALL_UMIAK_SKIP_START=true   install and enable, but do not start
+	INSTALL_UMIAK_SKIP_ENABLE=true  neither enable nor start
+	INSTALL_UMIAK_SKIP_CHECK=true   go on where `umiak check` finds something missing
+
+	--dry-run         say what would be done, and do nothing
+	--print-unit ROLE the systemd unit of a server or an agent
+	Programs are checked by SHA-256 and by the signature of the release before anything is touched. When the new version does
+	not become ready, the old one is put back. `umiak uninstall` takes everything away.
+	END
+}
+
+say() { printf '%s\n' "umiak: $*"; }
+warn() { printf '%s\n' "umiak: $*" >&2; }
+die() {
+	warn "$1"
+	shift
+	for line; do printf '       %s\n' "$line" >&2; done
+	exit 1
+}
+has() { command -v "$1" >/dev/null 2>&1; }
+
+ETC=/etc/umiak
+OWN=$ETC/config.yaml.d/50-install.yaml # settings that were given to this script
+ENVIRONMENT=$ETC/umiak.env             # UMIAK_NAME=VALUE and proxies that were given to it
+INSTALLED=$ETC/installed               # the files that it made, for umiak uninstall
+
+main() {
+	dry='' role='' stage='' switching=''
+	# shellcheck disable=SC2086 # as words
+	[ -z "${INSTALL_UMIAK_EXEC:-}" ] || set -- $INSTALL_UMIAK_EXEC "$@"
+	for arg; do
+		case $arg in
+		-h | --help) help; exit 0 ;;
+		--dry-run) dry=yes ;;
+		esac
+	done
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--dry-run) ;;
+		--print-unit) unit "${2:?--print-unit takes server or agent}"; exit 0 ;;
+		server | agent) [ -z "$role" ] || break; role=$1 ;;
+		-*) break ;;
+		*) die "unknown argument $1" "sh install.sh --help shows what there is" ;;
+		esac
+		shift
+	done
+	BIN_DIR=${INSTALL_UMIAK_BIN_DIR:-/usr/local/bin}
+	case $BIN_DIR in
+	*[!a-zA-Z0-9/._-]*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR: only letters, digits, / . _ and - can be in it" ;;
+	/*) ;;
+	*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR is not an absolute path" ;;
+	esac
+	[ "$(uname -s)" = Linux ] || die "this is $(uname -s); Umiak runs on Linux"
+	[ -n "$dry" ] || [ "$(id -u)" = 0 ] || die "this must be run as root" "curl -sfL … | sudo sh -"
+	architecture
+	init_system
+	decide_role
+	trap 'rc=$?; leave $rc' EXIT
+	trap 'exit 129' HUP
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+	make_stage
+	collect "$@"
+	find_source
+	get_program
+	try_program
+	if [ -n "$dry" ]; then
+		report
+		exit 0
+	fi
+	install_all
+	start
+	next_step
+}
+
+architecture() {
+	case $(uname -m) in
+	x86_64 | amd64) ARCH=amd64 ;;
+	aarch64 | arm64) ARCH=arm64 ;;
+	armv7* | armv8l | armhf) ARCH=arm ;;
+	riscv64) ARCH=riscv64 ;;
+	*) die "there is no Umiak for $(uname -m)" "there is for x86_64, aarch64, armv7 and riscv64" ;;
+	esac
+	# A 64 bit kernel with a 32 bit system, as on many a Raspberry Pi: the programs are static, either runs.
+}
+
+init_system() {
+	INIT=none
+	if [ -d /run/systemd/system ]; then
+		INIT=systemd
+	elif has rc-service && has openrc-run; then
+		INIT=openrc
+	fi
+}
+
+unit_file() {
+	case $INIT in
+	systemd) echo "/etc/systemd/system/$1.service" ;;
+	openrc) echo "/etc/init.d/$1" ;;
+	esac
+}
+
+decide_role() {
+	was=''
+	if [ -s "$INSTALLED" ]; then
+		was=server
+		if grep -q '/umiak-agent$' "$INSTALLED"; then was=agent; fi
+	fi
+	if [ -z "$role" ]; then
+		role=$was
+		[ -n "$role" ] || if [ -n "${UMIAK_URL:-}${UMIAK_SERVER:-}" ]; then role=agent; else role=server; fi
+	fi
+	[ -z "$was" ] || [ "$was" = "$role" ] || die "this machine has been installed as $was, not as $role" \
+		"to change that, first run: umiak uninstall"
+	if [ "$role" = agent ]; then NAME=umiak-agent; else NAME=umiak; fi
+	PROGRAM=$BIN_DIR/$NAME
+	UNIT=$(unit_file $NAME)
+}
+
+# make_stage makes the folder where everything is prepared, on the file system of the program, so that it takes its
+# place by a rename. What an earlier run left there, when the power went, is taken away.
+make_stage() {
+	[ -z "$dry" ] || { stage=$(mktemp -d); return 0; }
+	mkdir -p "$BIN_DIR"
+	rm -rf "$BIN_DIR"/.umiak-install.*
+	stage=$(mktemp -d "$BIN_DIR/.umiak-install.XXXXXX") || die "cannot write to $BIN_DIR"
+	chmod 700 "$stage"
+}
+
+# leave runs at every end of the script.
+leave() {
+	trap - EXIT HUP INT TERM
+	[ "$1" = 0 ] || [ -z "$switching" ] || roll_back
+	[ -z "$stage" ] || rm -rf "$stage"
+	exit "$1"
+}
+
+# --- settings
+
+quote() { printf "'%s'" "$(printf %s "$1" | sed "s/'/''/g")"; }
+
+# without KEY: FILE less the key and its list.
+without() { awk -v k="$1:" '$1 == k && /^[a-z]/ { skip = 1; next } /^[^ ]/ { skip = 0 } !skip' "$2"; }
+
+# keep KEY VALUE: the key is a list when it comes twice in one run.
+keep() {
+	case $2 in *"
+"*) die "$1: a value of more than one line cannot be kept" "put it into $ETC/config.yaml" ;; esac
+	case $1 in
+	token)
+		umask 077
+		printf '%s\n' "$2" >"$stage/token"
+		set -- token-file $ETC/token
+		;;
+	esac
+	if grep -q "^$1:\$" "$stage/given"; then
+		awk -v k="$1:" -v v="  - $(quote "$2")" '{ print } $0 == k { in_it = 1; print v }' "$stage/given" >"$stage/new"
+	else
+		{ cat "$stage/given"; printf '%s:\n  - %s\n' "$1" "$(quote "$2")"; } >"$stage/new"
+	fi
+	mv "$stage/new" "$stage/given"
+}
+
+# collect makes the files of settings, out of those that are there and what was given now.
+collect() {
+	umask 077
+	: >"$stage/given"
+	: >"$stage/own"
+	: >"$stage/env"
+	[ ! -r $OWN ] || cat $OWN >"$stage/own"
+	[ ! -r $ENVIRONMENT ] || cat $ENVIRONMENT >"$stage/env"
+	[ -z "${UMIAK_URL:-}" ] || keep server "$UMIAK_URL"
+	[ -z "${UMIAK_TOKEN:-}" ] || keep token "$UMIAK_TOKEN"
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--dry-run) ;;
+		--*=*)
+			key=${1%%=*}
+			keep "${key#--}" "${1#*=}"
+			;;
+		--?*)
+			key=${1#--}
+			case ${2:-} in
+			'' | --*) keep "$key" true ;;
+			*) keep "$key" "$2"; shift ;;
+			esac
+			;;
+		*) die "unknown argument $1" "settings are --NAME VALUE or --NAME=VALUE" ;;
+		esac
+		shift
+	done
+	# keep puts the last value first. One alone is no list.
+	awk '/^[^ ]/ { flush(); k = $0; n = 0; next } { v[++n] = $0 } END { flush() }
+		function flush(  i) {
+			if (n == 1) { sub(/^  - /, "", v[1]); print k, v[1] }
+			if (n > 1) { print k; for (i = n; i > 0; i--) print v[i] }
+			n = 0
+		}' "$stage/given" >"$stage/settings"
+	# shellcheck disable=SC2013 # keys are words
+	for key in $(awk -F: '/^[a-z]/ { print $1 }' "$stage/settings"); do
+		without "$key" "$stage/own" >"$stage/new"
+		mv "$stage/new" "$stage/own"
+		forget_variable "UMIAK_$(printf %s "$key" | tr 'a-z-' 'A-Z_')"
+	done
+	cat "$stage/settings" >>"$stage/own"
+	variables
+	{
+		echo "# By install.sh, which keeps what it is not given anew. Your own settings: $ETC/config.yaml."
+		grep -v '^#' "$stage/own" || :
+	} >"$stage/new"
+	mv "$stage/new" "$stage/own"
+}
+
+forget_variable() {
+	grep -v "^$1=" "$stage/env" >"$stage/new" || :
+	mv "$stage/new" "$stage/env"
+}
+
+# variables keeps UMIAK_* and the proxies in the service's environment, where they mean what they meant here.
+variables() {
+	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
+		case $v in UMIAK_URL | UMIAK_TOKEN | UMIAK_RELEASE_VERSION) continue ;; esac
+		eval "value=\$$v"
+		case $value in *\'* | *"
+"*) die "$v has a quote or a line's end in it, which its file cannot have" "put it into $ETC/config.yaml" ;; esac
+		forget_variable "$v"
+		[ -n "$value" ] || continue
+		printf "%s='%s'\n" "$v" "$value" >>"$stage/env"
+		key=$(printf %s "${v#UMIAK_}" | tr 'A-Z_' 'a-z-')
+		without "$key" "$stage/own" >"$stage/new"
+		mv "$stage/new" "$stage/own"
+	done
+}
+
+# --- the program
+
+# here is the folder of this script, if it is a file and not a pipe.
+here() {
+	case $0 in
+	*install.sh) (cd "$(dirname "$0")" 2>/dev/null && pwd -P) || : ;;
+	esac
+}
+
+# find_source sets SOURCE to a folder or URL with the release's files, or to "checkout".
+find_source() {
+	version=${INSTALL_UMIAK_VERSION:-$UMIAK_RELEASE_VERSION}
+	beside=$(here)
+	if [ -n "${INSTALL_UMIAK_BASE_URL:-}" ]; then
+		SOURCE=${INSTALL_UMIAK_BASE_URL%/}
+		SOURCE=${SOURCE#file://}
+	elif [ -n "$beside" ] && [ -e "$beside/SHA256SUMS" ]; then
+		SOURCE=$beside
+	elif [ -n "$beside" ] && [ -e "$beside/go.mod" ] && [ -x "$beside/scripts/build" ]; then
+		SOURCE=checkout
+		return
+	elif [ -n "$version" ]; then
+		SOURCE=https://github.com/umiak-io/umiak/releases/download
+	else
+		die "this install.sh belongs to no release" "set INSTALL_UMIAK_BASE_URL, or run the install.sh of a release"
+	fi
+	case $SOURCE in
+	http://* | https://*) [ -z "$version" ] || SOURCE=$SOURCE/$(printf %s "$version" | sed 's/+/%2B/g') ;;
+	/*) [ -e "$SOURCE/SHA256SUMS" ] || SOURCE=$SOURCE/$version ;;
+	*) die "INSTALL_UMIAK_BASE_URL=$SOURCE is not https://, http://, file:/// or an absolute path" ;;
+	esac
+}
+
+# fetch NAME: into the stage.
+fetch() {
+	case $SOURCE in
+	/*)
+		[ -r "$SOURCE/$1" ] || die "$SOURCE/$1 is not there"
+		cp "$SOURCE/$1" "$stage/$1" || die "cannot copy $SOURCE/$1 to $BIN_DIR"
+		return
+		;;
+	esac
+	url=$SOURCE/$1
+	if has curl; then
+		rc=0
+		code=$(curl -sSL --retry 3 --connect-timeout 15 -o "$stage/$1" -w '%{http_code}' "$url" 2>"$stage/why") || rc=$?
+		[ $rc != 23 ] || die "$url: no room for it in $BIN_DIR"
+		[ $rc = 0 ] || die "$url: $(tail -n 1 "$stage/why")" "nothing was changed; run it again when the network is better"
+		[ "$code" = 200 ] || die "$url: the server says $code" "is there a version ${version:-?} for $ARCH?"
+	elif has wget; then
+		wget -q -T 30 -O "$stage/$1" "$url" 2>"$stage/why" || die "$url: cannot be downloaded: $(tail -n 1 "$stage/why")" \
+			"nothing was changed; is there a version ${version:-?} for $ARCH?"
+	else
+		die "there is neither curl nor wget" "install one of them, or set INSTALL_UMIAK_BASE_URL to a folder with the release's files"
+	fi
+}
+
+sum_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
+listed() { awk -v f="$1" '$2 == f || $2 == "*" f { print $1; exit }' "$stage/SHA256SUMS"; }
+
+# trust checks the list of sums by its signature.
+trust() {
+	if [ -n "${INSTALL_UMIAK_KEY_FILE:-}" ]; then
+		[ -r "$INSTALL_UMIAK_KEY_FILE" ] || die "INSTALL_UMIAK_KEY_FILE=$INSTALL_UMIAK_KEY_FILE cannot be read"
+		cat "$INSTALL_UMIAK_KEY_FILE" >"$stage/key.pem"
+	else
+		[ -n "$RELEASE_KEY" ] || die "this install.sh knows no key to check a release with" \
+			"take the install.sh of the release, or set INSTALL_UMIAK_KEY_FILE"
+		printf '%s\n' "$RELEASE_KEY" >"$stage/key.pem"
+	fi
+	has openssl || die "openssl is missing, which checks the release's signature" "install it: apt-get install openssl, apk add openssl, dnf install openssl"
+	fetch SHA256SUMS
+	fetch SHA256SUMS.sig
+	openssl dgst -sha256 -verify "$stage/key.pem" -signature "$stage/SHA256SUMS.sig" "$stage/SHA256SUMS" >/dev/null 2>&1 ||
+		die "the signature of $SOURCE/SHA256SUMS is wrong" "these files are not what the release's makers signed; nothing was changed"
+}
+
+# get_program sets NEW to the checked program, or to nothing when it is there already.
+get_program() {
+	NEW=''
+	if [ "$SOURCE" = checkout ]; then
+		if [ -n "$dry" ]; then
+			say "would build $NAME from $beside"
+			return
+		fi
+		say "building $NAME from $beside"
+		"$beside/scripts/build" || die "the build failed"
+		cp "$beside/dist/$NAME" "$stage/$NAME"
+	else
+		trust
+		want=$(listed "$NAME-linux-$ARCH")
+		[ -n "$want" ] || die "$SOURCE has no $NAME for $ARCH"
+		[ ! -e "$PROGRAM" ] || [ "$(sum_of "$PROGRAM")" != "$want" ] || return 0
+		if has xz && [ -n "$(listed "$NAME-linux-$ARCH.xz")" ] && { [ "${SOURCE#/}" = "$SOURCE" ] || [ -e "$SOURCE/$NAME-linux-$ARCH.xz" ]; }; then
+			packed=$NAME-linux-$ARCH.xz unpack='xz -dc'
+		else
+			packed=$NAME-linux-$ARCH.gz unpack='gzip -dc'
+		fi
+		if [ -n "$dry" ]; then
+			say "would install $packed of $SOURCE"
+			return
+		fi
+		room
+		say "getting $packed from $SOURCE"
+		fetch "$packed"
+		[ "$(sum_of "$stage/$packed")" = "$(listed "$packed")" ] ||
+			die "$packed is damaged: its SHA-256 is not the one that the release's list has" "nothing was changed; run it again"
+		$unpack "$stage/$packed" >"$stage/$NAME" || die "cannot unpack $packed in $BIN_DIR: is the disk full?"
+		rm -f "$stage/$packed"
+		[ "$(sum_of "$stage/$NAME")" = "$want" ] || die "$NAME is damaged after unpacking; nothing was changed"
+	fi
+	NEW=$stage/$NAME
+	chmod 755 "$NEW"
+	[ ! -e "$PROGRAM" ] || ! cmp -s "$NEW" "$PROGRAM" || NEW=''
+}
+
+# room looks for 350 MB, which the program needs packed and unpacked.
+room() {
+	free=$(df -Pk "$BIN_DIR" | awk 'NR == 2 { print $4 }')
+	[ "$free" -ge 358400 ] || die "$BIN_DIR has $((free / 1024)) MiB free, and 350 are needed" "make room, or set INSTALL_UMIAK_BIN_DIR"
+}
+
+# try_program runs what will be installed on what will be its settings, and looks at the machine, before anything is touched.
+try_program() {
+	run=${NEW:-$PROGRAM}
+	[ -e "$run" ] || return 0
+	"$run" --version >"$stage/version" 2>&1 || die "$NAME does not run on this machine:" "$(tail -n 1 "$stage/version")"
+	VERSION=$(sed 's/.* version //; s/ .*//' "$stage/version")
+	mkdir -p "$stage/etc/config.yaml.d"
+	[ ! -r $ETC/config.yaml ] || cp $ETC/config.yaml "$stage/etc/config.yaml"
+	for f in "$ETC"/config.yaml.d/*.yaml; do
+		[ ! -r "$f" ] || [ "$f" = $OWN ] || cp "$f" "$stage/etc/config.yaml.d/"
+	done
+	[ -e "$stage/etc/config.yaml" ] || : >"$stage/etc/config.yaml"
+	cp "$stage/own" "$stage/etc/config.yaml.d/50-install.yaml"
+	only=''
+	[ "$role" = server ] || only=--agent-only
+	rc=0
+	# shellcheck disable=SC2086 # nothing where it is empty
+	"$run" check --config "$stage/etc/config.yaml" $only >"$stage/check" 2>&1 || rc=$?
+	if grep -q '^umiak.*settings cannot be used' "$stage/check"; then
+		sed "s,$stage/etc,$ETC,g" "$stage/check" >&2
+		die "nothing was changed"
+	fi
+	if [ $rc != 0 ] && ! active; then
+		cat "$stage/check" >&2
+		[ "${INSTALL_UMIAK_SKIP_CHECK:-}" = true ] || die "this machine lacks what is marked above; nothing was changed" \
+			"mend it and run this again, or set INSTALL_UMIAK_SKIP_CHECK=true"
+	fi
+}
+
+# --- what is written
+
+unit() {
+	case $1 in
+	server) run='umiak server' ;;
+	agent) run=umiak-agent ;;
+	*) die "there is a unit for server and for agent, not for $1" ;;
+	esac
+	cat <<-END
+	[Unit]
+	Description=Umiak, a Kubernetes node
+	Documentation=https://github.com/umiak-io/umiak
+	Wants=network-online.target
+	# logind and the bus go down after umiak: by them it learns that the machine shuts down, and stops pods in order.
+	After=network-online.target dbus.service systemd-logind.service
+	StartLimitIntervalSec=0
+
+	[Service]
+	# Started means: the API answers and the node takes pods. That may take long on a slow card.
+	Type=notify
+	TimeoutStartSec=infinity
+	EnvironmentFile=-$ENVIRONMENT
+	ExecStart=${BIN_DIR:-/usr/local/bin}/$run
+	Restart=always
+	RestartSec=2
+	TimeoutStopSec=60
+
+	# Containers outlive umiak: stop, restart and upgrade end this process only, and the cgroups below its own are
+	# not systemd's to clean.
+	KillMode=process
+	Delegate=yes
+	TasksMax=infinity
+	LimitNOFILE=1048576
+	LimitNPROC=infinity
+	LimitCORE=infinity
+	OOMScoreAdjust=-999
+
+	[Install]
+	WantedBy=multi-user.target
+	END
+}
+
+openrc_script() {
+	args=''
+	[ "$role" != server ] || args=server
+	cat <<-END
+	#!/sbin/openrc-run
+	# Containers outlive umiak: stop and restart end this process only.
+	description="Umiak, a Kubernetes node"
+	supervisor=supervise-daemon
+	command=$PROGRAM
+	command_args="$args"
+	output_log=/var/log/umiak.log
+	error_log=/var/log/umiak.log
+	pidfile=/run/$NAME.pid
+	respawn_delay=2
+	respawn_max=0
+	retry=TERM/60
+	rc_ulimit="-n 1048576 -u unlimited -c unlimited"
+
+	depend() {
+		need net
+		use dns
+		after firewall cgroups
+	}
+
+	start_pre() {
+		if [ -r $ENVIRONMENT ]; then
+			set -a
+			. $ENVIRONMENT
+			set +a
+		fi
+	}
+	END
+}
+
+# place FILE TARGET MODE puts a prepared file where it belongs, if it is another than the one there, and keeps that one
+# for roll_back.
+changed=''
+place() {
+	if [ -e "$2" ] && cmp -s "$1" "$2"; then return; fi
+	changed=yes
+	mkdir -p "$(dirname "$2")"
+	if [ -e "$2" ]; then
+		n=$(wc -l <"$stage/undo")
+		cp -p "$2" "$stage/old.$n"
+		echo "put $stage/old.$n $2" >>"$stage/undo"
+	else
+		echo "rm $2" >>"$stage/undo"
+	fi
+	chmod "$3" "$1"
+	cp -p "$1" "$2.new"
+	sync "$2.new" 2>/dev/null || sync
+	mv "$2.new" "$2"
+}
+
+install_all() {
+	: >"$stage/undo"
+	switching=yes
+	[ -d $ETC ] || mkdir -m 700 $ETC
+	[ ! -s "$stage/token" ] || place "$stage/token" $ETC/token 600
+	[ "$(wc -l <"$stage/own")" -lt 2 ] || place "$stage/own" $OWN 600
+	[ ! -s "$stage/env" ] || place "$stage/env" $ENVIRONMENT 600
+	case $INIT in
+	systemd) unit "$role" >"$stage/unit"; place "$stage/unit" "$UNIT" 644 ;;
+	openrc) openrc_script >"$stage/unit"; place "$stage/unit" "$UNIT" 755 ;;
+	esac
+	{
+		echo "$PROGRAM"
+		[ -z "$UNIT" ] || echo "$UNIT"
+	} >"$stage/installed"
+	place "$stage/installed" $INSTALLED 600
+	if [ -n "$NEW" ]; then
+		changed=yes
+		if [ -e "$PROGRAM" ]; then
+			ln -f "$PROGRAM" "$stage/old.program"
+			echo "put $stage/old.program $PROGRAM" >>"$stage/undo"
+		else
+			echo "rm $PROGRAM" >>"$stage/undo"
+		fi
+		sync "$NEW" 2>/dev/null || sync
+		mv "$NEW" "$PROGRAM"
+		say "$PROGRAM is $VERSION"
+	fi
+}
+
+roll_back() {
+	switching=''
+	[ -s "$stage/undo" ] || return 0
+	warn "putting back what was there before"
+	while read -r what from to; do
+		case $what in
+		put) mv "$from" "$to" ;;
+		rm) rm -f "$from" ;;
+		esac
+	done <"$stage/undo"
+	[ "$INIT" != systemd ] || systemctl daemon-reload || :
+	if [ -n "$was" ]; then
+		if restart; then warn "the old version runs again"; else warn "the old version cannot be started: look at its log"; fi
+		return 0
+	fi
+	# The first installation: nothing of it stays but what the service itself wrote.
+	case $INIT in
+	systemd) systemctl disable --now $NAME >/dev/null 2>&1 || : ;;
+	openrc) rc-service $NAME stop >/dev/null 2>&1 || :; rc-update -q del $NAME >/dev/null 2>&1 || : ;;
+	esac
+	rmdir "$ETC/config.yaml.d" "$ETC" 2>/dev/null || :
+}
+
+# --- the service
+
+active() {
+	case $INIT in
+	systemd) systemctl is-active --quiet $NAME ;;
+	openrc) rc-service -q $NAME status >/dev/null 2>&1 ;;
+	*) false ;;
+	esac
+}
+
+# restart returns when the service is ready, with systemd, or has been started, with OpenRC.
+restart() {
+	case $INIT in
+	systemd) systemctl restart $NAME 2>/dev/null ;;
+	openrc)
+		rc-service $NAME restart >/dev/null || return 1
+		until "$PROGRAM" status >/dev/null 2>&1; do
+			active || return 1
+			sleep 1
+		done
+		;;
+	esac
+}
+
+log_tail() {
+	case $INIT in
+	systemd) journalctl -u $NAME -n 15 --no-pager -o cat 2>/dev/null || : ;;
+	openrc) tail -n 15 /var/log/umiak.log 2>/dev/null || : ;;
+	esac
+}
+
+start() {
+	case $INIT in
+	systemd) systemctl restart $NAME 2>/dev/null ;;
+	openrc) rc-service $NAME restart >/dev/null && until "$PROGRAM" status >/dev/null 2>&1; do active && sleep 1 || return 1; done ;;
+	esac
+}
+
+log_tail() {
+	case $INIT in
+	systemd) journalctl -u $NAME -n 15 --no-pager -o cat 2>/dev/null || : ;;
+	openrc) tail -n 15 /var/log/umiak.log 2>/dev/null || : ;;
+	esac
+}
+
+# failing says that the service has ended at least once since it was started.
+failing() {
+	case $INIT in
+	systemd) [ "$(systemctl show --property=NRestarts --value $NAME)" != 0 ] || systemctl is-failed --quiet $NAME ;;
+	*) ! active ;;
+	esac
+}
+
+is_ready() {
+	case $INIT in
+	systemd) active ;;
+	*) "$PROGRAM" status >/dev/null 2>&1 ;;
+	esac
+}
+
+start() {
+	if [ "$INIT" = none ]; then
+		switching=''
+		say "there is neither systemd nor OpenRC here; run it by your own means: $PROGRAM $([ "$role" = agent ] || echo server)"
+		return
+	fi
+	[ "$INIT" != systemd ] || [ -z "$changed" ] || systemctl daemon-reload
+	if [ "${INSTALL_UMIAK_SKIP_ENABLE:-}" = true ]; then
+		switching=''
+		return
+	fi
+	case $INIT in
+	systemd) systemctl is-enabled --quiet $NAME 2>/dev/null || systemctl -q enable $NAME ;;
+	openrc) [ -e "/etc/runlevels/default/$NAME" ] || rc-update -q add $NAME default ;;
+	esac
+	if [ "${INSTALL_UMIAK_SKIP_START:-}" = true ]; then
+		switching=''
+		return
+	fi
+	if [ -z "$changed" ] && active; then
+		switching=''
+		say "$NAME $VERSION runs already, nothing was to be done"
+		return
+	fi
+	say "starting $NAME"
+	limit=${INSTALL_UMIAK_TIMEOUT:-300} waited=0
+	restart &
+	pid=$!
+	while kill -0 $pid 2>/dev/null && [ "$waited" -lt "$limit" ]; do
+		sleep 1
+		waited=$((waited + 1))
+		[ $((waited % 10)) != 0 ] || say "waiting for the node, $waited s"
+	done
+	if kill $pid 2>/dev/null; then
+		log_tail >&2
+		[ -n "$was" ] || switching='' # a slow machine, or a server that is away: it goes on by itself
+		die "$NAME did not become ready in $limit seconds; its last words are above" \
+			"umiak status says what it waits for"
+	fi
+	if ! wait $pid; then
+		log_tail >&2
+		die "$NAME ended instead of becoming ready; its last words are above"
+	fi
+	switching=''
+	say "ready after $waited s"
+}
+
+next_step() {
+	[ "$INIT" != none ] && [ "${INSTALL_UMIAK_SKIP_START:-}${INSTALL_UMIAK_SKIP_ENABLE:-}" = "" ] || return 0
+	if [ "$role" = agent ]; then
+		say "this node has joined; on a server: umiak kubectl get nodes"
+		return
+	fi
+	say "next: umiak kubectl get nodes"
+	say "to add a node, run there with what \`umiak token create\` prints:"
+	say "  curl -sfL https://get.umiak.io | UMIAK_URL=https://$(uname -n):6443 UMIAK_TOKEN=TOKEN sh -"
+}
+
+report() {
+	say "$role on $ARCH, init system $INIT"
+	say "would write: $PROGRAM $UNIT $INSTALLED"
+	[ "$(wc -l <"$stage/own")" -lt 2 ] || { say "$OWN:"; sed 's/^/  /' "$stage/own"; }
+	[ ! -s "$stage/env" ] || { say "$ENVIRONMENT:"; sed 's/=.*/=…/; s/^/  /' "$stage/env"; }
+}
+
+main "$@"
