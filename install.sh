@@ -471,8 +471,8 @@ openrc_script() {
 	supervisor=supervise-daemon
 	command=$PROGRAM
 	command_args="$args"
-	output_log=/var/log/umiak.log
-	error_log=/var/log/umiak.log
+	output_log=/var/log/$NAME.log
+	error_log=/var/log/$NAME.log
 	pidfile=/run/$NAME.pid
 	respawn_delay=2
 	respawn_max=0
@@ -480,12 +480,13 @@ openrc_script() {
 	rc_ulimit="-n 1048576 -u unlimited -c unlimited"
 
 	depend() {
-		need net
-		use dns
-		after firewall cgroups
+		want cgroups
+		after net network-online firewall cgroups
 	}
 
 	start_pre() {
+		# logrotate looks after it while umiak runs, where there is one.
+		[ ! -e /var/log/$NAME.log ] || [ "\$(wc -c </var/log/$NAME.log)" -lt 16777216 ] || mv -f /var/log/$NAME.log /var/log/$NAME.log.1
 		if [ -r $ENVIRONMENT ]; then
 			set -a
 			. $ENVIRONMENT
@@ -524,11 +525,19 @@ install_all() {
 	[ ! -s "$stage/env" ] || place "$stage/env" $ENVIRONMENT 600
 	case $INIT in
 	systemd) unit "$role" >"$stage/unit"; place "$stage/unit" "$UNIT" 644 ;;
-	openrc) openrc_script >"$stage/unit"; place "$stage/unit" "$UNIT" 755 ;;
+	openrc)
+		openrc_script >"$stage/unit"
+		place "$stage/unit" "$UNIT" 755
+		if [ -d /etc/logrotate.d ]; then
+			printf '/var/log/%s.log {\n\tsize 16M\n\trotate 1\n\tcopytruncate\n\tmissingok\n}\n' $NAME >"$stage/logrotate"
+			place "$stage/logrotate" /etc/logrotate.d/$NAME 644
+		fi
+		;;
 	esac
 	{
 		echo "$PROGRAM"
 		[ -z "$UNIT" ] || echo "$UNIT"
+		[ "$INIT" != openrc ] || printf '%s\n' /etc/logrotate.d/$NAME /var/log/$NAME.log /var/log/$NAME.log.1
 	} >"$stage/installed"
 	place "$stage/installed" $INSTALLED 600
 	if [ -n "$NEW" ]; then
@@ -595,7 +604,7 @@ restart() {
 log_tail() {
 	case $INIT in
 	systemd) journalctl -u $NAME -n 15 --no-pager -o cat 2>/dev/null || : ;;
-	openrc) tail -n 15 /var/log/umiak.log 2>/dev/null || : ;;
+	openrc) tail -n 15 /var/log/$NAME.log 2>/dev/null || : ;;
 	esac
 }
 
@@ -609,7 +618,7 @@ start() {
 log_tail() {
 	case $INIT in
 	systemd) journalctl -u $NAME -n 15 --no-pager -o cat 2>/dev/null || : ;;
-	openrc) tail -n 15 /var/log/umiak.log 2>/dev/null || : ;;
+	openrc) tail -n 15 /var/log/$NAME.log 2>/dev/null || : ;;
 	esac
 }
 

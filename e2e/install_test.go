@@ -145,10 +145,19 @@ func (b *box) refused(m *mirror, version, vars, args string, words ...string) {
 	}
 }
 
-// files is the machine but for what systemd and umiak's process write as they go.
+// files are what there is on the machine's disk, with size and time, but for what its programs write as they go.
 func (b *box) files() machine.Snapshot {
 	b.Helper()
-	s, err := b.M.Snapshot(b.soon(), "/var/lib/umiak", "/run", "/var/log/journal", "/tmp")
+	out, err := b.M.Run(b.soon(), "/usr/bin/find", "/", "/etc", "-xdev", "(", "-path", "/var/log", "-o", "-path", "/var/lib/systemd", "-o", "-path", "/tmp", "-o", "-path", "/etc/systemd/logind.conf.d",
+		"-o", "-path", "/var/lib/cni", "-o", "-path", "/var/lib/kubelet", ")", "-prune", "-o", "!", "-type", "d", "-printf", "%p %M %s %T@\\n")
+	b.must(err)
+	return machine.Snapshot{"files": strings.Split(strings.TrimSpace(out), "\n")}
+}
+
+// state is all that an uninstallation has to leave as it was.
+func (b *box) state() machine.Snapshot {
+	b.Helper()
+	s, err := b.M.Snapshot(b.soon(), "/var/lib/umiak", "/run/systemd", "/run/log", "/run/udev", "/run/openrc", "/var/log/journal")
 	b.must(err)
 	return s
 }
@@ -172,14 +181,14 @@ func TestInstall(t *testing.T) {
 	b.bare()
 	m := newMirror(t, b.M.LAN())
 	m.release(t, "v2", "another build")
-	before := b.files()
+	before, files := b.state(), b.files()
 
 	b.sub("Refused", func(b *box) {
 		b.refused(m, "v1", "", "server --node-naem x", "node-naem", "nothing was changed")
 		b.refused(m, "v1", "", "server extra", "unknown argument extra")
 		b.refused(m, "v1", "INSTALL_UMIAK_VERSION=v9", "", "404", "SHA256SUMS")
 		b.refused(m, "v1", "INSTALL_UMIAK_BIN_DIR=bin", "", "not an absolute path")
-		b.refused(m, "v1", "INSTALL_UMIAK_KEY_FILE=/etc/hostname", "", "signature")
+		b.refused(m, "v1", "INSTALL_UMIAK_KEY_FILE=/etc/os-release", "", "signature")
 		m.cut.Store(1 << 20)
 		b.refused(m, "v1", "", "", "umiak-linux-", "nothing was changed")
 		m.cut.Store(0)
@@ -194,12 +203,13 @@ func TestInstall(t *testing.T) {
 		if err != nil || !strings.Contains(out, "would install umiak-linux-") || !strings.Contains(out, "node-label: 'a=b'") {
 			b.Errorf("dry run: %v\n%s", err, out)
 		}
-		if diff := before.Diff(b.files()); len(diff) > 0 {
+		if diff := append(before.Diff(b.state()), files.Diff(b.files())...); len(diff) > 0 {
 			b.Fatalf("left behind:\n%s", strings.Join(diff, "\n"))
 		}
 	})
 
-	b.mustInstall(m, "v1", "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token 'um1-not a real one'")
+	b.refused(m, "v1", "", "server --token 'not a token'", "token: its secret has a space", "putting back")
+	b.mustInstall(m, "v1", "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
 	b.up()
 	b.namespace()
 	b.sub("Settings", func(b *box) {
@@ -285,11 +295,10 @@ func TestInstall(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { _, err := b.install(m, "v1", "", ""); done <- err }()
 		b.must(cluster.Eventually(b.soon(), func(context.Context) error {
-			all, err := filepath.Glob(b.hostPath("/usr/local/bin/.umiak-install.*/*.gz"))
-			if err == nil && len(all) == 0 {
-				err = errors.New("the download has not begun")
+			if len(b.staged("*.gz")) == 0 {
+				return errors.New("the download has not begun")
 			}
-			return err
+			return nil
 		}))
 		b.must(b.M.PowerOff())
 		<-done
@@ -303,7 +312,7 @@ func TestInstall(t *testing.T) {
 		if b.installed() == old {
 			b.Error("the program has not changed")
 		}
-		if left, _ := filepath.Glob(b.hostPath("/usr/local/bin/.umiak*")); len(left) > 0 {
+		if left := b.staged(""); len(left) > 0 {
 			b.Errorf("left: %v", left)
 		}
 	})
@@ -315,13 +324,63 @@ func TestInstall(t *testing.T) {
 		}
 		out, err = b.M.Run(b.within(2*patience), "/usr/local/bin/umiak", "uninstall", "--yes")
 		b.must(err)
-		if diff := before.Diff(b.files()); len(diff) > 0 {
+		if diff := append(before.Diff(b.state()), files.Diff(b.files())...); len(diff) > 0 {
 			b.Errorf("left behind:\n%s\nuninstall said:\n%s", strings.Join(diff, "\n"), out)
 		}
 		if left, err := os.ReadDir(b.hostPath("/var/lib/umiak")); err != nil || len(left) > 0 {
 			b.Errorf("data is left: %v, %v", left, err)
 		}
 	})
+}
+
+// TestOpenRC installs where OpenRC looks after services: Debian's own, in a machine with nothing else of an init system.
+func TestOpenRC(t *testing.T) {
+	t.Parallel()
+	b := &box{off(t, cluster.Options{Name: "rc", Service: true})}
+	b.bare()
+	m := newMirror(t, b.M.LAN())
+	m.release(t, "v2", "another build")
+	b.must(b.M.Do(func() error {
+		var errs []error // what openrc makes at boot
+		for _, d := range []string{"daemons", "exclusive", "failed", "hotplugged", "inactive", "options", "scheduled", "started", "starting", "stopping", "tmp", "wasinactive"} {
+			errs = append(errs, os.MkdirAll("/run/openrc/"+d, 0o755))
+		}
+		return errors.Join(append(errs, os.WriteFile("/run/openrc/softlevel", []byte("default"), 0o644))...)
+	}))
+	before := b.state()
+	// /usr/local is this host's own.
+	vars := "INSTALL_UMIAK_BIN_DIR=" + filepath.Join(b.M.Dir, "opt")
+	b.mustInstall(m, "v1", vars+" UMIAK_NODE_LABEL=from=env", "")
+	b.must(b.Cluster.Ready(b.within(2 * patience)))
+	b.namespace()
+	b.apply(deployment)
+	b.rolledOut("web")
+	have := b.containers()
+	n, err := b.Kube.CoreV1().Nodes().Get(b.soon(), "rc", metav1.GetOptions{})
+	if err != nil || n.Labels["from"] != "env" {
+		t.Errorf("labels %v, %v", n.Labels, err)
+	}
+	if out := b.mustInstall(m, "v1", vars, ""); !strings.Contains(out, "nothing was to be done") {
+		t.Errorf("again it said:\n%s", out)
+	}
+	b.mustInstall(m, "v2", vars, "")
+	b.must(b.Cluster.Ready(b.within(2 * patience)))
+	b.untouched(have, "the upgrade")
+	out, err := b.M.Run(b.within(2*patience), filepath.Join(b.M.Dir, "opt", "umiak"), "uninstall", "--yes")
+	b.must(err)
+	if diff := before.Diff(b.state()); len(diff) > 0 {
+		t.Errorf("left behind:\n%s\nuninstall said:\n%s", strings.Join(diff, "\n"), out)
+	}
+}
+
+// staged are the files that match in folders where an installation is prepared, "" the folders.
+func (b *box) staged(match string) (all []string) {
+	b.Helper()
+	b.must(b.M.Do(func() (err error) {
+		all, err = filepath.Glob(filepath.Join("/usr/local/bin/.umiak-install.*", match))
+		return err
+	}))
+	return all
 }
 
 // forged tries releases that somebody has changed.
@@ -370,9 +429,9 @@ func TestInstallFleet(t *testing.T) {
 	b.namespace()
 	agents := []*box{newBoxOn(t, "ag1", l), newBoxOn(t, "ag2", l)}
 	join := "UMIAK_URL=" + b.url() + " UMIAK_TOKEN=" + b.token("--kind", "agent")
-	before := agents[0].files()
+	agents[0].bare()
+	before, files := agents[0].state(), agents[0].files()
 	for _, a := range agents {
-		a.bare()
 		a.mustInstall(m, "v1", join, "")
 		b.nodeReady(a.M.Name, a.Cluster)
 	}
@@ -390,7 +449,7 @@ func TestInstallFleet(t *testing.T) {
 	a := agents[0]
 	_, err := a.M.Run(b.within(2*patience), "/usr/local/bin/umiak-agent", "uninstall", "--yes")
 	b.must(err)
-	if diff := before.Diff(a.files()); len(diff) > 0 {
+	if diff := append(before.Diff(a.state()), files.Diff(a.files())...); len(diff) > 0 {
 		b.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"math/rand"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -44,33 +43,10 @@ const cutCable = `table inet cable {
 // farNode joins a machine with a closed door to the server's cluster.
 func (e *env) farNode(l *machine.LAN, name string) *env {
 	e.Helper()
-	tok, err := e.Umiak(e.soon(), "token", "create")
+	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"}})
+	_, err := far.M.Run(e.soon(), "nft", closedDoor)
 	e.must(err)
-	far := off(e.T, cluster.Options{Name: name, LAN: l})
-	_, err = far.M.Run(e.soon(), "nft", closedDoor)
-	e.must(err)
-	log, err := os.OpenFile(far.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	e.must(err)
-	cmd := far.M.Command(context.Background(), "umiak-agent", "--server", "https://"+e.M.IP+":6443", "--token", strings.TrimSpace(tok))
-	cmd.Stdout, cmd.Stderr = log, log
-	e.must(far.M.Start(cmd))
-	e.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		_ = log.Close()
-	})
-	_, err = cluster.Until(e.within(2*patience), e.Kube.CoreV1().Nodes(), named(name), func(n *corev1.Node) (bool, string) {
-		for _, c := range n.Status.Conditions {
-			if c.Type == corev1.NodeReady {
-				return c.Status == corev1.ConditionTrue, c.Message
-			}
-		}
-		return false, "no condition"
-	})
-	if err != nil {
-		e.Fatalf("node %s: %v\n%s", name, err, far.LogTail(20))
-	}
-	e.must(far.ImagesReady(e.soon()))
+	e.agentReady(far.Cluster)
 	return far
 }
 

@@ -26,7 +26,10 @@ type Config struct {
 }
 
 // files are what install.sh may have made, by their names.
-var files = []string{"umiak", "umiak-agent", "umiak.service", "umiak-agent.service"}
+var files = []string{
+	"umiak", "umiak-agent", "umiak.service", "umiak-agent.service", // programs, services, logrotate's settings
+	"umiak.log", "umiak-agent.log", "umiak.log.1", "umiak-agent.log.1",
+}
 
 // ErrNotInstalled means that there is no List.
 var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; `umiak cleanup --purge` removes what a node left")
@@ -65,12 +68,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	var programs, units []string
+	var others, units []string
 	for _, f := range all {
 		if dir := filepath.Dir(f); dir == "/etc/init.d" || strings.HasSuffix(f, ".service") {
 			units = append(units, f)
 		} else {
-			programs = append(programs, f)
+			others = append(others, f)
 		}
 	}
 	for _, u := range units {
@@ -101,7 +104,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("remove settings: %w", err)
 		}
 	}
-	for _, p := range programs { // this process' own file among them
+	for _, p := range others { // this process' own file among them
 		if err := remove(cfg, p); err != nil {
 			return err
 		}

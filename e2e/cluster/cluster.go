@@ -48,9 +48,10 @@ type Options struct {
 	Evidence string
 	// Persist lets the machine outlive this process.
 	Persist bool
-	// System is what the machine boots; default a process 1 that does nothing. With one, umiak is a service
-	// of that system: Start, Stop and Kill are not for it.
+	// System is what the machine boots; default a process 1 that does nothing.
 	System machine.System
+	// Service means that an init system looks after umiak: Start, Stop and Kill are not for it. With a System it is so.
+	Service bool
 }
 
 // Cluster is one machine that runs umiak.
@@ -134,7 +135,7 @@ func New(o Options) (*Cluster, error) {
 	if len(o.Run) == 0 {
 		o.Run = []string{"umiak", "server"}
 	}
-	c := &Cluster{M: m, Evidence: o.Evidence, env: o.Env, argv: o.Run, service: o.System != nil}
+	c := &Cluster{M: m, Evidence: o.Evidence, env: o.Env, argv: o.Run, service: o.Service || o.System != nil}
 	err = c.Configure(o.Settings)
 	if err == nil && len(o.Images) > 0 {
 		err = c.AddImages("test.tar", o.Images...)
