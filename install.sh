@@ -477,7 +477,8 @@ openrc_script() {
 	respawn_delay=2
 	respawn_max=0
 	retry=TERM/60
-	rc_ulimit="-n 1048576 -u unlimited -c unlimited"
+	rc_cgroup_cleanup=no
+	rc_ulimit="-n 1048576"
 
 	depend() {
 		want cgroups
@@ -659,7 +660,7 @@ start() {
 	if [ -z "$changed" ] && active; then
 		switching=''
 		say "$NAME $VERSION runs already, nothing was to be done"
-		return
+		exit 0
 	fi
 	say "starting $NAME"
 	limit=${INSTALL_UMIAK_TIMEOUT:-300} waited=0

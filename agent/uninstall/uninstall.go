@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // List is the file in Config.Etc with the files that install.sh made, one a line.
@@ -89,6 +91,9 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
+	for _, u := range units {
+		removeServiceCgroups(filepath.Base(u))
+	}
 	if slices.ContainsFunc(units, isSystemd) {
 		if err := cfg.Command(ctx, "systemctl", "daemon-reload"); err != nil {
 			return err
@@ -131,6 +136,14 @@ func stop(ctx context.Context, cfg Config, unit string) error {
 		return nil
 	}
 	return cfg.Command(ctx, "rc-update", "--quiet", "delete", name)
+}
+
+// removeServiceCgroups removes those that OpenRC makes for a service and leaves when it stops. One with a process in it,
+// which is not ours then, stays: rmdir is refused.
+func removeServiceCgroups(name string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/%s", "/sys/fs/cgroup/openrc.%s", "/sys/fs/cgroup/unified/%s", "/sys/fs/cgroup/unified/openrc.%s", "/sys/fs/cgroup/openrc/%s"} {
+		_ = unix.Rmdir(fmt.Sprintf(pattern, name))
+	}
 }
 
 func remove(cfg Config, file string) error {
