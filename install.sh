@@ -31,7 +31,8 @@ help() {
 	INSTALL_UMIAK_VERSION           what to install (default: the version of this install.sh)
 	INSTALL_UMIAK_BASE_URL          where releases are: https://, http://, file:/// or a folder, with a folder for each
 	                                version in it. file:/// and a folder may have the files of one themselves
-	INSTALL_UMIAK_KEY_FILE          public key (PEM) of releases that you signed yourself
+	INSTALL_UMIAK_SOURCE            a folder with the files of one release, for this time
+	INSTALL_UMIAK_KEY_FILE          public key (PEM) of releases that you signed yourself; kept, as the base URL is
 	INSTALL_UMIAK_BIN_DIR           where the program goes (default: /usr/local/bin)
 	INSTALL_UMIAK_TIMEOUT           seconds until the node must be ready (default: 300)
 	INSTALL_UMIAK_SKIP_START=true   install and enable, but do not start
@@ -41,7 +42,7 @@ help() {
 	--dry-run         say what would be done, and do nothing
 	--print-unit ROLE the systemd unit of a server or an agent
 	Programs are checked by SHA-256 and by the signature of the release before anything is touched. When the new version does
-	not become ready, the old one is put back. `umiak uninstall` takes everything away.
+	not become ready, the old one is put back. `umiak upgrade` runs this again, `umiak uninstall` takes everything away.
 	END
 }
 
@@ -59,6 +60,8 @@ ETC=/etc/umiak
 OWN=$ETC/config.yaml.d/50-install.yaml # settings that were given to this script
 ENVIRONMENT=$ETC/umiak.env             # UMIAK_NAME=VALUE and proxies that were given to it
 INSTALLED=$ETC/installed               # the files that it made, for umiak uninstall
+AGAIN=$ETC/install.sh                  # itself, for umiak upgrade
+OWN_KEY=$ETC/release.pem               # a key that was given to it
 
 main() {
 	dry='' role='' stage='' switching=''
@@ -242,9 +245,12 @@ collect() {
 	variables
 	{
 		echo "# By install.sh, which keeps what it is not given anew. Your own settings: $ETC/config.yaml."
-		grep -v '^#' "$stage/own" || :
+		# In one order, whatever was given when: the same settings are the same file, which needs no restart.
+		awk '/^#/ { next } /^[^ ]/ { if (r) print r; r = $0; next } { r = r "\001" $0 } END { if (r) print r }' "$stage/own" | sort | tr '\001' '\n'
 	} >"$stage/new"
 	mv "$stage/new" "$stage/own"
+	sort "$stage/env" >"$stage/new"
+	mv "$stage/new" "$stage/env"
 }
 
 forget_variable() {
@@ -252,9 +258,10 @@ forget_variable() {
 	mv "$stage/new" "$stage/env"
 }
 
-# variables keeps UMIAK_* and the proxies in the service's environment, where they mean what they meant here.
+# variables keeps UMIAK_* and the proxies in the service's environment, where they mean what they meant here, and the
+# place of releases for the next time.
 variables() {
-	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
+	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|INSTALL_UMIAK_BASE_URL\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
 		case $v in UMIAK_URL | UMIAK_TOKEN | UMIAK_RELEASE_VERSION) continue ;; esac
 		eval "value=\$$v"
 		case $value in *\'* | *"
@@ -281,8 +288,13 @@ here() {
 find_source() {
 	version=${INSTALL_UMIAK_VERSION:-$UMIAK_RELEASE_VERSION}
 	beside=$(here)
-	if [ -n "${INSTALL_UMIAK_BASE_URL:-}" ]; then
-		SOURCE=${INSTALL_UMIAK_BASE_URL%/}
+	base=${INSTALL_UMIAK_BASE_URL:-}
+	if [ -n "${INSTALL_UMIAK_SOURCE:-}" ]; then
+		SOURCE=${INSTALL_UMIAK_SOURCE%/}
+		[ -e "$SOURCE/SHA256SUMS" ] || die "INSTALL_UMIAK_SOURCE=$SOURCE has no SHA256SUMS in it: it is no release"
+		return
+	elif [ -n "$base" ]; then
+		SOURCE=${base%/}
 		SOURCE=${SOURCE#file://}
 	elif [ -n "$beside" ] && [ -e "$beside/SHA256SUMS" ]; then
 		SOURCE=$beside
@@ -290,7 +302,10 @@ find_source() {
 		SOURCE=checkout
 		return
 	elif [ -n "$version" ]; then
-		SOURCE=https://github.com/umiak-io/umiak/releases/download
+		# The one of the last time, if one was given then.
+		base=$(sed -n "s/^INSTALL_UMIAK_BASE_URL='\(.*\)'\$/\1/p" "$stage/env")
+		SOURCE=${base:-https://github.com/umiak-io/umiak/releases/download}
+		SOURCE=${SOURCE#file://}
 	else
 		die "this install.sh belongs to no release" "set INSTALL_UMIAK_BASE_URL, or run the install.sh of a release"
 	fi
@@ -333,6 +348,8 @@ trust() {
 	if [ -n "${INSTALL_UMIAK_KEY_FILE:-}" ]; then
 		[ -r "$INSTALL_UMIAK_KEY_FILE" ] || die "INSTALL_UMIAK_KEY_FILE=$INSTALL_UMIAK_KEY_FILE cannot be read"
 		cat "$INSTALL_UMIAK_KEY_FILE" >"$stage/key.pem"
+	elif [ -z "$RELEASE_KEY" ] && [ -r $OWN_KEY ]; then
+		cat $OWN_KEY >"$stage/key.pem"
 	else
 		[ -n "$RELEASE_KEY" ] || die "this install.sh knows no key to check a release with" \
 			"take the install.sh of the release, or set INSTALL_UMIAK_KEY_FILE"
@@ -356,8 +373,11 @@ get_program() {
 		say "building $NAME from $beside"
 		"$beside/scripts/build" || die "the build failed"
 		cp "$beside/dist/$NAME" "$stage/$NAME"
+		cp "$beside/install.sh" "$stage/install.sh"
 	else
 		trust
+		fetch install.sh
+		[ "$(sum_of "$stage/install.sh")" = "$(listed install.sh)" ] || die "install.sh of $SOURCE is damaged; nothing was changed"
 		want=$(listed "$NAME-linux-$ARCH")
 		[ -n "$want" ] || die "$SOURCE has no $NAME for $ARCH"
 		[ ! -e "$PROGRAM" ] || [ "$(sum_of "$PROGRAM")" != "$want" ] || return 0
@@ -396,6 +416,7 @@ try_program() {
 	[ -e "$run" ] || return 0
 	"$run" --version >"$stage/version" 2>&1 || die "$NAME does not run on this machine:" "$(tail -n 1 "$stage/version")"
 	VERSION=$(sed 's/.* version //; s/ .*//' "$stage/version")
+	skew
 	mkdir -p "$stage/etc/config.yaml.d"
 	[ ! -r $ETC/config.yaml ] || cp $ETC/config.yaml "$stage/etc/config.yaml"
 	for f in "$ETC"/config.yaml.d/*.yaml; do
@@ -418,6 +439,20 @@ try_program() {
 			"mend it and run this again, or set INSTALL_UMIAK_SKIP_CHECK=true"
 	fi
 }
+
+# skew refuses steps between versions that Kubernetes does not support: more than one minor version forward, or any back.
+skew() {
+	[ -n "$NEW" ] && [ -e "$PROGRAM" ] && [ "${INSTALL_UMIAK_SKIP_CHECK:-}" != true ] || return 0
+	old=$("$PROGRAM" --version 2>/dev/null | sed 's/.* version //; s/ .*//')
+	from=$(minor "$old") to=$(minor "$VERSION")
+	[ -n "$from" ] && [ -n "$to" ] || return 0
+	[ "$to" -ge "$from" ] || die "$VERSION is older than $old, which is here: its state cannot be read by what came before" \
+		"restore a snapshot of that time instead, or set INSTALL_UMIAK_SKIP_CHECK=true"
+	[ "$to" -le $((from + 1)) ] || die "from $old to $VERSION is more than one minor version" \
+		"go to v1.$((from + 1)) first; Kubernetes supports no more in one step"
+}
+
+minor() { printf '%s\n' "$1" | sed -n 's/^v1\.\([0-9]*\)\..*/\1/p'; }
 
 # --- what is written
 
@@ -502,7 +537,7 @@ openrc_script() {
 changed=''
 place() {
 	if [ -e "$2" ] && cmp -s "$1" "$2"; then return; fi
-	changed=yes
+	[ "$2" = $AGAIN ] || changed=yes # the service does not read it
 	mkdir -p "$(dirname "$2")"
 	if [ -e "$2" ]; then
 		n=$(wc -l <"$stage/undo")
@@ -524,6 +559,8 @@ install_all() {
 	[ ! -s "$stage/token" ] || place "$stage/token" $ETC/token 600
 	[ "$(wc -l <"$stage/own")" -lt 2 ] || place "$stage/own" $OWN 600
 	[ ! -s "$stage/env" ] || place "$stage/env" $ENVIRONMENT 600
+	[ -z "${INSTALL_UMIAK_KEY_FILE:-}" ] || [ ! -s "$stage/key.pem" ] || place "$stage/key.pem" $OWN_KEY 644
+	[ ! -s "$stage/install.sh" ] || place "$stage/install.sh" $AGAIN 755
 	case $INIT in
 	systemd) unit "$role" >"$stage/unit"; place "$stage/unit" "$UNIT" 644 ;;
 	openrc)

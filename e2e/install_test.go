@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -122,6 +123,16 @@ func (b *box) mustInstall(m *mirror, version, vars, args string) string {
 	return out
 }
 
+// upgrade is umiak upgrade.
+func (b *box) upgrade(args ...string) {
+	b.Helper()
+	out, err := b.M.Run(b.within(3*patience), "/usr/local/bin/umiak", append([]string{"upgrade"}, args...)...)
+	if err != nil {
+		b.Errorf("upgrade: %v\n%s", err, out) // no Fatal: it is run beside writers
+	}
+	b.Logf("%s", strings.TrimSpace(out))
+}
+
 func (b *box) systemLog() string {
 	out, _ := b.M.Run(b.soon(), "/usr/bin/journalctl", "-n", "40", "--no-pager", "-o", "cat")
 	return out
@@ -199,6 +210,13 @@ func TestInstall(t *testing.T) {
 		_, err = b.M.Run(b.soon(), "/usr/bin/umount", "/mnt/small")
 		b.must(errors.Join(err, b.M.Do(func() error { return os.Remove("/mnt/small") })))
 		b.forged(m)
+		var taken net.Listener
+		b.must(b.M.Do(func() (err error) {
+			taken, err = (&net.ListenConfig{}).Listen(b.ctx, "tcp", ":6443")
+			return err
+		}))
+		b.refused(m, "v1", "", "", "port 6443", "this machine lacks what is marked above")
+		b.must(taken.Close())
 		out, err := b.install(m, "v1", "", "--dry-run server --node-label a=b")
 		if err != nil || !strings.Contains(out, "would install umiak-linux-") || !strings.Contains(out, "node-label: 'a=b'") {
 			b.Errorf("dry run: %v\n%s", err, out)
@@ -246,7 +264,7 @@ func TestInstall(t *testing.T) {
 
 	b.sub("AnotherBuild", func(b *box) {
 		old := b.installed()
-		acknowledged := b.writeUntil(func() { b.mustInstall(m, "v2", "", "") })
+		acknowledged := b.writeUntil(func() { b.upgrade("--version", "v2") })
 		if b.installed() == old {
 			b.Error("the program is the old one")
 		}
@@ -285,6 +303,10 @@ func TestInstall(t *testing.T) {
 		b.untouched(have, "the upgrade that failed")
 		b.refused(m, "v1", "INSTALL_UMIAK_VERSION=v9", "", "404")
 		b.forged(m)
+		for version, why := range map[string]string{"v1.30.0": "older than", "v1.99.0": "more than one minor version"} {
+			b.must(m.maker.Make(m.dir, version, map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version " + version + "\n")}))
+			b.refused(m, version, "", "", why)
+		}
 		b.up()
 		b.untouched(have, "an upgrade that was refused")
 	})
@@ -307,7 +329,13 @@ func TestInstall(t *testing.T) {
 		if b.installed() != old {
 			b.Error("the program has changed")
 		}
-		b.mustInstall(m, "v1", "", "")
+		archive := filepath.Join(b.M.Dir, "tmp", "v1.tar")
+		out, err := exec.CommandContext(b.soon(), "tar", "-C", m.dir, "-cf", archive, "v1").CombinedOutput()
+		if err != nil {
+			b.Fatalf("%v: %s", err, out)
+		}
+		b.upgrade("--from", archive)
+		b.must(os.Remove(archive))
 		b.up()
 		if b.installed() == old {
 			b.Error("the program has not changed")

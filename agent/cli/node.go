@@ -14,13 +14,14 @@ import (
 	"github.com/umiak-io/umiak/agent/containerd"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/uninstall"
+	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Uninstall(w), Debug(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(), Uninstall(w), Debug(w), Completion()}
 }
 
 // Check is `umiak check`.
@@ -90,6 +91,30 @@ func Cleanup(w Where) *ucli.Command {
 
 func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
 	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup}})
+}
+
+// Upgrade is `umiak upgrade`.
+func Upgrade() *ucli.Command {
+	return &ucli.Command{
+		Name:  "upgrade",
+		Usage: "bring this node to another version, or back if that does not become ready",
+		Description: "Runs the install.sh that installed this node: it checks the release's signature, keeps all settings, and starts the\n" +
+			"new version. When that does not become ready, the old one is put back. Pods run on all the while. In a cluster\n" +
+			"of more nodes: one after the other, servers first.\n\n" +
+			"  umiak upgrade --version v1.37.3+umiak1 --dry-run\n  umiak upgrade --version v1.37.3+umiak1\n  umiak upgrade --from /media/stick/umiak-v1.37.3+umiak1-linux-arm64.tar",
+		Flags: []ucli.Flag{
+			&ucli.StringFlag{Name: "version", Usage: "a release, where install.sh found the one that runs"},
+			&ucli.StringFlag{Name: "from", Usage: "archive of a release, or a folder with its files"},
+			&ucli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
+		},
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			return upgrade.Run(c.Context, upgrade.Config{Etc: filepath.Dir(config.DefaultFile),
+				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), Out: c.App.Writer})
+		},
+	}
 }
 
 // Uninstall is `umiak uninstall`.

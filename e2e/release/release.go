@@ -76,8 +76,9 @@ func (m *Maker) Make(dir, version string, programs map[string]io.Reader) error {
 		}
 		sums = append(sums, fmt.Sprintf("%x  %s\n", plain.Sum(nil), name), fmt.Sprintf("%x  %s\n", packed.Sum(nil), name+".gz"))
 	}
-	slices.Sort(sums)
 	script, err := m.Installer(version)
+	sums = append(sums, fmt.Sprintf("%x  install.sh\n", sha256.Sum256([]byte(script))))
+	slices.Sort(sums)
 	return errors.Join(err, os.WriteFile(filepath.Join(dir, "install.sh"), []byte(script), 0o755), m.Sign(dir, strings.Join(sums, "")))
 }
 

@@ -1,0 +1,98 @@
+package upgrade
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func archive(t testing.TB, files ...*tar.Header) []byte {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range files {
+		h.Mode, h.Size = 0o600, 2
+		if h.Typeflag != tar.TypeReg {
+			h.Size = 0
+		}
+		err := w.WriteHeader(h)
+		if err == nil && h.Size > 0 {
+			_, err = w.Write([]byte("ok"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestRunsTheInstaller(t *testing.T) {
+	t.Setenv("UMIAK_NODE_NAME", "never")
+	etc, temp := t.TempDir(), t.TempDir()
+	var out bytes.Buffer
+	cfg := Config{Etc: etc, Version: "v2", Out: &out, Temp: temp}
+	if err := Run(t.Context(), cfg); !errors.Is(err, ErrNotInstalled) {
+		t.Fatal(err)
+	}
+	script := "echo \"$INSTALL_UMIAK_VERSION|$UMIAK_NODE_NAME|$*|$(ls $INSTALL_UMIAK_SOURCE | tr '\\n' ' ')\"; [ \"$INSTALL_UMIAK_VERSION\" != bad ]"
+	if err := os.WriteFile(filepath.Join(etc, Script), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(temp, "release.tar")
+	raw := archive(t, &tar.Header{Name: "umiak-v2/", Typeflag: tar.TypeDir}, &tar.Header{Name: "umiak-v2/SHA256SUMS", Typeflag: tar.TypeReg}, &tar.Header{Name: "umiak-v2/../../x", Typeflag: tar.TypeReg})
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+		err    string
+	}{
+		"version": {func(*Config) {}, "v2|||", ""},
+		"dry run": {func(c *Config) { c.DryRun = true }, "v2||--dry-run|", ""},
+		"archive": {func(c *Config) { c.Version, c.From = "", file }, "|||SHA256SUMS x ", ""},
+		"fails":   {func(c *Config) { c.Version = "bad" }, "bad|||", "not upgraded"},
+		"both":    {func(c *Config) { c.From = file }, "", "either"},
+		"neither": {func(c *Config) { c.Version = "" }, "", "either"},
+		"nothing": {func(c *Config) { c.Version, c.From = "", file+".no" }, "", "no such file"},
+		"no tar":  {func(c *Config) { c.Version, c.From = "", filepath.Join(etc, Script) }, "", "read archive"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out.Reset()
+			cfg := cfg
+			c.change(&cfg)
+			err := Run(t.Context(), cfg)
+			if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) {
+				t.Errorf("got %v", err)
+			}
+			if !strings.HasPrefix(out.String(), c.want) {
+				t.Errorf("said %q, want %q", out.String(), c.want)
+			}
+		})
+	}
+	if left, _ := os.ReadDir(temp); len(left) != 1 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	f.Add(archive(f, &tar.Header{Name: "a/b", Typeflag: tar.TypeReg}, &tar.Header{Name: "../../c", Typeflag: tar.TypeReg}))
+	f.Add(archive(f, &tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		parent := t.TempDir()
+		dir := filepath.Join(parent, "d")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		_ = unpack(bytes.NewReader(raw), dir)
+		if all, _ := os.ReadDir(parent); len(all) != 1 {
+			t.Errorf("outside of its folder: %v", all)
+		}
+	})
+}
