@@ -202,7 +202,7 @@ func diskSpace(_ context.Context, cfg Config) []Result {
 	for unix.Statfs(dir, &st) != nil && dir != "/" {
 		dir = filepath.Dir(dir)
 	}
-	free := int64(st.Bavail) * st.Bsize >> 20
+	free := int64(st.Bavail) * int64(st.Bsize) >> 20 //nolint:unconvert // the size has 32 bits on arm
 	percent := 100 * st.Bavail / max(st.Blocks, 1)
 	switch {
 	case free < 512:
