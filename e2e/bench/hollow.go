@@ -49,8 +49,11 @@ func hollowOn(ctx context.Context, o options, s *umiakStack, datastore string, r
 	if err != nil {
 		return err
 	}
+	// Kubemark makes its folders in /tmp, whatever TMPDIR says; so they go with the machine.
+	if _, err := s.c.M.Run(ctx, "mount", "--bind", filepath.Join(s.c.M.Dir, "tmp"), "/tmp"); err != nil {
+		return err
+	}
 	cmd := s.c.M.Command(ctx, bin, "-kubeconfig", cluster.Dirs().AdminKubeconfig(), "-nodes", fmt.Sprint(o.nodes))
-	cmd.Env = append(s.c.M.Env(), "TMPDIR="+s.c.M.Dir) // they go with the machine
 	log, err := os.Create(filepath.Join(s.c.Evidence, "hollow.log"))
 	if err != nil {
 		return err
