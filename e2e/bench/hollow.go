@@ -91,7 +91,7 @@ func hollowOn(ctx context.Context, o options, s *umiakStack, datastore string, r
 	}
 	before := serverUsage(s)
 	begun = time.Now()
-	get, list, create, err := callsFor(ctx, k, o.over)
+	get, list, create, err := callsFor(ctx, k, o.nodes, o.over)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func serverUsage(s stack) usage {
 
 // callsFor makes ten calls of each kind a second, one after the other, as a controller might, and returns how long
 // each took in milliseconds.
-func callsFor(ctx context.Context, k *kubernetes.Clientset, d time.Duration) (get, list, create []float64, err error) {
+func callsFor(ctx context.Context, k *kubernetes.Clientset, nodes int, d time.Duration) (get, list, create []float64, err error) {
 	timed := func(to *[]float64, f func() error) error {
 		t := time.Now()
 		err := f()
@@ -185,11 +185,11 @@ func callsFor(ctx context.Context, k *kubernetes.Clientset, d time.Duration) (ge
 		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("hollow-%d", n)}, Data: map[string]string{"text": "x"}}
 		for _, err := range []error{
 			timed(&get, func() error {
-				_, err := k.CoreV1().Nodes().Get(ctx, fmt.Sprintf("hollow-%d", n%10), metav1.GetOptions{})
+				_, err := k.CoreV1().Nodes().Get(ctx, fmt.Sprintf("hollow-%d", n%nodes), metav1.GetOptions{})
 				return err
 			}),
 			timed(&list, func() error {
-				_, err := k.CoreV1().Pods("default").List(ctx, metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=hollow-%d", n%10)})
+				_, err := k.CoreV1().Pods("default").List(ctx, metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=hollow-%d", n%nodes)})
 				return err
 			}),
 			timed(&create, func() error {
