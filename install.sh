@@ -193,7 +193,7 @@ keep() {
 		;;
 	esac
 	if grep -q "^$1:\$" "$stage/given"; then
-		awk -v k="$1:" -v v="  - $(quote "$2")" '{ print } $0 == k { in_it = 1; print v }' "$stage/given" >"$stage/new"
+		awk -v k="$1:" -v v="  - $(quote "$2")" '{ print } $0 == k { print v }' "$stage/given" >"$stage/new"
 	else
 		{ cat "$stage/given"; printf '%s:\n  - %s\n' "$1" "$(quote "$2")"; } >"$stage/new"
 	fi
@@ -625,7 +625,7 @@ active() {
 	esac
 }
 
-# restart returns when the service is ready, with systemd, or has been started, with OpenRC.
+# restart returns when the service is ready.
 restart() {
 	case $INIT in
 	systemd) systemctl restart $NAME 2>/dev/null ;;
@@ -643,35 +643,6 @@ log_tail() {
 	case $INIT in
 	systemd) journalctl -u $NAME -n 15 --no-pager -o cat 2>/dev/null || : ;;
 	openrc) tail -n 15 /var/log/$NAME.log 2>/dev/null || : ;;
-	esac
-}
-
-start() {
-	case $INIT in
-	systemd) systemctl restart $NAME 2>/dev/null ;;
-	openrc) rc-service $NAME restart >/dev/null && until "$PROGRAM" status >/dev/null 2>&1; do active && sleep 1 || return 1; done ;;
-	esac
-}
-
-log_tail() {
-	case $INIT in
-	systemd) journalctl -u $NAME -n 15 --no-pager -o cat 2>/dev/null || : ;;
-	openrc) tail -n 15 /var/log/$NAME.log 2>/dev/null || : ;;
-	esac
-}
-
-# failing says that the service has ended at least once since it was started.
-failing() {
-	case $INIT in
-	systemd) [ "$(systemctl show --property=NRestarts --value $NAME)" != 0 ] || systemctl is-failed --quiet $NAME ;;
-	*) ! active ;;
-	esac
-}
-
-is_ready() {
-	case $INIT in
-	systemd) active ;;
-	*) "$PROGRAM" status >/dev/null 2>&1 ;;
 	esac
 }
 

@@ -353,11 +353,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 	b.sub("PowerCut", func(b *box) {
 		acknowledged := b.writeUntil(func() { b.must(b.M.PowerOff()) })
 		b.up()
-		list, err := b.Kube.CoreV1().ConfigMaps(b.ns).List(b.ctx, metav1.ListOptions{})
-		b.must(err)
-		if !containsAll(uids(list), acknowledged) {
-			b.Errorf("of %d acknowledged writes, some are lost", len(acknowledged))
-		}
+		b.kept(acknowledged)
 		b.Logf("%d writes were acknowledged", len(acknowledged))
 		b.rolledOut("web")
 		b.answers("cli")
@@ -378,6 +374,22 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 			b.Errorf("purge left %v, %v", left, err)
 		}
 	})
+}
+
+// kept says that nothing is lost of what writeUntil returned.
+func (b *box) kept(acknowledged map[string]string) {
+	b.Helper()
+	list, err := b.Kube.CoreV1().ConfigMaps(b.ns).List(b.ctx, metav1.ListOptions{})
+	b.must(err)
+	have := map[string]bool{}
+	for _, cm := range list.Items {
+		have[string(cm.UID)] = true
+	}
+	for name, uid := range acknowledged {
+		if !have[uid] {
+			b.Errorf("%s was acknowledged and is lost", name)
+		}
+	}
 }
 
 // writeUntil creates ConfigMaps from several clients, cuts in the midst of it and returns the UIDs of what

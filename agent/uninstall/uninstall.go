@@ -90,8 +90,6 @@ func Run(ctx context.Context, cfg Config) error {
 		if err := remove(cfg, u); err != nil {
 			return err
 		}
-	}
-	for _, u := range units {
 		removeServiceCgroups(filepath.Base(u))
 	}
 	if slices.ContainsFunc(units, isSystemd) {

@@ -24,7 +24,6 @@ type Config struct {
 	From    string // or an archive of one, or its folder
 	DryRun  bool
 	Out     io.Writer
-	Temp    string // where an archive is unpacked; "" is the system's
 }
 
 // ErrNotInstalled means that there is no Script.
@@ -41,7 +40,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
 	if cfg.From != "" {
-		dir, remove, err := folder(cfg.From, cfg.Temp)
+		dir, remove, err := folder(cfg.From)
 		if err != nil {
 			return fmt.Errorf("release in %s: %w", cfg.From, err)
 		}
@@ -64,7 +63,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // folder returns where the files of a release are, and what removes them if they were unpacked for it.
-func folder(from, temp string) (dir string, remove func(), err error) {
+func folder(from string) (dir string, remove func(), err error) {
 	if from, err = filepath.Abs(from); err != nil {
 		return "", nil, err
 	}
@@ -75,7 +74,7 @@ func folder(from, temp string) (dir string, remove func(), err error) {
 	if info.IsDir() {
 		return from, func() {}, nil
 	}
-	if dir, err = os.MkdirTemp(temp, "umiak-upgrade-"); err != nil {
+	if dir, err = os.MkdirTemp("", "umiak-upgrade-"); err != nil {
 		return "", nil, err
 	}
 	remove = func() { _ = os.RemoveAll(dir) }

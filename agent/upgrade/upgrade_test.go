@@ -35,8 +35,9 @@ func archive(t testing.TB, files ...*tar.Header) []byte {
 func TestRunsTheInstaller(t *testing.T) {
 	t.Setenv("UMIAK_NODE_NAME", "never")
 	etc, temp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temp)
 	var out bytes.Buffer
-	cfg := Config{Etc: etc, Version: "v2", Out: &out, Temp: temp}
+	cfg := Config{Etc: etc, Version: "v2", Out: &out}
 	if err := Run(t.Context(), cfg); !errors.Is(err, ErrNotInstalled) {
 		t.Fatal(err)
 	}
