@@ -26,11 +26,13 @@ type resender struct {
 type member interface {
 	// LeaderChanged is closed when there is another leader, or one again.
 	LeaderChanged() <-chan struct{}
-	// LinearizableReadNotify returns when everything that is committed at the time of the call is applied.
+	// LinearizableReadNotify returns when everything that is committed at the time of the call is applied. While leaders
+	// change it may fail with what says no more than that.
 	LinearizableReadNotify(ctx context.Context) error
 }
 
-// grace is how long the answer to a write that was applied may take to come back within the process.
+// grace is how long the answer to a write that was applied may take to come back within the process, and the pause
+// before a read is tried again.
 const grace = 100 * time.Millisecond
 
 var errResend = errors.New("the leader has changed")
@@ -77,8 +79,10 @@ func (r resender) attempt(ctx context.Context, m member, changed <-chan struct{}
 	}
 	once, cancel := context.WithCancel(ctx)
 	defer cancel()
+	waiting, answered := context.WithCancel(ctx)
 	done := make(chan result, 1)
 	go func() {
+		defer answered()
 		resp, err := handler(once, req)
 		done <- result{resp, err}
 	}()
@@ -87,16 +91,17 @@ func (r resender) attempt(ctx context.Context, m member, changed <-chan struct{}
 		return out.resp, out.err
 	case <-changed:
 	}
-	if err := m.LinearizableReadNotify(ctx); err != nil {
-		out := <-done // it knows no more than we do
-		return out.resp, out.err
-	}
-	settle := time.NewTimer(grace)
-	defer settle.Stop()
-	select {
-	case out := <-done:
-		return out.resp, out.err
-	case <-settle.C:
+	for {
+		// Etcd gives a read that reaches its loop together with the election the same notice as we had, as an error.
+		err := m.LinearizableReadNotify(waiting)
+		select {
+		case out := <-done:
+			return out.resp, out.err
+		case <-time.After(grace):
+		}
+		if err == nil {
+			break
+		}
 	}
 	cancel()
 	if out := <-done; out.err == nil {

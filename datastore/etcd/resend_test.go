@@ -17,13 +17,20 @@ import (
 // elections is a member whose cluster changes leaders when the test says so.
 type elections struct {
 	changed chan struct{}
-	read    error
+	reads   []error // one after the other; the last stays
 }
 
 func (e *elections) LeaderChanged() <-chan struct{} { return e.changed }
 func (e *elections) LinearizableReadNotify(context.Context) error {
 	time.Sleep(10 * time.Millisecond)
-	return e.read
+	if len(e.reads) == 0 {
+		return nil
+	}
+	err := e.reads[0]
+	if len(e.reads) > 1 {
+		e.reads = e.reads[1:]
+	}
+	return err
 }
 
 func (e *elections) change() {
@@ -52,7 +59,7 @@ func TestResend(t *testing.T) {
 		tries   []try
 		method  string
 		changes int // leaders, one a second
-		read    error
+		reads   []error
 		want    any
 		err     string
 		took    time.Duration
@@ -62,14 +69,15 @@ func TestResend(t *testing.T) {
 		"lost with its leader":               {tries: []try{lost, after(0, 2)}, changes: 1, want: 2, took: time.Second + 110*time.Millisecond},
 		"lost twice":                         {tries: []try{lost, lost, after(0, 3)}, changes: 2, want: 3, took: 2*time.Second + 110*time.Millisecond},
 		"it had survived":                    {tries: []try{after(1050*time.Millisecond, 1)}, changes: 1, want: 1, took: 1050 * time.Millisecond},
+		"the read met the election":          {tries: []try{lost, after(0, 2)}, changes: 1, reads: []error{errors.New("leader changed"), nil}, want: 2, took: time.Second + 220*time.Millisecond},
 		"no leader to send it to":            {tries: []try{dropped, after(0, 2)}, changes: 1, want: 2, took: time.Second},
 		"no leader at all":                   {tries: []try{dropped}, err: raft.ErrProposalDropped.Error(), took: 5 * time.Second},
-		"no majority":                        {tries: []try{lost}, changes: 1, read: errors.New("timeout"), err: "request timed out", took: 8 * time.Second},
+		"no majority":                        {tries: []try{lost}, changes: 1, reads: []error{errors.New("timeout")}, err: "request timed out", took: 8 * time.Second},
 		"what people send is not sent again": {tries: []try{lost}, method: etcdserverpb.KV_Put_FullMethodName, changes: 1, err: "request timed out", took: 8 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				e := &elections{changed: make(chan struct{}), read: c.read}
+				e := &elections{changed: make(chan struct{}), reads: c.reads}
 				go func() {
 					for range c.changes {
 						time.Sleep(time.Second)
