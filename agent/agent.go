@@ -32,11 +32,14 @@ import (
 	"github.com/umiak-io/umiak/agent/registries"
 	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/agent/tunnel"
+	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/agent/watched"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/internal/upgrades"
+	"github.com/umiak-io/umiak/internal/version"
 )
 
 // Agent is one node: what it is and, once it has joined, what it knows of its cluster.
@@ -133,6 +136,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
 		{Name: "tables", Run: a.watchTables, After: []string{"join"}},
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
+		{Name: "upgrade", Run: a.runUpgrade, After: []string{"join"}},
 	}
 }
 
@@ -266,16 +270,43 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 
 // sayHostPorts tells the cluster, by the Node, which ports that load balancers want this host uses itself.
 func (a *Agent) sayHostPorts(ctx context.Context, held string) error {
-	patch := map[string]any{"metadata": map[string]any{"annotations": map[string]any{names.HostPorts: held}}}
 	if held == "" {
-		patch = map[string]any{"metadata": map[string]any{"annotations": map[string]any{names.HostPorts: nil}}}
+		return a.annotate(ctx, names.HostPorts, nil)
 	}
-	body, err := json.Marshal(patch)
+	return a.annotate(ctx, names.HostPorts, held)
+}
+
+// annotate says something on the Node; nil takes it away.
+func (a *Agent) annotate(ctx context.Context, name string, value any) error {
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{name: value}}})
 	if err != nil {
 		return fmt.Errorf("encode annotation: %w", err)
 	}
 	_, err = a.member.node.CoreV1().Nodes().Patch(ctx, a.name, types.MergePatchType, body, metav1.PatchOptions{})
 	return err
+}
+
+// runUpgrade has the cluster bring this node to another version.
+func (a *Agent) runUpgrade(ctx context.Context, ready func()) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	m := a.member
+	f := &upgrade.Follower{
+		Version: version.Version, Node: m.informers.Core().V1().Nodes().Informer(),
+		Say: func(ctx context.Context, ans upgrades.Answer) error {
+			text, err := json.Marshal(ans)
+			if err != nil {
+				return fmt.Errorf("encode answer: %w", err)
+			}
+			return a.annotate(ctx, upgrades.Answered, string(text))
+		},
+		Dir: a.dirs.Upgrade(), Lock: a.dirs.UpgradeLock(),
+		Start: upgrade.Process(program, "--data-dir", a.dirs.Data, "--run-dir", a.dirs.Run), Log: a.log.With("component", "upgrade"),
+	}
+	m.informers.Start(ctx.Done())
+	return f.Run(ctx, ready)
 }
 
 func (a *Agent) runPolicy(ctx context.Context, ready func()) error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"github.com/umiak-io/umiak/e2e/debian"
 	"github.com/umiak-io/umiak/e2e/machine"
 	"github.com/umiak-io/umiak/e2e/release"
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 // mirror is a web server with releases, at the LAN's gateway.
@@ -63,29 +65,41 @@ func newMirror(t *testing.T, l *machine.LAN, programs ...string) *mirror {
 	return m
 }
 
-func program(t *testing.T, name string) []byte {
+// release has the programs of a folder in dist; "" are those under test.
+func (m *mirror) release(t *testing.T, version, build string) {
 	t.Helper()
 	dist, err := cluster.Dist()
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := os.ReadFile(filepath.Join(dist, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
-}
-
-// release makes another build of the programs; "" is the one under test itself.
-func (m *mirror) release(t *testing.T, version, mark string) {
-	t.Helper()
 	all := map[string]io.Reader{}
 	for _, p := range m.programs {
-		all[p] = release.Other(program(t, p), mark)
+		f, err := os.Open(filepath.Join(dist, build, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close() //nolint:errcheck // only read
+		all[p] = f
 	}
 	if err := m.maker.Make(m.dir, version, all); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// next has another build of the programs too, and returns its version.
+func (m *mirror) next(t *testing.T) string {
+	t.Helper()
+	dist, err := cluster.Dist()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), filepath.Join(dist, "next", "umiak"), "--version").Output()
+	words := strings.Fields(string(out)) // umiak version v1.37.2+next (…
+	if err != nil || len(words) < 3 {
+		t.Fatalf("dist/next: %v, %q; scripts/test build makes it", err, out)
+	}
+	m.release(t, words[2], "next")
+	return words[2]
 }
 
 func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -191,7 +205,7 @@ func TestInstall(t *testing.T) {
 	b := newBox(t, "inst")
 	b.bare()
 	m := newMirror(t, b.M.LAN(), "umiak")
-	m.release(t, "v2", "another build")
+	next := m.next(t)
 	before, files := b.state(), b.files()
 
 	b.sub("Refused", func(b *box) {
@@ -264,7 +278,7 @@ func TestInstall(t *testing.T) {
 
 	b.sub("AnotherBuild", func(b *box) {
 		old := b.installed()
-		acknowledged := b.writeUntil(func() { b.upgrade("--version", "v2") })
+		acknowledged := b.writeUntil(func() { b.upgrade("--version", next) })
 		if b.installed() == old {
 			b.Error("the program is the old one")
 		}
@@ -363,7 +377,7 @@ func TestOpenRC(t *testing.T) {
 	b := &box{off(t, cluster.Options{Name: "rc", Service: true})}
 	b.bare()
 	m := newMirror(t, b.M.LAN(), "umiak")
-	m.release(t, "v2", "another build")
+	next := m.next(t)
 	b.must(b.M.Do(func() error {
 		var errs []error // what openrc makes at boot
 		for _, d := range []string{"daemons", "exclusive", "failed", "hotplugged", "inactive", "options", "scheduled", "started", "starting", "stopping", "tmp", "wasinactive"} {
@@ -387,7 +401,7 @@ func TestOpenRC(t *testing.T) {
 	if out := b.mustInstall(m, "v1", vars, ""); !strings.Contains(out, "nothing was to be done") {
 		t.Errorf("again it said:\n%s", out)
 	}
-	b.mustInstall(m, "v2", vars, "")
+	b.mustInstall(m, next, vars, "")
 	b.must(b.Cluster.Ready(b.within(2 * patience)))
 	b.untouched(have, "the upgrade")
 	out, err := b.M.Run(b.within(2*patience), filepath.Join(b.M.Dir, "opt", "umiak"), "uninstall", "--yes")
@@ -442,6 +456,10 @@ func TestInstallFleet(t *testing.T) {
 		a.mustInstall(m, "v1", join, "")
 		b.nodeReady(a.M.Name, a.Cluster)
 	}
+	next := m.next(t)
+	b.must(m.maker.Make(m.dir, crashes, map[string]io.Reader{"umiak-agent": strings.NewReader(
+		"#!/bin/sh\ncase $1 in --version) echo umiak-agent version " + crashes + " ;; check) ;; *) echo 'no such thing as a cluster'; exit 1 ;; esac\n")}))
+	b.upgradeCluster(m, agents, next)
 	for i, a := range append(agents, b) {
 		b.must(debian.Reboot(b.within(2*patience), a.M))
 		if i == 2 {
@@ -459,4 +477,102 @@ func TestInstallFleet(t *testing.T) {
 	if diff := append(before.Diff(a.state()), files.Diff(a.files())...); len(diff) > 0 {
 		b.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
 	}
+}
+
+// crashes is a version whose agent does not start.
+const crashes = "v1.37.9+crashes"
+
+// upgradeCluster upgrades a server and two agents by one object.
+func (b *box) upgradeCluster(m *mirror, agents []*box, next string) {
+	b.Helper()
+	upgrade := func(args ...string) (string, error) {
+		return b.M.Run(b.within(4*patience), "/usr/local/bin/umiak", append([]string{"upgrade", "cluster"}, args...)...)
+	}
+	// status waits until the Upgrade says words.
+	status := func(name string, words ...string) {
+		b.Helper()
+		b.must(cluster.Eventually(b.within(3*patience), func(ctx context.Context) error {
+			out, err := b.M.Run(ctx, "/usr/local/bin/umiak", "kubectl", "get", "upgrade", name, "-o", "jsonpath={.status.phase}: {.status.message}")
+			for _, w := range words {
+				if err == nil && !strings.Contains(out, w) {
+					err = fmt.Errorf("Upgrade %s is %s; it does not say %q", name, out, w) //nolint:staticcheck // it is a name
+				}
+			}
+			return err
+		}))
+	}
+	versions := func() (all []string) {
+		b.Helper()
+		list, err := b.Kube.CoreV1().Nodes().List(b.soon(), metav1.ListOptions{})
+		b.must(err)
+		for _, n := range list.Items {
+			all = append(all, n.Name+" "+n.Status.NodeInfo.KubeletVersion)
+		}
+		return all
+	}
+	have := map[*box][]string{}
+	for _, a := range agents {
+		b.apply(fmt.Sprintf(onNode, "keep-"+a.M.Name, a.M.Name))
+		b.pod(named("keep-"+a.M.Name), isReady)
+		have[a] = a.containers()
+	}
+	before := versions()
+	out, err := upgrade("--version", next, "--dry-run")
+	if err != nil || !strings.Contains(out, "first: srv is asked to go from") {
+		b.Errorf("dry run: %v\n%s", err, out)
+	}
+	if out, err := upgrade("--version", "v1.30.0", "--dry-run"); err == nil || !strings.Contains(out+err.Error(), "is older") {
+		b.Errorf("back seven versions: %v\n%s", err, out)
+	}
+	if now := versions(); !slices.Equal(now, before) {
+		b.Errorf("a dry run changed %v to %v", before, now)
+	}
+
+	b.sub("Crashes", func(b *box) {
+		out, err := upgrade("--version", crashes, "--name", "bad", "--node-selector", names.ServerRole+"!=true")
+		if err == nil || !strings.Contains(out, "no such thing as a cluster") {
+			b.Errorf("%v\n%s", err, out)
+		}
+		b.nodeReady("ag1", agents[0].Cluster)
+		if now := versions(); !slices.Equal(now, before) {
+			b.Errorf("an upgrade that failed changed %v to %v", before, now)
+		}
+		b.kubectl("delete", "upgrade", "bad")
+	})
+
+	// One that may not be disturbed; and the power of a node goes while it gets its program.
+	b.apply("apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: keep}\nspec: {minAvailable: 1, selector: {matchLabels: {app: keep-ag1}}}\n")
+	acknowledged := b.writeUntil(func() {
+		if out, err := upgrade("--version", next, "--detach"); err != nil {
+			b.Errorf("%v\n%s", err, out)
+		}
+		status("cluster", "Waiting", "ag1 waits for a PodDisruptionBudget", "keep for pod keep-ag1")
+	})
+	b.kept(acknowledged)
+	m.slow.Store(true)
+	b.kubectl("delete", "pdb", "keep")
+	a := agents[0]
+	b.must(cluster.Eventually(b.within(2*patience), func(context.Context) error {
+		if len(a.staged("*.gz")) == 0 {
+			return errors.New("the download has not begun")
+		}
+		return nil
+	}))
+	b.must(a.M.PowerOff())
+	m.slow.Store(false)
+	b.must(a.M.Boot())
+	b.must(debian.Booted(b.within(2*patience), a.M))
+	out, err = upgrade() // as whoever asks how it goes
+	b.must(err)
+	b.Logf("%s", out)
+	for _, v := range versions() {
+		if !strings.HasSuffix(v, " "+next) {
+			b.Errorf("it is complete, and there is %s", v)
+		}
+	}
+	agents[1].untouched(have[agents[1]], "the upgrade")
+	for _, a := range agents {
+		b.pod(named("keep-"+a.M.Name), isReady)
+	}
+	b.kubectl("delete", "upgrade", "cluster")
 }

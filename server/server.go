@@ -154,9 +154,13 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "kube-scheduler", After: []string{leader}, Run: alone(s.plane.Scheduler.Run)},
 		{Name: "load-balancer", After: []string{leader}, Run: alone(s.runLoadBalancer)},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
+		{Name: "upgrades", After: []string{leader}, Run: alone(s.runUpgrades)},
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}...)
+	if !s.cfg.DisableAgent {
+		parts = append(parts, lifecycle.Part{Name: "node-role", After: []string{"kube-apiserver"}, Run: s.markNode})
+	}
 	if s.others != nil {
 		parts = append(parts, lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys})
 	}

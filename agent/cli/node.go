@@ -21,7 +21,7 @@ import (
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(), Uninstall(w), Debug(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Debug(w), Completion()}
 }
 
 // Check is `umiak check`.
@@ -94,7 +94,7 @@ func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out i
 }
 
 // Upgrade is `umiak upgrade`.
-func Upgrade() *ucli.Command {
+func Upgrade(w Where) *ucli.Command {
 	return &ucli.Command{
 		Name:  "upgrade",
 		Usage: "bring this node to another version, or back if that does not become ready",
@@ -102,17 +102,25 @@ func Upgrade() *ucli.Command {
 			"new version. When that does not become ready, the old one is put back. Pods run on all the while. In a cluster\n" +
 			"of more nodes: one after the other, servers first.\n\n" +
 			"  umiak upgrade --version v1.37.3+umiak1 --dry-run\n  umiak upgrade --version v1.37.3+umiak1\n  umiak upgrade --from /media/stick/umiak-v1.37.3+umiak1-linux-arm64.tar",
-		Flags: []ucli.Flag{
+		Flags: w.Flags(
 			&ucli.StringFlag{Name: "version", Usage: "a release, where install.sh found the one that runs"},
 			&ucli.StringFlag{Name: "from", Usage: "archive of a release, or a folder with its files"},
 			&ucli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
-		},
+			&ucli.BoolFlag{Name: "asked", Hidden: true, Usage: "do what the cluster has asked of this node"}),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {
 				return err
 			}
-			return upgrade.Run(c.Context, upgrade.Config{Etc: filepath.Dir(config.DefaultFile),
-				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), Out: c.App.Writer})
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			cfg := upgrade.Config{Etc: filepath.Dir(config.DefaultFile), Lock: dirs.UpgradeLock(),
+				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), Out: c.App.Writer}
+			if c.Bool("asked") {
+				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
+			}
+			return upgrade.Run(c.Context, cfg)
 		},
 	}
 }

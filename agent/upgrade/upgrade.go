@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/umiak-io/umiak/internal/instance"
 )
 
 // Script is the file in Config.Etc that install.sh leaves of itself.
@@ -21,7 +23,9 @@ const Script = "install.sh"
 type Config struct {
 	Etc     string // the folder of settings
 	Version string // of a release, where install.sh finds those
+	Base    string // where that is, if it is another place than the last time
 	From    string // or an archive of one, or its folder
+	Lock    string // a file; whoever upgrades this node holds its lock
 	DryRun  bool
 	Out     io.Writer
 }
@@ -38,6 +42,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if (cfg.Version == "") == (cfg.From == "") {
 		return errors.New("say either --version or --from")
 	}
+	release, err := instance.Hold(cfg.Lock)
+	if err != nil {
+		return fmt.Errorf("another upgrade of this node is running: %w", err)
+	}
+	defer release()
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
 	if cfg.From != "" {
 		dir, remove, err := folder(cfg.From)
@@ -48,6 +57,9 @@ func Run(ctx context.Context, cfg Config) error {
 		env = append(env, "INSTALL_UMIAK_SOURCE="+dir)
 	} else {
 		env = append(env, "INSTALL_UMIAK_VERSION="+cfg.Version)
+		if cfg.Base != "" {
+			env = append(env, "INSTALL_UMIAK_BASE_URL="+cfg.Base)
+		}
 	}
 	args := []string{script}
 	if cfg.DryRun {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/umiak-io/umiak/internal/instance"
 )
 
 func archive(t testing.TB, files ...*tar.Header) []byte {
@@ -37,7 +39,7 @@ func TestRunsTheInstaller(t *testing.T) {
 	etc, temp := t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", temp)
 	var out bytes.Buffer
-	cfg := Config{Etc: etc, Version: "v2", Out: &out}
+	cfg := Config{Etc: etc, Version: "v2", Lock: filepath.Join(etc, "lock"), Out: &out}
 	if err := Run(t.Context(), cfg); !errors.Is(err, ErrNotInstalled) {
 		t.Fatal(err)
 	}
@@ -49,6 +51,14 @@ func TestRunsTheInstaller(t *testing.T) {
 	raw := archive(t, &tar.Header{Name: "umiak-v2/", Typeflag: tar.TypeDir}, &tar.Header{Name: "umiak-v2/SHA256SUMS", Typeflag: tar.TypeReg}, &tar.Header{Name: "umiak-v2/../../x", Typeflag: tar.TypeReg})
 	if err := os.WriteFile(file, raw, 0o600); err != nil {
 		t.Fatal(err)
+	}
+	if release, err := instance.Hold(cfg.Lock); err != nil {
+		t.Error(err)
+	} else {
+		if err := Run(t.Context(), cfg); !errors.Is(err, instance.ErrHeld) {
+			t.Errorf("beside another one: %v", err)
+		}
+		release()
 	}
 	for name, c := range map[string]struct {
 		change func(*Config)

@@ -44,6 +44,17 @@ func app(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
 		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand(),
 			certificateCommand(where), secretsEncryptCommand(where)},
-			agentcli.Node(where)...),
+			nodeCommands(where)...),
 	}
+}
+
+// nodeCommands are those of every node; a server's can do more.
+func nodeCommands(where agentcli.Where) []*cli.Command {
+	all := agentcli.Node(where)
+	for _, c := range all {
+		if c.Name == "upgrade" {
+			c.Subcommands = append(c.Subcommands, upgradeCluster(where))
+		}
+	}
+	return all
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -15,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	"github.com/umiak-io/umiak/internal/apiservers"
@@ -255,27 +253,16 @@ func tokenFile(d layout.Dirs, id string) string {
 	return ""
 }
 
-// tokens reach the cluster as its administrator: by KUBECONFIG, or as this server's.
+// tokens are those of the cluster.
 func tokens(c *cli.Context, where agentcli.Where) (join.Tokens, layout.Dirs, error) {
-	dirs, err := where.Dirs(c)
+	rc, dirs, err := admin(c, where, "umiak-token")
 	if err != nil {
 		return join.Tokens{}, dirs, err
 	}
-	file := os.Getenv("KUBECONFIG")
-	if file == "" || strings.Contains(file, string(os.PathListSeparator)) {
-		file = dirs.AdminKubeconfig()
-	}
-	rc, err := clientcmd.BuildConfigFromFlags("", file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return join.Tokens{}, dirs, fmt.Errorf("%s is not there: tokens are made on a server, or with KUBECONFIG set", file)
-	case err != nil:
-		return join.Tokens{}, dirs, fmt.Errorf("read %s: %w; run as root, or set KUBECONFIG", file, err)
-	}
 	if err := rest.LoadTLSFiles(rc); err != nil {
-		return join.Tokens{}, dirs, fmt.Errorf("read %s: %w", file, err)
+		return join.Tokens{}, dirs, fmt.Errorf("read the CA of %s: %w", rc.Host, err)
 	}
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-token"))
+	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return join.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
 	}

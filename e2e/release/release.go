@@ -1,7 +1,6 @@
 package release
 
 import (
-	"bytes"
 	"compress/gzip"
 	"crypto"
 	"crypto/rand"
@@ -87,9 +86,4 @@ func (m *Maker) Sign(dir, sums string) error {
 	hash := sha256.Sum256([]byte(sums))
 	sig, err := rsa.SignPKCS1v15(nil, m.key, crypto.SHA256, hash[:])
 	return errors.Join(err, os.WriteFile(filepath.Join(dir, "SHA256SUMS"), []byte(sums), 0o644), os.WriteFile(filepath.Join(dir, "SHA256SUMS.sig"), sig, 0o644))
-}
-
-// Other is another build of a program, which does the same: bytes behind an ELF's last are nothing to it.
-func Other(program []byte, mark string) io.Reader {
-	return io.MultiReader(bytes.NewReader(program), strings.NewReader(mark))
 }

@@ -24,28 +24,43 @@ func Acquire(d layout.Dirs) (release func(), err error) {
 			return nil, fmt.Errorf("create directory: %w", err)
 		}
 	}
-	f, err := os.OpenFile(d.Lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	release, err = Hold(d.Lock())
+	if errors.Is(err, ErrHeld) {
+		return nil, fmt.Errorf("%w: %w; stop it, or set another data-dir", ErrTaken, err)
+	}
+	return release, err
+}
+
+// Running says whether a process owns the directory.
+func Running(d layout.Dirs) bool { return Held(d.Lock()) }
+
+// ErrHeld means that another process holds a lock.
+var ErrHeld = errors.New("is held by process")
+
+// Hold takes the lock of a file, which is made, until release is called or the process ends.
+func Hold(file string) (release func(), err error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		owner, _ := os.ReadFile(d.Lock())
+		owner, _ := os.ReadFile(file)
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s is held by process %s; stop it, or set another data-dir", ErrTaken, filepath.Dir(d.Lock()), strings.TrimSpace(string(owner)))
+			return nil, fmt.Errorf("%s %w %s", filepath.Dir(file), ErrHeld, strings.TrimSpace(string(owner)))
 		}
-		return nil, fmt.Errorf("lock %s: %w", d.Lock(), err)
+		return nil, fmt.Errorf("lock %s: %w", file, err)
 	}
 	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("write %s: %w", d.Lock(), err)
+		return nil, fmt.Errorf("write %s: %w", file, err)
 	}
 	return func() { _ = f.Close() }, nil
 }
 
-// Running says whether a process owns the directory.
-func Running(d layout.Dirs) bool {
-	f, err := os.OpenFile(d.Lock(), os.O_RDWR, 0)
+// Held says whether a process holds the lock of a file.
+func Held(file string) bool {
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
 		return false
 	}

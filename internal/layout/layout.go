@@ -84,6 +84,12 @@ func (d Dirs) Servers() string { return d.data("agent", "servers.json") }
 // Images is the folder from which image archives are imported.
 func (d Dirs) Images() string { return d.data("agent", "images") }
 
+// Upgrade is where an upgrade that the cluster has asked for says what it does.
+func (d Dirs) Upgrade() string { return d.data("agent", "upgrade") }
+
+// UpgradeLock is held by whoever upgrades this node.
+func (d Dirs) UpgradeLock() string { return d.run("upgrade.lock") }
+
 // Bundle is where the embedded programs are unpacked, a folder per content hash.
 func (d Dirs) Bundle() string { return d.data("agent", "bundle") }
 

@@ -8,6 +8,9 @@ const (
 	// want are held by a program of the host: 53/UDP,80/TCP.
 	HostPorts = "umiak.io/host-ports"
 
+	// ServerRole is the label of servers' Nodes, as kubeadm and k3s have it.
+	ServerRole = "node-role.kubernetes.io/control-plane"
+
 	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
 	AgentsGroup = "umiak:agents"
 	// AgentUserPrefix is what stands before the node's name in their user's.

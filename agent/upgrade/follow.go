@@ -1,0 +1,286 @@
+package upgrade
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/upgrades"
+)
+
+// Follower does what the cluster asks of this node by an annotation of its Node. The work is another process, `umiak
+// upgrade --asked`, which outlives this one: that is what it replaces.
+type Follower struct {
+	Version string // that runs
+	Node    cache.SharedIndexInformer
+	Say     func(context.Context, upgrades.Answer) error // writes the annotation
+	Dir     string                                       // where request, answer and log are
+	Lock    string                                       // what whoever upgrades holds
+	Start   func() (wait func() error, err error)        // the other process
+	Log     *slog.Logger
+}
+
+// The files in Follower.Dir.
+const (
+	requestFile = "request.json"
+	answerFile  = "answer.json"
+	logFile     = "log"
+)
+
+const (
+	// tries is how often a request is begun that breaks off without an answer, as when the power goes.
+	tries = 3
+	// sayAgain is the pause after an answer could not be given.
+	sayAgain = 5 * time.Second
+	// maxFile bounds what is read of the two files.
+	maxFile = 64 << 10
+)
+
+// begun is a request that was begun.
+type begun struct {
+	upgrades.Request
+	Times int `json:"times"`
+}
+
+// Run follows the Node until ctx ends.
+func (f *Follower) Run(ctx context.Context, ready func()) error {
+	wake := make(chan struct{}, 1)
+	changed := func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	reg, err := f.Node.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { changed() },
+		UpdateFunc: func(a, b any) {
+			before, _ := a.(*corev1.Node)
+			after, _ := b.(*corev1.Node)
+			if before != nil && after != nil && before.Annotations[upgrades.AskedFor] != after.Annotations[upgrades.AskedFor] {
+				changed()
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("follow the Node: %w", err)
+	}
+	defer f.Node.RemoveEventHandler(reg) //nolint:errcheck // it is stopped with the process
+	ready()
+	s := &following{Follower: f, ended: make(chan error, 1)}
+	defer s.unwatch()
+	for {
+		again, err := s.step(ctx)
+		if err != nil {
+			f.Log.Warn("cannot answer the cluster about an upgrade, trying again", "error", err, "in", sayAgain)
+			again = sayAgain
+		}
+		var later <-chan time.Time
+		if again > 0 {
+			later = time.After(again)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-later:
+		case err := <-s.ended:
+			s.running = false
+			f.Log.Info("the upgrade that the cluster asked for has ended", "error", err)
+		case <-s.events():
+		}
+	}
+}
+
+// following is a Follower at work.
+type following struct {
+	*Follower
+	running bool // a process that this one has started
+	ended   chan error
+	files   *fsnotify.Watcher // while another process is at work
+}
+
+func (s *following) events() <-chan fsnotify.Event {
+	if s.files == nil {
+		return nil
+	}
+	return s.files.Events
+}
+
+func (s *following) unwatch() {
+	if s.files != nil {
+		_ = s.files.Close() // nothing is lost with a watch
+		s.files = nil
+	}
+}
+
+// step does what is next, and says when to look again, 0 is when something happens.
+func (s *following) step(ctx context.Context) (time.Duration, error) {
+	annotations := s.annotations()
+	r, ok := upgrades.Annotation[upgrades.Request](annotations, upgrades.AskedFor)
+	if !ok || s.running {
+		return 0, nil
+	}
+	if a, ok := upgrades.Annotation[upgrades.Answer](annotations, upgrades.Answered); ok && a.ID == r.ID {
+		return 0, nil
+	}
+	answer := func(a upgrades.Answer) (time.Duration, error) {
+		s.unwatch()
+		a.ID, a.Version = r.ID, s.Version
+		if a.Error == "" && a.Version != r.Version {
+			a.Error = fmt.Sprintf("it was installed, and says that it is %s and not %s", a.Version, r.Version)
+		}
+		if a.Ended.IsZero() {
+			a.Ended = time.Now().UTC().Truncate(time.Second)
+		}
+		return 0, s.Say(ctx, a)
+	}
+	held := instance.Held(s.Lock) // asked for before the answer is, which comes first
+	a, err := read[upgrades.Answer](filepath.Join(s.Dir, answerFile))
+	switch {
+	case err != nil:
+		return 0, err
+	case a.ID == r.ID:
+		return answer(a)
+	case held:
+		if s.files != nil {
+			return 0, nil
+		}
+		if s.files, err = fsnotify.NewWatcher(); err == nil {
+			err = s.files.Add(s.Dir)
+		}
+		return time.Millisecond, err // look once more: it may have ended meanwhile
+	case s.Version == r.Version:
+		return answer(upgrades.Answer{})
+	}
+	b, err := read[begun](filepath.Join(s.Dir, requestFile))
+	if err != nil {
+		return 0, err
+	}
+	if b.ID != r.ID {
+		b.Times = 0
+	}
+	if b.Times >= tries {
+		return answer(upgrades.Answer{Error: fmt.Sprintf("it was begun %d times and broke off; see %s", tries, filepath.Join(s.Dir, logFile))})
+	}
+	s.unwatch()
+	s.Log.Info("the cluster asks for an upgrade of this node", "from", s.Version, "to", r.Version, "try", b.Times+1)
+	if err := s.begin(begun{r, b.Times + 1}); err != nil {
+		return answer(upgrades.Answer{Error: err.Error()})
+	}
+	return 0, nil
+}
+
+func (s *following) annotations() map[string]string {
+	for _, o := range s.Node.GetStore().List() { // it is one
+		if n, ok := o.(*corev1.Node); ok {
+			return n.Annotations
+		}
+	}
+	return nil
+}
+
+func (s *following) begin(b begun) error {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	if err := write(filepath.Join(s.Dir, requestFile), b); err != nil {
+		return err
+	}
+	wait, err := s.Start()
+	if err != nil {
+		return fmt.Errorf("start the upgrade: %w", err)
+	}
+	s.running = true
+	go func() { s.ended <- wait() }() // the process ends by itself, and this one may before it
+	return nil
+}
+
+// Process starts `program upgrade --asked`, in a session of its own.
+func Process(program string, args ...string) func() (wait func() error, err error) {
+	return func() (func() error, error) {
+		cmd := exec.Command(program, append([]string{"upgrade", "--asked"}, args...)...) //nolint:noctx // it outlives this process
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		// It must not speak to systemd as if it were the service.
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
+		return cmd.Wait, cmd.Start()
+	}
+}
+
+// Asked is `umiak upgrade --asked`: it does what the request in dir says, and leaves the answer there.
+func Asked(ctx context.Context, cfg Config, dir string) (err error) {
+	b, err := read[begun](filepath.Join(dir, requestFile))
+	if err != nil {
+		return err
+	}
+	if b.ID == "" {
+		return fmt.Errorf("%s: the cluster has asked for nothing", dir)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // words for people
+	var said tail
+	cfg.Version, cfg.Base, cfg.Out = b.Version, b.Source, io.MultiWriter(f, &said)
+	a := upgrades.Answer{ID: b.ID}
+	if err := Run(ctx, cfg); err != nil {
+		a.Error = strings.TrimSpace(strings.TrimSpace(said.String()) + "\n" + err.Error())
+	}
+	a.Ended = time.Now().UTC().Truncate(time.Second)
+	return write(filepath.Join(dir, answerFile), a)
+}
+
+// tail keeps the last words of what is written to it.
+type tail struct{ bytes.Buffer }
+
+const maxTail = 600
+
+func (t *tail) Write(p []byte) (int, error) {
+	n := len(p)
+	t.Buffer.Write(p[max(0, n-maxTail):])
+	t.Next(max(0, t.Len()-maxTail))
+	return n, nil
+}
+
+// read reads a file that another process has written; one that is not there is the zero value.
+func read[T any](file string) (v T, err error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, nil
+	}
+	if err != nil {
+		return v, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	if err := json.NewDecoder(io.LimitReader(f, maxFile)).Decode(&v); err != nil {
+		return v, fmt.Errorf("read %s: %w", file, err)
+	}
+	return v, nil
+}
+
+func write(file string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", file, err)
+	}
+	return atomicfile.Write(file, raw, 0o600)
+}

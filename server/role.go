@@ -1,0 +1,57 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
+
+	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/internal/names"
+)
+
+// markNode gives this server's Node the role by which people, and what is made for other distributions, know servers.
+// A kubelet may not take it itself.
+func (s *Server) markNode(ctx context.Context, ready func()) error {
+	ready() // the Node comes when the agent has joined
+	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
+	if err != nil {
+		return err
+	}
+	client, err := s.client("umiak-node-role", 0)
+	if err != nil {
+		return err
+	}
+	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", "", fields.OneTermEqualSelector(metav1.ObjectNameField, name))
+	var marked bool
+	_, err = watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
+		n, ok := e.Object.(*corev1.Node)
+		if ok {
+			_, marked = n.Labels[names.ServerRole]
+		}
+		return ok && e.Type != watch.Deleted, nil
+	})
+	if err == nil && !marked {
+		patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:"true"}}}`, names.ServerRole)
+		err = wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
+			_, err := client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+			if err != nil {
+				s.log.Warn("cannot say on the Node that it is a server, trying again", "node", name, "error", err)
+			}
+			return err == nil, nil
+		})
+	}
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("mark Node %s as a server: %w", name, err)
+	}
+	<-ctx.Done()
+	return nil
+}

@@ -1,0 +1,38 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	upgradesapi "github.com/umiak-io/umiak/internal/upgrades"
+	"github.com/umiak-io/umiak/internal/version"
+	"github.com/umiak-io/umiak/server/upgrades"
+)
+
+// runUpgrades brings the cluster's nodes to the versions that Upgrade objects name.
+func (s *Server) runUpgrades(ctx context.Context, ready func()) error {
+	if slices.Contains(s.cfg.Disable, upgradesapi.Manifest) {
+		ready()
+		<-ctx.Done()
+		return nil
+	}
+	rc, err := s.adminConfig()
+	if err != nil {
+		return err
+	}
+	rest.AddUserAgent(rc, "umiak-upgrades")
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	objects, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	return upgrades.New(upgrades.Config{Client: client, Dynamic: objects, Version: version.Version, Log: s.log}).Run(ctx, ready)
+}

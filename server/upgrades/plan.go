@@ -1,0 +1,247 @@
+package upgrades
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/upgrades"
+)
+
+// Patience is how long a node may take before the Upgrade has failed on it.
+const Patience = 30 * time.Minute
+
+// Action is what a Step does.
+type Action int
+
+// The actions.
+const (
+	Wait   Action = iota // for what the status says
+	Begin                // with Step.Node
+	Finish               // Step.Node runs the version: take back what was done to it for the upgrade
+)
+
+// Step is what is next.
+type Step struct {
+	Action Action
+	Node   *corev1.Node
+	Status upgrades.Status
+	Again  time.Duration // look again then, if nothing happens before; 0 is never
+}
+
+// Next decides it for one Upgrade. self is the version of the server that asks, taken are nodes of other Upgrades.
+func Next(u *upgrades.Upgrade, nodes []*corev1.Node, self string, taken map[string]string, now time.Time) Step {
+	p := planner{u: u, id: u.ID(), self: self, now: now}
+	step := p.next(nodes, taken)
+	step.Status.ObservedGeneration = u.Generation
+	if step.Node != nil {
+		step.Status.Node = step.Node.Name
+	}
+	step.Status.Done, step.Status.Nodes = p.done, p.all
+	return step
+}
+
+type planner struct {
+	u         *upgrades.Upgrade
+	id, self  string
+	now       time.Time
+	done, all int
+}
+
+func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
+	target, err := upgrades.Minor(p.u.Spec.Version)
+	if err != nil {
+		return failed(nil, "spec.version: %v", err)
+	}
+	if _, err := metav1.LabelSelectorAsSelector(p.u.Spec.NodeSelector); err != nil {
+		return failed(nil, "spec.nodeSelector: %v", err)
+	}
+	selected := inOrder(Selected(p.u, nodes))
+	if p.all = len(selected); p.all == 0 {
+		return waiting(nil, 0, "no node is selected")
+	}
+	// All of them first: a node that cannot be upgraded is found before any is touched.
+	var rest, under []*corev1.Node
+	for _, n := range selected {
+		if v := version(n); v == p.u.Spec.Version && !asked(n) {
+			p.done++
+			continue
+		}
+		if r, ok := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor); ok && (r.ID == p.id || p.now.Sub(r.Asked) < Patience) {
+			under = append(under, n)
+			continue
+		}
+		rest = append(rest, n)
+		if other := taken[n.Name]; other != "" {
+			return failed(n, "node %s is selected by Upgrade %s as well", n.Name, other)
+		}
+		if step, ok := p.allowed(n, target); !ok {
+			return step
+		}
+	}
+	for _, n := range under {
+		if step, over := p.look(n); over {
+			return step
+		}
+	}
+	if len(under) > 0 { // one at a time
+		n := under[0]
+		r, _ := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
+		message := fmt.Sprintf("%s goes from %s to %s", n.Name, version(n), r.Version)
+		if version(n) == r.Version {
+			message = fmt.Sprintf("%s runs %s and is not ready yet", n.Name, r.Version)
+		}
+		return Step{Node: n, Again: r.Asked.Add(Patience).Sub(p.now), Status: upgrades.Status{Phase: upgrades.Upgrading, Message: message}}
+	}
+	if len(rest) == 0 {
+		return Step{Status: upgrades.Status{Phase: upgrades.Complete, Message: fmt.Sprintf("%d of %d nodes run %s", p.done, p.all, p.u.Spec.Version)}}
+	}
+	if p.u.Spec.Paused {
+		return Step{Status: upgrades.Status{Phase: upgrades.Paused, Message: fmt.Sprintf("%s: spec.paused is set", count(rest, "is not upgraded", "are not upgraded"))}}
+	}
+	return p.choose(nodes, selected, rest, target)
+}
+
+// allowed says whether a node's version lets it go to the target at all.
+func (p *planner) allowed(n *corev1.Node, target int) (Step, bool) {
+	if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id && a.Error != "" {
+		return failed(n, "%s: %s; no other node is touched. Raise spec.attempt to try again", n.Name, a.Error), false
+	}
+	from, err := upgrades.Minor(version(n))
+	switch {
+	case err != nil:
+		return failed(n, "%s does not run umiak: %v", n.Name, err), false
+	case target < from:
+		return failed(n, "%s runs %s, and %s is older: its state cannot be read by what came before", n.Name, version(n), p.u.Spec.Version), false
+	case target > from+1:
+		return failed(n, "%s runs %s, and %s is more than one minor version ahead: go to v1.%d first", n.Name, version(n), p.u.Spec.Version, from+1), false
+	}
+	return Step{}, true
+}
+
+// look at a node that was asked. It is not over while the node works on it.
+func (p *planner) look(n *corev1.Node) (Step, bool) {
+	r, _ := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
+	a, _ := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered)
+	switch {
+	case a.ID == r.ID && (a.Error != "" || version(n) == r.Version && ready(n)):
+		// A node that failed is given back its pods as well; what it said stays, and is looked at in the next step.
+		return Step{Action: Finish, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: n.Name + " has answered"}}, true
+	case p.now.Sub(r.Asked) >= Patience:
+		return failed(n, "%s has not come back with %s in %s (%s): look there at umiak status and at /var/lib/umiak/agent/upgrade/log; no other node is touched. Raise spec.attempt to try again",
+			n.Name, r.Version, Patience, cmp.Or(readiness(n), "it says nothing")), true
+	}
+	return Step{}, false
+}
+
+// choose the node to begin with.
+func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
+	for _, n := range selected {
+		if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id && !ready(n) {
+			return waiting(n, 0, "%s, which was upgraded at %s, is not ready any more (%s): no other node is touched. Raise spec.attempt to go on without it",
+				n.Name, a.Ended.UTC().Format(time.RFC3339), readiness(n))
+		}
+	}
+	for _, n := range all {
+		if !isServer(n) {
+			continue
+		}
+		if !ready(n) && isServer(rest[0]) {
+			return waiting(n, 0, "server %s is not ready (%s), and no other is taken away meanwhile", n.Name, readiness(n))
+		}
+		if m, err := upgrades.Minor(version(n)); err == nil && m < target && !isServer(rest[0]) {
+			return waiting(n, 0, "server %s runs %s, and no node may be newer than a server", n.Name, version(n))
+		}
+	}
+	// A server without a node is seen only when it leads.
+	if m, err := upgrades.Minor(p.self); err == nil && m < target && !isServer(rest[0]) {
+		return waiting(nil, 0, "a server without a node runs %s, and no node may be newer: upgrade it there by umiak upgrade", p.self)
+	}
+	var away []*corev1.Node
+	for _, n := range rest {
+		if ready(n) {
+			return Step{Action: Begin, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: fmt.Sprintf("%s is asked to go from %s to %s", n.Name, version(n), p.u.Spec.Version)}}
+		}
+		away = append(away, n)
+	}
+	return waiting(away[0], 0, "%s: upgraded when there again", count(away, "is not ready", "are not ready"))
+}
+
+// Selected are the nodes of an Upgrade. A selector that cannot be read selects none.
+func Selected(u *upgrades.Upgrade, nodes []*corev1.Node) []*corev1.Node {
+	sel := labels.Everything()
+	if u.Spec.NodeSelector != nil {
+		var err error
+		if sel, err = metav1.LabelSelectorAsSelector(u.Spec.NodeSelector); err != nil {
+			return nil
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *corev1.Node) bool { return !sel.Matches(labels.Set(n.Labels)) })
+}
+
+func failed(n *corev1.Node, format string, args ...any) Step {
+	return Step{Node: n, Status: upgrades.Status{Phase: upgrades.Failed, Message: fmt.Sprintf(format, args...)}}
+}
+
+func waiting(n *corev1.Node, again time.Duration, format string, args ...any) Step {
+	return Step{Node: n, Again: again, Status: upgrades.Status{Phase: upgrades.Waiting, Message: fmt.Sprintf(format, args...)}}
+}
+
+// count names nodes, some of them: "a is", "a, b, c and 7 more are".
+func count(nodes []*corev1.Node, one, more string) string {
+	if len(nodes) == 1 {
+		return nodes[0].Name + " " + one
+	}
+	var names []string
+	for _, n := range nodes[:min(3, len(nodes))] {
+		names = append(names, n.Name)
+	}
+	s := strings.Join(names, ", ")
+	if left := len(nodes) - len(names); left > 0 {
+		s += fmt.Sprintf(" and %d more", left)
+	}
+	return s + " " + more
+}
+
+func compare(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+func isServer(n *corev1.Node) bool  { _, ok := n.Labels[names.ServerRole]; return ok }
+func version(n *corev1.Node) string { return n.Status.NodeInfo.KubeletVersion }
+func asked(n *corev1.Node) bool {
+	_, ok := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
+	return ok
+}
+
+func ready(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// readiness is why a node is not ready.
+func readiness(n *corev1.Node) string {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Message
+		}
+	}
+	return ""
+}
