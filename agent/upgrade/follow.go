@@ -213,10 +213,15 @@ func (s *following) begin(b begun) error {
 	return nil
 }
 
-// Process starts `program upgrade --asked`, in a session of its own.
+// Process starts `program upgrade --asked`, in a session of its own; where systemd is, also outside of the service that it
+// is going to restart.
 func Process(program string, args ...string) func() (wait func() error, err error) {
 	return func() (func() error, error) {
-		cmd := exec.Command(program, append([]string{"upgrade", "--asked"}, args...)...) //nolint:noctx // it outlives this process
+		line := append([]string{program, "upgrade", "--asked"}, args...)
+		if _, err := os.Stat("/run/systemd/system"); err == nil { // sd_booted(3)
+			line = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "--"}, line...)
+		}
+		cmd := exec.Command(line[0], line[1:]...) //nolint:noctx // it outlives this process
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		// It must not speak to systemd as if it were the service.
@@ -252,7 +257,7 @@ func Asked(ctx context.Context, cfg Config, dir string) (err error) {
 // tail keeps the last words of what is written to it.
 type tail struct{ bytes.Buffer }
 
-const maxTail = 600
+const maxTail = 1200
 
 func (t *tail) Write(p []byte) (int, error) {
 	n := len(p)
