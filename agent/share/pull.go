@@ -1,0 +1,161 @@
+package share
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+)
+
+// patience is how long a pull waits for a place at its busy neighbours, where no registry answers.
+const patience = time.Minute
+
+// Registry is where images come from: agent/registries.
+type Registry interface {
+	Hosts(registry string, credentials func(host string) (user, secret string, err error)) ([]docker.RegistryHost, error)
+}
+
+// Hosts are those of the node's registry settings. What is asked of the first is asked of neighbours before, so
+// the errors that a pull ends with are the registry's own, and no secret of a pull comes near a neighbour.
+func (s *Share) Hosts(registry string, credentials func(host string) (user, secret string, err error)) ([]docker.RegistryHost, error) {
+	hosts, err := s.cfg.Registry.Hosts(registry, credentials)
+	if err != nil || len(hosts) == 0 || s.nodes.others() == 0 {
+		return hosts, err
+	}
+	p := &puller{share: s, registry: registry, hosts: slices.Clone(hosts), next: http.DefaultTransport}
+	var client http.Client
+	if c := hosts[0].Client; c != nil {
+		client = *c
+	}
+	if client.Transport != nil {
+		p.next = client.Transport
+	}
+	client.Transport = p
+	hosts[0].Client = &client
+	return hosts, nil
+}
+
+// puller stands before the first host of a registry.
+type puller struct {
+	share    *Share
+	registry string
+	hosts    []docker.RegistryHost
+	next     http.RoundTripper
+}
+
+// onward is the only form of a range that a pull has: from somewhere to the end.
+var onward = regexp.MustCompile(`^bytes=[0-9]{1,18}-$`)
+
+// RoundTrip answers from neighbours, or asks the registry.
+func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
+	first := p.hosts[0]
+	part := req.Header.Get("Range")
+	if req.Response == nil && req.Body == nil && req.URL.Host == first.Host && req.URL.RawPath == "" && (part == "" || onward.MatchString(part)) {
+		if w, ok := parse(p.registry, strings.TrimSuffix(first.Path, "/")+"/", req.URL.Path); ok {
+			var resp *http.Response
+			switch {
+			case req.Method == http.MethodHead && w.kind == manifests:
+				resp = p.name(req.Context(), w)
+			case req.Method == http.MethodGet && w.digest != "":
+				resp = p.content(req.Context(), w, part)
+			}
+			if resp != nil {
+				resp.Request = req
+				return resp, nil
+			}
+		}
+	}
+	return p.next.RoundTrip(req)
+}
+
+// name says what a tag stands for, or that there is such a manifest. A pull asks this first, and while a registry
+// answers it is the one to say so, and to say who may have it.
+func (p *puller) name(ctx context.Context, w want) *http.Response {
+	s := p.share
+	nodes := s.nodes.candidates(w.place(), w.tag != "")
+	if len(nodes) == 0 || s.answers(ctx, p.hosts) {
+		return nil
+	}
+	answers, enough := s.ask(ctx, w, nodes)
+	defer enough()
+	for a := range answers {
+		if a.has == nil {
+			continue
+		}
+		d := a.has.Header.Get("Docker-Content-Digest")
+		s.log.Info("the registry does not answer, going on with what a node of this cluster has", "image", w.place(), "tag", w.tag, "digest", d, "node", a.node)
+		return response(a.has.StatusCode, a.has.Header, a.has.ContentLength, http.NoBody)
+	}
+	return nil
+}
+
+// content takes a blob or a manifest from a neighbour.
+func (p *puller) content(ctx context.Context, w want, part string) *http.Response {
+	s := p.share
+	wait := time.Second
+	for until := time.Now().Add(patience); ; wait = min(2*wait, 8*time.Second) {
+		resp, busy := p.once(ctx, w, part)
+		if resp != nil || !busy || ctx.Err() != nil || time.Now().After(until) || s.answers(ctx, p.hosts) {
+			return resp
+		}
+		// All that have it give to others, which will have it then.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait/2 + rand.N(wait/2)):
+		}
+	}
+}
+
+func (p *puller) once(ctx context.Context, w want, part string) (_ *http.Response, busy bool) {
+	s := p.share
+	answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), false))
+	defer enough()
+	for a := range answers {
+		busy = busy || a.busy
+		if a.has == nil {
+			continue
+		}
+		resp, full := s.get(ctx, a.node, w, part)
+		busy = busy || full
+		if resp == nil {
+			continue
+		}
+		if w.kind == manifests {
+			raw, err := io.ReadAll(io.LimitReader(resp.Body, largestManifest+1))
+			_ = resp.Body.Close()
+			if err != nil || len(raw) > largestManifest {
+				continue // the next one
+			}
+			resp.Body = io.NopCloser(bytes.NewReader(raw))
+		}
+		s.count.blobs.Add(1)
+		s.log.Debug("taken from a neighbour", "node", a.node, "repository", w.place(), "digest", w.digest)
+		return response(resp.StatusCode, resp.Header, resp.ContentLength, resp.Body), false
+	}
+	return nil, busy
+}
+
+// response is a neighbour's answer with what a pull needs of it, and nothing else.
+func response(status int, from http.Header, length int64, body io.ReadCloser) *http.Response {
+	h := http.Header{}
+	for _, k := range []string{"Content-Type", "Docker-Content-Digest", "Content-Range"} {
+		if v := from.Get(k); v != "" {
+			h.Set(k, v)
+		}
+	}
+	h.Set("Content-Length", strconv.FormatInt(length, 10))
+	return &http.Response{
+		StatusCode: status, Status: fmt.Sprintf("%d %s", status, http.StatusText(status)),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h, ContentLength: length, Body: body,
+	}
+}
