@@ -157,6 +157,9 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}...)
+	if !s.cfg.DisableAgent {
+		parts = append(parts, lifecycle.Part{Name: "node-role", After: []string{"kube-apiserver"}, Run: s.runNodeRole})
+	}
 	if s.others != nil {
 		parts = append(parts, lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys})
 	}

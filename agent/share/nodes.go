@@ -10,10 +10,9 @@ import (
 	"unique"
 
 	v1 "k8s.io/api/core/v1"
-)
 
-// serverLabel is on the nodes of servers. Servers put it there; the API server lets no kubelet do so.
-const serverLabel = "node-role.kubernetes.io/control-plane"
+	"github.com/umiak-io/umiak/internal/names"
+)
 
 // avoidFor is how long a node is left alone that did not answer, or gave what it should not have.
 const avoidFor = time.Minute
@@ -45,8 +44,8 @@ func newNeighbours(self string) *neighbours {
 
 // Keep copies what is needed of a node. A node that it has been copied to may be given again.
 func (n *neighbours) Keep(from, to *v1.Node) {
-	if v, ok := from.Labels[serverLabel]; ok {
-		to.Labels = map[string]string{serverLabel: v}
+	if v, ok := from.Labels[names.ServerLabel]; ok {
+		to.Labels = map[string]string{names.ServerLabel: v}
 	}
 	for _, a := range from.Status.Addresses {
 		if a.Type == v1.NodeInternalIP {
@@ -70,7 +69,7 @@ func (n *neighbours) Keep(from, to *v1.Node) {
 // Set takes a node that has gone through Keep.
 func (n *neighbours) Set(node *v1.Node) {
 	h := neighbour{name: node.Name}
-	_, h.server = node.Labels[serverLabel]
+	_, h.server = node.Labels[names.ServerLabel]
 	for _, a := range node.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil {
 			h.addrs = append(h.addrs, ip)

@@ -8,6 +8,9 @@ const (
 	// want are held by a program of the host: 53/UDP,80/TCP.
 	HostPorts = "umiak.io/host-ports"
 
+	// ServerLabel is on the nodes of servers, which put it there. The API server lets no kubelet set it.
+	ServerLabel = "node-role.kubernetes.io/control-plane"
+
 	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
 	AgentsGroup = "umiak:agents"
 	// AgentUserPrefix is what stands before the node's name in their user's.
