@@ -85,17 +85,29 @@ func (p *puller) name(ctx context.Context, w want) *http.Response {
 	if len(nodes) == 0 || s.answers(ctx, p.hosts) {
 		return nil
 	}
+	if w.digest != "" {
+		// Any node may say so, but only the manifest itself says how long it is and of what type.
+		resp, _ := p.once(ctx, w, "")
+		if resp == nil {
+			return nil
+		}
+		s.say(w, w.digest.String(), "")
+		return response(resp.StatusCode, resp.Header, resp.ContentLength, http.NoBody)
+	}
 	answers, enough := s.ask(ctx, w, nodes)
 	defer enough()
 	for a := range answers {
-		if a.has == nil {
-			continue
+		if a.has != nil {
+			s.say(w, a.has.Header.Get("Docker-Content-Digest"), a.node)
+			return response(a.has.StatusCode, a.has.Header, a.has.ContentLength, http.NoBody)
 		}
-		d := a.has.Header.Get("Docker-Content-Digest")
-		s.log.Info("the registry does not answer, going on with what a node of this cluster has", "image", w.place(), "tag", w.tag, "digest", d, "node", a.node)
-		return response(a.has.StatusCode, a.has.Header, a.has.ContentLength, http.NoBody)
 	}
 	return nil
+}
+
+// say logs what a registry would have been asked for.
+func (s *Share) say(w want, digest, server string) {
+	s.log.Info("the registry does not answer, going on with what other nodes have", "image", w.place(), "tag", w.tag, "digest", digest, "server", server)
 }
 
 // content takes a blob or a manifest from a neighbour.
@@ -133,9 +145,11 @@ func (p *puller) once(ctx context.Context, w want, part string) (_ *http.Respons
 		if w.kind == manifests {
 			raw, err := io.ReadAll(io.LimitReader(resp.Body, largestManifest+1))
 			_ = resp.Body.Close()
-			if err != nil || len(raw) > largestManifest {
+			t, ok := mediaType(raw)
+			if err != nil || !ok {
 				continue // the next one
 			}
+			resp.Header.Set("Content-Type", t)
 			resp.Body = io.NopCloser(bytes.NewReader(raw))
 		}
 		s.count.blobs.Add(1)

@@ -103,7 +103,11 @@ func (h *handler) small(ctx context.Context, d digest.Digest) ([]byte, error) {
 		return nil, err
 	}
 	defer ra.Close() //nolint:errcheck // read only
-	return io.ReadAll(io.NewSectionReader(ra, 0, size))
+	raw, err := io.ReadAll(io.NewSectionReader(ra, 0, size))
+	if err == nil && d.Algorithm().FromBytes(raw) != d {
+		return nil, fmt.Errorf("%s is damaged on this node's disk: %w", d, errdefs.ErrNotFound)
+	}
+	return raw, err
 }
 
 // blob gives a blob, or the part of it that is asked for. A node whose places are all taken says that it is busy,
