@@ -77,7 +77,8 @@ func New(cfg Config) *Share {
 	return s
 }
 
-// Keep, Set and Remove are how the network tells what nodes there are; see agent/network.Observer.
+// Keep copies what is needed of a node. With Set and Remove it is how the network tells what nodes there are, see
+// agent/network.Observer.
 func (s *Share) Keep(from, to *v1.Node) { s.nodes.Keep(from, to) }
 
 // Set takes a node that has gone through Keep.
