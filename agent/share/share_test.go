@@ -373,3 +373,34 @@ func TestCandidates(t *testing.T) {
 		t.Errorf("%v, %d", n.selfIsServer(), n.others())
 	}
 }
+
+// TestManyAtOnce: more nodes want an image than its only holder gives it to at once.
+func TestManyAtOnce(t *testing.T) {
+	l := newLab(t)
+	srv := l.add("srv", true)
+	body := layer(1)
+	d := srv.store.image(app+":1", body)
+	srv.store.hold = make(chan struct{})
+	none := nobody(t)
+	const many = 3 * uploads
+	var all []*node
+	for i := range many {
+		all = append(all, l.add(fmt.Sprintf("n%d", i), false))
+	}
+	var wg sync.WaitGroup
+	for _, n := range all {
+		wg.Go(func() {
+			got, raw, err := n.pull(t.Context(), none, app+":1")
+			if err != nil || got != d || !bytes.Equal(raw, body) {
+				t.Errorf("%s: %v", n.name, err)
+				return
+			}
+			n.store.image(app+":1", raw) // and gives it to others from now on
+		})
+	}
+	for srv.count.refused.Load() < many-uploads {
+		time.Sleep(time.Millisecond)
+	}
+	close(srv.store.hold)
+	wg.Wait()
+}
