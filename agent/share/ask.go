@@ -79,7 +79,7 @@ func (s *Share) request(ctx context.Context, method, node string, w want, part s
 	resp, err := s.http.RoundTrip(r)
 	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
 		s.log.Debug("a neighbour does not answer", "node", node, "error", err)
-		s.nodes.putAside(node)
+		s.nodes.putAside(node, false)
 	}
 	return resp, err
 }
@@ -88,7 +88,8 @@ func (s *Share) request(ctx context.Context, method, node string, w want, part s
 type answer struct {
 	node string
 	has  *http.Response // without a body; nil where it has not got it
-	busy bool           // it has it, and gives to others
+	// again means that it may have it later: it gives to others now, or does not answer.
+	again bool
 }
 
 // ask asks nodes whether they have something, some at once, in order. Who has heard enough stops reading: the
@@ -129,9 +130,11 @@ func (s *Share) has(ctx context.Context, w want, node string) answer {
 	a := answer{node: node}
 	resp, err := s.request(ctx, http.MethodHead, node, w, "")
 	if err != nil {
+		a.again = true
 		return a
 	}
 	_ = resp.Body.Close()
+	s.nodes.answered(node)
 	switch resp.StatusCode {
 	case http.StatusOK:
 		d := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
@@ -139,18 +142,18 @@ func (s *Share) has(ctx context.Context, w want, node string) answer {
 			a.has = resp
 		}
 	case http.StatusServiceUnavailable:
-		a.busy = true
+		a.again = true
 	}
 	return a
 }
 
 // get takes a blob or a manifest from a node; nil where that is not to be.
-func (s *Share) get(pull context.Context, node string, w want, part string) (_ *http.Response, busy bool) {
+func (s *Share) get(pull context.Context, node string, w want, part string) (_ *http.Response, again bool) {
 	ctx, cancel := context.WithCancel(pull)
 	resp, err := s.request(ctx, http.MethodGet, node, w, part)
 	if err != nil {
 		cancel()
-		return nil, false
+		return nil, true
 	}
 	status := http.StatusOK
 	if part != "" {
@@ -202,13 +205,13 @@ func (b *body) Read(p []byte) (int, error) {
 	switch {
 	case b.left == 0 && b.sum != nil:
 		if got := digest.NewDigestFromBytes(b.want.Algorithm(), b.sum.Sum(nil)); got != b.want {
-			b.s.nodes.putAside(b.node)
+			b.s.nodes.putAside(b.node, true)
 			b.s.log.Warn("a neighbour gave something else than was asked for; look at the disk of that node", "node", b.node, "wanted", b.want, "got", got)
 			return 0, fmt.Errorf("node %s gave %s for %s", b.node, got, b.want)
 		}
 		b.sum = nil
 	case err != nil && b.left > 0 && b.pull() == nil:
-		b.s.nodes.putAside(b.node)
+		b.s.nodes.putAside(b.node, false)
 		err = io.ErrUnexpectedEOF // containerd goes on from here then
 	}
 	return n, err

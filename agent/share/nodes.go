@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/names"
 )
 
-// avoidFor is how long a node is left alone that did not answer, or gave what it should not have.
+// avoidFor is how long a node is left alone that did not answer, or gave what was not asked for.
 const avoidFor = time.Minute
 
 // mostAsked bounds how many nodes are asked for one thing.
@@ -35,11 +35,17 @@ type neighbours struct {
 
 	mu    sync.RWMutex
 	all   map[string]neighbour
-	avoid map[string]time.Time // until when
+	avoid map[string]aside
+}
+
+// aside is why a node is left alone.
+type aside struct {
+	until time.Time
+	wrong bool // it gave what was not asked for, which no need excuses
 }
 
 func newNeighbours(self string) *neighbours {
-	return &neighbours{self: self, all: map[string]neighbour{}, avoid: map[string]time.Time{}}
+	return &neighbours{self: self, all: map[string]neighbour{}, avoid: map[string]aside{}}
 }
 
 // Keep copies what is needed of a node. A node that it has been copied to may be given again.
@@ -118,23 +124,36 @@ func (n *neighbours) others() int {
 	return len(n.all)
 }
 
-// put a node aside for a while.
-func (n *neighbours) putAside(name string) {
+// putAside leaves a node alone for a while.
+func (n *neighbours) putAside(name string, wrong bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, known := n.all[name]; known {
-		n.avoid[name] = time.Now().Add(avoidFor)
+	if _, known := n.all[name]; known && !(n.avoid[name].wrong && !wrong) {
+		n.avoid[name] = aside{time.Now().Add(avoidFor), wrong}
+	}
+}
+
+// answered takes a node back that was put aside because it did not.
+func (n *neighbours) answered(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if a, was := n.avoid[name]; was && !a.wrong {
+		delete(n.avoid, name)
 	}
 }
 
 // candidates are the nodes to ask for something, likely ones first: those that say that they have images of the
-// repository, then servers, then others. Within these, chance spreads the load.
-func (n *neighbours) candidates(repository string, serversOnly bool) []neighbour {
+// repository, then servers, then others. Within these, chance spreads the load. In need, also those are asked that
+// did not answer lately: they may be overrun.
+func (n *neighbours) candidates(repository string, serversOnly, need bool) []neighbour {
 	now := time.Now()
 	var likely, servers, rest []neighbour
 	n.mu.RLock()
 	for name, h := range n.all {
-		if name == n.self || len(h.addrs) == 0 || serversOnly && !h.server || n.avoid[name].After(now) {
+		if name == n.self || len(h.addrs) == 0 || serversOnly && !h.server {
+			continue
+		}
+		if a := n.avoid[name]; a.until.After(now) && (a.wrong || !need) {
 			continue
 		}
 		if _, err := netip.ParseAddr(name); err == nil {

@@ -81,20 +81,19 @@ func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 // answers it is the one to say so, and to say who may have it.
 func (p *puller) name(ctx context.Context, w want) *http.Response {
 	s := p.share
-	nodes := s.nodes.candidates(w.place(), w.tag != "")
-	if len(nodes) == 0 || s.answers(ctx, p.hosts) {
+	if s.answers(ctx, p.hosts) {
 		return nil
 	}
 	if w.digest != "" {
 		// Any node may say so, but only the manifest itself says how long it is and of what type.
-		resp, _ := p.once(ctx, w, "")
+		resp, _ := p.once(ctx, w, "", true)
 		if resp == nil {
 			return nil
 		}
 		s.say(w, w.digest.String(), "")
 		return response(resp.StatusCode, resp.Header, resp.ContentLength, http.NoBody)
 	}
-	answers, enough := s.ask(ctx, w, nodes)
+	answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), true, true))
 	defer enough()
 	for a := range answers {
 		if a.has != nil {
@@ -110,35 +109,41 @@ func (s *Share) say(w want, digest, server string) {
 	s.log.Info("the registry does not answer, going on with what other nodes have", "image", w.place(), "tag", w.tag, "digest", digest, "server", server)
 }
 
-// content takes a blob or a manifest from a neighbour.
+// content takes a blob or a manifest from a neighbour. Where there is no registry to turn to, it waits for those that
+// are busy: others will have it then too.
 func (p *puller) content(ctx context.Context, w want, part string) *http.Response {
-	s := p.share
+	resp, again := p.once(ctx, w, part, false)
+	if resp != nil || ctx.Err() != nil || p.share.answers(ctx, p.hosts) {
+		return resp
+	}
 	wait := time.Second
 	for until := time.Now().Add(patience); ; wait = min(2*wait, 8*time.Second) {
-		resp, busy := p.once(ctx, w, part)
-		if resp != nil || !busy || ctx.Err() != nil || time.Now().After(until) || s.answers(ctx, p.hosts) {
-			return resp
+		if again {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(wait/2 + rand.N(wait/2)):
+			}
 		}
-		// All that have it give to others, which will have it then.
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait/2 + rand.N(wait/2)):
+		resp, again = p.once(ctx, w, part, true)
+		if resp != nil || !again || ctx.Err() != nil || time.Now().After(until) {
+			return resp
 		}
 	}
 }
 
-func (p *puller) once(ctx context.Context, w want, part string) (_ *http.Response, busy bool) {
+// once asks all candidates; again says whether it may be worth while to do so later.
+func (p *puller) once(ctx context.Context, w want, part string, need bool) (_ *http.Response, again bool) {
 	s := p.share
-	answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), false))
+	answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), false, need))
 	defer enough()
 	for a := range answers {
-		busy = busy || a.busy
+		again = again || a.again
 		if a.has == nil {
 			continue
 		}
-		resp, full := s.get(ctx, a.node, w, part)
-		busy = busy || full
+		resp, later := s.get(ctx, a.node, w, part)
+		again = again || later
 		if resp == nil {
 			continue
 		}
@@ -156,7 +161,7 @@ func (p *puller) once(ctx context.Context, w want, part string) (_ *http.Respons
 		s.log.Debug("taken from a neighbour", "node", a.node, "repository", w.place(), "digest", w.digest)
 		return response(resp.StatusCode, resp.Header, resp.ContentLength, resp.Body), false
 	}
-	return nil, busy
+	return nil, again
 }
 
 // response is a neighbour's answer with what a pull needs of it, and nothing else.

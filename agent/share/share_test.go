@@ -248,7 +248,7 @@ func TestABadNeighbour(t *testing.T) {
 	// A blob that is removed while it is read: the rest comes from another.
 	bad.store.blobs[blob], bad.store.blobs[d] = body, good.store.blobs[d]
 	bad.store.cut = 300_000
-	srv.nodes.avoid = map[string]time.Time{"good": time.Now().Add(time.Hour)}
+	srv.nodes.avoid = map[string]aside{"good": {time.Now().Add(time.Hour), true}}
 	p := &puller{share: srv.Share, registry: "registry.test"}
 	p.hosts, _ = none.Hosts("", nil)
 	w := want{registry: "registry.test", repository: "app", kind: blobs, digest: blob}
@@ -262,7 +262,7 @@ func TestABadNeighbour(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "unexpected EOF") || head.Len() == 0 || !bytes.HasPrefix(body, head.Bytes()) {
 		t.Fatalf("%d bytes, %v", head.Len(), err)
 	}
-	if c := srv.nodes.candidates(app, false); len(c) != 0 {
+	if c := srv.nodes.candidates(app, false, false); len(c) != 0 {
 		t.Fatalf("it is not put aside: %v", c)
 	}
 	delete(srv.nodes.avoid, "good")
@@ -288,13 +288,13 @@ func TestBusy(t *testing.T) {
 	w := want{registry: "registry.test", repository: "app", kind: blobs, digest: blob}
 	var held []*http.Response
 	for range uploads {
-		resp, busy := p.once(t.Context(), w, "")
+		resp, busy := p.once(t.Context(), w, "", false)
 		if resp == nil || busy {
 			t.Fatalf("upload %d: %v, %v", len(held), resp, busy)
 		}
 		held = append(held, resp)
 	}
-	if resp, busy := p.once(t.Context(), w, ""); resp != nil || !busy {
+	if resp, busy := p.once(t.Context(), w, "", false); resp != nil || !busy {
 		t.Fatalf("one too many: %v, %v", resp, busy)
 	}
 	if resp, _ := l.get(ag, srv, "GET", "/v2/app/blobs/"+string(blob)+"?ns=registry.test", ""); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
@@ -354,19 +354,32 @@ func TestCandidates(t *testing.T) {
 	for i := range 100 {
 		n.Set(object(fmt.Sprintf("x%d", i), "10.0.1.1", false))
 	}
-	c := n.candidates(app, false)
+	c := n.candidates(app, false, false)
 	if len(c) != mostAsked || c[0].name != "n1" || c[1].name != "srv" {
 		t.Errorf("%d, first %v", len(c), c[:2])
 	}
-	if c := n.candidates(app, true); len(c) != 1 || c[0].name != "srv" {
+	if c := n.candidates(app, true, false); len(c) != 1 || c[0].name != "srv" {
 		t.Errorf("servers: %v", c)
 	}
-	n.putAside("n1")
-	if c := n.candidates(app, false); c[0].name != "srv" {
+	n.putAside("n1", false)
+	if c := n.candidates(app, false, true); c[0].name != "n1" {
+		t.Errorf("in need: %v", c[0])
+	}
+	n.answered("n1")
+	if c := n.candidates(app, false, false); c[0].name != "n1" {
+		t.Errorf("it has answered: %v", c[0])
+	}
+	n.putAside("n1", true)
+	n.putAside("n1", false)
+	n.answered("n1")
+	if c := n.candidates(app, false, true); c[0].name != "srv" {
+		t.Errorf("in need of one that gave what was not asked for: %v", c[0])
+	}
+	if c := n.candidates(app, false, false); c[0].name != "srv" {
 		t.Errorf("put aside: %v", c[0])
 	}
 	n.Set(object("n1", "10.0.0.7", false, app)) // another address
-	if c := n.candidates(app, false); c[0].name != "n1" {
+	if c := n.candidates(app, false, false); c[0].name != "n1" {
 		t.Errorf("put aside: %v", c[0])
 	}
 	if !n.selfIsServer() || n.others() != 104 {
