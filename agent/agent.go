@@ -30,6 +30,7 @@ import (
 	"github.com/umiak-io/umiak/agent/network"
 	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
+	"github.com/umiak-io/umiak/agent/share"
 	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/agent/upgrade"
@@ -58,6 +59,7 @@ type Agent struct {
 
 	registries *registries.Registries
 	images     *images.Importer
+	share      *share.Share // nil where images are not shared
 
 	// member is set by the part "join"; the parts that wait for it read it.
 	member     *member
@@ -118,13 +120,16 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(), State: filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
 		Parallel: cfg.ImageImportLimit, Log: log.With("component", "images"),
 	})
+	if cfg.ImageSharing {
+		a.share = share.New(share.Config{Node: a.name, Registry: a.registries, Socket: a.dirs.ContainerdSocket(), PKI: a.dirs.AgentPKI(), Log: log})
+	}
 	return a, nil
 }
 
 // Parts is everything that a node runs, in start order. cluster names the parts of the same process,
 // if any, that joining relies on; containers are made ready to run meanwhile.
 func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
-	return []lifecycle.Part{
+	parts := []lifecycle.Part{
 		{Name: "registries", Run: a.registries.Run},
 		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
@@ -138,6 +143,12 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
 		{Name: "upgrade", Run: a.runUpgrade, After: []string{"join"}},
 	}
+	if a.share != nil {
+		parts = append(parts, lifecycle.Part{Name: "sharing", After: []string{"join", "containerd"}, Run: func(ctx context.Context, ready func()) error {
+			return a.share.Run(ctx, a.member.ips, ready)
+		}})
+	}
+	return parts
 }
 
 func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
@@ -149,9 +160,13 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	registry := containerd.Registry(a.registries)
+	if a.share != nil {
+		registry = a.share
+	}
 	c, err := containerd.New(containerd.Config{
 		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter,
-		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: a.registries,
+		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: registry,
 		Log: a.log.With("component", "containerd"),
 	})
 	if err != nil {
@@ -243,10 +258,14 @@ func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 
 func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	m := a.member
-	n, err := network.New(network.Config{
+	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
 		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.journal, Log: a.log,
-	})
+	}
+	if a.share != nil {
+		cfg.Others = a.share
+	}
+	n, err := network.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -406,6 +425,7 @@ func (a *Agent) Sources() []status.Source {
 			return s
 		},
 		a.imageRows,
+		a.sharingRows,
 		func(ctx context.Context) status.Section {
 			if t := a.tunnels.Load(); t != nil {
 				return t.Status(ctx)
@@ -429,6 +449,13 @@ func (a *Agent) imageRows(context.Context) status.Section {
 		out.Rows = append(out.Rows, status.Row{Name: i.File, State: string(i.State), Detail: detail(i)})
 	}
 	return out
+}
+
+func (a *Agent) sharingRows(ctx context.Context) status.Section {
+	if a.share == nil {
+		return status.Section{Name: "Image sharing", Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}
+	}
+	return a.share.Status(ctx)
 }
 
 func (a *Agent) proxyRows(context.Context) status.Section {

@@ -37,6 +37,7 @@ type Config struct {
 	FlannelIface     string `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
 	KubeletPort      int    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
 	ShutdownGrace    string `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
+	ImageSharing     bool   `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
 	ImageImportLimit int    `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
 }
 

@@ -37,6 +37,7 @@ type Config struct {
 	Backend    string // of flannel
 	ServerPort int    // 0 on a machine that is only an agent
 	NodePort   int    // the kubelet's
+	SharePort  int    // where nodes give images to each other
 }
 
 func ok(name, format string, a ...any) Result {

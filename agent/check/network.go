@@ -218,14 +218,24 @@ func address(_ context.Context, _ Config) []Result {
 
 func ports(ctx context.Context, cfg Config) []Result {
 	var out []Result
-	for port, what := range map[int]string{cfg.ServerPort: "https-listen-port", cfg.NodePort: "kubelet-port"} {
+	for _, p := range []struct {
+		port  int
+		fix   string
+		taken func(name, fix, format string, a ...any) Result
+	}{
+		{cfg.ServerPort, "set https-listen-port", missing},
+		{cfg.NodePort, "set kubelet-port", missing},
+		// Without it a node runs, and gives its images to no other.
+		{cfg.SharePort, "set image-sharing: false", warn},
+	} {
+		port := p.port
 		if port == 0 {
 			continue
 		}
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(port))
 		if err != nil {
-			out = append(out, missing("port "+strconv.Itoa(port), "stop what listens there, or set "+what, "%v", err))
+			out = append(out, p.taken("port "+strconv.Itoa(port), "stop what listens there, or "+p.fix, "%v", err))
 			continue
 		}
 		_ = l.Close()

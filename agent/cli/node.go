@@ -13,6 +13,7 @@ import (
 	"github.com/umiak-io/umiak/agent/cleanup"
 	"github.com/umiak-io/umiak/agent/containerd"
 	"github.com/umiak-io/umiak/agent/dns"
+	"github.com/umiak-io/umiak/agent/share"
 	"github.com/umiak-io/umiak/agent/uninstall"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
@@ -47,7 +48,7 @@ func Check(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			cfg := check.Config{Dirs: dirs, CgroupRoot: c.String("cgroup-root"), Backend: c.String("flannel-backend"), ServerPort: 6443, NodePort: 10250}
+			cfg := check.Config{Dirs: dirs, CgroupRoot: c.String("cgroup-root"), Backend: c.String("flannel-backend"), ServerPort: 6443, NodePort: 10250, SharePort: share.Port}
 			if c.Bool("agent-only") {
 				cfg.ServerPort = 0
 			}

@@ -43,8 +43,20 @@ type Config struct {
 	Dirs        layout.Dirs
 	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
 	Watch, Self kubernetes.Interface
-	Journal     *host.Journal
-	Log         *slog.Logger
+	// Others are told of the nodes as well; nil where there is nobody.
+	Others  Observer
+	Journal *host.Journal
+	Log     *slog.Logger
+}
+
+// Observer follows the nodes, this one too, by the one watch of all nodes that an agent has.
+type Observer interface {
+	// Keep copies what the observer needs of a node to one that is kept in memory. It may be given what it has
+	// made before.
+	Keep(from, to *v1.Node)
+	// Set takes a node as Keep has made it.
+	Set(n *v1.Node)
+	Remove(name string)
 }
 
 // Network is the node's pod network.
@@ -91,6 +103,9 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 		ready()
+		if n.cfg.Others != nil {
+			n.watchNodes(ctx)
+		}
 		<-ctx.Done()
 		return nil
 	}
@@ -269,7 +284,7 @@ func (n *Network) external() (*backend.ExternalInterface, error) {
 	return nil, fmt.Errorf("no interface has the node's address %v; set node-ip or flannel-iface", n.cfg.NodeIPs)
 }
 
-// watchNodes keeps peers true until ctx ends. Of each Node only what peers needs is kept in memory.
+// watchNodes keeps peers and the observer true until ctx ends. Of each Node only what they need is kept in memory.
 func (n *Network) watchNodes(ctx context.Context) {
 	nodes := n.cfg.Watch.CoreV1().Nodes()
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
@@ -281,6 +296,9 @@ func (n *Network) watchNodes(ctx context.Context) {
 	set := func(obj any) {
 		if p, ok := obj.(*v1.Node); ok {
 			n.peers.set(peerOf(p))
+			if n.cfg.Others != nil {
+				n.cfg.Others.Set(p)
+			}
 		}
 	}
 	_, c := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -294,23 +312,29 @@ func (n *Network) watchNodes(ctx context.Context) {
 				}
 				if p, ok := obj.(*v1.Node); ok {
 					n.peers.remove(p.Name)
+					if n.cfg.Others != nil {
+						n.cfg.Others.Remove(p.Name)
+					}
 				}
 			},
 		},
-		Transform: slim,
+		Transform: n.slim,
 	})
 	c.Run(ctx.Done())
 }
 
-// slim drops what peers does not need before a Node is stored.
-func slim(obj any) (any, error) {
-	n, ok := obj.(*v1.Node)
+// slim drops what nobody here needs before a Node is stored.
+func (n *Network) slim(obj any) (any, error) {
+	from, ok := obj.(*v1.Node)
 	if !ok {
 		return obj, nil
 	}
 	s := &v1.Node{}
-	s.Name, s.UID, s.ResourceVersion = n.Name, n.UID, n.ResourceVersion
-	s.Spec.PodCIDRs = n.Spec.PodCIDRs
-	s.Annotations = peerOf(n).annotations
+	s.Name, s.UID, s.ResourceVersion = from.Name, from.UID, from.ResourceVersion
+	s.Spec.PodCIDRs = from.Spec.PodCIDRs
+	s.Annotations = peerOf(from).annotations
+	if n.cfg.Others != nil {
+		n.cfg.Others.Keep(from, s)
+	}
 	return s, nil
 }
