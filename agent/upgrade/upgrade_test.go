@@ -81,19 +81,3 @@ func TestRunsTheInstaller(t *testing.T) {
 		t.Errorf("left %v", left)
 	}
 }
-
-func FuzzUnpack(f *testing.F) {
-	f.Add(archive(f, &tar.Header{Name: "a/b", Typeflag: tar.TypeReg}, &tar.Header{Name: "../../c", Typeflag: tar.TypeReg}))
-	f.Add(archive(f, &tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		parent := t.TempDir()
-		dir := filepath.Join(parent, "d")
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		_ = unpack(bytes.NewReader(raw), dir)
-		if all, _ := os.ReadDir(parent); len(all) != 1 {
-			t.Errorf("outside of its folder: %v", all)
-		}
-	})
-}
