@@ -45,22 +45,11 @@ func (a anyOf) Less(p, q ocispec.Platform) bool {
 	return false
 }
 
-func (k Keep) matcher() (anyOf, error) {
-	all, err := platforms.ParseAll(k.Platforms)
-	if err != nil {
-		return nil, err
-	}
-	var out anyOf
-	for _, p := range all {
-		out = append(out, platforms.Only(p))
-	}
-	return out, nil
-}
-
 // InStore returns an error if an image of the node's store cannot be packed.
 func InStore(ctx context.Context, socket, ref string, keep Keep) error {
 	return inStore(ctx, socket, ref, func(ctx context.Context, store content.Store, img images.Image) error {
-		return keep.whole(ctx, store, img)
+		_, err := keep.matcher(ctx, store, img)
+		return err
 	})
 }
 
@@ -143,44 +132,55 @@ func Repack(ctx context.Context, from, file string, keep Keep) (names []string, 
 
 var errNoName = errors.New("no image in it has a full name, as registry/repository:tag")
 
-// whole says for which platform there is nothing, or not all of it.
-func (k Keep) whole(ctx context.Context, store content.Provider, img images.Image) error {
+// matcher says which parts of an image are kept. It is an error if there is nothing for a platform, or not all of it.
+func (k Keep) matcher(ctx context.Context, store content.Provider, img images.Image) (anyOf, error) {
+	var out anyOf
 	for _, name := range k.Platforms {
 		p, err := platforms.Parse(name)
 		if err != nil {
+			return nil, err
+		}
+		// An arm64 also runs what is for arm, and an armv7 what is for armv6: that is taken where there is nothing better.
+		m := platforms.OnlyStrict(p)
+		err = whole(ctx, store, img, m, name)
+		if err != nil {
+			m = platforms.Only(p)
+			if whole(ctx, store, img, m, name) != nil {
+				return nil, err
+			}
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func whole(ctx context.Context, store content.Provider, img images.Image, m platforms.MatchComparer, name string) error {
+	if images.IsManifestType(img.Target.MediaType) {
+		is, err := images.Platforms(ctx, store, img.Target)
+		if err != nil {
 			return err
 		}
-		only := platforms.Only(p)
-		if images.IsManifestType(img.Target.MediaType) {
-			is, err := images.Platforms(ctx, store, img.Target)
-			if err != nil {
-				return err
-			}
-			if !slices.ContainsFunc(is, only.Match) {
-				return fmt.Errorf("%s is not for %s", img.Name, name)
-			}
-		}
-		// Content for other machines is in a store only if it was asked for.
-		switch found, _, _, missing, err := images.Check(ctx, store, img.Target, only); {
-		case err != nil:
-			return err
-		case !found || len(missing) > 0:
-			return fmt.Errorf("%s is not there for %s; `umiak images import --all-platforms` keeps what is for other machines", img.Name, name)
+		if !slices.ContainsFunc(is, m.Match) {
+			return fmt.Errorf("%s is not for %s", img.Name, name)
 		}
 	}
-	return nil
+	found, _, _, missing, err := images.Check(ctx, store, img.Target, m)
+	if err == nil && (!found || len(missing) > 0) {
+		// Content for other machines is in a store only if it was asked for.
+		err = fmt.Errorf("%s is not there for %s; `umiak images import --all-platforms` keeps what is for other machines", img.Name, name)
+	}
+	return err
 }
 
 // write makes the archive. Equal content makes an equal file.
 func (k Keep) write(ctx context.Context, store content.Store, list []images.Image, file string) (err error) {
-	m, err := k.matcher()
-	if err != nil {
-		return err
-	}
+	var m anyOf
 	for _, img := range list {
-		if err := k.whole(ctx, store, img); err != nil {
+		more, err := k.matcher(ctx, store, img)
+		if err != nil {
 			return err
 		}
+		m = append(m, more...)
 	}
 	// docker's own list of contents has no order; an OCI layout is enough.
 	opts := []archive.ExportOpt{archive.WithImages(list), archive.WithPlatform(m), archive.WithSkipMissing(store), archive.WithSkipDockerManifest()}

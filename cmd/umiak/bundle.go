@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/containerd/log"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -48,6 +49,10 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			}
 			dirs, err := w.Dirs(c)
 			if err != nil {
+				return err
+			}
+			// Of containerd's library, which would warn of a file system without fsverity.
+			if err := log.SetLevel("error"); err != nil {
 				return err
 			}
 			if err := checkBundled(c.String("server-config"), c.String("agent-config")); err != nil {
