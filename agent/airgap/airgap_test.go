@@ -230,8 +230,10 @@ func TestRefuses(t *testing.T) {
 		"another key":                 {func(c *Config) { c.Key = filepath.Join(other, "install.sh") }, "signature of SHA256SUMS is wrong"},
 		"no key":                      {func(c *Config) { c.Key = file("a.yaml") }, "no such file"},
 		"damaged program":             {func(c *Config) { write(t, c.Release, map[string]string{"umiak-linux-amd64.gz": "x"}) }, "umiak-linux-amd64.gz is damaged"},
-		"damaged installer":           {func(c *Config) { write(t, c.Release, map[string]string{"install.sh": string(must(os.ReadFile(filepath.Join(c.Release, "install.sh")))(t)) + " "}) }, "install.sh is damaged"},
-		"forged list":                 {func(c *Config) { write(t, c.Release, map[string]string{"SHA256SUMS": "x"}) }, "signature"},
+		"damaged installer": {func(c *Config) {
+			write(t, c.Release, map[string]string{"install.sh": string(must(os.ReadFile(filepath.Join(c.Release, "install.sh")))(t)) + " "})
+		}, "install.sh is damaged"},
+		"forged list": {func(c *Config) { write(t, c.Release, map[string]string{"SHA256SUMS": "x"}) }, "signature"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := config(t)

@@ -1,5 +1,5 @@
 // Package upgrade brings this node's program to another version: it runs the install.sh that installed it, which checks
 // the release, keeps all settings, starts the new version and puts the old one back when that does not become ready.
 //
-// `umiak upgrade` calls it.
+// `umiak upgrade` calls it, and a node that has become ready (Confirm).
 package upgrade

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/umiak-io/umiak/agent/airgap"
+	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
 // Script is the file in Config.Etc that install.sh leaves of itself.
@@ -59,6 +60,25 @@ func Run(ctx context.Context, cfg Config) error {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it puts back what it has begun
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("not upgraded: install.sh: %w", err)
+	}
+	return nil
+}
+
+// unfinished is the file in Config.Etc that takes back what install.sh has put there, when the node starts again before
+// the new version was ready: the power went, or whoever installed it was killed.
+const unfinished = "unfinished"
+
+// Confirm says that the version that runs is good: it is not to be taken back any more.
+func Confirm(etc string) error {
+	err := os.Remove(filepath.Join(etc, unfinished))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = atomicfile.SyncDir(etc)
+	}
+	if err != nil {
+		return fmt.Errorf("confirm the installed version: %w", err)
 	}
 	return nil
 }

@@ -81,3 +81,18 @@ func TestRunsTheInstaller(t *testing.T) {
 		t.Errorf("left %v", left)
 	}
 }
+
+func TestConfirm(t *testing.T) {
+	etc := t.TempDir()
+	if err := os.WriteFile(filepath.Join(etc, unfinished), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // there, and not there
+		if err := Confirm(etc); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, _ := os.ReadDir(etc); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
