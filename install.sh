@@ -175,7 +175,7 @@ make_stage() {
 	for f in "$BIN_DIR"/.umiak-install.*/plan; do
 		[ ! -r "$f" ] || while IFS=$TAB read -r _ to _ old; do rm -f "$to.umiak-new" "$old"; done <"$f"
 	done
-	rm -rf "$BIN_DIR"/.umiak-install.*
+	rm -rf "$BIN_DIR"/.umiak-install.* $UNFINISHED.new
 	stage=$(mktemp -d "$BIN_DIR/.umiak-install.XXXXXX") || die "cannot write to $BIN_DIR"
 	chmod 700 "$stage"
 	: >"$stage/bundle"
