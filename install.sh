@@ -157,6 +157,10 @@ decide_role() {
 	fi
 	[ -z "$was" ] || [ "$was" = "$role" ] || die "this machine has been installed as $was, not as $role" \
 		"to change that, first run: umiak uninstall"
+	for f in umiak umiak-agent; do
+		[ ! -e /usr/lib/systemd/system/$f.service ] || die "$f is installed as a package here" \
+			"update it with the package manager, or remove it first"
+	done
 	if [ "$role" = agent ]; then NAME=umiak-agent; else NAME=umiak; fi
 	PROGRAM=$BIN_DIR/$NAME
 	UNIT=$(unit_file $NAME)

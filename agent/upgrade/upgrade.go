@@ -29,7 +29,7 @@ type Config struct {
 }
 
 // ErrNotInstalled means that there is no Script.
-var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; replace the program yourself and restart it")
+var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; update it with the package manager if it came as a package, or replace the program yourself and restart it")
 
 // Run upgrades and returns when the new version is ready, or the old one is back: then with an error.
 func Run(ctx context.Context, cfg Config) error {
