@@ -55,16 +55,22 @@ die() {
 	exit 1
 }
 has() { command -v "$1" >/dev/null 2>&1; }
+# durable FILE...: on the disk. Where sync cannot do one file, it does all.
+durable() { sync "$@" 2>/dev/null || sync; }
 
+TAB=$(printf '\t')
 ETC=/etc/umiak
 OWN=$ETC/config.yaml.d/50-install.yaml # settings that were given to this script
 ENVIRONMENT=$ETC/umiak.env             # UMIAK_NAME=VALUE and proxies that were given to it
 INSTALLED=$ETC/installed               # the files that it made, for umiak uninstall
 AGAIN=$ETC/install.sh                  # itself, for umiak upgrade
 OWN_KEY=$ETC/release.pem               # a key that was given to it
+BUNDLED=$ETC/config.yaml.d/40-bundle.yaml # settings of a bundle
+UNFINISHED=$ETC/unfinished             # takes back a version that is not ready yet; umiak removes it when it is
+WORKING=/run/umiak-install             # which process installs; gone after a power loss
 
 main() {
-	dry='' role='' stage='' switching=''
+	dry='' role='' stage='' switching='' changed=''
 	# shellcheck disable=SC2086 # as words
 	[ -z "${INSTALL_UMIAK_EXEC:-}" ] || set -- $INSTALL_UMIAK_EXEC "$@"
 	for arg; do
@@ -151,6 +157,10 @@ decide_role() {
 	fi
 	[ -z "$was" ] || [ "$was" = "$role" ] || die "this machine has been installed as $was, not as $role" \
 		"to change that, first run: umiak uninstall"
+	for f in umiak umiak-agent; do
+		[ ! -e /usr/lib/systemd/system/$f.service ] || die "$f is installed as a package here" \
+			"update it with the package manager, or remove it first"
+	done
 	if [ "$role" = agent ]; then NAME=umiak-agent; else NAME=umiak; fi
 	PROGRAM=$BIN_DIR/$NAME
 	UNIT=$(unit_file $NAME)
@@ -159,11 +169,20 @@ decide_role() {
 # make_stage makes the folder where everything is prepared, on the file system of the program, so that it takes its
 # place by a rename. What an earlier run left there, when the power went, is taken away.
 make_stage() {
-	[ -z "$dry" ] || { stage=$(mktemp -d); return 0; }
+	[ -z "$dry" ] || { stage=$(mktemp -d) && : >"$stage/bundle"; return 0; }
+	if works; then die "another install.sh is at work, process $(cut -d ' ' -f 1 $WORKING)"; fi
 	mkdir -p "$BIN_DIR"
-	rm -rf "$BIN_DIR"/.umiak-install.*
+	if [ -e $UNFINISHED ]; then
+		sh $UNFINISHED
+		changed=yes # what runs is not what is there now
+	fi
+	for f in "$BIN_DIR"/.umiak-install.*/plan; do
+		[ ! -r "$f" ] || while IFS=$TAB read -r _ to _ old; do rm -f "$to.umiak-new" "$old"; done <"$f"
+	done
+	rm -rf "$BIN_DIR"/.umiak-install.* $UNFINISHED.new
 	stage=$(mktemp -d "$BIN_DIR/.umiak-install.XXXXXX") || die "cannot write to $BIN_DIR"
 	chmod 700 "$stage"
+	: >"$stage/bundle"
 }
 
 # leave runs at every end of the script.
@@ -171,7 +190,16 @@ leave() {
 	trap - EXIT HUP INT TERM
 	[ "$1" = 0 ] || [ -z "$switching" ] || roll_back
 	[ -z "$stage" ] || rm -rf "$stage"
+	if [ -z "$dry" ] && works $$; then rm -f $WORKING; fi
 	exit "$1"
+}
+
+# born PID: when the process began, which no other has of the same number.
+born() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
+# works [PID] says whether the process that WORKING names runs, and is this one.
+works() {
+	{ read -r who since <$WORKING; } 2>/dev/null && [ -n "$since" ] && [ "$(born "$who")" = "$since" ] && [ "${1:-$who}" = "$who" ]
 }
 
 # --- settings
@@ -422,8 +450,18 @@ try_program() {
 	for f in "$ETC"/config.yaml.d/*.yaml; do
 		[ ! -r "$f" ] || [ "$f" = $OWN ] || cp "$f" "$stage/etc/config.yaml.d/"
 	done
+	[ ! -r "$SOURCE/config/$role.yaml" ] || cp "$SOURCE/config/$role.yaml" "$stage/etc/config.yaml.d/${BUNDLED##*/}"
 	[ -e "$stage/etc/config.yaml" ] || : >"$stage/etc/config.yaml"
 	cp "$stage/own" "$stage/etc/config.yaml.d/50-install.yaml"
+	if [ -e "$SOURCE/BUNDLE.SHA256SUMS" ]; then
+		# The program knows from the settings where the data are.
+		(
+			set -a
+			# shellcheck disable=SC1091 # made above
+			. "$stage/env"
+			exec "$run" bundle verify --config "$stage/etc/config.yaml" --targets "$role" "$SOURCE"
+		) >"$stage/bundle" 2>"$stage/why" || [ -n "$dry" ] || die "$(sed "s,$stage/etc,$ETC,g" "$stage/why")" "nothing was changed"
+	fi
 	only=''
 	[ "$role" = server ] || only=--agent-only
 	rc=0
@@ -476,6 +514,8 @@ unit() {
 	Type=notify
 	TimeoutStartSec=infinity
 	EnvironmentFile=-$ENVIRONMENT
+	# After a power loss in the middle of an update.
+	ExecStartPre=-/bin/sh -c 'if [ -e $UNFINISHED ]; then exec /bin/sh $UNFINISHED; fi'
 	ExecStart=${BIN_DIR:-/usr/local/bin}/$run
 	Restart=always
 	RestartSec=2
@@ -521,6 +561,8 @@ openrc_script() {
 	}
 
 	start_pre() {
+		# After a power loss in the middle of an update.
+		[ ! -e $UNFINISHED ] || /bin/sh $UNFINISHED || :
 		# logrotate looks after it while umiak runs, where there is one.
 		[ ! -e /var/log/$NAME.log ] || [ "\$(wc -c </var/log/$NAME.log)" -lt 16777216 ] || mv -f /var/log/$NAME.log /var/log/$NAME.log.1
 		if [ -r $ENVIRONMENT ]; then
@@ -532,35 +574,29 @@ openrc_script() {
 	END
 }
 
-# place FILE TARGET MODE puts a prepared file where it belongs, if it is another than the one there, and keeps that one
-# for roll_back.
-changed=''
+# place FILE TARGET MODE [watched] plans that a file goes where it belongs, if it is another than the one there. A service
+# that does not read it, or sees it change, need not be restarted.
 place() {
 	if [ -e "$2" ] && cmp -s "$1" "$2"; then return; fi
-	[ "$2" = $AGAIN ] || changed=yes # the service does not read it
-	mkdir -p "$(dirname "$2")"
-	if [ -e "$2" ]; then
-		n=$(wc -l <"$stage/undo")
-		cp -p "$2" "$stage/old.$n"
-		echo "put $stage/old.$n $2" >>"$stage/undo"
-	else
-		echo "rm $2" >>"$stage/undo"
-	fi
-	chmod "$3" "$1"
-	cp -p "$1" "$2.new"
-	sync "$2.new" 2>/dev/null || sync
-	mv "$2.new" "$2"
+	case $2 in *\'* | *"$TAB"*) die "$2: a name with a quote or a tab in it cannot be installed" ;; esac
+	[ -n "${4:-}" ] || changed=yes
+	n=$((n + 1))
+	old=$stage/old.$n
+	[ -z "${4:-}" ] || old=$2.umiak-old # large, and perhaps on another file system
+	printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$old" >>"$stage/plan"
 }
 
 install_all() {
-	: >"$stage/undo"
-	switching=yes
-	[ -d $ETC ] || mkdir -m 700 $ETC
+	: >"$stage/plan"
+	n=0
 	[ ! -s "$stage/token" ] || place "$stage/token" $ETC/token 600
 	[ "$(wc -l <"$stage/own")" -lt 2 ] || place "$stage/own" $OWN 600
 	[ ! -s "$stage/env" ] || place "$stage/env" $ENVIRONMENT 600
 	[ -z "${INSTALL_UMIAK_KEY_FILE:-}" ] || [ ! -s "$stage/key.pem" ] || place "$stage/key.pem" $OWN_KEY 644
-	[ ! -s "$stage/install.sh" ] || place "$stage/install.sh" $AGAIN 755
+	[ ! -s "$stage/install.sh" ] || place "$stage/install.sh" $AGAIN 755 watched
+	while IFS=$TAB read -r from to; do
+		if [ "$to" = $BUNDLED ]; then place "$from" "$to" 600; else place "$from" "$to" 644 watched; fi
+	done <"$stage/bundle"
 	case $INIT in
 	systemd) unit "$role" >"$stage/unit"; place "$stage/unit" "$UNIT" 644 ;;
 	openrc)
@@ -572,37 +608,98 @@ install_all() {
 		fi
 		;;
 	esac
+	[ -z "$NEW" ] || place "$NEW" "$PROGRAM" 755
 	{
 		echo "$PROGRAM"
 		[ -z "$UNIT" ] || echo "$UNIT"
 		[ "$INIT" != openrc ] || printf '%s\n' /etc/logrotate.d/$NAME /var/log/$NAME.log /var/log/$NAME.log.1
 	} >"$stage/installed"
-	place "$stage/installed" $INSTALLED 600
-	if [ -n "$NEW" ]; then
-		changed=yes
-		if [ -e "$PROGRAM" ]; then
-			ln -f "$PROGRAM" "$stage/old.program"
-			echo "put $stage/old.program $PROGRAM" >>"$stage/undo"
-		else
-			echo "rm $PROGRAM" >>"$stage/undo"
-		fi
-		sync "$NEW" 2>/dev/null || sync
-		mv "$NEW" "$PROGRAM"
-		say "$PROGRAM is $VERSION"
+	place "$stage/installed" $INSTALLED 600 # the last: without it the machine has none yet
+	[ ! -s "$stage/plan" ] || switch
+	[ -z "$NEW" ] || say "$PROGRAM is $VERSION"
+}
+
+# switch does what is planned. Everything is on the disk before the first file is replaced, and what takes it back as
+# well: wherever the power goes, the next start has all of the old version or all of the new one.
+switch() {
+	[ -d $ETC ] || mkdir -m 700 $ETC
+	echo "$$ $(born $$)" >$WORKING
+	take_back >"$stage/undo"
+	switching=yes
+	while IFS=$TAB read -r _ to _ old; do
+		[ ! -e "$to" ] || ln -f "$to" "$old" 2>/dev/null || cp -p "$to" "$old"
+		[ ! -e "$to" ] || durable "$old" "${old%/*}"
+	done <"$stage/plan"
+	durable "$stage/plan" "$stage"
+	# A machine that had none has nothing to go back to: it goes on with what is there, or this is run again.
+	if [ -n "$was" ]; then
+		cp "$stage/undo" $UNFINISHED.new
+		durable $UNFINISHED.new
+		mv $UNFINISHED.new $UNFINISHED
+		durable $ETC
 	fi
+	while IFS=$TAB read -r from to mode _; do
+		case $to in
+		*/agent/images/*) as_umiak_does "${to%%/agent/images/*}" ;;
+		*/server/manifests/*) as_umiak_does "${to%%/server/manifests/*}" ;;
+		esac
+		mkdir -p "${to%/*}"
+		case $from in
+		"$stage"/*) ln -f "$from" "$to.umiak-new" 2>/dev/null || cp "$from" "$to.umiak-new" ;;
+		*) cp "$from" "$to.umiak-new" ;;
+		esac || die "cannot write $to: is the disk full?"
+		chmod "$mode" "$to.umiak-new"
+		durable "$to.umiak-new"
+	done <"$stage/plan"
+	while IFS=$TAB read -r _ to _; do mv -f "$to.umiak-new" "$to"; done <"$stage/plan"
+	while IFS=$TAB read -r _ to _; do durable "${to%/*}"; done <"$stage/plan"
+}
+
+# as_umiak_does makes the folder of data, as umiak would if it were first. What is in it is root's alone.
+as_umiak_does() { [ -d "$1" ] || (umask 022 && mkdir -p "$1"); }
+
+# take_back prints a script that undoes the plan, also when it was cut off itself. It runs before umiak starts.
+take_back() {
+	cat <<-END
+	# By install.sh. Takes back a version that has not become ready, unless the one who installs it is still there.
+	if [ "\${1:-}" != now ] && { read -r pid since <$WORKING; } 2>/dev/null &&
+		[ "\$(sed 's/.*) //' "/proc/\$pid/stat" 2>/dev/null | cut -d ' ' -f 20)" = "\$since" ]; then exit 0; fi
+	echo 'umiak: taking back an installation that was not finished' >&2
+	durable() { sync "\$@" 2>/dev/null || sync; }
+	back() {
+		[ -e "\$1" ] || return 0
+		ln -f "\$1" "\$2.umiak-new" 2>/dev/null || cp -p "\$1" "\$2.umiak-new" || return 0
+		durable "\$2.umiak-new"
+		mv -f "\$2.umiak-new" "\$2"
+		rm -f "\$2.umiak-new"
+		durable "\${2%/*}"
+	}
+	END
+	while IFS=$TAB read -r _ to _ old; do
+		if [ -e "$to" ]; then echo "back '$old' '$to'"; else echo "rm -f '$to'"; fi
+		echo "rm -f '$to.umiak-new'"
+		[ -d "${to%/*}" ] || echo "rmdir -p '${to%/*}' 2>/dev/null"
+	done <"$stage/plan"
+	[ "$INIT" != systemd ] || echo 'systemctl daemon-reload'
+	echo "rm -f $UNFINISHED"
+	echo "durable $ETC"
+	while IFS=$TAB read -r _ _ _ old; do echo "rm -f '$old'"; done <"$stage/plan"
+	echo "rm -rf '$stage'"
+}
+
+# good ends the time in which it can be taken back.
+good() {
+	switching=''
+	[ -s "$stage/plan" ] || return 0
+	rm -f $UNFINISHED
+	durable $ETC
+	while IFS=$TAB read -r _ _ _ old; do rm -f "$old"; done <"$stage/plan"
 }
 
 roll_back() {
 	switching=''
-	[ -s "$stage/undo" ] || return 0
 	warn "putting back what was there before"
-	while read -r what from to; do
-		case $what in
-		put) mv "$from" "$to" ;;
-		rm) rm -f "$from" ;;
-		esac
-	done <"$stage/undo"
-	[ "$INIT" != systemd ] || systemctl daemon-reload || :
+	sh "$stage/undo" now 2>/dev/null || :
 	if [ -n "$was" ]; then
 		if restart; then warn "the old version runs again"; else warn "the old version cannot be started: look at its log"; fi
 		return 0
@@ -648,13 +745,13 @@ log_tail() {
 
 start() {
 	if [ "$INIT" = none ]; then
-		switching=''
+		good
 		say "there is neither systemd nor OpenRC here; run it by your own means: $PROGRAM $([ "$role" = agent ] || echo server)"
 		return
 	fi
 	[ "$INIT" != systemd ] || [ -z "$changed" ] || systemctl daemon-reload
 	if [ "${INSTALL_UMIAK_SKIP_ENABLE:-}" = true ]; then
-		switching=''
+		good
 		return
 	fi
 	case $INIT in
@@ -662,12 +759,12 @@ start() {
 	openrc) [ -e "/etc/runlevels/default/$NAME" ] || rc-update -q add $NAME default ;;
 	esac
 	if [ "${INSTALL_UMIAK_SKIP_START:-}" = true ]; then
-		switching=''
+		good
 		return
 	fi
 	if [ -z "$changed" ] && active; then
-		switching=''
-		say "$NAME $VERSION runs already, nothing was to be done"
+		good
+		if [ -s "$stage/plan" ]; then say "$NAME $VERSION runs already; what was new is in place"; else say "$NAME $VERSION runs already, nothing was to be done"; fi
 		exit 0
 	fi
 	say "starting $NAME"
@@ -681,7 +778,7 @@ start() {
 	done
 	if kill $pid 2>/dev/null; then
 		log_tail >&2
-		[ -n "$was" ] || switching='' # a slow machine, or a server that is away: it goes on by itself
+		[ -n "$was" ] || good # a slow machine, or a server that is away: it goes on by itself
 		die "$NAME did not become ready in $limit seconds; its last words are above" \
 			"umiak status says what it waits for"
 	fi
@@ -689,7 +786,7 @@ start() {
 		log_tail >&2
 		die "$NAME ended instead of becoming ready; its last words are above"
 	fi
-	switching=''
+	good
 	say "ready after $waited s"
 }
 
@@ -707,6 +804,7 @@ next_step() {
 report() {
 	say "$role on $ARCH, init system $INIT"
 	say "would write: $PROGRAM $UNIT $INSTALLED"
+	cut -f 2 "$stage/bundle" 2>/dev/null | while read -r to; do say "would write: $to"; done
 	[ "$(wc -l <"$stage/own")" -lt 2 ] || { say "$OWN:"; sed 's/^/  /' "$stage/own"; }
 	[ ! -s "$stage/env" ] || { say "$ENVIRONMENT:"; sed 's/=.*/=…/; s/^/  /' "$stage/env"; }
 }

@@ -36,21 +36,25 @@ type mirror struct {
 	slow     atomic.Bool  // programs come a little at a time
 }
 
-// newMirror has version v1 of programs. Each takes seconds to be compressed.
-func newMirror(t *testing.T, l *machine.LAN, programs ...string) *mirror {
+// newReleases is a mirror that nobody can reach. It has version v1 of programs. Each takes seconds to be compressed.
+func newReleases(t *testing.T, programs ...string) *mirror {
 	t.Helper()
 	root, err := cluster.Checkout()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+	if err != nil {
+		t.Fatal(err)
 	}
-	must(err)
 	m := &mirror{dir: t.TempDir(), programs: programs}
-	m.maker, err = release.NewMaker(root)
-	must(err)
-	must(l.Do(func() error {
+	if m.maker, err = release.NewMaker(root); err != nil {
+		t.Fatal(err)
+	}
+	m.release(t, "v1", "")
+	return m
+}
+
+func newMirror(t *testing.T, l *machine.LAN, programs ...string) *mirror {
+	t.Helper()
+	m := newReleases(t, programs...)
+	err := l.Do(func() error {
 		s := &http.Server{Handler: m, ReadHeaderTimeout: time.Minute}
 		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", l.Gateway()+":0")
 		if err != nil {
@@ -60,26 +64,33 @@ func newMirror(t *testing.T, l *machine.LAN, programs ...string) *mirror {
 		t.Cleanup(func() { _ = s.Close() })
 		go func() { _ = s.Serve(ln) }()
 		return nil
-	}))
-	m.release(t, "v1", "")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return m
 }
 
-// release has the programs of a folder in dist; "" are those under test.
-func (m *mirror) release(t *testing.T, version, build string) {
+// program is one of a folder in dist; "" is what is under test, "next" another build.
+func program(t *testing.T, build, name string) io.Reader {
 	t.Helper()
 	dist, err := cluster.Dist()
 	if err != nil {
 		t.Fatal(err)
 	}
+	f, err := os.Open(filepath.Join(dist, build, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() }) // only read
+	return f
+}
+
+func (m *mirror) release(t *testing.T, version, build string) {
+	t.Helper()
 	all := map[string]io.Reader{}
 	for _, p := range m.programs {
-		f, err := os.Open(filepath.Join(dist, build, p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close() //nolint:errcheck // only read
-		all[p] = f
+		all[p] = program(t, build, p)
 	}
 	if err := m.maker.Make(m.dir, version, all); err != nil {
 		t.Fatal(err)
@@ -355,6 +366,8 @@ func TestInstall(t *testing.T) {
 		}
 	})
 
+	b.sub("PowerLossInTheSwitch", func(b *box) { b.powerLossInTheSwitch(m) })
+
 	b.sub("Uninstall", func(b *box) {
 		out, err := b.M.Run(b.soon(), "/usr/local/bin/umiak", "uninstall")
 		if err == nil || !strings.Contains(out+err.Error(), "--yes") || !strings.Contains(out, "/usr/local/bin/umiak") {
@@ -369,6 +382,63 @@ func TestInstall(t *testing.T) {
 			b.Errorf("data is left: %v, %v", left, err)
 		}
 	})
+}
+
+// powerLossInTheSwitch: the new version never becomes ready, and whoever installs it is gone before it can be taken back.
+func (b *box) powerLossInTheSwitch(m *mirror) {
+	b.Helper()
+	b.must(m.maker.Make(m.dir, "v4", map[string]io.Reader{"umiak": strings.NewReader(
+		"#!/bin/sh\ncase $1 in --version) echo umiak version v4 ;; server) exec sleep 1000 ;; esac\n")}))
+	old, before := b.installed(), b.files()
+	for name, c := range map[string]struct {
+		until func() error // the moment
+		then  func()
+	}{
+		"files are replaced": {func() error { return b.there("/etc/umiak/unfinished") }, func() { b.must(b.M.PowerOff()) }},
+		"the new one starts": {b.sleeps, func() { b.must(b.M.PowerOff()) }},
+		"no power loss, but the installer is killed": {b.sleeps, func() {
+			_, err := b.M.Run(b.soon(), "/bin/sh", "-c", "read -r pid _ </run/umiak-install && kill -9 $pid")
+			b.must(err)
+			b.systemctl("restart", "umiak")
+		}},
+	} {
+		done := make(chan string, 1)
+		go func() {
+			out, err := b.install(m, "v4", "", "server --node-label new=label")
+			done <- fmt.Sprint(out, err)
+		}()
+		b.must(cluster.Eventually(b.soon(), func(context.Context) error {
+			select {
+			case out := <-done:
+				b.Fatalf("%s: the installation has ended:\n%s", name, out)
+			default:
+			}
+			return c.until()
+		}))
+		c.then()
+		<-done
+		b.up()
+		if b.installed() != old {
+			b.Errorf("%s: the program has changed", name)
+		}
+		if diff := before.Diff(b.files()); len(diff) > 0 {
+			b.Errorf("%s: changed:\n%s\n%s", name, strings.Join(diff, "\n"), b.systemLog())
+		}
+	}
+}
+
+func (b *box) there(file string) error {
+	_, err := os.Stat(b.hostPath(file))
+	return err
+}
+
+// sleeps says whether the version runs that never becomes ready.
+func (b *box) sleeps() error {
+	comm, err := b.M.Run(b.soon(), "/bin/sh", "-c", "cat /proc/$(systemctl show --property=MainPID --value umiak)/comm")
+	if err == nil && comm != "sleep\n" {
+		err = fmt.Errorf("what runs is %s", comm)
+	}
+	return err
 }
 
 // TestOpenRC installs where OpenRC looks after services: Debian's own, in a machine with nothing else of an init system.

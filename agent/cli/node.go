@@ -105,7 +105,7 @@ func Upgrade(w Where) *ucli.Command {
 			"  umiak upgrade --version v1.37.3+umiak1 --dry-run\n  umiak upgrade --version v1.37.3+umiak1\n  umiak upgrade --from /media/stick/umiak-v1.37.3+umiak1-linux-arm64.tar",
 		Flags: w.Flags(
 			&ucli.StringFlag{Name: "version", Usage: "a release, where install.sh found the one that runs"},
-			&ucli.StringFlag{Name: "from", Usage: "archive of a release, or a folder with its files"},
+			&ucli.StringFlag{Name: "from", Usage: "archive of a release, a bundle, or the folder of either"},
 			&ucli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
 			&ucli.BoolFlag{Name: "asked", Hidden: true, Usage: "do what the cluster has asked of this node"}),
 		Action: func(c *ucli.Context) error {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/balancer"
 	"github.com/umiak-io/umiak/agent/join"
+	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/heap"
 	"github.com/umiak-io/umiak/internal/instance"
@@ -153,6 +155,9 @@ func (p Process) Run(ctx context.Context) error {
 		if group.WaitReady(ctx) == nil {
 			close(allReady)
 			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
+			if err := upgrade.Confirm(filepath.Dir(config.DefaultFile)); err != nil {
+				p.Log.Warn("this version may be taken back at the next start", "error", err)
+			}
 			systemd(daemon.SdNotifyReady)
 			heap.GiveBack(ctx)
 		}

@@ -105,7 +105,7 @@ func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importO
 		}
 	}
 	if len(out.Images) == 0 {
-		return imported{}, errors.New("no image in it has a full name, as registry/repository:tag")
+		return imported{}, errNoName
 	}
 	return out, nil
 }

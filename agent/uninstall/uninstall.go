@@ -34,7 +34,7 @@ var files = []string{
 }
 
 // ErrNotInstalled means that there is no List.
-var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; `umiak cleanup --purge` removes what a node left")
+var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; a package is removed with the package manager, and `umiak cleanup --purge` removes what a node left")
 
 // Read returns the files of List. Anything in it that install.sh does not write is an error: they are about to be removed.
 func Read(etc string) ([]string, error) {

@@ -30,7 +30,7 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // printed below
-		Commands:             append(agentcli.Node(where), agentcli.Certificate(where)),
+		Commands:             append(agentcli.Node(where), agentcli.Certificate(where), agentcli.Bundle(where)),
 	}
 	return agentcli.Exit("umiak-agent", app.RunContext(ctx, argv), stderr)
 }

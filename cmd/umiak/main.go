@@ -43,7 +43,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand:      true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
 		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand(),
-			certificateCommand(where), secretsEncryptCommand(where)},
+			certificateCommand(where), secretsEncryptCommand(where), agentcli.Bundle(where, bundleCreate(where))},
 			nodeCommands(where)...),
 	}
 }

@@ -208,6 +208,18 @@ func files(main string, asked bool) ([]string, error) {
 	return out, nil
 }
 
+// Check says what is wrong with a file of settings for the structs that dst points to, which it fills. Nothing but the file
+// is read.
+func Check(path string, dst ...any) error {
+	fields := collect(dst)
+	defaults(fields)
+	byKey := map[string]*field{}
+	for _, f := range fields {
+		byKey[f.key] = f
+	}
+	return errors.Join(loadFile(path, byKey)...)
+}
+
 func loadFile(path string, byKey map[string]*field) (errs []error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {

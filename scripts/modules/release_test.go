@@ -37,6 +37,7 @@ for p in umiak umiak-agent; do printf '#!/bin/sh\necho %s of %s\n' "$p" "$2" >"$
 printf '%s\n' '#!/bin/bash' 'while [ "$1" != -o ]; do shift; done' 'echo paper >"$2"' >"$3"
 chmod +x "$3"
 `,
+		"scripts/packages":        "#!/bin/bash\necho deb >\"$8/umiak_$2.deb\"\n",
 		"bin/qemu-arm-static":     "#!/bin/sh\nexec \"$@\"\n",
 		"bin/qemu-riscv64-static": "#!/bin/sh\nexec \"$@\"\n",
 		"install.sh": `#!/bin/sh
@@ -48,7 +49,7 @@ main() { echo "$UMIAK_RELEASE_VERSION"; printf '%s\n' "$RELEASE_KEY"; }
 main
 `,
 	})
-	for _, p := range []string{"scripts/release", "scripts/build", "bin/go", "bin/qemu-arm-static", "bin/qemu-riscv64-static"} {
+	for _, p := range []string{"scripts/release", "scripts/build", "scripts/packages", "bin/go", "bin/qemu-arm-static", "bin/qemu-riscv64-static"} {
 		if err := os.Chmod(filepath.Join(dir, p), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +90,7 @@ func TestRelease(t *testing.T) {
 	shell(t, dir, "sh out/install.sh >said && grep -qx 'v9.9.9+umiak1' said && grep -v v9.9.9 said >out.pem")
 	shell(t, dir, "openssl dgst -sha256 -verify out.pem -signature out/SHA256SUMS.sig out/SHA256SUMS")
 	shell(t, dir, "cd out && sha256sum --check --ignore-missing --strict SHA256SUMS")
-	shell(t, dir, "grep -q '  umiak-agent-linux-riscv64$' out/SHA256SUMS && sort -c -k 2 out/SHA256SUMS")
+	shell(t, dir, "grep -q '  umiak_riscv64.deb$' out/SHA256SUMS && grep -q '  umiak-agent-linux-riscv64$' out/SHA256SUMS && sort -c -k 2 out/SHA256SUMS")
 	shell(t, dir, "[ \"$(tar -tf out/umiak-v9.9.9+umiak1-linux-riscv64.tar | wc -l)\" = 7 ]")
 	if out := shell(t, dir, "scripts/release --verify out"); !strings.Contains(out, "ok    umiak-agent of riscv64") {
 		t.Errorf("the emulated program was not started:\n%s", out)
@@ -125,4 +126,31 @@ func TestReleaseRefuses(t *testing.T) {
 			t.Errorf("a program that was changed was started:\n%s", out)
 		}
 	}
+}
+
+// TestPackages packs stand-ins with the real scripts/packages.
+func TestPackages(t *testing.T) {
+	if all, _ := filepath.Glob("../../.cache/bin/nfpm-*"); len(all) == 0 {
+		t.Skip("there is no nfpm: scripts/packages --tool makes it")
+	}
+	if _, err := exec.LookPath("dpkg-deb"); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"umiak": "a program", "umiak-agent": "another", "LICENSES.txt": "as is"})
+	pack := func(arch, out string) {
+		t.Helper()
+		shell(t, "../..", "UMIAK_VERSION=v9.8.7+umiak1 SOURCE_DATE_EPOCH=1700000000 scripts/packages --arch "+arch+" --programs "+dir+" --licenses "+dir+"/LICENSES.txt --out "+filepath.Join(dir, out))
+	}
+	pack("amd64", "out")
+	for a, names := range map[string][]string{"arm64": {"arm64", "aarch64"}, "arm": {"armhf", "armv7hl"}, "riscv64": {"riscv64", "riscv64"}} {
+		pack(a, "out")
+		shell(t, dir, "[ -s out/umiak_9.8.7+umiak1-1_"+names[0]+".deb ] && [ -s out/umiak-agent-9.8.7+umiak1-1."+names[1]+".rpm ]")
+	}
+	shell(t, dir, "touch umiak umiak-agent LICENSES.txt")
+	pack("amd64", "again")
+	shell(t, dir, "for f in again/*; do cmp $f out/${f#again/}; done; [ $(ls out | wc -l) = 16 ]")
+	shell(t, dir, "dpkg-deb -x out/umiak_9.8.7+umiak1-1_amd64.deb x && grep -qx 'a program' x/usr/bin/umiak && grep -qx 'ExecStart=/usr/bin/umiak server' x/usr/lib/systemd/system/umiak.service")
+	shell(t, dir, "[ $(stat -c %a x/etc/umiak/config.yaml) = 600 ] && dpkg-deb -e out/umiak-agent_9.8.7+umiak1-1_amd64.deb e && grep -qx /etc/umiak/config.yaml e/conffiles && grep -qx 'Conflicts: umiak' e/control")
+	shell(t, dir, "for f in e/p*; do sh -n $f; done")
 }

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+
+	"github.com/containerd/log"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/airgap"
+	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/server"
+)
+
+func bundleCreate(w agentcli.Where) *cli.Command {
+	return &cli.Command{
+		Name:  "create",
+		Usage: "pack programs, images, manifests and settings",
+		Description: "What comes out is installed by the install.sh in it, or by `umiak upgrade --from`, without network.\n\n" +
+			"  umiak bundle create --out /media/stick/bundle.tar --image registry.example/app:1 --manifest app.yaml\n" +
+			"  umiak bundle create --out bundle.tar --release /srv/umiak/v1.37.3+umiak1 --arch amd64,arm64 --images saved.tar",
+		Flags: w.Flags(agentcli.Output(),
+			&cli.StringFlag{Name: "out", Usage: "the file to write", Required: true},
+			&cli.StringFlag{Name: "release", Usage: "folder, archive or URL of a release (default: where this node's came from)"},
+			&cli.StringFlag{Name: "key", Usage: "public key of releases (default: the one that this node was installed with)"},
+			&cli.StringSliceFlag{Name: "arch", Usage: "what machines it is for: amd64, arm64, arm, riscv64", Value: cli.NewStringSlice(runtime.GOARCH)},
+			&cli.BoolFlag{Name: "no-programs", Usage: "leave the programs out: it is for nodes that have this version"},
+			&cli.StringSliceFlag{Name: "image", Usage: "an image of this node's store"},
+			&cli.StringSliceFlag{Name: "images", Usage: "an archive of images, as `umiak images import` takes it"},
+			&cli.BoolFlag{Name: "all-platforms", Usage: "keep what images have for other machines than --arch, too"},
+			&cli.StringSliceFlag{Name: "manifest", Usage: "a file or folder that servers apply"},
+			&cli.StringFlag{Name: "server-config", Usage: "a file of settings for servers"},
+			&cli.StringFlag{Name: "agent-config", Usage: "a file of settings for agents"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "check what can be checked, say what would be packed, and write nothing"}),
+		Action: func(c *cli.Context) error {
+			if err := agentcli.NoArgs(c); err != nil {
+				return err
+			}
+			js, err := agentcli.AsJSON(c)
+			if err != nil {
+				return err
+			}
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			// Of containerd's library, which would warn of a file system without fsverity.
+			if err := log.SetLevel("error"); err != nil {
+				return err
+			}
+			if err := checkBundled(c.String("server-config"), c.String("agent-config")); err != nil {
+				return agentcli.BadConfig(err)
+			}
+			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM) // so that nothing is left behind
+			defer stop()
+			made, err := airgap.Create(ctx, airgap.Config{Out: c.String("out"), Release: c.String("release"), Key: c.String("key"),
+				Etc: filepath.Dir(config.DefaultFile), Arches: c.StringSlice("arch"), Programs: !c.Bool("no-programs"),
+				Images: c.StringSlice("image"), Archives: c.StringSlice("images"), AllPlatforms: c.Bool("all-platforms"), Socket: dirs.ContainerdSocket(),
+				Manifests: c.StringSlice("manifest"), ServerConfig: c.String("server-config"), AgentConfig: c.String("agent-config"),
+				DryRun: c.Bool("dry-run"), Progress: c.App.ErrWriter})
+			if err != nil {
+				return fmt.Errorf("create bundle: %w", err)
+			}
+			if js {
+				return agentcli.PrintJSON(c, made)
+			}
+			agentcli.PrintBundle(c, made.Contents)
+			if !c.Bool("dry-run") {
+				fmt.Fprintf(c.App.Writer, "%s: %.1f MB\n", made.File, float64(made.Size)/1e6)
+			}
+			return nil
+		},
+	}
+}
+
+// checkBundled reads settings as the programs will that they are for.
+func checkBundled(serverFile, agentFile string) error {
+	var errs []error
+	if serverFile != "" {
+		var sc server.Config
+		var ac agent.Config
+		var lc logging.Config
+		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc), sc.Validate(), ac.Validate(), lc.Validate())
+	}
+	if agentFile != "" {
+		var ac agent.Config
+		var lc logging.Config
+		errs = append(errs, config.Check(agentFile, &ac, &lc), ac.Validate(), lc.Validate())
+	}
+	return errors.Join(errs...)
+}
