@@ -33,7 +33,7 @@ func TestPackage(t *testing.T) {
 		b.must(err)
 		b.must(f.Close())
 		cmd := exec.CommandContext(b.within(3*patience), filepath.Join(root, "scripts/packages"), "--arch", "amd64", "--programs", dir, "--licenses", filepath.Join(root, "LICENSE"),
-			"--only", "umiak", "--kind", "deb", "--out", filepath.Join(b.M.Dir, "tmp", version))
+			"--only", "umiak", "--kind", "deb", "--deb-compression", "none", "--out", filepath.Join(b.M.Dir, "tmp", version))
 		cmd.Env = append(os.Environ(), "UMIAK_VERSION="+version)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.Fatalf("%v: %s", err, out)
