@@ -71,6 +71,7 @@ WORKING=/run/umiak-install             # which process installs; gone after a po
 
 main() {
 	dry='' role='' stage='' switching='' changed=''
+	BIN_DIR=${INSTALL_UMIAK_BIN_DIR:-/usr/local/bin}
 	# shellcheck disable=SC2086 # as words
 	[ -z "${INSTALL_UMIAK_EXEC:-}" ] || set -- $INSTALL_UMIAK_EXEC "$@"
 	for arg; do
@@ -89,7 +90,6 @@ main() {
 		esac
 		shift
 	done
-	BIN_DIR=${INSTALL_UMIAK_BIN_DIR:-/usr/local/bin}
 	case $BIN_DIR in
 	*[!a-zA-Z0-9/._-]*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR: only letters, digits, / . _ and - can be in it" ;;
 	/*) ;;
@@ -516,7 +516,7 @@ unit() {
 	EnvironmentFile=-$ENVIRONMENT
 	# After a power loss in the middle of an update.
 	ExecStartPre=-/bin/sh -c 'if [ -e $UNFINISHED ]; then exec /bin/sh $UNFINISHED; fi'
-	ExecStart=${BIN_DIR:-/usr/local/bin}/$run
+	ExecStart=$BIN_DIR/$run
 	Restart=always
 	RestartSec=2
 	TimeoutStopSec=60
