@@ -10,6 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/images"
 	"github.com/umiak-io/umiak/e2e/machine"
@@ -142,6 +148,19 @@ func TestImageSharing(t *testing.T) {
 		out, err := e.exec(e.soon(), "tagone", "", "/bin/sh", "-c", "printf 'GET /v2/ HTTP/1.0\r\n\r\n' | nc "+one.M.IP+" 5001")
 		if !strings.Contains(out, "400 Bad Request") {
 			e.Errorf("a pod: %q, %v", out, err)
+		}
+	})
+	e.sub("an agent does not make itself a server", func(e *env) {
+		for _, who := range []string{"kubelet-client", "agent-client"} {
+			cfg := rest.AnonymousClientConfig(e.REST)
+			file := two.M.Host(cluster.Dirs().AgentPKI() + "/" + who)
+			cfg.Dial, cfg.CertFile, cfg.KeyFile = e.M.Dial, file+".crt", file+".key"
+			k, err := kubernetes.NewForConfig(cfg)
+			e.must(err)
+			_, err = k.CoreV1().Nodes().Patch(e.soon(), "two", types.MergePatchType, []byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`), metav1.PatchOptions{})
+			if !apierrors.IsForbidden(err) {
+				e.Errorf("%s: %v", who, err)
+			}
 		}
 	})
 	e.sub("without the server", func(e *env) {

@@ -21,8 +21,10 @@ const (
 	atOnce = 8
 	// askTime is how long a node has to say whether it has something, connecting included.
 	askTime = 2 * time.Second
-	// dialTime is for connecting alone.
-	dialTime = time.Second
+	// dialTime is for reaching it. The handshake may take longer than a question, where many begin one at a time:
+	// it goes on, and the next question finds it done.
+	dialTime      = time.Second
+	handshakeTime = 10 * time.Second
 )
 
 // dial connects to a node: to one of the addresses that the cluster says it has, if that is really it.
@@ -39,7 +41,7 @@ func (s *Share) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	var errs []error
 	for _, a := range n.addrs {
@@ -88,7 +90,7 @@ func (s *Share) request(ctx context.Context, method, node string, w want, part s
 type answer struct {
 	node string
 	has  *http.Response // without a body; nil where it has not got it
-	// again means that it may have it later: it gives to others now, or does not answer.
+	// again means that it may have it later: it gives to others now, or does not answer in time.
 	again bool
 }
 
@@ -130,7 +132,7 @@ func (s *Share) has(ctx context.Context, w want, node string) answer {
 	a := answer{node: node}
 	resp, err := s.request(ctx, http.MethodHead, node, w, "")
 	if err != nil {
-		a.again = true
+		a.again = timedOut(err)
 		return a
 	}
 	_ = resp.Body.Close()
@@ -147,13 +149,19 @@ func (s *Share) has(ctx context.Context, w want, node string) answer {
 	return a
 }
 
+// timedOut says whether a node may answer later, as one that refuses connections will not.
+func timedOut(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
+
 // get takes a blob or a manifest from a node; nil where that is not to be.
 func (s *Share) get(pull context.Context, node string, w want, part string) (_ *http.Response, again bool) {
 	ctx, cancel := context.WithCancel(pull)
 	resp, err := s.request(ctx, http.MethodGet, node, w, part)
 	if err != nil {
 		cancel()
-		return nil, true
+		return nil, timedOut(err)
 	}
 	status := http.StatusOK
 	if part != "" {

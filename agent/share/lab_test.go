@@ -60,6 +60,20 @@ func (m *memory) put(raw []byte) digest.Digest {
 	return d
 }
 
+// swap puts something else where a blob should be.
+func (m *memory) swap(d digest.Digest, raw []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blobs[d] = raw
+}
+
+// cutAt has reads end behind so many bytes.
+func (m *memory) cutAt(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cut = n
+}
+
 // image puts an image of one layer under a name, and returns its manifest's digest.
 func (m *memory) image(name string, layer []byte) (manifest digest.Digest) {
 	l := m.put(layer)

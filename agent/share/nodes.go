@@ -17,8 +17,11 @@ import (
 // avoidFor is how long a node is left alone that did not answer, or gave what was not asked for.
 const avoidFor = time.Minute
 
-// mostAsked bounds how many nodes are asked for one thing.
-const mostAsked = 24
+// mostAsked bounds how many nodes are asked for one thing, and how many of them at random.
+const (
+	mostAsked = 24
+	atRandom  = 8
+)
 
 // neighbour is what is kept of a node.
 type neighbour struct {
@@ -172,6 +175,6 @@ func (n *neighbours) candidates(repository string, serversOnly, need bool) []nei
 	for _, l := range [][]neighbour{likely, servers, rest} {
 		rand.Shuffle(len(l), func(i, j int) { l[i], l[j] = l[j], l[i] })
 	}
-	all := slices.Concat(likely, servers, rest)
+	all := slices.Concat(likely, servers, rest[:min(len(rest), atRandom)])
 	return all[:min(len(all), mostAsked)]
 }

@@ -16,8 +16,12 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 )
 
-// patience is how long a pull waits for a place at its busy neighbours, where no registry answers.
-const patience = time.Minute
+// How long a pull waits for neighbours that are busy or do not answer, where no registry does: for the name that it
+// asks first, and then for content, which is there if there was a name.
+const (
+	namePatience = 10 * time.Second
+	patience     = time.Minute
+)
 
 // Registry is where images come from: agent/registries.
 type Registry interface {
@@ -86,22 +90,41 @@ func (p *puller) name(ctx context.Context, w want) *http.Response {
 	}
 	if w.digest != "" {
 		// Any node may say so, but only the manifest itself says how long it is and of what type.
-		resp, _ := p.once(ctx, w, "", true)
+		resp := insist(ctx, namePatience, func() (*http.Response, bool) { return p.once(ctx, w, "", true) })
 		if resp == nil {
 			return nil
 		}
 		s.say(w, w.digest.String(), "")
 		return response(resp.StatusCode, resp.Header, resp.ContentLength, http.NoBody)
 	}
-	answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), true, true))
-	defer enough()
-	for a := range answers {
-		if a.has != nil {
-			s.say(w, a.has.Header.Get("Docker-Content-Digest"), a.node)
-			return response(a.has.StatusCode, a.has.Header, a.has.ContentLength, http.NoBody)
+	return insist(ctx, namePatience, func() (_ *http.Response, again bool) {
+		answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), true, true))
+		defer enough()
+		for a := range answers {
+			if a.has != nil {
+				s.say(w, a.has.Header.Get("Docker-Content-Digest"), a.node)
+				return response(a.has.StatusCode, a.has.Header, a.has.ContentLength, http.NoBody), false
+			}
+			again = again || a.again
+		}
+		return nil, again
+	})
+}
+
+// insist asks again and again, ever less often, while that may be worth while.
+func insist(ctx context.Context, patience time.Duration, ask func() (_ *http.Response, again bool)) *http.Response {
+	wait := time.Second
+	for until := time.Now().Add(patience); ; wait = min(2*wait, 8*time.Second) {
+		resp, again := ask()
+		if resp != nil || !again || ctx.Err() != nil || time.Now().After(until) {
+			return resp
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait/2 + rand.N(wait/2)):
 		}
 	}
-	return nil
 }
 
 // say logs what a registry would have been asked for.
@@ -112,24 +135,11 @@ func (s *Share) say(w want, digest, server string) {
 // content takes a blob or a manifest from a neighbour. Where there is no registry to turn to, it waits for those that
 // are busy: others will have it then too.
 func (p *puller) content(ctx context.Context, w want, part string) *http.Response {
-	resp, again := p.once(ctx, w, part, false)
+	resp, _ := p.once(ctx, w, part, false)
 	if resp != nil || ctx.Err() != nil || p.share.answers(ctx, p.hosts) {
 		return resp
 	}
-	wait := time.Second
-	for until := time.Now().Add(patience); ; wait = min(2*wait, 8*time.Second) {
-		if again {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(wait/2 + rand.N(wait/2)):
-			}
-		}
-		resp, again = p.once(ctx, w, part, true)
-		if resp != nil || !again || ctx.Err() != nil || time.Now().After(until) {
-			return resp
-		}
-	}
+	return insist(ctx, patience, func() (*http.Response, bool) { return p.once(ctx, w, part, true) })
 }
 
 // once asks all candidates; again says whether it may be worth while to do so later.
