@@ -88,6 +88,9 @@ func TestSwitchThatIsCutOff(t *testing.T) {
 	for ; ; n++ {
 		dir := fresh()
 		err := run(dir, switching(t, dir), n)
+		if err != nil && n > 200 {
+			t.Fatalf("it never gets to its end: %v", err)
+		}
 		if err == nil {
 			if got := files(t, dir); got != allNew {
 				t.Errorf("not cut off: %s", got)
