@@ -39,6 +39,11 @@ func kernelNetwork(_ context.Context, cfg Config) []Result {
 	var out []Result
 	err := inNewNetns(func() {
 		out = append(out, devices(cfg)...)
+		if err := speaksNftables(); err != nil {
+			// One line instead of one for each expression.
+			out = append(out, missing("nftables", "load the kernel module nf_tables, or use a kernel with CONFIG_NF_TABLES", "there is none: %v", err))
+			return
+		}
 		for _, e := range expressions {
 			out = append(out, tryRules(e))
 		}
@@ -72,6 +77,15 @@ func devices(cfg Config) []Result {
 		try("wireguard", "wireguard", &netlink.Wireguard{LinkAttrs: named("w")}, true)
 	}
 	return out
+}
+
+// speaksNftables says whether the kernel can be talked to about nftables at all.
+func speaksNftables() error {
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return err
+	}
+	return c.CloseLasting()
 }
 
 // rules are expressions that are tried together because one kernel option stands for them.
