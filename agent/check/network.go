@@ -191,9 +191,12 @@ func forwarding(context.Context, Config) []Result {
 		out = append(out, ok("forwarding", "can be turned on"))
 	}
 	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err != nil {
-		// umiak loads it when it starts; that it can is seen then.
-		out = append(out, warn("br_netfilter", "if umiak says at its start that it cannot load it: use a kernel with CONFIG_BRIDGE_NETFILTER",
-			"not loaded yet: without it a pod cannot reach a Service whose endpoint runs on the same node"))
+		if caps, err := host.DetectCapabilities(); err == nil && caps.Has(host.CapSysModule) && host.HasModule("br_netfilter") {
+			out = append(out, ok("br_netfilter", "a module that umiak loads when it starts"))
+		} else {
+			out = append(out, warn("br_netfilter", "load it beforehand (put it into /etc/modules-load.d), or use a kernel with CONFIG_BRIDGE_NETFILTER",
+				"neither loaded nor found as a module: without it a pod cannot reach a Service whose endpoint runs on the same node"))
+		}
 	}
 	return out
 }
