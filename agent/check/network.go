@@ -39,6 +39,11 @@ func kernelNetwork(_ context.Context, cfg Config) []Result {
 	var out []Result
 	err := inNewNetns(func() {
 		out = append(out, devices(cfg)...)
+		if err := speaksNftables(); err != nil {
+			// One line instead of one for each expression.
+			out = append(out, missing("nftables", "load the kernel module nf_tables, or use a kernel with CONFIG_NF_TABLES", "there is none: %v", err))
+			return
+		}
 		for _, e := range expressions {
 			out = append(out, tryRules(e))
 		}
@@ -72,6 +77,15 @@ func devices(cfg Config) []Result {
 		try("wireguard", "wireguard", &netlink.Wireguard{LinkAttrs: named("w")}, true)
 	}
 	return out
+}
+
+// speaksNftables says whether the kernel can be talked to about nftables at all.
+func speaksNftables() error {
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return err
+	}
+	return c.CloseLasting()
 }
 
 // rules are expressions that are tried together because one kernel option stands for them.
@@ -177,9 +191,12 @@ func forwarding(context.Context, Config) []Result {
 		out = append(out, ok("forwarding", "can be turned on"))
 	}
 	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err != nil {
-		// umiak loads it when it starts; that it can is seen then.
-		out = append(out, warn("br_netfilter", "if umiak says at its start that it cannot load it: use a kernel with CONFIG_BRIDGE_NETFILTER",
-			"not loaded yet: without it a pod cannot reach a Service whose endpoint runs on the same node"))
+		if caps, err := host.DetectCapabilities(); err == nil && caps.Has(host.CapSysModule) && host.HasModule("br_netfilter") {
+			out = append(out, ok("br_netfilter", "a module that umiak loads when it starts"))
+		} else {
+			out = append(out, warn("br_netfilter", "load it beforehand (put it into /etc/modules-load.d), or use a kernel with CONFIG_BRIDGE_NETFILTER",
+				"neither loaded nor found as a module: without it a pod cannot reach a Service whose endpoint runs on the same node"))
+		}
 	}
 	return out
 }

@@ -49,7 +49,7 @@ func Check(w Where) *ucli.Command {
 				return err
 			}
 			cfg := check.Config{Dirs: dirs, CgroupRoot: c.String("cgroup-root"), Backend: c.String("flannel-backend"), ServerPort: 6443, NodePort: 10250, SharePort: share.Port}
-			if c.Bool("agent-only") {
+			if c.Bool("agent-only") || w.AgentOnly {
 				cfg.ServerPort = 0
 			}
 			results := check.Run(c.Context, cfg)

@@ -17,6 +17,8 @@ type Where struct {
 	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 	// Known are the settings structs of the binary: their keys may stand in the settings file.
 	Known []any
+	// AgentOnly is true in the binary that cannot be a server.
+	AgentOnly bool
 }
 
 // Flags are the flags that find the node.

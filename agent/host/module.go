@@ -22,21 +22,9 @@ var ErrNoModule = errors.New("the kernel has no such module")
 // LoadModule loads a kernel module and those that it needs, as modprobe does without its configuration.
 // Most modules are loaded by the kernel itself when they are first used; this is for those that are not.
 func LoadModule(name string) error {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return fmt.Errorf("find the kernel's version: %w", err)
-	}
-	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
-	raw, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("load module %s: %w", name, ErrNoModule)
-	}
+	dir, files, err := findModule("/lib/modules", name)
 	if err != nil {
 		return fmt.Errorf("load module %s: %w", name, err)
-	}
-	files := moduleFiles(raw, name)
-	if len(files) == 0 {
-		return fmt.Errorf("load module %s: %w", name, ErrNoModule)
 	}
 	for _, f := range files {
 		if !filepath.IsAbs(f) {
@@ -47,6 +35,32 @@ func LoadModule(name string) error {
 		}
 	}
 	return nil
+}
+
+// HasModule says whether the running kernel has such a module to load.
+func HasModule(name string) bool {
+	_, _, err := findModule("/lib/modules", name)
+	return err == nil
+}
+
+// findModule looks in the running kernel's folder below root, which it returns with the files to load in order.
+func findModule(root, name string) (dir string, files []string, err error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", nil, fmt.Errorf("find the kernel's version: %w", err)
+	}
+	dir = filepath.Join(root, unix.ByteSliceToString(u.Release[:]))
+	raw, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil, ErrNoModule
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	if files = moduleFiles(raw, name); len(files) == 0 {
+		return "", nil, ErrNoModule
+	}
+	return dir, files, nil
 }
 
 // moduleFiles are the files to load for a module, in order, from modules.dep: `FILE: NEEDED…`, where what

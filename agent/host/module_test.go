@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestModuleFiles(t *testing.T) {
@@ -23,6 +27,28 @@ func TestModuleFiles(t *testing.T) {
 	}
 	if err := LoadModule("no_such_module"); !errors.Is(err, ErrNoModule) {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestFindModule(t *testing.T) {
+	root := t.TempDir()
+	if _, _, err := findModule(root, "br_netfilter"); !errors.Is(err, ErrNoModule) {
+		t.Errorf("without modules: %v", err)
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, unix.ByteSliceToString(u.Release[:]))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "modules.dep"), []byte("a/br_netfilter.ko: a/bridge.ko\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, files, err := findModule(root, "br_netfilter")
+	if err != nil || got != dir || !slices.Equal(files, []string{"a/bridge.ko", "a/br_netfilter.ko"}) {
+		t.Errorf("%s, %v, %v", got, files, err)
 	}
 }
 

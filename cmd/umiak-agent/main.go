@@ -17,7 +17,7 @@ import (
 func main() { os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr)) }
 
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
-	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}}
+	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}, AgentOnly: true}
 	node := agentcli.Agent()
 	app := &cli.App{
 		Name:        "umiak-agent",

@@ -213,7 +213,7 @@ func usage(t *testing.T) used {
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		t.Fatal(err)
 	}
-	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Nvcsw, u.Oublock}
+	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), int64(u.Nvcsw), int64(u.Oublock)} //nolint:unconvert // 32 bits on arm
 }
 
 // BenchmarkCreate compares what durability costs: the same writers with and without syncs.

@@ -13,12 +13,9 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/umiak-io/umiak/internal/powercut"
 )
 
 // The test binary runs itself as the program that is killed. UMIAK_CHILD says what it does: "load" writes
@@ -245,63 +242,4 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d acknowledged writes, 20 kills", acked)
-}
-
-// powerCuts runs rounds on a disk that loses what was not synced.
-func powerCuts(t *testing.T, rounds int, synchronous string, seed uint64) (acked, syncs int, lost error) {
-	t.Helper()
-	disk, dir := powercut.New(), t.TempDir()
-	rng := rand.New(rand.NewPCG(seed, 0))
-	var mounted *powercut.Mount
-	end := func() {
-		if mounted != nil {
-			if err := mounted.Unmount(); err != nil {
-				t.Error(err)
-			}
-			mounted = nil
-		}
-	}
-	defer end()
-	var mu sync.Mutex
-	mount := func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		end()
-		m, err := disk.Mount(dir)
-		if err != nil {
-			t.Skipf("no FUSE here: %v", err)
-		}
-		mounted = m
-		return dir
-	}
-	acked, lost = crash(t, rounds, synchronous, mount, func(c *exec.Cmd) {
-		disk.Cut(rng)
-		_ = c.Process.Kill()
-	})
-	return acked, disk.Syncs(), lost
-}
-
-func TestPowerCut(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting FUSE needs root")
-	}
-	acked, syncs, err := powerCuts(t, 30, "FULL", rand.Uint64())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d acknowledged writes, %d syncs, 30 power cuts", acked, syncs)
-}
-
-// TestPowerCutFindsLoss shows that the test above can fail: with fewer syncs than we make, it does.
-func TestPowerCutFindsLoss(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting FUSE needs root")
-	}
-	for _, synchronous := range []string{"OFF", "NORMAL"} {
-		acked, _, err := powerCuts(t, 30, synchronous, 1)
-		if err == nil {
-			t.Fatalf("%s: %d writes acknowledged before they were synced, and none was lost", synchronous, acked)
-		}
-		t.Logf("%s: found, as it should be: %v", synchronous, err)
-	}
 }

@@ -38,7 +38,9 @@ const (
 )
 
 // Program builds app/ into a file and returns its path. The go tool's cache makes the second call cheap.
-func Program(ctx context.Context, dir string) (string, error) {
+func Program(ctx context.Context, dir string) (string, error) { return program(ctx, dir, arch(ctx)) }
+
+func program(ctx context.Context, dir, arch string) (string, error) {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module: %w", err)
@@ -46,7 +48,7 @@ func Program(ctx context.Context, dir string) (string, error) {
 	out := filepath.Join(dir, "app")
 	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", out, "./e2e/images/app")
 	cmd.Dir = strings.TrimSpace(string(root))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the test program: %w: %s", err, msg)
 	}
@@ -56,18 +58,24 @@ func Program(ctx context.Context, dir string) (string, error) {
 // Set is the images in memory, ready to be written in any form.
 type Set map[string]v1.Image
 
-// Build makes the images.
-func Build(ctx context.Context) (Set, error) {
+// Build makes the images for the machine that the go tool builds for.
+func Build(ctx context.Context) (Set, error) { return BuildFor(ctx, arch(ctx), hostBusybox) }
+
+// hostBusybox is where Debian's package has it. It also is what the names of its tools are taken from.
+const hostBusybox = "/bin/busybox"
+
+// BuildFor makes the images for machines of another architecture, from a busybox for it.
+func BuildFor(ctx context.Context, arch, busybox string) (Set, error) {
 	dir, err := os.MkdirTemp("", "umiak-images-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-	app, err := Program(ctx, dir)
+	app, err := program(ctx, dir, arch)
 	if err != nil {
 		return nil, err
 	}
-	layer, err := rootfs(ctx, app)
+	layer, err := rootfs(ctx, app, busybox)
 	if err != nil {
 		return nil, fmt.Errorf("build test image: %w", err)
 	}
@@ -82,7 +90,7 @@ func Build(ctx context.Context) (Set, error) {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
 		}
 		cfg = cfg.DeepCopy()
-		cfg.OS, cfg.Architecture = "linux", arch(ctx)
+		cfg.OS, cfg.Architecture = "linux", arch
 		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + version}, WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: []string{"serve"}}
 		if set[ref], err = mutate.ConfigFile(img, cfg); err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
@@ -93,7 +101,7 @@ func Build(ctx context.Context) (Set, error) {
 
 // rootfs is one layer: busybox with a link for each of its tools, the program, and a few files that
 // programs expect.
-func rootfs(ctx context.Context, app string) (v1.Layer, error) {
+func rootfs(ctx context.Context, app, busybox string) (v1.Layer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	var errs []error
@@ -109,7 +117,7 @@ func rootfs(ctx context.Context, app string) (v1.Layer, error) {
 		add(tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}, nil)
 	}
 	add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
-	for name, from := range map[string]string{"bin/busybox": "/bin/busybox", "bin/app": app} {
+	for name, from := range map[string]string{"bin/busybox": busybox, "bin/app": app} {
 		data, err := os.ReadFile(from)
 		if errors.Is(err, fs.ErrNotExist) && name == "bin/busybox" {
 			err = errors.New("install the package busybox-static")
@@ -117,7 +125,7 @@ func rootfs(ctx context.Context, app string) (v1.Layer, error) {
 		errs = append(errs, err)
 		add(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755}, data)
 	}
-	tools, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
+	tools, err := exec.CommandContext(ctx, hostBusybox, "--list").Output()
 	errs = append(errs, err)
 	for t := range strings.FieldsSeq(string(tools)) {
 		if t != "busybox" {
