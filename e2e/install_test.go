@@ -565,7 +565,7 @@ func (b *box) upgradeCluster(m *mirror, agents []*box, next string) {
 			out, err := b.M.Run(ctx, "/usr/local/bin/umiak", "kubectl", "get", "upgrade", name, "-o", "jsonpath={.status.phase}: {.status.message}")
 			for _, w := range words {
 				if err == nil && !strings.Contains(out, w) {
-					err = fmt.Errorf("Upgrade %s is %s; it does not say %q", name, out, w) //nolint:staticcheck // it is a name
+					err = fmt.Errorf("Upgrade %s is %s; it does not say %q", name, out, w)
 				}
 			}
 			return err

@@ -131,7 +131,7 @@ func (n *neighbours) others() int {
 func (n *neighbours) putAside(name string, wrong bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, known := n.all[name]; known && !(n.avoid[name].wrong && !wrong) {
+	if _, known := n.all[name]; known && (!n.avoid[name].wrong || wrong) {
 		n.avoid[name] = aside{time.Now().Add(avoidFor), wrong}
 	}
 }

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// Group and Version are where Upgrades are served.
-	Group, Version = "umiak.io", "v1alpha1"
+	// Group is that of Upgrades.
+	Group = "umiak.io"
+	// Version is the one in which they are served.
+	Version = "v1alpha1"
 	// Kind is what they are called.
 	Kind = "Upgrade"
 
