@@ -665,6 +665,7 @@ take_back() {
 	if [ "\${1:-}" != now ] && { read -r pid since <$WORKING; } 2>/dev/null &&
 		[ "\$(sed 's/.*) //' "/proc/\$pid/stat" 2>/dev/null | cut -d ' ' -f 20)" = "\$since" ]; then exit 0; fi
 	echo 'umiak: taking back an installation that was not finished' >&2
+	[ "\${1:-}" = now ] || rm -f $WORKING
 	durable() { sync "\$@" 2>/dev/null || sync; }
 	back() {
 		[ -e "\$1" ] || return 0

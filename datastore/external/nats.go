@@ -50,6 +50,10 @@ func (w *wholeWatches) listen() (chan server.EventBatch, error) {
 			if len(batch.Events) == 0 {
 				continue
 			}
+			// Whoever is told of a change is to read it as well.
+			if err := w.reach(ctx, batch.CurrentRev); err != nil {
+				return
+			}
 			w.told.Store(max(w.told.Load(), batch.CurrentRev))
 			select {
 			case out <- batch:
