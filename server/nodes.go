@@ -3,16 +3,13 @@ package server
 import (
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
-	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/tunnel"
 )
 
 // reachNodes takes nodes' tunnels and has the API server use them.
 func (s *Server) reachNodes() error {
-	s.tunnels = tunnel.NewTunnels(tunnel.Identity{
-		ClientCA: s.pki.CACert(pki.ClientCA), UserPrefix: controlplane.AgentUserPrefix, Group: controlplane.AgentsGroup,
-	}, s.log)
+	s.tunnels = tunnel.NewTunnels(tunnel.Identity{ClientCA: s.pki.CACert(pki.ClientCA)}, s.log)
 	d := &tunnel.Dialer{Nodes: tunnel.NewNodes(), Tunnels: s.tunnels, PodsByTunnel: s.cfg.DisableAgent}
 	if !s.cfg.DisableAgent {
 		name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()

@@ -31,7 +31,7 @@ type ImportOptions struct {
 // Import imports archives and writes what it does to progress. A broken archive does not keep the
 // others from being imported. "-" is the standard input.
 func Import(ctx context.Context, socket string, paths []string, opts ImportOptions, progress io.Writer) error {
-	c, err := connect(socket)
+	c, err := Connect(socket)
 	if err != nil {
 		return err
 	}
@@ -89,12 +89,12 @@ func List(ctx context.Context, socket, output string, w io.Writer) error {
 	if output != "" && output != "json" {
 		return fmt.Errorf("output %q is not json", output)
 	}
-	c, err := connect(socket)
+	c, err := Connect(socket)
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := c.ListImages(ctx)
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
@@ -133,12 +133,12 @@ func Export(ctx context.Context, socket string, names []string, file string, std
 	if len(names) == 0 {
 		return errors.New("export: no image named")
 	}
-	c, err := connect(socket)
+	c, err := Connect(socket)
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, Namespace)
 	opts := []archive.ExportOpt{archive.WithPlatform(platforms.Default())}
 	for _, n := range names {
 		ref, err := reference.ParseDockerRef(n)

@@ -18,14 +18,16 @@ import (
 )
 
 const (
-	namespace   = "k8s.io" // where the kubelet's images are
+	// Namespace is containerd's where the kubelet's images are.
+	Namespace = "k8s.io"
+
 	pinnedLabel = "io.cri-containerd.pinned"
 	pinnedValue = "pinned"
 )
 
-// connect opens a client of the node's containerd.
-func connect(socket string) (*client.Client, error) {
-	c, err := client.New(socket, client.WithDefaultNamespace(namespace))
+// Connect opens a client of the node's containerd.
+func Connect(socket string) (*client.Client, error) {
+	c, err := client.New(socket, client.WithDefaultNamespace(Namespace))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
 	}
@@ -46,7 +48,7 @@ type importOptions struct {
 
 // importFile imports one archive. Errors do not name it.
 func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importOptions) (imported, error) {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, Namespace)
 	sum := sha256.New()
 	counted := &counter{ctx: ctx, r: io.TeeReader(f, sum), report: opts.progress}
 	stream, err := plain(counted)
@@ -156,7 +158,7 @@ func (c *counter) Read(p []byte) (int, error) {
 
 // present says whether the store has all these images, pinned.
 func present(ctx context.Context, c *client.Client, want map[string]string) (bool, error) {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, Namespace)
 	for name, digest := range want {
 		img, err := c.ImageService().Get(ctx, name)
 		if errdefs.IsNotFound(err) {
@@ -174,7 +176,7 @@ func present(ctx context.Context, c *client.Client, want map[string]string) (boo
 
 // unpin leaves an image to the kubelet's garbage collection, if it is still the one that was imported.
 func unpin(ctx context.Context, c *client.Client, name, digest string) error {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := c.ImageService().List(ctx, "target.digest=="+digest)
 	if err != nil {
 		return err

@@ -113,7 +113,7 @@ func (i *Importer) run(ctx context.Context) error {
 	if i.known, err = loadState(i.cfg.State); err != nil {
 		return err
 	}
-	c, err := connect(i.cfg.Socket)
+	c, err := Connect(i.cfg.Socket)
 	if err != nil {
 		return err
 	}

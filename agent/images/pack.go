@@ -65,12 +65,12 @@ func inStore(ctx context.Context, socket, ref string, f func(context.Context, co
 	if err != nil {
 		return err
 	}
-	c, err := connect(socket)
+	c, err := Connect(socket)
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, Namespace)
 	img, err := c.ImageService().Get(ctx, named.String())
 	if errdefs.IsNotFound(err) {
 		return errors.New("it is not in this node's store; `umiak images list` shows what is")

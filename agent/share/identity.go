@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/umiak-io/umiak/internal/names"
 )
@@ -73,8 +71,8 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 		return "", errNoNode
 	}
 	subject := s.PeerCertificates[0].Subject
-	node, ok := strings.CutPrefix(subject.CommonName, names.AgentUserPrefix)
-	if !ok || node == "" || !slices.Contains(subject.Organization, names.AgentsGroup) {
+	node, ok := names.AgentOf(subject.CommonName, subject.Organization)
+	if !ok {
 		return "", errNoNode
 	}
 	return node, nil

@@ -10,10 +10,9 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-)
 
-// namespace is where the kubelet's images are.
-const namespace = "k8s.io"
+	"github.com/umiak-io/umiak/agent/images"
+)
 
 // Store is what this node has. What it has not is errdefs.ErrNotFound.
 type Store interface {
@@ -29,26 +28,23 @@ type Store interface {
 type store struct{ c *client.Client }
 
 func openStore(socket string) (store, error) {
-	c, err := client.New(socket, client.WithDefaultNamespace(namespace))
-	if err != nil {
-		return store{}, fmt.Errorf("connect to containerd at %s: %w", socket, err)
-	}
-	return store{c}, nil
+	c, err := images.Connect(socket)
+	return store{c}, err
 }
 
 func (s store) Close() error { return s.c.Close() }
 
 func (s store) Size(ctx context.Context, d digest.Digest) (int64, error) {
-	i, err := s.c.ContentStore().Info(namespaces.WithNamespace(ctx, namespace), d)
+	i, err := s.c.ContentStore().Info(namespaces.WithNamespace(ctx, images.Namespace), d)
 	return i.Size, err
 }
 
 func (s store) Open(ctx context.Context, d digest.Digest) (content.ReaderAt, error) {
-	return s.c.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
+	return s.c.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, images.Namespace), ocispec.Descriptor{Digest: d})
 }
 
 func (s store) Image(ctx context.Context, name string) (digest.Digest, error) {
-	i, err := s.c.ImageService().Get(namespaces.WithNamespace(ctx, namespace), name)
+	i, err := s.c.ImageService().Get(namespaces.WithNamespace(ctx, images.Namespace), name)
 	return i.Target.Digest, err
 }
 

@@ -1,6 +1,11 @@
 // Package names holds the names in Kubernetes objects by which server and agents understand each other.
 package names
 
+import (
+	"slices"
+	"strings"
+)
+
 const (
 	// LoadBalancerClass is the spec.loadBalancerClass of Services that umiak serves, besides none.
 	LoadBalancerClass = "umiak.io/servicelb"
@@ -20,3 +25,9 @@ const (
 	// NodeUserPrefix is what stands before the node's name in a kubelet's user's.
 	NodeUserPrefix = "system:node:"
 )
+
+// AgentOf is the node whose agent has a certificate with this common name and these organizations, if it is an agent's.
+func AgentOf(commonName string, organizations []string) (node string, ok bool) {
+	node, ok = strings.CutPrefix(commonName, AgentUserPrefix)
+	return node, ok && node != "" && slices.Contains(organizations, AgentsGroup)
+}

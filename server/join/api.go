@@ -296,8 +296,8 @@ func (a *API) identity(r *http.Request) (string, error) {
 		return "", errors.New("the node's client certificate is needed")
 	}
 	c := r.TLS.PeerCertificates[0]
-	name, ok := strings.CutPrefix(c.Subject.CommonName, names.AgentUserPrefix)
-	if !ok || !slices.Contains(c.Subject.Organization, names.AgentsGroup) {
+	name, ok := names.AgentOf(c.Subject.CommonName, c.Subject.Organization)
+	if !ok {
 		return "", errors.New("the client certificate is not a node's")
 	}
 	roots := x509.NewCertPool()

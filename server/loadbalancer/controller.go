@@ -25,6 +25,8 @@ import (
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/umiak-io/umiak/server/lean"
 )
 
 // Config is what the server gives.
@@ -101,11 +103,11 @@ func (c *Controller) serve(ctx context.Context) error {
 		rec = b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "umiak-load-balancer"})
 	}
 	// Two factories, since only Services are selected; of Nodes most is dropped.
-	services := informers.NewSharedInformerFactoryWithOptions(c.cfg.Client, 0, informers.WithTransform(lean),
+	services := informers.NewSharedInformerFactoryWithOptions(c.cfg.Client, 0, informers.WithTransform(lean.Object),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer)).String()
 		}))
-	nodes := informers.NewSharedInformerFactoryWithOptions(c.cfg.Client, 0, informers.WithTransform(lean))
+	nodes := informers.NewSharedInformerFactoryWithOptions(c.cfg.Client, 0, informers.WithTransform(lean.Object))
 	defer services.Shutdown()
 	defer nodes.Shutdown()
 	defer cancel() // runs before the two above, which wait
@@ -143,18 +145,6 @@ func (c *Controller) serve(ctx context.Context) error {
 			c.retry(ctx, w.sync)
 		}
 	}
-}
-
-// lean drops what is not looked at.
-func lean(o any) (any, error) {
-	if m, err := meta.Accessor(o); err == nil {
-		m.SetManagedFields(nil)
-	}
-	if n, ok := o.(*corev1.Node); ok {
-		n.Status.Images, n.Status.Capacity, n.Status.Allocatable = nil, nil, nil
-		n.Status.VolumesAttached, n.Status.VolumesInUse = nil, nil
-	}
-	return o, nil
 }
 
 func nodeMatters(a, b *corev1.Node) bool { return !reflect.DeepEqual(nodeOf(a), nodeOf(b)) }
@@ -323,7 +313,7 @@ func (w *watcher) followLocal(ctx context.Context, services []*corev1.Service) m
 func (w *watcher) follow(ctx context.Context, n types.NamespacedName) *endpoints {
 	ctx, cancel := context.WithCancel(ctx)
 	sel := labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: n.Name}).String()
-	inf := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithNamespace(n.Namespace), informers.WithTransform(lean),
+	inf := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithNamespace(n.Namespace), informers.WithTransform(lean.Object),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = sel })).Discovery().V1().EndpointSlices().Informer()
 	e := &endpoints{cancel: cancel, informer: inf}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"slices"
-	"strings"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 // Identity says which client certificates are agents'.
@@ -16,8 +16,6 @@ type Identity struct {
 	// ClientCA is the file with the certificates of the CA that signs them. It is read at each request: a CA
 	// may be replaced, and nodes connect seldom.
 	ClientCA string
-	// A common name is UserPrefix and the node's name; the organization must be Group.
-	UserPrefix, Group string
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -60,8 +58,8 @@ func (i Identity) node(r *http.Request) (string, error) {
 		}
 		return "", &refusal{http.StatusUnauthorized, "the certificate is not from this cluster"}
 	}
-	name, ok := strings.CutPrefix(leaf.Subject.CommonName, i.UserPrefix)
-	if !ok || name == "" || len(name) > 253 || !slices.Contains(leaf.Subject.Organization, i.Group) {
+	name, ok := names.AgentOf(leaf.Subject.CommonName, leaf.Subject.Organization)
+	if !ok || len(name) > 253 {
 		return "", &refusal{http.StatusForbidden, "the certificate is not an agent's"}
 	}
 	return name, nil

@@ -98,7 +98,7 @@ type server struct {
 
 func (w *world) server(t *testing.T, addr string, change ...func(*tunnel.Identity)) *server {
 	t.Helper()
-	id := tunnel.Identity{ClientCA: w.pki.CACert(pki.ClientCA), UserPrefix: prefix, Group: group}
+	id := tunnel.Identity{ClientCA: w.pki.CACert(pki.ClientCA)}
 	for _, f := range change {
 		f(&id)
 	}

@@ -112,7 +112,7 @@ func (c Client) Follow(ctx context.Context, name string, show func(upgrades.Stat
 	return ctx.Err()
 }
 
-// away says whether an error is of a server that restarts, and no answer.
+// away says whether an error is of a server that restarts, and no answer. It forbids everything until it has read its roles.
 func away(err error) bool {
 	var s apierrors.APIStatus
 	return !errors.As(err, &s) || apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) || apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsForbidden(err)

@@ -12,7 +12,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,6 +27,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/umiak-io/umiak/internal/upgrades"
+	"github.com/umiak-io/umiak/server/lean"
 )
 
 // Config is what the server gives.
@@ -125,7 +125,7 @@ func (w *worker) stop() {
 // watch follows Nodes and budgets.
 func (w *worker) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	f := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(lean))
+	f := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(lean.Object))
 	w.end = func() { cancel(); f.Shutdown() }
 	nodes, budgets := f.Core().V1().Nodes().Informer(), f.Policy().V1().PodDisruptionBudgets()
 	var synced []cache.DoneChecker
@@ -142,18 +142,6 @@ func (w *worker) watch(ctx context.Context) error {
 	}
 	w.nodes, w.budgets = nodes.GetStore(), budgets.Lister()
 	return nil
-}
-
-// lean drops what is not looked at.
-func lean(o any) (any, error) {
-	if m, err := meta.Accessor(o); err == nil {
-		m.SetManagedFields(nil)
-	}
-	if n, ok := o.(*corev1.Node); ok {
-		n.Status.Images, n.Status.Capacity, n.Status.Allocatable = nil, nil, nil
-		n.Status.VolumesAttached, n.Status.VolumesInUse = nil, nil
-	}
-	return o, nil
 }
 
 func (w *worker) work(ctx context.Context) {
@@ -274,7 +262,7 @@ func (w *worker) finishOthers(ctx context.Context, all []*upgrades.Upgrade, node
 		if !asked(n) || mine[n.Name] {
 			continue
 		}
-		if step, _ := (&planner{u: &upgrades.Upgrade{}, now: time.Now()}).look(n); step.Action == Finish || step.Status.Phase == upgrades.Failed {
+		if step, _ := look(n, time.Now()); step.Action == Finish || step.Status.Phase == upgrades.Failed {
 			errs = append(errs, w.finish(ctx, n))
 		}
 	}

@@ -65,16 +65,17 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 	}
 	selected := inOrder(Selected(p.u, nodes))
 	if p.all = len(selected); p.all == 0 {
-		return waiting(nil, 0, "no node is selected")
+		return waiting(nil, "no node is selected")
 	}
 	// All of them first: a node that cannot be upgraded is found before any is touched.
 	var rest, under []*corev1.Node
 	for _, n := range selected {
-		if v := version(n); v == p.u.Spec.Version && !asked(n) {
+		r, asked := request(n)
+		if version(n) == p.u.Spec.Version && !asked {
 			p.done++
 			continue
 		}
-		if r, ok := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor); ok && (r.ID == p.id || p.now.Sub(r.Asked) < Patience) {
+		if asked && (r.ID == p.id || p.now.Sub(r.Asked) < Patience) {
 			under = append(under, n)
 			continue
 		}
@@ -87,13 +88,13 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 		}
 	}
 	for _, n := range under {
-		if step, over := p.look(n); over {
+		if step, over := look(n, p.now); over {
 			return step
 		}
 	}
 	if len(under) > 0 { // one at a time
 		n := under[0]
-		r, _ := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
+		r, _ := request(n)
 		message := fmt.Sprintf("%s goes from %s to %s", n.Name, version(n), r.Version)
 		if version(n) == r.Version {
 			message = fmt.Sprintf("%s runs %s and is not ready yet", n.Name, r.Version)
@@ -127,14 +128,14 @@ func (p *planner) allowed(n *corev1.Node, target int) (Step, bool) {
 }
 
 // look at a node that was asked. It is not over while the node works on it.
-func (p *planner) look(n *corev1.Node) (Step, bool) {
-	r, _ := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
+func look(n *corev1.Node, now time.Time) (Step, bool) {
+	r, _ := request(n)
 	a, _ := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered)
 	switch {
 	case a.ID == r.ID && (a.Error != "" || version(n) == r.Version && ready(n)):
 		// A node that failed is given back its pods as well; what it said stays, and is looked at in the next step.
 		return Step{Action: Finish, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: n.Name + " has answered"}}, true
-	case p.now.Sub(r.Asked) >= Patience:
+	case now.Sub(r.Asked) >= Patience:
 		return failed(n, "%s has not come back with %s in %s (%s): look there at umiak status and at /var/lib/umiak/agent/upgrade/log; no other node is touched. Raise spec.attempt to try again",
 			n.Name, r.Version, Patience, cmp.Or(readiness(n), "it says nothing")), true
 	}
@@ -145,7 +146,7 @@ func (p *planner) look(n *corev1.Node) (Step, bool) {
 func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
 	for _, n := range selected {
 		if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id && !ready(n) {
-			return waiting(n, 0, "%s, which was upgraded at %s, is not ready any more (%s): no other node is touched. Raise spec.attempt to go on without it",
+			return waiting(n, "%s, which was upgraded at %s, is not ready any more (%s): no other node is touched. Raise spec.attempt to go on without it",
 				n.Name, a.Ended.UTC().Format(time.RFC3339), readiness(n))
 		}
 	}
@@ -154,15 +155,15 @@ func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
 			continue
 		}
 		if !ready(n) && isServer(rest[0]) {
-			return waiting(n, 0, "server %s is not ready (%s), and no other is taken away meanwhile", n.Name, readiness(n))
+			return waiting(n, "server %s is not ready (%s), and no other is taken away meanwhile", n.Name, readiness(n))
 		}
 		if m, err := upgrades.Minor(version(n)); err == nil && m < target && !isServer(rest[0]) {
-			return waiting(n, 0, "server %s runs %s, and no node may be newer than a server", n.Name, version(n))
+			return waiting(n, "server %s runs %s, and no node may be newer than a server", n.Name, version(n))
 		}
 	}
 	// A server without a node is seen only when it leads.
 	if m, err := upgrades.Minor(p.self); err == nil && m < target && !isServer(rest[0]) {
-		return waiting(nil, 0, "a server without a node runs %s, and no node may be newer: upgrade it there by umiak upgrade", p.self)
+		return waiting(nil, "a server without a node runs %s, and no node may be newer: upgrade it there by umiak upgrade", p.self)
 	}
 	var away []*corev1.Node
 	for _, n := range rest {
@@ -171,7 +172,7 @@ func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
 		}
 		away = append(away, n)
 	}
-	return waiting(away[0], 0, "%s: upgraded when there again", count(away, "is not ready", "are not ready"))
+	return waiting(away[0], "%s: upgraded when there again", count(away, "is not ready", "are not ready"))
 }
 
 // Selected are the nodes of an Upgrade. A selector that cannot be read selects none.
@@ -190,8 +191,8 @@ func failed(n *corev1.Node, format string, args ...any) Step {
 	return Step{Node: n, Status: upgrades.Status{Phase: upgrades.Failed, Message: fmt.Sprintf(format, args...)}}
 }
 
-func waiting(n *corev1.Node, again time.Duration, format string, args ...any) Step {
-	return Step{Node: n, Again: again, Status: upgrades.Status{Phase: upgrades.Waiting, Message: fmt.Sprintf(format, args...)}}
+func waiting(n *corev1.Node, format string, args ...any) Step {
+	return Step{Node: n, Status: upgrades.Status{Phase: upgrades.Waiting, Message: fmt.Sprintf(format, args...)}}
 }
 
 // count names nodes, some of them: "a is", "a, b, c and 7 more are".
@@ -222,10 +223,13 @@ func compare(a, b bool) int {
 
 func isServer(n *corev1.Node) bool  { _, ok := n.Labels[names.ServerRole]; return ok }
 func version(n *corev1.Node) string { return n.Status.NodeInfo.KubeletVersion }
-func asked(n *corev1.Node) bool {
-	_, ok := upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
-	return ok
+
+// request is what a node was asked for.
+func request(n *corev1.Node) (upgrades.Request, bool) {
+	return upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
 }
+
+func asked(n *corev1.Node) bool { _, ok := request(n); return ok }
 
 func ready(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {

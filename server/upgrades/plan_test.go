@@ -44,7 +44,7 @@ func note(name string, v any) change {
 	}
 }
 
-func request(id string, ago time.Duration) change {
+func requested(id string, ago time.Duration) change {
 	return note(upgrades.AskedFor, upgrades.Request{ID: id, Version: v2, Asked: now.Add(-ago)})
 }
 
@@ -69,17 +69,17 @@ func TestNext(t *testing.T) {
 			action: Begin, node: "s2", phase: upgrades.Upgrading, done: 1},
 		"then agents":              {nodes: []*corev1.Node{node("b", v1), node("a", v1), node("s1", v2, server)}, action: Begin, node: "a", phase: upgrades.Upgrading, done: 1},
 		"complete":                 {nodes: []*corev1.Node{node("a", v2), node("s1", v2, server)}, phase: upgrades.Complete, says: "2 of 2", done: 2},
-		"a node works on it":       {nodes: []*corev1.Node{node("a", v1, request(id, time.Minute)), node("b", v1)}, node: "a", phase: upgrades.Upgrading, says: "from " + v1},
-		"it comes back":            {nodes: []*corev1.Node{node("a", v2, request(id, time.Minute), answer(id, ""), down), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
-		"it is back":               {nodes: []*corev1.Node{node("a", v2, request(id, time.Minute), answer(id, "")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
-		"not yet with the version": {nodes: []*corev1.Node{node("a", v1, request(id, time.Minute), answer(id, ""))}, node: "a", phase: upgrades.Upgrading},
-		"an answer to another one": {nodes: []*corev1.Node{node("a", v1, request(id, time.Minute), answer("x", "no"))}, node: "a", phase: upgrades.Upgrading},
-		"it failed":                {nodes: []*corev1.Node{node("a", v1, request(id, time.Minute), answer(id, "no space")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
+		"a node works on it":       {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute)), node("b", v1)}, node: "a", phase: upgrades.Upgrading, says: "from " + v1},
+		"it comes back":            {nodes: []*corev1.Node{node("a", v2, requested(id, time.Minute), answer(id, ""), down), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
+		"it is back":               {nodes: []*corev1.Node{node("a", v2, requested(id, time.Minute), answer(id, "")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
+		"not yet with the version": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer(id, ""))}, node: "a", phase: upgrades.Upgrading},
+		"an answer to another one": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer("x", "no"))}, node: "a", phase: upgrades.Upgrading},
+		"it failed":                {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer(id, "no space")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
 		"it has failed":            {nodes: []*corev1.Node{node("a", v1, answer(id, "no space")), node("b", v1)}, node: "a", phase: upgrades.Failed, says: "no space"},
 		"it is tried again":        {nodes: []*corev1.Node{node("a", v1, answer("before", "no space")), node("b", v1)}, action: Begin, node: "a", phase: upgrades.Upgrading},
-		"no news":                  {nodes: []*corev1.Node{node("a", v1, request(id, Patience), down)}, node: "a", phase: upgrades.Failed, says: "has not come back"},
-		"no news of another":       {nodes: []*corev1.Node{node("a", v1, request("before", Patience))}, action: Begin, node: "a", phase: upgrades.Upgrading},
-		"another one is under way": {nodes: []*corev1.Node{node("a", v1, request("before", 0)), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
+		"no news":                  {nodes: []*corev1.Node{node("a", v1, requested(id, Patience), down)}, node: "a", phase: upgrades.Failed, says: "has not come back"},
+		"no news of another":       {nodes: []*corev1.Node{node("a", v1, requested("before", Patience))}, action: Begin, node: "a", phase: upgrades.Upgrading},
+		"another one is under way": {nodes: []*corev1.Node{node("a", v1, requested("before", 0)), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
 		"a server is down":         {nodes: []*corev1.Node{node("s1", v1, server), node("s2", v1, server, down)}, node: "s2", phase: upgrades.Waiting, says: "no other is taken away"},
 		"a server outside is down": {spec: upgrades.Spec{NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}}}, nodes: []*corev1.Node{node("s1", v1, server, func(n *corev1.Node) { n.Labels["x"] = "y" }), node("s2", v1, server, down)}, node: "s2", phase: upgrades.Waiting},
 		"an agent is away":         {nodes: []*corev1.Node{node("a", v1, down), node("b", v1), node("s", v2, server)}, action: Begin, node: "b", phase: upgrades.Upgrading, done: 1},
@@ -88,7 +88,7 @@ func TestNext(t *testing.T) {
 			says: "is not ready any more", done: 1},
 		"one fell, another's upgrade": {nodes: []*corev1.Node{node("a", v2, down, answer("x", "")), node("b", v1)}, action: Begin, node: "b", phase: upgrades.Upgrading, done: 1},
 		"paused":                      {spec: upgrades.Spec{Paused: true}, nodes: []*corev1.Node{node("a", v1)}, phase: upgrades.Paused, says: "a is not upgraded"},
-		"paused in the middle":        {spec: upgrades.Spec{Paused: true}, nodes: []*corev1.Node{node("a", v1, request(id, 0))}, node: "a", phase: upgrades.Upgrading},
+		"paused in the middle":        {spec: upgrades.Spec{Paused: true}, nodes: []*corev1.Node{node("a", v1, requested(id, 0))}, node: "a", phase: upgrades.Upgrading},
 		"back a minor version":        {nodes: []*corev1.Node{node("a", "v1.38.0+umiak1")}, node: "a", phase: upgrades.Failed, says: "is older"},
 		"two minor versions":          {nodes: []*corev1.Node{node("s", v2, server), node("z", "v1.35.9")}, node: "z", phase: upgrades.Failed, says: "go to v1.36 first", done: 1},
 		"no version at all":           {nodes: []*corev1.Node{node("a", "k3s")}, node: "a", phase: upgrades.Failed},
@@ -143,7 +143,7 @@ func TestNextEnds(t *testing.T) {
 			return
 		case step.Action == Begin:
 			order = append(order, step.Node.Name)
-			request(u.ID(), 0)(step.Node)
+			requested(u.ID(), 0)(step.Node)
 		case step.Action == Finish:
 			delete(step.Node.Annotations, upgrades.AskedFor)
 		default:
