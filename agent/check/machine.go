@@ -92,13 +92,9 @@ func cgroups(_ context.Context, cfg Config) []Result {
 	if m := c.Missing(); len(m) > 0 {
 		fix := "use a kernel with these controllers"
 		if !c.Has("memory") {
-			fix = "add cgroup_enable=memory cgroup_memory=1 to the kernel's command line and reboot"
-			for _, f := range []string{"/boot/firmware/cmdline.txt", "/boot/cmdline.txt"} {
-				if _, err := os.Stat(f); err == nil { // a Raspberry Pi, where the memory controller is off
-					fix = "add cgroup_enable=memory cgroup_memory=1 to the line in " + f + " and reboot"
-					break
-				}
-			}
+			booted, _ := os.ReadFile("/proc/cmdline")
+			file, lines := bootLine()
+			fix = memoryFix(string(booted), file, lines)
 		}
 		return []Result{missing("cgroups", fix, "v%d, no controller for %s", c.Version, strings.Join(m, ", "))}
 	}
@@ -106,6 +102,34 @@ func cgroups(_ context.Context, cfg Config) []Result {
 		return []Result{warn("cgroups", "boot with systemd.unified_cgroup_hierarchy=1 if you can", "v1 (Kubernetes is about to give it up), driver %s", c.Driver)}
 	}
 	return []Result{ok("cgroups", "v2, driver %s", c.Driver)}
+}
+
+// bootLine is the file with the kernel's command line that a Raspberry Pi boots with, and what is in it.
+func bootLine() (file, lines string) {
+	for _, f := range []string{"/boot/firmware/cmdline.txt", "/boot/cmdline.txt"} {
+		if raw, err := os.ReadFile(f); err == nil {
+			return f, string(raw)
+		}
+	}
+	return "", ""
+}
+
+// memoryFix says how to get the memory controller, which Raspberry Pi OS boots without: from the command line that
+// the kernel has got, and the file that it comes from, if there is one.
+func memoryFix(booted, file, lines string) string {
+	const option = "cgroup_enable=memory"
+	first, _, _ := strings.Cut(lines, "\n")
+	switch {
+	case strings.Contains(booted, option):
+		return "use a kernel with CONFIG_MEMCG: this one was booted with " + option + " and has no such controller"
+	case file == "":
+		return "add " + option + " to the kernel's command line and reboot"
+	case strings.Contains(first, option):
+		return "reboot: " + option + " is in " + file + ", and this kernel was booted before or from elsewhere"
+	case strings.Contains(lines, option):
+		return "make " + file + " one line, since " + option + " in another is not read, and reboot"
+	}
+	return "sed -i '1s/$/ " + option + " cgroup_memory=1/' " + file + " and reboot"
 }
 
 func memory(_ context.Context, cfg Config) []Result {

@@ -56,25 +56,23 @@ func kernelNetwork(_ context.Context, cfg Config) []Result {
 
 func devices(cfg Config) []Result {
 	var out []Result
-	try := func(name, module string, l netlink.Link, need bool) {
-		err := netlink.LinkAdd(l)
-		switch {
-		case err == nil:
-			out = append(out, ok(name, "can be made"))
-		case need:
-			out = append(out, missing(name, "load the kernel module "+module+" (put it into /etc/modules-load.d)", "cannot be made: %v", err))
-		default:
-			out = append(out, warn(name, "load the kernel module "+module, "cannot be made: %v", err))
+	// Making one loads its module, where the machine has it.
+	try := func(module string, l netlink.Link) {
+		if err := netlink.LinkAdd(l); err != nil {
+			fix := "install what has the kernel module " + module + " (Ubuntu on a Raspberry Pi: the package linux-modules-extra-raspi)"
+			out = append(out, missing(module, fix, "cannot be made: %v", err))
+			return
 		}
+		out = append(out, ok(module, "can be made"))
 	}
 	named := func(n string) netlink.LinkAttrs { a := netlink.NewLinkAttrs(); a.Name = n; return a }
-	try("bridge", "bridge", &netlink.Bridge{LinkAttrs: named("b")}, true)
-	try("veth", "veth", &netlink.Veth{LinkAttrs: named("v0"), PeerName: "v1"}, true)
+	try("bridge", &netlink.Bridge{LinkAttrs: named("b")})
+	try("veth", &netlink.Veth{LinkAttrs: named("v0"), PeerName: "v1"})
 	if cfg.Backend == "" || cfg.Backend == "vxlan" {
-		try("vxlan", "vxlan", &netlink.Vxlan{LinkAttrs: named("x"), VxlanId: 1, Port: 8472}, true)
+		try("vxlan", &netlink.Vxlan{LinkAttrs: named("x"), VxlanId: 1, Port: 8472})
 	}
 	if cfg.Backend == "wireguard-native" {
-		try("wireguard", "wireguard", &netlink.Wireguard{LinkAttrs: named("w")}, true)
+		try("wireguard", &netlink.Wireguard{LinkAttrs: named("w")})
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/umiak-io/umiak/internal/wallclock"
@@ -52,6 +53,10 @@ func FetchCA(ctx context.Context, addr, hash string, now func() time.Time) (*x50
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	conn, err := d.DialContext(ctx, "tcp", addr)
+	if unknown := (*net.DNSError)(nil); errors.As(err, &unknown) && strings.HasSuffix(strings.TrimSuffix(unknown.Name, "."), ".local") {
+		// Go's own resolver knows nothing of RFC 6762, and every Raspberry Pi is told to be NAME.local.
+		return nil, fmt.Errorf("connect to %s: %w; names in .local (mDNS) are not looked up: give the address, or a name that DNS has", addr, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}

@@ -152,6 +152,13 @@ func serve(t *testing.T, c tls.Certificate) (addr string, said chan int) {
 	return l.Addr().String(), said
 }
 
+func TestFetchCAOfMulticastName(t *testing.T) {
+	_, err := FetchCA(t.Context(), "there-is-none.local:6443", "", time.Now)
+	if err == nil || !strings.Contains(err.Error(), "names in .local") {
+		t.Error(err)
+	}
+}
+
 func TestFetchCA(t *testing.T) {
 	good, evil := newAuthority(t), newAuthority(t)
 	for name, c := range map[string]struct {
