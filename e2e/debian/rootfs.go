@@ -19,7 +19,7 @@ import (
 
 const (
 	release  = "bookworm"
-	packages = "systemd,systemd-sysv,dbus,iproute2,procps,ca-certificates,curl"
+	packages = "systemd,systemd-sysv,dbus,iproute2,procps,ca-certificates,curl,rpm"
 	recipe   = 1 // to be raised when finish changes
 )
 
