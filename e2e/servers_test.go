@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/machine"
@@ -183,12 +182,6 @@ func TestThreeServers(t *testing.T) {
 				e.Errorf("%s is another: %s, was %s", name, describe(p), describe(old))
 			}
 		}
-		// kube-apiserver answers before its allocator has read the ServiceCIDR, and says "range is full" until then.
-		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "first"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
-			_, err := e.Kube.CoreV1().Services(e.ns).Create(ctx, svc, metav1.CreateOptions{})
-			return err
-		}))
 		for _, a := range []*cluster.Cluster{a1, a2} {
 			e.nodeReady(a.M.Name, a)
 			e.apply(fmt.Sprintf(onNode, "later"+a.M.Name, a.M.Name))

@@ -30,12 +30,14 @@ const (
 	AgentUserPrefix   = names.AgentUserPrefix
 )
 
-// hooks stand in for two of upstream's, under their names: those wait a second before they begin and
-// then send their 200 requests one after the other, which is most of the time that an API server needs
-// to become ready. The policy is upstream's, and so is the code that compares and changes roles.
+// hooks run when the API server has begun to answer; /readyz waits for them. The first two stand in for two of upstream's,
+// under their names: those wait a second before they begin and then send their 200 requests one after the other, which is
+// most of the time that an API server needs to become ready. The policy is upstream's, and so is the code that compares and
+// changes roles.
 var hooks = map[string]func(context.Context, *rest.Config) error{
 	rbacrest.PostStartHookName:       ensureRoles,
 	schedulingrest.PostStartHookName: ensurePriorityClasses,
+	"umiak/service-addresses":        awaitAddresses,
 }
 
 func runHook(f func(context.Context, *rest.Config) error) genericapiserver.PostStartHookFunc {
