@@ -217,7 +217,9 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 	c.MaxWalFiles, c.MaxSnapFiles = 2, 2
 	c.QuotaBackendBytes = quota
 	if strconv.IntSize == 32 {
-		c.QuotaBackendBytes = 512 << 20 // the file is mapped into memory
+		// The file is mapped whole: etcd asks for a tenth more than this, and bbolt takes the next power of two, of the 2
+		// or 3 GiB of addresses that a program has there.
+		c.QuotaBackendBytes = 448 << 20
 	}
 	c.MaxLearners = 3
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history

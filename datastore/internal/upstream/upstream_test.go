@@ -163,7 +163,12 @@ func TestUpstream(t *testing.T) {
 		},
 	} {
 		for tier, volatile := range map[string]bool{"durable": false, "volatile": true} {
-			t.Run(name+"/"+tier, func(t *testing.T) { f(t, setup(t, volatile)) })
+			t.Run(name+"/"+tier, func(t *testing.T) {
+				if volatile && strconv.IntSize == 32 {
+					t.Skip("upstream's tests read revisions into an int, and those in memory begin at 2^36")
+				}
+				f(t, setup(t, volatile))
+			})
 		}
 	}
 }
