@@ -360,17 +360,17 @@ func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 // watchTables keeps a foreign `nft flush ruleset` from cutting pods off; the proxy repairs its own table.
 func (a *Agent) watchTables(ctx context.Context, ready func()) error {
 	return tables.Watch{Log: a.log.With("component", "tables"), Tables: []tables.Table{
-		{Name: network.Table, Put: func() error {
+		{Name: network.Table, Put: func() (bool, error) {
 			if n := a.network.Load(); n != nil {
 				return n.Resync()
 			}
-			return nil
+			return false, nil
 		}},
-		{Name: dns.Table, Put: func() error {
+		{Name: dns.Table, Put: func() (bool, error) {
 			if s := a.dns.Load(); s != nil {
 				return s.Resync()
 			}
-			return nil
+			return false, nil
 		}},
 	}}.Run(ctx, ready)
 }

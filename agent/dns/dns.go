@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coredns/caddy"
@@ -62,6 +63,8 @@ type Server struct {
 	events  record.EventRecorder
 	wake    chan struct{}
 	stop    <-chan struct{} // of Run
+
+	prepared atomic.Bool // address, route and table have been there
 
 	mu      sync.Mutex
 	files   map[string]map[string]string // ConfigMap name -> data; what to load
@@ -122,6 +125,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := setupNetwork(s.cfg.ClusterDNS); err != nil {
 		return fmt.Errorf("prepare the node for DNS: %w", err)
 	}
+	s.prepared.Store(true)
 	s.startInformers()
 	if s.events = s.cfg.Events; s.events == nil {
 		b := record.NewBroadcaster(record.WithContext(ctx))
@@ -175,8 +179,14 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// Resync puts address, route and table back as they should be; for when somebody flushed the rules.
-func (s *Server) Resync() error { return setupNetwork(s.cfg.ClusterDNS) }
+// Resync puts address, route and table back as they should be, if they have been there before; for when somebody
+// flushed the rules. It says whether it did.
+func (s *Server) Resync() (bool, error) {
+	if !s.prepared.Load() {
+		return false, nil
+	}
+	return true, setupNetwork(s.cfg.ClusterDNS)
+}
 
 func (s *Server) startInformers() {
 	if s.stop != nil {

@@ -700,7 +700,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 		stop()
 		stop = w.run(t)
 	}
-	if err := w.server.Resync(); err != nil {
+	if put, err := w.server.Resync(); !put || err != nil {
 		t.Fatal(err)
 	}
 	if look() == before {

@@ -66,13 +66,13 @@ type Network struct {
 	ranges atomic.Pointer[[]netip.Prefix] // those for which rules have been written
 }
 
-// Resync writes the rules again, if they have been written before: somebody has removed them.
-func (n *Network) Resync() error {
+// Resync writes the rules again, if they have been written before: somebody has removed them. It says whether it did.
+func (n *Network) Resync() (bool, error) {
 	r := n.ranges.Load()
 	if r == nil {
-		return nil
+		return false, nil
 	}
-	return applyRules(*r, n.cfg.ClusterCIDR)
+	return true, applyRules(*r, n.cfg.ClusterCIDR)
 }
 
 // Ranges are the node's pod ranges, nil while they are not known.

@@ -16,9 +16,9 @@ import (
 // Table is one table to look after.
 type Table struct {
 	Name string
-	// Put writes the table as it should be, in one transaction. It may be called at any time, also
-	// before the table has been written for the first time; then it does nothing.
-	Put func() error
+	// Put writes the table as it should be, in one transaction, and says that it did. It may be called at any
+	// time, also before the table has been written for the first time; then it does nothing.
+	Put func() (bool, error)
 }
 
 // Watch puts tables back. Every table has chains with rules in them while it is whole.
@@ -68,7 +68,8 @@ func (w Watch) repair() {
 	for _, t := range w.Tables {
 		whole, err := isWhole(t.Name)
 		if err == nil && !whole {
-			if err = t.Put(); err == nil {
+			var put bool
+			if put, err = t.Put(); put && err == nil {
 				w.Log.Warn("somebody removed our rules, they are back", "table", t.Name)
 			}
 		}

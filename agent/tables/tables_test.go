@@ -1,11 +1,13 @@
 package tables_test
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,11 +67,15 @@ func TestRemovedAndEmptiedTablesComeBack(t *testing.T) {
 		}()
 		<-done
 	}
-	w := tables.Watch{Log: slog.New(slog.DiscardHandler), Tables: []tables.Table{{Name: name, Put: func() error {
-		put(t, name)
-		written <- struct{}{}
-		return nil
-	}}}}
+	var log bytes.Buffer // read when the watch has ended
+	w := tables.Watch{Log: slog.New(slog.NewTextHandler(&log, nil)), Tables: []tables.Table{
+		{Name: name, Put: func() (bool, error) {
+			put(t, name)
+			written <- struct{}{}
+			return true, nil
+		}},
+		{Name: "not-yet-written", Put: func() (bool, error) { return false, nil }},
+	}}
 	ctx, cancel := context.WithCancel(t.Context())
 	up, ended := make(chan struct{}), make(chan error, 1)
 	go enter(func() { ended <- w.Run(ctx, func() { close(up) }) })
@@ -98,5 +104,8 @@ func TestRemovedAndEmptiedTablesComeBack(t *testing.T) {
 	}
 	if len(written) > 0 {
 		t.Fatal("wrote a table that was whole")
+	}
+	if n := strings.Count(log.String(), "somebody removed"); n != 3 || strings.Contains(log.String(), "not-yet-written") {
+		t.Errorf("%d reports of 3:\n%s", n, log.String())
 	}
 }
