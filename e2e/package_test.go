@@ -89,7 +89,7 @@ func packaged(t *testing.T, root string, m manager) {
 	}
 	b.untouched(have, "the update")
 	run(m.rm)
-	leaves := append(m.leaves, b.M.Dir) // where the packages are
+	leaves := slices.Concat(m.leaves, []string{b.M.Dir}) // where the packages are
 	for _, d := range append(before.Diff(b.state()), files.Diff(b.files())...) {
 		if !slices.ContainsFunc(leaves, func(dir string) bool { return strings.Contains(d, dir) }) {
 			b.Errorf("left behind: %s", d)
