@@ -119,6 +119,16 @@ func (h *Host) Plug(t testing.TB, dev string, to *Host, bridge string, addrs ...
 	h.Must(t, err)
 	h.Must(t, h.nl.LinkSetName(peer, dev))
 	h.Address(t, dev, addrs...)
+	// The bridge passes nothing to a port until the kernel has seen its carrier, which it looks at once a second when
+	// many come and go. The CNI plugin waits for it, too.
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if port, err = to.nl.LinkByName(tmp); err == nil && port.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the port of %s is not up: %v", h.Name, err)
+		}
+	}
 }
 
 func (h *Host) Address(t testing.TB, dev string, addrs ...string) {
