@@ -26,6 +26,9 @@ type resender struct {
 type member interface {
 	// LeaderChanged is closed when there is another leader, or one again.
 	LeaderChanged() <-chan struct{}
+	// FirstCommitInTermNotify's channel is closed when this member has applied the first entry of a term. A leader that was
+	// killed and is elected again within a second may be no change to the other members; this is.
+	FirstCommitInTermNotify() <-chan struct{}
 	// LinearizableReadNotify returns when everything that is committed at the time of the call is applied. While leaders
 	// change it may fail with what says no more than that.
 	LinearizableReadNotify(ctx context.Context) error
@@ -34,6 +37,10 @@ type member interface {
 // grace is how long the answer to a write that was applied may take to come back within the process, and the pause
 // before a read is tried again.
 const grace = 100 * time.Millisecond
+
+// patience is how long a write must have been waiting since a term began under what may be the same leader: if it was sent
+// in the moment between the election and that term's first entry, it was not lost, and is only slow.
+const patience = election * time.Millisecond
 
 var errResend = errors.New("the leader has changed")
 
@@ -51,8 +58,8 @@ func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 	limit := time.NewTimer(r.timeout)
 	defer limit.Stop()
 	for {
-		changed := m.LeaderChanged()
-		resp, err := r.attempt(ctx, m, changed, req, handler)
+		changed, term := m.LeaderChanged(), m.FirstCommitInTermNotify()
+		resp, err := r.attempt(ctx, m, changed, term, req, handler)
 		switch {
 		case err == nil:
 			return resp, nil
@@ -60,6 +67,7 @@ func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 		case status.Convert(err).Message() == raft.ErrProposalDropped.Error(): // there was no leader to send it to
 			select {
 			case <-changed:
+			case <-term:
 			case <-limit.C:
 				return nil, err
 			case <-ctx.Done():
@@ -72,7 +80,7 @@ func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 }
 
 // attempt makes the write once. Its error is errResend where a change of leaders has swallowed it.
-func (r resender) attempt(ctx context.Context, m member, changed <-chan struct{}, req any, handler grpc.UnaryHandler) (any, error) {
+func (r resender) attempt(ctx context.Context, m member, changed, term <-chan struct{}, req any, handler grpc.UnaryHandler) (any, error) {
 	type result struct {
 		resp any
 		err  error
@@ -90,6 +98,13 @@ func (r resender) attempt(ctx context.Context, m member, changed <-chan struct{}
 	case out := <-done:
 		return out.resp, out.err
 	case <-changed:
+	case <-term:
+		select {
+		case out := <-done:
+			return out.resp, out.err
+		case <-changed:
+		case <-time.After(patience):
+		}
 	}
 	for {
 		// Etcd gives a read that reaches its loop together with the election the same notice as we had, as an error.

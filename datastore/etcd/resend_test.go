@@ -17,10 +17,12 @@ import (
 // elections is a member whose cluster changes leaders when the test says so.
 type elections struct {
 	changed chan struct{}
+	term    chan struct{}
 	reads   []error // one after the other; the last stays
 }
 
-func (e *elections) LeaderChanged() <-chan struct{} { return e.changed }
+func (e *elections) LeaderChanged() <-chan struct{}           { return e.changed }
+func (e *elections) FirstCommitInTermNotify() <-chan struct{} { return e.term }
 func (e *elections) LinearizableReadNotify(context.Context) error {
 	time.Sleep(10 * time.Millisecond)
 	if len(e.reads) == 0 {
@@ -33,9 +35,14 @@ func (e *elections) LinearizableReadNotify(context.Context) error {
 	return err
 }
 
-func (e *elections) change() {
-	close(e.changed)
-	e.changed = make(chan struct{})
+// elect begins a term, under another leader or the same one.
+func (e *elections) elect(another bool) {
+	if another {
+		close(e.changed)
+		e.changed = make(chan struct{})
+	}
+	close(e.term)
+	e.term = make(chan struct{})
 }
 
 func TestResend(t *testing.T) {
@@ -58,7 +65,8 @@ func TestResend(t *testing.T) {
 	for name, c := range map[string]struct {
 		tries   []try
 		method  string
-		changes int // leaders, one a second
+		changes int  // leaders, one a second
+		same    bool // each time the one that there was
 		reads   []error
 		want    any
 		err     string
@@ -68,6 +76,9 @@ func TestResend(t *testing.T) {
 		"an error is the caller's":           {tries: []try{refused}, err: "no space"},
 		"lost with its leader":               {tries: []try{lost, after(0, 2)}, changes: 1, want: 2, took: time.Second + 110*time.Millisecond},
 		"lost twice":                         {tries: []try{lost, lost, after(0, 3)}, changes: 2, want: 3, took: 2*time.Second + 110*time.Millisecond},
+		"the same leader again":              {tries: []try{lost, after(0, 2)}, changes: 1, same: true, want: 2, took: time.Second + patience + 110*time.Millisecond},
+		"only slow under a new leader":       {tries: []try{after(2*time.Second, 1)}, changes: 1, same: true, want: 1, took: 2 * time.Second},
+		"none to send it to, then the same":  {tries: []try{dropped, after(0, 2)}, changes: 1, same: true, want: 2, took: time.Second},
 		"it had survived":                    {tries: []try{after(1050*time.Millisecond, 1)}, changes: 1, want: 1, took: 1050 * time.Millisecond},
 		"the read met the election":          {tries: []try{lost, after(0, 2)}, changes: 1, reads: []error{errors.New("leader changed"), nil}, want: 2, took: time.Second + 220*time.Millisecond},
 		"no leader to send it to":            {tries: []try{dropped, after(0, 2)}, changes: 1, want: 2, took: time.Second},
@@ -77,11 +88,11 @@ func TestResend(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				e := &elections{changed: make(chan struct{}), reads: c.reads}
+				e := &elections{changed: make(chan struct{}), term: make(chan struct{}), reads: c.reads}
 				go func() {
 					for range c.changes {
 						time.Sleep(time.Second)
-						e.change()
+						e.elect(!c.same)
 					}
 				}()
 				r := resender{member: func(context.Context) (member, error) { return e, nil }, timeout: 5 * time.Second}
