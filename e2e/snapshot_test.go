@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -242,8 +243,11 @@ func TestSQLiteMovesIntoEtcdOnRestart(t *testing.T) {
 	if len(kept) != 1 {
 		t.Errorf("the old file: %v", kept)
 	}
-	out, err := e.Umiak(e.soon(), "status", "-o", "json")
-	e.must(err)
+	var out string
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) (err error) { // the node was ready before, so nothing has waited for all parts
+		out, err = e.Umiak(ctx, "status", "-o", "json")
+		return err
+	}))
 	var rep status.Report
 	e.must(json.Unmarshal([]byte(out), &rep))
 	found := false

@@ -20,6 +20,13 @@ func (c *cleaner) removeInterfaces(context.Context) error {
 		noted[n] = true
 	}
 	links, err := netlink.LinkList()
+	// Interfaces of pods that were stopped just now go by themselves, which may interrupt the list.
+	for range 20 {
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
