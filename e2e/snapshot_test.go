@@ -243,8 +243,9 @@ func TestSQLiteMovesIntoEtcdOnRestart(t *testing.T) {
 	if len(kept) != 1 {
 		t.Errorf("the old file: %v", kept)
 	}
+	// The node was ready before, so nothing has waited for all parts.
 	var out string
-	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) (err error) { // the node was ready before, so nothing has waited for all parts
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) (err error) {
 		out, err = e.Umiak(ctx, "status", "-o", "json")
 		return err
 	}))

@@ -21,10 +21,7 @@ func (c *cleaner) removeInterfaces(context.Context) error {
 	}
 	links, err := netlink.LinkList()
 	// Interfaces of pods that were stopped just now go by themselves, which may interrupt the list.
-	for range 20 {
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
+	for n := 0; n < 20 && errors.Is(err, netlink.ErrDumpInterrupted); n++ {
 		links, err = netlink.LinkList()
 	}
 	if err != nil {
