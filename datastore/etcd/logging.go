@@ -6,9 +6,17 @@ import (
 	"log/slog"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+)
+
+// The same message is written three times in ten seconds at most: a member that starts again tries to publish
+// itself without a pause until it has applied its log, and complains each time.
+const (
+	logTick     = 10 * time.Second
+	logsPerTick = 3
 )
 
 // zapLogger writes etcd's messages to log. etcd says at level info what interests its developers; that is
@@ -18,7 +26,7 @@ func zapLogger(log *slog.Logger, fatal chan<- error, closing *atomic.Bool) *zap.
 	if closing == nil {
 		closing = &atomic.Bool{}
 	}
-	return zap.New(core{log, closing}, zap.WithFatalHook(endGoroutine{fatal}))
+	return zap.New(zapcore.NewSamplerWithOptions(core{log, closing}, logTick, logsPerTick, 0), zap.WithFatalHook(endGoroutine{fatal}))
 }
 
 // expected are complaints about what is meant to be as it is, or comes right by itself within seconds of a
