@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
@@ -19,11 +20,8 @@ func (c *cleaner) removeInterfaces(context.Context) error {
 	for _, n := range c.made(host.KindInterface) {
 		noted[n] = true
 	}
-	links, err := netlink.LinkList()
 	// Interfaces of pods that were stopped just now go by themselves, which may interrupt the list.
-	for n := 0; n < 20 && errors.Is(err, netlink.ErrDumpInterrupted); n++ {
-		links, err = netlink.LinkList()
-	}
+	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -100,7 +101,7 @@ func hostNet(a netip.Addr) *net.IPNet {
 }
 
 func dropRoutes(lo netlink.Link, keep []netip.Addr) error {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: routeProtocol},
+	routes, err := netlinksafe.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: routeProtocol},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -49,7 +50,7 @@ func Addresses(asked []string, ipv4, ipv6 bool) ([]netip.Addr, error) {
 
 // defaultRouteAddress is the source address of the default route with the least metric.
 func defaultRouteAddress(family int) (netip.Addr, error) {
-	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := netlinksafe.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list routes: %w", err)
 	}
@@ -78,7 +79,7 @@ func defaultRouteAddress(family int) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("find the default route's interface: %w", err)
 	}
-	addrs, err := netlink.AddrList(link, family)
+	addrs, err := netlinksafe.AddrList(link, family)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 	}

@@ -63,8 +63,17 @@ func (f *flows) run(ctx context.Context, families []ruleset.Family) {
 	}
 }
 
-// clean looks through conntrack once.
+// clean looks through conntrack once, and once more soon when the kernel could not show it whole.
 func (f *flows) clean(fam ruleset.Family) (uint, error) {
+	n, err := f.end(fam)
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		f.check()
+		err = nil
+	}
+	return n, err
+}
+
+func (f *flows) end(fam ruleset.Family) (uint, error) {
 	own := map[netip.Addr]bool{}
 	addrs, err := f.handle.AddrList(nil, int(fam))
 	if err != nil {
@@ -80,10 +89,6 @@ func (f *flows) clean(fam ruleset.Family) (uint, error) {
 		// What the node itself sends or gets does not pass the rules.
 		return ok && !own[p.Src] && !own[p.Dst] && !f.allowed(p)
 	}))
-	if errors.Is(err, netlink.ErrDumpInterrupted) {
-		f.check() // what is left comes next
-		err = nil
-	}
 	if err != nil {
 		err = fmt.Errorf("end connections that are forbidden now: %w", err)
 	}
