@@ -245,6 +245,10 @@ func TestChurn(t *testing.T) {
 			}
 		})
 	}
+	before := map[*nettest.Host]map[string]int{}
+	for _, h := range l.hosts() {
+		before[h] = h.Counters(t)
+	}
 	begun, changes := time.Now(), 0
 	for time.Since(begun) < length && failed.Load() == 0 {
 		for until := time.Now().Add(time.Duration(1+r.IntN(2000)) * time.Millisecond); time.Now().Before(until); {
@@ -266,6 +270,11 @@ func TestChurn(t *testing.T) {
 	}
 	if failed.Load() > 0 {
 		t.Errorf("%d connections failed, such as: %v", failed.Load(), wrong.Load())
+	}
+	if t.Failed() {
+		for _, h := range l.hosts() {
+			t.Log("counted by ", h.Since(t, before[h]))
+		}
 	}
 	if broken.failures == 0 || rests == 0 || asked.Load() == 0 || policies.changes == 0 {
 		t.Error("nothing was tested")

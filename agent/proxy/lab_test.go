@@ -26,6 +26,8 @@ type lab struct {
 	node, a, b, remote, client *nettest.Host
 }
 
+func (l *lab) hosts() []*nettest.Host { return []*nettest.Host{l.node, l.a, l.b, l.remote, l.client} }
+
 var labNode = netip.MustParseAddr("203.0.113.1")
 
 const (

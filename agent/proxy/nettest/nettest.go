@@ -9,9 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -249,19 +246,4 @@ func (h *Host) Answer(t testing.TB, network, to string, within time.Duration) st
 		return "silence"
 	}
 	return err.Error()
-}
-
-// SentAgain counts the first packets of TCP connections that the host has sent a second time, because no
-// answer came within a second: what shows a lost packet however slow the machine is.
-func (h *Host) SentAgain(t testing.TB) int {
-	t.Helper()
-	var raw []byte
-	var err error
-	h.Do(func() { raw, err = os.ReadFile("/proc/thread-self/net/netstat") })
-	h.Must(t, err)
-	lines := strings.Split(string(raw), "\n") // names and values of TcpExt are the first two
-	at := slices.Index(strings.Fields(lines[0]), "TCPSynRetrans")
-	n, err := strconv.Atoi(strings.Fields(lines[1])[at])
-	h.Must(t, err)
-	return n
 }

@@ -1,0 +1,68 @@
+package nettest
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// SentAgain counts the first packets of TCP connections that the host has sent a second time, because no
+// answer came within a second: what shows a lost packet on any machine that gets to its queue within one.
+func (h *Host) SentAgain(t testing.TB) int {
+	t.Helper()
+	return h.Counters(t)["TcpExt:TCPSynRetrans"]
+}
+
+// Counters are the kernel's counts for the host, such as "Tcp:InErrs" and "conntrack:insert_failed", each of
+// which says where a packet ended.
+func (h *Host) Counters(t testing.TB) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	for _, file := range []string{"snmp", "netstat", "stat/nf_conntrack"} {
+		var raw []byte
+		var err error
+		h.Do(func() { raw, err = os.ReadFile("/proc/thread-self/net/" + file) })
+		h.Must(t, err)
+		lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+		if file == "stat/nf_conntrack" { // one line of names, then hexadecimal ones, one for each CPU
+			for _, values := range lines[1:] {
+				h.Must(t, count(all, "conntrack:", lines[0], values, 16))
+			}
+			continue
+		}
+		for pair := range slices.Chunk(lines, 2) { // one of names, one of values, both begin with the group
+			group, names, _ := strings.Cut(pair[0], " ")
+			_, values, _ := strings.Cut(pair[1], " ")
+			h.Must(t, count(all, group, names, values, 10))
+		}
+	}
+	return all
+}
+
+func count(all map[string]int, group, names, values string, base int) error {
+	v := strings.Fields(values)
+	for i, name := range strings.Fields(names) {
+		n, err := strconv.ParseInt(v[i], base, 64)
+		if err != nil {
+			return fmt.Errorf("count %s%s: %w", group, name, err)
+		}
+		all[group+name] += int(n)
+	}
+	return nil
+}
+
+// Since is what has been counted after before, for people.
+func (h *Host) Since(t testing.TB, before map[string]int) string {
+	t.Helper()
+	var out []string
+	for name, n := range h.Counters(t) {
+		if n != before[name] {
+			out = append(out, fmt.Sprintf("%s %d", name, n-before[name]))
+		}
+	}
+	slices.Sort(out)
+	return h.Name + ": " + strings.Join(out, ", ")
+}
