@@ -115,21 +115,7 @@ metadata: {name: hook}
 spec: {selector: {app: hook}, ports: [{port: 443, targetPort: 8443}]}
 `, b64(crt), b64(key)))
 	e.pod(named("hook"), isReady)
-	hook := "hook-" + e.ns // webhook configurations have no namespace
-	e.apply(fmt.Sprintf(`
-apiVersion: admissionregistration.k8s.io/v1
-kind: MutatingWebhookConfiguration
-metadata: {name: %s}
-webhooks:
-- name: hook.example.test
-  admissionReviewVersions: [v1]
-  sideEffects: None
-  failurePolicy: Fail
-  timeoutSeconds: 5
-  clientConfig: {caBundle: %s, service: {name: hook, namespace: %s}}
-  namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %s}}
-  rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
-`, hook, b64(crt), e.ns, e.ns))
+	hook := e.webhook("Mutating", crt)
 	t.Cleanup(func() {
 		_ = e.Kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.Background(), hook, metav1.DeleteOptions{})
 	})

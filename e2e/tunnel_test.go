@@ -215,13 +215,14 @@ func (e *env) proxies(node string) {
 	}
 }
 
-// refusedByHook has the API server ask the webhook.
-func (e *env) refusedByHook(crt []byte) {
+// webhook has the API server ask the Service hook about ConfigMaps of the test's namespace. What it returns is the
+// name of the configuration, which has no namespace.
+func (e *env) webhook(kind string, crt []byte) string {
 	e.Helper()
-	hook := "hook-" + e.ns // webhook configurations have no namespace
+	name := "hook-" + e.ns
 	e.apply(fmt.Sprintf(`
 apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
+kind: %sWebhookConfiguration
 metadata: {name: %s}
 webhooks:
 - name: hook.example.test
@@ -232,7 +233,14 @@ webhooks:
   clientConfig: {caBundle: %s, service: {name: hook, namespace: %s}}
   namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %s}}
   rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
-`, hook, b64(crt), e.ns, e.ns))
+`, kind, name, b64(crt), e.ns, e.ns))
+	return name
+}
+
+// refusedByHook has the API server ask the webhook.
+func (e *env) refusedByHook(crt []byte) {
+	e.Helper()
+	e.webhook("Validating", crt)
 	i := 0
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error { // until the configuration is in force
 		i++

@@ -25,14 +25,7 @@ func certificateCheck(w Where) *ucli.Command {
 		Description: "Reads the files of a server and of a node; umiak need not run. Exits with 1 when a certificate has ended,\n" +
 			"cannot be read, or ends within --warn.\n\n  umiak certificate check\n  umiak certificate check --warn 30d -o json",
 		Flags: w.Flags(Output(), &ucli.StringFlag{Name: "warn", Value: "14d", Usage: "how long before its end a certificate is not fine any more, as 14d or 12h"}),
-		Action: func(c *ucli.Context) error {
-			if err := NoArgs(c); err != nil {
-				return err
-			}
-			js, err := AsJSON(c)
-			if err != nil {
-				return err
-			}
+		Action: Prints(func(c *ucli.Context, js bool) error {
 			warn, err := days(c.String("warn"))
 			if err != nil {
 				return fmt.Errorf("--warn: %w", err)
@@ -59,7 +52,7 @@ func certificateCheck(w Where) *ucli.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 }
 

@@ -40,6 +40,9 @@ func Images(w Where) *ucli.Command {
 				Name: "list", Aliases: []string{"ls"}, Usage: "list the node's images",
 				Flags: w.Flags(Output()),
 				Action: onNode(func(c *ucli.Context, socket string) error {
+					if err := NoArgs(c); err != nil {
+						return err
+					}
 					if _, err := AsJSON(c); err != nil {
 						return err
 					}

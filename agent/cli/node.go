@@ -36,14 +36,7 @@ func Check(w Where) *ucli.Command {
 			&ucli.StringFlag{Name: "cgroup-root", Value: "/", Usage: "cgroup under which pods will be put"},
 			&ucli.StringFlag{Name: "flannel-backend", Value: "vxlan", Usage: "vxlan, host-gw, wireguard-native or none"},
 			&ucli.BoolFlag{Name: "agent-only", Usage: "do not look at what only a server needs"}),
-		Action: func(c *ucli.Context) error {
-			if err := NoArgs(c); err != nil {
-				return err
-			}
-			js, err := AsJSON(c)
-			if err != nil {
-				return err
-			}
+		Action: Prints(func(c *ucli.Context, js bool) error {
 			dirs, err := w.Dirs(c)
 			if err != nil {
 				return err
@@ -64,7 +57,7 @@ func Check(w Where) *ucli.Command {
 				return ucli.Exit("", 1)
 			}
 			return nil
-		},
+		}),
 	}
 }
 

@@ -49,6 +49,20 @@ func AsJSON(c *ucli.Context) (bool, error) {
 	}
 }
 
+// Prints is the Action of a command that takes no arguments and has the flag of Output.
+func Prints(action func(c *ucli.Context, js bool) error) ucli.ActionFunc {
+	return func(c *ucli.Context) error {
+		if err := NoArgs(c); err != nil {
+			return err
+		}
+		js, err := AsJSON(c)
+		if err != nil {
+			return err
+		}
+		return action(c, js)
+	}
+}
+
 // PrintJSON prints for programs.
 func PrintJSON(c *ucli.Context, v any) error {
 	e := json.NewEncoder(c.App.Writer)
@@ -63,11 +77,7 @@ func Status(w Where) *ucli.Command {
 		Usage:       "show how the node and its parts are",
 		Description: "Asks the running umiak; exits with 1 when it is not running or not ready.\n\n  umiak status\n  umiak status -o json",
 		Flags:       w.Flags(Output()),
-		Action: func(c *ucli.Context) error {
-			js, err := AsJSON(c)
-			if err != nil {
-				return err
-			}
+		Action: Prints(func(c *ucli.Context, js bool) error {
 			dirs, err := w.Dirs(c)
 			if err != nil {
 				return err
@@ -85,6 +95,6 @@ func Status(w Where) *ucli.Command {
 				return ucli.Exit("", 1)
 			}
 			return err
-		},
+		}),
 	}
 }

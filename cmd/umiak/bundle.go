@@ -39,14 +39,7 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			&cli.StringFlag{Name: "server-config", Usage: "a file of settings for servers"},
 			&cli.StringFlag{Name: "agent-config", Usage: "a file of settings for agents"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "check what can be checked, say what would be packed, and write nothing"}),
-		Action: func(c *cli.Context) error {
-			if err := agentcli.NoArgs(c); err != nil {
-				return err
-			}
-			js, err := agentcli.AsJSON(c)
-			if err != nil {
-				return err
-			}
+		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 			dirs, err := w.Dirs(c)
 			if err != nil {
 				return err
@@ -76,7 +69,7 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 				fmt.Fprintf(c.App.Writer, "%s: %.1f MB\n", made.File, float64(made.Size)/1e6)
 			}
 			return nil
-		},
+		}),
 	}
 }
 

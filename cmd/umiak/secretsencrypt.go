@@ -30,14 +30,7 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 				Usage:       "show which keys are in use, and what is stored with which",
 				Description: "Exits with 1 when a rotation is under way.\n\n  umiak secrets-encrypt status\n  umiak secrets-encrypt status -o json",
 				Flags:       w.Flags(agentcli.Output()),
-				Action: func(c *cli.Context) error {
-					if err := agentcli.NoArgs(c); err != nil {
-						return err
-					}
-					js, err := agentcli.AsJSON(c)
-					if err != nil {
-						return err
-					}
+				Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 					k, _, err := keeper(c, &w)
 					if err != nil {
 						return err
@@ -55,7 +48,7 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 						return cli.Exit("", 1)
 					}
 					return err
-				},
+				}),
 			},
 			{
 				Name:  "rotate",
@@ -64,14 +57,7 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 					"Types: " + strings.Join(encryption.Ciphers, ", ") + "; the default is that of the present key.\n\n" +
 					"  umiak secrets-encrypt rotate\n  umiak secrets-encrypt rotate --key-type aesgcm",
 				Flags: w.Flags(agentcli.Output(), &cli.StringFlag{Name: "key-type", Usage: strings.Join(encryption.Ciphers, ", ")}),
-				Action: func(c *cli.Context) error {
-					if err := agentcli.NoArgs(c); err != nil {
-						return err
-					}
-					js, err := agentcli.AsJSON(c)
-					if err != nil {
-						return err
-					}
+				Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 					k, dirs, err := keeper(c, &w)
 					if err != nil {
 						return err
@@ -90,7 +76,7 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 						return err
 					}
 					return agentcli.PrintJSON(c, s)
-				},
+				}),
 			},
 		},
 	}

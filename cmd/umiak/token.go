@@ -118,14 +118,7 @@ func tokenList(where agentcli.Where) *cli.Command {
 		Name:  "list",
 		Usage: "list tokens, without their secrets",
 		Flags: where.Flags(agentcli.Output()),
-		Action: func(c *cli.Context) error {
-			if err := agentcli.NoArgs(c); err != nil {
-				return err
-			}
-			js, err := agentcli.AsJSON(c)
-			if err != nil {
-				return err
-			}
+		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 			t, _, err := tokens(c, where)
 			if err != nil {
 				return err
@@ -146,7 +139,7 @@ func tokenList(where agentcli.Where) *cli.Command {
 				return agentcli.PrintJSON(c, out)
 			}
 			return printTokens(c.App.Writer, list, time.Now())
-		},
+		}),
 	}
 }
 

@@ -37,14 +37,7 @@ func upgradeCluster(where agentcli.Where) *cli.Command {
 			&cli.BoolFlag{Name: "ignore-disruption-budgets", Usage: "do not wait for PodDisruptionBudgets that allow no disruption"},
 			&cli.BoolFlag{Name: "detach", Usage: "do not wait until it is done"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say in which order nodes would be upgraded, and do nothing"}),
-		Action: func(c *cli.Context) error {
-			if err := agentcli.NoArgs(c); err != nil {
-				return err
-			}
-			js, err := agentcli.AsJSON(c)
-			if err != nil {
-				return err
-			}
+		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 			rc, _, err := admin(c, where, "umiak-upgrade")
 			if err != nil {
 				return err
@@ -77,7 +70,7 @@ func upgradeCluster(where agentcli.Where) *cli.Command {
 				return fmt.Errorf("there is no Upgrade %s: --version makes one", name)
 			}
 			return follow(c, u, name, js)
-		},
+		}),
 	}
 }
 
