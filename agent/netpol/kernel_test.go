@@ -163,11 +163,14 @@ func TestARefusedBatchChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Flush()
-	before := listed(t, ruleset.IPv6)
 	for range 20 {
 		c.step(r, b)
 	}
-	change := b.Flush()[ruleset.IPv6]
+	ranges, change := b.Flush()[ruleset.IPv6].Ranges()
+	if err := tb.apply(context.Background(), ranges); err != nil {
+		t.Fatal(err)
+	}
+	before := listed(t, ruleset.IPv6)
 	for e := range b.Elems(ruleset.IPv6, "known") {
 		change.Specs["known"] = ruleset.SetSpec{Name: "known", Key: []ruleset.Field{ruleset.Addr}}
 		change.Add = append(change.Add, e, e) // twice

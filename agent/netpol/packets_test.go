@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -780,6 +781,42 @@ func TestFirstPacket(t *testing.T) {
 	w.apply(`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: late}}}]}]}`)
 	if !w.try("late", "tcp", "web", 8080) {
 		t.Error("an announcement was forgotten")
+	}
+}
+
+// TestAllowedConnectionsDoNotNotice: what is allowed before a change and after it is so all the while, also where
+// the ranges that allow it are others.
+func TestAllowedConnectionsDoNotNotice(t *testing.T) {
+	w := newWorld(t, false)
+	stop := make(chan struct{})
+	var traffic sync.WaitGroup
+	var asked atomic.Int64
+	from := []string{"client", "job"}
+	for _, h := range from {
+		traffic.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if got, err := w.hosts[h].Ask("tcp", "10.42.0.11:8080", nettest.Patience); got == "" {
+					t.Errorf("%s: %v", h, err)
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	for i := range 250 {
+		w.apply(fmt.Sprintf("{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [198.51.100.%d/32]}}], ports: [{port: 8000, endPort: %d}]}]}", i, 9000+i))
+	}
+	close(stop)
+	traffic.Wait()
+	t.Logf("%d connections", asked.Load())
+	for _, h := range from {
+		if n := w.hosts[h].SentAgain(t); n > 0 {
+			t.Errorf("%d first packets of %s were lost", n, h)
+		}
 	}
 }
 

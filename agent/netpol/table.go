@@ -62,17 +62,22 @@ func (t *table) change(b *netfilter.Batch, c rules.Change) error {
 	return nil
 }
 
-// apply makes a change in one step.
+// apply makes a change in one step, or in two: the kernel lets packets see the new rules of a batch a moment before
+// it lets them see ranges that came with it (it publishes a copy of such a set at the end of the commit), and what
+// they allow would be dropped. So sets of ranges are there before rules refer to them.
 func (t *table) apply(ctx context.Context, c rules.Change) error {
-	if c.Empty() {
-		return nil
-	}
-	b := t.Batch()
-	if err := t.change(b, c); err != nil {
-		return err
-	}
-	if err := t.Conn.Commit(ctx, b); err != nil {
-		return fmt.Errorf("change table %s %s: %w", t.Family, t.Name, err)
+	ranges, rest := c.Ranges()
+	for _, step := range []rules.Change{ranges, rest} {
+		if step.Empty() {
+			continue
+		}
+		b := t.Batch()
+		if err := t.change(b, step); err != nil {
+			return err
+		}
+		if err := t.Conn.Commit(ctx, b); err != nil {
+			return fmt.Errorf("change table %s %s: %w", t.Family, t.Name, err)
+		}
 	}
 	return nil
 }
@@ -181,7 +186,8 @@ func (t *table) diffSet(w *rules.Builder, spec ruleset.SetSpec, c *rules.Change)
 	return nil
 }
 
-// replace takes the table away and puts it there anew, in one step: no packet sees anything between.
+// replace takes the table away and puts it there anew, in one step: no packet sees anything between, but for what
+// is said of ranges at apply. Better that a first packet is lost than that for a moment nothing is forbidden.
 func (t *table) replace(ctx context.Context, w *rules.Builder) (synced, error) {
 	c := rules.Change{Specs: map[string]ruleset.SetSpec{}}
 	for spec := range w.Sets() {

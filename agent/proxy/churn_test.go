@@ -224,7 +224,7 @@ func TestChurn(t *testing.T) {
 	rest()
 
 	var asked, failed atomic.Int64
-	var wrong atomic.Value
+	var wrong, slow atomic.Value
 	stop := make(chan struct{})
 	var traffic sync.WaitGroup
 	for _, from := range []*nettest.Host{l.client, l.a} {
@@ -236,8 +236,12 @@ func TestChurn(t *testing.T) {
 				default:
 				}
 				to := ip(i%steady) + ":80"
+				begun := time.Now()
 				got, err := from.Ask("tcp", to, nettest.Patience)
 				asked.Add(1)
+				if took := time.Since(begun); took > nettest.Resend {
+					slow.Store(fmt.Sprintf("%s asked %s at %s: %q after %v", from.Name, to, begun.Format("15:04:05.000"), got, took))
+				}
 				if !strings.Contains(got, " 10.42.") && !strings.Contains(got, " 203.0.113.") {
 					failed.Add(1)
 					wrong.Store(fmt.Sprintf("%s asked %s until %s: %q %v", from.Name, to, time.Now().Format("15:04:05.000"), got, err))
@@ -263,10 +267,11 @@ func TestChurn(t *testing.T) {
 	s := p.Status()
 	t.Logf("%d changes, %d of them of policies, %d writes that were made to fail, %d repairs, %d syncs, %d connections, %d times at rest in %v",
 		changes, policies.changes, broken.failures, s.Repairs, s.Syncs, asked.Load(), rests, time.Since(begun).Round(time.Second))
-	for _, from := range []*nettest.Host{l.client, l.a} {
-		if n := from.SentAgain(t); n > 0 {
-			t.Errorf("%d first packets of %s were lost", n, from.Name)
-		}
+	// conntrack drops a first packet whose entry clashes with one that came in the same moment, once in a million
+	// connections: no rule of ours can help that.
+	clashes := l.node.Counters(t)["conntrack:insert_failed"] - before[l.node]["conntrack:insert_failed"]
+	if lost := l.client.SentAgain(t) + l.a.SentAgain(t); lost > clashes {
+		t.Errorf("%d first packets were lost, %d of them because of a clash in conntrack; such as: %v", lost, clashes, slow.Load())
 	}
 	if failed.Load() > 0 {
 		t.Errorf("%d connections failed, such as: %v", failed.Load(), wrong.Load())

@@ -40,6 +40,28 @@ func (c Change) Forbids() bool {
 	return slices.ContainsFunc(c.Add, func(e Elem) bool { return e.Val != "" })
 }
 
+// Ranges splits off the sets of ranges that come, with what is in them.
+func (c Change) Ranges() (ranges, rest Change) {
+	comes := map[string]bool{}
+	rest, ranges.Specs = c, c.Specs
+	rest.AddSets, rest.Add = nil, nil
+	for _, s := range c.AddSets {
+		if comes[s.Name] = s.Ranges; s.Ranges {
+			ranges.AddSets = append(ranges.AddSets, s)
+		} else {
+			rest.AddSets = append(rest.AddSets, s)
+		}
+	}
+	for _, e := range c.Add {
+		if comes[e.Set] {
+			ranges.Add = append(ranges.Add, e)
+		} else {
+			rest.Add = append(rest.Add, e)
+		}
+	}
+	return ranges, rest
+}
+
 // store is what is wanted, and what was when it was last asked for.
 type store struct {
 	sets   map[string]*set

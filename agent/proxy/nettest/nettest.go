@@ -198,8 +198,10 @@ func source(a net.Addr) string {
 
 // Patience is how long an answer may take that has to come: a busy machine is no failure. Silence is how long
 // none may come where there is to be none.
+// Resend is when the kernel sends a connection's first packet again.
 const (
 	Patience = 10 * time.Second
+	Resend   = time.Second
 	Silence  = 700 * time.Millisecond
 )
 
