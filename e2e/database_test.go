@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -94,4 +95,25 @@ func TestServersOnOneDatabase(t *testing.T) {
 	e.must(e.APIReady(e.within(2 * patience)))
 	_, err = e.Kube.CoreV1().ConfigMaps(e.ns).Get(e.soon(), "meanwhile", metav1.GetOptions{})
 	e.must(err)
+
+	// A server that is away while keys are rotated has the new ones before it serves.
+	const many = 20
+	e.manySecrets(many)
+	e.must(second.Stop(e.soon()))
+	rotate := func(c *cluster.Cluster) {
+		e.Helper()
+		e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error { // until the other's address is gone
+			out, err := c.Umiak(ctx, "secrets-encrypt", "rotate")
+			if err != nil {
+				err = fmt.Errorf("%w\n%s", err, out)
+			}
+			return err
+		}))
+	}
+	rotate(e.Cluster)
+	e.must(second.Start())
+	e.must(second.APIReady(e.within(2 * patience)))
+	e.sameKeys(many, "key2", e.Cluster, second)
+	rotate(second)
+	e.sameKeys(many, "key3", e.Cluster, second)
 }

@@ -129,6 +129,7 @@ func TestThreeServers(t *testing.T) {
 			}
 		}
 	})
+	e.sub("the keys of Secrets are rotated", func(e *env) { e.rotatesKeysOfAll(servers...) })
 	e.sub("a server that is deleted", func(e *env) {
 		e.kubectl("delete", "node", "s3")
 		select {

@@ -18,6 +18,7 @@ const (
 	ActionRenew  = "certificates/renew"
 	ActionRotate = "certificates/rotate-ca"
 	ActionStored = "secrets-encrypt/stored"
+	ActionShare  = "secrets-encrypt/share"
 	ActionSave   = "snapshot/save"
 	ActionSeal   = "keys/seal"
 )
@@ -59,6 +60,11 @@ type StoredRequest struct {
 	Resources []string `json:"resources"`
 }
 
+// ShareRequest asks to give an encryption config to all servers of the cluster, before any uses it.
+type ShareRequest struct {
+	Config []byte `json:"config"`
+}
+
 // control is the socket behind `umiak certificate`, `umiak secrets-encrypt` and `umiak snapshot save`.
 func (s *Server) control() *control.Server {
 	return &control.Server{Socket: s.dirs.ControlSocket(), Actions: map[string]control.Action{
@@ -70,7 +76,7 @@ func (s *Server) control() *control.Server {
 			list, err := s.pki.Renew(r.Names...)
 			return RenewResult{list}, err
 		},
-		ActionRotate: func(_ context.Context, raw json.RawMessage) (any, error) {
+		ActionRotate: func(ctx context.Context, raw json.RawMessage) (any, error) {
 			var r RotateRequest
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
@@ -83,7 +89,7 @@ func (s *Server) control() *control.Server {
 			}
 			out, err := Rotate(s.pki, r)
 			s.keysChanged()
-			return out, err
+			return out, errors.Join(err, s.sealAgain(ctx))
 		},
 		ActionSeal: func(context.Context, json.RawMessage) (any, error) {
 			s.keysChanged()
@@ -104,6 +110,13 @@ func (s *Server) control() *control.Server {
 			}
 			defer c.Close() //nolint:errcheck // only a connection
 			return encryption.Count(ctx, c, r.Resources)
+		},
+		ActionShare: func(ctx context.Context, raw json.RawMessage) (any, error) {
+			var r ShareRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, errors.New("read request: it is not JSON") // its words might quote a key
+			}
+			return struct{}{}, s.shareEncryption(ctx, r.Config)
 		},
 		ActionSave: func(ctx context.Context, raw json.RawMessage) (any, error) {
 			var r SaveRequest

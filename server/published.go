@@ -37,18 +37,23 @@ func record(ctx context.Context, c clientv3.KV) (r keys.Record, revision int64, 
 	return r, resp.Kvs[0].ModRevision, err
 }
 
-// errRaced means that another server has written the record first.
-var errRaced = errors.New("another server has written the cluster's record at the same time")
+// errRaced means that another server has written first.
+var errRaced = errors.New("another server has written to the datastore at the same time")
 
 func putRecord(ctx context.Context, c clientv3.KV, r keys.Record, revision int64) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write the cluster's record: %w", err)
 	}
-	resp, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(keys.Key), "=", revision)).
-		Then(clientv3.OpPut(keys.Key, string(raw))).Else(clientv3.OpGet(keys.Key)).Commit()
+	return putIf(ctx, c, keys.Key, string(raw), revision)
+}
+
+// putIf writes a key that is at a revision, 0 where it is not there; errRaced if it is not.
+func putIf(ctx context.Context, c clientv3.KV, key, value string, revision int64) error {
+	resp, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
+		Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()
 	if err != nil {
-		return fmt.Errorf("write the cluster's record: %w", err)
+		return fmt.Errorf("write %s in the datastore: %w", key, err)
 	}
 	if !resp.Succeeded {
 		return errRaced
@@ -57,7 +62,8 @@ func putRecord(ctx context.Context, c clientv3.KV, r keys.Record, revision int64
 }
 
 // claim makes the datastore this cluster's before anything is written there, or finds that it is another's: two
-// servers may start with an empty database at once.
+// servers may start with an empty database at once. Then the keys with which Secrets are stored are those of the others:
+// they may have been rotated while this server was away.
 func (s *Server) claim(ctx context.Context, st datastore.Store) error {
 	ca, former, err := s.caHash()
 	if err != nil {
@@ -74,13 +80,13 @@ func (s *Server) claim(ctx context.Context, st datastore.Store) error {
 		case err != nil:
 			return err
 		case revision == 0:
-			if err := putRecord(ctx, c, keys.Record{CA: ca, Settings: s.cfg.shared()}, 0); !errors.Is(err, errRaced) {
+			if err := putRecord(ctx, c, keys.Record{CA: ca, Settings: s.cfg.shared()}, 0); err != nil && !errors.Is(err, errRaced) {
 				return err
 			}
 		case r.CA != ca && !slices.Contains(former, r.CA):
 			return errForeign
 		default:
-			return nil
+			return s.syncEncryption(ctx, c)
 		}
 	}
 }

@@ -162,7 +162,9 @@ func (s *Server) Parts() []lifecycle.Part {
 		parts = append(parts, lifecycle.Part{Name: "node-role", After: []string{"kube-apiserver"}, Run: s.markNode})
 	}
 	if s.others != nil {
-		parts = append(parts, lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys})
+		parts = append(parts,
+			lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys},
+			lifecycle.Part{Name: "encryption-keys", After: []string{"datastore"}, Run: s.followEncryption})
 	}
 	return parts
 }

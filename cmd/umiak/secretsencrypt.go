@@ -53,7 +53,8 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 			{
 				Name:  "rotate",
 				Usage: "make a new key, write everything anew with it, and drop the old one",
-				Description: "Nothing is restarted. May be stopped at any moment, also by a power cut: run it again and it goes on.\n" +
+				Description: "Nothing is restarted. May be stopped at any moment, also by a power cut: run it again and it goes on, on any\n" +
+					"server. Of several servers all have to serve: each gets the new key before any writes with it.\n" +
 					"Types: " + strings.Join(encryption.Ciphers, ", ") + "; the default is that of the present key.\n\n" +
 					"  umiak secrets-encrypt rotate\n  umiak secrets-encrypt rotate --key-type aesgcm",
 				Flags: w.Flags(agentcli.Output(), &cli.StringFlag{Name: "key-type", Usage: strings.Join(encryption.Ciphers, ", ")}),
@@ -95,6 +96,9 @@ func keeper(c *cli.Context, w *agentcli.Where) (*encryption.Keeper, layout.Dirs,
 			err := control.Call(ctx, dirs.ControlSocket(), server.ActionStored, server.StoredRequest{Resources: resources}, &out)
 			return out, err
 		},
+		Share: func(ctx context.Context, raw []byte) error {
+			return control.Call(ctx, dirs.ControlSocket(), server.ActionShare, server.ShareRequest{Config: raw}, &struct{}{})
+		},
 		Progress: func(format string, a ...any) { fmt.Fprintf(c.App.ErrWriter, format+"\n", a...) },
 	}
 	if instance.Running(dirs) {
@@ -117,7 +121,7 @@ func printEncryption(c *cli.Context, s *encryption.Status) error {
 	if s.Loaded != nil {
 		state := "these keys"
 		if !*s.Loaded {
-			state = "other keys: it has not read the file yet, or cannot"
+			state = "other keys: " + strings.Join(s.Behind, ", ") + " has not read the file yet, or cannot"
 		}
 		fmt.Fprintf(t, "API server uses\t%s\n", state)
 	}

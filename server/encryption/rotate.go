@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -14,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -22,6 +22,8 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/umiak-io/umiak/internal/apiservers"
 )
 
 // Status is how things are.
@@ -30,9 +32,10 @@ type Status struct {
 	Read      []Key    `json:"readKeys"`
 	Resources []string `json:"resources"`
 	Phase     string   `json:"rotation"`
-	// Loaded says whether the API server uses the file as it is; nil if it cannot be asked.
-	Loaded *bool  `json:"loaded,omitempty"`
-	Stored Counts `json:"stored,omitempty"`
+	// Loaded says whether every API server uses the file as it is; nil if one cannot be asked. Behind are those that do not.
+	Loaded *bool    `json:"loaded,omitempty"`
+	Behind []string `json:"behind,omitempty"`
+	Stored Counts   `json:"stored,omitempty"`
 	// Remark is why something is missing.
 	Remark string `json:"remark,omitempty"`
 }
@@ -42,6 +45,8 @@ type Keeper struct {
 	File string
 	// REST is the administrator's way to the API server.
 	REST *rest.Config
+	// Share gives a configuration to all servers before it is used; nil where there is but this one.
+	Share func(ctx context.Context, raw []byte) error
 	// Count reads the datastore; nil or an error where it cannot.
 	Count func(ctx context.Context, resources []string) (Counts, error)
 	// Progress is told what goes on.
@@ -67,15 +72,15 @@ func (k *Keeper) Status(ctx context.Context) (*Status, error) {
 	if k.REST != nil {
 		short, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		api, err := kubernetes.NewForConfig(k.REST)
+		all, err := k.servers(short)
 		if err == nil {
-			var yes bool
-			if yes, err = loaded(short, api, hash); err == nil {
-				s.Loaded = &yes
-			}
+			s.Behind, err = behind(short, all, hash)
 		}
 		if err != nil {
 			remarks = append(remarks, err)
+		} else {
+			yes := len(s.Behind) == 0
+			s.Loaded = &yes
 		}
 	}
 	if err := errors.Join(remarks...); err != nil {
@@ -100,16 +105,9 @@ func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 	defer unlock()
 	cfg := rest.CopyConfig(k.REST)
 	cfg.QPS = -1 // priority and fairness of the API server is the limit
-	api, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return fmt.Errorf("make client: %w", err)
-	}
 	objects, err := dynamic.NewForConfig(cfg)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
-	}
-	if err := soleServer(ctx, api); err != nil {
-		return err
 	}
 	c, _, err := load(k.File)
 	if err != nil {
@@ -122,26 +120,29 @@ func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 		if err := c.announce(cipher); err != nil {
 			return err
 		}
-		if err := c.write(k.File); err != nil {
+		if err := k.put(ctx, c); err != nil {
 			return err
 		}
 		k.Progress("%s was made; it can be read from now on", c.keys[len(c.keys)-1])
 	} else if next := c.keys[c.newest()]; cipher != "" && cipher != next.Cipher {
 		return fmt.Errorf("a rotation to a key of type %s is under way: finish it with `umiak secrets-encrypt rotate` without --key-type", next.Cipher)
 	} else {
+		if err := k.put(ctx, c); err != nil {
+			return err
+		}
 		k.Progress("going on with the rotation to %s", next)
 	}
 	if c.phase() == PhaseAnnounced {
-		if err := k.waitLoaded(ctx, api); err != nil {
+		if err := k.waitLoaded(ctx); err != nil {
 			return err
 		}
 		c.promote()
-		if err := c.write(k.File); err != nil {
+		if err := k.put(ctx, c); err != nil {
 			return err
 		}
 		k.Progress("%s is written with from now on", c.keys[0])
 	}
-	if err := k.waitLoaded(ctx, api); err != nil {
+	if err := k.waitLoaded(ctx); err != nil {
 		return err
 	}
 	for _, r := range c.resources {
@@ -157,10 +158,10 @@ func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 		gone = append(gone, old.String())
 	}
 	c.retire()
-	if err := c.write(k.File); err != nil {
+	if err := k.put(ctx, c); err != nil {
 		return err
 	}
-	if err := k.waitLoaded(ctx, api); err != nil {
+	if err := k.waitLoaded(ctx); err != nil {
 		return err
 	}
 	k.Progress("%s is gone", strings.Join(gone, ", "))
@@ -186,24 +187,58 @@ func lock(file string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// soleServer refuses where other servers have encryption configs of their own.
-func soleServer(ctx context.Context, api kubernetes.Interface) error {
-	l, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
-	if err != nil {
-		return fmt.Errorf("ask the API server (umiak has to run): %w", err)
-	}
-	n := map[string]bool{}
-	for _, s := range l.Items {
-		for _, e := range s.Endpoints {
-			for _, a := range e.Addresses {
-				n[a] = true
-			}
+// put has every server know a configuration, this one as the last.
+func (k *Keeper) put(ctx context.Context, c *config) error {
+	if k.Share != nil {
+		raw, err := c.encode()
+		if err != nil {
+			return err
+		}
+		if err := k.Share(ctx, raw); err != nil {
+			return err
 		}
 	}
-	if len(n) > 1 {
-		return fmt.Errorf("this cluster has %d servers, and each has its own copy of the keys: rotating them is supported with one server only so far", len(n))
+	return c.write(k.File)
+}
+
+// servers are the API servers of the cluster, by their addresses.
+func (k *Keeper) servers(ctx context.Context) (map[string]kubernetes.Interface, error) {
+	own, err := kubernetes.NewForConfig(k.REST)
+	if err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
 	}
-	return nil
+	l, err := own.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
+	if err != nil {
+		return nil, fmt.Errorf("ask the API server (umiak has to run): %w", err)
+	}
+	addrs := apiservers.Of(l.Items)
+	if len(addrs) < 2 {
+		return map[string]kubernetes.Interface{"of this machine": own}, nil
+	}
+	out := map[string]kubernetes.Interface{}
+	for _, a := range addrs {
+		cfg := rest.CopyConfig(k.REST)
+		cfg.Host = "https://" + a
+		if out[a], err = kubernetes.NewForConfig(cfg); err != nil {
+			return nil, fmt.Errorf("make client: %w", err)
+		}
+	}
+	return out, nil
+}
+
+// behind are those servers that do not use the file with that hash.
+func behind(ctx context.Context, all map[string]kubernetes.Interface, hash string) ([]string, error) {
+	var out []string
+	for _, a := range slices.Sorted(maps.Keys(all)) {
+		yes, err := loaded(ctx, all[a], hash)
+		if err != nil {
+			return nil, fmt.Errorf("ask the API server %s which keys it uses: %w", a, err)
+		}
+		if !yes {
+			out = append(out, a)
+		}
+	}
+	return out, nil
 }
 
 // allWith makes sure that nothing needs an old key any more.
@@ -228,7 +263,7 @@ const metric = "apiserver_encryption_config_controller_last_config_info{"
 func loaded(ctx context.Context, api kubernetes.Interface, hash string) (bool, error) {
 	body, err := api.Discovery().RESTClient().Get().AbsPath("/metrics").Stream(ctx)
 	if err != nil {
-		return false, fmt.Errorf("ask the API server which keys it uses: %w", err)
+		return false, err
 	}
 	defer body.Close() //nolint:errcheck // read to the end or given up
 	return findHash(body, hash)
@@ -251,26 +286,30 @@ func findHash(r io.Reader, hash string) (bool, error) {
 // minute where it is upstream's own.
 const patience = 3 * time.Minute
 
-func (k *Keeper) waitLoaded(ctx context.Context, api kubernetes.Interface) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the API server has not loaded %s within %s; its log says why", k.File, patience))
+func (k *Keeper) waitLoaded(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_, hash, err := load(k.File)
+	if err != nil {
+		return err
+	}
+	all, err := k.servers(ctx)
 	if err != nil {
 		return err
 	}
 	tick := time.NewTicker(time.Second) // a metric cannot be watched
 	defer tick.Stop()
 	for {
-		yes, err := loaded(ctx, api, hash)
-		if yes {
-			return nil
-		}
+		late, err := behind(ctx, all, hash)
 		if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("%w; run `umiak secrets-encrypt rotate` again when it is back", err)
 		}
+		if err == nil && len(late) == 0 {
+			return nil
+		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("the API server %s has not loaded %s within %s; its log says why: %w", strings.Join(late, ", "), k.File, patience, ctx.Err())
 		case <-tick.C:
 		}
 	}

@@ -1,0 +1,108 @@
+package encryption
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// SharedKey is where the datastore keeps the configuration of servers that share it: outside what kube-apiserver
+// looks at. It is there before any server uses it, sealed with a secret that only servers have.
+const SharedKey = "/umiak/encryption"
+
+// ErrSealed means that a configuration was sealed with another secret.
+var ErrSealed = errors.New("the encryption config in the datastore is sealed with another server's keys")
+
+// ErrElsewhere means that two servers have begun a rotation each.
+var ErrElsewhere = errors.New("another server rotates the keys too; `umiak secrets-encrypt status` shows how far it is")
+
+// Seal encrypts a configuration.
+func Seal(secret, raw []byte) ([]byte, error) {
+	aead, err := sealer(secret)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Seal(nil, nil, raw, []byte(SharedKey)), nil
+}
+
+// Open decrypts what Seal has encrypted.
+func Open(secret, sealed []byte) ([]byte, error) {
+	aead, err := sealer(secret)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := aead.Open(nil, nil, sealed, []byte(SharedKey))
+	if err != nil {
+		return nil, ErrSealed
+	}
+	return raw, nil
+}
+
+func sealer(secret []byte) (cipher.AEAD, error) {
+	if len(secret) == 0 {
+		return nil, errors.New("seal the encryption config: there is no secret")
+	}
+	key, err := hkdf.Key(sha256.New, secret, nil, "umiak encryption config", 32)
+	if err != nil {
+		return nil, fmt.Errorf("seal the encryption config: %w", err)
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, fmt.Errorf("seal the encryption config: %w", err)
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// Compare says which of two configurations is further in the order of rotations: less than 0 if a is behind b.
+// Those that are equally far are the same, or it is an error.
+func Compare(a, b []byte) (int, error) {
+	c, err := parse(a)
+	if err != nil {
+		return 0, err
+	}
+	d, err := parse(b)
+	if err != nil {
+		return 0, err
+	}
+	order := cmp.Or(cmp.Compare(c.keys[c.newest()].number(), d.keys[d.newest()].number()), cmp.Compare(c.step(), d.step()))
+	if order == 0 && !bytes.Equal(a, b) {
+		return 0, ErrElsewhere
+	}
+	return order, nil
+}
+
+// step is how far a rotation to the newest key is.
+func (c *config) step() int {
+	switch c.phase() {
+	case PhaseAnnounced:
+		return 0
+	case PhaseRewriting:
+		return 1
+	}
+	return 2
+}
+
+// Adopt puts another server's configuration in the place of the one in the file if it is further, and reports
+// whether it was.
+func Adopt(file string, raw []byte) (bool, error) {
+	have, err := os.ReadFile(file)
+	if err != nil {
+		return false, fmt.Errorf("read encryption config: %w", err)
+	}
+	order, err := Compare(have, raw)
+	if err != nil {
+		return false, fmt.Errorf("compare encryption config %s with the one in the datastore: %w", file, err)
+	}
+	if order >= 0 {
+		return false, nil
+	}
+	return true, atomicfile.Write(file, raw, 0o600)
+}

@@ -1,0 +1,198 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/server/encryption"
+)
+
+// sharedEncryption is the encryption config that the datastore holds for all servers, and its revision, 0 where
+// there is none.
+func (s *Server) sharedEncryption(ctx context.Context, c clientv3.KV) (raw []byte, revision int64, err error) {
+	resp, err := c.Get(ctx, encryption.SharedKey)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the encryption config in the datastore: %w", err)
+	}
+	if len(resp.Kvs) == 0 {
+		return nil, 0, nil
+	}
+	secret, err := os.ReadFile(s.pki.ServiceAccountKey())
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the ServiceAccount key: %w", err)
+	}
+	raw, err = encryption.Open(secret, resp.Kvs[0].Value)
+	return raw, resp.Kvs[0].ModRevision, err
+}
+
+func (s *Server) putEncryption(ctx context.Context, c clientv3.KV, raw []byte, revision int64) error {
+	secret, err := os.ReadFile(s.pki.ServiceAccountKey())
+	if err != nil {
+		return fmt.Errorf("read the ServiceAccount key: %w", err)
+	}
+	sealed, err := encryption.Seal(secret, raw)
+	if err != nil {
+		return err
+	}
+	return putIf(ctx, c, encryption.SharedKey, string(sealed), revision)
+}
+
+// syncEncryption takes over what another server has put into the datastore, or puts there what this one has.
+func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
+	own, err := os.ReadFile(s.dirs.EncryptionConfig())
+	if err != nil {
+		return fmt.Errorf("read encryption config: %w", err)
+	}
+	shared, revision, err := s.sharedEncryption(ctx, c)
+	if errors.Is(err, encryption.ErrSealed) {
+		s.log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "component", "encryption", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	order := 1
+	if revision > 0 {
+		if order, err = encryption.Compare(own, shared); err != nil {
+			s.log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "component", "encryption", "file", s.dirs.EncryptionConfig(), "error", err)
+			return nil
+		}
+	}
+	switch {
+	case order < 0:
+		if _, err := encryption.Adopt(s.dirs.EncryptionConfig(), shared); err != nil {
+			return err
+		}
+		s.log.Info("keys with which Secrets are encrypted were taken over from another server", "component", "encryption")
+	case order > 0:
+		if err := s.putEncryption(ctx, c, own, revision); err != nil && !errors.Is(err, errRaced) {
+			return err
+		}
+	}
+	return nil
+}
+
+// shareEncryption gives an encryption config to all servers, before any uses it, and puts it in place here.
+func (s *Server) shareEncryption(ctx context.Context, raw []byte) error {
+	if s.others == nil {
+		return nil // whoever asks writes the file
+	}
+	if err := s.allServe(); err != nil {
+		return err
+	}
+	return s.storeEncryption(ctx, raw)
+}
+
+func (s *Server) storeEncryption(ctx context.Context, raw []byte) error {
+	c, err := datastore.Client(ctx, s.datastore())
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // only a connection
+	shared, revision, err := s.sharedEncryption(ctx, c)
+	if err != nil && (!errors.Is(err, encryption.ErrSealed) || s.alone() != nil) {
+		return err
+	}
+	order := 1
+	if len(shared) > 0 {
+		if order, err = encryption.Compare(raw, shared); err != nil {
+			return err
+		}
+	}
+	switch {
+	case order < 0:
+		return encryption.ErrElsewhere
+	case order > 0:
+		if err := s.putEncryption(ctx, c, raw, revision); errors.Is(err, errRaced) {
+			return encryption.ErrElsewhere
+		} else if err != nil {
+			return err
+		}
+	}
+	if _, err := encryption.Adopt(s.dirs.EncryptionConfig(), raw); err != nil {
+		return err
+	}
+	s.keysChanged() // for servers that join
+	return nil
+}
+
+// sealAgain seals what the datastore holds with the ServiceAccount key of now.
+func (s *Server) sealAgain(ctx context.Context) error {
+	if s.others == nil {
+		return nil
+	}
+	raw, err := os.ReadFile(s.dirs.EncryptionConfig())
+	if err != nil {
+		return fmt.Errorf("read encryption config: %w", err)
+	}
+	return s.storeEncryption(ctx, raw)
+}
+
+// allServe fails while a server of the cluster does not serve: it would go on with the old keys when it is back. Of
+// a database that somebody else runs nobody knows its servers; they take the keys over before they serve.
+func (s *Server) allServe() error {
+	cluster := s.EtcdCluster()
+	if cluster == nil {
+		return nil
+	}
+	addrs, _ := s.others.list()
+	serving := map[string]bool{}
+	for _, a := range addrs {
+		host, _, _ := net.SplitHostPort(a)
+		serving[host] = true
+	}
+	var away []string
+	for _, m := range cluster.Members() {
+		if host, _, _ := net.SplitHostPort(m.Peer); !m.Self && !serving[host] {
+			away = append(away, cmp.Or(m.Name, m.Peer))
+		}
+	}
+	if len(away) == 0 {
+		return nil
+	}
+	return fmt.Errorf("servers of the cluster do not serve, and would not have the new keys: %s; start them and try again, or remove them with `umiak kubectl delete node NAME`", strings.Join(away, ", "))
+}
+
+// followEncryption takes over what other servers put into the datastore.
+func (s *Server) followEncryption(ctx context.Context, ready func()) error {
+	ready()
+	for {
+		err := s.watchEncryption(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.log.Debug("the encryption config in the datastore is watched again", "component", "encryption", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(5 * time.Second):
+		}
+	}
+}
+
+func (s *Server) watchEncryption(ctx context.Context) error {
+	c, err := datastore.Client(ctx, s.datastore())
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // only a connection
+	w := c.Watch(clientv3.WithRequireLeader(ctx), encryption.SharedKey)
+	for {
+		if err := s.syncEncryption(ctx, c); err != nil {
+			return err
+		}
+		r, open := <-w
+		if err := r.Err(); err != nil || !open {
+			return errors.Join(err, errors.New("the watch has ended"))
+		}
+	}
+}
