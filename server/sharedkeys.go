@@ -52,22 +52,19 @@ func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
 	if err != nil {
 		return fmt.Errorf("read encryption config: %w", err)
 	}
+	if !encryption.Ours(own) {
+		return nil // whoever made it by hand does so on all servers
+	}
 	shared, revision, err := s.sharedEncryption(ctx, c)
-	if errors.Is(err, encryption.ErrSealed) {
-		s.log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "component", "encryption", "error", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	order := 1
-	if revision > 0 {
-		if order, err = encryption.Compare(own, shared); err != nil {
-			s.log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "component", "encryption", "file", s.dirs.EncryptionConfig(), "error", err)
-			return nil
-		}
+	if err == nil && revision > 0 {
+		order, err = encryption.Compare(own, shared)
 	}
 	switch {
+	case errors.Is(err, encryption.ErrSealed), errors.Is(err, encryption.ErrElsewhere), errors.Is(err, encryption.ErrForeign):
+		s.log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "component", "encryption", "file", s.dirs.EncryptionConfig(), "error", err)
+	case err != nil:
+		return err
 	case order < 0:
 		if _, err := encryption.Adopt(s.dirs.EncryptionConfig(), shared); err != nil {
 			return err
@@ -133,6 +130,9 @@ func (s *Server) sealAgain(ctx context.Context) error {
 	raw, err := os.ReadFile(s.dirs.EncryptionConfig())
 	if err != nil {
 		return fmt.Errorf("read encryption config: %w", err)
+	}
+	if !encryption.Ours(raw) {
+		return nil
 	}
 	return s.storeEncryption(ctx, raw)
 }

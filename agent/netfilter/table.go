@@ -64,6 +64,18 @@ func hookOf(c ruleset.Chain) ruleset.Hook {
 	return *c.Hook
 }
 
+// Change sends what fill appends to a batch.
+func (t *Table) Change(ctx context.Context, fill func(*Batch) error) error {
+	b := t.Batch()
+	if err := fill(b); err != nil {
+		return err
+	}
+	if err := t.Conn.Commit(ctx, b); err != nil {
+		return fmt.Errorf("change table %s %s: %w", t.Family, t.Name, err)
+	}
+	return nil
+}
+
 // Batch begins a batch for the table's family.
 func (t *Table) Batch() *Batch { return NewBatch(uint8(t.Family)) }
 

@@ -71,12 +71,8 @@ func (t *table) apply(ctx context.Context, c rules.Change) error {
 		if step.Empty() {
 			continue
 		}
-		b := t.Batch()
-		if err := t.change(b, step); err != nil {
+		if err := t.Change(ctx, func(b *netfilter.Batch) error { return t.change(b, step) }); err != nil {
 			return err
-		}
-		if err := t.Conn.Commit(ctx, b); err != nil {
-			return fmt.Errorf("change table %s %s: %w", t.Family, t.Name, err)
 		}
 	}
 	return nil

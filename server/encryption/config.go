@@ -75,8 +75,8 @@ type keyForm struct {
 	Secret string `json:"secret"`
 }
 
-// errForeign does not quote the file: there are keys in it.
-var errForeign = errors.New("it is not of the form that umiak writes (one list of resources, keys of secretbox, aescbc or aesgcm); rotate its keys by hand")
+// ErrForeign does not quote the file: there are keys in it.
+var ErrForeign = errors.New("it is not of the form that umiak writes (one list of resources, keys of secretbox, aescbc or aesgcm); rotate its keys by hand")
 
 // maxConfig bounds the file.
 const maxConfig = 256 << 10
@@ -84,36 +84,36 @@ const maxConfig = 256 << 10
 func parse(raw []byte) (*config, error) {
 	var f fileForm
 	if len(raw) > maxConfig || yaml.UnmarshalStrict(raw, &f) != nil || f.Kind != "EncryptionConfiguration" || len(f.Resources) != 1 {
-		return nil, errForeign
+		return nil, ErrForeign
 	}
 	r := f.Resources[0]
 	c := &config{resources: r.Resources}
 	for i, p := range r.Providers {
 		if len(p) != 1 {
-			return nil, errForeign
+			return nil, ErrForeign
 		}
 		for cipher, keys := range p {
 			if cipher == "identity" {
 				// Before the last place it would write in the clear.
 				if i != len(r.Providers)-1 || len(keys.Keys) > 0 {
-					return nil, errForeign
+					return nil, ErrForeign
 				}
 				c.identity = true
 				continue
 			}
 			if !slices.Contains(Ciphers, cipher) || len(keys.Keys) == 0 {
-				return nil, errForeign
+				return nil, ErrForeign
 			}
 			for _, k := range keys.Keys {
 				if k.Name == "" || k.Secret == "" {
-					return nil, errForeign
+					return nil, ErrForeign
 				}
 				c.keys = append(c.keys, secretKey{Key{k.Name, cipher}, k.Secret})
 			}
 		}
 	}
 	if len(c.keys) == 0 || len(c.resources) == 0 {
-		return nil, errForeign
+		return nil, ErrForeign
 	}
 	return c, nil
 }

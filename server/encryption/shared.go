@@ -61,6 +61,12 @@ func sealer(secret []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
+// Ours says whether a configuration is of the form that umiak writes.
+func Ours(raw []byte) bool {
+	_, err := parse(raw)
+	return err == nil
+}
+
 // Compare says which of two configurations is further in the order of rotations: less than 0 if a is behind b.
 // Those that are equally far are the same, or it is an error.
 func Compare(a, b []byte) (int, error) {

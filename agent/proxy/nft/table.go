@@ -95,12 +95,8 @@ func (t *Table) Apply(ctx context.Context, c rules.Change) error {
 		if step.Empty() {
 			continue
 		}
-		b := t.Batch()
-		if err := t.change(b, step); err != nil {
+		if err := t.Table.Change(ctx, func(b *netfilter.Batch) error { return t.change(b, step) }); err != nil {
 			return err
-		}
-		if err := t.Conn.Commit(ctx, b); err != nil {
-			return fmt.Errorf("change table %s %s: %w", t.Family, rules.TableName, err)
 		}
 	}
 	return nil

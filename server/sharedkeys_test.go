@@ -1,0 +1,117 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/encryption"
+	"github.com/umiak-io/umiak/server/keys"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// TestKeysOfSecretsAreThoseOfAllServers: what one server puts into the datastore the others take over, but for those who
+// are further, whose file was made by hand, or who are of another cluster.
+func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
+	config := func(names ...string) []byte {
+		var b strings.Builder
+		b.WriteString("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- providers:\n")
+		for _, n := range names {
+			fmt.Fprintf(&b, "  - secretbox:\n      keys:\n      - name: %s\n        secret: c2VjcmV0\n", n)
+		}
+		b.WriteString("  resources:\n  - secrets\n")
+		return []byte(b.String())
+	}
+	dir := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
+	dc := datastore.Config{Dir: dir.DB(), Socket: dir.DatastoreSocket(), VolatileSocket: dir.VolatileSocket(), Log: slog.New(slog.DiscardHandler)}
+	err := withStore(t.Context(), dc, func(st datastore.Store) error {
+		c, err := datastore.Client(t.Context(), st)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		fresh := func(from *Server, file []byte) *Server {
+			t.Helper()
+			d := layout.Dirs{Data: t.TempDir()}
+			if from != nil {
+				files, err := keys.Collect(from.dirs)
+				if err == nil {
+					err = keys.Place(d, files)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			p, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()})
+			if err == nil {
+				err = os.WriteFile(d.EncryptionConfig(), file, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return &Server{dirs: d, pki: p, store: st, log: slog.New(slog.DiscardHandler), others: newOthers("10.0.0.1:6443"), keysWake: make(chan struct{}, 1)}
+		}
+		sync := func(what string, s *Server, want []byte) {
+			t.Helper()
+			if err := s.syncEncryption(t.Context(), c); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			if got, _ := os.ReadFile(s.dirs.EncryptionConfig()); !bytes.Equal(got, want) {
+				t.Errorf("%s: its file is\n%s", what, got)
+			}
+		}
+		one := config("key1")
+		s1 := fresh(nil, one)
+		sync("the first one", s1, one)
+		s2 := fresh(s1, one)
+		sync("another one", s2, one)
+		announced, further := config("key1", "key2"), config("key2", "key1")
+		if err := s1.shareEncryption(t.Context(), announced); err != nil {
+			t.Error(err)
+		}
+		sync("who began", s1, announced)
+		sync("who is told", s2, announced)
+		for what, file := range map[string][]byte{"an older step": one, "another second key": bytes.Replace(announced, []byte("c2VjcmV0"), []byte("b3RoZXIh"), 2)} {
+			if err := s2.shareEncryption(t.Context(), file); !errors.Is(err, encryption.ErrElsewhere) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if err := s2.shareEncryption(t.Context(), announced); err != nil {
+			t.Errorf("once more: %v", err)
+		}
+		if err := os.WriteFile(s2.dirs.EncryptionConfig(), further, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		sync("who is further", s2, further)
+		sync("who is told of it", s1, further)
+		sync("another cluster's", fresh(nil, one), one)
+		byHand := []byte("kind: EncryptionConfiguration\n# a plugin\n")
+		sync("a file that was made by hand", fresh(s1, byHand), byHand)
+		sync("in the end", fresh(s1, announced), further)
+
+		// With another ServiceAccount key the datastore's copy is sealed again, by the only server.
+		if err := s1.pki.BeginRotation([]string{pki.ServiceAccount}, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := s1.sealAgain(t.Context()); err != nil {
+			t.Error(err)
+		}
+		sync("with the new key", fresh(s1, one), further)
+		sync("with the old key", s2, further)
+		raw, err := c.Get(context.Background(), encryption.SharedKey)
+		if err != nil || len(raw.Kvs) != 1 || bytes.Contains(raw.Kvs[0].Value, []byte("c2VjcmV0")) {
+			t.Errorf("a key stands in the datastore: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
