@@ -6,6 +6,9 @@
 // somebody else changed a table. What belongs into a table, and how what is there is compared with it, is
 // for the callers: agent/proxy/nft and agent/netpol.
 //
+// Packets see a batch in one moment but for sets of ranges, whose elements come a little later than the rules of
+// the same batch (Linux 6.18, nft_set_pipapo): who wants no packet between puts them into a batch before.
+//
 // Expressions are those of github.com/google/nftables. Messages are written here, because that
 // library's Flush asks for an acknowledgement of every message and fetches each with system calls of its
 // own, puts all elements of a set in one attribute, which holds 64 KiB, and reads rules chain by chain.
