@@ -812,11 +812,13 @@ func TestAllowedConnectionsDoNotNotice(t *testing.T) {
 	}
 	close(stop)
 	traffic.Wait()
-	t.Logf("%d connections", asked.Load())
+	lost := 0
 	for _, h := range from {
-		if n := w.hosts[h].SentAgain(t); n > 0 {
-			t.Errorf("%d first packets of %s were lost", n, h)
-		}
+		lost += w.hosts[h].SentAgain(t)
+	}
+	// What conntrack drops since two connections clash is no fault of the rules.
+	if lost -= w.node.Counters(t)["conntrack:insert_failed"]; lost > 0 {
+		t.Errorf("of %d connections %d lost their first packet\n%s", asked.Load(), lost, w.node.Since(t, nil))
 	}
 }
 
