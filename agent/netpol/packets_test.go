@@ -816,6 +816,7 @@ func TestAllowedConnectionsDoNotNotice(t *testing.T) {
 	for _, h := range from {
 		lost += w.hosts[h].SentAgain(t)
 	}
+	w.stop() // the node's thread is free then
 	// What conntrack drops since two connections clash is no fault of the rules.
 	if lost -= w.node.Counters(t)["conntrack:insert_failed"]; lost > 0 {
 		t.Errorf("of %d connections %d lost their first packet\n%s", asked.Load(), lost, w.node.Since(t, nil))
