@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -100,20 +99,10 @@ func TestServersOnOneDatabase(t *testing.T) {
 	const many = 20
 	e.manySecrets(many)
 	e.must(second.Stop(e.soon()))
-	rotate := func(c *cluster.Cluster) {
-		e.Helper()
-		e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error { // until the other's address is gone
-			out, err := c.Umiak(ctx, "secrets-encrypt", "rotate")
-			if err != nil {
-				err = fmt.Errorf("%w\n%s", err, out)
-			}
-			return err
-		}))
-	}
-	rotate(e.Cluster)
+	e.rotateKeys(e.Cluster)
 	e.must(second.Start())
 	e.must(second.APIReady(e.within(2 * patience)))
 	e.sameKeys(many, "key2", e.Cluster, second)
-	rotate(second)
+	e.rotateKeys(second)
 	e.sameKeys(many, "key3", e.Cluster, second)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/umiak-io/umiak/e2e/cluster"
 )
 
-// manySecrets makes n Secrets that sameSecrets looks for.
+// manySecrets makes n Secrets that sameKeys looks for.
 func (e *env) manySecrets(n int) {
 	e.Helper()
 	for i := range n {
@@ -49,6 +49,18 @@ func (e *env) sameKeys(n int, key string, servers ...*cluster.Cluster) {
 	}
 }
 
+// rotateKeys rotates by a server, as soon as that sees which of the others serve.
+func (e *env) rotateKeys(by *cluster.Cluster) {
+	e.Helper()
+	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
+		out, err := by.Umiak(ctx, "secrets-encrypt", "rotate")
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
+		}
+		return err
+	}))
+}
+
 // rotatesKeysOfAll: the keys of Secrets are rotated on all servers while each is written to and read from, also where one
 // is away at first, from two servers in turn.
 func (e *env) rotatesKeysOfAll(servers ...*cluster.Cluster) {
@@ -81,13 +93,7 @@ func (e *env) rotatesKeysOfAll(servers ...*cluster.Cluster) {
 	}
 	e.must(last.Start())
 	e.must(last.Ready(e.within(2 * patience)))
-	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error { // until the others see that it serves
-		out, err := servers[1].Umiak(ctx, "secrets-encrypt", "rotate")
-		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
-		return err
-	}))
+	e.rotateKeys(servers[1])
 	p.check("during the rotation")
 	e.sameKeys(many, "key2", servers...)
 }

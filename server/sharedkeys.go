@@ -16,6 +16,15 @@ import (
 	"github.com/umiak-io/umiak/server/encryption"
 )
 
+// sealSecret is what the servers of a cluster have and nobody else.
+func (s *Server) sealSecret() ([]byte, error) {
+	raw, err := os.ReadFile(s.pki.ServiceAccountKey())
+	if err != nil {
+		return nil, fmt.Errorf("read the ServiceAccount key: %w", err)
+	}
+	return raw, nil
+}
+
 // sharedEncryption is the encryption config that the datastore holds for all servers, and its revision, 0 where
 // there is none.
 func (s *Server) sharedEncryption(ctx context.Context, c clientv3.KV) (raw []byte, revision int64, err error) {
@@ -26,18 +35,18 @@ func (s *Server) sharedEncryption(ctx context.Context, c clientv3.KV) (raw []byt
 	if len(resp.Kvs) == 0 {
 		return nil, 0, nil
 	}
-	secret, err := os.ReadFile(s.pki.ServiceAccountKey())
+	secret, err := s.sealSecret()
 	if err != nil {
-		return nil, 0, fmt.Errorf("read the ServiceAccount key: %w", err)
+		return nil, 0, err
 	}
 	raw, err = encryption.Open(secret, resp.Kvs[0].Value)
 	return raw, resp.Kvs[0].ModRevision, err
 }
 
 func (s *Server) putEncryption(ctx context.Context, c clientv3.KV, raw []byte, revision int64) error {
-	secret, err := os.ReadFile(s.pki.ServiceAccountKey())
+	secret, err := s.sealSecret()
 	if err != nil {
-		return fmt.Errorf("read the ServiceAccount key: %w", err)
+		return err
 	}
 	sealed, err := encryption.Seal(secret, raw)
 	if err != nil {
@@ -58,7 +67,7 @@ func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
 	shared, revision, err := s.sharedEncryption(ctx, c)
 	order := 1
 	if err == nil && revision > 0 {
-		order, err = encryption.Compare(own, shared)
+		order, err = encryption.Adopt(s.dirs.EncryptionConfig(), shared)
 	}
 	switch {
 	case errors.Is(err, encryption.ErrSealed), errors.Is(err, encryption.ErrElsewhere), errors.Is(err, encryption.ErrForeign):
@@ -66,9 +75,6 @@ func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
 	case err != nil:
 		return err
 	case order < 0:
-		if _, err := encryption.Adopt(s.dirs.EncryptionConfig(), shared); err != nil {
-			return err
-		}
 		s.log.Info("keys with which Secrets are encrypted were taken over from another server", "component", "encryption")
 	case order > 0:
 		if err := s.putEncryption(ctx, c, own, revision); err != nil && !errors.Is(err, errRaced) {
@@ -81,7 +87,8 @@ func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
 // shareEncryption gives an encryption config to all servers, before any uses it, and puts it in place here.
 func (s *Server) shareEncryption(ctx context.Context, raw []byte) error {
 	if s.others == nil {
-		return nil // whoever asks writes the file
+		_, err := encryption.Adopt(s.dirs.EncryptionConfig(), raw)
+		return err
 	}
 	if err := s.allServe(); err != nil {
 		return err

@@ -37,16 +37,23 @@ func TestEnsureKeepsItsKey(t *testing.T) {
 	}
 }
 
+// first is a file with a key, as a server makes it at its first start.
+func first(t *testing.T) (file string, c *config) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "e.yaml")
+	if err := Ensure(file); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file, c
+}
+
 func TestStepsOfARotation(t *testing.T) {
 	for _, cipher := range Ciphers {
-		file := filepath.Join(t.TempDir(), "e.yaml")
-		if err := Ensure(file); err != nil {
-			t.Fatal(err)
-		}
-		c, _, err := load(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		file, c := first(t)
 		// Each step is read back, as a process that goes on would.
 		step := func(f func(), phase string, want ...string) {
 			t.Helper()
@@ -54,6 +61,7 @@ func TestStepsOfARotation(t *testing.T) {
 			if err := c.write(file); err != nil {
 				t.Fatal(err)
 			}
+			var err error
 			if c, _, err = load(file); err != nil {
 				t.Fatal(err)
 			}

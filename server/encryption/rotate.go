@@ -45,7 +45,7 @@ type Keeper struct {
 	File string
 	// REST is the administrator's way to the API server.
 	REST *rest.Config
-	// Share gives a configuration to all servers before it is used; nil where there is but this one.
+	// Share gives a configuration to all servers before any uses it, and puts it into the file here.
 	Share func(ctx context.Context, raw []byte) error
 	// Count reads the datastore; nil or an error where it cannot.
 	Count func(ctx context.Context, resources []string) (Counts, error)
@@ -187,18 +187,13 @@ func lock(file string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// put has every server know a configuration, this one as the last.
+// put has every server know a configuration.
 func (k *Keeper) put(ctx context.Context, c *config) error {
-	if k.Share != nil {
-		raw, err := c.encode()
-		if err != nil {
-			return err
-		}
-		if err := k.Share(ctx, raw); err != nil {
-			return err
-		}
+	raw, err := c.encode()
+	if err != nil {
+		return err
 	}
-	return c.write(k.File)
+	return k.Share(ctx, raw)
 }
 
 // servers are the API servers of the cluster, by their addresses.

@@ -96,19 +96,19 @@ func (c *config) step() int {
 	return 2
 }
 
-// Adopt puts another server's configuration in the place of the one in the file if it is further, and reports
-// whether it was.
-func Adopt(file string, raw []byte) (bool, error) {
+// Adopt puts a configuration in the place of the one in the file if it is further. It returns what Compare says of the
+// one that was in the file: less than 0 if it was behind.
+func Adopt(file string, raw []byte) (int, error) {
 	have, err := os.ReadFile(file)
 	if err != nil {
-		return false, fmt.Errorf("read encryption config: %w", err)
+		return 0, fmt.Errorf("read encryption config: %w", err)
 	}
 	order, err := Compare(have, raw)
 	if err != nil {
-		return false, fmt.Errorf("compare encryption config %s with the one in the datastore: %w", file, err)
+		return 0, fmt.Errorf("compare encryption config %s with the one in the datastore: %w", file, err)
 	}
-	if order >= 0 {
-		return false, nil
+	if order < 0 {
+		err = atomicfile.Write(file, raw, 0o600)
 	}
-	return true, atomicfile.Write(file, raw, 0o600)
+	return order, err
 }

@@ -4,20 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 )
 
 // TestOrderOfARotation: a server takes over what is further than its own, and nothing else.
 func TestOrderOfARotation(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "e.yaml")
-	if err := Ensure(file); err != nil {
-		t.Fatal(err)
-	}
-	c, _, err := load(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	file, c := first(t)
 	var steps [][]byte
 	note := func() {
 		raw, err := c.encode()
@@ -42,10 +34,10 @@ func TestOrderOfARotation(t *testing.T) {
 			if err := os.WriteFile(file, a, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			took, err := Adopt(file, b)
+			was, err := Adopt(file, b)
 			now, _ := os.ReadFile(file)
-			if want := steps[max(i, j)]; err != nil || took != (i < j) || !bytes.Equal(now, want) {
-				t.Errorf("step %d is told of step %d: %v, %v", i, j, took, err)
+			if want := steps[max(i, j)]; err != nil || was != order || !bytes.Equal(now, want) {
+				t.Errorf("step %d is told of step %d: %d, %v", i, j, was, err)
 			}
 		}
 	}
@@ -61,8 +53,8 @@ func TestOrderOfARotation(t *testing.T) {
 	if err := os.WriteFile(file, foreign, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if took, err := Adopt(file, other); took || err == nil {
-		t.Errorf("a file that was made by hand: %v, %v", took, err)
+	if was, err := Adopt(file, other); was < 0 || err == nil {
+		t.Errorf("a file that was made by hand: %d, %v", was, err)
 	}
 	if now, _ := os.ReadFile(file); !bytes.Equal(now, foreign) {
 		t.Error("a file that was made by hand is lost")

@@ -13,7 +13,9 @@ import (
 // answer came within a second: what shows a lost packet on any machine that gets to its queue within one.
 func (h *Host) SentAgain(t testing.TB) int {
 	t.Helper()
-	return h.Counters(t)["TcpExt:TCPSynRetrans"]
+	all := map[string]int{}
+	h.count(t, all, "netstat")
+	return all["TcpExt:TCPSynRetrans"]
 }
 
 // Counters are the kernel's counts for the host, such as "Tcp:InErrs" and "conntrack:insert_failed", each of
@@ -22,27 +24,33 @@ func (h *Host) Counters(t testing.TB) map[string]int {
 	t.Helper()
 	all := map[string]int{}
 	for _, file := range []string{"snmp", "netstat", "stat/nf_conntrack"} {
-		var raw []byte
-		var err error
-		h.Do(func() { raw, err = os.ReadFile("/proc/thread-self/net/" + file) })
-		h.Must(t, err)
-		lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
-		if file == "stat/nf_conntrack" { // one line of names, then hexadecimal ones, one for each CPU
-			for _, values := range lines[1:] {
-				h.Must(t, count(all, "conntrack:", lines[0], values, 16))
-			}
-			continue
-		}
-		for pair := range slices.Chunk(lines, 2) { // one of names, one of values, both begin with the group
-			group, names, _ := strings.Cut(pair[0], " ")
-			_, values, _ := strings.Cut(pair[1], " ")
-			h.Must(t, count(all, group, names, values, 10))
-		}
+		h.count(t, all, file)
 	}
 	return all
 }
 
-func count(all map[string]int, group, names, values string, base int) error {
+// count adds what a file below /proc/net says.
+func (h *Host) count(t testing.TB, all map[string]int, file string) {
+	t.Helper()
+	var raw []byte
+	var err error
+	h.Do(func() { raw, err = os.ReadFile("/proc/thread-self/net/" + file) })
+	h.Must(t, err)
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	if file == "stat/nf_conntrack" { // one line of names, then hexadecimal ones, one for each CPU
+		for _, values := range lines[1:] {
+			h.Must(t, add(all, "conntrack:", lines[0], values, 16))
+		}
+		return
+	}
+	for pair := range slices.Chunk(lines, 2) { // one of names, one of values, both begin with the group
+		group, names, _ := strings.Cut(pair[0], " ")
+		_, values, _ := strings.Cut(pair[1], " ")
+		h.Must(t, add(all, group, names, values, 10))
+	}
+}
+
+func add(all map[string]int, group, names, values string, base int) error {
 	v := strings.Fields(values)
 	for i, name := range strings.Fields(names) {
 		n, err := strconv.ParseInt(v[i], base, 64)
