@@ -57,7 +57,7 @@ func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
 		privileges, kernelVersion, namespaces, cgroups, memory, swap, overlay, diskSpace,
-		kernelNetwork, forwarding, forwardDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, others,
+		kernelNetwork, forwarding, forwardDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {
 			return out

@@ -231,6 +231,18 @@ func address(_ context.Context, _ Config) []Result {
 	return []Result{ok("address", "%s", a[0])}
 }
 
+// dnsPort says that port 53 belongs to the host. The cluster's DNS is reached at port 53 of addresses of its own, and
+// listens at another.
+func dnsPort(ctx context.Context, _ Config) []Result {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", ":53")
+	if err != nil {
+		return []Result{ok("port 53", "used by a DNS server of this host, which keeps it: the cluster's DNS runs beside it")}
+	}
+	_ = l.Close()
+	return []Result{ok("port 53", "free, and stays so: the cluster's DNS does not need it")}
+}
+
 func ports(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, p := range []struct {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,7 +13,6 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
-	"github.com/fsnotify/fsnotify"
 	api "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -66,9 +63,11 @@ type Server struct {
 
 	prepared atomic.Bool // address, route and table have been there
 
+	port uint16 // that CoreDNS listens on, see freePort
+
 	mu      sync.Mutex
 	files   map[string]map[string]string // ConfigMap name -> data; what to load
-	object  *api.ConfigMap               // for events
+	objects map[string]*api.ConfigMap    // name -> what events are about
 	looped  string                       // the text under which a loop was found
 	current state
 }
@@ -82,7 +81,8 @@ type state struct {
 	forwards  bool
 	loop      bool
 	notes     []string
-	err       error // why the newest configuration is not the running one
+	err       error    // why the newest configuration is not the running one
+	left      []string // parts of it that are left out because they cannot be used
 	since     time.Time
 }
 
@@ -109,7 +109,7 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, log: cfg.Log.With("component", "dns"), cluster: cl,
 		handle: "@" + strconv.FormatInt(lastID.Add(1), 10),
 		bind:   listenAddrs(cfg.ClusterDNS),
-		wake:   make(chan struct{}, 1),
+		wake:   make(chan struct{}, 1), objects: map[string]*api.ConfigMap{},
 	}
 	return s, nil
 }
@@ -122,10 +122,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	logSink.Store(s.log)
 	servers.Store(s.handle, s)
 	defer servers.Delete(s.handle)
-	if err := setupNetwork(s.cfg.ClusterDNS); err != nil {
+	if err := s.prepare(); err != nil {
 		return fmt.Errorf("prepare the node for DNS: %w", err)
 	}
-	s.prepared.Store(true)
 	s.startInformers()
 	if s.events = s.cfg.Events; s.events == nil {
 		b := record.NewBroadcaster(record.WithContext(ctx))
@@ -133,13 +132,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		defer b.Shutdown()
 		s.events = b.NewRecorder(scheme.Scheme, api.EventSource{Component: "umiak-dns", Host: s.cfg.NodeName})
 	}
-
-	files, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch files: %w", err)
-	}
-	defer files.Close() //nolint:errcheck // nothing is written
-	s.watchResolvConf(files)
 
 	inst, err := s.start()
 	if err != nil {
@@ -164,17 +156,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			return nil
 		case <-s.wake:
 			inst = s.reload(inst)
-		case e, ok := <-files.Events:
-			if !ok {
-				return errors.New("watch files: ended")
-			}
-			s.log.Debug("file changed", "event", e.String())
-			if s.isResolvConf(e.Name) {
-				s.watchResolvConf(files) // a link may lead elsewhere now
-				inst = s.reload(inst)
-			}
-		case err := <-files.Errors:
-			s.log.Warn("watching the resolver configuration", "error", err)
 		}
 	}
 }
@@ -185,7 +166,28 @@ func (s *Server) Resync() (bool, error) {
 	if !s.prepared.Load() {
 		return false, nil
 	}
-	return true, setupNetwork(s.cfg.ClusterDNS)
+	return true, setupNetwork(s.cfg.ClusterDNS, s.port)
+}
+
+// ResolversChanged has the file of the host's resolvers read again.
+func (s *Server) ResolversChanged() { s.poke() }
+
+// prepare chooses the port and puts address, route and table on the node.
+func (s *Server) prepare() error {
+	if err := setupAddresses(s.cfg.ClusterDNS); err != nil {
+		return err
+	}
+	var err error
+	if s.port, err = freePort(s.bind); err != nil {
+		return err
+	}
+	if err := applyTable(s.cfg.ClusterDNS, s.port); err != nil {
+		return err
+	}
+	// What the kernel remembers of an earlier run may lead to another port.
+	forgetFlows(s.bind, s.port)
+	s.prepared.Store(true)
+	return nil
 }
 
 func (s *Server) startInformers() {
@@ -234,7 +236,7 @@ func (s *Server) builtin() source {
 func (s *Server) reload(inst *caddy.Instance) *caddy.Instance {
 	s.mu.Lock()
 	src := source{Files: cloneFiles(s.files)}
-	object := s.object
+	object := s.objects[ConfigMap]
 	origin := "ConfigMap " + Namespace + "/" + ConfigMap
 	if object == nil {
 		origin = s.current.origin
@@ -274,12 +276,7 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 	if err != nil {
 		s.log.Warn("the host's resolvers are unknown, only names of the cluster are answered", "error", err)
 	}
-	rewrite := func(up []string) (corefile.Result, error) {
-		return corefile.Rewrite(src.corefile(), corefile.Options{
-			Bind: s.bind, Own: append(slices.Clone(s.cfg.ClusterDNS), AddrV4, AddrV6), Upstreams: up, Handle: s.handle, Files: src.paths(),
-		})
-	}
-	res, err := rewrite(upstreams)
+	res, left, err := s.compile(src, upstreams)
 	if err != nil {
 		return nil, err
 	}
@@ -307,10 +304,11 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 			s.log.Info("part of the Corefile has no effect", "reason", n)
 		}
 	}
+	s.reportLeft(cur.left, left)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	cur.text, cur.source, cur.origin, cur.upstreams, cur.forwards, cur.notes, cur.loop, cur.err = res.Text, src, origin, upstreams, res.Forwards, res.Notes, loop, nil
-	cur.since = time.Now()
+	cur.since, cur.left = time.Now(), left
 	s.current = cur
 	s.current.source.wanted = wanted
 	return inst, nil
@@ -343,7 +341,7 @@ func startOrReplace(inst *caddy.Instance, in caddy.Input) (next *caddy.Instance,
 func (s *Server) foundLoop() {
 	s.mu.Lock()
 	s.looped = s.current.source.wanted
-	object, up := s.object, s.current.upstreams
+	object, up := s.objects[ConfigMap], s.current.upstreams
 	s.mu.Unlock()
 	s.log.Error("a name server of the host forwards back to the cluster's DNS: forwarding is off until resolv.conf or the Corefile changes", "upstreams", up, "resolv.conf", s.cfg.ResolvConf)
 	if object != nil {
@@ -366,12 +364,10 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 		if cm != nil {
 			s.files[name] = cm.Data
 		}
-		if name == ConfigMap {
-			s.object = nil
-			if cm != nil {
-				s.object = &api.ConfigMap{TypeMeta: meta.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
-					ObjectMeta: meta.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID, ResourceVersion: cm.ResourceVersion}}
-			}
+		delete(s.objects, name)
+		if cm != nil {
+			s.objects[name] = &api.ConfigMap{TypeMeta: meta.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
+				ObjectMeta: meta.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID, ResourceVersion: cm.ResourceVersion}}
 		}
 		s.mu.Unlock()
 		s.poke()
@@ -413,36 +409,6 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 	c.RunWithContext(ctx)
 }
 
-// watchResolvConf watches the folders of the file and of what it links to: resolvers' files are replaced
-// by renaming, which a watch of the file itself would miss.
-func (s *Server) watchResolvConf(w *fsnotify.Watcher) {
-	if s.cfg.ResolvConf == "" {
-		return
-	}
-	dirs := []string{filepath.Dir(s.cfg.ResolvConf)}
-	if real, err := filepath.EvalSymlinks(s.cfg.ResolvConf); err == nil {
-		dirs = append(dirs, filepath.Dir(real))
-	}
-	for _, old := range w.WatchList() {
-		if !slices.Contains(dirs, old) {
-			_ = w.Remove(old) // gone with its folder
-		}
-	}
-	for _, d := range dirs {
-		if err := w.Add(d); err != nil {
-			s.log.Warn("watching the resolver configuration", "folder", d, "error", err)
-		}
-	}
-}
-
-func (s *Server) isResolvConf(name string) bool {
-	if name == filepath.Clean(s.cfg.ResolvConf) {
-		return true
-	}
-	real, err := filepath.EvalSymlinks(s.cfg.ResolvConf)
-	return err == nil && name == real
-}
-
 // Status is for `umiak status`.
 func (s *Server) Status(context.Context) status.Section {
 	s.mu.Lock()
@@ -465,6 +431,9 @@ func (s *Server) Status(context.Context) status.Section {
 		row("corefile", "invalid", fmt.Sprintf("%v; running: %s", cur.err, cur.origin))
 	} else {
 		row("corefile", "loaded", strings.Join(append([]string{cur.origin}, cur.notes...), "; "))
+	}
+	for _, l := range cur.left {
+		row(CustomConfigMap, "left out", l)
 	}
 	switch {
 	case cur.loop:

@@ -491,6 +491,7 @@ func TestNoUpstreamFailsAtOnce(t *testing.T) {
 	if err := errors.Join(os.WriteFile(tmp, []byte("nameserver "+upstreamAddr+"\n"), 0o644), os.Rename(tmp, w.resolv)); err != nil {
 		t.Fatal(err)
 	}
+	w.server.ResolversChanged()
 	eventually(t, "the new resolver's being used", func() bool {
 		return text(ask(t, clusterDNS, "udp", "outside.example.", mdns.TypeA)) == "outside.example. A 198.51.100.7"
 	})
@@ -529,6 +530,7 @@ func TestForwardingLoopIsFoundAndCut(t *testing.T) {
 	if err := os.WriteFile(w.resolv, []byte("nameserver 192.0.2.54\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	w.server.ResolversChanged()
 	eventually(t, "the new resolver's being used", func() bool {
 		return text(ask(t, clusterDNS, "udp", "outside.example.", mdns.TypeA)) == "outside.example. A 198.51.100.7"
 	})

@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"crypto/rand"
-	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -46,7 +45,7 @@ func setupLoop(c *caddy.Controller) error {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	c.OnStartup(func() error {
-		go l.probe(ctx, s.bind[0])
+		go l.probe(ctx, netip.AddrPortFrom(s.bind[0], s.port))
 		return nil
 	})
 	c.OnShutdown(func() error {
@@ -71,7 +70,7 @@ func (l *loopWatch) ServeDNS(ctx context.Context, w mdns.ResponseWriter, r *mdns
 }
 
 // probe asks once. The listener opens right after the start hooks, which is where it was started from.
-func (l *loopWatch) probe(ctx context.Context, to netip.Addr) {
+func (l *loopWatch) probe(ctx context.Context, to netip.AddrPort) {
 	// A resolver may take its time to come back to us; after that a random name is nobody's business.
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -79,7 +78,7 @@ func (l *loopWatch) probe(ctx context.Context, to netip.Addr) {
 	m := new(mdns.Msg).SetQuestion(l.name, mdns.TypeHINFO)
 	c := mdns.Client{Timeout: 5 * time.Second}
 	for ctx.Err() == nil {
-		if _, _, err := c.ExchangeContext(ctx, m, net.JoinHostPort(to.String(), "53")); !refused(err) {
+		if _, _, err := c.ExchangeContext(ctx, m, to.String()); !refused(err) {
 			break
 		}
 		select {

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where CoreDNS listens, the same on every node: a packet never leaves the node for it. Link-local for
+// Where CoreDNS is reached at port 53, the same on every node: a packet never leaves the node for it. Link-local for
 // IPv4, but not 169.254.20.10, so that the node-local-dns add-on can still be installed. For IPv6 a
 // unique local address ("umiak" in hex): link-local ones carry an interface, and DNAT cannot.
 var (
@@ -37,7 +37,66 @@ const (
 	// routeProtocol marks our routes, so that they are found again.
 	routeProtocol = 0x75
 	ipsDstNAT     = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+	// firstPort is the first of ports at which CoreDNS may listen on those addresses. Port 53 there would keep the
+	// host's own DNS server from 0.0.0.0:53, or be kept from us by it. The ports lie below those that the kernel
+	// gives to clients.
+	firstPort, ports = 20053, 20
 )
+
+// freePort is a port at which CoreDNS can listen: the first, unless a program of this host holds it at all addresses.
+func freePort(bind []netip.Addr) (uint16, error) {
+	var errs []error
+	for port := uint16(firstPort); port < firstPort+ports; port++ {
+		err := listens(bind, port)
+		if err == nil {
+			return port, nil
+		}
+		errs = append(errs, err)
+	}
+	return 0, fmt.Errorf("no free port from %d to %d: %w", firstPort, firstPort+ports-1, errs[0])
+}
+
+// listens tries to listen, TCP and UDP.
+func listens(bind []netip.Addr, port uint16) error {
+	for _, a := range bind {
+		to := netip.AddrPortFrom(a, port)
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(to))
+		if err != nil {
+			return err
+		}
+		u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(to))
+		if err := errors.Join(err, l.Close()); err != nil {
+			return err
+		}
+		if err := u.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetFlows drops what the kernel remembers of UDP queries that were led to another port than this one: a client
+// that asks again from the same port would be led there for as long as it goes on asking.
+func forgetFlows(bind []netip.Addr, port uint16) {
+	for _, a := range bind {
+		family := netlink.InetFamily(unix.AF_INET)
+		if a.Is6() {
+			family = unix.AF_INET6
+		}
+		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, staleFlow{a, port}) // they end by themselves otherwise
+	}
+}
+
+type staleFlow struct {
+	server netip.Addr
+	port   uint16
+}
+
+// MatchConntrackFlow is netlink's interface.
+func (s staleFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	src, ok := netip.AddrFromSlice(f.Reverse.SrcIP)
+	return ok && f.Forward.Protocol == unix.IPPROTO_UDP && src.Unmap() == s.server && f.Reverse.SrcPort != s.port
+}
 
 // listenAddrs are the addresses to serve the given cluster addresses on, one a family.
 func listenAddrs(clusterDNS []netip.Addr) []netip.Addr {
@@ -51,7 +110,15 @@ func listenAddrs(clusterDNS []netip.Addr) []netip.Addr {
 }
 
 // setupNetwork puts address, route and table on the node; what is there already stays.
-func setupNetwork(clusterDNS []netip.Addr) error {
+func setupNetwork(clusterDNS []netip.Addr, port uint16) error {
+	if err := setupAddresses(clusterDNS); err != nil {
+		return err
+	}
+	return applyTable(clusterDNS, port)
+}
+
+// setupAddresses puts addresses and routes on the node.
+func setupAddresses(clusterDNS []netip.Addr) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find loopback interface: %w", err)
@@ -77,7 +144,7 @@ func setupNetwork(clusterDNS []netip.Addr) error {
 			return fmt.Errorf("add route to %s: %w", a, err)
 		}
 	}
-	return applyTable(clusterDNS)
+	return nil
 }
 
 func loAddr(a netip.Addr) *netlink.Addr {
@@ -150,7 +217,7 @@ func Cleanup(context.Context) error {
 }
 
 // applyTable replaces the table in one transaction.
-func applyTable(clusterDNS []netip.Addr) error {
+func applyTable(clusterDNS []netip.Addr, port uint16) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -160,15 +227,23 @@ func applyTable(clusterDNS []netip.Addr) error {
 	c.DelTable(t)
 	c.AddTable(t)
 	prio := nftables.ChainPriority(natPriority)
-	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
-		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: &prio})
-		for _, from := range clusterDNS {
+	for _, hook := range []struct {
+		name string
+		at   *nftables.ChainHook
+		from []netip.Addr
+	}{
+		{"prerouting", nftables.ChainHookPrerouting, clusterDNS},
+		// The host itself may also ask the server's own addresses.
+		{"output", nftables.ChainHookOutput, append(listenAddrs(clusterDNS), clusterDNS...)},
+	} {
+		ch := c.AddChain(&nftables.Chain{Name: hook.name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook.at, Priority: &prio})
+		for _, from := range hook.from {
 			to := AddrV4
 			if from.Is6() {
 				to = AddrV6
 			}
 			for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-				c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: dnat(from, to, proto)})
+				c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: dnat(from, netip.AddrPortFrom(to, port), proto)})
 			}
 		}
 	}
@@ -196,7 +271,7 @@ func daddr(a netip.Addr) []expr.Any {
 }
 
 // dnat: ip daddr FROM PROTO dport 53 dnat to TO
-func dnat(from, to netip.Addr, proto byte) []expr.Any {
+func dnat(from netip.Addr, to netip.AddrPort, proto byte) []expr.Any {
 	family := uint32(unix.NFPROTO_IPV4)
 	if from.Is6() {
 		family = unix.NFPROTO_IPV6
@@ -207,8 +282,9 @@ func dnat(from, to netip.Addr, proto byte) []expr.Any {
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, 53)},
 		&expr.Counter{},
-		&expr.Immediate{Register: 1, Data: to.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1},
+		&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
+		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
 	)
 }
 

@@ -24,14 +24,14 @@ type source struct {
 
 func (s source) corefile() string { return s.Files[ConfigMap]["Corefile"] }
 
-// paths are the files that `import` finds: where CoreDNS's Deployment and k3s mount the ConfigMaps.
+// paths are the files that `import` finds.
 func (s source) paths() map[string]string {
 	out := map[string]string{}
 	for k, v := range s.Files[ConfigMap] {
-		out["/etc/coredns/"+k] = v
+		out[mainFiles+k] = v
 	}
 	for k, v := range s.Files[CustomConfigMap] {
-		out["/etc/coredns/custom/"+k] = v
+		out[customFiles+k] = v
 	}
 	return out
 }

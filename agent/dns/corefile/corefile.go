@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -45,8 +46,9 @@ const (
 
 // Options are the facts of this node.
 type Options struct {
-	// Bind are the addresses to listen on.
+	// Bind are the addresses to listen on, Port the port there: what is sent to port 53 is led to it.
 	Bind []netip.Addr
+	Port uint16
 	// Own are addresses that lead back to this server: never forwarded to.
 	Own []netip.Addr
 	// Upstreams replace /etc/resolv.conf in forward, each as ADDRESS or ADDRESS:PORT.
@@ -55,6 +57,8 @@ type Options struct {
 	Handle string
 	// Files are the files that `import` finds, by absolute path.
 	Files map[string]string
+	// Without are the units that are left out; see Units.
+	Without map[Unit]bool
 }
 
 // Result is what runs and what was changed on the way.
@@ -66,30 +70,30 @@ type Result struct {
 	Forwards bool
 }
 
-// Rewrite returns the Corefile to run.
+// Rewrite returns the Corefile to run. An error is a *Error where the place is known.
 func Rewrite(text string, o Options) (Result, error) {
-	tokens, err := expand(text, o.Files)
+	tokens, _, err := expand(text, o)
 	if err != nil {
 		return Result{}, err
 	}
 	for _, t := range tokens {
 		// The agent's environment may hold a join token; a ConfigMap must not be able to read it out.
 		if strings.Contains(t.Text, "{$") || strings.Contains(t.Text, "{%") {
-			return Result{}, fmt.Errorf("%s:%d: %q: environment variables cannot be used", t.File, t.Line, t.Text)
+			return Result{}, &Error{t.File, t.Line, fmt.Errorf("%q: environment variables cannot be used", t.Text)}
 		}
 	}
 	var flat strings.Builder
 	if err := write(&flat, tokens, ""); err != nil {
 		return Result{}, err
 	}
+	r := rewriter{o: o, places: places(tokens), zones: map[string]bool{}}
 	blocks, err := caddyfile.Parse("Corefile", strings.NewReader(flat.String()), known)
 	if err != nil {
-		return Result{}, fmt.Errorf("parse Corefile (plugins: %s): %w", strings.Join(known, ", "), err)
+		return Result{}, r.parseError(err)
 	}
 	if len(blocks) == 0 {
 		return Result{}, errors.New("no server block")
 	}
-	r := rewriter{o: o}
 	var out strings.Builder
 	for _, b := range blocks {
 		if err := r.block(&out, b); err != nil {
@@ -101,6 +105,8 @@ func Rewrite(text string, o Options) (Result, error) {
 
 type rewriter struct {
 	o        Options
+	places   []place         // of the flattened text's lines
+	zones    map[string]bool // that have a block
 	notes    []string
 	forwards bool
 }
@@ -112,15 +118,19 @@ func (r *rewriter) note(format string, a ...any) {
 }
 
 func (r *rewriter) block(out *strings.Builder, b caddyfile.ServerBlock) error {
+	first := firstLine(b)
 	if len(b.Keys) == 0 {
 		return errors.New("a server block has no zone")
 	}
+	keys := make([]string, 0, len(b.Keys))
 	for _, k := range b.Keys {
-		if err := checkKey(k); err != nil {
-			return err
+		k, err := r.key(k)
+		if err != nil {
+			return r.at(first, err)
 		}
+		keys = append(keys, k)
 	}
-	return writeBlock(out, b.Keys, func() error {
+	return writeBlock(out, keys, func() error {
 		if len(r.o.Bind) > 0 {
 			out.WriteString("    bind")
 			for _, a := range r.o.Bind {
@@ -131,9 +141,10 @@ func (r *rewriter) block(out *strings.Builder, b caddyfile.ServerBlock) error {
 		nowhere := false
 		for _, name := range slices.Sorted(maps.Keys(b.Tokens)) {
 			for _, s := range stanzas(name, b.Tokens[name]) {
+				line := s[0].Line
 				s, err := r.stanza(name, s)
 				if err != nil {
-					return err
+					return r.at(line, err)
 				}
 				if err := write(out, s, "    "); err != nil {
 					return err
@@ -148,33 +159,44 @@ func (r *rewriter) block(out *strings.Builder, b caddyfile.ServerBlock) error {
 	})
 }
 
-// checkKey allows what port 53 on the node's own address can serve.
-func checkKey(k string) error {
-	for _, r := range k {
-		if r <= ' ' || r > '~' || strings.ContainsRune(`(){},;"'$%\`, r) {
-			return fmt.Errorf("server block %q is not a zone", k)
+// key returns a key of a server block with the port that is listened on, if port 53 on the node's own address can
+// serve it.
+func (r *rewriter) key(k string) (string, error) {
+	for _, c := range k {
+		if c <= ' ' || c > '~' || strings.ContainsRune(`(){},;"'$%\`, c) {
+			return "", fmt.Errorf("server block %q is not a zone", k)
 		}
 	}
 	if k == "" || k == "import" {
-		return fmt.Errorf("server block %q is not a zone", k)
+		return "", fmt.Errorf("server block %q is not a zone", k)
 	}
-	scheme, rest, ok := strings.Cut(k, "://")
+	scheme, zone, ok := strings.Cut(k, "://")
 	if ok && scheme != "dns" {
-		return fmt.Errorf("server block %q: only dns:// is served on a node", k)
+		return "", fmt.Errorf("server block %q: only dns:// is served on a node", k)
 	}
 	if !ok {
-		rest = k
+		zone = k
 	}
-	if strings.Contains(rest, "/") && !strings.Contains(rest, ".") && !strings.Contains(rest, ":") {
-		return fmt.Errorf("server block %q is not a zone", k)
-	}
-	// A colon in an IPv6 range (fd00::/64) is no port; a port comes after the last colon and is a number.
-	if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.Contains(rest[i:], "/") && strings.Count(rest, ":") == 1 {
-		if port := rest[i+1:]; port != "53" && port != "" {
-			return fmt.Errorf("server block %q: only port 53 is served on a node", k)
+	// As CoreDNS reads it: a number after the last colon is a port, also behind an IPv6 range (fd00::/64:53).
+	if i := strings.LastIndexByte(zone, ':'); i >= 0 {
+		if port, err := strconv.Atoi(zone[i+1:]); err == nil && port != 53 {
+			return "", fmt.Errorf("server block %q: only port 53 is served on a node", k)
+		} else if err == nil || zone[i+1:] == "" {
+			zone = zone[:i]
 		}
 	}
-	return nil
+	if zone == "" {
+		zone = "." // as CoreDNS reads ":53"
+	}
+	if strings.Contains(zone, "/") && !strings.Contains(zone, ".") && !strings.Contains(zone, ":") {
+		return "", fmt.Errorf("server block %q is not a zone", k)
+	}
+	name := strings.ToLower(strings.TrimSuffix(zone, "."))
+	if r.zones[name] {
+		return "", fmt.Errorf("server block %q: another block serves this zone already", k)
+	}
+	r.zones[name] = true
+	return fmt.Sprintf("%s:%d", zone, r.o.Port), nil
 }
 
 // stanza returns the tokens to run in place of one occurrence of a directive, nil for none.
@@ -211,7 +233,7 @@ func (r *rewriter) kubernetes(s []caddyfile.Token) ([]caddyfile.Token, error) {
 		case "endpoint", "tls", "kubeconfig", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight", "startup_timeout":
 			r.note("kubernetes: %s has no effect, the node's own connection is used", p[0].Text)
 		case "multicluster":
-			return nil, fmt.Errorf("line %d: kubernetes: multicluster is not supported", p[0].Line)
+			return nil, errors.New("kubernetes: multicluster is not supported")
 		default:
 			kept = append(kept, p)
 		}
@@ -228,7 +250,7 @@ func (r *rewriter) forward(s []caddyfile.Token) ([]caddyfile.Token, error) {
 		return nil, err
 	}
 	if len(args) < 2 {
-		return nil, fmt.Errorf("line %d: forward needs a zone and where to forward to", s[0].Line)
+		return nil, errors.New("forward needs a zone and where to forward to")
 	}
 	var to []caddyfile.Token
 	seen := map[string]bool{}
@@ -237,7 +259,7 @@ func (r *rewriter) forward(s []caddyfile.Token) ([]caddyfile.Token, error) {
 		if strings.HasPrefix(a.Text, "/") {
 			targets = r.o.Upstreams
 			if path.Base(a.Text) != "resolv.conf" {
-				return nil, fmt.Errorf("line %d: forward: %q: of files, only /etc/resolv.conf can be named", a.Line, a.Text)
+				return nil, fmt.Errorf("forward: %q: of files, only /etc/resolv.conf can be named", a.Text)
 			}
 		}
 		for _, t := range targets {
@@ -270,83 +292,23 @@ func (r *rewriter) own(target string) bool {
 	if i := strings.Index(target, "://"); i >= 0 {
 		target = target[i+3:]
 	}
+	port := uint16(53)
 	a, err := netip.ParseAddr(strings.Trim(target, "[]"))
 	if err != nil {
 		ap, err := netip.ParseAddrPort(target)
 		if err != nil {
 			return false // a host name
 		}
-		a = ap.Addr()
-		if ap.Port() != 53 {
+		a, port = ap.Addr(), ap.Port()
+		if port != 53 && port != r.o.Port {
 			return false // another server on the same machine
 		}
 	}
-	return slices.Contains(r.o.Own, a.Unmap()) || slices.Contains(r.o.Bind, a.Unmap()) || a.IsUnspecified()
-}
-
-// expand lexes the text and puts the files in where they are imported.
-func expand(text string, files map[string]string) ([]caddyfile.Token, error) {
-	left := maxImports
-	out, err := expandFile("Corefile", text, files, &left, 0)
-	if err != nil {
-		return nil, err
+	a = a.Unmap()
+	if port == r.o.Port {
+		return slices.Contains(r.o.Bind, a)
 	}
-	return out, nil
-}
-
-func expandFile(name, text string, files map[string]string, left *int, depth int) ([]caddyfile.Token, error) {
-	if depth > 10 {
-		return nil, fmt.Errorf("%s: imports go more than 10 deep", name)
-	}
-	in := lex(name, text)
-	var out []caddyfile.Token
-	for i := 0; i < len(in); i++ {
-		t := in[i]
-		if len(out) > maxTokens {
-			return nil, fmt.Errorf("%s: longer than %d words", name, maxTokens)
-		}
-		start := i == 0 || in[i-1].Line != t.Line || in[i-1].Text == "{"
-		if t.Text != "import" || !start || i+1 >= len(in) || in[i+1].Line != t.Line || !strings.ContainsAny(in[i+1].Text, "/*?") {
-			out = append(out, t)
-			continue
-		}
-		i++
-		if *left--; *left < 0 {
-			return nil, fmt.Errorf("%s:%d: more than %d imports", name, t.Line, maxImports)
-		}
-		names, err := match(in[i].Text, files)
-		if err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", name, t.Line, err)
-		}
-		for _, f := range names {
-			more, err := expandFile(f, files[f], files, left, depth+1)
-			if err != nil {
-				return nil, err
-			}
-			if len(out)+len(more) > maxTokens {
-				return nil, fmt.Errorf("%s: longer than %d words", name, maxTokens)
-			}
-			out = append(out, more...)
-		}
-	}
-	return out, nil
-}
-
-func match(pattern string, files map[string]string) ([]string, error) {
-	var names []string
-	for _, f := range slices.Sorted(maps.Keys(files)) {
-		ok, err := path.Match(pattern, f)
-		if err != nil {
-			return nil, fmt.Errorf("import %q: %w", pattern, err)
-		}
-		if ok {
-			names = append(names, f)
-		}
-	}
-	if len(names) == 0 && !strings.ContainsAny(pattern, "*?[") {
-		return nil, fmt.Errorf("import %q: no such key in the ConfigMaps coredns and coredns-custom", pattern)
-	}
-	return names, nil
+	return slices.Contains(r.o.Own, a) || slices.Contains(r.o.Bind, a) || a.IsUnspecified()
 }
 
 func lex(name, text string) []caddyfile.Token {
@@ -391,11 +353,11 @@ func split(s []caddyfile.Token) (args []caddyfile.Token, props [][]caddyfile.Tok
 		switch {
 		case t.Text == "}":
 			if i != len(s)-1 {
-				return nil, nil, fmt.Errorf("line %d: %s: text after the closing brace", t.Line, s[0].Text)
+				return nil, nil, fmt.Errorf("%s: text after the closing brace", s[0].Text)
 			}
 			return args, props, nil
 		case t.Text == "{":
-			return nil, nil, fmt.Errorf("line %d: %s: a block inside the block", t.Line, s[0].Text)
+			return nil, nil, fmt.Errorf("%s: a block inside the block", s[0].Text)
 		case len(props) == 0 || newLine(s[i-1], t):
 			props = append(props, []caddyfile.Token{t})
 		default:

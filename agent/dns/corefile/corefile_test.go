@@ -16,6 +16,7 @@ import (
 func options() corefile.Options {
 	return corefile.Options{
 		Bind:      []netip.Addr{netip.MustParseAddr("169.254.53.53")},
+		Port:      20053,
 		Own:       []netip.Addr{netip.MustParseAddr("10.43.0.10")},
 		Upstreams: []string{"192.0.2.1", "2001:db8::1", "10.43.0.10"},
 		Handle:    "@1",
