@@ -24,6 +24,7 @@ import (
 	"github.com/umiak-io/umiak/agent/containerd"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/resolver"
 	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/netpol"
@@ -55,7 +56,6 @@ type Agent struct {
 	cgroup  host.Cgroup
 	caps    host.Capabilities
 	oom     int
-	resolv  host.Resolv
 
 	registries *registries.Registries
 	images     *images.Importer
@@ -71,6 +71,7 @@ type Agent struct {
 	proxy   atomic.Pointer[proxy.Proxy]
 	policy  atomic.Pointer[netpol.Policies]
 	tunnels atomic.Pointer[tunnel.Tunnels]
+	resolv  atomic.Pointer[resolver.Resolver]
 }
 
 // member is a node in its cluster.
@@ -109,12 +110,6 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	if a.oom, err = host.OOMScoreAdj(); err != nil {
 		return nil, err
 	}
-	if a.resolv, err = host.FindResolv(cfg.ResolvConf, a.dirs.Run); err != nil {
-		return nil, err
-	}
-	if a.resolv.Remark != "" {
-		log.Warn(a.resolv.Remark)
-	}
 	a.registries = registries.New(cfg.PrivateRegistry, log.With("component", "registries"))
 	a.images = images.New(images.Config{
 		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(), State: filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
@@ -138,9 +133,10 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
 		{Name: "proxy", Run: a.runProxy, After: []string{"join"}},
 		{Name: "policy", Run: a.runPolicy, After: []string{"join"}},
-		{Name: "dns", Run: a.runDNS, After: []string{"join"}},
+		{Name: "resolver", Run: a.runResolver, After: []string{"join"}},
+		{Name: "dns", Run: a.runDNS, After: []string{"resolver"}},
 		{Name: "tables", Run: a.watchTables, After: []string{"join"}},
-		{Name: "kubelet", Run: a.runKubelet, After: []string{"join", "containerd"}},
+		{Name: "kubelet", Run: a.runKubelet, After: []string{"resolver", "containerd"}},
 		{Name: "upgrade", Run: a.runUpgrade, After: []string{"join"}},
 	}
 	if a.share != nil {
@@ -342,11 +338,26 @@ func (a *Agent) runPolicy(ctx context.Context, ready func()) error {
 	return p.Run(ctx, ready)
 }
 
+// runResolver keeps the files true from which the node's DNS and pods take the host's name servers.
+func (a *Agent) runResolver(ctx context.Context, ready func()) error {
+	r := resolver.New(resolver.Config{
+		Asked: a.cfg.ResolvConf, PodFile: a.dirs.PodResolvConf(), HostFile: a.dirs.HostResolvConf(), ClusterDNS: a.member.dns,
+		Changed: func() {
+			if s := a.dns.Load(); s != nil {
+				s.ResolversChanged()
+			}
+		},
+		Log: a.log,
+	})
+	a.resolv.Store(r)
+	return r.Run(ctx, ready)
+}
+
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	m := a.member
 	s, err := dns.New(dns.Config{
 		NodeName:      a.name,
-		ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.resolv.Path,
+		ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.dirs.HostResolvConf(),
 		StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
 		Client:    m.agent, Informers: m.informers, Log: a.log,
 	})
@@ -384,7 +395,7 @@ func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 	k, err := kubelet.New(kubelet.Config{
 		NodeName: a.name, NodeIPs: m.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
 		Args: a.cfg.KubeletArg, Port: a.cfg.KubeletPort, Dirs: a.dirs,
-		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.resolv.Path,
+		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
 		Cgroup: a.cgroup, CgroupRoot: a.cfg.CgroupRoot,
 		MayLowerOOMScore: a.caps.Has(host.CapSysResource), OOMScoreAdj: a.oom,
 		ShutdownGrace: grace, Journal: a.journal, Client: m.node, Log: a.log,
@@ -435,10 +446,14 @@ func (a *Agent) Sources() []status.Source {
 		a.proxyRows,
 		a.policyRows,
 		func(ctx context.Context) status.Section {
+			out := status.Section{Name: "DNS"}
 			if s := a.dns.Load(); s != nil {
-				return s.Status(ctx)
+				out = s.Status(ctx)
 			}
-			return status.Section{Name: "DNS"}
+			if r := a.resolv.Load(); r != nil {
+				out.Rows = append(out.Rows, r.Status())
+			}
+			return out
 		},
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/resolver"
 )
 
 func privileges(context.Context, Config) []Result {
@@ -280,20 +281,12 @@ func clock(context.Context, Config) []Result {
 }
 
 func resolvers(context.Context, Config) []Result {
-	tmp, err := os.MkdirTemp("", "umiak-check-")
-	if err != nil {
-		return []Result{warn("name servers", "", "%v", err)}
-	}
-	defer os.RemoveAll(tmp) //nolint:errcheck // a copy of resolv.conf at most
-	r, err := host.FindResolv("", tmp)
-	if err != nil {
-		return []Result{warn("name servers", "set resolv-conf", "%v", err)}
-	}
-	if len(r.Servers) == 0 {
-		return []Result{warn("name servers", "set resolv-conf", "none that pods can reach: they will resolve cluster names only")}
+	f := resolver.Find("")
+	if f.Remark != "" {
+		return []Result{warn("name servers", "set resolv-conf, or wait: umiak follows the file", "%s", f.Remark)}
 	}
 	var s []string
-	for _, a := range r.Servers {
+	for _, a := range f.Pods {
 		s = append(s, a.String())
 	}
 	return []Result{ok("name servers", "%s", strings.Join(s, ", "))}

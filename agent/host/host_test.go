@@ -10,58 +10,6 @@ import (
 	"testing"
 )
 
-func TestFindResolv(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) string {
-		p := filepath.Join(dir, name)
-		if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	plain := write("plain", "# x\nnameserver 192.168.0.1\nnameserver fe80::1%eth0\nsearch lan\n")
-	stub := write("stub", "nameserver 127.0.0.53\noptions edns0\n")
-	real := write("real", "nameserver 9.9.9.9\n")
-	mixed := write("mixed", "nameserver ::1\nnameserver 10.0.0.1\nsearch lan\n")
-	for _, c := range []struct {
-		name, asked, etc, behind string
-		path, text, remark       string
-		servers                  int
-	}{
-		{name: "plain", etc: plain, behind: real, path: plain, servers: 2},
-		{name: "systemd-resolved", etc: stub, behind: real, path: real, servers: 1},
-		{name: "dnsmasq", etc: stub, path: dir + "/resolv.conf", text: "options edns0\n", remark: "cluster names only"},
-		{name: "both", etc: mixed, path: dir + "/resolv.conf", text: "nameserver 10.0.0.1\nsearch lan\n", remark: "without these", servers: 1},
-		{name: "none at all", etc: dir + "/no", path: dir + "/resolv.conf", remark: "cluster names only"},
-		{name: "asked for", asked: stub, etc: plain, path: stub, servers: 1, remark: "loopback"},
-	} {
-		r, err := findResolv(c.asked, dir, c.etc, c.behind)
-		if err != nil {
-			t.Errorf("%s: %v", c.name, err)
-			continue
-		}
-		if r.Path != c.path || len(r.Servers) != c.servers || !strings.Contains(r.Remark, c.remark) || c.remark == "" && r.Remark != "" {
-			t.Errorf("%s: %+v", c.name, r)
-		}
-		if raw, _ := os.ReadFile(r.Path); c.text != "" && string(raw) != c.text {
-			t.Errorf("%s: %q", c.name, raw)
-		}
-	}
-	if _, err := findResolv(dir+"/no", dir, plain, real); err == nil || !strings.Contains(err.Error(), "resolv-conf") {
-		t.Errorf("got %v", err)
-	}
-}
-
-func FuzzResolv(f *testing.F) {
-	f.Add([]byte("nameserver 127.0.0.53\nnameserver 1.1.1.1\n"))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		out := withoutLoopback(raw)
-		if all := nameservers(out); !slices.Equal(all, usable(all)) || !slices.Equal(all, usable(nameservers(raw))) {
-			t.Fatalf("%q: %v", raw, all)
-		}
-	})
-}
-
 func TestAddresses(t *testing.T) {
 	got, err := Addresses([]string{"10.0.0.1", "fd00::1"}, true, false)
 	if err != nil || !slices.Equal(got, []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}) {

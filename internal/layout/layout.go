@@ -60,6 +60,15 @@ func (d Dirs) ControlSocket() string { return d.run("control.sock") }
 // PolicySocket is where the CNI plugin announces pods, so that their network policies are in force first.
 func (d Dirs) PolicySocket() string { return d.run("policy.sock") }
 
+// PodResolvConf is the resolv.conf of pods with dnsPolicy Default.
+func (d Dirs) PodResolvConf() string { return d.run("resolv.conf") }
+
+// HostResolvConf names the servers to which the node's DNS forwards.
+func (d Dirs) HostResolvConf() string { return d.run("resolv-host.conf") }
+
+// HostPorts is where the CNI plugin keeps which ports of the host lead to which pod, a file for each pod.
+func (d Dirs) HostPorts() string { return d.run("hostports") }
+
 // Agent is the node's own folder, 0700.
 func (d Dirs) Agent() string { return d.data("agent") }
 
