@@ -99,9 +99,8 @@ const epochBits = 36
 // server asks when it wants to know sooner.
 const progressInterval = time.Minute
 
-// compactInterval is how much history a store on disk keeps: a client that was away for less goes on
-// watching where it was. kube-apiserver is told not to ask for compaction, since it cannot know when there
-// is nothing to do.
+// compactInterval is how much history a store keeps at least: a client that was away for less goes on watching where
+// it was.
 const compactInterval = 5 * time.Minute
 
 // emulatedVersion is the etcd whose features the API server may use.
@@ -166,7 +165,7 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run, s.compact} {
+	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run, s.compact("sqlite", s.durable), s.compact("memory", s.volatile)} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
@@ -196,28 +195,8 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	return err
 }
 
-// compact gives up history that is older than the interval, as kube-apiserver would ask for it.
-func (s *store) compact(ctx context.Context) { s.compactEvery(ctx, compactInterval) }
-
-func (s *store) compactEvery(ctx context.Context, interval time.Duration) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	last, _ := s.durable.Revisions()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		now, compacted := s.durable.Revisions()
-		if last > compacted {
-			if _, err := s.durable.Compact(ctx, last); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Warn("cannot compact the datastore, trying again", "err", err)
-				continue
-			}
-		}
-		last = now
-	}
+func (s *store) compact(name string, r revisioned) func(context.Context) {
+	return func(ctx context.Context) { newCompactor(name, r, s.cfg.Log).run(ctx, compactInterval) }
 }
 
 func (s *store) State(context.Context) (snapshot.State, error) {

@@ -3,12 +3,15 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons"
+	"github.com/umiak-io/umiak/server/election"
 )
 
 // runManifests keeps the packaged manifests and the user's applied.
@@ -56,14 +59,19 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 		out.Rows = append(out.Rows, row)
 	}
 	if s.election != nil {
-		row := status.Row{Name: "controllers and scheduler", State: "elsewhere", Detail: "on server " + s.election.Leader()}
-		switch s.election.Leader() {
+		leader := s.election.Leader()
+		row := status.Row{Name: "controllers and scheduler", State: "elsewhere", Detail: "on server " + leader}
+		switch leader {
 		case s.etcdName():
 			row.State, row.Detail = "here", ""
 		case "":
-			row.State, row.Detail = "nowhere", "no server has been elected to run them"
+			row.State, row.Detail = "nowhere", "no server is known to run them: the lease "+election.Lease+" has no holder or cannot be read"
 		}
 		out.Rows = append(out.Rows, row)
+		failing := s.election.Failing()
+		for _, name := range slices.Sorted(maps.Keys(failing)) {
+			out.Rows = append(out.Rows, status.Row{Name: name, State: "failing", Detail: failing[name] + "; it is tried again"})
+		}
 	}
 	return out
 }

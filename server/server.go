@@ -142,7 +142,7 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "node-tunnels", Run: s.tunnels.Run},
 		{Name: "kube-apiserver", After: []string{"datastore", "certificates", "node-tunnels"}, Run: s.plane.APIServer.Run},
 	}
-	alone, leader := func(run lifecycle.Run) lifecycle.Run { return run }, "kube-apiserver"
+	alone, leader := func(_ string, run lifecycle.Run) lifecycle.Run { return run }, "kube-apiserver"
 	if s.others != nil {
 		parts = append(parts,
 			lifecycle.Part{Name: "other-servers", After: []string{"kube-apiserver"}, Run: s.followOthers},
@@ -150,11 +150,11 @@ func (s *Server) Parts() []lifecycle.Part {
 		alone, leader = s.election.While, "election"
 	}
 	parts = append(parts, []lifecycle.Part{
-		{Name: "kube-controller-manager", After: []string{leader}, Run: alone(s.plane.ControllerManager.Run)},
-		{Name: "kube-scheduler", After: []string{leader}, Run: alone(s.plane.Scheduler.Run)},
-		{Name: "load-balancer", After: []string{leader}, Run: alone(s.runLoadBalancer)},
+		{Name: "kube-controller-manager", After: []string{leader}, Run: alone("kube-controller-manager", s.plane.ControllerManager.Run)},
+		{Name: "kube-scheduler", After: []string{leader}, Run: alone("kube-scheduler", s.plane.Scheduler.Run)},
+		{Name: "load-balancer", After: []string{leader}, Run: alone("load-balancer", s.runLoadBalancer)},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
-		{Name: "upgrades", After: []string{leader}, Run: alone(s.runUpgrades)},
+		{Name: "upgrades", After: []string{leader}, Run: alone("upgrades", s.runUpgrades)},
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}...)

@@ -36,8 +36,6 @@ const (
 	// commitInterval is how often what is in the log already goes into the file of keys as well: one
 	// write in five seconds instead of ten a second, which flash feels. Reads do not wait for it.
 	commitInterval = 5 * time.Second
-	// history is how long old revisions stay readable, as kube-apiserver would ask for.
-	history = "5m"
 	// A raft snapshot after so many entries: they are kept in memory until then.
 	snapshotEntries = 5000
 	catchUpEntries  = 2500
@@ -222,7 +220,6 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 		c.QuotaBackendBytes = 448 << 20
 	}
 	c.MaxLearners = 3
-	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
 	c.EnableGRPCGateway = false
 	again := resender{timeout: requestTimeout, member: func(ctx context.Context) (member, error) {
 		select { // etcd may serve a moment before StartEtcd returns

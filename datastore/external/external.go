@@ -131,6 +131,7 @@ type Store struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	socket  string
+	writes  *writes
 
 	mu     sync.Mutex
 	client *clientv3.Client
@@ -142,7 +143,7 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datastore-endpoint: %w", err)
 	}
-	s := &Store{cfg: cfg, kind: kind, socket: socket}
+	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub}}
 	// The driver works until the last client is gone, which is later than ctx.
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if kind == "etcd" {
@@ -160,15 +161,26 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 // connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.
 func (s *Store) connect() (server.Backend, error) {
 	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
-	drive := map[string]drivers.Constructor{"PostgreSQL": makeTruthful(pgsql.New), "MySQL": makeTruthful(mysql.New), "NATS": newNATS}[s.kind]
+	sql := func(drive drivers.Constructor) drivers.Constructor {
+		return makeTruthful(surviving(drive, s.writes), s.cfg.scrub)
+	}
+	drive := map[string]drivers.Constructor{"PostgreSQL": sql(pgsql.New), "MySQL": sql(mysql.New), "NATS": newNATS}[s.kind]
+	// kube-apiserver asks for compaction, every five minutes. The SQL drivers take that only without an interval of their
+	// own; NATS gives up history by itself.
+	own := time.Duration(0)
+	if s.kind == "NATS" {
+		own = 5 * time.Minute
+	}
 	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
 		MetricsRegisterer: s.cfg.Registerer, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
-		ConnectionPoolConfig:  generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
-		BackendTLSConfig:      tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile, KeyFile: s.cfg.TLS.KeyFile},
-		CompactInterval:       5 * time.Minute, // kube-apiserver does not ask for it
-		CompactIntervalJitter: 5, CompactTimeout: 5 * time.Second, CompactMinRetain: 1000, CompactBatchSize: 1000,
+		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
+		BackendTLSConfig:     tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile, KeyFile: s.cfg.TLS.KeyFile},
+		CompactInterval:      own, CompactMinRetain: 0, CompactTimeout: 5 * time.Second, CompactBatchSize: 1000,
 		PollInterval: time.Second, PollBatchSize: 500,
 	})
+	if s.kind == "NATS" && err == nil {
+		b = recorded{b, s.writes}
+	}
 	return b, err
 }
 
@@ -285,9 +297,12 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 	return r.Header.Revision, nil
 }
 
-// Status returns the state at this moment.
+// Status returns the state at this moment. A database that can be read and takes no writes is an error.
 func (s *Store) Status(ctx context.Context) (Status, error) {
 	rev, err := s.Revision(ctx)
+	if failed, since := s.writes.failing(); failed != nil && err == nil {
+		err = fmt.Errorf("%s at %s has taken no writes since %s: %w", s.kind, Address(s.cfg.Endpoint), since.UTC().Format(time.RFC3339), failed)
+	}
 	return Status{Kind: s.kind, Address: Address(s.cfg.Endpoint), Revision: rev}, err
 }
 

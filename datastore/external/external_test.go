@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -301,9 +302,91 @@ func besideAWriter(t *testing.T, endpoint string, tls external.TLS, log *bytes.B
 }
 
 // without are tests of what kine does not promise and kube-apiserver does not need: watches from the future,
-// keys that are no text, lists of everything without kine's own key, updates of what was deleted, and
-// compaction on demand: it compacts by itself.
-var without = []string{storetest.WatchFuture, "OddKeysAndValues", "GetAtRevision", "DeleteComparesRevision", "CompactErrors", "CompactedReads"}
+// keys that are no text, lists of everything without kine's own key, and updates of what was deleted.
+var without = []string{storetest.WatchFuture, "OddKeysAndValues", "GetAtRevision", "DeleteComparesRevision"}
+
+func execute(t *testing.T, db *sql.DB, q string) {
+	t.Helper()
+	if _, err := db.Exec(q); err != nil {
+		t.Fatalf("%s: %v", q, err)
+	}
+}
+
+// survives has a database be read-only for a while. Connections that are made meanwhile stay read-only afterwards, as
+// those to a server stay that was the primary before a failover.
+func survives(t *testing.T, endpoint string, tls external.TLS, code string, readOnly, cure func()) {
+	var log bytes.Buffer
+	s := open(t, endpoint, tls, &log)
+	c := dial(t, s.Endpoint())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	watch := c.Watch(ctx, "/registry/x/", clientv3.WithPrefix())
+	n := 0
+	create := func() error {
+		n++
+		_, err := storetest.Create(ctx, c, fmt.Sprintf("/registry/x/%d", n), "v")
+		return err
+	}
+	if err := create(); err != nil {
+		t.Fatal(err)
+	}
+	readOnly()
+	var err error
+	for end := time.Now().Add(20 * time.Second); err == nil || !strings.Contains(err.Error(), code); err = create() {
+		if time.Now().After(end) {
+			t.Fatalf("a write to a read-only database: %v", err)
+		}
+	}
+	// Many connections at once, of which all are read-only for good.
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() { _, _ = storetest.Create(ctx, c, fmt.Sprintf("/registry/y/%d", i), "v") })
+	}
+	wg.Wait()
+	if _, err := s.Status(ctx); err == nil || !strings.Contains(err.Error(), code) {
+		t.Errorf("while writes fail, the status is %v", err)
+	}
+	before, err := c.Get(ctx, "/registry/x/1")
+	if err != nil || len(before.Kvs) != 1 {
+		t.Fatalf("read while writes fail: %v", err)
+	}
+	// An update that fails must not look as if somebody else had changed the key: the API server would try at once.
+	if r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision("/registry/x/1"), "=", before.Kvs[0].ModRevision)).
+		Then(clientv3.OpPut("/registry/x/1", "2")).Else(clientv3.OpGet("/registry/x/1")).Commit(); err == nil || !strings.Contains(err.Error(), code) {
+		t.Errorf("an update of a read-only database: %v, %v", r, err)
+	}
+	cure()
+	failed := 0
+	for good := 0; good < 20; {
+		if err := create(); err != nil {
+			failed, good = failed+1, 0
+			if time.Sleep(50 * time.Millisecond); ctx.Err() != nil {
+				t.Fatalf("after the database takes writes again: %v", err)
+			}
+			continue
+		}
+		good++
+	}
+	if failed > 20 {
+		t.Errorf("%d writes failed after the database took writes again", failed)
+	}
+	if _, err := s.Status(ctx); err != nil {
+		t.Errorf("afterwards, the status is %v", err)
+	}
+	last := fmt.Sprintf("/registry/x/%d", n)
+	for seen := false; !seen; {
+		r, ok := <-watch
+		if !ok || r.Err() != nil {
+			t.Fatalf("the watch ended before %s: %v", last, r.Err())
+		}
+		for _, e := range r.Events {
+			seen = seen || string(e.Kv.Key) == last
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n > 10 || !strings.Contains(log.String(), "takes no writes") || !strings.Contains(log.String(), "takes writes again") || strings.Contains(log.String(), "s3cr3t") {
+		t.Errorf("%d lines in the log:\n%.3000s", n, log.String())
+	}
+}
 
 func TestPostgreSQL(t *testing.T) {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
@@ -319,9 +402,19 @@ func TestPostgreSQL(t *testing.T) {
 	data := filepath.Join(d.dir, "data")
 	d.run(filepath.Join(bin, "initdb"), "-D", data, "-U", "umiak", "--pwfile", pw, "-A", "scram-sha-256", "-N", "-E", "UTF8")
 	dsn := "postgres://umiak:" + escaped + "@127.0.0.1:" + d.port + "/postgres?sslmode=verify-full&sslrootcert=" + d.ca
-	d.serve("pgx", dsn, filepath.Join(bin, "postgres"), "-D", data, "-p", d.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+d.dir,
+	db := d.serve("pgx", dsn, filepath.Join(bin, "postgres"), "-D", data, "-p", d.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+d.dir,
 		"-c", "ssl=on", "-c", "ssl_cert_file="+d.cert, "-c", "ssl_key_file="+d.key, "-c", "fsync=off", "-c", "max_connections=200")
-	check(t, "postgres://umiak:"+escaped+"@127.0.0.1:"+d.port+"/NAME", external.TLS{CAFile: d.ca})
+	endpoint := "postgres://umiak:" + escaped + "@127.0.0.1:" + d.port + "/NAME"
+	check(t, endpoint, external.TLS{CAFile: d.ca})
+	t.Run("Failover", func(t *testing.T) {
+		exec := func(q string) { execute(t, db, q) }
+		survives(t, strings.ReplaceAll(endpoint, "NAME", "failover"), external.TLS{CAFile: d.ca}, "25006",
+			func() {
+				exec("ALTER DATABASE failover SET default_transaction_read_only = on")
+				exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'failover'")
+			},
+			func() { exec("ALTER DATABASE failover RESET default_transaction_read_only") })
+	})
 }
 
 func TestMariaDB(t *testing.T) {
@@ -336,7 +429,14 @@ func TestMariaDB(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check(t, "mysql://umiak:"+password+"@tcp(127.0.0.1:"+d.port+")/NAME", external.TLS{CAFile: d.ca})
+	endpoint := "mysql://umiak:" + password + "@tcp(127.0.0.1:" + d.port + ")/NAME"
+	check(t, endpoint, external.TLS{CAFile: d.ca})
+	t.Run("Failover", func(t *testing.T) {
+		exec := func(q string) { execute(t, db, q) }
+		survives(t, strings.ReplaceAll(endpoint, "NAME", "failover"), external.TLS{CAFile: d.ca}, "1792",
+			func() { exec("SET GLOBAL tx_read_only = ON"); exec("KILL USER umiak") },
+			func() { exec("SET GLOBAL tx_read_only = OFF") })
+	})
 }
 
 func TestAddressesHaveNoSecrets(t *testing.T) {
@@ -395,5 +495,5 @@ func TestNATS(t *testing.T) {
 	// Of each key it keeps the last revisions only, it counts all keys of a list for each page, and it has
 	// neither versions nor values apart from keys.
 	check(t, "nats://umiak:s3cr3t@127.0.0.1:"+d.port+"?bucket=NAME", external.TLS{},
-		"APIServerCompactionKey", "ListPages", "WatchFromOldRevision", "CompactKeepsCurrent")
+		"APIServerCompactionKey", "ListPages", "WatchFromOldRevision", "CompactKeepsCurrent", "CompactErrors", "CompactedReads")
 }

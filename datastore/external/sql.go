@@ -25,19 +25,23 @@ import (
 // came from itself. The next write of our own mends that, but the progress of watches stands still until then,
 // and with it every cache of an API server that starts; and it writes nothing until its caches are filled.
 // Here the newest revision that a watch has brought counts too.
+//
+// Create, Update and Delete take a failed write for a key that has changed meanwhile; the API server would try again
+// without a pause. Here the error of the write itself is returned.
 type truthful struct {
 	server.Backend
-	seen atomic.Int64
+	scrub func(error) error
+	seen  atomic.Int64
 }
 
-// makeTruthful makes a Constructor of a driver's that tells the truth.
-func makeTruthful(drive drivers.Constructor) drivers.Constructor {
+// makeTruthful makes a Constructor of a driver's that tells the truth. scrub takes secrets out of errors.
+func makeTruthful(drive drivers.Constructor, scrub func(error) error) drivers.Constructor {
 	return func(ctx context.Context, wg *sync.WaitGroup, cfg *drivers.Config) (bool, server.Backend, error) {
 		elect, b, err := drive(ctx, wg, cfg)
 		if err != nil {
 			return false, nil, err
 		}
-		return elect, &truthful{Backend: b}, nil
+		return elect, &truthful{Backend: b, scrub: scrub}, nil
 	}
 }
 
@@ -94,7 +98,11 @@ func (t *truthful) saw(rev int64) {
 // Create is server.Backend's. Where others have changed the key already, its create's revision is still
 // that one; where they have deleted it, nobody knows, and the error is for a client who tries again.
 func (t *truthful) Create(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
+	ctx, written := withResult(ctx)
 	rev, err := t.Backend.Create(ctx, key, value, lease)
+	if failed := written.failed("create", key, t.scrub); failed != nil {
+		return 0, failed
+	}
 	if err != nil {
 		return rev, err
 	}
@@ -106,4 +114,24 @@ func (t *truthful) Create(ctx context.Context, key string, value []byte, lease i
 		return 0, status.Errorf(codes.Unavailable, "create %s: it is not in the database afterwards: not written, or deleted since", key)
 	}
 	return kv.CreateRevision, nil
+}
+
+// Update is server.Backend's.
+func (t *truthful) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+	ctx, written := withResult(ctx)
+	rev, kv, ok, err := t.Backend.Update(ctx, key, value, revision, lease)
+	if failed := written.failed("update", key, t.scrub); failed != nil {
+		return 0, nil, false, failed
+	}
+	return rev, kv, ok, err
+}
+
+// Delete is server.Backend's.
+func (t *truthful) Delete(ctx context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
+	ctx, written := withResult(ctx)
+	rev, kv, ok, err := t.Backend.Delete(ctx, key, revision)
+	if failed := written.failed("delete", key, t.scrub); failed != nil {
+		return 0, nil, false, failed
+	}
+	return rev, kv, ok, err
 }

@@ -53,7 +53,7 @@ func TestCreatesTellTheTruth(t *testing.T) {
 				return true, logstructured.New(l), nil
 			})
 			if mend {
-				drive = makeTruthful(drive)
+				drive = makeTruthful(drive, func(err error) error { return err })
 			}
 			_, b, err := drive(t.Context(), nil, nil)
 			if err != nil {

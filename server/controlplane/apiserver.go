@@ -115,7 +115,6 @@ func apiServerFlags(s Settings) flags {
 		f.set("audit-log-compress", "true")
 	}
 
-	f.set("etcd-compaction-interval", "0s") // the datastore compacts by itself
 	// Counting the objects of every resource costs a query each. API priority and fairness takes a count
 	// of more than five minutes ago for unknown and large.
 	f.set("etcd-count-metric-poll-period", "4m")
@@ -131,11 +130,19 @@ func apiServerFlags(s Settings) flags {
 	return f
 }
 
-// UseDatastore says where the state is: what lasts, and Leases and Events, if they are kept elsewhere.
-// It must be called before Run.
+// never is longer than a process lives. Upstream's compactor follows the key of the compacted revision only where it
+// has an interval at which it asks itself.
+const never = 100 * 365 * 24 * time.Hour
+
+// UseDatastore says where the state is: what lasts, and Leases and Events, if they are kept elsewhere. Where they are,
+// the datastore is this server's alone and compacts by itself. Otherwise the API servers ask for compaction, every five
+// minutes one of them. It must be called before Run.
 func (a *APIServer) UseDatastore(endpoint, volatile string) {
 	if !given(a.settings.APIServerArgs, "etcd-servers") {
 		a.opts.Etcd.StorageConfig.Transport.ServerList = strings.Split(endpoint, ",")
+	}
+	if volatile != "" && !given(a.settings.APIServerArgs, "etcd-compaction-interval") {
+		a.opts.Etcd.StorageConfig.CompactionInterval = never
 	}
 	if volatile != "" && !given(a.settings.APIServerArgs, "etcd-servers-overrides") {
 		a.opts.Etcd.EtcdServersOverrides = []string{

@@ -34,8 +34,7 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 	if err != nil {
 		return nil, fmt.Errorf("make options: %w", err)
 	}
-	// Its controllers get this long to end, which none of them needs.
-	opts.ControllerShutdownTimeout = 3 * time.Second
+	opts.ControllerShutdownTimeout = 0 // Run limits it where the process ends
 	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api}
 	if !s.HighAvailability {
 		m.idle = "does not run"
@@ -84,8 +83,12 @@ func (m *ControllerManager) check() error {
 	return nil
 }
 
-// Run runs the controllers until ctx ends. It may be called again when it has returned. Controllers that do not end
-// in time are an error where ctx does not end because the process does: others may do their work now.
+// shutdownTimeout is how long the controllers get to end when the process does, which none of them needs.
+const shutdownTimeout = 3 * time.Second
+
+// Run runs the controllers until ctx ends. It may be called again when it has returned. Where ctx ends because another
+// server may lead now, which is any other cause than context.Canceled, it returns only when all controllers have ended:
+// until then this server must not lead again.
 func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	m.state.set("starting")
 	defer m.state.set(m.idle)
@@ -104,10 +107,33 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	}
 	m.state.set("")
 	ready()
-	if err := app.Run(ctx, c.Complete()); err != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
+	done := make(chan error, 1)
+	go func() { done <- app.Run(ctx, c.Complete()) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = m.end(ctx, done)
+	}
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("run controllers: %w", err)
 	}
 	return nil
+}
+
+// end waits for the controllers to end.
+func (m *ControllerManager) end(ctx context.Context, done <-chan error) error {
+	if !errors.Is(context.Cause(ctx), context.Canceled) {
+		m.state.set("the controllers of the last term are still ending")
+		return <-done
+	}
+	limit := time.NewTimer(shutdownTimeout)
+	defer limit.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-limit.C:
+		return nil
+	}
 }
 
 // madeWatcher tells when the volume controllers have been made. Upstream has no hook for it, but starts the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -41,28 +42,77 @@ type Election struct {
 	changed chan struct{}   // closed when a term begins or ends
 	active  sync.WaitGroup  // what runs in the term
 	leader  string
+	heard   time.Time         // when the lease was last read or written
+	failing map[string]string // parts that failed in this term and are tried again: their errors
 }
 
 // New makes the part of the server with a name.
 func New(identity string, log *slog.Logger) *Election {
-	return &Election{identity: identity, log: log.With("component", "election"), changed: make(chan struct{})}
+	return &Election{identity: identity, log: log.With("component", "election"), changed: make(chan struct{}), failing: map[string]string{}}
 }
 
-// Leader is the server that leads, as far as this one knows.
+// Leader returns the server that leads, as far as this one knows, and "" if it has not been able to read the lease
+// for as long as a lease lasts.
 func (e *Election) Leader() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if time.Since(e.heard) > duration {
+		return ""
+	}
 	return e.leader
+}
+
+// Failing returns the parts that failed in the current term and are being tried again, with their errors.
+func (e *Election) Failing() map[string]string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.failing)
+}
+
+// lock is the lease; it records when a request about it last succeeded.
+type lock struct {
+	resourcelock.Interface
+	e *Election
+}
+
+func (l lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	r, raw, err := l.Interface.Get(ctx)
+	if err == nil {
+		l.e.hear()
+	}
+	return r, raw, err
+}
+
+func (l lock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	err := l.Interface.Create(ctx, r)
+	if err == nil {
+		l.e.hear()
+	}
+	return err
+}
+
+func (l lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	err := l.Interface.Update(ctx, r)
+	if err == nil {
+		l.e.hear()
+	}
+	return err
+}
+
+func (e *Election) hear() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.heard = time.Now()
 }
 
 // Run takes part until ctx ends. Whatever runs by While must have stopped before.
 func (e *Election) Run(ctx context.Context, client coordinationv1client.CoordinationV1Interface, ready func()) error {
 	ready()
 	for ctx.Err() == nil {
-		lock := &resourcelock.LeaseLock{
+		lock := lock{&resourcelock.LeaseLock{
 			LeaseMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: Lease}, Client: client,
 			LockConfig: resourcelock.ResourceLockConfig{Identity: e.identity},
-		}
+		}, e}
 		le, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock: lock, LeaseDuration: duration, RenewDeadline: renewal, RetryPeriod: interval,
 			// Not ReleaseOnCancel: it would go on leading while it tries to tell, when it has lost the lease.
@@ -118,6 +168,9 @@ func (e *Election) end() bool {
 		return false
 	}
 	e.turn(false)
+	if e.leader == e.identity {
+		e.leader = "" // the next reading of the lease says who leads
+	}
 	return true
 }
 
@@ -136,27 +189,74 @@ func (e *Election) release(ctx context.Context, lock resourcelock.Interface) {
 	}
 }
 
+// Part backs off between these while it fails in a term.
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+)
+
 // While makes a part of one that is to run on the leader alone: it runs again in each of this server's terms. The
-// context of a term ends with ErrLost as its cause when the term does.
-func (e *Election) While(run lifecycle.Run) lifecycle.Run {
+// context of a term ends with ErrLost as its cause when the term does. A part that fails never ends the process: in a
+// term that is over, what it was doing could not be finished; in one that lasts, it is run again with back-off, and
+// Failing names it meanwhile.
+func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 	return func(ctx context.Context, ready func()) error {
 		ready()
+		retry := firstRetry
 		for {
 			term, done := e.join(ctx)
 			if term == nil {
 				return nil
 			}
-			err := run(term, func() {})
+			begun := time.Now()
+			err := run(term, func() { e.recovered(name) })
 			over := term.Err() != nil
-			done()
 			if err == nil && !over {
 				err = errors.New("ended by itself")
 			}
-			if err != nil || ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
+				done()
 				return err
+			case over:
+				if err != nil {
+					e.log.Info("a part ended with an error because this server's term is over; it runs again in the next one", "part", name, "error", err)
+				}
+				e.recovered(name)
+				retry = firstRetry
+			default:
+				if time.Since(begun) > lastRetry {
+					retry = firstRetry
+				}
+				e.failed(name, err)
+				e.log.Error("a part failed and is run again", "part", name, "in", retry, "error", err)
+				pause(term, retry)
+				retry = min(2*retry, lastRetry)
 			}
+			done()
 		}
 	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+func (e *Election) failed(name string, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failing[name] = err.Error()
+}
+
+func (e *Election) recovered(name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.failing, name)
 }
 
 // join waits for a term of this server and returns a context that ends with it or with ctx; nil when ctx ends

@@ -3,6 +3,7 @@ package election
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -39,7 +40,7 @@ func join(t *testing.T, client *fake.Clientset, name string, atWork *atomic.Int3
 	}()
 	go func() {
 		defer close(partDone)
-		err := m.While(func(ctx context.Context, _ func()) error {
+		err := m.While("part", func(ctx context.Context, _ func()) error {
 			if n := atWork.Add(1); n > 1 {
 				t.Errorf("%d servers work at once", n)
 			}
@@ -120,21 +121,68 @@ func TestOneLeads(t *testing.T) {
 	})
 }
 
-func TestWhatEndsByItself(t *testing.T) {
+// TestPartThatFails: whatever a part returns, in a term that lasts or in one that has ended, it is run again and
+// the process goes on.
+func TestPartThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		var cut atomic.Bool
+		client.PrependReactor("*", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			if cut.Load() {
+				return true, nil, apierrors.NewTimeoutError("no quorum", 1)
+			}
+			return false, nil, nil
+		})
 		e := New("a", slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); _ = e.Run(ctx, fake.NewClientset().CoordinationV1(), func() {}) }()
-		for want, f := range map[string]func(context.Context, func()) error{
-			"ended by itself": func(context.Context, func()) error { return nil },
-			"broken":          func(context.Context, func()) error { return errors.New("broken") },
-		} {
-			if err := e.While(f)(ctx, func() {}); err == nil || err.Error() != want {
-				t.Errorf("got %v, want %s", err, want)
-			}
+		elected, part := make(chan error, 1), make(chan error, 1)
+		go func() { elected <- e.Run(ctx, client.CoordinationV1(), func() {}) }()
+		var runs atomic.Int32
+		parts, stop := context.WithCancel(ctx)
+		go func() {
+			part <- e.While("part", func(term context.Context, ready func()) error {
+				switch runs.Add(1) {
+				case 1: // an API that cannot be listed for a moment
+					return errors.New("failed to list all nodes")
+				case 2:
+					return nil
+				case 3: // the term ends while it starts
+					<-term.Done()
+					return fmt.Errorf("failed to list all nodes: %w", context.Cause(term))
+				}
+				ready()
+				<-term.Done()
+				return nil
+			})(parts, func() {})
+		}()
+		time.Sleep(firstRetry / 2)
+		if got := e.Failing()["part"]; got != "failed to list all nodes" {
+			t.Errorf("failing: %q", got)
+		}
+		time.Sleep(4 * firstRetry)
+		if n := runs.Load(); n != 3 || e.Failing()["part"] != "ended by itself" {
+			t.Fatalf("%d runs, failing %v", n, e.Failing())
+		}
+		if e.Leader() != "a" {
+			t.Errorf("leader %q", e.Leader())
+		}
+		cut.Store(true)
+		time.Sleep(duration + interval)
+		if e.Leader() != "" {
+			t.Errorf("without a lease that can be read, the leader is %q", e.Leader())
+		}
+		cut.Store(false)
+		time.Sleep(duration + 3*interval)
+		if n := runs.Load(); n != 4 || len(e.Failing()) != 0 || e.Leader() != "a" {
+			t.Errorf("%d runs, failing %v, leader %q", n, e.Failing(), e.Leader())
+		}
+		stop()
+		if err := <-part; err != nil {
+			t.Error(err)
 		}
 		cancel()
-		<-done
+		if err := <-elected; err != nil {
+			t.Error(err)
+		}
 	})
 }

@@ -1,0 +1,86 @@
+package external
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+)
+
+// writes remembers how the last write to the database ended. It costs nothing at idle: leases are written every few
+// seconds anyway.
+type writes struct {
+	log   *slog.Logger
+	scrub func(error) error
+
+	mu     sync.Mutex
+	err    error // of the last write, nil where it succeeded
+	since  time.Time
+	logged time.Time
+	text   string // what was logged
+}
+
+// logAgain is how long after one reason another one is logged, while writes go on failing.
+const logAgain = 10 * time.Second
+
+// record takes the outcome of a write. One whose client has gone away says nothing.
+func (w *writes) record(err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	if errors.Is(err, server.ErrKeyExists) {
+		err = nil // the database has answered
+	}
+	if err != nil {
+		err = w.scrub(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case err != nil:
+		if w.err == nil {
+			w.since, w.logged = time.Now(), time.Time{}
+		}
+		if text := err.Error(); w.logged.IsZero() || text != w.text && time.Since(w.logged) > logAgain {
+			w.logged, w.text = time.Now(), text
+			w.log.Error("the database takes no writes", "error", err)
+		}
+	case err == nil && w.err != nil:
+		w.log.Info("the database takes writes again", "after", time.Since(w.since).Round(time.Second))
+	}
+	w.err = err
+}
+
+// failing returns the error of the last write and since when writes fail.
+func (w *writes) failing() (error, time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err, w.since
+}
+
+// recorded is a Backend whose writes are recorded.
+type recorded struct {
+	server.Backend
+	writes *writes
+}
+
+func (r recorded) Create(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
+	rev, err := r.Backend.Create(ctx, key, value, lease)
+	r.writes.record(err)
+	return rev, err
+}
+
+func (r recorded) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+	rev, kv, ok, err := r.Backend.Update(ctx, key, value, revision, lease)
+	r.writes.record(err)
+	return rev, kv, ok, err
+}
+
+func (r recorded) Delete(ctx context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
+	rev, kv, ok, err := r.Backend.Delete(ctx, key, revision)
+	r.writes.record(err)
+	return rev, kv, ok, err
+}
