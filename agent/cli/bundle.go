@@ -32,7 +32,7 @@ func bundleVerify(w Where) *ucli.Command {
 				return err
 			}
 			if c.NArg() != 1 {
-				return fmt.Errorf("bundle verify: which? `umiak bundle verify FILE`")
+				return Usagef(c, "bundle verify takes one FILE")
 			}
 			if role := c.String("targets"); role != "" {
 				return bundleTargets(c, w, role == "server")

@@ -28,7 +28,7 @@ func certificateCheck(w Where) *ucli.Command {
 		Action: Prints(func(c *ucli.Context, js bool) error {
 			warn, err := days(c.String("warn"))
 			if err != nil {
-				return fmt.Errorf("--warn: %w", err)
+				return Usagef(c, "--warn: %v", err)
 			}
 			dirs, err := w.Dirs(c)
 			if err != nil {

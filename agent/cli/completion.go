@@ -18,11 +18,15 @@ func Completion() *ucli.Command {
 		Description: "  . <(umiak completion bash)\n" +
 			"  umiak completion bash > /etc/bash_completion.d/umiak\n" +
 			"  umiak completion fish > ~/.config/fish/completions/umiak.fish",
-		BashComplete: func(c *ucli.Context) { fmt.Fprintln(c.App.Writer, "bash\nzsh\nfish") },
+		BashComplete: func(c *ucli.Context) {
+			if !c.Args().Present() {
+				fmt.Fprintln(c.App.Writer, "bash\nzsh\nfish")
+			}
+		},
 		Action: func(c *ucli.Context) error {
 			script, ok := scripts[c.Args().First()]
 			if !ok || c.NArg() != 1 {
-				return fmt.Errorf("completion takes one of bash, zsh, fish")
+				return Usagef(c, "completion takes one of bash, zsh, fish")
 			}
 			_, err := fmt.Fprint(c.App.Writer, strings.ReplaceAll(script, "PROG", c.App.Name))
 			return err

@@ -38,7 +38,7 @@ func debugService(w Where) *ucli.Command {
 				return err
 			}
 			if c.NArg() != 1 {
-				return fmt.Errorf("which Service? umiak debug service [NAMESPACE/]NAME")
+				return Usagef(c, "debug service takes one [NAMESPACE/]NAME")
 			}
 			name := types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: c.Args().First()}
 			if ns, n, both := strings.Cut(name.Name, "/"); both {

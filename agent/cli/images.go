@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"errors"
-
 	ucli "github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/agent/images"
@@ -31,7 +29,7 @@ func Images(w Where) *ucli.Command {
 				Flags: w.Flags(&ucli.BoolFlag{Name: "all-platforms", Usage: "keep what is for other machines too, so that it can be exported again"}),
 				Action: onNode(func(c *ucli.Context, socket string) error {
 					if !c.Args().Present() {
-						return errors.New("images import: which archive? `umiak images import FILE`")
+						return Usagef(c, "images import takes an archive, as FILE")
 					}
 					return images.Import(c.Context, socket, c.Args().Slice(), images.ImportOptions{AllPlatforms: c.Bool("all-platforms")}, c.App.ErrWriter)
 				}),
@@ -55,7 +53,7 @@ func Images(w Where) *ucli.Command {
 				Flags:       w.Flags(&ucli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "archive to write, compressed if it ends in .gz or .zst; - is the standard output", Required: true}),
 				Action: onNode(func(c *ucli.Context, socket string) error {
 					if !c.Args().Present() {
-						return errors.New("images export: which image? `umiak images list` shows them")
+						return Usagef(c, "images export takes an IMAGE; `umiak images list` shows them")
 					}
 					return images.Export(c.Context, socket, c.Args().Slice(), c.String("file"), c.App.Writer)
 				}),

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	ucli "github.com/urfave/cli/v2"
 
+	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/check"
 	"github.com/umiak-io/umiak/agent/cleanup"
 	"github.com/umiak-io/umiak/agent/containerd"
@@ -17,7 +19,9 @@ import (
 	"github.com/umiak-io/umiak/agent/uninstall"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/logging"
 )
 
 // Node are the commands that look after a node.
@@ -30,21 +34,21 @@ func Check(w Where) *ucli.Command {
 	return &ucli.Command{
 		Name:  "check",
 		Usage: "tell what this machine and its kernel lack",
-		Description: "Tries for real what a node needs, in a network namespace that is thrown away, and changes nothing.\n" +
-			"Exits with 1 when something is missing.\n\n  umiak check\n  umiak check -o json",
-		Flags: w.Flags(Output(),
-			&ucli.StringFlag{Name: "cgroup-root", Value: "/", Usage: "cgroup under which pods will be put"},
-			&ucli.StringFlag{Name: "flannel-backend", Value: "vxlan", Usage: "vxlan, host-gw, wireguard-native or none"},
+		Description: "Checks the settings as a start does, and tries for real what a node needs, in a network namespace that is thrown away.\n" +
+			"Changes nothing. Exits with 1 when something is missing, with 2 when settings cannot be used.\n\n" +
+			"  umiak check\n  umiak check --node-ip 192.168.1.10 --kubelet-arg max-pods=50\n  umiak check -o json",
+		Flags: append(config.Flags(append([]any{&w}, w.Known...)...), Output(),
 			&ucli.BoolFlag{Name: "agent-only", Usage: "do not look at what only a server needs"}),
 		Action: Prints(func(c *ucli.Context, js bool) error {
 			dirs, err := w.Dirs(c)
 			if err != nil {
 				return err
 			}
-			cfg := check.Config{Dirs: dirs, CgroupRoot: c.String("cgroup-root"), Backend: c.String("flannel-backend"), ServerPort: 6443, NodePort: 10250, SharePort: share.Port}
-			if c.Bool("agent-only") || w.AgentOnly {
-				cfg.ServerPort = 0
+			cfg, err := w.checkConfig(c.Bool("agent-only"))
+			if err != nil {
+				return BadConfig(err)
 			}
+			cfg.Dirs = dirs
 			results := check.Run(c.Context, cfg)
 			show := check.Print
 			if js {
@@ -61,6 +65,43 @@ func Check(w Where) *ucli.Command {
 	}
 }
 
+// checkConfig validates the settings in Known as a start does, and returns what the checks of the machine need to know of them.
+func (w *Where) checkConfig(agentOnly bool) (check.Config, error) {
+	cfg := check.Config{SharePort: share.Port}
+	var errs []error
+	for _, known := range w.Known {
+		switch s := known.(type) {
+		case *agent.Config:
+			cfg.CgroupRoot, cfg.NodePort = s.CgroupRoot, s.KubeletPort
+			errs = append(errs, s.Validate())
+			if agentOnly || w.AgentOnly {
+				errs = append(errs, checkJoin(*s))
+			}
+		case *logging.Config:
+			errs = append(errs, s.Validate())
+		}
+	}
+	if w.Server != nil {
+		s, err := w.Server()
+		cfg.Backend = s.FlannelBackend
+		if !agentOnly {
+			cfg.ServerPort = s.Port
+			errs = append(errs, err)
+		}
+	}
+	return cfg, errors.Join(errs...)
+}
+
+// checkJoin checks what only a node without a server of its own needs, where something of it is set: a machine may be looked at
+// before it is decided what it joins.
+func checkJoin(cfg agent.Config) error {
+	if cfg.Server == "" && cfg.Token == "" && cfg.TokenFile == "" {
+		return nil
+	}
+	_, _, err := whomToJoin(cfg)
+	return err
+}
+
 // Cleanup is `umiak cleanup`.
 func Cleanup(w Where) *ucli.Command {
 	return &ucli.Command{
@@ -74,7 +115,7 @@ func Cleanup(w Where) *ucli.Command {
 			if err := NoArgs(c); err != nil {
 				return err
 			}
-			dirs, err := w.Dirs(c)
+			dirs, err := w.StoppedDirs(c)
 			if err != nil {
 				return err
 			}
@@ -84,7 +125,13 @@ func Cleanup(w Where) *ucli.Command {
 }
 
 func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
-	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup}})
+	forget := func(context.Context) error {
+		if !purge {
+			return nil
+		}
+		return instance.Registry(layout.Registry).Remove(dirs)
+	}
+	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, forget}})
 }
 
 // Upgrade is `umiak upgrade`.
@@ -133,7 +180,7 @@ func Uninstall(w Where) *ucli.Command {
 			if err := NoArgs(c); err != nil {
 				return err
 			}
-			dirs, err := w.Dirs(c)
+			dirs, err := w.StoppedDirs(c)
 			if err != nil {
 				return err
 			}

@@ -66,7 +66,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 		return err
 	}
 	dirs := cfg.Dirs()
-	release, err := Own(dirs)
+	release, err := Own(dirs, log)
 	if err != nil {
 		return err
 	}
@@ -223,18 +223,49 @@ func takeNotifySocket() func(state string) {
 	}
 }
 
-// Own locks the data directory for this process.
-func Own(d layout.Dirs) (release func(), err error) { return instance.Acquire(d) }
+// Own locks the data directory for this process, and has commands find it.
+func Own(d layout.Dirs, log *slog.Logger) (release func(), err error) {
+	if release, err = instance.Acquire(d); err != nil {
+		return nil, err
+	}
+	if err := instance.Registry(layout.Registry).Add(d); err != nil {
+		log.Warn("commands find this node only with --data-dir and --run-dir", "error", err)
+	}
+	return release, nil
+}
 
-// BadConfig words a configuration error so that it says where settings come from.
+// BadConfig is the error for settings that cannot be used. What several checks find wrong is said once.
 func BadConfig(err error) error {
-	return fmt.Errorf("these settings cannot be used:\n%w", err)
+	return usageError{fmt.Errorf("these settings cannot be used:\n%w", once(err))}
+}
+
+// once joins the errors in err, each text once.
+func once(err error) error {
+	var all []error
+	seen := map[string]bool{}
+	var walk func(error)
+	walk = func(err error) {
+		switch e := err.(type) { //nolint:errorlint // only joined errors, as they are
+		case nil:
+		case interface{ Unwrap() []error }:
+			for _, e := range e.Unwrap() {
+				walk(e)
+			}
+		default:
+			if !seen[e.Error()] {
+				seen[e.Error()] = true
+				all = append(all, e)
+			}
+		}
+	}
+	walk(err)
+	return errors.Join(all...)
 }
 
 // NoArgs refuses arguments that a command does not take.
 func NoArgs(c *ucli.Context) error {
 	if c.Args().Present() {
-		return fmt.Errorf("%s takes no argument %q; `%s --help` shows its flags", c.Command.FullName(), c.Args().First(), c.Command.HelpName)
+		return Usagef(c, "%s takes no argument %q", helpName(c), c.Args().First())
 	}
 	return nil
 }

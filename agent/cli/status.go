@@ -2,35 +2,11 @@ package cli
 
 import (
 	"encoding/json"
-	"fmt"
 
 	ucli "github.com/urfave/cli/v2"
 
-	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/status"
 )
-
-// Where are the settings that every command needs to find the node it speaks of.
-type Where struct {
-	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
-	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
-	// Known are the settings structs of the binary: their keys may stand in the settings file.
-	Known []any
-	// AgentOnly is true in the binary that cannot be a server.
-	AgentOnly bool
-}
-
-// Flags are the flags that find the node.
-func (w *Where) Flags(more ...ucli.Flag) []ucli.Flag { return append(config.Flags(w), more...) }
-
-// Dirs reads the settings and returns the node's directories.
-func (w *Where) Dirs(c *ucli.Context) (layout.Dirs, error) {
-	if err := config.Load(c, append([]any{w}, w.Known...)...); err != nil {
-		return layout.Dirs{}, BadConfig(err)
-	}
-	return layout.Dirs{Data: w.DataDir, Run: w.RunDir}, nil
-}
 
 // Output is the -o flag of commands that print.
 func Output() ucli.Flag {
@@ -45,7 +21,7 @@ func AsJSON(c *ucli.Context) (bool, error) {
 	case "json":
 		return true, nil
 	default:
-		return false, fmt.Errorf("--output: %q is not json", o)
+		return false, Usagef(c, "--output: %q is not json", o)
 	}
 }
 

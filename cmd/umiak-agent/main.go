@@ -17,9 +17,13 @@ import (
 func main() { os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr)) }
 
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
+	return agentcli.Run(ctx, app(stdout, stderr), argv, stderr)
+}
+
+func app(stdout, stderr io.Writer) *cli.App {
 	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}, AgentOnly: true}
 	node := agentcli.Agent()
-	app := &cli.App{
+	return &cli.App{
 		Name:        "umiak-agent",
 		Usage:       "a node of a Umiak cluster",
 		Version:     version.String(),
@@ -28,9 +32,7 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 		Action:      node.Action,
 		Writer:      stdout, ErrWriter: stderr,
 		EnableBashCompletion: true,
-		HideHelpCommand:      true,
-		ExitErrHandler:       func(*cli.Context, error) {}, // printed below
+		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
 		Commands:             append(agentcli.Node(where), agentcli.Certificate(where), agentcli.Bundle(where)),
 	}
-	return agentcli.Exit("umiak-agent", app.RunContext(ctx, argv), stderr)
 }

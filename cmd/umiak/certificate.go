@@ -177,11 +177,11 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 			}
 			r := server.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Status: c.Bool("status")}
 			if r.Status && (r.Finish || r.From != "" || len(r.Names) > 0) {
-				return errors.New("--status changes nothing and goes with nothing else")
+				return agentcli.Usagef(c, "--status changes nothing and goes with nothing else")
 			}
 			if r.From != "" {
 				if r.Finish {
-					return errors.New("--from is for the first step, --finish is the last one")
+					return agentcli.Usagef(c, "--from is for the first step, --finish is the last one")
 				}
 				if r.From, err = filepath.Abs(r.From); err != nil {
 					return err

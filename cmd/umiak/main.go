@@ -26,11 +26,15 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	case "umiak-agent":
 		argv = append([]string{"umiak", "agent"}, argv[1:]...)
 	}
-	return agentcli.Exit("umiak", app(stdout, stderr).RunContext(ctx, argv), stderr)
+	return agentcli.Run(ctx, app(stdout, stderr), argv, stderr)
 }
 
 func app(stdout, stderr io.Writer) *cli.App {
-	where := agentcli.Where{Known: []any{&server.Config{}, &agent.Config{}, &logging.Config{}}}
+	var sc server.Config
+	where := agentcli.Where{Known: []any{&sc, &agent.Config{}, &logging.Config{}}}
+	where.Server = func() (agentcli.ServerSettings, error) {
+		return agentcli.ServerSettings{Port: sc.HTTPSPort, FlannelBackend: sc.FlannelBackend}, sc.Validate()
+	}
 	return &cli.App{
 		Name:    "umiak",
 		Usage:   "a light Kubernetes for the edge",
@@ -40,9 +44,8 @@ func app(stdout, stderr io.Writer) *cli.App {
 			"Settings are flags, UMIAK_* variables, or keys in /etc/umiak/config.yaml and config.yaml.d/*.yaml.",
 		Writer: stdout, ErrWriter: stderr,
 		EnableBashCompletion: true,
-		HideHelpCommand:      true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
-		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand(),
+		Commands: append([]*cli.Command{serverCommand(), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand(where),
 			certificateCommand(where), secretsEncryptCommand(where), agentcli.Bundle(where, bundleCreate(where))},
 			nodeCommands(where)...),
 	}

@@ -36,7 +36,7 @@ func serverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			release, err := agentcli.Own(sc.Dirs())
+			release, err := agentcli.Own(sc.Dirs(), log)
 			if err != nil {
 				return err
 			}

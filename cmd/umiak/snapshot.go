@@ -23,7 +23,7 @@ import (
 )
 
 // snapshotCommand is `umiak snapshot`.
-func snapshotCommand() *cli.Command {
+func snapshotCommand(where agentcli.Where) *cli.Command {
 	var sc server.Config
 	var ac agent.Config
 	var lc logging.Config
@@ -36,9 +36,17 @@ func snapshotCommand() *cli.Command {
 	// with reads the settings, which are the server's, before f.
 	with := func(f func(c *cli.Context, log *slog.Logger) error) cli.ActionFunc {
 		return func(c *cli.Context) error {
-			if err := errors.Join(config.Load(c, &own, &sc, &ac, &lc), own.Backup.Validate()); err != nil {
+			if _, err := config.LoadInstalled(c, &own, &sc, &ac, &lc); err != nil {
 				return agentcli.BadConfig(err)
 			}
+			if err := own.Backup.Validate(); err != nil {
+				return agentcli.BadConfig(err)
+			}
+			dirs, err := where.Dirs(c)
+			if err != nil {
+				return err
+			}
+			sc.DataDir, sc.RunDir = dirs.Data, dirs.Run
 			log, _, err := logging.Setup(lc, c.App.ErrWriter)
 			if err != nil {
 				return err
@@ -59,7 +67,7 @@ func snapshotCommand() *cli.Command {
 				Flags: flags(),
 				Action: with(func(c *cli.Context, log *slog.Logger) error {
 					if c.NArg() > 1 {
-						return errors.New("snapshot save takes one name at most")
+						return agentcli.Usagef(c, "snapshot save takes one name at most")
 					}
 					pass, err := own.Backup.Passphrase()
 					if err != nil {
@@ -107,7 +115,7 @@ func snapshotCommand() *cli.Command {
 				Flags: flags(),
 				Action: with(func(c *cli.Context, log *slog.Logger) error {
 					if c.NArg() != 1 {
-						return errors.New("which file? `umiak snapshot list` shows those in the folder")
+						return agentcli.Usagef(c, "snapshot restore takes one FILE; `umiak snapshot list` shows those in the folder")
 					}
 					pass, err := own.Backup.Passphrase()
 					if err != nil {

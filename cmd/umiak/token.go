@@ -55,11 +55,11 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			}
 			kind, err := token.ParseKind(c.String("kind"))
 			if err != nil {
-				return fmt.Errorf("--kind: %w", err)
+				return agentcli.Usagef(c, "--kind: %v", err)
 			}
 			ttl := c.Duration("ttl")
 			if ttl < 0 {
-				return errors.New("--ttl: it cannot have ended already")
+				return agentcli.Usagef(c, "--ttl: it cannot have ended already")
 			}
 			js, err := agentcli.AsJSON(c)
 			if err != nil {
@@ -168,7 +168,7 @@ func tokenRevoke(where agentcli.Where) *cli.Command {
 		Flags:       where.Flags(),
 		Action: func(c *cli.Context) error {
 			if !c.Args().Present() {
-				return errors.New("which token? `umiak token list` shows their ids")
+				return agentcli.Usagef(c, "token revoke takes the ID of a token; `umiak token list` shows them")
 			}
 			t, dirs, err := tokens(c, where)
 			if err != nil {
@@ -200,7 +200,7 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 		Flags:       where.Flags(),
 		Action: func(c *cli.Context) error {
 			if c.Args().Len() > 1 {
-				return errors.New("one token at a time")
+				return agentcli.Usagef(c, "token rotate takes one ID")
 			}
 			id := c.Args().First()
 			if id == "" {

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"go.yaml.in/yaml/v3"
 )
 
 // DefaultFile is read when --config is not given; it need not exist.
@@ -22,12 +20,31 @@ const DefaultFile = "/etc/umiak/config.yaml"
 
 const envPrefix = "UMIAK_"
 
+// Source is where the value of a setting comes from. A later one wins over those before it.
+type Source int
+
+// The sources in the order of their precedence.
+const (
+	FromDefault     Source = iota
+	FromFile               // the settings file and its drop-ins
+	FromService            // the environment file of the installed service
+	FromEnvironment        // a variable of this process
+	FromFlag
+)
+
 // field is one setting: where its values go and what the tags say.
 type field struct {
 	key, def, usage string
 	secret          bool
 	dst             []reflect.Value
+	found           bool // in a file
 }
+
+func (f *field) isBool() bool { _, ok := f.dst[0].Interface().(bool); return ok }
+func (f *field) isList() bool { _, ok := f.dst[0].Interface().([]string); return ok }
+
+// verbatim reports whether values are passed on to a component: commas in them are the component's, not separators.
+func (f *field) verbatim() bool { return strings.HasSuffix(f.key, "-arg") }
 
 // Flags returns the command line flags of the settings in the structs that dst points to, sorted by
 // name, and --config. It panics on a malformed struct, which a test of any command finds.
@@ -37,15 +54,7 @@ func Flags(dst ...any) []cli.Flag {
 		Value: DefaultFile, EnvVars: []string{envPrefix + "CONFIG"},
 	}}
 	for _, f := range collect(dst) {
-		usage, env := f.usage, []string{envOf(f.key)}
-		switch f.dst[0].Interface().(type) {
-		case bool:
-			flags = append(flags, &cli.BoolFlag{Name: f.key, Usage: usage, EnvVars: env, Value: f.def == "true"})
-		case []string:
-			flags = append(flags, &cli.StringSliceFlag{Name: f.key, Usage: usage + " (may be repeated)", EnvVars: env, DefaultText: f.def})
-		default: // numbers and durations are parsed by us, so that their errors read as all others
-			flags = append(flags, &cli.StringFlag{Name: f.key, Usage: usage, EnvVars: env, DefaultText: f.def})
-		}
+		flags = append(flags, &settingFlag{field: f})
 	}
 	slices.SortFunc(flags, func(a, b cli.Flag) int { return strings.Compare(a.Names()[0], b.Names()[0]) })
 	return flags
@@ -57,45 +66,97 @@ func Defaults(dst ...any) { defaults(collect(dst)) }
 func defaults(fields []*field) {
 	for _, f := range fields {
 		if f.def != "" {
-			if err := f.set(splitList(f, f.def)); err != nil {
+			if err := f.set([]string{f.def}); err != nil {
 				panic(fmt.Sprintf("default of %s: %v", f.key, err))
 			}
 		}
 	}
 }
 
-// Load fills the structs that dst points to. The error joins everything that is wrong.
+// Settings says where the values came from that Load has filled in.
+type Settings struct {
+	// File is the settings file, whether it exists or not.
+	File    string
+	sources map[string]Source
+}
+
+// Source returns where the value of a key comes from.
+func (s Settings) Source(key string) Source { return s.sources[key] }
+
+// Load fills the structs that dst points to, for a process that runs with these settings. The error joins everything that
+// is wrong.
 func Load(c *cli.Context, dst ...any) error {
+	_, err := loadAll(c, false, dst)
+	return err
+}
+
+// LoadInstalled is Load for commands that look at the service of this machine: the variables that install.sh has put into the
+// service's environment (ServiceEnvironment, beside the settings file) count as they do for the service.
+func LoadInstalled(c *cli.Context, dst ...any) (Settings, error) { return loadAll(c, true, dst) }
+
+func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
 	fields := collect(dst)
 	defaults(fields)
-	byKey := map[string]*field{}
-	var errs []error
-	for _, f := range fields {
-		byKey[f.key] = f
+	byKey := index(fields)
+	main, asked := DefaultFile, false
+	if v := os.Getenv(envPrefix + "CONFIG"); v != "" {
+		main, asked = v, true
 	}
-	files, err := files(c.String("config"), c.IsSet("config"))
+	for _, name := range []string{"config", "c"} {
+		if v, ok := flagOf(c, name); ok {
+			main, asked = fmt.Sprint(v), true
+			break
+		}
+	}
+	s := Settings{File: main, sources: map[string]Source{}}
+	var errs []error
+	files, err := files(main, asked)
 	errs = append(errs, err)
 	for _, file := range files {
 		errs = append(errs, loadFile(file, byKey)...)
 	}
 	for _, f := range fields {
-		if !c.IsSet(f.key) {
-			continue
-		}
-		var values []string
-		switch f.dst[0].Interface().(type) {
-		case bool:
-			values = []string{strconv.FormatBool(c.Bool(f.key))}
-		case []string:
-			values = c.StringSlice(f.key)
-		default:
-			values = []string{c.String(f.key)}
-		}
-		if err := f.set(values); err != nil {
-			errs = append(errs, fmt.Errorf("--%s (or %s): %w", f.key, envOf(f.key), err))
+		if f.found {
+			s.sources[f.key] = FromFile
 		}
 	}
-	return errors.Join(errs...)
+	var service map[string]string
+	if installed {
+		service, err = ServiceEnvironment(filepath.Dir(main))
+		errs = append(errs, err)
+	}
+	for _, f := range fields {
+		name := envOf(f.key)
+		var values []string
+		from, where := FromDefault, ""
+		if v, ok := flagOf(c, f.key); ok {
+			if values, ok = v.([]string); !ok {
+				continue // a flag of the command's own that happens to have the name
+			}
+			from, where = FromFlag, "--"+f.key
+		} else if v := os.Getenv(name); v != "" {
+			from, where, values = FromEnvironment, name, f.lines(v)
+		} else if v := service[name]; v != "" {
+			from, where, values = FromService, filepath.Join(filepath.Dir(main), serviceEnvironment)+": "+name, f.lines(v)
+		} else {
+			continue
+		}
+		s.sources[f.key] = from
+		if err := f.set(values); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", where, err))
+		}
+	}
+	return s, errors.Join(errs...)
+}
+
+// flagOf returns the value of a flag that was given, to the command or to one above it.
+func flagOf(c *cli.Context, name string) (any, bool) {
+	for _, at := range c.Lineage() {
+		if at.Command != nil && slices.Contains(at.LocalFlagNames(), name) {
+			return at.Value(name), true
+		}
+	}
+	return nil, false
 }
 
 func collect(dst []any) []*field {
@@ -129,6 +190,14 @@ func collect(dst []any) []*field {
 	return out
 }
 
+func index(fields []*field) map[string]*field {
+	byKey := map[string]*field{}
+	for _, f := range fields {
+		byKey[f.key] = f
+	}
+	return byKey
+}
+
 // set parses values into every destination.
 func (f *field) set(values []string) error {
 	one := func() string {
@@ -142,7 +211,7 @@ func (f *field) set(values []string) error {
 	case string:
 		v = one()
 	case []string:
-		v = slices.Clone(values)
+		v = f.items(values)
 	case bool:
 		b, err := strconv.ParseBool(one())
 		if err != nil {
@@ -170,19 +239,42 @@ func (f *field) set(values []string) error {
 	return nil
 }
 
+// items splits the values of a list at commas, whatever their source.
+func (f *field) items(values []string) []string {
+	if f.verbatim() {
+		return slices.Clone(values)
+	}
+	out := []string{}
+	for _, v := range values {
+		for item := range strings.SplitSeq(v, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				out = append(out, item)
+			}
+		}
+	}
+	return out
+}
+
+// lines returns the values in an environment variable: one, or one a line for flags of components, whose commas are their own.
+func (f *field) lines(v string) []string {
+	if !f.verbatim() {
+		return []string{v}
+	}
+	var out []string
+	for line := range strings.Lines(v) {
+		if line = strings.TrimSpace(line); line != "" {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
 // show quotes a value for an error, unless it is a secret.
 func (f *field) show(v string) string {
 	if f.secret {
 		return "the value"
 	}
 	return strconv.Quote(v)
-}
-
-func splitList(f *field, s string) []string {
-	if _, list := f.dst[0].Interface().([]string); list {
-		return strings.Split(s, ",")
-	}
-	return []string{s}
 }
 
 func envOf(key string) string { return envPrefix + strings.ToUpper(strings.ReplaceAll(key, "-", "_")) }
@@ -208,137 +300,10 @@ func files(main string, asked bool) ([]string, error) {
 	return out, nil
 }
 
-// Check says what is wrong with a file of settings for the structs that dst points to, which it fills. Nothing but the file
+// Check returns what is wrong with a file of settings for the structs that dst points to, which it fills. Nothing but the file
 // is read.
 func Check(path string, dst ...any) error {
 	fields := collect(dst)
 	defaults(fields)
-	byKey := map[string]*field{}
-	for _, f := range fields {
-		byKey[f.key] = f
-	}
-	return errors.Join(loadFile(path, byKey)...)
-}
-
-func loadFile(path string, byKey map[string]*field) (errs []error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return []error{fmt.Errorf("read settings: %w", err)}
-	}
-	return parse(path, raw, byKey)
-}
-
-// parse reads one YAML mapping of keys to scalars or lists of scalars.
-func parse(path string, raw []byte, byKey map[string]*field) (errs []error) {
-	var doc yaml.Node
-	dec := yaml.NewDecoder(bytes.NewReader(raw))
-	if err := dec.Decode(&doc); err != nil {
-		if len(bytes.TrimSpace(raw)) == 0 || err.Error() == "EOF" {
-			return nil // nothing in it, or only comments
-		}
-		return []error{fmt.Errorf("%s: %w", path, err)}
-	}
-	if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
-		return nil
-	}
-	m := doc.Content[0]
-	if m.Kind != yaml.MappingNode {
-		return []error{fmt.Errorf("%s:%d: settings are lines of `key: value`", path, m.Line)}
-	}
-	seen := map[string]int{}
-	for i := 0; i+1 < len(m.Content); i += 2 {
-		k, v := m.Content[i], m.Content[i+1]
-		fail := func(format string, a ...any) {
-			errs = append(errs, fmt.Errorf("%s:%d: %s: "+format, append([]any{path, k.Line, k.Value}, a...)...))
-		}
-		name, add := strings.CutSuffix(k.Value, "+")
-		f, ok := byKey[name]
-		if !ok {
-			fail("no such setting%s", nearest(name, byKey))
-			continue
-		}
-		if at, dup := seen[k.Value]; dup {
-			fail("stands at line %d already", at)
-			continue
-		}
-		seen[k.Value] = k.Line
-		values, err := scalars(v)
-		if err != nil {
-			fail("%w", err)
-			continue
-		}
-		old, list := f.dst[0].Interface().([]string)
-		switch {
-		case add && !list:
-			fail("only a list can be added to with +")
-			continue
-		case add:
-			values = append(slices.Clone(old), values...)
-		case !list && v.Kind == yaml.SequenceNode:
-			fail("takes one value, not a list")
-			continue
-		}
-		if err := f.set(values); err != nil {
-			fail("%w", err)
-		}
-	}
-	return errs
-}
-
-func scalars(v *yaml.Node) ([]string, error) {
-	switch v.Kind {
-	case yaml.AliasNode:
-		return scalars(v.Alias)
-	case yaml.ScalarNode:
-		if v.Tag == "!!null" {
-			return nil, errors.New("has no value")
-		}
-		return []string{v.Value}, nil
-	case yaml.SequenceNode:
-		out := []string{}
-		for _, e := range v.Content {
-			if e.Kind != yaml.ScalarNode || e.Tag == "!!null" {
-				return nil, fmt.Errorf("item at line %d is not a plain value", e.Line)
-			}
-			out = append(out, e.Value)
-		}
-		return out, nil
-	}
-	return nil, errors.New("takes a value or a list, not a mapping")
-}
-
-// nearest suggests the known key with the fewest edits, if there is one that is near.
-func nearest(name string, byKey map[string]*field) string {
-	best, dist := "", 1+max(2, len(name)/3)
-	for k := range byKey {
-		if d := edits(name, k); d < dist || d == dist && k < best {
-			best, dist = k, d
-		}
-	}
-	if best == "" {
-		return "; `--help` lists them"
-	}
-	return fmt.Sprintf("; did you mean %s?", best)
-}
-
-// edits is the Levenshtein distance.
-func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		prev := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cur := row[j+1]
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			row[j+1] = min(row[j+1]+1, row[j]+1, prev+cost)
-			prev = cur
-		}
-	}
-	return row[len(b)]
+	return errors.Join(loadFile(path, index(fields))...)
 }

@@ -92,7 +92,7 @@ func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 		"config.yaml:6: token: has no value",
 		"config.yaml:7: flannel: no such setting; `--help` lists them",
 		"config.yaml:9: every: stands at line 8 already",
-		`--every (or UMIAK_EVERY): "soon" is not a duration such as 90s or 12h`,
+		`--every: "soon" is not a duration such as 90s or 12h`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing: %s\nin:\n%v", want, err)

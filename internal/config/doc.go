@@ -9,6 +9,12 @@
 // config.yaml.d in name order. A later file replaces a key of an earlier one; written `key+:` a list is
 // added to instead. Every mistake in every source is reported at once, each with where it stands.
 //
+// Lists are split at commas in every source, except those whose key ends in -arg: their values are passed on to components,
+// commas included. In a variable, each line is one of them.
+//
+// Commands that look at the installed service read umiak.env beside the settings file as well (LoadInstalled), the file from
+// which the service's init system takes its environment.
+//
 // Fields may be string, bool, int, time.Duration or []string; untagged structs inside are walked
 // through. Several structs may name the same key: they get the same value.
 package config

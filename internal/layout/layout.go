@@ -12,6 +12,12 @@ type Dirs struct {
 	Run  string // /run/umiak: a tmpfs
 }
 
+// Default are the roots of a node for which nothing is set.
+var Default = Dirs{Data: "/var/lib/umiak", Run: "/run/umiak"}
+
+// Registry is where the nodes of this machine that have other roots say so, see instance.Registry.
+const Registry = "/run/umiak-nodes"
+
 func (d Dirs) data(p ...string) string { return filepath.Join(append([]string{d.Data}, p...)...) }
 func (d Dirs) run(p ...string) string  { return filepath.Join(append([]string{d.Run}, p...)...) }
 

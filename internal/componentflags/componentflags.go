@@ -1,0 +1,93 @@
+// Package componentflags puts the flags that users give to a component of Kubernetes into the component's own flag set, and
+// names everything that is wrong with them by the setting that they were given with.
+//
+// agent/kubelet and server/controlplane use it. It imports nothing of umiak but internal/config.
+package componentflags
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/umiak-io/umiak/internal/config"
+)
+
+// Split takes one argument apart: NAME=VALUE, with or without leading dashes, and underscores for dashes in the name. A flag
+// that stands alone has no value.
+func Split(arg string) (name, value string, alone bool) {
+	name, value, found := strings.Cut(arg, "=")
+	name = strings.ReplaceAll(strings.TrimLeft(strings.TrimSpace(name), "-"), "_", "-")
+	return name, value, !found
+}
+
+// Given reports whether args set one of the flags; a name that ends in * is a prefix.
+func Given(args []string, names ...string) bool {
+	for _, a := range args {
+		n, _, _ := Split(a)
+		for _, name := range names {
+			if prefix, wild := strings.CutSuffix(name, "*"); n == name || wild && strings.HasPrefix(n, prefix) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Set puts args into fs. It reports all mistakes at once, each with key, the setting that args come from. refused returns what
+// to do instead of setting a flag to a value, empty where it may be set; it is nil where all may.
+func Set(fs *pflag.FlagSet, key string, args []string, refused func(name, value string) string) error {
+	var errs []error
+	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
+	for _, a := range args {
+		name, value, alone := Split(a)
+		if name == "" {
+			fail("%q is not NAME=VALUE", a)
+			continue
+		}
+		f := fs.Lookup(name)
+		if alone && f != nil {
+			value = f.NoOptDefVal
+		}
+		if refused != nil {
+			if instead := refused(name, value); instead != "" {
+				fail("%s cannot be set: %s", name, instead)
+				continue
+			}
+		}
+		switch {
+		case f == nil:
+			fail("there is no flag %q%s", name, near(name, fs))
+		case alone && f.NoOptDefVal == "":
+			fail("%s needs a value: %s=VALUE", name, name)
+		default:
+			if err := fs.Set(name, value); err != nil {
+				fail("%w", err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// near names flags that begin like an unknown one, or the one with the fewest edits.
+func near(name string, fs *pflag.FlagSet) string {
+	var like, all []string
+	fs.VisitAll(func(f *pflag.Flag) {
+		if all = append(all, f.Name); strings.HasPrefix(f.Name, name) {
+			like = append(like, f.Name)
+		}
+	})
+	if len(like) == 0 || len(like) > 4 {
+		like = nil
+		if best := config.Nearest(name, all); best != "" {
+			like = []string{best}
+		}
+	}
+	if len(like) == 0 {
+		return ""
+	}
+	slices.Sort(like)
+	return "; did you mean " + strings.Join(like, " or ") + "?"
+}

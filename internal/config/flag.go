@@ -1,0 +1,97 @@
+package config
+
+import (
+	"flag"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// settingFlag is the command line flag of one setting. It keeps the texts as they were given: parsing, splitting at commas
+// and environment variables are the same for all sources and are done by Load.
+type settingFlag struct {
+	field *field
+	given []string
+}
+
+var (
+	_ cli.DocGenerationSliceFlag = (*settingFlag)(nil)
+	_ cli.CategorizableFlag      = (*settingFlag)(nil)
+	_ flag.Getter                = (*settingFlag)(nil)
+)
+
+// Apply adds the flag to a set that is about to be parsed.
+func (f *settingFlag) Apply(set *flag.FlagSet) error {
+	f.given = nil
+	set.Var(f, f.field.key, f.field.usage)
+	return nil
+}
+
+// Set takes one value of the command line.
+func (f *settingFlag) Set(value string) error {
+	if f.IsBoolFlag() {
+		if _, err := strconv.ParseBool(value); err != nil {
+			return fmt.Errorf("%q is not true or false", value)
+		}
+	} else if strings.HasPrefix(value, "--") && !f.field.verbatim() {
+		return fmt.Errorf("it needs a value, and %s is a flag", strings.SplitN(value, "=", 2)[0])
+	}
+	f.given = append(f.given, value)
+	return nil
+}
+
+// IsBoolFlag lets the flag stand without a value.
+func (f *settingFlag) IsBoolFlag() bool { return f.field.isBool() }
+
+// Get returns the values that were given, as []string.
+func (f *settingFlag) Get() any { return f.given }
+
+// String describes the flag for help; as a flag.Value without a field it is empty.
+func (f *settingFlag) String() string {
+	if f.field == nil {
+		return ""
+	}
+	return cli.FlagStringer(f)
+}
+
+// Names returns the key.
+func (f *settingFlag) Names() []string { return []string{f.field.key} }
+
+// IsSet reports whether the flag was given.
+func (f *settingFlag) IsSet() bool { return len(f.given) > 0 }
+
+// TakesValue reports whether help shows a value.
+func (f *settingFlag) TakesValue() bool { return !f.IsBoolFlag() }
+
+// GetUsage returns the help text.
+func (f *settingFlag) GetUsage() string { return f.field.usage }
+
+// GetValue returns the default of a flag that takes a value.
+func (f *settingFlag) GetValue() string {
+	if f.IsBoolFlag() {
+		return ""
+	}
+	return f.field.def
+}
+
+// GetDefaultText returns the default as help shows it.
+func (f *settingFlag) GetDefaultText() string {
+	if f.IsBoolFlag() && f.field.def == "" {
+		return "false"
+	}
+	return f.field.def
+}
+
+// GetEnvVars returns the environment variable of the setting.
+func (f *settingFlag) GetEnvVars() []string { return []string{envOf(f.field.key)} }
+
+// IsSliceFlag reports whether the flag may be repeated.
+func (f *settingFlag) IsSliceFlag() bool { return f.field.isList() }
+
+// IsVisible reports that help shows the flag.
+func (f *settingFlag) IsVisible() bool { return true }
+
+// GetCategory returns none.
+func (f *settingFlag) GetCategory() string { return "" }

@@ -1,0 +1,123 @@
+// Package clitest checks that all commands of a program answer wrong command lines alike. It is for tests alone.
+package clitest
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Program is a program as its main package makes it.
+type Program struct {
+	Name string
+	// App returns the program's commands, made anew.
+	App func() *cli.App
+	// Run runs a command line, the program's name first, and returns the exit code.
+	Run func(argv []string, stdout, stderr *bytes.Buffer) int
+}
+
+// usage is the exit code for a command line that cannot be used.
+const usage = 2
+
+func (p Program) run(argv ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = p.Run(append([]string{p.Name}, argv...), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func visible(f cli.Flag) bool {
+	v, ok := f.(cli.VisibleFlag)
+	return ok && v.IsVisible()
+}
+
+// Check asks every command of the program for what it does not have, and for help and completion.
+func Check(t *testing.T, p Program) {
+	t.Helper()
+	refuse := func(want string, argv ...string) {
+		t.Helper()
+		code, stdout, stderr := p.run(argv...)
+		if code != usage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, p.Name+": ") || !strings.Contains(stderr, want) || !strings.Contains(stderr, "; see "+p.Name) {
+			t.Errorf("%s %s: want exit %d and one line with %q, got %d\nstdout: %.300s\nstderr: %.600s", p.Name, strings.Join(argv, " "), usage, want, code, stdout, stderr)
+		}
+	}
+	n := 0
+	var walk func(path []string, c *cli.Command)
+	walk = func(path []string, c *cli.Command) {
+		if c.SkipFlagParsing {
+			return // the arguments are another program's
+		}
+		n++
+		with := func(more ...string) []string { return append(path[:len(path):len(path)], more...) }
+		refuse("unknown flag --no-such-thing", with("--no-such-thing")...)
+		refuse("unknown flag -Z", with("-Z")...)
+		refuse("is not a flag", with("---x")...)
+		switch {
+		case len(c.Subcommands) > 0:
+			refuse(`unknown command "no-such-thing"`, with("no-such-thing")...)
+			first := c.Subcommands[0].Name
+			refuse("did you mean "+first+"?", with(first+"x")...)
+		case c.ArgsUsage == "":
+			refuse(`takes no argument "extra"`, with("extra")...)
+		}
+		for _, f := range c.Flags {
+			doc, ok := f.(cli.DocGenerationFlag)
+			name := "--" + f.Names()[0]
+			switch {
+			case !ok || len(f.Names()[0]) < 4 || !visible(f):
+			case doc.TakesValue():
+				refuse(name+" needs a value", with(name)...)
+				refuse("unknown flag "+name+"x; did you mean "+name+"?", with(name+"x", "y")...)
+			default:
+				refuse(name+": ", with(name+"=perhaps")...)
+			}
+		}
+		if code, stdout, stderr := p.run(with("--help")...); code != 0 || stderr != "" || !strings.Contains(stdout, "USAGE") {
+			t.Errorf("%s --help: %d %.200s %s", strings.Join(path, " "), code, stdout, stderr)
+		}
+		_, offered, _ := p.run(with("--generate-bash-completion")...)
+		for word := range strings.FieldsSeq(offered) {
+			if len(c.Subcommands) == 0 {
+				continue // an argument: its command has a test
+			}
+			if code, _, stderr := p.run(with(word, "--help")...); code != 0 && !strings.Contains("kubectl ctr", word) {
+				t.Errorf("completion offers %s %s, which is refused: %s", strings.Join(path, " "), word, stderr)
+			}
+		}
+		_, offered, _ = p.run(with("--", "--generate-bash-completion")...)
+		for word := range strings.FieldsSeq(offered) {
+			if _, _, stderr := p.run(with(word, "--no-such-thing")...); strings.Contains(stderr, "unknown flag "+word) {
+				t.Errorf("completion offers %s %s, which is unknown: %s", strings.Join(path, " "), word, stderr)
+			}
+		}
+		for _, sub := range c.Subcommands {
+			walk(with(sub.Name), sub)
+		}
+	}
+	app := p.App()
+	for _, c := range app.Commands {
+		walk([]string{c.Name}, c)
+	}
+	if n < 5 {
+		t.Errorf("only %d commands were asked", n)
+	}
+	refuse(`unknown command "no-such-thing"`, "no-such-thing")
+	refuse(`unknown command "statsu"; did you mean status?`, "statsu")
+	refuse("unknown flag --no-such-thing", "--no-such-thing")
+	refuse(`unknown command "no-such-thing"`, "help", "no-such-thing")
+	refuse(`unknown command "no-such-thing" of `+p.Name+" bundle", "help", "bundle", "no-such-thing")
+	for _, argv := range [][]string{{"help"}, {"--help"}, {"help", "status"}, {"help", "bundle", "verify"}, {"bundle", "help"}, {"bundle"}} {
+		if code, stdout, stderr := p.run(argv...); code != 0 || stderr != "" || !strings.Contains(stdout, "USAGE") {
+			t.Errorf("%v: %d %.200s %s", argv, code, stdout, stderr)
+		}
+	}
+	_, dashed, _ := p.run("--version")
+	if code, stdout, _ := p.run("version"); code != 0 || stdout != dashed || !strings.HasPrefix(stdout, p.Name+" version ") {
+		t.Errorf("version: %d %q, --version: %q", code, stdout, dashed)
+	}
+	_, offered, _ := p.run("--generate-bash-completion")
+	if !strings.Contains(offered, "help\n") || !strings.Contains(offered, "status\n") {
+		t.Errorf("completion offers %q", offered)
+	}
+}
