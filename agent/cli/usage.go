@@ -74,7 +74,7 @@ func strict(cmd *ucli.Command) {
 	cmd.Before = func(c *ucli.Context) error {
 		if c.Args().Present() && !cmd.SkipFlagParsing {
 			switch n := c.Args().First(); {
-			case group && n != "help":
+			case group && n != "help" && cmd.Command(n) == nil:
 				return unknownCommand(c)
 			case !group && cmd.ArgsUsage == "":
 				return NoArgs(c)
