@@ -29,6 +29,7 @@ import (
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/netpol"
 	"github.com/umiak-io/umiak/agent/network"
+	"github.com/umiak-io/umiak/agent/network/hostport"
 	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
 	"github.com/umiak-io/umiak/agent/share"
@@ -383,6 +384,7 @@ func (a *Agent) watchTables(ctx context.Context, ready func()) error {
 			}
 			return false, nil
 		}},
+		{Name: hostport.Table, Checks: true, Put: func() (bool, error) { return hostport.Restore(a.dirs.HostPorts()) }},
 	}}.Run(ctx, ready)
 }
 

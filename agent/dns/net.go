@@ -17,14 +17,14 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
-// Where CoreDNS is reached at port 53, the same on every node: a packet never leaves the node for it. Link-local for
-// IPv4, but not 169.254.20.10, so that the node-local-dns add-on can still be installed. For IPv6 a
-// unique local address ("umiak" in hex): link-local ones carry an interface, and DNAT cannot.
+// Where CoreDNS is reached at port 53, the same on every node: a packet never leaves the node for it.
 var (
-	AddrV4 = netip.MustParseAddr("169.254.53.53")
-	AddrV6 = netip.MustParseAddr("fd75:6d69:616b::53")
+	AddrV4 = netip.MustParseAddr(names.DNSv4)
+	AddrV6 = netip.MustParseAddr(names.DNSv6)
 )
 
 const (

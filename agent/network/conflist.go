@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // confName sorts before what a user may put beside it; containerd takes the first file.
@@ -52,17 +53,19 @@ type pluginConf struct {
 	Capabilities map[string]bool `json:"capabilities"`
 	// PolicySocket is where portmap, which is ours, announces the pod to agent/netpol.
 	PolicySocket string `json:"policySocket,omitempty"`
+	// StateDir is where portmap writes down the pods' ports.
+	StateDir string `json:"stateDir,omitempty"`
 }
 
 // renderConf is the CNI configuration of a node with these pod ranges.
-func renderConf(ranges []netip.Prefix, mtu int, stateDir, policySocket string) ([]byte, error) {
-	ipam := ipamConf{Type: "host-local", DataDir: stateDir}
+func renderConf(ranges []netip.Prefix, mtu int, dirs layout.Dirs) ([]byte, error) {
+	ipam := ipamConf{Type: "host-local", DataDir: dirs.CNIState()}
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
 	}
 	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
 		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true, ForceAddress: true, IPAM: ipam},
-		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: policySocket},
+		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts()},
 		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
 	}}, "", " ")
 	return append(raw, '\n'), err

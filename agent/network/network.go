@@ -231,7 +231,7 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 		return err
 	}
 	n.ranges.Store(&ranges)
-	raw, err := renderConf(ranges, mtu, n.cfg.Dirs.CNIState(), n.cfg.Dirs.PolicySocket())
+	raw, err := renderConf(ranges, mtu, n.cfg.Dirs)
 	if err != nil {
 		return err
 	}

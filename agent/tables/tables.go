@@ -19,9 +19,12 @@ type Table struct {
 	// Put writes the table as it should be, in one transaction, and says that it did. It may be called at any
 	// time, also before the table has been written for the first time; then it does nothing.
 	Put func() (bool, error)
+	// Checks has Put find out by itself whether anything is missing, also when nothing has been heard: for tables
+	// whose chains may be empty while they are whole.
+	Checks bool
 }
 
-// Watch puts tables back. Every table has chains with rules in them while it is whole.
+// Watch puts tables back. Every table has chains with rules in them while it is whole, unless it Checks.
 type Watch struct {
 	Tables []Table
 	Log    *slog.Logger
@@ -34,8 +37,7 @@ func (w Watch) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 		// So much happened that the kernel could not tell it all (ENOBUFS), as when the proxy writes
-		// ten thousand Services at once. Look, and listen anew.
-		w.repair()
+		// ten thousand Services at once. Listen anew, which begins with a look.
 	}
 }
 
@@ -53,6 +55,7 @@ func (w Watch) listen(ctx context.Context, ready func()) error {
 		return fmt.Errorf("listen for changes of nftables: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = monitor.Close() })()
+	w.repair() // what happened before anybody listened
 	ready()
 	for e := range events {
 		if w.concerned(e.Changes) {
@@ -66,7 +69,10 @@ func (w Watch) listen(ctx context.Context, ready func()) error {
 // repair puts back what is not whole.
 func (w Watch) repair() {
 	for _, t := range w.Tables {
-		whole, err := isWhole(t.Name)
+		whole, err := false, error(nil)
+		if !t.Checks {
+			whole, err = isWhole(t.Name)
+		}
 		if err == nil && !whole {
 			var put bool
 			if put, err = t.Put(); put && err == nil {

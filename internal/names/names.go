@@ -1,4 +1,5 @@
-// Package names holds the names in Kubernetes objects by which server and agents understand each other.
+// Package names holds the names in Kubernetes objects by which server and agents understand each other, and addresses
+// that are the same on every node.
 package names
 
 import (
@@ -15,6 +16,11 @@ const (
 
 	// ServerRole is the label of servers' Nodes, as kubeadm and k3s have it.
 	ServerRole = "node-role.kubernetes.io/control-plane"
+
+	// DNSv4 and DNSv6 are the addresses of every node's DNS. Link-local for IPv4, but not 169.254.20.10, so that the
+	// node-local-dns add-on can still be installed. For IPv6 a unique local address ("umiak" in hex): link-local ones
+	// carry an interface, and DNAT cannot.
+	DNSv4, DNSv6 = "169.254.53.53", "fd75:6d69:616b::53"
 
 	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
 	AgentsGroup = "umiak:agents"

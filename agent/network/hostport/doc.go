@@ -5,6 +5,6 @@
 // in the nftables table `umiak-hostport`, each with the container's id, by which they are found again.
 // It also announces each pod to agent/netpol and waits until the pod's network policies are in force
 // (package announce), because a plugin of its own for that would be one more process for every pod.
-// It is a program that runs for milliseconds: built into the bundle's multi-call program by
-// agent/bundle/cni, never linked into umiak.
+// It is a program that runs for milliseconds, built into the bundle's multi-call program by agent/bundle/cni. It writes
+// down each pod's ports, by which the agent opens them again (Restore) when somebody has removed the rules.
 package hostport

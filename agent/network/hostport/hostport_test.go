@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -168,6 +171,8 @@ func TestPortsLeadToThePodAndBack(t *testing.T) {
 		t.Errorf("udp: %v", err)
 	}
 	_ = c.Close()
+	leavesTheHostItsOwn(t)
+	comesBack(t, maps)
 	if n, err := count("aaaa"); n != 3 || err != nil {
 		t.Errorf("%d rules, %v", n, err)
 	}
@@ -180,6 +185,82 @@ func TestPortsLeadToThePodAndBack(t *testing.T) {
 	if n, err := count("bbbb"); n != 1 || err != nil {
 		t.Errorf("another container's rules: %d, %v", n, err)
 	}
+}
+
+// leavesTheHostItsOwn: a port without hostIP does not take what programs of the host use among themselves.
+func leavesTheHostItsOwn(t *testing.T) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	setAddr(t, lo, "169.254.53.53/32")
+	for _, a := range []string{"127.0.0.53:80", "169.254.53.53:80"} {
+		l, err := net.Listen("tcp", a)
+		must(t, err)
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, "host")
+				_ = c.Close()
+			}
+		}()
+		if got, err := get(a); got != "host" {
+			t.Errorf("%s: %q, %v: the pod has taken it", a, got, err)
+		}
+		_ = l.Close()
+	}
+	must(t, install("cccc", []mapping{{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("127.0.0.9"), hostPort: 82, pod: netip.MustParseAddr("10.42.0.5"), podPort: 8080}}))
+	if _, err := get("127.0.0.9:82"); err != nil {
+		t.Errorf("a loopback address that is asked for: %v", err)
+	}
+	must(t, remove("cccc"))
+}
+
+// comesBack: rules that somebody removes come back from what the plugin has written down; what has gone does not.
+func comesBack(t *testing.T, maps []mapping) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "hostports")
+	if put, err := Restore(dir); put || err != nil {
+		t.Fatal(put, err)
+	}
+	netns := filepath.Join(t.TempDir(), "netns")
+	must(t, os.WriteFile(netns, nil, 0o644))
+	c := &config{StateDir: dir}
+	must(t, remove("aaaa"))
+	must(t, c.add(&skel.CmdArgs{ContainerID: "aaaa", Netns: netns}, maps))
+	gone := state{Container: "dead", Netns: netns + "-gone", Ports: []port{maps[0].port()}}
+	must(t, gone.write(dir))
+	if put, err := Restore(dir); put || err != nil {
+		t.Errorf("restored without need: %v, %v", put, err)
+	}
+	for name, remove := range map[string]func(c *nftables.Conn){
+		"flush ruleset": func(c *nftables.Conn) { c.FlushRuleset() },
+		"flush table":   func(c *nftables.Conn) { c.FlushTable(table()) },
+		"flush chain":   func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: chainPorts, Table: table()}) },
+	} {
+		conn, err := nftables.New()
+		must(t, err)
+		remove(conn)
+		must(t, conn.Flush())
+		if _, err := get("192.168.70.1:80"); err == nil {
+			t.Fatalf("%s: still led to the pod", name)
+		}
+		if put, err := Restore(dir); !put || err != nil {
+			t.Errorf("%s: %v, %v", name, put, err)
+		}
+		if _, err := get("192.168.70.1:80"); err != nil {
+			t.Errorf("%s: does not come back: %v", name, err)
+		}
+		if n, err := count("aaaa"); n != len(maps) || err != nil {
+			t.Errorf("%s: %d rules, %v", name, n, err)
+		}
+	}
+	if n, err := count("dead"); n != 0 || err != nil {
+		t.Errorf("a pod that is gone: %d rules, %v", n, err)
+	}
+	must(t, install("bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
 }
 
 func TestRemoveWithoutTable(t *testing.T) {

@@ -33,6 +33,8 @@ type config struct {
 	} `json:"runtimeConfig,omitempty"`
 	// PolicySocket is where the agent waits to hear of pods, to put their network policies in force.
 	PolicySocket string `json:"policySocket,omitempty"`
+	// StateDir is where the ports of each pod are written down, for Restore.
+	StateDir string `json:"stateDir,omitempty"`
 }
 
 type portMap struct {
@@ -128,18 +130,9 @@ func add(args *skel.CmdArgs) error {
 		return errors.New("portmap must stand behind another plugin")
 	}
 	if len(maps) > 0 {
-		if err := install(args.ContainerID, maps); err != nil {
+		if err := c.add(args, maps); err != nil {
 			return err
 		}
-		for _, m := range maps {
-			if m.pod.Is4() && (!m.host.IsValid() || m.host.IsLoopback()) {
-				if err := routeLocalnet(m.pod); err != nil {
-					return err
-				}
-				break
-			}
-		}
-		forgetUDP(maps)
 	}
 	if err := tell(args, c, false); err != nil {
 		return err
@@ -156,7 +149,49 @@ func del(args *skel.CmdArgs) error {
 	if len(c.RuntimeConfig.PortMaps) == 0 {
 		return nil
 	}
+	unlock, err := lock(c.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := forget(c.StateDir, args.ContainerID); err != nil {
+		return err
+	}
 	return remove(args.ContainerID)
+}
+
+// add writes the pod's ports down, for Restore, and opens them.
+func (c *config) add(args *skel.CmdArgs, maps []mapping) error {
+	unlock, err := lock(c.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s := state{Container: args.ContainerID, Netns: args.Netns}
+	for _, m := range maps {
+		s.Ports = append(s.Ports, m.port())
+	}
+	if err := s.write(c.StateDir); err != nil {
+		return err
+	}
+	if err := open(args.ContainerID, maps); err != nil {
+		return err
+	}
+	forgetUDP(maps)
+	return nil
+}
+
+// open leads the ports to the pod.
+func open(id string, maps []mapping) error {
+	if err := install(id, maps); err != nil {
+		return err
+	}
+	for _, m := range maps {
+		if m.pod.Is4() && (!m.host.IsValid() || m.host.IsLoopback()) {
+			return routeLocalnet(m.pod)
+		}
+	}
+	return nil
 }
 
 // How long a pod waits for its network policies. After that it fails to start and is tried again.

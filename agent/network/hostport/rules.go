@@ -11,6 +11,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 // Table is the nftables table; cleanup knows it by its prefix.
@@ -83,6 +85,8 @@ func (m mapping) translate() []expr.Any {
 	out := family(m.pod.Is4())
 	if m.host.IsValid() {
 		out = concat(out, is(m.host, false))
+	} else {
+		out = concat(out, notTheHostsOwn(m.pod.Is4()))
 	}
 	af := uint32(unix.NFPROTO_IPV4)
 	if !m.pod.Is4() {
@@ -97,6 +101,27 @@ func (m mapping) translate() []expr.Any {
 		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, m.podPort)},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: af, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
 	})
+}
+
+// notTheHostsOwn matches all but those of the host's addresses at which only the host itself is reached: programs of
+// the host use them among themselves, as systemd-resolved does 127.0.0.53 and the node's DNS its own addresses. A port
+// that is asked for at such an address (hostIP) is led to the pod. 127.0.0.1 stays, where people expect a pod's port;
+// ::1 never worked, since the kernel sends nothing from there to elsewhere.
+func notTheHostsOwn(v4 bool) []expr.Any {
+	if v4 {
+		load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+		return []expr.Any{
+			load, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: []byte{127, 0, 0, 2}, ToData: []byte{127, 255, 255, 255}},
+			load, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: []byte{169, 254, 0, 0}, ToData: []byte{169, 254, 255, 255}},
+		}
+	}
+	load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16}
+	linkLocal := netip.MustParsePrefix("fe80::/10")
+	return []expr.Any{
+		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: netip.IPv6Loopback().AsSlice()},
+		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: netip.MustParseAddr(names.DNSv6).AsSlice()},
+		load, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: linkLocal.Addr().AsSlice(), ToData: netip.MustParseAddr("febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff").AsSlice()},
+	}
 }
 
 func concat(parts ...[]expr.Any) []expr.Any {
@@ -162,6 +187,25 @@ func remove(id string) error {
 			return nil
 		}
 	}
+}
+
+// frameWhole reports whether the chains that lead to the pods' rules are there with their rules.
+func frameWhole() (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	t := table()
+	for _, name := range []string{"prerouting", "output", "localnet"} {
+		rules, err := c.GetRules(t, &nftables.Chain{Name: name, Table: t})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return false, fmt.Errorf("list rules of nftables table %s: %w", Table, err)
+		}
+		if len(rules) == 0 {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // count is how many ports are led to a container.
