@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/agent/containerd"
+	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/resolver"
@@ -132,6 +134,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "join", Run: a.join, After: cluster},
 		{Name: "tunnel", Run: a.runTunnel, After: []string{"join"}},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
+		{Name: "routes", Run: a.runRoutes, After: []string{"join"}},
 		{Name: "proxy", Run: a.runProxy, After: []string{"join"}},
 		{Name: "policy", Run: a.runPolicy, After: []string{"join"}},
 		{Name: "resolver", Run: a.runResolver, After: []string{"join"}},
@@ -282,6 +285,21 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	a.proxy.Store(p)
 	m.informers.Start(ctx.Done())
 	return p.Run(ctx, ready)
+}
+
+// runRoutes lets the host reach Services without a default route.
+func (a *Agent) runRoutes(ctx context.Context, ready func()) error {
+	var ranges []netip.Prefix
+	for _, p := range a.member.serviceCIDR {
+		if hasFamily(a.member.ips, p.Addr().Is4()) {
+			ranges = append(ranges, p)
+		}
+	}
+	return serviceroute.New(ranges, a.log).Run(ctx, ready)
+}
+
+func hasFamily(addrs []netip.Addr, v4 bool) bool {
+	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is4() == v4 })
 }
 
 // sayHostPorts tells the cluster, by the Node, which ports that load balancers want this host uses itself.

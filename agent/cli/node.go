@@ -14,6 +14,7 @@ import (
 	"github.com/umiak-io/umiak/agent/check"
 	"github.com/umiak-io/umiak/agent/cleanup"
 	"github.com/umiak-io/umiak/agent/containerd"
+	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/share"
 	"github.com/umiak-io/umiak/agent/uninstall"
@@ -131,7 +132,7 @@ func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out i
 		}
 		return instance.Registry(layout.Registry).Remove(dirs)
 	}
-	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, forget}})
+	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup, forget}})
 }
 
 // Upgrade is `umiak upgrade`.

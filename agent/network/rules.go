@@ -14,8 +14,10 @@ import (
 const Table = "umiak-network"
 
 // applyRules replaces the table in one transaction: packets from this node's pods that leave the cluster
-// take the node's address. Nothing is accepted in a forward hook: an accept in one table does not overrule
-// a drop in another, so it would only look as if it helped (`umiak check` finds such drops).
+// take the node's address, and what they send to an address of Services that no Service has is rejected: the host's
+// route to these addresses leads to the loopback interface (agent/dataplane/serviceroute). Nothing is accepted in a
+// forward hook: an accept in one table does not overrule a drop in another, so it would only look as if it helped
+// (`umiak check` finds such drops).
 func applyRules(pods, cluster []netip.Prefix) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -38,6 +40,17 @@ func applyRules(pods, cluster []netip.Prefix) error {
 		}
 		c.AddRule(&nftables.Rule{Table: t, Chain: post, Exprs: append(rule, &expr.Masq{FullyRandom: true})})
 	}
+	forward := c.AddChain(&nftables.Chain{
+		Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	})
+	lo := make([]byte, unix.IFNAMSIZ)
+	copy(lo, "lo")
+	c.AddRule(&nftables.Rule{Table: t, Chain: forward, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: lo},
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_NO_ROUTE},
+	}})
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("write nftables table %s: %w", Table, err)
 	}
