@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
@@ -60,6 +61,7 @@ type Agent struct {
 	caps    host.Capabilities
 	oom     int
 
+	troubles   *troubles
 	registries *registries.Registries
 	images     *images.Importer
 	share      *share.Share // nil where images are not shared
@@ -91,7 +93,7 @@ type member struct {
 // New looks at the machine and checks what can be checked before anything is started. The data
 // directory must be locked by the caller.
 func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
-	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner}
+	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, troubles: newTroubles()}
 	for _, d := range []string{a.dirs.Agent(), a.dirs.Images()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make directory: %w", err)
@@ -125,13 +127,14 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 }
 
 // Parts is everything that a node runs, in start order. cluster names the parts of the same process,
-// if any, that joining relies on; containers are made ready to run meanwhile.
+// if any, that joining relies on; containers are made ready to run meanwhile. Each part that fails is run again.
 func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 	parts := []lifecycle.Part{
 		{Name: "registries", Run: a.registries.Run},
 		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
 		{Name: "join", Run: a.join, After: cluster},
+		{Name: "events", Run: a.recordTroubles, After: []string{"join"}},
 		{Name: "tunnel", Run: a.runTunnel, After: []string{"join"}},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
 		{Name: "routes", Run: a.runRoutes, After: []string{"join"}},
@@ -148,7 +151,19 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 			return a.share.Run(ctx, a.member.ips, ready)
 		}})
 	}
+	for i, p := range parts {
+		parts[i] = lifecycle.Restart(p, lifecycle.Policy{Report: a.troubles})
+	}
 	return parts
+}
+
+// recordTroubles makes Events of the failures of the node's parts.
+func (a *Agent) recordTroubles(ctx context.Context, ready func()) error {
+	ready()
+	return a.troubles.Run(ctx, func(ctx context.Context, e *corev1.Event) error {
+		_, err := a.member.node.CoreV1().Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
+		return err
+	}, a.name, a.log)
 }
 
 func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
@@ -209,7 +224,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	if m.agent, err = client(a.dirs.AgentKubeconfig(), "umiak-agent"); err != nil {
 		return err
 	}
-	m.informers = watched.New(m.agent, a.name)
+	m.informers = watched.Until(ctx.Done(), watched.New(m.agent, a.name))
 	var v4, v6 bool
 	for _, p := range m.clusterCIDR {
 		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
@@ -275,14 +290,15 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 
 func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	m := a.member
-	p, err := proxy.New(proxy.Config{
-		NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.clusterCIDR, Informers: m.informers,
-		HostPorts: a.sayHostPorts, Log: a.log, Registerer: legacyregistry.Registerer(),
+	p, err := once(&a.proxy, func() (*proxy.Proxy, error) {
+		return proxy.New(proxy.Config{
+			NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.clusterCIDR, Informers: m.informers,
+			HostPorts: a.sayHostPorts, Log: a.log, Registerer: legacyregistry.Registerer(),
+		})
 	})
 	if err != nil {
 		return err
 	}
-	a.proxy.Store(p)
 	m.informers.Start(ctx.Done())
 	return p.Run(ctx, ready)
 }
@@ -345,14 +361,15 @@ func (a *Agent) runUpgrade(ctx context.Context, ready func()) error {
 
 func (a *Agent) runPolicy(ctx context.Context, ready func()) error {
 	m := a.member
-	p, err := netpol.New(netpol.Config{
-		NodeName: a.name, ClusterCIDR: m.clusterCIDR, Client: m.agent, Informers: m.informers,
-		Socket: a.dirs.PolicySocket(), StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log, Registerer: legacyregistry.Registerer(),
+	p, err := once(&a.policy, func() (*netpol.Policies, error) {
+		return netpol.New(netpol.Config{
+			NodeName: a.name, ClusterCIDR: m.clusterCIDR, Client: m.agent, Informers: m.informers,
+			Socket: a.dirs.PolicySocket(), StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log, Registerer: legacyregistry.Registerer(),
+		})
 	})
 	if err != nil {
 		return err
 	}
-	a.policy.Store(p)
 	m.informers.Start(ctx.Done())
 	return p.Run(ctx, ready)
 }
@@ -374,17 +391,31 @@ func (a *Agent) runResolver(ctx context.Context, ready func()) error {
 
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	m := a.member
-	s, err := dns.New(dns.Config{
-		NodeName:      a.name,
-		ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.dirs.HostResolvConf(),
-		StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
-		Client:    m.agent, Informers: m.informers, Log: a.log,
+	s, err := once(&a.dns, func() (*dns.Server, error) {
+		return dns.New(dns.Config{
+			NodeName:      a.name,
+			ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.dirs.HostResolvConf(),
+			StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
+			Client:    m.agent, Informers: m.informers, Log: a.log,
+		})
 	})
 	if err != nil {
 		return err
 	}
-	a.dns.Store(s)
 	return s.Run(ctx, ready)
+}
+
+// once makes what registers metrics, or handlers with the shared informers, once a process, although the part that it
+// belongs to may be run again. Only that part stores into p.
+func once[T any](p *atomic.Pointer[T], make func() (*T, error)) (*T, error) {
+	if t := p.Load(); t != nil {
+		return t, nil
+	}
+	t, err := make()
+	if err == nil {
+		p.Store(t)
+	}
+	return t, err
 }
 
 // watchTables keeps a foreign `nft flush ruleset` from cutting pods off; the proxy repairs its own table.

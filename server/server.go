@@ -138,7 +138,6 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "certificates", Run: s.pki.Run},
 		{Name: "control", Run: s.control().Run},
 		{Name: "datastore", Run: s.runDatastore},
-		{Name: "component-exits", Run: controlplane.CatchExits().Run},
 		{Name: "node-tunnels", Run: s.tunnels.Run},
 		{Name: "kube-apiserver", After: []string{"datastore", "certificates", "node-tunnels"}, Run: s.plane.APIServer.Run},
 	}

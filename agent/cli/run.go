@@ -125,35 +125,29 @@ type Process struct {
 	Sources []status.Source
 }
 
-// Run blocks until a signal arrives or a part fails.
+// Run blocks until a signal arrives or a part fails for good. Where a part has ended that can run only once in a
+// process, it executes the program anew and does not return.
 func (p Process) Run(ctx context.Context) error {
 	heap.Limit()
 	begun := time.Now()
+	env := os.Environ() // before what follows changes it
 	systemd := takeNotifySocket()
 	ctx, stop := p.untilSignal(ctx, systemd)
 	defer stop()
 
+	last := p.lastEnd()
 	var group *lifecycle.Group
-	allReady := make(chan struct{})
-	isReady := func() bool {
-		select {
-		case <-allReady:
-			return true
-		default:
-			return false
-		}
-	}
 	// The socket comes first and goes last, so that a slow start or stop can be looked at.
-	st := &status.Server{Socket: p.Dirs.StatusSocket(), Version: version.Version, Ready: isReady,
-		Sources: append([]status.Source{func(context.Context) status.Section { return partRows(group) }}, p.Sources...)}
-	parts := append([]lifecycle.Part{{Name: "status", Run: st.Run}}, p.Parts...)
+	st := &status.Server{Socket: p.Dirs.StatusSocket(), Version: version.Version, Ready: func() bool { return group.AllReady() },
+		Sources: append([]status.Source{func(context.Context) status.Section { return endRows(last) }, func(context.Context) status.Section { return partRows(group) }}, p.Sources...)}
+	parts := append([]lifecycle.Part{{Name: "status", Run: st.Run}, {Name: "component-exits", Run: logging.CatchExits().Run}}, p.Parts...)
+	hold(parts, last)
 	group, err := lifecycle.New(p.Log, parts...)
 	if err != nil {
 		return err
 	}
 	go func() {
 		if group.WaitReady(ctx) == nil {
-			close(allReady)
 			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
 			if err := upgrade.Confirm(filepath.Dir(config.DefaultFile)); err != nil {
 				p.Log.Warn("this version may be taken back at the next start", "error", err)
@@ -163,8 +157,12 @@ func (p Process) Run(ctx context.Context) error {
 		}
 	}()
 	err = group.Run(ctx)
+	if anew := new(lifecycle.Anew); errors.As(err, &anew) && ctx.Err() == nil {
+		return p.anew(anew, err, env)
+	}
 	if err == nil {
 		p.Log.Info("stopped", "cause", context.Cause(ctx))
+		return p.ends().Forget()
 	}
 	return err
 }
@@ -173,9 +171,14 @@ func partRows(g *lifecycle.Group) status.Section {
 	s := status.Section{Name: "Parts"}
 	for _, p := range g.Status() {
 		row := status.Row{Name: p.Name, State: string(p.State), Detail: p.Error}
-		if len(p.WaitingFor) > 0 {
+		switch in := time.Until(p.Next).Round(time.Second); {
+		case p.State == lifecycle.Retrying && in > 0:
+			row.Detail += fmt.Sprintf(" (attempt %d failed, the next is in %s)", p.Attempt, in)
+		case p.State == lifecycle.Retrying:
+			row.Detail += fmt.Sprintf(" (attempt %d is under way)", p.Attempt+1)
+		case len(p.WaitingFor) > 0:
 			row.Detail = fmt.Sprint("waiting for ", p.WaitingFor)
-		} else if row.Detail == "" {
+		case row.Detail == "":
 			row.Detail = "for " + time.Since(p.Since).Round(time.Second).String()
 		}
 		s.Rows = append(s.Rows, row)

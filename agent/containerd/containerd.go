@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"github.com/containerd/log"
@@ -20,6 +21,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
 // Containerd is one containerd, to be run once.
@@ -88,6 +90,14 @@ func (c *Containerd) run(ctx context.Context, ready func()) error {
 	if err := c.wrapPlugins(s); err != nil {
 		return err
 	}
+	if err := c.serve(ctx, sctx, config, failed, ready); err != nil {
+		return &lifecycle.Anew{Part: "containerd", Err: err} // upstream's plugins cannot be started twice in a process
+	}
+	return nil
+}
+
+// serve runs containerd's plugins until ctx ends.
+func (c *Containerd) serve(ctx, sctx context.Context, config *srvconfig.Config, failed <-chan error, ready func()) error {
 	srv, err := server.New(sctx, config)
 	if err != nil {
 		return err

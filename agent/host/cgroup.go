@@ -120,7 +120,7 @@ func PrepareCgroup(c Cgroup, root string, j *Journal) error {
 	if c.Version == 2 {
 		return prepareV2(c, root, j)
 	}
-	return prepareV1(c, root, j)
+	return prepareV1(root, j)
 }
 
 func prepareV2(c Cgroup, root string, j *Journal) error {
@@ -147,18 +147,19 @@ func prepareV2(c Cgroup, root string, j *Journal) error {
 	return nil
 }
 
-func prepareV1(c Cgroup, root string, j *Journal) error {
+func prepareV1(root string, j *Journal) error {
 	if root == "/" {
 		return nil
 	}
-	for _, n := range c.Controllers {
-		dir := filepath.Join(CgroupMount, n)
+	for _, dir := range hierarchiesV1() {
+		_, err := os.Stat(filepath.Join(dir, "cpuset.cpus"))
+		cpuset := err == nil
 		for _, part := range strings.FieldsFunc(root, func(r rune) bool { return r == '/' }) {
 			dir = filepath.Join(dir, part)
 			if err := makeCgroup(dir, j); err != nil {
 				return err
 			}
-			if n != "cpuset" {
+			if !cpuset {
 				continue
 			}
 			// A new v1 cpuset is empty, and nothing can run in it until it has been given cpus and memory.
@@ -170,6 +171,21 @@ func prepareV1(c Cgroup, root string, j *Journal) error {
 		}
 	}
 	return nil
+}
+
+// hierarchiesV1 are the folders of all v1 hierarchies, the named one of systemd too: the kubelet wants its root in each.
+func hierarchiesV1() []string {
+	procs, _ := filepath.Glob(filepath.Join(CgroupMount, "*", "cgroup.procs"))
+	var out []string
+	for _, p := range procs {
+		var st unix.Statfs_t
+		dir, err := filepath.EvalSymlinks(filepath.Dir(p)) // cpu and cpuacct may be links to one hierarchy
+		if err != nil || unix.Statfs(dir, &st) != nil || st.Type == unix.CGROUP2_SUPER_MAGIC || slices.Contains(out, dir) {
+			continue
+		}
+		out = append(out, dir)
+	}
+	return out
 }
 
 func inheritCpuset(dir, file string) error {
@@ -251,14 +267,8 @@ func PodCgroups(c Cgroup, root string) []string {
 		return []string{filepath.Join(CgroupMount, root, name)}
 	}
 	var out []string
-	procs, _ := filepath.Glob(filepath.Join(CgroupMount, "*", "cgroup.procs"))
-	seen := map[string]bool{}
-	for _, p := range procs {
-		dir, err := filepath.EvalSymlinks(filepath.Dir(p)) // cpu and cpuacct may be links to one hierarchy
-		if err == nil && !seen[dir] {
-			seen[dir] = true
-			out = append(out, filepath.Join(dir, root, name))
-		}
+	for _, dir := range hierarchiesV1() {
+		out = append(out, filepath.Join(dir, root, name))
 	}
 	return out
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
@@ -79,12 +80,15 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 		return &c, nil
 	}
 	if j.cfg.Token.Secret == "" {
-		return nil, errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one")
+		return nil, lifecycle.Permanent(errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one"))
 	}
 	if j.cfg.Token.CA == "" {
 		j.cfg.Log.Warn(joinclient.Unpinned)
 	}
 	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.say("waiting to join", err) }); err != nil {
+		if joinclient.Definite(err) {
+			err = lifecycle.Permanent(err)
+		}
 		return nil, err
 	}
 	c := j.current().Cluster

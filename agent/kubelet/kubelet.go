@@ -30,6 +30,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
 // Config is what the kubelet is told.
@@ -113,10 +114,14 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 		}
 	}()
 	// Told to stop while it starts, it returns what its calls to containerd returned: gRPC's "canceled".
-	if err := app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
-		return err
+	err = app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)
+	if ctx.Err() != nil {
+		return nil
 	}
-	return nil
+	if err == nil {
+		err = errors.New("the kubelet ended by itself")
+	}
+	return &lifecycle.Anew{Part: "kubelet", Err: err} // upstream's kubelet cannot be started twice in a process
 }
 
 // csiLast adds the keeper behind the kubelet's own volume plugins.

@@ -1,6 +1,7 @@
 package watched
 
 import (
+	"context"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -29,6 +30,21 @@ func New(client kubernetes.Interface, nodeName string) informers.SharedInformerF
 	})
 	return f
 }
+
+// Until returns a factory whose informers, whoever starts them, run until done is closed: they outlive the part of the
+// node that has started them, which may be run again.
+func Until(done <-chan struct{}, f informers.SharedInformerFactory) informers.SharedInformerFactory {
+	return until{f, done}
+}
+
+type until struct {
+	informers.SharedInformerFactory
+	done <-chan struct{}
+}
+
+func (u until) Start(<-chan struct{}) { u.SharedInformerFactory.Start(u.done) }
+
+func (u until) StartWithContext(context.Context) { u.SharedInformerFactory.Start(u.done) }
 
 // slimmer drops what nobody here reads: who manages which field, owners, annotations, a node's images. Of an
 // endpoint slice it keeps when the change was made that led to it, as long as that was after the start: the

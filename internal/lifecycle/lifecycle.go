@@ -31,6 +31,9 @@ type Part struct {
 	// on stopping the others and ends without it; 0 means 30 seconds. A part that stands on one that has failed
 	// gets 5 seconds at most: what it waits for does not come.
 	StopTimeout time.Duration
+	// Restart says how Run is called again after a failure, see the function Restart; nil means that a failure stops
+	// the group.
+	Restart *Policy
 }
 
 // State is where a part is in its life.
@@ -41,6 +44,7 @@ const (
 	Waiting  State = "waiting"
 	Starting State = "starting"
 	Ready    State = "ready"
+	Retrying State = "retrying" // it has failed and is run again
 	Stopping State = "stopping"
 	Stopped  State = "stopped"
 	Failed   State = "failed"
@@ -53,6 +57,9 @@ type Status struct {
 	WaitingFor []string  `json:"waitingFor,omitempty"`
 	Since      time.Time `json:"since"`
 	Error      string    `json:"error,omitempty"`
+	// Attempt counts the failures in a row of a part that is retrying, and Next is when it is run again.
+	Attempt int       `json:"attempt,omitempty"`
+	Next    time.Time `json:"next,omitzero"`
 }
 
 // String says in a few words where the part is, for people.
@@ -60,6 +67,8 @@ func (s Status) String() string {
 	switch {
 	case s.State == Waiting && len(s.WaitingFor) > 0:
 		return fmt.Sprintf("%s: waiting for %s", s.Name, strings.Join(s.WaitingFor, ", "))
+	case s.State == Retrying && time.Until(s.Next) > 0:
+		return fmt.Sprintf("%s: retrying in %s: %s", s.Name, time.Until(s.Next).Round(time.Second), s.Error)
 	case s.Error != "":
 		return fmt.Sprintf("%s: %s: %s", s.Name, s.State, s.Error)
 	}
@@ -110,8 +119,8 @@ func New(log *slog.Logger, parts ...Part) (*Group, error) {
 }
 
 // Run starts the parts and blocks until all have stopped. It returns nil when they stopped because
-// ctx ended, otherwise the error of the part that ended first joined with what went wrong while the
-// others were stopped.
+// ctx ended, otherwise what went wrong while the parts were stopped joined with the error of the part
+// that ended first.
 func (g *Group) Run(ctx context.Context) error {
 	// stop ends the start of whatever has not begun; each part that runs has a context of its own so
 	// that it can be stopped after those that depend on it.
@@ -143,14 +152,15 @@ func (g *Group) Run(ctx context.Context) error {
 	if ctx.Err() != nil && context.Cause(stop) == context.Cause(ctx) {
 		return errors.Join(errs...)
 	}
+	// What led to the end stands last, since a log is read from its end.
 	first := context.Cause(stop)
-	out := []error{first}
+	var out []error
 	for _, e := range errs {
 		if e != nil && e != first {
 			out = append(out, e)
 		}
 	}
-	return errors.Join(out...)
+	return errors.Join(append(out, first)...)
 }
 
 func (g *Group) runOne(stop, run context.Context, p *part) error {
@@ -170,19 +180,24 @@ func (g *Group) runOne(stop, run context.Context, p *part) error {
 	begun := time.Now()
 	var once sync.Once
 	ready := func() {
+		p.set(Ready, nil)
 		once.Do(func() {
-			p.set(Ready, nil)
 			g.log.Debug("ready", "part", p.Name, "after", time.Since(begun).Round(time.Millisecond))
 			close(p.ready)
 		})
 	}
-	err := p.Run(run, ready)
+	var err error
+	if p.Restart != nil {
+		err = g.again(stop, run, p, ready)
+	} else {
+		err = g.safely(run, p, sync.OnceFunc(ready))
+	}
 	if stop.Err() == nil && run.Err() == nil && err == nil {
 		if p.Oneshot {
 			ready()
 			return nil
 		}
-		err = errors.New("ended by itself")
+		err = errEnded
 	}
 	if err != nil && run.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil // the way many parts say that they were told to stop
@@ -211,7 +226,7 @@ func (g *Group) stopInReverse(stop context.Context) {
 				<-d.gone
 			}
 			p.mu.Lock()
-			if p.status.State == Ready || p.status.State == Starting {
+			if p.status.State == Ready || p.status.State == Starting || p.status.State == Retrying {
 				p.status.State, p.status.Since = Stopping, time.Now()
 			}
 			p.mu.Unlock()
@@ -238,7 +253,7 @@ func (p *part) stopTimeout() time.Duration {
 	}
 	for _, a := range p.after {
 		a.mu.Lock()
-		failed := a.status.State == Failed
+		failed := a.status.State == Failed || a.status.State == Retrying
 		a.mu.Unlock()
 		if failed {
 			limit = min(limit, orphanStopTimeout)
@@ -288,10 +303,24 @@ func (g *Group) WaitReady(ctx context.Context) error {
 	return nil
 }
 
+// AllReady reports whether every part is ready now, or has done what it had to do.
+func (g *Group) AllReady() bool {
+	for _, p := range g.parts {
+		p.mu.Lock()
+		s := p.status.State
+		p.mu.Unlock()
+		if s != Ready {
+			return false
+		}
+	}
+	return true
+}
+
 func (p *part) set(s State, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status.State, p.status.Since = s, time.Now()
+	p.status.Error, p.status.Attempt, p.status.Next = "", 0, time.Time{}
 	if err != nil {
 		p.status.Error = err.Error()
 	}

@@ -91,7 +91,7 @@ func TestWhatDoesNotStop(t *testing.T) {
 			time.Sleep(time.Second)
 			return errors.New("disk on fire")
 		},
-			"store: disk on fire\napi: does not stop", 6 * time.Second},
+			"api: does not stop\nstore: disk on fire", 6 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

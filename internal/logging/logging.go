@@ -133,6 +133,9 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 		f, _ := runtime.CallersFrames([]uintptr{r.PC}).Next()
 		fn = f.Function
 	}
+	if r.Level >= slog.LevelError {
+		exits.note(component(fn), r)
+	}
 	// A library's error is often something that it tries again; whether anything of umiak's fails is
 	// said by umiak.
 	pass, skipped := h.limits.pass(r)

@@ -1,16 +1,12 @@
 package controlplane
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
-	"sync"
 
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/component-base/featuregate"
-	"k8s.io/klog/v2"
 
 	"k8s.io/client-go/rest"
 
@@ -89,38 +85,4 @@ func New(s Settings, health *Health, log *slog.Logger) (*ControlPlane, error) {
 		return nil, err
 	}
 	return &ControlPlane{APIServer: api, ControllerManager: kcm, Scheduler: sched}, nil
-}
-
-// Exits turns klog's wish to end the process, which upstream has in some corners, into an error.
-// Errors yields it; the goroutine that wished it ends.
-type Exits struct{ c chan error }
-
-var catchOnce sync.Once
-
-// CatchExits makes klog report to the returned Exits, from the first call on, for the whole process.
-func CatchExits() *Exits {
-	catchOnce.Do(func() {
-		klog.OsExit = func(code int) {
-			select {
-			case exits.c <- fmt.Errorf("a component wanted to end the process with status %d; its reason is in the log above", code):
-			default:
-			}
-			runtime.Goexit()
-		}
-	})
-	return exits
-}
-
-// klog.OsExit is one per process, and so is what it reports to.
-var exits = &Exits{c: make(chan error, 1)}
-
-// Run fails when a component wanted to end the process.
-func (e *Exits) Run(ctx context.Context, ready func()) error {
-	ready()
-	select {
-	case err := <-e.c:
-		return err
-	case <-ctx.Done():
-		return nil
-	}
 }

@@ -1,0 +1,68 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/reexec"
+	"github.com/umiak-io/umiak/internal/status"
+)
+
+// ends is where it is kept why the process ended.
+func (p Process) ends() reexec.Store { return reexec.Store{Dir: p.Dirs.Run} }
+
+// lastEnd returns why the process before this one ended, nil if it was told to. What cannot be found out is only
+// logged.
+func (p Process) lastEnd() *reexec.Reason {
+	text, err := p.ends().KeepPanics()
+	if err != nil {
+		p.Log.Warn("a panic of this process would not be kept", "error", err)
+	}
+	last, err := p.ends().Last()
+	if err != nil {
+		p.Log.Warn("it is not known why umiak ended", "error", err)
+	}
+	if last == nil {
+		return nil
+	}
+	reexec.ReapChildren()
+	if text != "" {
+		p.Log.Error("the umiak before this one ended by a panic", "error", last.Error, "stack", text)
+	}
+	return last
+}
+
+// hold delays the part that ended the process before this one; everything else starts at once.
+func hold(parts []lifecycle.Part, last *reexec.Reason) {
+	for _, p := range parts {
+		if last != nil && p.Restart != nil && p.Name == last.Part {
+			p.Restart.Held = &lifecycle.Held{Reason: errors.New(last.Error), Attempt: last.Count, For: last.Pause()}
+		}
+	}
+}
+
+// anew executes the program again because a part has ended that can run only once in a process.
+func (p Process) anew(a *lifecycle.Anew, reason error, env []string) error {
+	r, err := p.ends().Note(a.Part, a.Err, time.Now())
+	if err != nil {
+		return errors.Join(err, reason) // without a count there would be no pause
+	}
+	p.Log.Error("umiak executes itself anew; containers run on", "part", a.Part, "error", reason, "time in a row", r.Count, "part waits", r.Pause())
+	return errors.Join(reexec.Exec(env), reason)
+}
+
+// endRows says why the process was started again.
+func endRows(last *reexec.Reason) status.Section {
+	s := status.Section{Name: "Restarted"}
+	if last == nil {
+		return s
+	}
+	row := status.Row{Name: fmt.Sprintf("%s ago", time.Since(last.At).Round(time.Second)), State: "because " + last.String()}
+	if last.Count > 1 {
+		row.Detail = fmt.Sprintf("%d times in a row", last.Count)
+	}
+	s.Rows = append(s.Rows, row)
+	return s
+}

@@ -1,0 +1,123 @@
+package logging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/sirupsen/logrus"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/klog/v2"
+
+	"github.com/umiak-io/umiak/internal/lifecycle"
+)
+
+// Exits turns the wish of a library to end the process (klog.Fatal, logrus.Fatal, a panic in a goroutine of
+// Kubernetes) into an error of a part. The goroutine that wished it ends. What it cannot catch is listed in
+// docs/architecture.md.
+type Exits struct {
+	c    chan error
+	last atomic.Pointer[fatal]
+}
+
+// fatal is the last error that a library has logged: it stands before a wish to end the process.
+type fatal struct{ component, message string }
+
+// klog, logrus and Kubernetes' panic handlers are one per process, and so is what they report to.
+var (
+	exits     = &Exits{c: make(chan error, 1)}
+	catchOnce sync.Once
+)
+
+// CatchExits makes the libraries report to the returned Exits, from the first call on, for the whole process.
+func CatchExits() *Exits {
+	catchOnce.Do(func() {
+		klog.OsExit = exits.exit
+		logrus.StandardLogger().ExitFunc = exits.exit
+		utilruntime.PanicHandlers = append(utilruntime.PanicHandlers, func(_ context.Context, r any) { exits.panicked(r) })
+		utilruntime.ReallyCrash = false // the handler above sees to the end
+	})
+	return exits
+}
+
+// Run fails when a library has wished to end the process.
+func (e *Exits) Run(ctx context.Context, ready func()) error {
+	ready()
+	select {
+	case err := <-e.c:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// note keeps what a library has logged as an error.
+func (e *Exits) note(component string, r slog.Record) {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "err" || a.Key == "error" {
+			text += ": " + a.Value.String()
+		}
+		return true
+	})
+	e.last.Store(&fatal{component, shorten(strings.TrimSpace(text))})
+}
+
+// exit stands in for os.Exit.
+func (e *Exits) exit(code int) {
+	component, _ := origin()
+	reason := fmt.Sprintf("it ended with status %d", code)
+	if l := e.last.Load(); l != nil && l.component == component {
+		reason = l.message
+	}
+	e.wish(component, errors.New(reason))
+	runtime.Goexit()
+}
+
+// panicked is called for a panic that Kubernetes' code has recovered from, to go on with it. One of a single request
+// is answered with an error by the server that serves it.
+func (e *Exits) panicked(r any) {
+	component, request := origin()
+	if request || r == http.ErrAbortHandler { //nolint:errorlint // the very value
+		return
+	}
+	e.wish(component, fmt.Errorf("panic: %v", r))
+}
+
+func (e *Exits) wish(component string, reason error) {
+	if node[component] {
+		reason = &lifecycle.Anew{Part: component, Err: reason}
+	}
+	select {
+	case e.c <- fmt.Errorf("%s: %w", component, reason):
+	default:
+	}
+}
+
+// node are the components that belong to a node: they take nothing else down.
+var node = map[string]bool{"kubelet": true, "containerd": true, "proxy": true, "coredns": true, "flannel": true, "network": true, "agent": true}
+
+// origin finds out from the stack which component the caller's goroutine belongs to, and whether it serves a request.
+func origin() (name string, request bool) {
+	pc := make([]uintptr, 64)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(3, pc)])
+	name = "library"
+	for {
+		f, more := frames.Next()
+		if c := component(f.Function); (name == "library" || name == "kubernetes" || name == "client-go") && c != "library" {
+			name = c
+		}
+		if strings.HasPrefix(f.Function, "net/http.") || strings.HasPrefix(f.Function, "golang.org/x/net/http2.") {
+			request = request || strings.Contains(f.Function, "conn)") || strings.Contains(f.Function, "serverConn)") || strings.Contains(f.Function, "timeoutHandler)")
+		}
+		if !more {
+			return name, request
+		}
+	}
+}
