@@ -152,9 +152,14 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		}})
 	}
 	for i, p := range parts {
-		parts[i] = lifecycle.Restart(p, lifecycle.Policy{Report: a.troubles})
+		parts[i] = a.Restart(p)
 	}
 	return parts
+}
+
+// Restart has a part of the node run again when it fails, and its failures recorded as Events of the Node.
+func (a *Agent) Restart(p lifecycle.Part) lifecycle.Part {
+	return lifecycle.Restart(p, lifecycle.Policy{Report: a.troubles})
 }
 
 // recordTroubles makes Events of the failures of the node's parts.
@@ -169,6 +174,18 @@ func (a *Agent) recordTroubles(ctx context.Context, ready func()) error {
 func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	programs, err := bundle.Unpack(ctx, a.dirs.Bundle())
 	if err != nil {
+		return err
+	}
+	// What follows can be started only once a process.
+	for _, dir := range []string{a.dirs.Agent(), a.dirs.Run} {
+		if err := host.TryDisk(dir); err != nil {
+			return err
+		}
+	}
+	if err := host.TryExec(ctx, programs.Runc, "--version"); err != nil {
+		return err
+	}
+	if err := host.TryInotify(2); err != nil {
 		return err
 	}
 	shims, err := host.ShimCgroup(a.cgroup, a.cfg.CgroupRoot, a.journal)

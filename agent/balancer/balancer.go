@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
@@ -223,7 +224,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", b.cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("listen (lb-server-port sets another port): %w", err)
+		return host.PortError(err, "tcp", b.cfg.Listen, "set lb-server-port")
 	}
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)

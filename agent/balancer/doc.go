@@ -7,5 +7,5 @@
 // clients connect anew.
 //
 // agent/ and agent/join use it; others may ask it for the servers and wait for changes. It imports nothing
-// of umiak but atomicfile, joinapi and status.
+// of umiak but agent/host, atomicfile, joinapi and status.
 package balancer

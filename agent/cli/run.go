@@ -88,9 +88,9 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 		return err
 	}
 	p := Process{Dirs: dirs, Log: log, Hush: hush, Sources: append([]status.Source{member.Section, servers.Section}, node.Sources()...)}
-	p.Parts = append(p.Parts, lifecycle.Part{Name: "servers", Run: servers.Run})
+	p.Parts = append(p.Parts, node.Restart(lifecycle.Part{Name: "servers", Run: servers.Run}))
 	p.Parts = append(p.Parts, node.Parts("servers")...)
-	p.Parts = append(p.Parts, lifecycle.Part{Name: "membership", After: []string{"join"}, Run: member.Run})
+	p.Parts = append(p.Parts, node.Restart(lifecycle.Part{Name: "membership", After: []string{"join"}, Run: member.Run}))
 	return p.Run(c.Context)
 }
 

@@ -26,6 +26,7 @@ import (
 	watchtools "k8s.io/client-go/tools/watch"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	"k8s.io/kubernetes/pkg/features"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/umiak-io/umiak/agent/host"
@@ -172,12 +173,37 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 		return fmt.Errorf("load the node's serving certificate: %w", err)
 	}
 	addr := net.JoinHostPort(k.server.Address, strconv.Itoa(int(k.server.Port)))
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", addr)
-	if err != nil {
-		return fmt.Errorf("the kubelet's port cannot be used (another kubelet? set kubelet-port): %w", err)
+	if err := host.TryPort(ctx, "tcp", addr, "set kubelet-port"); err != nil {
+		return err
 	}
-	return l.Close()
+	return k.try()
+}
+
+// inotifyInstances is how many the kubelet opens when it starts, with a few to spare for its pods' volumes.
+const inotifyInstances = 8
+
+// try finds out what would make upstream's code end the process, or leave the kubelet half started.
+func (k *Kubelet) try() error {
+	if !utilfeature.DefaultFeatureGate.Enabled(features.KubeletInUserNamespace) {
+		if err := host.TryKmsg(); err != nil {
+			return err
+		}
+		if err := host.TrySysctls(); err != nil && !k.server.ProtectKernelDefaults {
+			return err
+		}
+	}
+	if err := host.TryInotify(inotifyInstances); err != nil {
+		return err
+	}
+	if err := host.TryCgroups(k.cfg.Cgroup, k.server.CgroupRoot); err != nil {
+		return err
+	}
+	for _, dir := range []string{k.server.RootDirectory, k.server.PodLogsDir} {
+		if err := host.TryDisk(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fixedPaths are made by the kubelet outside its root directory, wherever that is.

@@ -12,5 +12,5 @@
 //     Only when none does, servers say what a tag is; they rule the cluster anyway. An agent never does.
 //
 // It follows the nodes by what agent/network watches (its Observer) and reads containerd through its socket. It
-// imports internal/names, internal/status and, for the connection, agent/images, and nothing else of umiak; the agent's list of parts calls it.
+// imports internal/names, internal/status, agent/host and, for the connection, agent/images, and nothing else of umiak; the agent's list of parts calls it.
 package share

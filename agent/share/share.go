@@ -18,6 +18,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -87,33 +88,32 @@ func (s *Share) Set(n *v1.Node) { s.nodes.Set(n) }
 // Remove forgets a node.
 func (s *Share) Remove(name string) { s.nodes.Remove(name) }
 
-// Run serves other nodes at the node's addresses until ctx ends. A port that cannot be had is no reason for a
-// node not to run: it takes from others then, and gives nothing.
-func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) error {
+// Run serves other nodes at the node's addresses until ctx ends. A port that cannot be had is an error after it was
+// ready: the node takes from others all the same.
+func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) (err error) {
 	defer s.http.CloseIdleConnections()
 	st, err := openStore(s.cfg.Socket)
 	if err != nil {
 		return err
 	}
 	defer st.Close() //nolint:errcheck // a connection, all is done
+	ready()
 	var listeners []net.Listener
-	var errs []error
 	for _, a := range addrs {
 		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(a.String(), strconv.Itoa(s.port)))
+		addr := net.JoinHostPort(a.String(), strconv.Itoa(s.port))
+		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
-			errs = append(errs, err)
-			continue
+			for _, l := range listeners {
+				_ = l.Close() // it is tried again with all
+			}
+			err = host.PortError(err, "tcp", addr, "set image-sharing: false")
+			s.set("takes only", err.Error())
+			return fmt.Errorf("this node does not give images to others: %w", err)
 		}
 		listeners = append(listeners, l)
 	}
-	if err := errors.Join(errs...); err != nil {
-		s.set("takes only", err.Error())
-		s.log.Warn("this node does not give images to others: its port cannot be used; free it and restart, or set image-sharing: false", "error", err)
-	} else {
-		s.set("on", "")
-	}
-	ready()
+	s.set("on", "")
 	return s.serve(ctx, st, listeners)
 }
 

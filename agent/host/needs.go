@@ -1,0 +1,162 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What follows tries what a node needs of its machine. Parts try before they start what can start only once, and
+// `umiak check` tries the same beforehand. Nothing is left behind; each error says what to do.
+
+// TryKmsg opens the kernel's log, in which the kubelet reads whom the OOM killer has ended.
+func TryKmsg() error {
+	f, err := os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("the kubelet cannot read the kernel's log (%w): give umiak /dev/kmsg; in an LXC container, have the host bind it there; with kernel.dmesg_restrict give it CAP_SYSLOG", err)
+	}
+	return f.Close()
+}
+
+// TryInotify makes a number of inotify instances and gives them back.
+func TryInotify(number int) error {
+	var open []int
+	defer func() {
+		for _, fd := range open {
+			_ = unix.Close(fd)
+		}
+	}()
+	for range number {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+		if err != nil {
+			most, _ := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
+			return fmt.Errorf("%d inotify instances are left of the %s that a user may have, %d are needed (%w): raise fs.inotify.max_user_instances, or stop what watches so many files",
+				len(open), strings.TrimSpace(string(most)), number, err)
+		}
+		open = append(open, fd)
+	}
+	return nil
+}
+
+// TryDisk writes a file in a folder, or in the nearest one above it that exists, and removes it.
+func TryDisk(dir string) error {
+	for {
+		if st, err := os.Stat(dir); err == nil && st.IsDir() || dir == "/" {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	f, err := os.CreateTemp(dir, ".umiak-try-")
+	if err == nil {
+		_, err = f.Write(make([]byte, 64<<10))
+		err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("the disk of %s is full (%w): make room", dir, err)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("the disk of %s is read-only (%w): mount it for writing, and look into the kernel's log for a fault of the disk", dir, err)
+	case err != nil:
+		return fmt.Errorf("write in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// TryExec starts a program and waits for it. A program that may not be executed lies on a file system that is mounted
+// noexec, as a rule.
+func TryExec(ctx context.Context, program string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	var st unix.Statfs_t
+	if errors.Is(err, unix.EACCES) && unix.Statfs(program, &st) == nil && st.Flags&unix.ST_NOEXEC != 0 {
+		return noexec(filepath.Dir(program))
+	}
+	return fmt.Errorf("execute %s: %w: %s", program, err, strings.TrimSpace(string(out)))
+}
+
+// TryExecIn finds out whether programs may be executed in a folder, or in the nearest one above it that exists.
+func TryExecIn(dir string) error {
+	var st unix.Statfs_t
+	for unix.Statfs(dir, &st) != nil && dir != "/" {
+		dir = filepath.Dir(dir)
+	}
+	if st.Flags&unix.ST_NOEXEC != 0 {
+		return noexec(dir)
+	}
+	return nil
+}
+
+func noexec(dir string) error {
+	return fmt.Errorf("%s is on a file system that is mounted noexec, where the container programs cannot be executed: mount -o remount,exec it, or set data-dir to another", dir)
+}
+
+// kubeletValues are what the kubelet sets KubeletSysctls to, k8s.io/component-helpers/node/util/sysctl.
+var kubeletValues = map[string]int{
+	"vm.overcommit_memory": 1, "vm.panic_on_oom": 0, "kernel.panic": 10, "kernel.panic_on_oops": 1,
+	"kernel.keys.root_maxkeys": 1000000, "kernel.keys.root_maxbytes": 25000000,
+}
+
+// TrySysctls finds out whether the kubelet's sysctls have their values or can be given them.
+func TrySysctls() error { return trySysctls("/proc/sys") }
+
+func trySysctls(sys string) error {
+	var bad []string
+	for _, name := range KubeletSysctls {
+		file := filepath.Join(sys, strings.ReplaceAll(name, ".", "/"))
+		raw, err := os.ReadFile(file)
+		if now, e := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && e == nil && now == kubeletValues[name] {
+			continue
+		}
+		if err == nil {
+			err = unix.Access(file, unix.W_OK)
+		}
+		if err != nil {
+			bad = append(bad, fmt.Sprintf("%s=%d", name, kubeletValues[name]))
+		}
+	}
+	if len(bad) > 0 {
+		return fmt.Errorf("the kubelet cannot set what it needs of the kernel: set %s on the host, or let umiak write /proc/sys", strings.Join(bad, " "))
+	}
+	return nil
+}
+
+// TryCgroups makes a cgroup below the root for pods in each hierarchy, and removes it.
+func TryCgroups(c Cgroup, root string) error {
+	if m := c.Missing(); len(m) > 0 {
+		return fmt.Errorf("the kernel offers no cgroup controller for %s: `umiak check` tells how to turn it on", strings.Join(m, ", "))
+	}
+	if c.Driver == DriverSystemd {
+		return nil // systemd makes them
+	}
+	dirs := []string{CgroupMount}
+	if c.Version == 1 {
+		dirs = hierarchiesV1()
+	}
+	for _, dir := range dirs {
+		try := filepath.Join(dir, root)
+		if _, err := os.Stat(try); err != nil {
+			try = dir // it is made below this one
+		}
+		try = filepath.Join(try, fmt.Sprintf("umiak-try-%d", os.Getpid()))
+		err := os.Mkdir(try, 0o755)
+		if err == nil || errors.Is(err, os.ErrExist) {
+			err = os.Remove(try)
+		}
+		if err != nil {
+			return fmt.Errorf("no cgroup can be made in %s (%w): mount it for writing; a container needs a cgroup of its own that is delegated to it", dir, err)
+		}
+	}
+	return nil
+}
