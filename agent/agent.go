@@ -130,6 +130,7 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 // if any, that joining relies on; containers are made ready to run meanwhile. Each part that fails is run again.
 func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 	parts := []lifecycle.Part{
+		{Name: "machine", Run: tryMachine},
 		{Name: "registries", Run: a.registries.Run},
 		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
@@ -169,6 +170,16 @@ func (a *Agent) recordTroubles(ctx context.Context, ready func()) error {
 		_, err := a.member.node.CoreV1().Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
 		return err
 	}, a.name, a.log)
+}
+
+// tryMachine fails while the machine lacks what pods need and no other part does.
+func tryMachine(ctx context.Context, ready func()) error {
+	if err := host.TryHostsFile(); err != nil {
+		return err
+	}
+	ready()
+	<-ctx.Done()
+	return nil
 }
 
 func (a *Agent) runContainerd(ctx context.Context, ready func()) error {

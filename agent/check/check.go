@@ -38,6 +38,8 @@ type Config struct {
 	ServerPort int    // 0 on a machine that is only an agent
 	NodePort   int    // the kubelet's
 	SharePort  int    // where nodes give images to each other
+	// BalancerPort is where an agent's components reach the servers; 0 on a server.
+	BalancerPort int
 }
 
 func ok(name, format string, a ...any) Result {
@@ -56,7 +58,7 @@ func missing(name, fix, format string, a ...any) Result {
 func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
-		privileges, kernelVersion, namespaces, cgroups, memory, swap, overlay, diskSpace,
+		privileges, userNamespace, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace,
 		kernelNetwork, forwarding, forwardDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {

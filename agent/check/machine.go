@@ -99,6 +99,9 @@ func cgroups(_ context.Context, cfg Config) []Result {
 		}
 		return []Result{missing("cgroups", fix, "v%d, no controller for %s", c.Version, strings.Join(m, ", "))}
 	}
+	if err := host.TryCgroups(c, root); err != nil {
+		return []Result{lacks("cgroups", err)}
+	}
 	if c.Version == 1 {
 		return []Result{warn("cgroups", "boot with systemd.unified_cgroup_hierarchy=1 if you can", "v1 (Kubernetes is about to give it up), driver %s", c.Driver)}
 	}
@@ -245,7 +248,13 @@ func seccomp(context.Context, Config) []Result {
 	return []Result{ok("seccomp", "there")}
 }
 
-func inotify(context.Context, Config) []Result {
+// inotifyInstances is how many a node opens when it starts.
+const inotifyInstances = 16
+
+func inotify(_ context.Context, cfg Config) []Result {
+	if err := host.TryInotify(inotifyInstances); err != nil && owner(cfg) == 0 {
+		return []Result{lacks("inotify", err)}
+	}
 	var low []string
 	for name, least := range map[string]int{"fs.inotify.max_user_instances": 256, "fs.inotify.max_user_watches": 16384} {
 		raw, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))

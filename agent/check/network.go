@@ -252,21 +252,20 @@ func ports(ctx context.Context, cfg Config) []Result {
 	}{
 		{cfg.ServerPort, "set https-listen-port", missing},
 		{cfg.NodePort, "set kubelet-port", missing},
+		{cfg.BalancerPort, "set lb-server-port", missing},
 		// Without it a node runs, and gives its images to no other.
 		{cfg.SharePort, "set image-sharing: false", warn},
 	} {
-		port := p.port
-		if port == 0 {
+		if p.port == 0 {
 			continue
 		}
-		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(port))
-		if err != nil {
-			out = append(out, p.taken("port "+strconv.Itoa(port), "stop what listens there, or "+p.fix, "%v", err))
+		name := "port " + strconv.Itoa(p.port)
+		if err := port(ctx, cfg, p.port, p.fix); err != nil {
+			r := lacks(name, err)
+			out = append(out, p.taken(name, r.Fix, "%s", r.Detail))
 			continue
 		}
-		_ = l.Close()
-		out = append(out, ok("port "+strconv.Itoa(port), "free"))
+		out = append(out, ok(name, "free"))
 	}
 	return out
 }

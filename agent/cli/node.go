@@ -77,6 +77,7 @@ func (w *Where) checkConfig(agentOnly bool) (check.Config, error) {
 			errs = append(errs, s.Validate())
 			if agentOnly || w.AgentOnly {
 				errs = append(errs, checkJoin(*s))
+				cfg.BalancerPort = s.BalancerPort
 			}
 		case *logging.Config:
 			errs = append(errs, s.Validate())

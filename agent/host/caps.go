@@ -46,6 +46,15 @@ func parseCapabilities(status []byte) (Capabilities, error) {
 	return 0, fmt.Errorf("read capabilities: /proc/self/status has no CapEff")
 }
 
+// InUserNamespace says whether this process is root of a user namespace only, as in an unprivileged container.
+func InUserNamespace() bool {
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false // a kernel without them
+	}
+	return !bytes.Equal(bytes.Join(bytes.Fields(raw), []byte(" ")), []byte("0 0 4294967295"))
+}
+
 // OOMScoreAdj is what this process's score is adjusted by now. Without CAP_SYS_RESOURCE the kernel lets
 // nobody lower it, not for a child either.
 func OOMScoreAdj() (int, error) {

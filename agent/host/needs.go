@@ -102,6 +102,14 @@ func noexec(dir string) error {
 	return fmt.Errorf("%s is on a file system that is mounted noexec, where the container programs cannot be executed: mount -o remount,exec it, or set data-dir to another", dir)
 }
 
+// TryHostsFile reads /etc/hosts, which containerd copies for every pod.
+func TryHostsFile() error {
+	if _, err := os.ReadFile("/etc/hosts"); err != nil {
+		return fmt.Errorf("no pod can start without /etc/hosts (%w): make it, with the line 127.0.0.1 localhost", err)
+	}
+	return nil
+}
+
 // kubeletValues are what the kubelet sets KubeletSysctls to, k8s.io/component-helpers/node/util/sysctl.
 var kubeletValues = map[string]int{
 	"vm.overcommit_memory": 1, "vm.panic_on_oom": 0, "kernel.panic": 10, "kernel.panic_on_oops": 1,

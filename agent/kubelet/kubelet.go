@@ -184,7 +184,7 @@ const inotifyInstances = 8
 
 // try finds out what would make upstream's code end the process, or leave the kubelet half started.
 func (k *Kubelet) try() error {
-	if !utilfeature.DefaultFeatureGate.Enabled(features.KubeletInUserNamespace) {
+	if !host.InUserNamespace() || !utilfeature.DefaultFeatureGate.Enabled(features.KubeletInUserNamespace) {
 		if err := host.TryKmsg(); err != nil {
 			return err
 		}

@@ -1,0 +1,102 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/instance"
+)
+
+// tried is the result of one of host's Try functions, whose errors say "what: what to do".
+func tried(name, good string, err error) []Result {
+	if err == nil {
+		return []Result{ok(name, "%s", good)}
+	}
+	return []Result{lacks(name, err)}
+}
+
+// lacks takes an error apart into what is wrong and what to do.
+func lacks(name string, err error) Result {
+	what := err.Error()
+	fix := "see what the kernel's log says"
+	if i := strings.LastIndex(what, "): "); i >= 0 {
+		what, fix = what[:i+1], what[i+3:]
+	} else if i := strings.LastIndex(what, ": "); i >= 0 {
+		what, fix = what[:i], what[i+2:]
+	}
+	return missing(name, fix, "%s", what)
+}
+
+func kernelLog(context.Context, Config) []Result {
+	return forgiven("kernel log", "can be read", host.TryKmsg())
+}
+
+func kernelSettings(context.Context, Config) []Result {
+	return forgiven("kernel settings", "can be set", host.TrySysctls())
+}
+
+// forgiven is tried for what the kubelet does without in a user namespace.
+func forgiven(name, good string, err error) []Result {
+	out := tried(name, good, err)
+	if err != nil && host.InUserNamespace() {
+		out[0].State = Warn
+	}
+	return out
+}
+
+// programs finds out whether the data directory's file system lets programs run.
+func programs(_ context.Context, cfg Config) []Result {
+	return tried("programs", "can be executed below "+cfg.Dirs.Data, host.TryExecIn(cfg.Dirs.Data))
+}
+
+func folders(_ context.Context, cfg Config) []Result {
+	for _, dir := range []string{cfg.Dirs.Data, cfg.Dirs.Run} {
+		if err := host.TryDisk(dir); err != nil {
+			return []Result{lacks("folders", err)}
+		}
+	}
+	return []Result{ok("folders", "%s and %s can be written", cfg.Dirs.Data, cfg.Dirs.Run)}
+}
+
+func hostsFile(context.Context, Config) []Result {
+	return tried("hosts file", "there", host.TryHostsFile())
+}
+
+// userNamespace says that umiak is not the root of the machine: much that root may do is then refused.
+func userNamespace(context.Context, Config) []Result {
+	if host.InUserNamespace() {
+		return []Result{warn("user namespace", "run it in a privileged container or on the machine itself if something below is missing",
+			"umiak is root of a user namespace only (an unprivileged container)")}
+	}
+	return nil
+}
+
+// port finds out whether a port can be had. The program that runs as this node's umiak may have it.
+func port(ctx context.Context, cfg Config, number int, remedy string) error {
+	err := host.TryPort(ctx, "tcp", ":"+strconv.Itoa(number), remedy)
+	if errors.Is(err, host.ErrPortHeld) {
+		for _, h := range host.Holders("tcp", uint16(number)) {
+			if h.PID == owner(cfg) {
+				return nil
+			}
+		}
+	}
+	return err
+}
+
+// owner is the process that owns the data directory, 0 if none does.
+func owner(cfg Config) int {
+	raw, err := os.ReadFile(cfg.Dirs.Lock())
+	if errors.Is(err, fs.ErrNotExist) || !instance.Running(cfg.Dirs) {
+		return 0
+	}
+	var pid int
+	_, _ = fmt.Sscan(string(raw), &pid)
+	return pid
+}

@@ -1,0 +1,101 @@
+package host_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/host"
+)
+
+func TestAHeldPortNamesItsHolder(t *testing.T) {
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("is held by %s (process %d): stop it, or set kubelet-port", strings.TrimSpace(string(comm)), os.Getpid())
+	for _, listen := range []string{"127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"} {
+		l, err := net.Listen("tcp", listen)
+		if err != nil {
+			t.Logf("%s: %v", listen, err) // a kernel without IPv6
+			continue
+		}
+		defer l.Close() //nolint:errcheck // a test's listener
+		err = host.TryPort(t.Context(), "tcp", l.Addr().String(), "set kubelet-port")
+		if !errors.Is(err, host.ErrPortHeld) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", listen, err)
+		}
+	}
+	u, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close() //nolint:errcheck // a test's listener
+	if err := host.TryPort(t.Context(), "udp", u.LocalAddr().String(), "set kubelet-port"); err == nil || !strings.Contains(err.Error(), want) {
+		t.Error(err)
+	}
+	if err := host.TryPort(t.Context(), "tcp", u.LocalAddr().String(), ""); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTryingLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(host.TryDisk(filepath.Join(dir, "not", "there")), host.TryInotify(2), host.TryExec(t.Context(), "/bin/true"), host.TryExecIn(filepath.Join(dir, "x"))); err != nil {
+		t.Error(err)
+	}
+	if err := host.TryInotify(1 << 20); err == nil || !strings.Contains(err.Error(), "fs.inotify.max_user_instances") {
+		t.Error(err)
+	}
+	if l, _ := os.ReadDir(dir); len(l) != 0 {
+		t.Errorf("left: %v", l)
+	}
+}
+
+// TestADiskThatIsOfNoUse: full, read-only, without programs.
+func TestADiskThatIsOfNoUse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	mount := func(flags uintptr, options string) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", flags, options); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	}
+	program := func() string {
+		t.Helper()
+		raw, err := os.ReadFile("/bin/true")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := filepath.Join(dir, "true")
+		if err := os.WriteFile(p, raw, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	mount(unix.MS_NOEXEC, "size=4m")
+	if err := host.TryExec(t.Context(), program()); err == nil || !strings.Contains(err.Error(), dir+" is on a file system that is mounted noexec") {
+		t.Error(err)
+	}
+	if err := host.TryExecIn(filepath.Join(dir, "agent", "bundle")); err == nil || !strings.Contains(err.Error(), dir+" is on a file system that is mounted noexec") {
+		t.Error(err)
+	}
+	mount(0, "size=32k")
+	if err := host.TryDisk(dir); err == nil || !strings.Contains(err.Error(), "is full") {
+		t.Error(err)
+	}
+	mount(unix.MS_RDONLY, "")
+	if err := host.TryDisk(dir); err == nil || !strings.Contains(err.Error(), "is read-only") {
+		t.Error(err)
+	}
+}
