@@ -3,13 +3,16 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +30,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/agent/host/resolver"
 	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
@@ -61,13 +65,19 @@ type Agent struct {
 	caps    host.Capabilities
 	oom     int
 
-	troubles   *troubles
+	troubles *troubles
+
+	// podLogs is where the kubelet puts logs; set by the part "containerd".
+	podLogs string
+
 	registries *registries.Registries
 	images     *images.Importer
 	share      *share.Share // nil where images are not shared
 
 	// member is set by the part "join"; the parts that wait for it read it.
 	member     *member
+	joined     chan struct{} // closed when member is set
+	joinedOnce sync.Once
 	othersMade atomic.Bool // see VolumeControllersMade
 	// These exist once the node has joined.
 	network atomic.Pointer[network.Network]
@@ -93,7 +103,7 @@ type member struct {
 // New looks at the machine and checks what can be checked before anything is started. The data
 // directory must be locked by the caller.
 func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
-	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, troubles: newTroubles()}
+	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, troubles: newTroubles(), joined: make(chan struct{})}
 	for _, d := range []string{a.dirs.Agent(), a.dirs.Images()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make directory: %w", err)
@@ -105,6 +115,11 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	}
 	if a.journal, err = host.OpenJournal(a.dirs.NodeState()); err != nil {
 		return nil, err
+	}
+	for _, f := range folders.Of(a.dirs) {
+		if err := f.Check(); err != nil {
+			return nil, err
+		}
 	}
 	if a.cgroup, err = host.DetectCgroup(cfg.CgroupRoot); err != nil {
 		return nil, err
@@ -182,7 +197,24 @@ func tryMachine(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// showFolders has the kubelet's root and the logs seen where the world's manifests look for them. Containers are made
+// with these paths, so it comes before containerd.
+func (a *Agent) showFolders() error {
+	if err := folders.Kubelet(a.dirs).Show(a.journal); err != nil {
+		return err
+	}
+	a.podLogs = folders.PodLogs
+	if err := folders.Logs(a.dirs).Show(a.journal); err != nil {
+		a.podLogs = a.dirs.PodLogs()
+		a.log.Warn("log collectors do not find the logs of pods in /var/log/pods", "dir", a.podLogs, "error", err)
+	}
+	return nil
+}
+
 func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
+	if err := a.showFolders(); err != nil {
+		return err
+	}
 	programs, err := bundle.Unpack(ctx, a.dirs.Bundle())
 	if err != nil {
 		return err
@@ -203,19 +235,45 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	backend, err := a.flannelBackend(ctx)
+	if err != nil {
+		return err
+	}
 	registry := containerd.Registry(a.registries)
 	if a.share != nil {
 		registry = a.share
 	}
-	c, err := containerd.New(containerd.Config{
-		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter,
+	cfg := containerd.Config{
+		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter, OwnNetwork: backend == network.None,
 		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: registry,
 		Log: a.log.With("component", "containerd"),
-	})
+	}
+	if _, err := os.Stat(cfg.CNIConfigDir()); cfg.OwnNetwork && errors.Is(err, fs.ErrNotExist) {
+		if err := a.journal.Made(host.KindPath, cfg.CNIConfigDir()); err != nil {
+			return err
+		}
+	}
+	c, err := containerd.New(cfg)
 	if err != nil {
 		return err
 	}
 	return c.Run(ctx, ready)
+}
+
+// flannelBackend returns the cluster's, which decides where containerd looks for the network. A machine that joins its
+// first cluster learns it only then.
+func (a *Agent) flannelBackend(ctx context.Context) (string, error) {
+	if b, ok := a.joiner.(Backend); ok {
+		if name := b.FlannelBackend(); name != "" {
+			return name, nil
+		}
+	}
+	select {
+	case <-a.joined:
+		return a.member.FlannelBackend, nil
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait to join a cluster: %w", context.Cause(ctx))
+	}
 }
 
 // join waits until the cluster has taken the node in, and makes the clients that the others share.
@@ -265,6 +323,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 		a.log.Warn(r)
 	}
 	a.member = m
+	a.joinedOnce.Do(func() { close(a.joined) })
 	ready()
 	<-ctx.Done()
 	// The informers' goroutines end with the parts that started them.
@@ -474,6 +533,7 @@ func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 	k, err := kubelet.New(kubelet.Config{
 		NodeName: a.name, NodeIPs: m.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
 		Args: a.cfg.KubeletArg, Port: a.cfg.KubeletPort, Dirs: a.dirs,
+		Root: folders.KubeletRoot, PodLogs: a.podLogs,
 		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
 		Cgroup: a.cgroup, CgroupRoot: a.cfg.CgroupRoot,
 		MayLowerOOMScore: a.caps.Has(host.CapSysResource), OOMScoreAdj: a.oom,

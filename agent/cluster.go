@@ -32,3 +32,10 @@ type Servers interface {
 	// Servers are those servers as HOST:PORT, and a channel that is closed when the list changes.
 	Servers() (list []string, changed <-chan struct{})
 }
+
+// Backend is what a Joiner also is that may know the cluster's network before it has joined: at each start but the
+// first one of an agent.
+type Backend interface {
+	// FlannelBackend is the cluster's, "" while it is not known.
+	FlannelBackend() string
+}

@@ -292,15 +292,31 @@ spec:
 		t.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
 		t.Logf("evidence: %s", c.Collect("failure"))
 	}
-	// The data is still there, and the cluster comes back from it.
+	// The data is still there, and the cluster comes back from it: also where the machine shares no mounts, and the data
+	// directory is a link to another disk, with a disk in it.
+	_, err = c.M.Run(ctx, "sh", "-euc", `cd /var/lib; mkdir disk; mount --bind disk disk; mv umiak disk/data; ln -s disk/data umiak
+		mkdir -p umiak/server/snapshots; mount -t tmpfs share disk/data/server/snapshots; echo x >umiak/server/snapshots/precious; mount --make-rprivate /`)
+	e.must(err)
+	exclude := []string{"/var/lib/umiak", "/etc/umiak", "/var/lib/disk/data"}
+	before, err = c.M.Snapshot(ctx, exclude...)
+	e.must(err)
 	e.must(c.Start())
 	e.must(c.Ready(e.within(2 * patience)))
 	e.rolledOut("web")
+	e.client("again")
 	e.must(c.Stop(e.soon()))
-	_, err = c.Umiak(e.soon(), "cleanup", "--purge")
+	out, err = c.Umiak(e.soon(), "cleanup", "--purge")
 	e.must(err)
-	if _, err := os.Stat(c.M.Host("/var/lib/umiak")); err == nil {
-		left, _ := os.ReadDir(c.M.Host("/var/lib/umiak"))
-		t.Errorf("purge left %v", left)
+	t.Logf("cleanup --purge: %s", out)
+	after, err = c.M.Snapshot(ctx, exclude...)
+	e.must(err)
+	if diff := before.Diff(after); len(diff) > 0 {
+		t.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
+		t.Logf("evidence: %s", c.Collect("failure"))
+	}
+	left, err := c.M.Run(ctx, "sh", "-euc", "cd /var/lib/disk/data; find . ! -type d")
+	e.must(err)
+	if strings.TrimSpace(left) != "./server/snapshots/precious" {
+		t.Errorf("left of the data: %s", left)
 	}
 }

@@ -41,7 +41,12 @@ func (j oneOfMany) Servers() (list []string, changed <-chan struct{}) { return j
 
 type localJoiner struct{ s *Server }
 
-var _ agent.Joiner = localJoiner{}
+var (
+	_ agent.Joiner  = localJoiner{}
+	_ agent.Backend = localJoiner{}
+)
+
+func (j localJoiner) FlannelBackend() string { return j.s.cfg.FlannelBackend }
 
 func (j localJoiner) Join(ctx context.Context, node agent.Node) (*agent.Cluster, error) {
 	s := j.s

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,7 +81,7 @@ func Run(ctx context.Context, cfg Config) error {
 		if len(errs) > 0 {
 			// The journal in it is what another try would go by.
 			errs = append(errs, fmt.Errorf("%s is kept because not everything could be cleaned up", cfg.Dirs.Data))
-		} else if err := c.removeTree(cfg.Dirs.Data); err != nil {
+		} else if err := c.purge(cfg.Dirs.Data); err != nil {
 			errs = append(errs, fmt.Errorf("remove the data directory: %w", err))
 		}
 	}
@@ -127,43 +126,5 @@ func (c *cleaner) restoreSysctls(context.Context) error {
 }
 
 func (c *cleaner) removeRun(context.Context) error {
-	return c.removeTree(c.Dirs.Run)
-}
-
-// removeTree removes a directory, or only what is in it where the directory itself is a mount point. It
-// refuses while something is mounted below, which may be anybody's data.
-func (c *cleaner) removeTree(dir string) error {
-	st, err := os.Lstat(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if !st.IsDir() {
-		return fmt.Errorf("%s is not a directory", dir)
-	}
-	below, self, err := mountsBelow(dir)
-	if err != nil {
-		return err
-	}
-	if len(below) > 0 {
-		return fmt.Errorf("%s is still mounted, nothing removed", below[0])
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	if !self {
-		errs = append(errs, os.Remove(dir))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	c.say("removed %s", dir)
-	return nil
+	return c.removeTree(c.Dirs.Run, nil)
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/folders"
 )
 
 // removeFiles removes what upstream code writes to fixed places outside the node's directories.
@@ -115,10 +116,11 @@ func (c *cleaner) removeLogLinks() error {
 	}
 	var errs []error
 	n := 0
+	wasMade := slices.Contains(c.made(host.KindPath), dir)
 	for _, e := range entries {
 		p := filepath.Join(dir, e.Name())
 		target, err := os.Readlink(p)
-		if err != nil || !strings.HasPrefix(target, c.Dirs.PodLogs()+"/") {
+		if err != nil || !c.ourLog(target, wasMade) {
 			continue
 		}
 		if err := os.Remove(p); err != nil {
@@ -133,12 +135,34 @@ func (c *cleaner) removeLogLinks() error {
 	return errors.Join(errs...)
 }
 
+// ourLog reports whether a link in a folder of log links leads to a log of this node. A link that leads nowhere is this
+// node's where the folder is.
+func (c *cleaner) ourLog(target string, folderIsOurs bool) bool {
+	if strings.HasPrefix(target, c.Dirs.PodLogs()+"/") {
+		return true
+	}
+	rest, ok := strings.CutPrefix(target, folders.PodLogs+"/")
+	if !ok {
+		return false
+	}
+	if _, err := os.Lstat(filepath.Join(c.Dirs.PodLogs(), rest)); err == nil {
+		return true
+	}
+	_, err := os.Stat(target)
+	return folderIsOurs && errors.Is(err, fs.ErrNotExist)
+}
+
 // removeNotedPaths removes paths that were not there before: the kubelet's fixed ones.
 func (c *cleaner) removeNotedPaths() error {
 	var errs []error
 	noted := c.made(host.KindPath)
 	slices.SortFunc(noted, func(a, b string) int { return len(b) - len(a) }) // what lies deeper first
 	for _, p := range noted {
+		// Another node on this machine, in a mount namespace of its own, would lose what it shows there.
+		if used, err := host.MountedElsewhere(p); err != nil || used {
+			errs = append(errs, err)
+			continue
+		}
 		err := removeNoted(p)
 		switch {
 		case errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST):
@@ -148,6 +172,9 @@ func (c *cleaner) removeNotedPaths() error {
 			continue
 		case err == nil:
 			c.say("removed %s", p)
+			if p == "/etc/cni/net.d" {
+				_ = os.Remove(filepath.Dir(p)) // if empty
+			}
 		}
 		errs = append(errs, c.gone(host.KindPath, p))
 	}

@@ -6,61 +6,81 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/folders"
 )
 
-// mountsBelow lists what is mounted below a directory, deepest first, and whether it is itself a mount point.
-func mountsBelow(dir string) (below []string, self bool, err error) {
-	dir, err = filepath.EvalSymlinks(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	all, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return nil, false, fmt.Errorf("list mounts: %w", err)
-	}
-	for _, m := range all {
-		if m.Mountpoint == dir {
-			self = true
-		} else {
-			below = append(below, m.Mountpoint)
-		}
-	}
-	// Later mounts lie on earlier ones: the reverse order of the list is right also for the same path.
-	slices.Reverse(below)
-	return below, self, nil
-}
-
-// removeMounts unmounts what containerd and the kubelet have mounted. A disk that somebody mounted as one
-// of these directories, or as the containerd or images folder, stays.
+// removeMounts unmounts what containerd and the kubelet have mounted, and the folders that are shown elsewhere. A disk
+// that somebody mounted as one of these directories, or in the data directory, stays.
 func (c *cleaner) removeMounts(context.Context) error {
 	var errs []error
-	for _, root := range []string{
-		c.Dirs.Run,
-		filepath.Join(c.Dirs.Kubelet(), "pods"), filepath.Join(c.Dirs.Kubelet(), "plugins"), filepath.Join(c.Dirs.Kubelet(), "plugins_registry"),
-		filepath.Join(c.Dirs.ContainerdRoot(), "tmpmounts"),
-	} {
-		below, _, err := mountsBelow(root)
+	roots := []string{c.Dirs.Run}
+	shown := folders.Of(c.Dirs)
+	for _, root := range []string{folders.KubeletRoot, c.Dirs.Kubelet()} {
+		if root == folders.KubeletRoot {
+			if ours, err := folders.Kubelet(c.Dirs).Shown(); err != nil || !ours {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		for _, dir := range []string{"pods", "plugins", "plugins_registry"} {
+			roots = append(roots, filepath.Join(root, dir))
+		}
+	}
+	for _, root := range append(roots, filepath.Join(c.Dirs.ContainerdRoot(), "tmpmounts")) {
+		_, below, err := host.Mounts(root)
 		if err != nil {
 			errs = append(errs, err)
 		}
 		for _, m := range below {
-			path := strings.TrimSuffix(m, "//deleted")
-			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			path := strings.TrimSuffix(m.Mountpoint, "//deleted")
+			err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			switch {
+			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // gone with another one
+			case err != nil:
 				errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
-				continue
+			default:
+				c.say("unmounted %s", path)
 			}
-			c.say("unmounted %s", path)
 		}
 	}
-	return errors.Join(errs...)
+	for _, f := range shown {
+		errs = append(errs, f.Hide(func(at string) { c.say("unmounted %s", at) }))
+	}
+	return errors.Join(append(errs, c.removeSelfMount(c.Dirs.Kubelet()))...)
+}
+
+// removeSelfMount unmounts a directory that is mounted on itself, as kubelets of earlier builds did where the root of
+// the machine is not shared. Nothing is lost with it: the same files are below.
+func (c *cleaner) removeSelfMount(dir string) error {
+	for {
+		at, below, err := host.Mounts(dir)
+		if err != nil || len(at) == 0 || len(below) > 0 {
+			return err
+		}
+		top := at[len(at)-1]
+		var parent *mountinfo.Info
+		all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (bool, bool) { return m.ID != top.Parent, m.ID == top.Parent })
+		if err != nil {
+			return fmt.Errorf("list mounts: %w", err)
+		}
+		if len(all) > 0 {
+			parent = all[0]
+		}
+		if parent == nil || parent.Major != top.Major || parent.Minor != top.Minor ||
+			filepath.Join(parent.Root, strings.TrimPrefix(top.Mountpoint, strings.TrimSuffix(parent.Mountpoint, "/"))) != top.Root {
+			return nil
+		}
+		if err := unix.Unmount(top.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", top.Mountpoint, err)
+		}
+		c.say("unmounted %s", top.Mountpoint)
+	}
 }
 
 // removeNetns removes the named network namespaces whose processes were killed before. Those below the

@@ -27,6 +27,9 @@ type Config struct {
 	Snapshotter string
 	// SystemdCgroup makes runc ask systemd for cgroups; it must be what the kubelet is told.
 	SystemdCgroup bool
+	// OwnNetwork means that the user brings the pod network: its configuration and plugins are looked for where the
+	// world's networks put them, and ours beside them.
+	OwnNetwork bool
 	// ShimCgroup is where shims live; "" leaves them in umiak's own cgroup.
 	ShimCgroup string
 	// Registry says how to reach a registry; nil is as the image's name says.
@@ -38,6 +41,28 @@ type Config struct {
 type settings struct {
 	snapshotter string
 	restrictOOM bool
+}
+
+// Where networks that are installed by a manifest put their configuration and their plugins.
+const (
+	usersCNIConfig  = "/etc/cni/net.d"
+	usersCNIPlugins = "/opt/cni/bin"
+)
+
+// CNIConfigDir is the folder that the network's configuration is read from.
+func (c Config) CNIConfigDir() string {
+	if c.OwnNetwork {
+		return usersCNIConfig
+	}
+	return c.Dirs.CNIConfig()
+}
+
+// cniPlugins are the folders of plugins; the first that has one wins.
+func (c Config) cniPlugins() []string {
+	if c.OwnNetwork {
+		return []string{usersCNIPlugins, c.Programs.CNIDir}
+	}
+	return []string{c.Programs.CNIDir}
 }
 
 // ShimSockets is the folder of the shims' sockets. Their names are 64 bytes long, so a run directory of
@@ -100,8 +125,8 @@ func (c Config) render(s settings) *srvconfig.Config {
 				// umiak says itself, once, what an old kernel setup costs.
 				"ignore_deprecation_warnings": []string{"io.containerd.deprecation/cgroup-v1"},
 				"cni": map[string]any{
-					"bin_dirs":     []string{c.Programs.CNIDir},
-					"conf_dir":     c.Dirs.CNIConfig(),
+					"bin_dirs":     c.cniPlugins(),
+					"conf_dir":     c.CNIConfigDir(),
 					"max_conf_num": 1,
 					// Brings lo up in the process, instead of running a program for each pod.
 					"use_internal_loopback": true,

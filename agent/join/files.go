@@ -97,6 +97,19 @@ func (j *Joiner) load(name string) (*joined, error) {
 	return s, nil
 }
 
+// FlannelBackend is that of the cluster that this machine joined last, "" if it has joined none.
+func (j *Joiner) FlannelBackend() string {
+	raw, err := os.ReadFile(j.cfg.Dirs.Joined())
+	if err != nil {
+		return ""
+	}
+	s, err := parseJoined(raw)
+	if err != nil {
+		return ""
+	}
+	return s.Cluster.FlannelBackend
+}
+
 // trusts says whether the CA with a hash is one of those that the node trusts.
 func (j *Joiner) trusts(hash string) bool {
 	raw, err := os.ReadFile(j.file(serverCA))

@@ -36,7 +36,7 @@ func (c Config) options() (*options.KubeletServer, error) {
 	if err := c.fillConfig(conf); err != nil {
 		return nil, err
 	}
-	if err := applyArgs(c.Args, flags, conf); err != nil {
+	if err := c.applyArgs(flags, conf); err != nil {
 		return nil, err
 	}
 	s := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf}
@@ -56,7 +56,7 @@ func (c Config) options() (*options.KubeletServer, error) {
 func (c Config) fillFlags(f *options.KubeletFlags) error {
 	f.KubeConfig = c.Dirs.KubeletKubeconfig()
 	f.HostnameOverride = c.NodeName
-	f.RootDirectory = c.Dirs.Kubelet()
+	f.RootDirectory = c.Root
 	f.CertDirectory = c.Dirs.AgentPKI()
 	var ips []string
 	for _, a := range c.NodeIPs {
@@ -95,7 +95,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 
 	k.ContainerRuntimeEndpoint = "unix://" + c.Dirs.ContainerdSocket()
 	k.ImageServiceEndpoint = k.ContainerRuntimeEndpoint
-	k.PodLogsDir = c.Dirs.PodLogs()
+	k.PodLogsDir = c.PodLogs
 	k.StaticPodPath = c.StaticPods()
 	k.VolumePluginDir = filepath.Join(c.Dirs.Agent(), "volume-plugins")
 	k.ClusterDNS = c.ClusterDNS
@@ -187,18 +187,24 @@ var notTaken = map[string]string{
 }
 
 // applyArgs parses the user's flags over what stands in the two structs.
-func applyArgs(args []string, flags *options.KubeletFlags, conf *kubeletconfig.KubeletConfiguration) error {
+func (c Config) applyArgs(flags *options.KubeletFlags, conf *kubeletconfig.KubeletConfiguration) error {
 	fs := pflag.NewFlagSet("kubelet-arg", pflag.ContinueOnError)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
 	fs.SetOutput(io.Discard)
 	flags.AddFlags(fs)
 	options.AddKubeletConfigFlags(fs, conf)
 	var errs []error
-	for _, a := range args {
+	for _, a := range c.Args {
 		name, value, _ := strings.Cut(a, "=")
 		name = strings.ReplaceAll(name, "_", "-")
 		if why, no := notTaken[name]; no {
 			errs = append(errs, fmt.Errorf("kubelet-arg: %s is not taken: %s", name, why))
+			continue
+		}
+		if name == "root-dir" {
+			if filepath.Clean(value) != c.Root {
+				errs = append(errs, fmt.Errorf("kubelet-arg: root-dir is not taken: it is %s, and its contents are on the disk of data-dir", c.Root))
+			}
 			continue
 		}
 		if fs.Lookup(name) == nil {

@@ -14,7 +14,7 @@ import (
 func config(args ...string) Config {
 	return Config{
 		NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.0.1")}, Labels: []string{"room=attic"}, Taints: []string{"a=b:NoSchedule"},
-		Args: args, Port: 10250, Dirs: layout.Dirs{Data: "/data", Run: "/run/x"}, ClusterDNS: []string{"10.43.0.10"}, ClusterDomain: "cluster.local",
+		Args: args, Port: 10250, Dirs: layout.Dirs{Data: "/data", Run: "/run/x"}, Root: "/var/lib/kubelet", PodLogs: "/var/log/pods", ClusterDNS: []string{"10.43.0.10"}, ClusterDomain: "cluster.local",
 		ResolvConf: "/etc/resolv.conf", Cgroup: host.Cgroup{Version: 2, Driver: host.DriverCgroupfs}, CgroupRoot: "/", ShutdownGrace: 30 * time.Second,
 		MayLowerOOMScore: true, Log: slog.New(slog.DiscardHandler),
 	}
@@ -31,7 +31,10 @@ func TestNothingIsOpenToStrangers(t *testing.T) {
 	if s.Authentication.X509.ClientCAFile != "/data/agent/pki/client-ca.crt" || s.TLSCertFile != "/data/agent/pki/kubelet-serving.crt" || s.TLSMinVersion != "VersionTLS12" {
 		t.Errorf("%+v", s.Authentication)
 	}
-	for name, path := range map[string]string{"root": s.RootDirectory, "logs": s.PodLogsDir, "static pods": s.StaticPodPath, "volume plugins": s.VolumePluginDir} {
+	if s.RootDirectory != "/var/lib/kubelet" || s.PodLogsDir != "/var/log/pods" {
+		t.Errorf("root %s, logs %s", s.RootDirectory, s.PodLogsDir)
+	}
+	for name, path := range map[string]string{"static pods": s.StaticPodPath, "volume plugins": s.VolumePluginDir} {
 		if !strings.HasPrefix(path, "/data/agent/") {
 			t.Errorf("%s: %s", name, path)
 		}
@@ -42,7 +45,7 @@ func TestNothingIsOpenToStrangers(t *testing.T) {
 }
 
 func TestTheUsersFlagsWin(t *testing.T) {
-	s, err := config("max-pods=20", "eviction_hard=memory.available<10Mi", "feature-gates=EventedPLEG=true", "protect-kernel-defaults=true", "node-status-update-frequency=7s", "node-labels=x=y").options()
+	s, err := config("max-pods=20", "eviction_hard=memory.available<10Mi", "feature-gates=EventedPLEG=true", "protect-kernel-defaults=true", "node-status-update-frequency=7s", "node-labels=x=y", "root-dir=/var/lib/kubelet/").options()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +70,7 @@ func TestEveryMistakeIsNamed(t *testing.T) {
 			t.Errorf("missing %q in:\n%v", want, err)
 		}
 	}
-	for arg, want := range map[string]string{"feature-gates=NoSuchGate=true": "NoSuchGate", "max-pods=-1": "maxPods"} {
+	for arg, want := range map[string]string{"feature-gates=NoSuchGate=true": "NoSuchGate", "max-pods=-1": "maxPods", "root-dir=/mnt/x": "data-dir"} {
 		if _, err := config(arg).options(); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "kubelet-arg") {
 			t.Errorf("%s: %v", arg, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -43,7 +45,10 @@ type Config struct {
 	Args     []string // NAME=VALUE of the kubelet's own flags, which win
 	Port     int
 
-	Dirs          layout.Dirs
+	Dirs layout.Dirs
+	// Root and PodLogs are the kubelet's root directory and the folder of the logs, as pods of the system expect
+	// them (agent/host/folders).
+	Root, PodLogs string
 	ClusterDNS    []string
 	ClusterDomain string
 	ResolvConf    string
@@ -169,6 +174,14 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 	if err := k.note(); err != nil {
 		return err
 	}
+	// cAdvisor takes the names of containers, pods and images from containerd, whose socket it asks by a flag of the
+	// process. Without it the metrics of containers have no names.
+	if err := flag.Set("containerd", k.cfg.Dirs.ContainerdSocket()); err != nil {
+		return fmt.Errorf("tell cAdvisor where containerd is: %w", err)
+	}
+	if err := relink(logLinks, k.cfg.Dirs.PodLogs(), k.server.PodLogsDir); err != nil {
+		return err
+	}
 	if _, err := tls.LoadX509KeyPair(k.server.TLSCertFile, k.server.TLSPrivateKeyFile); err != nil {
 		return fmt.Errorf("load the node's serving certificate: %w", err)
 	}
@@ -206,11 +219,11 @@ func (k *Kubelet) try() error {
 	return nil
 }
 
-// fixedPaths are made by the kubelet outside its root directory, wherever that is.
-var fixedPaths = []string{
-	"/var/lib/kubelet/device-plugins",
-	"/var/log/containers",
-}
+// logLinks is where the kubelet keeps a link to each container's log, for log collectors.
+const logLinks = "/var/log/containers"
+
+// devicePlugins is where the kubelet has the sockets of device plugins, wherever its root directory is.
+const devicePlugins = "/var/lib/kubelet/device-plugins"
 
 // logindConf is how the kubelet makes logind wait long enough when the machine shuts down.
 const logindConf = "/etc/systemd/logind.conf.d/99-kubelet.conf"
@@ -222,9 +235,12 @@ func (k *Kubelet) note() error {
 			return err
 		}
 	}
-	paths := fixedPaths
+	paths := []string{logLinks}
+	if k.server.RootDirectory != filepath.Dir(devicePlugins) {
+		paths = append(paths, devicePlugins)
+	}
 	if k.server.ShutdownGracePeriod.Duration > 0 {
-		paths = append(slices.Clone(paths), logindConf)
+		paths = append(paths, logindConf)
 	}
 	for _, p := range paths {
 		// The folder above may be new as well.
@@ -235,6 +251,34 @@ func (k *Kubelet) note() error {
 	return errors.Join(
 		k.cfg.Journal.Made(host.KindCgroup, absent(host.PodCgroups(k.cfg.Cgroup, k.server.CgroupRoot))...),
 		k.cfg.Journal.Made(host.KindPath, absent(paths)...))
+}
+
+// relink has links in dir that lead to from lead to the same file below to: those of containers that run since a build
+// whose logs had no place in /var/log, where a log collector's pod finds them.
+func relink(dir, from, to string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || from == to {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read links to logs: %w", err)
+	}
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		target, err := os.Readlink(name)
+		rest, ours := strings.CutPrefix(target, from+"/")
+		if err != nil || !ours {
+			continue
+		}
+		next := filepath.Join(dir, "."+e.Name())
+		if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("change link to log: %w", err)
+		}
+		if err := errors.Join(os.Symlink(filepath.Join(to, rest), next), os.Rename(next, name)); err != nil {
+			return fmt.Errorf("change link to log: %w", err)
+		}
+	}
+	return nil
 }
 
 func absent(paths []string) []string {

@@ -1,0 +1,26 @@
+package check
+
+import (
+	"context"
+	"errors"
+
+	world "github.com/umiak-io/umiak/agent/host/folders"
+)
+
+// kubeletFolders looks at the folders that the world's manifests expect at fixed places.
+func kubeletFolders(_ context.Context, cfg Config) []Result {
+	var out []Result
+	for _, f := range world.Of(cfg.Dirs) {
+		err := f.Check()
+		switch {
+		case errors.Is(err, world.ErrForeign):
+			out = append(out, missing("kubelet folders", "stop the other kubelet and move the folder away: mv "+f.At+" "+f.At+".old", "%v", err))
+		case err != nil:
+			out = append(out, missing("kubelet folders", "", "%v", err))
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, ok("kubelet folders", "%s and %s can be had", world.KubeletRoot, world.PodLogs))
+	}
+	return out
+}

@@ -1,0 +1,89 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Mounts lists what is mounted at a directory, the uppermost last, and below it, deepest first. A directory that is not
+// there has neither.
+func Mounts(dir string) (at, below []*mountinfo.Info, err error) {
+	dir, err = filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return nil, nil, fmt.Errorf("list mounts: %w", err)
+	}
+	for _, m := range all {
+		if m.Mountpoint == dir {
+			at = append(at, m)
+		} else {
+			below = append(below, m)
+		}
+	}
+	// Later mounts lie on earlier ones: the reverse order of the list is right also for the same path.
+	slices.Reverse(below)
+	return at, below, nil
+}
+
+// Deleted reports whether the directory that a mount shows, or its mount point, has been removed.
+func Deleted(m *mountinfo.Info) bool {
+	return strings.HasSuffix(m.Root, "//deleted") || strings.HasSuffix(m.Mountpoint, "//deleted")
+}
+
+// MountedElsewhere reports whether a directory is a mount point in another mount namespace of this machine: the kernel
+// takes such mounts away with the directory.
+func MountedElsewhere(dir string) (bool, error) {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false, fmt.Errorf("read mount namespace: %w", err)
+	}
+	var up unix.Stat_t
+	switch err := unix.Stat(filepath.Dir(dir), &up); {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look at %s: %w", filepath.Dir(dir), err)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return false, err
+	}
+	seen := map[string]bool{own: true}
+	for _, p := range processes {
+		ns, err := os.Readlink(filepath.Join(p, "ns/mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		raw, err := os.ReadFile(filepath.Join(p, "mountinfo"))
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(raw)) {
+			f := strings.Fields(line)
+			if len(f) < 5 || !strings.HasSuffix(f[4], dir) {
+				continue
+			}
+			// A namespace with a /var of its own has a mount point of its own, too.
+			var there unix.Stat_t
+			if unix.Stat(filepath.Join(p, "root", filepath.Dir(f[4])), &there) == nil && there.Dev == up.Dev && there.Ino == up.Ino {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/umiak-io/umiak/e2e/cluster"
+)
+
+// TestFoldersThatTheWorldExpects runs a pod with what CSI drivers and log collectors mount.
+func TestFoldersThatTheWorldExpects(t *testing.T) {
+	e := share(t)
+	e.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: driver}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes:
+  - {name: plugins, hostPath: {path: /var/lib/kubelet/plugins/e2e, type: DirectoryOrCreate}}
+  - {name: registry, hostPath: {path: /var/lib/kubelet/plugins_registry, type: Directory}}
+  - {name: devices, hostPath: {path: /var/lib/kubelet/device-plugins, type: Directory}}
+  - {name: pods, hostPath: {path: /var/lib/kubelet/pods, type: Directory}}
+  - {name: log, hostPath: {path: /var/log}}
+  containers:
+  - name: c
+    image: registry.test/app:1
+    imagePullPolicy: Never
+    securityContext: {privileged: true}
+    volumeMounts:
+    - {name: plugins, mountPath: /csi}
+    - {name: registry, mountPath: /registration}
+    - {name: devices, mountPath: /device-plugins}
+    - {name: pods, mountPath: /var/lib/kubelet/pods, mountPropagation: Bidirectional}
+    - {name: log, mountPath: /var/log, readOnly: true}
+`)
+	uid := string(e.pod(named("driver"), isReady).UID)
+	sh := func(script string) string {
+		e.Helper()
+		out, err := e.exec(e.soon(), "driver", "", "sh", "-euc", script)
+		e.must(err)
+		return strings.TrimSpace(out)
+	}
+	// A volume that a driver mounts is seen by the kubelet and by other pods, and once only.
+	at := "/var/lib/kubelet/pods/" + uid + "/volumes/e2e"
+	sh("mkdir -p " + at + "; mount -t tmpfs e2e " + at + "; echo hi >" + at + "/file")
+	e.must(e.M.Do(func() error {
+		raw, err := os.ReadFile("/proc/1/mountinfo")
+		if n := strings.Count(string(raw), "/volumes/e2e "); err == nil && n != 1 {
+			err = fmt.Errorf("the volume is mounted %d times", n)
+		}
+		_, err2 := os.Stat(at + "/file")
+		return errors.Join(err, err2)
+	}))
+	sh("umount " + at + "; rmdir " + at)
+	if !strings.Contains(sh("ls /device-plugins"), "kubelet.sock") {
+		t.Error("device plugins find no kubelet")
+	}
+	// What a log collector reads: a link that leads to a file in the pod, too.
+	if got := sh("cat /var/log/containers/driver_" + e.ns + "_c-*.log"); !strings.Contains(got, "stdout F serving") {
+		t.Errorf("log: %q", got)
+	}
+	e.sub("MetricsHaveNames", func(e *env) {
+		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+			node := e.M.Name
+			raw, err := e.Kube.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + node + "/proxy/metrics/cadvisor").DoRaw(ctx)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(raw)) {
+				if strings.HasPrefix(line, "container_memory_working_set_bytes{container=\"c\"") && strings.Contains(line, `image="registry.test/app:1"`) &&
+					strings.Contains(line, `namespace="`+e.ns+`"`) && strings.Contains(line, `pod="driver"`) && !strings.Contains(line, `name=""`) {
+					return nil
+				}
+			}
+			return errors.New("no metric with container, image, name, namespace and pod")
+		}))
+	})
+}
+
+// TestOwnNetwork brings a network as a manifest does: a configuration in /etc/cni/net.d, a plugin in /opt/cni/bin.
+func TestOwnNetwork(t *testing.T) {
+	t.Parallel()
+	e := own(t, cluster.Options{Name: "cni", Settings: map[string]string{"flannel-backend": "none"}})
+	e.must(e.APIReady(e.within(2 * patience)))
+	e.must(e.M.Do(func() error {
+		return errors.Join(
+			os.MkdirAll("/opt/cni/bin", 0o755),
+			os.WriteFile("/opt/cni/bin/bridge", []byte("#!/bin/sh\necho used >/opt/used\nexec "+cluster.Dirs().Bundle()+"/current/cni/bridge\n"), 0o755),
+			os.MkdirAll("/etc/cni/net.d", 0o755),
+			os.WriteFile("/etc/cni/net.d/10-mine.conflist", []byte(`{"cniVersion": "1.0.0", "name": "mine", "plugins": [
+				{"type": "bridge", "bridge": "mine0", "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": "/run/mine", "ranges": [[{"subnet": "10.99.0.0/24"}]]}},
+				{"type": "portmap", "capabilities": {"portMappings": true}}]}`), 0o644))
+	}))
+	e.ready()
+	e.client("cli")
+	if p := e.pod(named("cli"), isReady); !strings.HasPrefix(p.Status.PodIP, "10.99.0.") {
+		t.Errorf("address %s is not of the user's network", p.Status.PodIP)
+	}
+	if _, err := os.Stat(e.hostPath("/opt/used")); err != nil {
+		t.Errorf("the plugin in /opt/cni/bin was not used: %v", err)
+	}
+	if left, err := filepath.Glob(e.hostPath(cluster.Dirs().CNIConfig(), "*")); err != nil || len(left) > 0 {
+		t.Errorf("umiak's own configuration: %q, %v", left, err)
+	}
+}
