@@ -6,6 +6,9 @@ import (
 	"maps"
 	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/status"
@@ -30,13 +33,33 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 	}
 	c, err := addons.New(addons.Config{
 		Dir: s.dirs.Manifests(), Embedded: manifests.FS, Vars: vars, Disable: s.cfg.Disable,
-		Server: name, REST: rc, Log: s.log,
+		Server: name, Node: !s.cfg.DisableAgent, Alone: s.others == nil, Left: s.hasLeft, REST: rc, Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	s.manifests.Store(c)
 	return c.Run(ctx, ready)
+}
+
+// hasLeft says whether another server is no part of the cluster any more: it is no member of etcd, or, where the servers share
+// a database, its node is gone.
+func (s *Server) hasLeft(ctx context.Context, name string, node bool) (bool, error) {
+	if cluster := s.EtcdCluster(); cluster != nil {
+		return !slices.ContainsFunc(cluster.Members(), func(m etcd.Member) bool { return m.Name == name }), nil
+	}
+	if !node {
+		return false, nil
+	}
+	client, err := s.client("umiak-manifests", electionTimeout)
+	if err != nil {
+		return false, err
+	}
+	_, err = client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Sources are the server's sections of `umiak status`.

@@ -7,14 +7,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 	core "k8s.io/api/core/v1"
-	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
@@ -25,45 +22,23 @@ import (
 	events "k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
-	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
 // Config is what the server gives.
 type Config struct {
-	Dir      string               // the user's manifests; made when it is not there
-	Embedded fs.FS                // the program's
-	Vars     map[string]string    // for ${NAME} in the program's
-	Disable  []string             // names of manifests to leave out
-	Server   string               // name of this server: another one's files are not ours to prune
+	Dir      string            // the user's manifests; made when it is not there
+	Embedded fs.FS             // the program's
+	Vars     map[string]string // for ${NAME} in the program's
+	Disable  []string          // names of manifests to leave out
+	Server   string            // name of this server: another one's files are not ours to prune
+	Alone    bool              // no other server can share the datastore: whoever had a file before was this one
+	Node     bool              // this server runs a node
+	// Left says whether a server that had a file, and a node or none, is no part of the cluster any more. Default: none has left.
+	Left     func(ctx context.Context, server string, node bool) (bool, error)
 	REST     *rest.Config         // as an administrator
 	Recorder events.EventRecorder // default: one of our own
 	Log      *slog.Logger
-}
-
-// State is how a manifest stands.
-type State string
-
-// The states of a manifest.
-const (
-	Pending  State = "pending"
-	Applied  State = "applied"
-	Failing  State = "failing"  // tried again by itself
-	Invalid  State = "invalid"  // until the file changes; what it applied before stays
-	Skipped  State = "skipped"  // left as it is, because of a .skip file
-	Disabled State = "disabled" // removed, because of --disable
-	Foreign  State = "foreign"  // applied by another server
-	Removed  State = "removed"  // its file is gone, and with it what it had applied
-)
-
-// FileStatus is one manifest in Status.
-type FileStatus struct {
-	Name    string    `json:"name"`
-	Origin  string    `json:"origin"`
-	State   State     `json:"state"`
-	Objects int       `json:"objects"`
-	Error   string    `json:"error,omitempty"`
-	Since   time.Time `json:"since"`
 }
 
 // Controller keeps manifests applied.
@@ -73,6 +48,11 @@ type Controller struct {
 	client   *client
 	typed    kubernetes.Interface
 	watches  *watches
+	kinds    *kinds
+	folder   *manifest.Folder
+	dirs     map[string]string // what is watched; Run's alone
+	poked    chan struct{}     // holds one: Run is to look when it must read the folder again
+	first    *firstPass
 	recorder events.EventRecorder
 	queue    workqueue.TypedRateLimitingInterface[string]
 	drift    workqueue.TypedRateLimiter[string]
@@ -81,28 +61,33 @@ type Controller struct {
 	items map[string]*item        // by id
 	owner map[manifest.Key]string // which manifest an object belongs to
 	scan  error                   // why the folder could not be read
+	look  look
+	gate  gate
 }
 
 // item is one manifest in memory.
 type item struct {
 	file     manifest.File
-	gone     bool // no such file any more
+	gone     bool   // no such file any more
+	missed   bool   // a look at the folder has found it gone; a record that was just read is not proof
+	held     string // why it is not proven that a person took the file away
+	waits    bool   // something of it is to be pruned when that is possible
 	disabled bool
 	objs     []*unstructured.Unstructured
-	err      error // why objs could not be read
+	err      error  // why objs could not be read
+	text     []byte // what could not be decoded
 	rec      *record
 	status   FileStatus
 	lastFix  time.Time // when drift was last undone
 }
 
 const (
-	workers    = 3
-	retryMin   = 200 * time.Millisecond
-	retryMax   = 5 * time.Minute
-	driftCalm  = 10 * time.Minute
-	watchSync  = 30 * time.Second
-	opTimeout  = 5 * time.Minute
-	quietEvent = 100 * time.Millisecond
+	workers   = 3
+	retryMin  = 200 * time.Millisecond
+	retryMax  = 5 * time.Minute
+	driftCalm = 10 * time.Minute
+	watchSync = 30 * time.Second
+	opTimeout = 5 * time.Minute
 )
 
 // New prepares the controller; nothing is read or sent yet.
@@ -112,6 +97,10 @@ func New(cfg Config) (*Controller, error) {
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryMin, retryMax)),
 		drift: workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, retryMax),
 		items: map[string]*item{}, owner: map[manifest.Key]string{},
+		folder: manifest.NewFolder(cfg.Dir), poked: make(chan struct{}, 1),
+	}
+	if c.cfg.Left == nil {
+		c.cfg.Left = func(context.Context, string, bool) (bool, error) { return false, nil }
 	}
 	rc := rest.CopyConfig(cfg.REST)
 	rc.QPS, rc.Burst = 100, 200 // a loopback connection; bounded only against our own mistakes
@@ -127,13 +116,17 @@ func New(cfg Config) (*Controller, error) {
 		return nil, fmt.Errorf("set up manifests: %w", err)
 	}
 	c.watches = newWatches(meta, c.onLive)
+	c.kinds = newKinds(meta, func(id string) {
+		c.queue.Forget(id)
+		c.queue.Add(id)
+	})
 	return c, nil
 }
 
 // Run works until ctx ends. It is ready when every embedded manifest has been tried once.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
-		return fmt.Errorf("create manifests folder: %w", err)
+		c.log.Warn("creating the manifests folder", "error", err) // reading it says so as well, and is tried again
 	}
 	files, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -144,13 +137,14 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	if err := c.loadRecords(ctx); err != nil {
-		return err
-	}
 	defer c.watches.close()
+	defer c.kinds.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer c.queue.ShutDown()
+	if err := c.followRecords(ctx, &wg); err != nil {
+		return err
+	}
 
 	if c.recorder = c.cfg.Recorder; c.recorder == nil {
 		b := events.NewBroadcaster(events.WithContext(ctx))
@@ -159,19 +153,29 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		c.recorder = b.NewRecorder(scheme.Scheme, core.EventSource{Component: manager})
 	}
 
+	c.mu.Lock()
+	c.first = newFirstPass(embedded)
+	c.mu.Unlock()
 	again := c.rescan(embedded, files)
-	first := c.waitFirst(embedded)
 	for range workers {
-		wg.Go(func() { c.work(ctx, first) })
+		wg.Go(func() { c.work(ctx) })
 	}
-	first.whenDone(ready)
+	c.first.whenDone(ready)
+	return c.watchFolder(ctx, embedded, files, again)
+}
 
+// watchFolder reads the folder again when something changes in it, and after again, if that is not 0.
+func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manifest.File, files *fsnotify.Watcher, again time.Duration) error {
 	timer := time.NewTimer(time.Hour)
-	timer.Stop()
 	defer timer.Stop()
-	if again {
-		timer.Reset(manifest.Settle)
+	var due time.Time // zero: nothing is to be done
+	within := func(d time.Duration) {
+		if at := time.Now().Add(d); d > 0 && (due.IsZero() || at.Before(due)) {
+			due = at
+			timer.Reset(d)
+		}
 	}
+	within(again)
 	for {
 		select {
 		case <-ctx.Done():
@@ -181,164 +185,25 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 				return errors.New("watch files: ended")
 			}
 			if e.Op != fsnotify.Chmod {
-				timer.Reset(quietEvent)
+				within(quietEvent)
 			}
 		case err := <-files.Errors:
 			// An overflow: events were lost, so look at everything.
 			c.log.Warn("watching the manifests folder", "error", err)
-			timer.Reset(quietEvent)
+			within(quietEvent)
+		case <-c.poked:
+			c.mu.Lock()
+			d := c.again(time.Now())
+			c.mu.Unlock()
+			within(d)
 		case <-timer.C:
-			if c.rescan(embedded, files) {
-				timer.Reset(manifest.Settle)
-			}
+			due = time.Time{}
+			within(c.rescan(embedded, files))
 		}
 	}
 }
 
-// loadRecords waits for the API server and learns what earlier runs have applied.
-func (c *Controller) loadRecords(ctx context.Context) error {
-	delay := retryMin
-	for {
-		list, err := c.typed.CoreV1().ConfigMaps(recordNamespace).List(ctx, meta.ListOptions{LabelSelector: labelRecord})
-		if err == nil {
-			for _, cm := range list.Items {
-				id, rec, err := decodeRecord(&cm)
-				if err != nil {
-					// Whoever damaged it has taken over what it lists.
-					c.log.Warn("a manifest's record is damaged, what it listed is no longer pruned", "error", err)
-					continue
-				}
-				c.items[id] = &item{gone: true, rec: rec, file: manifest.File{Name: rec.Name, ID: id, Origin: rec.Origin},
-					status: FileStatus{Name: rec.Name, Origin: rec.Origin, State: Pending, Objects: len(rec.Items), Since: time.Now()}}
-			}
-			return nil
-		}
-		c.log.Debug("waiting for the API server", "error", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(delay):
-		}
-		delay = min(2*delay, 10*time.Second)
-	}
-}
-
-// rescan reads the folder and hands out what changed. It says whether some file is still being written.
-func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watcher) (again bool) {
-	scan, err := manifest.ReadDir(c.cfg.Dir, time.Now())
-	if err == nil {
-		for _, d := range scan.Dirs {
-			if !slices.Contains(w.WatchList(), d) {
-				if err := w.Add(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					c.log.Warn("watching the manifests folder", "folder", d, "error", err)
-				}
-				again = true // files may have come between reading and watching
-			}
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil {
-		// Not the same as an empty folder: nothing is pruned for it.
-		if c.scan == nil {
-			c.log.Error("the manifests folder cannot be read, what it held stays applied", "error", err)
-		}
-		c.scan = err
-		scan = manifest.Scan{}
-	} else {
-		c.scan = nil
-	}
-	present := map[string]bool{}
-	for _, f := range manifest.Merge(embedded, scan) {
-		present[f.ID] = true
-		it := c.items[f.ID]
-		if c.scan != nil && it != nil && it.file.Origin != manifest.Embedded {
-			continue
-		}
-		c.take(f)
-	}
-	for id, it := range c.items {
-		skip := scan.Skips[it.file.Name]
-		if present[id] || it.gone && it.status.State != Pending && it.file.Skip == skip {
-			continue
-		}
-		if c.scan != nil && it.file.Origin != manifest.Embedded || scan.Unsettled[it.file.Name] {
-			continue
-		}
-		it.gone, it.objs, it.err = true, nil, nil
-		it.disabled = manifest.Disabled(it.file.Name, c.cfg.Disable)
-		it.file.Skip = skip
-		c.queue.Add(id)
-	}
-	c.claim()
-	return again || len(scan.Unsettled) > 0
-}
-
-// take compares a file with what is known of it. c.mu is held.
-func (c *Controller) take(f manifest.File) {
-	it := c.items[f.ID]
-	disabled := manifest.Disabled(f.Name, c.cfg.Disable)
-	same := it != nil && !it.gone && it.file.Sum == f.Sum && it.file.Skip == f.Skip && it.file.Origin == f.Origin &&
-		fmt.Sprint(it.file.Err) == fmt.Sprint(f.Err)
-	if same {
-		return
-	}
-	if it == nil {
-		it = &item{status: FileStatus{State: Pending, Since: time.Now()}}
-		c.items[f.ID] = it
-	}
-	it.objs, it.err = nil, f.Err
-	if it.err == nil && !disabled && !f.Skip {
-		it.objs, it.err = manifest.Decode(f.Data)
-	}
-	f.Data = nil // decoded; the text need not stay
-	it.file, it.gone, it.disabled = f, false, disabled
-	it.status.Name, it.status.Origin = f.Name, f.Origin
-	c.queue.Forget(f.ID)
-	c.queue.Add(f.ID)
-}
-
-// claim decides which manifest each object belongs to: the first in the order of names. Manifests that
-// lose or win an object by it are looked at again. c.mu is held.
-func (c *Controller) claim() {
-	ids := make([]string, 0, len(c.items))
-	for id := range c.items {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b string) int { return strings.Compare(c.items[a].file.Name, c.items[b].file.Name) })
-	owner := map[manifest.Key]string{}
-	for _, id := range ids {
-		for _, o := range c.items[id].objs {
-			k := manifest.KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
-			if _, taken := owner[k]; !taken {
-				owner[k] = id
-			}
-		}
-		// An invalid or skipped file keeps what it has applied.
-		if it := c.items[id]; it.rec != nil && (it.err != nil || it.file.Skip) {
-			for _, e := range it.rec.Items {
-				if _, taken := owner[e.key()]; !taken {
-					owner[e.key()] = id
-				}
-			}
-		}
-	}
-	for k, id := range owner {
-		if old, had := c.owner[k]; had && old != id {
-			c.queue.Add(id)
-			c.queue.Add(old)
-		}
-	}
-	c.owner = owner
-}
-
-func (c *Controller) ownerOf(k manifest.Key) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.owner[k]
-}
-
-func (c *Controller) work(ctx context.Context, first *firstPass) {
+func (c *Controller) work(ctx context.Context) {
 	for {
 		id, stop := c.queue.Get()
 		if stop {
@@ -355,7 +220,7 @@ func (c *Controller) work(ctx context.Context, first *firstPass) {
 			}
 		}
 		c.queue.Done(id)
-		first.done(id)
+		c.first.done(id)
 	}
 }
 
@@ -381,114 +246,4 @@ func (c *Controller) onLive(gvk schema.GroupKind, namespace, name, id, fields st
 	}
 	it.lastFix = time.Now()
 	c.queue.AddAfter(id, c.drift.When(id))
-}
-
-func (c *Controller) setStatus(id string, state State, objects int, err error) {
-	c.mu.Lock()
-	it := c.items[id]
-	if it == nil {
-		c.mu.Unlock()
-		return
-	}
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	changed := it.status.State != state || it.status.Error != text
-	it.status.Objects = objects
-	if changed {
-		it.status.State, it.status.Error, it.status.Since = state, text, time.Now()
-	}
-	name, rec := it.file.Name, it.rec
-	c.mu.Unlock()
-	if !changed {
-		return
-	}
-	switch state {
-	case Invalid, Failing:
-		c.log.Warn("manifest", "name", name, "state", state, "error", err)
-		c.event(id, rec, core.EventTypeWarning, map[State]string{Invalid: "InvalidManifest", Failing: "ApplyFailed"}[state], text)
-	default:
-		c.log.Info("manifest", "name", name, "state", state, "objects", objects)
-	}
-}
-
-func (c *Controller) event(id string, rec *record, kind, reason, text string) {
-	if c.recorder == nil || rec == nil || rec.uid == "" {
-		return
-	}
-	if len(text) > 1000 {
-		text = strings.ToValidUTF8(text[:1000], "") + " …"
-	}
-	c.recorder.Event(rec.reference(id), kind, reason, text)
-}
-
-// Status tells how each manifest stands, by name.
-func (c *Controller) Status() []FileStatus {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var out []FileStatus
-	for _, it := range c.items {
-		if it.gone && it.rec == nil {
-			continue
-		}
-		out = append(out, it.status)
-	}
-	slices.SortFunc(out, func(a, b FileStatus) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
-// Section is Status for `umiak status`.
-func (c *Controller) Section(context.Context) status.Section {
-	s := status.Section{Name: "Manifests"}
-	for _, f := range c.Status() {
-		detail := fmt.Sprintf("%d objects", f.Objects)
-		if f.Error != "" {
-			detail = strings.ReplaceAll(f.Error, "\n", "; ")
-		}
-		s.Rows = append(s.Rows, status.Row{Name: f.Name, State: string(f.State), Detail: detail})
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.scan != nil {
-		s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "unreadable", Detail: c.scan.Error()})
-	}
-	return s
-}
-
-// firstPass counts down the embedded manifests.
-type firstPass struct {
-	mu    sync.Mutex
-	left  map[string]bool
-	ready func()
-}
-
-func (c *Controller) waitFirst(embedded map[string]manifest.File) *firstPass {
-	f := &firstPass{left: map[string]bool{}}
-	for _, e := range embedded {
-		f.left[e.ID] = true
-	}
-	return f
-}
-
-func (f *firstPass) whenDone(ready func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.left) == 0 {
-		ready()
-		return
-	}
-	f.ready = ready
-}
-
-func (f *firstPass) done(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.left[id] {
-		return
-	}
-	delete(f.left, id)
-	if len(f.left) == 0 && f.ready != nil {
-		f.ready()
-	}
 }

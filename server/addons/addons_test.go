@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -42,13 +44,17 @@ var cluster *rest.Config
 // TestMain starts the control plane in a network namespace of its own: the binary starts itself again in one.
 func TestMain(m *testing.M) {
 	os.Exit(apart.Run(func() int {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		code, err := withCluster(m.Run)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return code
-	}))
+	}, syscall.CLONE_NEWNS))
 }
 
 func withCluster(run func() int) (int, error) {
@@ -116,6 +122,7 @@ type fixture struct {
 	embedded fs.FS
 	vars     map[string]string
 	disable  []string
+	left     func(context.Context, string, bool) (bool, error)
 	events   *record.FakeRecorder
 	client   *kubernetes.Clientset
 	writes   atomic.Int32 // requests other than GET
@@ -168,7 +175,7 @@ func (f *fixture) start() {
 	if testing.Verbose() {
 		level = slog.LevelInfo
 	}
-	c, err := addons.New(addons.Config{Dir: f.dir, Embedded: f.embedded, Vars: f.vars, Disable: f.disable, Server: f.name, REST: cfg, Recorder: f.events,
+	c, err := addons.New(addons.Config{Dir: f.dir, Embedded: f.embedded, Vars: f.vars, Disable: f.disable, Server: f.name, Left: f.left, REST: cfg, Recorder: f.events,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		f.t.Fatal(err)

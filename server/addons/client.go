@@ -134,7 +134,10 @@ func (r resource) path(namespace, name string) string {
 	if r.Namespaced {
 		p += "/namespaces/" + url.PathEscape(namespace)
 	}
-	return p + "/" + r.Resource + "/" + url.PathEscape(name)
+	if p += "/" + r.Resource; name == "" {
+		return p
+	}
+	return p + "/" + url.PathEscape(name)
 }
 
 const asMetadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
@@ -157,6 +160,16 @@ func (c *client) apply(ctx context.Context, r resource, o *unstructured.Unstruct
 	return decodeMetadata(c.rest.Patch(types.ApplyYAMLPatchType).AbsPath(r.path(o.GetNamespace(), o.GetName())).
 		Param("fieldManager", manager).Param("force", "true").Param("fieldValidation", "Strict").
 		SetHeader("Accept", asMetadata).Body(body).Do(ctx))
+}
+
+// create makes the object, which must not be there.
+func (c *client) create(ctx context.Context, r resource, o *unstructured.Unstructured) (*meta.PartialObjectMetadata, error) {
+	body, err := o.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	return decodeMetadata(c.rest.Post().AbsPath(r.path(o.GetNamespace(), "")).Param("fieldManager", manager).
+		SetHeader("Accept", asMetadata).SetHeader("Content-Type", "application/json").Body(body).Do(ctx))
 }
 
 // release takes our labels off an object that was there before us.

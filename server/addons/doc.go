@@ -9,6 +9,10 @@
 // of ours was changed. So nothing runs, and nothing is written, while nothing changes; a restart compares
 // and goes to sleep.
 //
+// Nothing is pruned unless it is proven that a person took the file, or the object in it, away (scan.go): the folder is quiet,
+// nobody writes to anything in it, and the file system that had the file is mounted. The record names every server that has
+// the file; what none of them names any more is pruned.
+//
 // It deletes only what it made: objects that were there before are given back, not deleted, and so are
 // objects that no longer carry its label.
 //

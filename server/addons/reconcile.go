@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +16,22 @@ import (
 
 // reconcile brings the cluster to what one manifest says. Only one worker at a time has a manifest.
 func (c *Controller) reconcile(ctx context.Context, id string) error {
+	for tries := 0; ; tries++ {
+		err := c.tryReconcile(ctx, id)
+		if !errors.Is(err, errStale) {
+			return err
+		}
+		if tries == 10 {
+			c.setStatus(id, Failing, 0, err)
+			return err
+		}
+		if err := c.refresh(ctx, id); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Controller) tryReconcile(ctx context.Context, id string) error {
 	c.mu.Lock()
 	it := c.items[id]
 	if it == nil {
@@ -31,74 +48,103 @@ func (c *Controller) reconcile(ctx context.Context, id string) error {
 	if rec != nil {
 		count = len(rec.Items)
 	}
-
+	if gone || disabled || file.Skip {
+		c.kinds.await(id, nil)
+	}
 	switch {
 	case gone && rec == nil:
-		c.mu.Lock()
-		if c.items[id] == it && it.gone {
-			delete(c.items, id)
-		}
-		c.mu.Unlock()
-		return nil
-	case gone && rec.Server != "" && rec.Server != c.cfg.Server:
-		c.setStatus(id, Foreign, count, nil)
+		c.drop(id, it)
 		return nil
 	case file.Skip:
 		c.setStatus(id, Skipped, count, nil)
 		return nil
-	case gone || disabled:
-		err := c.removeAll(ctx, id, rec)
-		if err != nil {
-			c.setStatus(id, Failing, count, err)
-			return err
-		}
-		if !gone {
-			c.setStatus(id, Disabled, 0, nil)
-			return nil
-		}
-		c.setStatus(id, Removed, 0, nil)
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.items[id] == it && it.gone && it.rec == nil {
-			delete(c.items, id)
-		}
+	case disabled && rec != nil && !rec.foreign(c.cfg.Server):
+		return c.disable(ctx, id, it, rec)
+	case gone:
+		return c.remove(ctx, id, it, rec)
+	case disabled:
+		c.setStatus(id, Disabled, 0, nil)
 		return nil
 	}
+	return c.present(ctx, id, file, objs, broken, rec)
+}
 
+// drop forgets a manifest that has neither a file nor a record.
+func (c *Controller) drop(id string, it *item) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.items[id] == it && it.gone && it.rec == nil {
+		delete(c.items, id)
+	}
+}
+
+// present applies a manifest whose file is there. rec is nil if it never was before.
+func (c *Controller) present(ctx context.Context, id string, file manifest.File, objs []*unstructured.Unstructured, broken error, rec *record) error {
 	if rec == nil {
 		rec = &record{}
 	}
 	before := rec.clone()
-	rec.Name, rec.Origin, rec.Server = file.Name, file.Origin, ""
+	rec.Name, rec.Origin = file.Name, file.Origin
+	was := rec.Servers[c.cfg.Server]
 	if file.Origin != manifest.Embedded {
-		rec.Server = c.cfg.Server
+		rec.hold(c.cfg.Server, holding{Path: file.Origin, Place: file.Place, Node: c.cfg.Node, Ragged: was.Ragged})
+	} else {
+		rec.letGo(c.cfg.Server)
 	}
 	if broken != nil {
+		c.kinds.await(id, nil)
 		rec.State, rec.Error = Invalid, limit(broken.Error())
+		if errors.Is(broken, manifest.ErrFault) {
+			rec.State = Held
+		}
 		err := c.store(ctx, id, rec, before)
-		c.setStatus(id, Invalid, count, broken)
+		if !errors.Is(err, errStale) {
+			c.setStatus(id, rec.State, len(before.Items), broken)
+		}
 		return err
 	}
-	err := c.applyAll(ctx, id, rec, objs)
-	rec.State, rec.Error = Applied, ""
-	if err != nil {
+	wanted, err := c.applyAll(ctx, id, rec, objs)
+	if errors.Is(err, errStale) {
+		return err
+	}
+	doubt := file.Doubt
+	if doubt == "" && file.Ragged && !was.Ragged {
+		doubt = "it ends in the middle of a line, as a copy does that was broken off"
+	}
+	held, errPrune := c.pruneUnwanted(ctx, id, rec, wanted, doubt)
+	err = errors.Join(err, errPrune)
+	switch rec.State, rec.Error = Applied, ""; {
+	case err != nil:
 		rec.State, rec.Error = Failing, limit(err.Error())
+	case len(held) > 0:
+		rec.State, rec.Error = Held, limit(strings.Join(held, "\n"))
 	}
-	err = errors.Join(err, c.store(ctx, id, rec, before))
-	if err != nil {
-		c.setStatus(id, Failing, len(rec.Items), err)
+	if h, mine := rec.Servers[c.cfg.Server]; mine && (len(held) == 0 || len(before.Items) == 0) {
+		h.Ragged = file.Ragged
+		rec.Servers[c.cfg.Server] = h
+	}
+	if err = errors.Join(err, c.store(ctx, id, rec, before)); errors.Is(err, errStale) {
 		return err
 	}
-	c.setStatus(id, Applied, len(rec.Items), nil)
-	return nil
+	switch {
+	case err != nil:
+		c.setStatus(id, Failing, len(rec.Items), err)
+	case rec.State == Held:
+		c.setStatus(id, Held, len(rec.Items), errors.New(rec.Error))
+	default:
+		c.setStatus(id, Applied, len(rec.Items), nil)
+	}
+	return err
 }
 
 // store writes the record if it differs from what was there, and makes it the known one.
 func (c *Controller) store(ctx context.Context, id string, rec, before *record) error {
 	var err error
-	if rec.uid == "" || before.Name != rec.Name || before.Origin != rec.Origin || before.Server != rec.Server ||
-		before.State != rec.State || before.Error != rec.Error || !slices.Equal(before.Items, rec.Items) {
+	if rec.uid == "" || !rec.equal(before) {
 		err = c.save(ctx, id, rec)
+	}
+	if errors.Is(err, errStale) {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,10 +162,10 @@ type target struct {
 	sum string
 }
 
-// applyAll applies what differs and prunes what is no longer in the file, and changes rec accordingly.
-func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs []*unstructured.Unstructured) error {
+// applyAll applies what differs, changes rec accordingly, and returns what is to stay.
+func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs []*unstructured.Unstructured) (wanted map[manifest.Key]bool, err error) {
 	var errs []error
-	wanted := map[manifest.Key]bool{}
+	wanted = map[manifest.Key]bool{}
 	var todo []*unstructured.Unstructured
 	for _, o := range objs {
 		k := manifest.KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
@@ -132,13 +178,14 @@ func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs 
 	}
 	// Kinds of a CustomResourceDefinition in the same file become known on the way, so the rest of the
 	// file is done in a second pass once it was applied.
+	var groups []string // of kinds that are not there yet
 	for pass := 0; len(todo) > 0; pass++ {
 		var later []*unstructured.Unstructured
 		targets, unknown, err := c.resolve(ctx, id, todo, pass > 0)
 		errs = append(errs, err)
 		definesKinds := false
 		if err := c.prepare(ctx, id, rec, targets); err != nil {
-			return errors.Join(append(errs, err)...)
+			return wanted, errors.Join(append(errs, err)...)
 		}
 		for _, t := range targets {
 			applied, err := c.applyOne(ctx, rec, t)
@@ -151,13 +198,14 @@ func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs 
 			later = unknown
 		} else {
 			for _, o := range unknown {
+				groups = append(groups, o.GroupVersionKind().Group)
 				errs = append(errs, fmt.Errorf("%s %s: %w", o.GroupVersionKind(), o.GetName(), errNoKind))
 			}
 		}
 		todo = later
 	}
-	errs = append(errs, c.prune(ctx, id, rec, func(e entry) bool { return !wanted[e.key()] }))
-	return errors.Join(errs...)
+	c.kinds.await(id, groups)
+	return wanted, errors.Join(errs...)
 }
 
 func (c *Controller) nameOf(id string) string {
@@ -224,16 +272,25 @@ func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructure
 func (c *Controller) prepare(ctx context.Context, id string, rec *record, targets []target) error {
 	grew := false
 	for _, t := range targets {
-		if _, known := rec.find(t.key); known {
+		if e, known := rec.find(t.key); known {
+			if rec.holds(c.cfg.Server) && !slices.Contains(e.By, c.cfg.Server) {
+				e.name(c.cfg.Server)
+				rec.put(e)
+				grew = true
+			}
 			continue
 		}
 		live, err := c.client.get(ctx, t.res, t.obj.GetNamespace(), t.obj.GetName())
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.key, err)
 		}
-		rec.put(entry{APIVersion: t.obj.GetAPIVersion(), Kind: t.obj.GetKind(), Namespace: t.obj.GetNamespace(), Name: t.obj.GetName(),
+		e := entry{APIVersion: t.obj.GetAPIVersion(), Kind: t.obj.GetKind(), Namespace: t.obj.GetNamespace(), Name: t.obj.GetName(),
 			// What has a manifest's label was made by us, and moves from one file to another.
-			Adopted: live != nil && live.Labels[labelManifest] == ""})
+			Adopted: live != nil && live.Labels[labelManifest] == ""}
+		if rec.holds(c.cfg.Server) {
+			e.name(c.cfg.Server)
+		}
+		rec.put(e)
 		grew = true
 	}
 	if !grew {
@@ -267,72 +324,6 @@ func (c *Controller) applyOne(ctx context.Context, rec *record, t target) (appli
 	e.Desired, e.Fields = t.sum, ownedFields(m)
 	rec.put(e)
 	return true, nil
-}
-
-// prune removes the entries that are no longer wanted, the last applied first.
-func (c *Controller) prune(ctx context.Context, id string, rec *record, unwanted func(entry) bool) error {
-	var errs []error
-	for _, e := range slices.Backward(slices.Clone(rec.Items)) {
-		if !unwanted(e) {
-			continue
-		}
-		what, err := c.pruneOne(ctx, id, e)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("prune %s: %w", e.key(), err))
-			continue
-		}
-		rec.drop(e.key())
-		c.log.Info("pruned", "manifest", rec.Name, "object", e.key().String(), "result", what)
-		c.event(id, rec, core.EventTypeNormal, "Pruned", e.key().String()+" "+what)
-	}
-	return errors.Join(errs...)
-}
-
-func (c *Controller) pruneOne(ctx context.Context, id string, e entry) (string, error) {
-	if other := c.ownerOf(e.key()); other != "" && other != id {
-		return "now belongs to manifest " + c.nameOf(other), nil
-	}
-	res, err := c.client.served(ctx, e.gvk())
-	if errors.Is(err, errNoKind) {
-		return "is gone with its kind", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	live, err := c.client.get(ctx, res, e.Namespace, e.Name)
-	switch {
-	case err != nil:
-		return "", err
-	case live == nil:
-		return "is gone already", nil
-	case live.Labels[labelManifest] != id || ownedFields(live) == "":
-		return "was left: it no longer carries the label of this manifest", nil
-	case e.Adopted:
-		return "was left: it was there before", c.client.release(ctx, res, e.Namespace, e.Name, live.UID)
-	case live.DeletionTimestamp != nil:
-		return "is being deleted", nil
-	}
-	return "was deleted", c.client.remove(ctx, res, e.Namespace, e.Name, live.UID)
-}
-
-// removeAll prunes everything and then the record.
-func (c *Controller) removeAll(ctx context.Context, id string, rec *record) error {
-	if rec == nil {
-		return nil
-	}
-	before := rec.clone()
-	if err := c.prune(ctx, id, rec, func(entry) bool { return true }); err != nil {
-		return errors.Join(err, c.store(ctx, id, rec, before))
-	}
-	if err := c.forget(ctx, id); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if it := c.items[id]; it != nil {
-		it.rec = nil
-	}
-	return nil
 }
 
 func limit(s string) string {

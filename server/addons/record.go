@@ -5,15 +5,19 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
 	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
@@ -46,6 +50,14 @@ type entry struct {
 	Fields string `json:"f,omitempty"`
 	// Adopted objects were there before us, and stay when we go.
 	Adopted bool `json:"adopted,omitempty"`
+	// By names the servers whose files name the object, in order; none for what only the program's own manifest names.
+	By []string `json:"by,omitempty"`
+}
+
+func (e entry) equal(o entry) bool {
+	by := slices.Equal(e.By, o.By)
+	e.By, o.By = nil, nil
+	return by && reflect.DeepEqual(e, o)
 }
 
 func (e entry) gvk() schema.GroupVersionKind {
@@ -57,20 +69,119 @@ func (e entry) key() manifest.Key {
 
 // record is what is remembered of a manifest in the cluster.
 type record struct {
-	Name   string  `json:"name"`
-	Origin string  `json:"origin"`
-	Server string  `json:"server,omitempty"` // whose file it is
-	State  State   `json:"state"`
-	Error  string  `json:"error,omitempty"`
-	Items  []entry `json:"items"`
+	Name    string             `json:"name"`
+	Origin  string             `json:"origin"`
+	Server  string             `json:"server,omitempty"` // the first of Servers: all that versions before them know
+	Servers map[string]holding `json:"servers,omitempty"`
+	State   State              `json:"state"`
+	Error   string             `json:"error,omitempty"`
+	Items   []entry            `json:"items"`
 
-	uid string // of the ConfigMap, for events
+	uid, version string // of the ConfigMap; "" before it was written
+}
+
+// holding is a server's file of a manifest.
+type holding struct {
+	Path string `json:"path,omitempty"`
+	// Place is the mounted file system that the file was on (mounted.At): only there its absence means anything.
+	Place string `json:"place,omitempty"`
+	// Node says that the server runs a node.
+	Node bool `json:"node,omitempty"`
+	// Ragged files end in the middle of a line as a matter of course.
+	Ragged bool `json:"ragged,omitempty"`
 }
 
 func (r *record) clone() *record {
 	c := *r
 	c.Items = slices.Clone(r.Items)
-	return &c
+	c.Servers = maps.Clone(r.Servers)
+	return &c // By is never changed in place
+}
+
+func (r *record) equal(o *record) bool {
+	return r.Name == o.Name && r.Origin == o.Origin && r.Server == o.Server && r.State == o.State && r.Error == o.Error &&
+		maps.Equal(r.Servers, o.Servers) && slices.EqualFunc(r.Items, o.Items, entry.equal)
+}
+
+// newer says whether r was written after o.
+func (r *record) newer(o *record) bool {
+	n, err := resourceversion.CompareResourceVersion(r.version, o.version)
+	return err != nil || n > 0
+}
+
+// settle reads what versions before Servers have written. Where the server is alone, it has been all of the servers: it
+// may have had another name.
+func (r *record) settle(self string, alone bool) {
+	if len(r.Servers) == 0 && r.Server != "" {
+		r.Servers = map[string]holding{r.Server: {Path: r.Origin}}
+		for i := range r.Items {
+			r.Items[i].By = []string{r.Server}
+		}
+	}
+	if _, mine := r.Servers[self]; !alone || len(r.Servers) == 0 || mine && len(r.Servers) == 1 {
+		return
+	}
+	h, mine := r.Servers[self]
+	if !mine {
+		h = r.Servers[slices.Sorted(maps.Keys(r.Servers))[0]]
+	}
+	r.Servers, r.Server = map[string]holding{self: h}, self
+	for i := range r.Items {
+		if len(r.Items[i].By) > 0 {
+			r.Items[i].By = []string{self}
+		}
+	}
+}
+
+// hold notes that the server has the file.
+func (r *record) hold(server string, h holding) {
+	if r.Servers == nil {
+		r.Servers = map[string]holding{}
+	}
+	r.Servers[server] = h
+	r.Server = slices.Min(slices.Collect(maps.Keys(r.Servers)))
+}
+
+// letGo notes that the servers have no such file. What their files named is theirs all the same, until it is released.
+func (r *record) letGo(servers ...string) {
+	for _, s := range servers {
+		delete(r.Servers, s)
+	}
+	if r.Server = ""; len(r.Servers) > 0 {
+		r.Server = slices.Min(slices.Collect(maps.Keys(r.Servers)))
+	}
+}
+
+// leave notes that the servers have no such file, and releases what it named.
+func (r *record) leave(servers ...string) {
+	r.letGo(servers...)
+	for i := range r.Items {
+		r.Items[i].release(servers...)
+	}
+}
+
+func (r *record) holds(server string) bool {
+	_, yes := r.Servers[server]
+	return yes
+}
+
+// unread says whether nothing is known of what the manifest once applied.
+func (r *record) unread() bool { return r == nil || len(r.Items) == 0 }
+
+// release takes servers out of those whose files name the object.
+func (e *entry) release(servers ...string) {
+	e.By = slices.DeleteFunc(slices.Clone(e.By), func(s string) bool { return slices.Contains(servers, s) })
+	if len(e.By) == 0 {
+		e.By = nil
+	}
+}
+
+// name adds a server to those whose files name the object.
+func (e *entry) name(server string) {
+	if !slices.Contains(e.By, server) {
+		e.By = append(slices.Clone(e.By), server)
+		slices.Sort(e.By)
+	}
 }
 
 func (r *record) find(k manifest.Key) (entry, bool) {
@@ -132,7 +243,7 @@ func (r *record) object(id string) (*unstructured.Unstructured, error) {
 
 func decodeRecord(cm *core.ConfigMap) (string, *record, error) {
 	id := strings.TrimPrefix(cm.Name, recordPrefix)
-	r := &record{uid: string(cm.UID)}
+	r := &record{uid: string(cm.UID), version: cm.ResourceVersion}
 	if err := json.Unmarshal([]byte(cm.Data["record"]), r); err != nil {
 		return id, nil, fmt.Errorf("read record %s: %w", cm.Name, err)
 	}
@@ -144,17 +255,29 @@ func decodeRecord(cm *core.ConfigMap) (string, *record, error) {
 
 var configMaps = resource{core.SchemeGroupVersion.WithResource("configmaps"), true}
 
-// save writes the record; nothing is written by the API server when nothing changed.
+// errStale means that somebody else has written the record since it was read.
+var errStale = errors.New("the manifest's record was changed by another server")
+
+// save writes the record, unless somebody else has changed it: errStale. Nothing is written by the API server when nothing
+// changed.
 func (c *Controller) save(ctx context.Context, id string, r *record) error {
 	o, err := r.object(id)
 	if err != nil {
 		return err
 	}
-	m, err := c.client.apply(ctx, configMaps, o)
+	write := c.client.create
+	if r.version != "" {
+		o.SetResourceVersion(r.version)
+		write = c.client.apply
+	}
+	m, err := write(ctx, configMaps, o)
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		return errStale
+	}
 	if err != nil {
 		return fmt.Errorf("write record %s: %w", recordName(id), err)
 	}
-	r.uid = string(m.UID)
+	r.uid, r.version = string(m.UID), m.ResourceVersion
 	return nil
 }
 

@@ -77,17 +77,8 @@ func (w *watches) start(r resource, kind schema.GroupKind) *kindWatch {
 		}
 	}
 	store, c := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
-				o.LabelSelector = labelManifest
-				return api.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
-				o.LabelSelector = labelManifest
-				return api.Watch(ctx, o)
-			},
-		},
-		ObjectType: &meta.PartialObjectMetadata{},
+		ListerWatcher: listWatch(api, labelManifest),
+		ObjectType:    &meta.PartialObjectMetadata{},
 		Transform: func(obj any) (any, error) {
 			o, ok := obj.(*meta.PartialObjectMetadata)
 			if !ok {
@@ -111,6 +102,20 @@ func (w *watches) start(r resource, kind schema.GroupKind) *kindWatch {
 	})
 	w.wg.Go(func() { c.RunWithContext(w.ctx) })
 	return &kindWatch{store: store, synced: c.HasSyncedChecker().Done()}
+}
+
+// listWatch lists and watches the metadata of the objects that the label selector selects.
+func listWatch(api metadata.ResourceInterface, selector string) *cache.ListWatch {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
+			o.LabelSelector = selector
+			return api.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
+			o.LabelSelector = selector
+			return api.Watch(ctx, o)
+		},
+	}
 }
 
 // fields returns the hash of the fields that we own in the live object.

@@ -1,20 +1,15 @@
 package manifest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
-	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 )
 
 // File is one manifest as it was found.
@@ -31,6 +26,12 @@ type File struct {
 	Data []byte
 	// Sum is the content's SHA-256.
 	Sum string
+	// Place is the mounted file system that the folder with the file is on, see mounted.At.
+	Place string
+	// Ragged says that the text ends in the middle of a line.
+	Ragged bool
+	// Doubt says why what is not in the file may have been lost on the way, instead of being left out by a person.
+	Doubt string
 	// Err says why the content could not be read.
 	Err error
 }
@@ -83,102 +84,6 @@ func ReadEmbedded(fsys fs.FS, vars map[string]string) (map[string]File, error) {
 	return out, nil
 }
 
-// Scan is what was found in a folder.
-type Scan struct {
-	Files map[string]File
-	// Skips are the names that have a .skip file, with or without a manifest beside it.
-	Skips map[string]bool
-	// Dirs are all folders, to be watched.
-	Dirs []string
-	// Unsettled are the names of files that changed a moment ago and may still be being written; they are
-	// not in Files, and Merge leaves their names out altogether.
-	Unsettled map[string]bool
-}
-
-// Settle is how long a file must have been left alone: a half-copied file may be valid YAML, and
-// applying it would prune the objects that are not yet there.
-const Settle = 500 * time.Millisecond
-
-// ReadDir finds the manifests below dir. Links to files are followed, links to folders are not (they may
-// form circles). A file that cannot be read is in the result with its error.
-func ReadDir(dir string, now time.Time) (Scan, error) {
-	s := Scan{Files: map[string]File{}, Skips: map[string]bool{}, Unsettled: map[string]bool{}}
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) && p != dir {
-				return nil // deleted while we were looking
-			}
-			return err
-		}
-		rel, err := filepath.Rel(dir, p)
-		if err != nil {
-			return err
-		}
-		if hidden(d.Name()) && p != dir {
-			if d.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		if d.IsDir() {
-			s.Dirs = append(s.Dirs, p)
-			return nil
-		}
-		if base, ok := strings.CutSuffix(filepath.ToSlash(rel), ".skip"); ok {
-			s.Skips[strings.TrimSuffix(base, extension(base))] = true
-			return nil
-		}
-		if !isManifest(rel) {
-			return nil
-		}
-		f := newFile(filepath.ToSlash(rel), p)
-		if prev, dup := s.Files[f.Name]; dup {
-			prev.Err = fmt.Errorf("%s and %s have the same name", prev.Origin, p)
-			s.Files[f.Name] = prev
-			return nil
-		}
-		data, mtime, err := read(p)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
-		case err != nil:
-			f.Err = err
-		case now.Sub(mtime) < Settle && now.After(mtime):
-			s.Unsettled[f.Name] = true
-			return nil
-		default:
-			f.set(data)
-		}
-		s.Files[f.Name] = f
-		return nil
-	})
-	if err != nil {
-		return Scan{}, fmt.Errorf("read manifests in %s: %w", dir, err)
-	}
-	return s, nil
-}
-
-// read opens without waiting (a named pipe would block) and reads regular files only.
-func read(p string) ([]byte, time.Time, error) {
-	f, err := os.OpenFile(p, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	defer f.Close() //nolint:errcheck // only read
-	st, err := f.Stat()
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, time.Time{}, fmt.Errorf("%s is not a regular file", p)
-	}
-	if st.Size() > MaxBytes {
-		return nil, time.Time{}, fmt.Errorf("%s is larger than %d MiB", p, MaxBytes>>20)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, MaxBytes+1))
-	return b, st.ModTime(), err
-}
-
 // Merge lays the folder's files over the embedded ones: a file of the same name replaces one, so that
 // users can change what every cluster gets.
 func Merge(embedded map[string]File, s Scan) []File {
@@ -186,7 +91,7 @@ func Merge(embedded map[string]File, s Scan) []File {
 	maps.Copy(all, s.Files)
 	var out []File
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		if s.Unsettled[name] {
+		if s.Unsettled[name] != "" {
 			continue
 		}
 		f := all[name]
@@ -203,6 +108,40 @@ func Disabled(name string, disable []string) bool {
 		d = strings.TrimSuffix(d, extension(d))
 		return d == name || d == path.Base(name)
 	})
+}
+
+// Same says whether two readings of a file found the same.
+func (f File) Same(o File) bool {
+	return f.Sum == o.Sum && f.Skip == o.Skip && f.Origin == o.Origin && f.Place == o.Place && f.Ragged == o.Ragged && f.Doubt == o.Doubt &&
+		fmt.Sprint(f.Err) == fmt.Sprint(o.Err)
+}
+
+// Mentions says whether the text has both words in it, each as a whole: whether it may be about an object, though it
+// cannot be decoded.
+func Mentions(text []byte, words ...string) bool {
+	for _, w := range words {
+		if !mentions(text, w) {
+			return false
+		}
+	}
+	return len(text) > 0
+}
+
+func mentions(text []byte, word string) bool {
+	part := func(b byte) bool {
+		return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '-' || b == '.'
+	}
+	for at := 0; ; {
+		i := bytes.Index(text[at:], []byte(word))
+		if i < 0 {
+			return false
+		}
+		begin, end := at+i, at+i+len(word)
+		if (begin == 0 || !part(text[begin-1])) && (end == len(text) || !part(text[end])) {
+			return true
+		}
+		at = begin + 1
+	}
 }
 
 func (f *File) set(data []byte) {

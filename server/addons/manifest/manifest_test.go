@@ -129,7 +129,14 @@ func TestReadDir(t *testing.T) {
 	if err := os.Truncate(big, manifest.MaxBytes+1); err != nil {
 		t.Fatal(err)
 	}
-	s, err := manifest.ReadDir(dir, time.Now())
+	f, begun := manifest.NewFolder(dir), time.Now()
+	if _, err := f.Read(begun); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "fresh.yaml"), []byte("half of"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, err := f.Read(begun.Add(manifest.Settle))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +165,7 @@ zero (zero) "" error`
 	if strings.Join(got, "\n") != want {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
 	}
-	if !s.Unsettled["fresh"] || len(s.Dirs) != 3 {
+	if s.Unsettled["fresh"] == "" || len(s.Unsettled) > 1 || len(s.Dirs) != 3 {
 		t.Error(s.Unsettled, s.Dirs)
 	}
 }

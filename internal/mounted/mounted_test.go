@@ -1,0 +1,60 @@
+package mounted_test
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/mounted"
+)
+
+// TestMain runs the tests in namespaces of their own, since they mount.
+func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run, syscall.CLONE_NEWNS)) }
+
+// TestAt: a folder whose disk is not mounted is not the folder that it was; one that was taken away is.
+func TestAt(t *testing.T) {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	dir := t.TempDir()
+	at := filepath.Join(dir, "m")
+	must(os.Mkdir(at, 0o755))
+	sub := filepath.Join(at, "sub")
+	bare := mounted.At(at)
+	if bare == "" || mounted.At(sub) != bare || mounted.At(filepath.Join(sub, "gone")) != bare {
+		t.Errorf("%q, %q", bare, mounted.At(sub))
+	}
+	other := filepath.Join(dir, "other") // of the same file system
+	must(os.Mkdir(other, 0o755))
+	for what, mount := range map[string]func() error{
+		"a disk":       func() error { return unix.Mount("tmpfs", at, "tmpfs", 0, "") },
+		"a bind mount": func() error { return unix.Mount(other, at, "", unix.MS_BIND, "") },
+	} {
+		must(mount())
+		must(os.MkdirAll(sub, 0o755))
+		disk := mounted.At(sub)
+		if disk == "" || disk == bare || mounted.At(at) != disk {
+			t.Errorf("%s: %q, %q, without it %q", what, disk, mounted.At(at), bare)
+		}
+		must(os.RemoveAll(sub))
+		if mounted.At(sub) != disk {
+			t.Errorf("%s: a folder that was taken away has moved", what)
+		}
+		must(unix.Unmount(at, 0))
+		if mounted.At(sub) != bare {
+			t.Errorf("%s: %q after it was unmounted, %q before it was mounted", what, mounted.At(sub), bare)
+		}
+	}
+	must(os.Symlink("/nowhere/at/all", filepath.Join(dir, "link")))
+	if p := mounted.At(filepath.Join(dir, "link", "sub")); p != "" {
+		t.Errorf("behind a link into nothing: %q", p)
+	}
+}

@@ -1,0 +1,336 @@
+package addons
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/umiak-io/umiak/internal/mounted"
+	"github.com/umiak-io/umiak/server/addons/manifest"
+)
+
+const (
+	quietEvent = 100 * time.Millisecond
+	// grace is how long the folder must have been quiet before anything is pruned. Who renames by taking away and writing
+	// anew, as git and some editors do, needs a moment between both.
+	grace = 2 * time.Second
+	// lookMax bounds the pause between two looks at what gives no event: a file that is closed, a disk that is mounted.
+	lookMax, lookMaxWriting = 30 * time.Second, 5 * time.Second
+)
+
+// gate says whether what is in no file any more may be pruned: while the folder changes it may come back in another file.
+type gate struct {
+	open   bool
+	reason string // why it stays closed; "" for the first moment, or while it is open
+}
+
+// look is what the last rescan found out about the folder as a whole.
+type look struct {
+	changed   time.Time
+	busy      []string
+	busySince time.Time
+	pause     time.Duration // until the next look at what gives no event
+}
+
+// rescan reads the folder and hands out what changed. It returns how long until it must be read again, 0 for no time.
+func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watcher) time.Duration {
+	now := time.Now()
+	scan, err := c.folder.Read(now)
+	fresh := err == nil && c.follow(w, scan.Dirs)
+	places := c.places()
+	c.mu.Lock()
+	if err != nil && c.scan == nil {
+		// Not the same as an empty folder: nothing is pruned for it.
+		c.log.Error("the manifests folder cannot be read, what it held stays applied", "error", err)
+	}
+	c.scan = err
+	present, changed := map[string]bool{}, false
+	for name := range scan.Unsettled {
+		present[manifest.ID(name)] = true
+	}
+	for _, f := range manifest.Merge(embedded, scan) {
+		it := c.items[f.ID]
+		if present[f.ID] || err != nil && it != nil && it.file.Origin != manifest.Embedded {
+			continue
+		}
+		present[f.ID] = true
+		changed = c.take(f) || changed
+	}
+	for id, it := range c.items {
+		if !present[id] {
+			changed = c.miss(id, it, scan, places) || changed
+		}
+	}
+	c.claim()
+	c.judge(now, scan, changed)
+	again := c.again(now)
+	if fresh { // files may have come between reading and watching
+		again = manifest.Settle
+	}
+	var replaced []string
+	for _, f := range embedded {
+		if it := c.items[f.ID]; it == nil || it.file.Origin != manifest.Embedded {
+			replaced = append(replaced, f.ID)
+		}
+	}
+	c.mu.Unlock()
+	for _, id := range replaced {
+		c.first.done(id) // a file of the user's stands in its place, and may be unreadable for long
+	}
+	return again
+}
+
+// follow watches the folders, and says whether there is one that was not watched. One that has taken the place of another
+// at the same path is watched anew.
+func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh bool) {
+	listed := w.WatchList()
+	for d, identity := range dirs {
+		if c.dirs[d] == identity && slices.Contains(listed, d) {
+			continue
+		}
+		if slices.Contains(listed, d) {
+			_ = w.Remove(d) // the one that was there before
+		}
+		if err := w.Add(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			c.log.Warn("watching the manifests folder", "folder", d, "error", err)
+		}
+		fresh = true
+	}
+	c.dirs = dirs
+	return fresh
+}
+
+// places tells where the folders are now in which the manifests of records were. File systems may take long to answer, so
+// c.mu is not held.
+func (c *Controller) places() map[string]string {
+	out := map[string]string{}
+	c.mu.Lock()
+	for _, it := range c.items {
+		if it.rec != nil {
+			if h, mine := it.rec.Servers[c.cfg.Server]; mine {
+				out[filepath.Dir(h.Path)] = ""
+			}
+		}
+	}
+	c.mu.Unlock()
+	for dir := range out {
+		out[dir] = mounted.At(dir)
+	}
+	return out
+}
+
+// miss notes that a manifest has no file any more. It says whether that is news. c.mu is held.
+func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[string]string) bool {
+	held, skip := "", scan.Skips[it.file.Name]
+	user := it.file.Origin != manifest.Embedded
+	if c.scan != nil && user {
+		if !it.gone {
+			return false // kept applied from memory
+		}
+		held, skip = c.scan.Error(), it.file.Skip
+	} else if user && it.rec != nil {
+		if h, mine := it.rec.Servers[c.cfg.Server]; mine && (h.Place == "" || h.Place != places[filepath.Dir(h.Path)]) {
+			held = fmt.Sprintf("its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
+		}
+	}
+	if it.gone && it.missed && it.held == held && it.file.Skip == skip {
+		return false
+	}
+	it.gone, it.missed, it.held, it.objs, it.err, it.text = true, true, held, nil, nil, nil
+	it.disabled = manifest.Disabled(it.file.Name, c.cfg.Disable)
+	it.file.Skip = skip
+	c.queue.Add(id)
+	return true
+}
+
+// take compares a file with what is known of it, and says whether it differs. c.mu is held.
+func (c *Controller) take(f manifest.File) bool {
+	it := c.items[f.ID]
+	disabled := manifest.Disabled(f.Name, c.cfg.Disable)
+	if it != nil && !it.gone && it.file.Same(f) {
+		return false
+	}
+	if it == nil {
+		it = &item{status: FileStatus{State: Pending, Since: time.Now()}}
+		c.items[f.ID] = it
+	}
+	it.objs, it.err, it.text = nil, f.Err, nil
+	if it.err == nil && !disabled && !f.Skip {
+		if it.objs, it.err = manifest.Decode(f.Data); it.err != nil {
+			it.text = f.Data
+		}
+	}
+	f.Data = nil // decoded; the text need not stay
+	it.file, it.gone, it.missed, it.held, it.disabled = f, false, false, "", disabled
+	it.status.Name, it.status.Origin = f.Name, f.Origin
+	c.queue.Forget(f.ID)
+	c.queue.Add(f.ID)
+	return true
+}
+
+// judge decides whether anything may be pruned, and wakes the manifests that wait for it. c.mu is held.
+func (c *Controller) judge(now time.Time, scan manifest.Scan, changed bool) {
+	var busy []string
+	if c.scan != nil {
+		busy = append(busy, c.scan.Error())
+	}
+	busy = append(busy, slices.Sorted(maps.Values(scan.Unsettled))...)
+	busy = append(busy, scan.Busy...)
+	for _, it := range c.items {
+		// It may be the new name of what is missing elsewhere.
+		if !it.gone && it.rec.unread() && errors.Is(it.err, manifest.ErrFault) {
+			busy = append(busy, it.file.Origin+" "+it.err.Error())
+		}
+	}
+	if changed || !scan.Changed.Equal(c.look.changed) || len(busy) != len(c.look.busy) {
+		c.look.pause = 0
+	}
+	limit := lookMax
+	if len(scan.Unsettled) > 0 {
+		limit = lookMaxWriting
+	}
+	c.look.pause, c.look.changed = min(max(2*c.look.pause, manifest.Settle), limit), scan.Changed
+	if c.look.busy = busy; len(busy) == 0 {
+		c.look.busySince = time.Time{}
+	} else if c.look.busySince.IsZero() {
+		c.look.busySince = now
+	}
+	next := gate{open: len(busy) == 0 && now.Sub(scan.Changed) >= grace}
+	if len(busy) > 0 && now.Sub(c.look.busySince) >= grace {
+		next.reason = busy[0]
+	}
+	if next == c.gate && !changed {
+		return
+	}
+	c.gate = next
+	for id, it := range c.items {
+		if it.waits {
+			it.waits = false
+			c.queue.Add(id)
+		}
+	}
+}
+
+// again is how long until the folder must be read again, 0 when an event will tell. c.mu is held.
+func (c *Controller) again(now time.Time) time.Duration {
+	waits, faulty := false, len(c.look.busy) > 0
+	for _, it := range c.items {
+		waits = waits || it.waits
+		faulty = faulty || it.held != "" || errors.Is(it.err, manifest.ErrFault)
+	}
+	var all []time.Duration
+	if waits && len(c.look.busy) == 0 && !c.gate.open {
+		all = append(all, max(c.look.changed.Add(grace).Sub(now), quietEvent))
+	}
+	if faulty {
+		all = append(all, c.look.pause)
+	}
+	if len(all) == 0 {
+		return 0
+	}
+	return slices.Min(all)
+}
+
+// mayPrune says whether what a manifest no longer names may be removed. If not, the manifest is looked at again when that
+// changes, and the reason is not empty unless it is a matter of a moment.
+func (c *Controller) mayPrune(id string) (ok bool, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	it := c.items[id]
+	if it == nil {
+		return false, ""
+	}
+	if it.held == "" && c.gate.open {
+		return true, ""
+	}
+	it.waits = true
+	c.poke()
+	if it.held != "" {
+		return false, it.held
+	}
+	return false, c.gate.reason
+}
+
+// awaits makes a manifest be looked at again when anything changes in the folder.
+func (c *Controller) awaits(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if it := c.items[id]; it != nil {
+		it.waits = true
+	}
+}
+
+// poke makes Run look when the folder must be read again.
+func (c *Controller) poke() {
+	select {
+	case c.poked <- struct{}{}:
+	default:
+	}
+}
+
+// claim decides which manifest each object belongs to: the first in the order of names. Manifests that
+// lose or win an object by it are looked at again. c.mu is held.
+func (c *Controller) claim() {
+	ids := make([]string, 0, len(c.items))
+	for id := range c.items {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b string) int { return strings.Compare(c.items[a].file.Name, c.items[b].file.Name) })
+	owner := map[manifest.Key]string{}
+	for _, id := range ids {
+		for _, o := range c.items[id].objs {
+			k := manifest.KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
+			if _, taken := owner[k]; !taken {
+				owner[k] = id
+			}
+		}
+		// An invalid or skipped file keeps what it has applied.
+		if it := c.items[id]; it.rec != nil && (it.err != nil || it.file.Skip) {
+			for _, e := range it.rec.Items {
+				if _, taken := owner[e.key()]; !taken {
+					owner[e.key()] = id
+				}
+			}
+		}
+	}
+	for k, id := range owner {
+		if old, had := c.owner[k]; had && old != id {
+			c.queue.Add(id)
+			c.queue.Add(old)
+		}
+	}
+	c.owner = owner
+}
+
+func (c *Controller) ownerOf(k manifest.Key) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.owner[k]
+}
+
+// needed says why an object that no file names any more must stay all the same, "" when nothing speaks for it.
+func (c *Controller) needed(id string, e entry) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other, it := range c.items {
+		if other != id && manifest.Mentions(it.text, e.Kind, e.Name) {
+			return fmt.Sprintf("%s, which cannot be used as it is, has its name in it", it.file.Origin)
+		}
+	}
+	if e.Kind != "Namespace" || e.gvk().Group != "" {
+		return ""
+	}
+	for k, other := range c.owner {
+		if other != id && k.Namespace == e.Name {
+			return fmt.Sprintf("manifest %s has objects in it", c.items[other].file.Name)
+		}
+	}
+	return ""
+}
