@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"time"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
 )
@@ -31,6 +32,9 @@ type Joiner interface {
 type Servers interface {
 	// Servers are those servers as HOST:PORT, and a channel that is closed when the list changes.
 	Servers() (list []string, changed <-chan struct{})
+	// Authorities makes sure that the node has the authorities with a hash of tunnelwire.HashAuthorities, as one of those
+	// servers asks, and says which it has and since when.
+	Authorities(ctx context.Context, hash string) (has string, since time.Time, err error)
 }
 
 // Backend is what a Joiner also is that may know the cluster's network before it has joined: at each start but the

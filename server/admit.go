@@ -65,6 +65,9 @@ func (a admission) Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinap
 
 // Dismiss takes a server's member out of the etcd cluster. A server does not take itself out: the others do.
 func (a admission) Dismiss(ctx context.Context, name string) error {
+	if err := a.s.forgetServer(ctx, name); err != nil {
+		return err
+	}
 	cluster := a.s.EtcdCluster()
 	if cluster == nil || name == a.s.etcdName() {
 		return nil

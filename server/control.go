@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/control"
@@ -40,6 +39,7 @@ type RotateRequest struct {
 	Names  []string `json:"names,omitempty"`
 	From   string   `json:"from,omitempty"`
 	Finish bool     `json:"finish,omitempty"`
+	Force  bool     `json:"force,omitempty"`
 	Status bool     `json:"status,omitempty"`
 }
 
@@ -52,6 +52,8 @@ type RenewResult struct {
 type RotateResult struct {
 	Finished []string       `json:"finished,omitempty"`
 	UnderWay []pki.Rotation `json:"underWay"`
+	// Restart are servers that have to be started again before the rotation can be finished.
+	Restart []string `json:"restart,omitempty"`
 }
 
 // StoredRequest asks how many objects of the resources are stored with which key; the answer is
@@ -81,15 +83,7 @@ func (s *Server) control() *control.Server {
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
-			if r.Status {
-				return Rotate(s.pki, r)
-			}
-			if err := s.alone(); err != nil {
-				return nil, err
-			}
-			out, err := Rotate(s.pki, r)
-			s.keysChanged()
-			return out, errors.Join(err, s.sealAgain(ctx))
+			return s.rotate(ctx, r)
 		},
 		ActionSeal: func(context.Context, json.RawMessage) (any, error) {
 			s.keysChanged()
@@ -126,17 +120,6 @@ func (s *Server) control() *control.Server {
 			return s.snapshots.Save(ctx, r.Name, r.Passphrase)
 		},
 	}}
-}
-
-// alone fails while there are other servers: they would go on with the old keys.
-func (s *Server) alone() error {
-	if s.others == nil {
-		return nil
-	}
-	if list, _ := s.others.list(); len(list) > 0 {
-		return fmt.Errorf("the cluster has other servers (%s), which would not have the new keys: stop them first, and let them join again afterwards", strings.Join(list, ", "))
-	}
-	return nil
 }
 
 // Rotate does what is asked for; it is also called for a server that does not run.

@@ -39,6 +39,11 @@ var _ agent.Servers = oneOfMany{}
 // Servers are the others.
 func (j oneOfMany) Servers() (list []string, changed <-chan struct{}) { return j.s.others.list() }
 
+// Authorities are those that this server keeps in the node's files.
+func (j oneOfMany) Authorities(context.Context, string) (has string, since time.Time, err error) {
+	return j.s.authoritiesHash(), j.s.started, nil
+}
+
 type localJoiner struct{ s *Server }
 
 var (

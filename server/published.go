@@ -17,12 +17,14 @@ import (
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/server/cluster/kv"
+	"github.com/umiak-io/umiak/server/cluster/rotation"
 	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/keys"
 )
 
 // errForeign means that the datastore belongs to another cluster.
-var errForeign = errors.New("the datastore holds another cluster than the one whose keys are in data-dir/server/pki; with its server token as `token`, and without that folder, this server joins it")
+var errForeign = errors.New("the datastore holds another cluster than the one whose keys are in data-dir/server/pki; with its server token as `token`, and without that folder, this server joins it. If it was a server of this cluster: the cluster's keys were replaced while it was away; run `umiak cleanup --purge`, and let it join again")
 
 // record reads what the datastore keeps about the cluster, and the revision of that, 0 if there is nothing.
 func record(ctx context.Context, c clientv3.KV) (r keys.Record, revision int64, err error) {
@@ -37,54 +39,48 @@ func record(ctx context.Context, c clientv3.KV) (r keys.Record, revision int64, 
 	return r, resp.Kvs[0].ModRevision, err
 }
 
-// errRaced means that another server has written first.
-var errRaced = errors.New("another server has written to the datastore at the same time")
-
 func putRecord(ctx context.Context, c clientv3.KV, r keys.Record, revision int64) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write the cluster's record: %w", err)
 	}
-	return putIf(ctx, c, keys.Key, string(raw), revision)
-}
-
-// putIf writes a key that is at a revision, 0 where it is not there; errRaced if it is not.
-func putIf(ctx context.Context, c clientv3.KV, key, value string, revision int64) error {
-	resp, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
-		Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()
-	if err != nil {
-		return fmt.Errorf("write %s in the datastore: %w", key, err)
-	}
-	if !resp.Succeeded {
-		return errRaced
-	}
-	return nil
+	return kv.PutIf(ctx, c, keys.Key, string(raw), revision)
 }
 
 // claim makes the datastore this cluster's before anything is written there, or finds that it is another's: two
-// servers may start with an empty database at once. Then the keys with which Secrets are stored are those of the others:
-// they may have been rotated while this server was away.
-func (s *Server) claim(ctx context.Context, st datastore.Store) error {
-	ca, former, err := s.caHash()
-	if err != nil {
-		return err
-	}
+// servers may start with an empty database at once. Then all keys are those of the others: they may have been rotated
+// while this server was away. With own the keys that are here count. It returns errReopen where the datastore has been
+// opened with certificates that are not in force.
+func (s *Server) claim(ctx context.Context, st datastore.Store, own bool) error {
 	c, err := datastore.Client(ctx, st)
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // only a connection
+	again, sealed := s.claimAuthorities(ctx, c, own)
+	if sealed != nil && !errors.Is(sealed, rotation.ErrSealed) {
+		return sealed
+	}
 	for {
+		ca, former, err := s.caHash()
+		if err != nil {
+			return err
+		}
 		r, revision, err := record(ctx, c)
 		switch {
 		case err != nil:
 			return err
-		case revision == 0:
-			if err := putRecord(ctx, c, keys.Record{CA: ca, Settings: s.cfg.shared()}, 0); err != nil && !errors.Is(err, errRaced) {
+		case revision == 0 || own && r.CA != ca:
+			if err := putRecord(ctx, c, keys.Record{CA: ca, Settings: s.cfg.shared()}, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
 				return err
 			}
+			own = false
 		case r.CA != ca && !slices.Contains(former, r.CA):
 			return errForeign
+		case sealed != nil:
+			return fmt.Errorf("%w: run `umiak cleanup --purge` and let this server join again", sealed)
+		case again:
+			return errReopen
 		default:
 			return s.syncEncryption(ctx, c)
 		}

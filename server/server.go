@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -27,6 +28,7 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/server/cluster/rotation"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/election"
 	"github.com/umiak-io/umiak/server/join"
@@ -54,7 +56,9 @@ type Server struct {
 	// Nil where this server can have no others beside it.
 	others   *others
 	election *election.Election
+	rotation *rotation.Member
 	keysWake chan struct{}
+	started  time.Time
 
 	members []etcd.Member // on a server that joins others for the first time
 
@@ -87,7 +91,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members, started: time.Now()}
 	if s.advertise, err = advertiseAddress(cfg); err != nil {
 		return nil, err
 	}
@@ -117,6 +121,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		s.others, s.election = newOthers(s.published()), election.New(s.etcdName(), log)
 	}
 	if err := s.reachNodes(); err != nil {
+		return nil, err
+	}
+	if err := s.prepareRotation(); err != nil {
 		return nil, err
 	}
 	s.health.Register("datastore", s.checkDatastore)
@@ -163,7 +170,7 @@ func (s *Server) Parts() []lifecycle.Part {
 	if s.others != nil {
 		parts = append(parts,
 			lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys},
-			lifecycle.Part{Name: "encryption-keys", After: []string{"datastore"}, Run: s.followEncryption})
+			lifecycle.Part{Name: "shared-keys", After: []string{"datastore"}, Run: s.followShared})
 	}
 	return parts
 }
@@ -177,6 +184,17 @@ func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
 
 // runDatastore opens the datastore, tells the API server where it is, and serves it.
 func (s *Server) runDatastore(ctx context.Context, ready func()) error {
+	for {
+		err := s.serveDatastore(ctx, ready)
+		if !errors.Is(err, errReopen) || ctx.Err() != nil {
+			return err
+		}
+		s.log.Info("the datastore is opened again with the certificates that were taken over", "component", "datastore")
+	}
+}
+
+func (s *Server) serveDatastore(ctx context.Context, ready func()) error {
+	own := s.ownKeysCount()
 	st, err := datastore.Open(ctx, s.datastoreConfig())
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -195,7 +213,7 @@ func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	err = st.Run(run, func() {
 		ctx, cancel := context.WithTimeout(run, claimTime)
 		defer cancel()
-		if err := s.claim(ctx, st); err != nil {
+		if err := s.claim(ctx, st, own); err != nil {
 			fail(err)
 			return
 		}

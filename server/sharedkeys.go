@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/server/cluster/kv"
 	"github.com/umiak-io/umiak/server/encryption"
 )
 
@@ -35,12 +36,13 @@ func (s *Server) sharedEncryption(ctx context.Context, c clientv3.KV) (raw []byt
 	if len(resp.Kvs) == 0 {
 		return nil, 0, nil
 	}
+	revision = resp.Kvs[0].ModRevision
 	secret, err := s.sealSecret()
 	if err != nil {
-		return nil, 0, err
+		return nil, revision, err
 	}
 	raw, err = encryption.Open(secret, resp.Kvs[0].Value)
-	return raw, resp.Kvs[0].ModRevision, err
+	return raw, revision, err
 }
 
 func (s *Server) putEncryption(ctx context.Context, c clientv3.KV, raw []byte, revision int64) error {
@@ -52,7 +54,7 @@ func (s *Server) putEncryption(ctx context.Context, c clientv3.KV, raw []byte, r
 	if err != nil {
 		return err
 	}
-	return putIf(ctx, c, encryption.SharedKey, string(sealed), revision)
+	return kv.PutIf(ctx, c, encryption.SharedKey, string(sealed), revision)
 }
 
 // syncEncryption takes over what another server has put into the datastore, or puts there what this one has.
@@ -70,6 +72,12 @@ func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
 		order, err = encryption.Adopt(s.dirs.EncryptionConfig(), shared)
 	}
 	switch {
+	case errors.Is(err, encryption.ErrSealed) && s.rotation != nil && s.rotation.Current():
+		// Sealed with a ServiceAccount key that nobody has any more, as this server has the one that is in force.
+		if err := s.putEncryption(ctx, c, own, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
+			return err
+		}
+		s.log.Info("the encryption config in the datastore was sealed anew, with the ServiceAccount key of now", "component", "encryption")
 	case errors.Is(err, encryption.ErrSealed), errors.Is(err, encryption.ErrElsewhere), errors.Is(err, encryption.ErrForeign):
 		s.log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "component", "encryption", "file", s.dirs.EncryptionConfig(), "error", err)
 	case err != nil:
@@ -77,7 +85,7 @@ func (s *Server) syncEncryption(ctx context.Context, c clientv3.KV) error {
 	case order < 0:
 		s.log.Info("keys with which Secrets are encrypted were taken over from another server", "component", "encryption")
 	case order > 0:
-		if err := s.putEncryption(ctx, c, own, revision); err != nil && !errors.Is(err, errRaced) {
+		if err := s.putEncryption(ctx, c, own, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
 			return err
 		}
 	}
@@ -102,8 +110,11 @@ func (s *Server) storeEncryption(ctx context.Context, raw []byte) error {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // only a connection
+	if err := s.syncAuthorities(ctx, c); err != nil {
+		return err
+	}
 	shared, revision, err := s.sharedEncryption(ctx, c)
-	if err != nil && (!errors.Is(err, encryption.ErrSealed) || s.alone() != nil) {
+	if err != nil && !(errors.Is(err, encryption.ErrSealed) && s.rotation.Current()) {
 		return err
 	}
 	order := 1
@@ -116,7 +127,7 @@ func (s *Server) storeEncryption(ctx context.Context, raw []byte) error {
 	case order < 0:
 		return encryption.ErrElsewhere
 	case order > 0:
-		if err := s.putEncryption(ctx, c, raw, revision); errors.Is(err, errRaced) {
+		if err := s.putEncryption(ctx, c, raw, revision); errors.Is(err, kv.ErrRaced) {
 			return encryption.ErrElsewhere
 		} else if err != nil {
 			return err
@@ -127,21 +138,6 @@ func (s *Server) storeEncryption(ctx context.Context, raw []byte) error {
 	}
 	s.keysChanged() // for servers that join
 	return nil
-}
-
-// sealAgain seals what the datastore holds with the ServiceAccount key of now.
-func (s *Server) sealAgain(ctx context.Context) error {
-	if s.others == nil {
-		return nil
-	}
-	raw, err := os.ReadFile(s.dirs.EncryptionConfig())
-	if err != nil {
-		return fmt.Errorf("read encryption config: %w", err)
-	}
-	if !encryption.Ours(raw) {
-		return nil
-	}
-	return s.storeEncryption(ctx, raw)
 }
 
 // allServe fails while a server of the cluster does not serve: it would go on with the old keys when it is back. Of
@@ -169,15 +165,15 @@ func (s *Server) allServe() error {
 	return fmt.Errorf("servers of the cluster do not serve, and would not have the new keys: %s; start them and try again, or remove them with `umiak kubectl delete node NAME`", strings.Join(away, ", "))
 }
 
-// followEncryption takes over what other servers put into the datastore.
-func (s *Server) followEncryption(ctx context.Context, ready func()) error {
+// followShared takes over what other servers put into the datastore: authorities and the keys of Secrets.
+func (s *Server) followShared(ctx context.Context, ready func()) error {
 	ready()
 	for {
-		err := s.watchEncryption(ctx)
+		err := s.watchShared(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		s.log.Debug("the encryption config in the datastore is watched again", "component", "encryption", "error", err)
+		s.log.Debug("what servers share in the datastore is watched again", "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -186,14 +182,18 @@ func (s *Server) followEncryption(ctx context.Context, ready func()) error {
 	}
 }
 
-func (s *Server) watchEncryption(ctx context.Context) error {
+func (s *Server) watchShared(ctx context.Context) error {
 	c, err := datastore.Client(ctx, s.datastore())
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // only a connection
-	w := c.Watch(clientv3.WithRequireLeader(ctx), encryption.SharedKey)
+	w := c.Watch(clientv3.WithRequireLeader(ctx), sharedPrefix, clientv3.WithPrefix())
 	for {
+		if err := s.syncAuthorities(ctx, c); err != nil {
+			s.log.Warn("cannot take over the cluster's authorities", "component", "certificates", "error", err)
+			return err
+		}
 		if err := s.syncEncryption(ctx, c); err != nil {
 			return err
 		}
@@ -203,3 +203,6 @@ func (s *Server) watchEncryption(ctx context.Context) error {
 		}
 	}
 }
+
+// sharedPrefix is that of all that servers keep in the datastore for each other.
+const sharedPrefix = "/umiak/"

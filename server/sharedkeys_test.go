@@ -12,6 +12,7 @@ import (
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/cluster/rotation"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/keys"
 	"github.com/umiak-io/umiak/server/pki"
@@ -37,6 +38,13 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 			return err
 		}
 		defer c.Close()
+		claim := func(s *Server, name string) {
+			t.Helper()
+			s.rotation = rotation.New(rotation.Config{Name: name, PKI: s.pki, TakenOver: func(*rotation.Record) {}, Log: s.log})
+			if _, err := s.rotation.Claim(t.Context(), c, false); err != nil {
+				t.Fatal(err)
+			}
+		}
 		fresh := func(from *Server, file []byte) *Server {
 			t.Helper()
 			d := layout.Dirs{Data: t.TempDir()}
@@ -69,8 +77,10 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 		}
 		one := config("key1")
 		s1 := fresh(nil, one)
+		claim(s1, "s1")
 		sync("the first one", s1, one)
 		s2 := fresh(s1, one)
+		claim(s2, "s2")
 		sync("another one", s2, one)
 		announced, further := config("key1", "key2"), config("key2", "key1")
 		if err := s1.shareEncryption(t.Context(), announced); err != nil {
@@ -96,15 +106,23 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 		sync("a file that was made by hand", fresh(s1, byHand), byHand)
 		sync("in the end", fresh(s1, announced), further)
 
-		// With another ServiceAccount key the datastore's copy is sealed again, by the only server.
-		if err := s1.pki.BeginRotation([]string{pki.ServiceAccount}, ""); err != nil {
-			t.Fatal(err)
-		}
-		if err := s1.sealAgain(t.Context()); err != nil {
+		// With another ServiceAccount key the datastore's copy is sealed again, by whoever sees it first.
+		watching, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s2.watchShared(watching)
+		}()
+		if err := s1.rotation.Rotate(t.Context(), c, []string{pki.ServiceAccount}, ""); err != nil {
 			t.Error(err)
 		}
-		sync("with the new key", fresh(s1, one), further)
-		sync("with the old key", s2, further)
+		stop()
+		<-done
+		away := fresh(nil, one)
+		sync("who began the rotation", s1, further)
+		sync("who followed", s2, further)
+		sync("who comes later", fresh(s1, one), further)
+		sync("another cluster's, still", away, one)
 		raw, err := c.Get(context.Background(), encryption.SharedKey)
 		if err != nil || len(raw.Kvs) != 1 || bytes.Contains(raw.Kvs[0].Value, []byte("c2VjcmV0")) {
 			t.Errorf("a key stands in the datastore: %v", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
@@ -34,6 +35,8 @@ type Config struct {
 // Joiner is the node's membership.
 type Joiner struct {
 	cfg Config
+
+	renewing sync.Mutex // one answer at a time is written down
 
 	mu     sync.Mutex
 	node   joinapi.Node
@@ -217,6 +220,8 @@ const (
 // renew asks for new certificates with the ones that are there, or, where those are refused, with the token.
 // Asked by the path for a check, it changes nothing while the node is known.
 func (j *Joiner) renew(ctx context.Context, path string) error {
+	j.renewing.Lock()
+	defer j.renewing.Unlock()
 	req, err := j.request()
 	if err != nil {
 		return err
@@ -248,6 +253,39 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 		return nil
 	}
 	return err
+}
+
+// Authorities makes sure that the node has the authorities with a hash: a server tells it so when they are replaced. It
+// says which the node has, and since when it has them and its certificates.
+func (j *Joiner) Authorities(ctx context.Context, hash string) (has string, since time.Time, err error) {
+	if has, since, err = j.authorities(); err != nil || has == hash {
+		return has, since, err
+	}
+	if err := j.renew(ctx, joinapi.RenewPath); err != nil {
+		return has, since, err
+	}
+	return j.authorities()
+}
+
+func (j *Joiner) authorities() (hash string, since time.Time, err error) {
+	server, err := os.ReadFile(j.file(serverCA))
+	if err != nil {
+		return "", since, fmt.Errorf("read the cluster's CA: %w", err)
+	}
+	client, err := os.ReadFile(j.file(clientCA))
+	if err != nil {
+		return "", since, fmt.Errorf("read the cluster's CA: %w", err)
+	}
+	for _, f := range []string{serverCA, clientCA, agentClient + ".crt", kubeletClient + ".crt"} {
+		info, err := os.Stat(j.file(f))
+		if err != nil {
+			return "", since, fmt.Errorf("read the node's certificates: %w", err)
+		}
+		if info.ModTime().After(since) {
+			since = info.ModTime()
+		}
+	}
+	return tunnelwire.HashAuthorities(server, client), since, nil
 }
 
 func (j *Joiner) justJoined() bool {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -49,6 +50,8 @@ type Config struct {
 	// certificate is renewed while the agent runs.
 	ServerCA, Cert, Key string
 	Allow               Allow
+	// Authorities makes sure that this node has the authorities with a hash, and says which it has since when.
+	Authorities func(ctx context.Context, hash string) (has string, since time.Time, err error)
 	// Dial reaches servers, Connect what a server asks for; nil means directly.
 	Dial, Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 	Log           *slog.Logger
@@ -307,6 +310,10 @@ func (s *single) Addr() net.Addr { return s.conn.LocalAddr() }
 
 // ServeHTTP connects the server to what it asks for.
 func (l *link) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost && r.URL.Path == tunnelwire.AuthoritiesPath && l.t.cfg.Authorities != nil {
+		l.authorities(w, r)
+		return
+	}
 	if r.Method != http.MethodConnect {
 		http.Error(w, "only CONNECT", http.StatusMethodNotAllowed)
 		return
@@ -328,6 +335,18 @@ func (l *link) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.streams.Add(1)
 	defer l.streams.Add(-1)
 	splice(w, r, c)
+}
+
+// authorities has this node take the authorities over that the server knows, and says which it has.
+func (l *link) authorities(w http.ResponseWriter, r *http.Request) {
+	hash, since, err := l.t.cfg.Authorities(r.Context(), r.URL.Query().Get(tunnelwire.AuthoritiesHash))
+	if err != nil {
+		l.log.Warn("cannot take over the cluster's authorities yet", "error", err)
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(tunnelwire.Authorities{Hash: hash, AgeSeconds: int64(time.Since(since) / time.Second)}) // a server that has gone away asks again
 }
 
 // splice copies both ways until the far side has closed the connection, or the server has given it up.

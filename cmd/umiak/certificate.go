@@ -155,8 +155,10 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 		ArgsUsage: "[NAME...]",
 		Description: "Two steps, with one restart of umiak between them. Pods are touched by neither.\n\n" +
 			"  1. umiak certificate rotate-ca       makes new ones, which sign from now on; old and new are trusted\n" +
-			"  2. systemctl restart umiak           each server; the API is away for some seconds\n" +
+			"  2. systemctl restart umiak           each server, one after the other; the API of that one is away for some seconds\n" +
 			"  3. umiak certificate rotate-ca --finish     the old ones are trusted no more\n\n" +
+			"With several servers each step is run on one of them, while all run; the others follow. What was broken off goes on\n" +
+			"when the command is run again, on any server.\n" +
 			"Names: " + strings.Join(pki.Rotatable(), ", ") + "; none means all.\n" +
 			"--from takes NAME.crt and NAME.key of your own from a folder; NAME.crt may begin with an intermediate and has to\n" +
 			"hold all certificates up to its root.\n\n" +
@@ -164,7 +166,7 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 		Flags: w.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "from", Usage: "folder with your own pairs"},
 			&cli.BoolFlag{Name: "finish", Usage: "stop trusting the old ones"},
-			&cli.BoolFlag{Name: "force", Usage: "finish although something in the cluster may need the old ones"},
+			&cli.BoolFlag{Name: "force", Usage: "finish although nodes, pods or Secrets may need the old ones; on files: work on those of one server of several"},
 			&cli.BoolFlag{Name: "status", Usage: "only tell which rotations are under way"}),
 		Action: func(c *cli.Context) error {
 			js, err := agentcli.AsJSON(c)
@@ -175,7 +177,7 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := server.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Status: c.Bool("status")}
+			r := server.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Force: c.Bool("force"), Status: c.Bool("status")}
 			if r.Status && (r.Finish || r.From != "" || len(r.Names) > 0) {
 				return agentcli.Usagef(c, "--status changes nothing and goes with nothing else")
 			}
@@ -216,11 +218,7 @@ func rotateCA(c *cli.Context, dirs layout.Dirs, r server.RotateRequest) (out ser
 		return out, false, fmt.Errorf("umiak runs but does not answer: %w", err)
 	}
 	defer release()
-	p, err := pki.Open(pki.Config{Dir: dirs.ServerPKI()})
-	if err != nil {
-		return out, false, err
-	}
-	out, err = server.Rotate(p, r)
+	out, err = server.RotateFiles(dirs, r)
 	return out, false, err
 }
 
@@ -229,6 +227,7 @@ func explainRotation(err error) error {
 	switch s := err.Error(); {
 	case strings.Contains(s, pki.ErrNoRestart.Error()):
 		return fmt.Errorf("%w: `systemctl restart umiak` (pods run on), then this again", err)
+	case strings.Contains(s, "goes on with it"):
 	case strings.Contains(s, pki.ErrUnderWay.Error()):
 		return fmt.Errorf("%w: restart umiak if that was not done, then `umiak certificate rotate-ca --finish`", err)
 	}
@@ -252,6 +251,10 @@ func printRotation(w io.Writer, out server.RotateResult, running, statusOnly boo
 	case len(out.Finished) > 0:
 		fmt.Fprint(w, "\nKubeconfigs that were copied to other machines before the rotation do not work any more: copy them again.\n"+
 			"Join tokens of before do not work any more if server-ca was replaced: make new ones.\n")
+	case len(out.Restart) > 0:
+		fmt.Fprintf(w, "\nNext: restart umiak on these servers, one after the other (`systemctl restart umiak`; pods run on): %s\n"+
+			"Then restart programs that read the CA only when they start, and copy kubeconfigs on other machines again.\n"+
+			"Last: `umiak certificate rotate-ca --finish`. Until then old and new are both good.\n", strings.Join(out.Restart, ", "))
 	case statusOnly:
 	case running:
 		fmt.Fprint(w, "\nNext: restart umiak on each server (`systemctl restart umiak`; pods run on, the API is away for some seconds).\n"+

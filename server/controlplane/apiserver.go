@@ -28,6 +28,8 @@ type APIServer struct {
 	fronts   []front
 	egress   Egress
 
+	accountKeys *accountKeys
+
 	ready chan struct{} // closed when /readyz has been ok
 	state running
 }
@@ -43,7 +45,8 @@ const ciphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_
 	"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"
 
 func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, error) {
-	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), ready: make(chan struct{})}
+	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), ready: make(chan struct{}),
+		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	health.Register("kube-apiserver", a.state.check)
 	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs)
@@ -188,6 +191,9 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	}
 	if errs := completed.Validate(); len(errs) > 0 {
 		return fmt.Errorf("check options: %w", utilerrors.NewAggregate(errs))
+	}
+	if err := a.useAccountKeys(completed); err != nil {
+		return err
 	}
 	mark("options")
 	config, err := newConfig(completed, a.egress)

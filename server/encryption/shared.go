@@ -3,15 +3,12 @@ package encryption
 import (
 	"bytes"
 	"cmp"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/server/cluster/seal"
 )
 
 // SharedKey is where the datastore keeps the configuration of servers that share it: outside what kube-apiserver
@@ -24,41 +21,28 @@ var ErrSealed = errors.New("the encryption config in the datastore is sealed wit
 // ErrElsewhere means that two servers have begun a rotation each.
 var ErrElsewhere = errors.New("another server rotates the keys too; `umiak secrets-encrypt status` shows how far it is")
 
+const purpose = "umiak encryption config"
+
 // Seal encrypts a configuration.
 func Seal(secret, raw []byte) ([]byte, error) {
-	aead, err := sealer(secret)
+	key, err := seal.Key(secret, purpose)
 	if err != nil {
 		return nil, err
 	}
-	return aead.Seal(nil, nil, raw, []byte(SharedKey)), nil
+	return seal.Seal(key, raw, []byte(SharedKey))
 }
 
 // Open decrypts what Seal has encrypted.
 func Open(secret, sealed []byte) ([]byte, error) {
-	aead, err := sealer(secret)
+	key, err := seal.Key(secret, purpose)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := aead.Open(nil, nil, sealed, []byte(SharedKey))
-	if err != nil {
+	raw, err := seal.Open(key, sealed, []byte(SharedKey))
+	if errors.Is(err, seal.ErrOther) {
 		return nil, ErrSealed
 	}
-	return raw, nil
-}
-
-func sealer(secret []byte) (cipher.AEAD, error) {
-	if len(secret) == 0 {
-		return nil, errors.New("seal the encryption config: there is no secret")
-	}
-	key, err := hkdf.Key(sha256.New, secret, nil, "umiak encryption config", 32)
-	if err != nil {
-		return nil, fmt.Errorf("seal the encryption config: %w", err)
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, fmt.Errorf("seal the encryption config: %w", err)
-	}
-	return cipher.NewGCMWithRandomNonce(block)
+	return raw, err
 }
 
 // Ours says whether a configuration is of the form that umiak writes.

@@ -24,7 +24,7 @@ func required(name string) bool {
 	case ".key":
 		return true
 	case ".crt":
-		return !strings.HasSuffix(name, "-old.crt")
+		return !strings.HasSuffix(name, "-old.crt") && !strings.HasSuffix(name, "-next.crt")
 	}
 	return name == "encryption-config.yaml"
 }

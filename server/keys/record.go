@@ -51,9 +51,12 @@ func Parse(raw []byte) (Record, error) {
 	return r, nil
 }
 
-// lasting are the files without the tokens, which servers may have or not.
+// lasting are the files without the tokens, which servers may have or not, and without what each server notes about
+// its own starts.
 func lasting(files []joinapi.File) []joinapi.File {
-	return slices.DeleteFunc(slices.Clone(files), func(f joinapi.File) bool { return f.Name == "token" || f.Name == "agent-token" })
+	return slices.DeleteFunc(slices.Clone(files), func(f joinapi.File) bool {
+		return f.Name == "token" || f.Name == "agent-token" || f.Name == "pki/rotations.json"
+	})
 }
 
 // SealOf is the Seal of files with a secret.

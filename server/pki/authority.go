@@ -30,6 +30,7 @@ var notBefore = time.Unix(0, 0).UTC()
 //	NAME.crt         whom to trust: the root, and during a rotation the root before it
 //	NAME-signer.crt  the one certificate that signs, as the controller manager wants it
 //	NAME-old.crt     during a rotation: the new key's certificate from the old authority, and the old chain
+//	NAME-next.crt    before a rotation of several servers: the root that is going to sign, trusted already
 //
 // A value is never changed: a rotation makes a new one.
 type authority struct {
@@ -37,6 +38,7 @@ type authority struct {
 	key   crypto.Signer
 	above []*x509.Certificate // who signed it, up to the root; none where it is a root itself
 	old   []*x509.Certificate // during a rotation: cert's key certified by the authority before, then that and who is above it
+	next  []*x509.Certificate // roots that are trusted although nothing is signed below them yet
 }
 
 // root is what is trusted when no rotation is under way.
@@ -69,7 +71,7 @@ func (a *authority) ends() time.Time {
 	return end
 }
 
-func (a *authority) bundle() []byte { return encodeCerts(a.roots()) }
+func (a *authority) bundle() []byte { return encodeCerts(append(a.roots(), a.next...)) }
 
 // chain is what a leaf's file holds behind the leaf, so that it is trusted by whoever trusts any of the
 // roots. With roots these are in it too: a joining machine, which has only a hash, finds its root there.
@@ -118,6 +120,9 @@ func ensureAuthority(path, name string, notAfter time.Time) (*authority, error) 
 		}
 	}
 	if a.old, err = readOld(path, a); err != nil {
+		return nil, err
+	}
+	if a.next, err = readNext(path, a); err != nil {
 		return nil, err
 	}
 	return a, a.publish(path)
@@ -188,6 +193,22 @@ func readOld(path string, a *authority) ([]*x509.Certificate, error) {
 		return nil, os.Remove(path + "-old.crt")
 	}
 	return certs, nil
+}
+
+// readNext reads the roots that are trusted before anything is signed below them. Those that sign by now do not count.
+func readNext(path string, a *authority) ([]*x509.Certificate, error) {
+	raw, err := os.ReadFile(path + "-next.crt")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read CA: %w", err)
+	}
+	certs, err := parseCerts(raw)
+	if err != nil {
+		return nil, fmt.Errorf("read CA %s-next.crt: %w", path, err)
+	}
+	return slices.DeleteFunc(certs, func(c *x509.Certificate) bool { return slices.ContainsFunc(a.roots(), c.Equal) }), nil
 }
 
 // commit makes the authority the one in force, in one rename.

@@ -99,6 +99,8 @@ type PKI struct {
 	mu      sync.Mutex
 	leaves  []*leaf
 	changed chan struct{} // a leaf was added
+
+	cut func() bool // for tests: whether power fails before the next file is written by Adopt
 }
 
 type leaf struct {
@@ -148,19 +150,29 @@ func Open(cfg Config) (*PKI, error) {
 	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make PKI folder: %w", err)
 	}
+	if err := removeStages(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("remove what a rotation has left: %w", err)
+	}
 	p := &PKI{cfg: cfg, cas: map[CA]*authority{}, changed: make(chan struct{}, 1)}
+	return p, p.load()
+}
+
+// load reads the authorities and the ServiceAccount key from the folder, and makes what is missing.
+func (p *PKI) load() error {
 	for _, name := range authorities {
-		ca, err := ensureAuthority(p.path(name), "umiak-"+string(name), p.base().Add(cfg.CALifetime))
+		ca, err := ensureAuthority(p.path(name), "umiak-"+string(name), p.base().Add(p.cfg.CALifetime))
 		if err != nil {
-			return nil, err
+			return err
 		}
+		p.caMu.Lock()
 		p.cas[name] = ca
+		p.caMu.Unlock()
 	}
 	key, err := ensureKey(p.ServiceAccountKey())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return p, p.publishServiceAccount(key)
+	return p.publishServiceAccount(key)
 }
 
 // authorities are all of them.

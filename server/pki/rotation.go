@@ -40,9 +40,9 @@ func Rotatable() []string {
 // one server or follow from these. Who copies them to another server or into a backup takes those that are
 // there, and puts them back with their modes before Ensure is called.
 func SharedFiles() []string {
-	out := []string{"service-account.key", "service-account.pub", "service-account-old.pub", "rotations.json"}
+	out := []string{"service-account.key", "service-account.pub", "service-account-old.pub", "service-account-next.pub", "rotations.json"}
 	for _, ca := range authorities {
-		out = append(out, string(ca)+".key", string(ca)+".crt", string(ca)+"-old.crt")
+		out = append(out, string(ca)+".key", string(ca)+".crt", string(ca)+"-old.crt", string(ca)+"-next.crt")
 	}
 	return out
 }
@@ -144,11 +144,11 @@ func (p *PKI) BeginRotation(names []string, from string) error {
 			err = p.replace(CA(n), next[CA(n)])
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", n, err), p.reissue())
+			return errors.Join(fmt.Errorf("%s: %w", n, err), p.reissue(underWay))
 		}
 		p.cfg.Log.Info("rotation begun: the new one signs, the old one stays trusted", "name", n)
 	}
-	return p.reissue()
+	return p.reissue(underWay)
 }
 
 // FinishRotation stops trusting what a rotation has replaced: of those named, or of all under way. It
@@ -189,11 +189,11 @@ func (p *PKI) FinishRotation(names []string) ([]string, error) {
 			err = p.dropOld(CA(n))
 		}
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("%s: %w", n, err), p.reissue())
+			return nil, errors.Join(fmt.Errorf("%s: %w", n, err), p.reissue(underWay))
 		}
 		p.cfg.Log.Info("rotation finished: the old one is trusted no more", "name", n)
 	}
-	return out, errors.Join(p.saveRotations(), p.reissue())
+	return out, errors.Join(p.saveRotations(), p.reissue(underWay))
 }
 
 func unknown(name string) error {
@@ -469,12 +469,12 @@ func (p *PKI) dropOld(name CA) error {
 }
 
 // reissue brings all leaves in line with the authorities, and has their readers told.
-func (p *PKI) reissue() error {
+func (p *PKI) reissue(why occasion) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var errs []error
 	for _, l := range p.leaves {
-		_, err := p.refresh(l, underWay)
+		_, err := p.refresh(l, why)
 		if err == nil && l.Renewed != nil {
 			err = l.Renewed()
 		}
@@ -507,16 +507,26 @@ func (p *PKI) publishServiceAccount(key crypto.Signer) error {
 			return err
 		}
 	}
-	for {
-		var b *pem.Block
-		if b, old = pem.Decode(old); b == nil {
-			break
-		}
-		if b.Type == "PUBLIC KEY" && !bytes.Equal(b.Bytes, der) {
-			out = append(out, encodePublic(b.Bytes)...)
+	next, err := os.ReadFile(p.File("service-account-next.pub"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read ServiceAccount key: %w", err)
+	}
+	for _, other := range publicKeys(append(old, next...)) {
+		if !bytes.Equal(other, der) {
+			out = append(out, encodePublic(other)...)
 		}
 	}
 	return writeIfChanged(p.ServiceAccountPublicKey(), out, 0o644)
+}
+
+// publicKeys are those in PEM form, in DER form.
+func publicKeys(raw []byte) (out [][]byte) {
+	for b, rest := pem.Decode(raw); b != nil; b, rest = pem.Decode(rest) {
+		if b.Type == "PUBLIC KEY" {
+			out = append(out, b.Bytes)
+		}
+	}
+	return out
 }
 
 func (p *PKI) replaceServiceAccount(key crypto.Signer) error {

@@ -30,6 +30,9 @@ type session struct {
 	// new tunnel: most likely the node has found this one dead before this end does. Tunnels keeps both.
 	newest  context.Context
 	replace context.CancelFunc
+	// The authorities that the node has, and since when, as it has answered; empty before. Tunnels guards both.
+	authorities string
+	renewed     time.Time
 }
 
 func newSession(ctx context.Context, node string, c *tunnelwire.Conn) (*session, error) {

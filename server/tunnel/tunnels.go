@@ -34,6 +34,8 @@ type Tunnels struct {
 	nodes   map[string][]*session // the newest first
 	changed chan struct{}         // closed when a node has connected, and replaced
 	ended   bool
+	// authorities is the hash of those that nodes are to have, empty before this server knows.
+	authorities string
 }
 
 var _ http.Handler = (*Tunnels)(nil)
@@ -139,7 +141,7 @@ func (t *Tunnels) add(s *session) {
 	}
 	t.nodes[s.node] = list
 	others := len(list) - 1
-	ended := t.ended
+	ended, authorities := t.ended, t.authorities
 	close(t.changed)
 	t.changed = make(chan struct{})
 	t.mu.Unlock()
@@ -150,6 +152,9 @@ func (t *Tunnels) add(s *session) {
 		s.close()
 	}
 	t.log.Info("tunnel open", "node", s.node, "from", s.remote, "others", others)
+	if authorities != "" {
+		go t.tell(s, authorities)
+	}
 	go func() {
 		<-s.conn.Ended()
 		t.remove(s)
