@@ -341,7 +341,7 @@ func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 	}
 	own := a.dirs.AgentPKI()
 	t := tunnel.New(tunnel.Config{
-		Servers:  servers.Servers, Authorities: servers.Authorities,
+		Servers: servers.Servers, Authorities: servers.Authorities,
 		ServerCA: filepath.Join(own, "server-ca.crt"), Cert: filepath.Join(own, "agent-client.crt"), Key: filepath.Join(own, "agent-client.key"),
 		Allow: tunnel.Allow{
 			Node: a.name, Kubelet: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(a.cfg.KubeletPort)),

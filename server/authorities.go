@@ -79,6 +79,7 @@ func (s *Server) authoritiesTakenOver(r *rotation.Record) {
 		s.tunnels.SetAuthorities(s.authoritiesHash())
 	}
 	s.keysChanged()
+	s.tokensChanged() // they hold the hash of the CA
 }
 
 // ownKeysCount reports whether the keys in this server's files count rather than a record in the datastore: the state was

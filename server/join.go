@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -130,15 +131,17 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 		return nil, err
 	}
 	for _, t := range s.longLived() {
-		if t.Given != "" {
-			if _, err := t.Check(t.ID+" token", append(former, ca)...); err != nil {
-				return nil, err
-			}
+		if t.Given == "" {
+			continue
+		}
+		_, err := t.Check(t.ID+" token", append(former, ca)...)
+		if _, missing := os.Stat(t.File); err != nil && (!errors.Is(err, join.ErrOtherCA) || missing != nil) {
+			return nil, err // where there is a file the CA was replaced, and runJoinAPI says what is set in vain
 		}
 	}
 	return join.New(join.Config{
 		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published(),
-		Names: append(l.DNSNames, name), IPs: l.IPs, Log: s.log,
+		Names: append(l.DNSNames, name), IPs: l.IPs, TokensChanged: s.tokensChanged, Log: s.log,
 	}), nil
 }
 
@@ -178,7 +181,44 @@ func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
 		return join.Tokens{}, nil, fmt.Errorf("make client: %w", err)
 	}
 	ca, former, err := s.caHash()
-	return join.Tokens{Client: client, CA: ca, Former: former}, rc, err
+	return join.Tokens{Client: client, CA: ca, Former: former, Secret: s.sealSecret}, rc, err
+}
+
+// tokensChanged has the files of the tokens of the first start looked at again.
+func (s *Server) tokensChanged() {
+	select {
+	case s.tokensWake <- struct{}{}:
+	default:
+	}
+}
+
+// ensureTokens makes the tokens of the first start, and their files what the cluster has.
+func (s *Server) ensureTokens(ctx context.Context) error {
+	tokens, _, err := s.tokens()
+	if err != nil {
+		return err
+	}
+	notes := map[string]string{}
+	for _, t := range s.longLived() {
+		err := s.insist(ctx, func() error {
+			note, err := tokens.Ensure(ctx, t, s.log.With("component", "join"))
+			if note != "" {
+				notes[t.ID] = note
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	old := s.tokenNotes.Swap(&notes)
+	for id, note := range notes {
+		if old == nil || (*old)[id] != note {
+			s.log.Warn("a token that is set in the settings is not the cluster's", "component", "join", "token", id, "why", note)
+		}
+	}
+	s.keysChanged() // what is sealed with the server token
+	return nil
 }
 
 // runJoinAPI makes the first tokens and lets machines join.
@@ -194,11 +234,25 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
-	for _, t := range s.longLived() {
-		if err := s.insist(ctx, func() error { return tokens.Ensure(ctx, t, s.log.With("component", "join")) }); err != nil {
-			return err
-		}
+	if err := s.ensureTokens(ctx); err != nil {
+		return err
 	}
+	run, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		for {
+			select {
+			case <-run.Done():
+				return
+			case <-s.tokensWake:
+			}
+			if err := s.ensureTokens(run); err != nil && run.Err() == nil {
+				s.log.Warn("the files of the tokens may not be those of now", "component", "join", "error", err)
+			}
+		}
+	})
 	return s.join.Run(ctx, tokens.Client, meta, tokens, ready)
 }
 

@@ -81,6 +81,11 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 		}
 		out.Rows = append(out.Rows, row)
 	}
+	if notes := s.tokenNotes.Load(); notes != nil {
+		for id, note := range *notes {
+			out.Rows = append(out.Rows, status.Row{Name: "setting of the " + id + " token", State: "look at this", Detail: note})
+		}
+	}
 	if s.election != nil {
 		leader := s.election.Leader()
 		row := status.Row{Name: "controllers and scheduler", State: "elsewhere", Detail: "on server " + leader}

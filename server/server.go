@@ -60,6 +60,9 @@ type Server struct {
 	keysWake chan struct{}
 	started  time.Time
 
+	tokensWake chan struct{}
+	tokenNotes atomic.Pointer[map[string]string] // what is wrong with tokens in the settings, by id
+
 	members []etcd.Member // on a server that joins others for the first time
 
 	mu    sync.Mutex
@@ -91,7 +94,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members, started: time.Now()}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members, started: time.Now(), tokensWake: make(chan struct{}, 1)}
 	if s.advertise, err = advertiseAddress(cfg); err != nil {
 		return nil, err
 	}

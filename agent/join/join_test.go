@@ -270,7 +270,7 @@ func TestPassword(t *testing.T) {
 	s := newServer(t)
 	file := filepath.Join(t.TempDir(), "token")
 	l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server, File: file, Given: "hunter2!"}
-	if err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
+	if _, err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
 		t.Fatal(err)
 	}
 	until(t, func() bool {

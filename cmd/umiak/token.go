@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -235,6 +236,11 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 	}
 }
 
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
 // tokenFile is where a server keeps a token of the first start.
 func tokenFile(d layout.Dirs, id string) string {
 	switch id {
@@ -260,5 +266,9 @@ func tokens(c *cli.Context, where agentcli.Where) (join.Tokens, layout.Dirs, err
 		return join.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
 	}
 	ca, former, err := join.CAHash(rc.CAData)
-	return join.Tokens{Client: client, CA: ca, Former: former}, dirs, err
+	t := join.Tokens{Client: client, CA: ca, Former: former}
+	if key := filepath.Join(dirs.ServerPKI(), "service-account.key"); exists(key) { // on a server
+		t.Secret = func() ([]byte, error) { return os.ReadFile(key) }
+	}
+	return t, dirs, err
 }

@@ -48,8 +48,10 @@ type Config struct {
 	// Names and IPs are the API server's, which no node may have.
 	Names []string
 	IPs   []string
-	Log   *slog.Logger
-	Now   func() time.Time // time.Now
+	// TokensChanged is called when one of the two tokens of the first start may be another one; it must not block.
+	TokensChanged func()
+	Log           *slog.Logger
+	Now           func() time.Time // time.Now
 }
 
 // Servers is how the cluster gets more of them.
@@ -96,13 +98,16 @@ func New(cfg Config) *API {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.TokensChanged == nil {
+		cfg.TokensChanged = func() {}
+	}
 	cfg.Log = cfg.Log.With("component", "join")
 	return &API{cfg: cfg, work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: &digest{log: cfg.Log, now: cfg.Now}}
 }
 
 // Run follows tokens and nodes until ctx ends, and lets requests in meanwhile.
 func (a *API) Run(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, tokens Tokens, ready func()) error {
-	k, stop, err := tokens.follow(ctx)
+	k, stop, err := tokens.follow(ctx, a.cfg.TokensChanged)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil

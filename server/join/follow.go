@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/internal/token"
 )
@@ -19,8 +20,9 @@ type known struct {
 	secrets corelisters.SecretNamespaceLister
 }
 
-// follow watches the Secrets until ctx ends, and returns when the first list is there.
-func (t Tokens) follow(ctx context.Context) (*known, func(), error) {
+// follow watches the Secrets until ctx ends, and returns when the first list is there. It calls changed for the two
+// tokens of the first start.
+func (t Tokens) follow(ctx context.Context, changed func()) (*known, func(), error) {
 	f := informers.NewSharedInformerFactoryWithOptions(t.Client, 0, informers.WithNamespace(Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = Label }),
 		informers.WithTransform(func(o any) (any, error) {
@@ -30,7 +32,15 @@ func (t Tokens) follow(ctx context.Context) (*known, func(), error) {
 			return o, nil
 		}))
 	inf := f.Core().V1().Secrets()
-	inf.Informer()
+	tell := func(o any) {
+		if s, ok := o.(*corev1.Secret); ok && (s.Name == tokenPrefix+ServerID || s.Name == tokenPrefix+AgentID) {
+			changed()
+		}
+	}
+	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) { tell(o) }})
+	if err != nil {
+		return nil, nil, fmt.Errorf("watch tokens: %w", err)
+	}
 	f.Start(ctx.Done())
 	for _, ok := range f.WaitForCacheSync(ctx.Done()) {
 		if !ok {

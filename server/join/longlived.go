@@ -25,6 +25,9 @@ type LongLived struct {
 	Given string
 }
 
+// ErrOtherCA means that what the user has set is a token of another CA than those that are trusted.
+var ErrOtherCA = errors.New("it is a token of another cluster than the one whose CA lies in data-dir, or of this one before its CA was replaced; `umiak token list` and DATA/server/token have those of now")
+
 // Check says what is wrong with what the user has set. Setting is the key, for the error; cas are the hashes of
 // the server CAs that are trusted.
 func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
@@ -32,53 +35,92 @@ func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
 	if err != nil {
 		return t, fmt.Errorf("%s: %w", setting, err)
 	}
-	if t.CA != "" && !slices.Contains(cas, t.CA) {
-		return t, fmt.Errorf("%s: it is a token of another cluster than the one whose CA lies in data-dir, or of this one before its CA was replaced; `umiak token list` and DATA/server/token have those of now", setting)
-	}
 	if t.ID != "" && t.ID != l.ID {
 		return t, fmt.Errorf("%s: it is the token %q; only a password or the token %q can be set", setting, t.ID, l.ID)
+	}
+	if t.CA != "" && !slices.Contains(cas, t.CA) {
+		return t, fmt.Errorf("%s: %w", setting, ErrOtherCA)
 	}
 	return t, nil
 }
 
-// Ensure makes the token, or makes it what the user has set, and keeps the file true: a file whose token
-// has been rotated or revoked on another server goes away.
-func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) error {
+// Ensure makes the token, or makes it what the user has set, and keeps the file true: it holds what another server has
+// rotated, and goes away when the token was revoked. What is set but was rotated away once is not used again; then the
+// note says so and what to do.
+func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note string, err error) {
 	r, err := t.get(ctx, l.ID)
 	switch {
 	case errors.Is(err, ErrUnknown):
-		return t.first(ctx, l)
+		return "", t.first(ctx, l)
 	case err != nil:
-		return err
+		return "", err
 	}
 	if l.Given != "" {
 		given, err := l.Check("token", t.cas()...)
-		if err != nil {
+		h := token.HashSecret(given.Secret)
+		switch {
+		case errors.Is(err, ErrOtherCA) && h != r.hash:
+			note = fmt.Sprintf("it is of the cluster's CA of before, or of another cluster, and is not used; set the one in %s, or none", l.File)
+		case err != nil && !errors.Is(err, ErrOtherCA):
+			return "", err
+		case h != r.hash && slices.Contains(r.former, h):
+			note = fmt.Sprintf("it was rotated or revoked, and is not used any more; set the one in %s, or none", l.File)
+		default:
+			return "", t.set(ctx, l, r, given, log)
+		}
+	}
+	return note, t.keep(ctx, l, r, log)
+}
+
+// set makes the token what the user has set.
+func (t Tokens) set(ctx context.Context, l LongLived, r Record, given token.Token, log *slog.Logger) error {
+	own := token.Token{CA: t.CA, ID: l.ID, Secret: given.Secret}
+	if h := token.HashSecret(given.Secret); r.hash != h || r.Kind != l.Kind || !r.Password {
+		if r.hash != "" && r.hash != h {
+			log.Warn("the token that is set differs from the one the cluster had; the old one is refused from now on", "token", l.ID)
+		}
+		r.replace(h)
+		r.Kind, r.Password = l.Kind, true
+		if err := t.seal(&r, own); err != nil {
 			return err
 		}
-		if h := token.HashSecret(given.Secret); r.hash != h || r.Kind != l.Kind || !r.Password {
-			if r.hash != "" && r.hash != h {
-				log.Warn("the token that is set differs from the one the cluster had; the old one is refused from now on", "token", l.ID)
-			}
-			r.hash, r.Kind, r.Password = h, l.Kind, true
-			if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil {
-				return fmt.Errorf("set token %s: %w", l.ID, err)
-			}
+		if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("set token %s: %w", l.ID, err)
 		}
-		return l.write(token.Token{CA: t.CA, ID: l.ID, Secret: given.Secret})
 	}
+	return l.write(own)
+}
+
+// keep keeps the file what the cluster has.
+func (t Tokens) keep(ctx context.Context, l LongLived, r Record, log *slog.Logger) error {
 	have, err := l.read()
-	if err != nil || have.Secret == "" {
+	if err != nil {
 		return err
 	}
-	if token.HashSecret(have.Secret) != r.hash {
+	sealed, errSealed := t.open(r)
+	switch good := have.Secret != "" && token.HashSecret(have.Secret) == r.hash; {
+	case good && errSealed != nil && t.Secret != nil:
+		// For the other servers; theirs may be the keys of before.
+		if err := t.seal(&r, token.Token{CA: t.CA, ID: l.ID, Secret: have.Secret}); err != nil {
+			return err
+		}
+		if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) {
+			return fmt.Errorf("seal token %s: %w", l.ID, err)
+		}
+	case good:
+	case errSealed == nil && r.hash != "":
+		log.Info("this token was rotated on another server, its file has the new one", "token", l.ID, "file", l.File)
+		have = sealed
+	case have.Secret != "":
 		log.Warn("this token was rotated or revoked, its file goes away", "token", l.ID, "file", l.File)
 		if err := os.Remove(l.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the file of token %s: %w", l.ID, err)
 		}
 		return nil
+	default:
+		return nil
 	}
-	have.CA = t.CA // it may have been replaced
+	have.CA, have.ID = t.CA, l.ID // the CA may have been replaced
 	return l.write(have)
 }
 
@@ -104,6 +146,9 @@ func (t Tokens) first(ctx context.Context, l LongLived) error {
 		return err
 	}
 	r.hash = token.HashSecret(tok.Secret)
+	if err := t.seal(&r, tok); err != nil {
+		return err
+	}
 	_, err = t.secrets().Create(ctx, r.secret(), metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) { // another server that starts at the same time
 		return fmt.Errorf("create token %s: %w", l.ID, err)

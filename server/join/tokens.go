@@ -18,6 +18,7 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/server/cluster/seal"
 )
 
 // The Secrets that this package owns.
@@ -32,6 +33,7 @@ const (
 	tokenType   = corev1.SecretType("umiak.io/token")
 
 	keyKind, keyHash, keyExpires, keyUses, keyText, keyPassword = "kind", "sha256", "expires", "uses-left", "description", "password"
+	keyFormer, keySealed                                        = "former", "sealed"
 )
 
 // The two tokens that a cluster has from its first start on, until they are rotated or revoked.
@@ -56,8 +58,22 @@ type Record struct {
 	// Password says that the secret is a user's own and may come without hash and id.
 	Password bool `json:"password,omitempty"`
 
-	hash string // empty once it is revoked
-	raw  *corev1.Secret
+	hash   string   // empty once it is revoked
+	former []string // hashes of secrets that were rotated away or revoked, the newest last
+	sealed []byte   // the token's line, for servers alone; nothing where it was made elsewhere
+	raw    *corev1.Secret
+}
+
+// maxFormer is how many secrets a token remembers that it had.
+const maxFormer = 100
+
+// replace gives the token another secret, by its hash.
+func (r *Record) replace(hash string) {
+	if r.hash != "" && r.hash != hash {
+		r.former = append(slices.DeleteFunc(r.former, func(h string) bool { return h == r.hash }), r.hash)
+		r.former = r.former[max(0, len(r.former)-maxFormer):]
+	}
+	r.hash, r.sealed = hash, nil
 }
 
 // State says in a word whether the token can be used.
@@ -79,7 +95,8 @@ func parse(s *corev1.Secret) (Record, error) {
 	if !ok || s.Type != tokenType {
 		return Record{}, fmt.Errorf("secret %s is not a token", s.Name)
 	}
-	r := Record{ID: id, Description: string(s.Data[keyText]), Created: s.CreationTimestamp.Time, Password: string(s.Data[keyPassword]) == "true", hash: string(s.Data[keyHash]), raw: s}
+	r := Record{ID: id, Description: string(s.Data[keyText]), Created: s.CreationTimestamp.Time, Password: string(s.Data[keyPassword]) == "true", hash: string(s.Data[keyHash]),
+		former: strings.Fields(string(s.Data[keyFormer])), sealed: s.Data[keySealed], raw: s}
 	var err error
 	if r.Kind, err = token.ParseKind(string(s.Data[keyKind])); err != nil {
 		return Record{}, fmt.Errorf("secret %s: %w", s.Name, err)
@@ -120,6 +137,12 @@ func (r Record) secret() *corev1.Secret {
 	if r.Password {
 		s.Data[keyPassword] = []byte("true")
 	}
+	if len(r.former) > 0 {
+		s.Data[keyFormer] = []byte(strings.Join(r.former, "\n"))
+	}
+	if len(r.sealed) > 0 {
+		s.Data[keySealed] = r.sealed
+	}
 	return s
 }
 
@@ -131,6 +154,54 @@ type Tokens struct {
 	// Former are those of server CAs that are trusted besides, while the CA is being replaced: tokens with them are
 	// still good.
 	Former []string
+	// Secret is what only servers have; nil elsewhere. With it the tokens of the first start get to all servers' files.
+	Secret func() ([]byte, error)
+}
+
+// purpose is that of what is sealed with Secret.
+const purpose = "umiak tokens"
+
+// seal keeps a token's line in its record for the other servers.
+func (t Tokens) seal(r *Record, tok token.Token) error {
+	if t.Secret == nil {
+		return nil
+	}
+	secret, err := t.Secret()
+	if err != nil {
+		return err
+	}
+	key, err := seal.Key(secret, purpose)
+	if err != nil {
+		return err
+	}
+	if r.sealed, err = seal.Seal(key, []byte(tok.Line()), []byte(r.ID)); err != nil {
+		return fmt.Errorf("seal token %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// open is the token that seal has kept, if it is the one that counts.
+func (t Tokens) open(r Record) (token.Token, error) {
+	if t.Secret == nil || len(r.sealed) == 0 {
+		return token.Token{}, seal.ErrOther
+	}
+	secret, err := t.Secret()
+	if err != nil {
+		return token.Token{}, err
+	}
+	key, err := seal.Key(secret, purpose)
+	if err != nil {
+		return token.Token{}, err
+	}
+	line, err := seal.Open(key, r.sealed, []byte(r.ID))
+	if err != nil {
+		return token.Token{}, err
+	}
+	tok, err := token.Parse(string(line))
+	if err == nil && token.HashSecret(tok.Secret) != r.hash {
+		err = seal.ErrOther
+	}
+	return tok, err
 }
 
 // Spec says what a new token is to be.
@@ -226,7 +297,8 @@ func (t Tokens) Revoke(ctx context.Context, id string) error {
 		return err
 	}
 	if id == ServerID || id == AgentID {
-		r.hash, r.Password = "", false
+		r.replace("")
+		r.Password = false
 		_, err = t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{})
 	} else {
 		err = t.secrets().Delete(ctx, tokenPrefix+id, metav1.DeleteOptions{})
@@ -244,7 +316,11 @@ func (t Tokens) Rotate(ctx context.Context, id string) (token.Token, error) {
 		return token.Token{}, err
 	}
 	tok := token.New(t.CA, id)
-	r.hash, r.Password = token.HashSecret(tok.Secret), false
+	r.replace(token.HashSecret(tok.Secret))
+	r.Password = false
+	if err := t.seal(&r, tok); err != nil {
+		return token.Token{}, err
+	}
 	if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil {
 		return token.Token{}, fmt.Errorf("rotate token %s: %w", id, err)
 	}

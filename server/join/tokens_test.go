@@ -29,7 +29,7 @@ func TestTokensOfTheFirstStart(t *testing.T) {
 	l := LongLived{ID: AgentID, Kind: token.Agent, File: filepath.Join(t.TempDir(), "agent-token")}
 	ensure := func(l LongLived) string {
 		t.Helper()
-		if err := tokens.Ensure(ctx, l, quiet); err != nil {
+		if _, err := tokens.Ensure(ctx, l, quiet); err != nil {
 			t.Fatal(err)
 		}
 		raw, err := os.ReadFile(l.File)
@@ -100,12 +100,103 @@ func TestTokensOfTheFirstStart(t *testing.T) {
 	if got := ensure(l); got != "um1."+hash+".agent.a-password" {
 		t.Errorf("%q", got)
 	}
-	for _, bad := range []string{"um1." + strings.Repeat("00", 32) + ".agent.x", "um1." + hash + ".server.x", "two words"} {
+	for _, bad := range []string{"um1." + hash + ".server.x", "two words"} {
 		l.Given = bad
-		if err := tokens.Ensure(ctx, l, quiet); err == nil {
+		if _, err := tokens.Ensure(ctx, l, quiet); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
 	}
+}
+
+// TestTokensOfSeveralServers: what one server rotates the others' files get, and what was rotated away does not come back
+// by the settings of a server.
+func TestTokensOfSeveralServers(t *testing.T) {
+	ctx := t.Context()
+	secret := "the servers' secret"
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash, Secret: func() ([]byte, error) { return []byte(secret), nil }}
+	file := func() LongLived {
+		return LongLived{ID: ServerID, Kind: token.Server, File: filepath.Join(t.TempDir(), "token")}
+	}
+	ensure := func(l LongLived) (line, note string) {
+		t.Helper()
+		note, err := tokens.Ensure(ctx, l, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, _ := os.ReadFile(l.File)
+		return strings.TrimSpace(string(raw)), note
+	}
+	want := func(what, got, note, line string, noted bool) {
+		t.Helper()
+		if got != line || (note != "") != noted {
+			t.Errorf("%s: the file has the wanted token: %v; noted %q", what, got == line, note)
+		}
+	}
+	a, b := file(), file()
+	first, _ := ensure(a)
+	got, note := ensure(b)
+	want("another server", got, note, first, false)
+	second, err := tokens.Rotate(ctx, ServerID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []LongLived{a, b} {
+		got, note = ensure(l)
+		want("after a rotation", got, note, second.Line(), false)
+	}
+	// The settings of a server still have the first one, as it joined with it.
+	left := b
+	left.Given = first
+	got, note = ensure(left)
+	want("a left-over token", got, note, second.Line(), true)
+	got, note = ensure(a)
+	want("and the others", got, note, second.Line(), false)
+	left.Given = second.Line()
+	got, note = ensure(left)
+	want("the new one in the settings", got, note, second.Line(), false)
+	// The CA is replaced, and the ServiceAccount key with it: who has the token seals it anew.
+	old := left
+	secret, tokens.CA = "another secret", strings.Repeat("cd", 32)
+	late := file()
+	if got, _ = ensure(late); got != "" {
+		t.Errorf("opened with another secret: %d bytes", len(got))
+	}
+	now := token.Token{CA: tokens.CA, ID: ServerID, Secret: second.Secret}.Line()
+	got, note = ensure(a)
+	want("after the CA", got, note, now, false)
+	got, note = ensure(late)
+	want("who comes late", got, note, now, false)
+	got, note = ensure(old)
+	want("set with the CA of before", got, note, now, false)
+	old.Given = first
+	got, note = ensure(old)
+	want("the first one, with the CA of before", got, note, now, true)
+	// Rotated from a machine that is no server: nobody can tell the others.
+	elsewhere := tokens
+	elsewhere.Secret = nil
+	if _, err := elsewhere.Rotate(ctx, ServerID); err != nil {
+		t.Fatal(err)
+	}
+	got, note = ensure(a)
+	want("rotated elsewhere", got, note, "", false)
+	// A password of the user's own counts, once.
+	a.Given = "a-password"
+	got, note = ensure(a)
+	want("a password", got, note, "um1."+tokens.CA+".server.a-password", false)
+	got, note = ensure(b)
+	want("and the others", got, note, "um1."+tokens.CA+".server.a-password", false)
+	third, err := tokens.Rotate(ctx, ServerID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, note = ensure(a)
+	want("a password that was rotated away", got, note, third.Line(), true)
+	if err := tokens.Revoke(ctx, ServerID); err != nil {
+		t.Fatal(err)
+	}
+	a.Given = third.Line()
+	got, note = ensure(a)
+	want("a revoked one", got, note, "", true)
 }
 
 func TestCreateAndRevoke(t *testing.T) {
