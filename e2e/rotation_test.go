@@ -112,6 +112,15 @@ func (e *env) refused(by *cluster.Cluster, why string, args ...string) {
 	}
 }
 
+// reconnect makes clients of what the servers' kubeconfigs hold now.
+func (e *env) reconnect(servers ...*cluster.Cluster) {
+	e.Helper()
+	for _, c := range servers {
+		c.Kube = nil
+		e.must(c.Connect())
+	}
+}
+
 // startAgain restarts a server and waits until it serves and is a member.
 func (e *env) startAgain(c *cluster.Cluster) {
 	e.Helper()
@@ -164,9 +173,7 @@ func (e *env) rotatesAll(agents []*cluster.Cluster, servers ...*cluster.Cluster)
 	e.refused(s1, s2.M.Name, "certificate", "rotate-ca", "--finish", "--force")
 	p.check("begun")
 
-	for _, c := range servers {
-		e.must(c.Connect()) // with what trusts both
-	}
+	e.reconnect(servers...) // with what trusts both
 	stopNew, newWrote := e.writer(p, "writer-after", servers...)
 	for _, c := range servers {
 		e.startAgain(c)
@@ -188,9 +195,7 @@ func (e *env) rotatesAll(agents []*cluster.Cluster, servers ...*cluster.Cluster)
 			e.Errorf("%s is the old one", name)
 		}
 	}
-	for _, c := range servers {
-		e.must(c.Connect())
-	}
+	e.reconnect(servers...)
 	p.check("finished")
 	stopNew()
 	if oldWrote() == 0 || newWrote() == 0 {

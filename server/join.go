@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/controlplane"
@@ -141,7 +142,7 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 	}
 	return join.New(join.Config{
 		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published(),
-		Names: append(l.DNSNames, name), IPs: l.IPs, TokensChanged: s.tokensChanged, Log: s.log,
+		Names: append(l.DNSNames, name), IPs: l.IPs, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
 	}), nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/keys"
 	"github.com/umiak-io/umiak/server/pki"
@@ -162,8 +163,17 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 		return nil, err
 	}
 	var resp joinapi.ServerResponse
-	c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.token, Now: time.Now}
-	return &resp, c.Post(ctx, j.addr, joinapi.ServerPath, j.request, &resp)
+	c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.token, Now: time.Now, Version: version.Version}
+	if j.request.Datastore == joinapi.Etcd {
+		c.Etcd = etcd.Version()
+	}
+	server, err := c.Post(ctx, j.addr, joinapi.ServerPath, j.request, &resp)
+	if err == nil {
+		if skew := version.ServerFits(version.Version, server); skew != nil {
+			err = joinapi.Refuse(joinapi.BadVersion, "%v", skew)
+		}
+	}
+	return &resp, err
 }
 
 // say logs why it waits, when it is news.

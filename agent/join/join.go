@@ -17,6 +17,7 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
+	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
@@ -28,6 +29,7 @@ type Config struct {
 	// Local is where the balancer listens.
 	Local    string
 	Balancer *balancer.Balancer
+	Version  string // of this release
 	Log      *slog.Logger
 	Now      func() time.Time // time.Now
 }
@@ -45,6 +47,7 @@ type Joiner struct {
 	state  string // for status
 	detail string
 	said   string // the last reason for waiting that was logged
+	skew   string // why this release does not go with the servers'
 	fresh  bool   // it has joined in this process
 }
 
@@ -52,6 +55,9 @@ type Joiner struct {
 func New(cfg Config) (*Joiner, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Version == "" {
+		cfg.Version = version.Version
 	}
 	cfg.Log = cfg.Log.With("component", "join")
 	for _, d := range []string{cfg.Dirs.Agent(), cfg.Dirs.AgentPKI()} {
@@ -123,8 +129,13 @@ func (j *Joiner) enroll(ctx context.Context) error {
 		ca, err := token.FetchCA(ctx, addr, j.cfg.Token.CA, j.cfg.Now)
 		if err == nil {
 			var resp joinapi.NodeResponse
-			c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.cfg.Token, Now: j.cfg.Now}
-			if err = c.Post(ctx, addr, joinapi.NodePath, req, &resp); err == nil {
+			c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.cfg.Token, Now: j.cfg.Now, Version: j.cfg.Version}
+			var server string
+			if server, err = c.Post(ctx, addr, joinapi.NodePath, req, &resp); err == nil {
+				// A server of an older release has not looked.
+				if err := version.NodeFits(j.cfg.Version, server); err != nil {
+					return joinapi.Refuse(joinapi.BadVersion, "%v", err)
+				}
 				if err := j.accept(&resp, token.HashCA(ca)); err != nil {
 					return err
 				}
@@ -235,7 +246,8 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 		return fmt.Errorf("read the cluster's CA: %w", err)
 	}
 	var resp joinapi.NodeResponse
-	err = joinclient.Client{CAs: cas, Certificate: own, Now: j.cfg.Now}.Post(ctx, j.cfg.Local, path, req, &resp)
+	server, err := joinclient.Client{CAs: cas, Certificate: own, Now: j.cfg.Now, Version: j.cfg.Version}.Post(ctx, j.cfg.Local, path, req, &resp)
+	j.compare(server)
 	if err == nil && path == joinapi.CheckPath {
 		return j.cfg.Balancer.Set(resp.Servers)
 	}
@@ -286,6 +298,24 @@ func (j *Joiner) authorities() (hash string, since time.Time, err error) {
 		}
 	}
 	return tunnelwire.HashAuthorities(server, client), since, nil
+}
+
+// compare remembers for status whether the node's release goes with that of the server that has answered: a node that has
+// joined works on, as well as it can.
+func (j *Joiner) compare(server string) {
+	skew := ""
+	if err := version.NodeFits(j.cfg.Version, server); err != nil {
+		skew = err.Error()
+	}
+	j.mu.Lock()
+	news := skew != "" && j.skew != skew
+	if server != "" {
+		j.skew = skew
+	}
+	j.mu.Unlock()
+	if news {
+		j.cfg.Log.Warn("this node's release does not go with the server's", "why", skew)
+	}
 }
 
 func (j *Joiner) justJoined() bool {

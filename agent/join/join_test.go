@@ -398,7 +398,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(), other.Listener.Addr().String(), joinapi.RenewPath, &joinapi.NodeRequest{}, &joinapi.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
+	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(), other.Listener.Addr().String(), joinapi.RenewPath, &joinapi.NodeRequest{}, &joinapi.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
 		t.Errorf("a server of another cluster: %v", err)
 	}
 	m2 := newMachine(t, other)
@@ -413,7 +413,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign, Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, &joinapi.NodeResponse{}); !errors.As(err, &e) || e.Code != joinapi.BadIdentity {
+	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign, Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, &joinapi.NodeResponse{}); !errors.As(err, &e) || e.Code != joinapi.BadIdentity {
 		t.Errorf("with a foreign certificate: %v", err)
 	}
 }

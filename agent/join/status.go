@@ -15,7 +15,7 @@ import (
 func (j *Joiner) Section(ctx context.Context) status.Section {
 	j.mu.Lock()
 	row := status.Row{Name: "https://" + j.cfg.Server, State: j.state, Detail: j.detail}
-	isJoined, node := j.joined != nil, j.node.Name
+	isJoined, node, skew := j.joined != nil, j.node.Name, j.skew
 	j.mu.Unlock()
 	if !isJoined {
 		return status.Section{Name: "Cluster", Rows: []status.Row{row}}
@@ -26,6 +26,9 @@ func (j *Joiner) Section(ctx context.Context) status.Section {
 	out := status.Section{Name: "Cluster", Rows: []status.Row{row}}
 	if why := j.refused(ctx, node); why != "" {
 		out.Rows = append(out.Rows, status.Row{Name: "node " + node, State: "look at this", Detail: why})
+	}
+	if skew != "" {
+		out.Rows = append(out.Rows, status.Row{Name: "release", State: "look at this", Detail: skew})
 	}
 	due := j.due()
 	for _, id := range identities {

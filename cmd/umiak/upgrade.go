@@ -15,6 +15,7 @@ import (
 
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	upgradesapi "github.com/umiak-io/umiak/internal/upgrades"
+	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/upgrades"
 )
 
@@ -75,9 +76,9 @@ func upgradeCluster(where agentcli.Where) *cli.Command {
 }
 
 // wanted is what the flags ask for.
-func wanted(c *cli.Context, version string) (upgradesapi.Spec, error) {
-	spec := upgradesapi.Spec{Version: version, Source: c.String("source"), Drain: c.Bool("drain"), IgnoreDisruptionBudgets: c.Bool("ignore-disruption-budgets")}
-	if _, err := upgradesapi.Minor(version); err != nil {
+func wanted(c *cli.Context, release string) (upgradesapi.Spec, error) {
+	spec := upgradesapi.Spec{Version: release, Source: c.String("source"), Drain: c.Bool("drain"), IgnoreDisruptionBudgets: c.Bool("ignore-disruption-budgets")}
+	if _, err := version.Minor(release); err != nil {
 		return spec, fmt.Errorf("--version: %w", err)
 	}
 	if s := c.String("node-selector"); s != "" {

@@ -32,6 +32,12 @@ const (
 	ServerPath = Prefix + "server"
 )
 
+// Headers of requests and answers: which release the sender is of, as v1.37.2+umiak1, and which etcd a server has.
+const (
+	VersionHeader = "Umiak-Version"
+	EtcdHeader    = "Umiak-Etcd-Version"
+)
+
 // MaxBody is the most that a request or an answer may hold.
 const MaxBody = 64 << 10
 
@@ -96,6 +102,7 @@ const (
 	BadToken     Code = "bad-token"     // unknown, revoked, ended or used up, or of the wrong kind
 	NameTaken    Code = "name-taken"    // another machine has this node name
 	BadSettings  Code = "bad-settings"  // the server's settings are not the cluster's
+	BadVersion   Code = "bad-version"   // the machine's release does not go with the cluster's
 	NotShared    Code = "not-shared"    // the cluster's datastore is for one server alone, or another than asked for
 	UnknownNode  Code = "unknown-node"  // the node was deleted from the cluster
 	BadIdentity  Code = "bad-identity"  // the client certificate is not one of this cluster's

@@ -44,13 +44,16 @@ type Client struct {
 	Certificate *tls.Certificate
 	Token       token.Token
 	Now         func() time.Time
+	// Version is the machine's release, Etcd the version of the etcd that it has, if it is to be a server.
+	Version, Etcd string
 }
 
-// Post asks one server, HOST:PORT, and reads its answer into answer. A refusal is a *joinapi.Error.
-func (c Client) Post(ctx context.Context, addr, path string, request, answer any) error {
+// Post asks one server, HOST:PORT, and reads its answer into answer. A refusal is a *joinapi.Error. It returns the
+// server's release, if that says so.
+func (c Client) Post(ctx context.Context, addr, path string, request, answer any) (server string, err error) {
 	conf, err := token.TLS(c.CAs, c.Now)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if c.Certificate != nil {
 		// Also one that the server might not choose by itself, because it has ended.
@@ -60,35 +63,40 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 	defer tr.CloseIdleConnections()
 	body, err := json.Marshal(request)
 	if err != nil {
-		return fmt.Errorf("encode request: %w", err)
+		return "", fmt.Errorf("encode request: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+path, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", addr, err)
+		return "", fmt.Errorf("ask %s: %w", addr, err)
 	}
 	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set(joinapi.VersionHeader, c.Version)
+	if c.Etcd != "" {
+		r.Header.Set(joinapi.EtcdHeader, c.Etcd)
+	}
 	if c.Certificate == nil {
 		r.SetBasicAuth(c.Token.ID, c.Token.Secret)
 	}
 	hc := &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := hc.Do(r)
 	if err != nil {
-		return c.explain(addr, err)
+		return "", c.explain(addr, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
+	server = resp.Header.Get(joinapi.VersionHeader)
 	if resp.StatusCode != http.StatusOK {
 		var e joinapi.Error
 		if err := joinapi.DecodeAnswer(resp.Body, &e); err != nil || e.Code == "" {
-			return fmt.Errorf("ask %s: it answers %s", addr, resp.Status)
+			return server, fmt.Errorf("ask %s: it answers %s", addr, resp.Status)
 		}
-		return fmt.Errorf("server %s: %w", addr, &e)
+		return server, fmt.Errorf("server %s: %w", addr, &e)
 	}
 	if err := joinapi.DecodeAnswer(resp.Body, answer); err != nil {
-		return fmt.Errorf("read the answer of %s: %w", addr, err)
+		return server, fmt.Errorf("read the answer of %s: %w", addr, err)
 	}
-	return nil
+	return server, nil
 }
 
 // explain says what an error of TLS means here.

@@ -3,8 +3,6 @@ package upgrades
 import (
 	"encoding/json"
 	"fmt"
-	"regexp"
-	"strconv"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -133,15 +131,4 @@ func Annotation[T Request | Answer](annotations map[string]string, name string) 
 		return none, false
 	}
 	return v, true
-}
-
-var minor = regexp.MustCompile(`^v1\.(\d{1,4})\.\d{1,4}(-[a-z0-9.-]+)?(\+[a-z0-9.-]+)?$`)
-
-// Minor is the 37 of v1.37.2+umiak1.
-func Minor(version string) (int, error) {
-	m := minor.FindStringSubmatch(version)
-	if m == nil {
-		return 0, fmt.Errorf("%q is no version such as v1.37.2+umiak1", version)
-	}
-	return strconv.Atoi(m[1])
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -48,6 +49,8 @@ type Config struct {
 	// Names and IPs are the API server's, which no node may have.
 	Names []string
 	IPs   []string
+	// Version is this server's release, Etcd the version of its etcd.
+	Version, Etcd string
 	// TokensChanged is called when one of the two tokens of the first start may be another one; it must not block.
 	TokensChanged func()
 	Log           *slog.Logger
@@ -98,6 +101,9 @@ func New(cfg Config) *API {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Version == "" {
+		cfg.Version = version.Version
+	}
 	if cfg.TokensChanged == nil {
 		cfg.TokensChanged = func() {}
 	}
@@ -143,6 +149,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set(joinapi.VersionHeader, a.cfg.Version)
 	s := a.ready.Load()
 	if s == nil {
 		a.refuse(w, r, joinapi.Refuse(joinapi.Starting, "the server is starting, try again"))
@@ -162,6 +169,9 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	rec, err := a.tokenOf(s, r) // either kind lets a node in
 	if err != nil {
 		return nil, err
+	}
+	if err := version.NodeFits(r.Header.Get(joinapi.VersionHeader), a.cfg.Version); err != nil {
+		return nil, joinapi.Refuse(joinapi.BadVersion, "%v", err)
 	}
 	release, err := a.enter(ctx)
 	if err != nil {

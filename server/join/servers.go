@@ -9,6 +9,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/internal/version"
 )
 
 // joinServer lets a server in that has a token for servers: whoever has the cluster's keys is the cluster. It may
@@ -20,6 +21,13 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 	}
 	if rec.Kind != token.Server {
 		return nil, joinapi.Refuse(joinapi.BadToken, "token %s lets agents join, not servers; `umiak token create --kind server` on a server makes one for servers", rec.ID)
+	}
+	err = version.ServerFits(r.Header.Get(joinapi.VersionHeader), a.cfg.Version)
+	if err == nil {
+		err = version.EtcdFits(r.Header.Get(joinapi.EtcdHeader), a.cfg.Etcd)
+	}
+	if err != nil {
+		return nil, joinapi.Refuse(joinapi.BadVersion, "%v", err)
 	}
 	release, err := a.enter(ctx)
 	if err != nil {

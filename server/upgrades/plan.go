@@ -13,6 +13,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/upgrades"
+	umiakversion "github.com/umiak-io/umiak/internal/version"
 )
 
 // Patience is how long a node may take before the Upgrade has failed on it.
@@ -56,7 +57,7 @@ type planner struct {
 }
 
 func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
-	target, err := upgrades.Minor(p.u.Spec.Version)
+	target, err := umiakversion.Minor(p.u.Spec.Version)
 	if err != nil {
 		return failed(nil, "spec.version: %v", err)
 	}
@@ -115,7 +116,7 @@ func (p *planner) allowed(n *corev1.Node, target int) (Step, bool) {
 	if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id && a.Error != "" {
 		return failed(n, "%s: %s; no other node is touched. Raise spec.attempt to try again", n.Name, a.Error), false
 	}
-	from, err := upgrades.Minor(version(n))
+	from, err := umiakversion.Minor(version(n))
 	switch {
 	case err != nil:
 		return failed(n, "%s does not run umiak: %v", n.Name, err), false
@@ -157,12 +158,12 @@ func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
 		if !ready(n) && isServer(rest[0]) {
 			return waiting(n, "server %s is not ready (%s), and no other is taken away meanwhile", n.Name, readiness(n))
 		}
-		if m, err := upgrades.Minor(version(n)); err == nil && m < target && !isServer(rest[0]) {
+		if m, err := umiakversion.Minor(version(n)); err == nil && m < target && !isServer(rest[0]) {
 			return waiting(n, "server %s runs %s, and no node may be newer than a server", n.Name, version(n))
 		}
 	}
 	// A server without a node is seen only when it leads.
-	if m, err := upgrades.Minor(p.self); err == nil && m < target && !isServer(rest[0]) {
+	if m, err := umiakversion.Minor(p.self); err == nil && m < target && !isServer(rest[0]) {
 		return waiting(nil, "a server without a node runs %s, and no node may be newer: upgrade it there by umiak upgrade", p.self)
 	}
 	var away []*corev1.Node

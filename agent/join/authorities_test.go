@@ -1,0 +1,68 @@
+package join
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinclient"
+	"github.com/umiak-io/umiak/internal/tunnelwire"
+	"github.com/umiak-io/umiak/internal/version"
+	serverjoin "github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/server/pki"
+)
+
+// TestReleasesThatDoNotGoTogether: a node that must not work with the server is refused before its token is used; one
+// that has joined says so and works on.
+func TestReleasesThatDoNotGoTogether(t *testing.T) {
+	s := newServer(t)
+	once := s.token(t, serverjoin.Spec{SingleUse: true})
+	m := newMachine(t, s)
+	for release, want := range map[string]string{"v1.99.0+umiak1": "must not be newer", "v1.20.0": "minor versions older"} {
+		j := m.joiner(t, s, once)
+		j.cfg.Version = release
+		if _, err := j.Join(t.Context(), n1); !joinclient.IsCode(err, joinapi.BadVersion) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), version.Version) {
+			t.Errorf("%s: %v", release, err)
+		}
+	}
+	j := m.joiner(t, s, once)
+	if _, err := j.Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	j.cfg.Version = "v1.99.0"
+	if err := j.renew(t.Context(), joinapi.RenewPath); err != nil {
+		t.Errorf("one that has joined: %v", err)
+	}
+	rows := j.Section(t.Context()).Rows
+	if len(rows) < 2 || !strings.Contains(rows[1].Detail+rows[2].Detail, "must not be newer") {
+		t.Errorf("status says %+v", rows)
+	}
+}
+
+// TestANodeTakesOverAuthorities: a node renews its certificates when a server tells it of other authorities, and not
+// otherwise.
+func TestANodeTakesOverAuthorities(t *testing.T) {
+	s := newServer(t)
+	m := newMachine(t, s)
+	j := m.joiner(t, s, s.token(t, serverjoin.Spec{}))
+	if _, err := j.Join(t.Context(), n1); err != nil {
+		t.Fatal(err)
+	}
+	hash := func() string { return tunnelwire.HashAuthorities(s.pki.CAPEM(pki.ServerCA), s.pki.CAPEM(pki.ClientCA)) }
+	before := m.cert(t, agentClient)
+	has, since, err := j.Authorities(t.Context(), hash())
+	if err != nil || has != hash() || since.IsZero() || !m.cert(t, agentClient).Equal(before) {
+		t.Errorf("the same ones: %s since %v, %v", has, since, err)
+	}
+	if err := s.pki.BeginRotation(nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	has, _, err = j.Authorities(t.Context(), hash())
+	if err != nil || has != hash() || m.cert(t, agentClient).Equal(before) {
+		t.Errorf("other ones: %s, want %s, %v", has, hash(), err)
+	}
+	// A server that is behind the one that tells it: the node has what it got.
+	if has, _, err = j.Authorities(t.Context(), "of the next stage"); err != nil || has != hash() {
+		t.Errorf("from a server that is behind: %s, want %s, %v", has, hash(), err)
+	}
+}
