@@ -57,6 +57,8 @@ func addresses() error {
 type world struct {
 	dir string
 	pki *pki.PKI
+	// authorities is what nodes answer that are asked for them; nil as of an older release.
+	authorities func(context.Context, string) (string, time.Time, error)
 }
 
 func newWorld(t *testing.T) *world {
@@ -66,7 +68,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{dir, p}
+	w := &world{dir: dir, pki: p}
 	w.leaf(t, pki.Leaf{Name: "serving", CA: pki.ServerCA, CommonName: "kube-apiserver", Server: true, DNSNames: []string{"kubernetes"}, IPs: []string{"127.0.0.1"}})
 	w.agent(t, "n1")
 	return w
@@ -166,7 +168,7 @@ func (w *world) node(t *testing.T, name, kubelet string, dial func(context.Conte
 			PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
 			Own:       func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(bridgeIP)}, nil },
 		},
-		Dial: dial, Log: logger(t),
+		Dial: dial, Log: logger(t), Authorities: w.authorities,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
