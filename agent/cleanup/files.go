@@ -158,8 +158,7 @@ func (c *cleaner) removeNotedPaths() error {
 	noted := c.made(host.KindPath)
 	slices.SortFunc(noted, func(a, b string) int { return len(b) - len(a) }) // what lies deeper first
 	for _, p := range noted {
-		// Another node on this machine, in a mount namespace of its own, would lose what it shows there.
-		if used, err := host.MountedElsewhere(p); err != nil || used {
+		if used, err := c.usedElsewhere(p); err != nil || used {
 			errs = append(errs, err)
 			continue
 		}
@@ -179,6 +178,17 @@ func (c *cleaner) removeNotedPaths() error {
 		errs = append(errs, c.gone(host.KindPath, p))
 	}
 	return errors.Join(errs...)
+}
+
+// usedElsewhere reports whether another node on this machine, in a mount namespace of its own, would lose what it shows
+// at a place with the place.
+func (c *cleaner) usedElsewhere(p string) (bool, error) {
+	for _, f := range folders.Of(c.Dirs) {
+		if f.At == p {
+			return host.MountedElsewhere(f.At, f.Data)
+		}
+	}
+	return false, nil
 }
 
 // removeNoted removes a file, or a folder with nothing in it but what the kubelet puts there itself.

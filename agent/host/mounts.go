@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 )
 
 // Mounts lists what is mounted at a directory, the uppermost last, and below it, deepest first. A directory that is not
@@ -44,20 +43,22 @@ func Deleted(m *mountinfo.Info) bool {
 	return strings.HasSuffix(m.Root, "//deleted") || strings.HasSuffix(m.Mountpoint, "//deleted")
 }
 
-// MountedElsewhere reports whether a directory is a mount point in another mount namespace of this machine: the kernel
-// takes such mounts away with the directory.
-func MountedElsewhere(dir string) (bool, error) {
+// MountedElsewhere reports whether a directory is, in another mount namespace of this machine, a mount point that shows
+// another directory than data: the kernel takes such mounts away with the directory. Where it shows data, that is a
+// copy that a namespace got when it was made.
+func MountedElsewhere(dir, data string) (bool, error) {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return false, fmt.Errorf("read mount namespace: %w", err)
 	}
-	var up unix.Stat_t
-	switch err := unix.Stat(filepath.Dir(dir), &up); {
-	case errors.Is(err, fs.ErrNotExist):
+	up, err := os.Stat(filepath.Dir(dir))
+	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("look at %s: %w", filepath.Dir(dir), err)
 	}
+	if err != nil {
+		return false, err
+	}
+	shown, _ := os.Stat(data)
 	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return false, err
@@ -78,9 +79,12 @@ func MountedElsewhere(dir string) (bool, error) {
 			if len(f) < 5 || !strings.HasSuffix(f[4], dir) {
 				continue
 			}
+			at := filepath.Join(p, "root", f[4])
 			// A namespace with a /var of its own has a mount point of its own, too.
-			var there unix.Stat_t
-			if unix.Stat(filepath.Join(p, "root", filepath.Dir(f[4])), &there) == nil && there.Dev == up.Dev && there.Ino == up.Ino {
+			if above, err := os.Stat(filepath.Dir(at)); err != nil || !os.SameFile(above, up) {
+				continue
+			}
+			if st, err := os.Stat(at); err == nil && (shown == nil || !os.SameFile(st, shown)) {
 				return true, nil
 			}
 		}

@@ -113,10 +113,19 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	deps.Options = append(deps.Options, func(inner *upstream.Kubelet) { k.inner.Store(inner) })
 	started := time.Now()
 	go func() {
-		if err := k.waitRegistered(ctx, started); err == nil {
-			ready()
-		} else if ctx.Err() == nil {
-			k.cfg.Log.Error("cannot tell whether the node is registered", "error", err)
+		if err := k.waitRegistered(ctx, started); err != nil {
+			if ctx.Err() == nil {
+				k.cfg.Log.Error("cannot tell whether the node is registered", "error", err)
+			}
+			return
+		}
+		ready()
+		n, err := sweep(ctx, k.cfg.Client, k.cfg.NodeName)
+		if err != nil && ctx.Err() == nil {
+			k.cfg.Log.Warn("pods that ended when the machine was shut down stay as Failed", "error", err)
+		}
+		if n > 0 {
+			k.cfg.Log.Info("deleted pods that ended when the machine was shut down", "pods", n)
 		}
 	}()
 	// Told to stop while it starts, it returns what its calls to containerd returned: gRPC's "canceled".

@@ -38,11 +38,45 @@ func (m *Machine) Snapshot(ctx context.Context, exclude ...string) (Snapshot, er
 		}
 	}
 	add("processes", m.processes(), nil)
+	addNetwork(ctx, m.PID, add)
+	var groups []string
+	var e error
+	for _, h := range m.cgroups {
+		e = filepath.WalkDir(h.group(m.ID), func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				groups = append(groups, p)
+			}
+			return nil
+		})
+	}
+	add("cgroups", groups, e)
+	var mounts, files, values []string
+	e = m.Do(func() error {
+		raw, err := os.ReadFile("/proc/1/mountinfo")
+		mounts = mountLines(string(raw))
+		for _, k := range sysctls {
+			if v, err := os.ReadFile("/proc/sys/" + k); err == nil {
+				values = append(values, k+" = "+strings.Join(strings.Fields(string(v)), " "))
+			}
+		}
+		for _, root := range []string{"/etc", "/opt", "/run", "/var/lib", "/var/log", filepath.Join(m.Dir, "tmp")} {
+			files = append(files, paths(root, exclude)...)
+		}
+		return err
+	})
+	add("mounts", mounts, e)
+	add("files", files, nil)
+	add("sysctls", values, nil)
+	return s, err
+}
+
+// addNetwork adds rules, links, addresses and routes of the network namespace of a process.
+func addNetwork(ctx context.Context, pid int, add func(kind string, lines []string, err error)) {
 	// The host's own nft, for a machine need not have one.
-	ruleset, e := exec.CommandContext(ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", m.PID), "nft", "list", "ruleset").Output()
-	add("nftables", slices.Collect(strings.Lines(string(ruleset))), e)
+	ruleset, err := exec.CommandContext(ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "nft", "list", "ruleset").Output()
+	add("nftables", slices.Collect(strings.Lines(string(ruleset))), err)
 	var links, addrs, routes []string
-	e = withNetlink(m.PID, func(nl *netlink.Handle) error {
+	err = withNetlink(pid, func(nl *netlink.Handle) error {
 		ls, err := nl.LinkList()
 		if err != nil {
 			return err
@@ -68,50 +102,36 @@ func (m *Machine) Snapshot(ctx context.Context, exclude ...string) (Snapshot, er
 		}
 		return nil
 	})
-	add("links", links, e)
+	add("links", links, err)
 	add("addresses", addrs, nil)
 	add("routes", routes, nil)
-	var groups []string
-	for _, h := range m.cgroups {
-		e = filepath.WalkDir(h.group(m.ID), func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				groups = append(groups, p)
-			}
-			return nil
-		})
+}
+
+// mountLines are type and place of each mount of a mountinfo.
+func mountLines(mountinfo string) []string {
+	var out []string
+	for line := range strings.Lines(mountinfo) {
+		left, right, _ := strings.Cut(line, " - ")
+		if l, r := strings.Fields(left), strings.Fields(right); len(l) > 4 && len(r) > 0 {
+			out = append(out, r[0]+" "+l[4])
+		}
 	}
-	add("cgroups", groups, e)
-	var mounts, files, values []string
-	e = m.Do(func() error {
-		raw, err := os.ReadFile("/proc/1/mountinfo")
-		for line := range strings.Lines(string(raw)) {
-			left, right, _ := strings.Cut(line, " - ")
-			if l, r := strings.Fields(left), strings.Fields(right); len(l) > 4 && len(r) > 0 {
-				mounts = append(mounts, r[0]+" "+l[4])
-			}
+	return out
+}
+
+// paths lists what is below a folder, without the excluded folders and what is in them.
+func paths(root string, exclude []string) []string {
+	var out []string
+	_ = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if slices.Contains(exclude, p) {
+			return fs.SkipDir
 		}
-		for _, k := range sysctls {
-			if v, err := os.ReadFile("/proc/sys/" + k); err == nil {
-				values = append(values, k+" = "+strings.Join(strings.Fields(string(v)), " "))
-			}
+		if err == nil {
+			out = append(out, p)
 		}
-		for _, root := range []string{"/etc", "/opt", "/run", "/var/lib", "/var/log", filepath.Join(m.Dir, "tmp")} {
-			_ = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-				if slices.Contains(exclude, p) {
-					return fs.SkipDir
-				}
-				if err == nil {
-					files = append(files, p)
-				}
-				return nil
-			})
-		}
-		return err
+		return nil
 	})
-	add("mounts", mounts, e)
-	add("files", files, nil)
-	add("sysctls", values, nil)
-	return s, err
+	return out
 }
 
 // processes lists what runs in the machine's pid namespace except for its process 1.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -279,9 +280,23 @@ func TestDevicePluginsComeAlong(t *testing.T) {
 }
 
 func TestMountedElsewhere(t *testing.T) {
-	b := newBed(t, true, Folder{Mode: 0o755, foreign: logsInUse})
+	b := newBed(t, false, Folder{Mode: 0o755, foreign: logsInUse})
 	b.must(b.Show(b.j))
-	if yes, err := host.MountedElsewhere(b.At); err != nil || yes {
-		b.Errorf("got %v, %v", yes, err)
+	other := b.folder(b.dir, "other")
+	// Another node, and a program that has got a copy of our mounts.
+	for script, want := range map[string]bool{"": false, "umount " + b.At + "; mount --bind " + other + " " + b.At: true, "umount " + b.At: false} {
+		cmd := exec.CommandContext(t.Context(), "unshare", "-m", "sh", "-euc", script+"\necho; read -r _")
+		in, err := cmd.StdinPipe()
+		b.must(err)
+		out, err := cmd.StdoutPipe()
+		b.must(err)
+		b.must(cmd.Start())
+		_, err = out.Read(make([]byte, 1))
+		b.must(err)
+		if yes, err := host.MountedElsewhere(b.At, b.Data); err != nil || yes != want {
+			b.Errorf("%q: got %v, %v", script, yes, err)
+		}
+		b.must(in.Close())
+		_ = cmd.Wait() // read has failed
 	}
 }

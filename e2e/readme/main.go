@@ -1,0 +1,199 @@
+// Command readme does on this machine what README tells a newcomer to do: scripts/up, a pod, scripts/down. Then it
+// compares what the machine has (mounts, interfaces, rules, cgroups, processes, sysctls, files) with what it had.
+//
+// scripts/test calls it as its phase readme. It is for machines on which nothing else is Umiak's, as those of CI are.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/folders"
+	"github.com/umiak-io/umiak/e2e/images"
+	"github.com/umiak-io/umiak/e2e/machine"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "readme:", err)
+		os.Exit(1)
+	}
+}
+
+// settle is how long something that ends by itself may take to be gone.
+const settle = 15 * time.Second
+
+func run(ctx context.Context) (err error) {
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	lock, err := os.OpenFile("/run/lock/umiak-readme.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() //nolint:errcheck // ends the lock
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("wait for others that do the same: %w", err)
+	}
+	for _, p := range []string{"/var/lib/umiak", "/run/umiak", "/etc/umiak", folders.KubeletRoot} {
+		if _, err := os.Lstat(p); err == nil {
+			return fmt.Errorf("%s is there: this needs a machine without Umiak or another Kubernetes", p)
+		}
+	}
+	m := checkout{root: root}
+	if err := m.archive(ctx); err != nil {
+		return err
+	}
+	before, err := m.snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Also when something went wrong before, or somebody lost patience.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+		defer cancel()
+		err = errors.Join(err, m.command(ctx, "scripts/down"), m.compare(ctx, before))
+	}()
+	if err := m.command(ctx, "scripts/up"); err != nil {
+		return err
+	}
+	return m.pod(ctx)
+}
+
+// checkout is the working tree that is tried.
+type checkout struct{ root string }
+
+func (c checkout) command(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.root, name), args...)
+	cmd.Dir = c.root
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	return output(cmd)
+}
+
+// output runs a command; what it prints is shown, and is in the error's place when it fails.
+func output(cmd *exec.Cmd) error {
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
+	}
+	return nil
+}
+
+func (c checkout) image() string { return filepath.Join(c.root, ".cache", "readme.tar") }
+
+// archive makes the image that a newcomer without a registry would bring.
+func (c checkout) archive(ctx context.Context) error {
+	set, err := images.Build(ctx)
+	if err != nil {
+		return err
+	}
+	return set.Write(c.image(), images.App1)
+}
+
+// pod runs a pod as scripts/up says, looks at its log, and leaves it for scripts/down.
+func (c checkout) pod(ctx context.Context) error {
+	umiak := "dist/umiak"
+	for _, args := range [][]string{
+		{"images", "import", c.image()},
+		{"kubectl", "get", "nodes"},
+		{"kubectl", "run", "hello", "--image=" + images.App1, "--image-pull-policy=Never"},
+		{"kubectl", "wait", "--for=condition=Ready", "pod/hello", "--timeout=120s"},
+		{"kubectl", "exec", "hello", "--", "cat", "/etc/resolv.conf"},
+		{"kubectl", "logs", "hello"},
+		{"status"},
+	} {
+		if err := c.command(ctx, umiak, args...); err != nil {
+			_ = c.command(ctx, umiak, "kubectl", "describe", "pod", "hello")
+			return err
+		}
+	}
+	return nil
+}
+
+// snapshot leaves out the checkout, caches, and what belongs to other tests and to the package manager: scripts/up
+// installs what a build needs.
+func (c checkout) snapshot(ctx context.Context) (machine.Snapshot, error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil, err
+	}
+	exclude := []string{
+		c.root, machine.Root(), "/var/cache", "/var/tmp", "/var/log/journal", "/var/lib/apt", "/var/lib/dpkg", "/var/log/apt", "/run/lock",
+		filepath.Join(home, ".cache"), filepath.Join(home, ".config/go"), filepath.Join(home, "go"), "/usr/local/go", "/run/systemd", "/run/udev", "/var/lib/machines",
+	}
+	return machine.HostSnapshot(ctx, []string{filepath.Join(c.root, "dist"), "/var/lib/umiak"}, exclude)
+}
+
+// compare says what is not as it was.
+func (c checkout) compare(ctx context.Context, before machine.Snapshot) error {
+	deadline := time.Now().Add(settle)
+	for {
+		after, err := c.snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		diff := ours(before.Diff(after))
+		if len(diff) == 0 {
+			fmt.Println("the machine is as it was")
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the machine is not as it was:\n%s", strings.Join(diff, "\n"))
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond): // other programs of the machine make no events of what they do
+		}
+	}
+}
+
+// ours leaves out what other nodes on this machine, in namespaces of their own, change for all of it.
+func ours(diff []string) []string {
+	if !others() {
+		return diff
+	}
+	var out []string
+next:
+	for _, l := range diff {
+		for _, s := range host.KubeletSysctls {
+			if strings.Contains(l, "sysctls: "+strings.ReplaceAll(s, ".", "/")+" ") {
+				fmt.Println("not compared, because other nodes run here:", l)
+				continue next
+			}
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// others reports whether a process named umiak runs.
+func others() bool {
+	all, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, p := range all {
+		f, err := os.Open(p)
+		if err != nil {
+			continue
+		}
+		raw, _ := io.ReadAll(f)
+		_ = f.Close()
+		if strings.HasPrefix(string(raw), "umiak") {
+			return true
+		}
+	}
+	return false
+}
