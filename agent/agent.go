@@ -67,6 +67,8 @@ type Agent struct {
 
 	troubles *troubles
 
+	// ownNetwork is whether containerd looks for a network of the user's; set by the part "containerd".
+	ownNetwork atomic.Pointer[bool]
 	// podLogs is where the kubelet puts logs; set by the part "containerd".
 	podLogs string
 
@@ -253,6 +255,7 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 			return err
 		}
 	}
+	a.ownNetwork.Store(&cfg.OwnNetwork)
 	c, err := containerd.New(cfg)
 	if err != nil {
 		return err
@@ -360,6 +363,9 @@ func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 
 func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	m := a.member
+	if own := a.ownNetwork.Load(); own != nil && *own != (m.FlannelBackend == network.None) {
+		return fmt.Errorf("the cluster's flannel-backend has become %s since this node joined; restart umiak on it", m.FlannelBackend)
+	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
 		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.journal, Log: a.log,

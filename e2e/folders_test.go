@@ -109,3 +109,33 @@ func TestOwnNetwork(t *testing.T) {
 		t.Errorf("umiak's own configuration: %q, %v", left, err)
 	}
 }
+
+// oddDataDir is the row of a data directory that is no plain folder. What the machine has of umiak's can be taken away there,
+// too, and nothing of what is the user's.
+func oddDataDir(name, host, arrange string) obstacle {
+	const precious = "/var/lib/umiak/server/snapshots/precious"
+	return obstacle{
+		name: name, host: host,
+		arrange: func(e *env) {
+			e.sh(arrange + "\nmkdir -p " + filepath.Dir(precious) + "; mount -t tmpfs share " + filepath.Dir(precious) + "; echo mine >" + precious)
+			// Another kubelet's folder stops the start, with one sentence.
+			e.sh("mkdir /var/lib/kubelet; echo >/var/lib/kubelet/config.yaml")
+			for _, cmd := range []string{"server", "check"} {
+				if out, err := e.Umiak(e.soon(), cmd); err == nil || !strings.Contains(out+err.Error(), "/var/lib/kubelet is another kubelet's folder (there is /var/lib/kubelet/config.yaml)") {
+					e.Errorf("%s beside another kubelet: %v\n%s", cmd, err, out)
+				}
+			}
+			e.sh("rm -r /var/lib/kubelet")
+		},
+		then: func(e *env) {
+			e.must(e.Stop(e.soon()))
+			out, err := e.Umiak(e.soon(), "cleanup", "--purge")
+			e.must(err)
+			left, err := e.M.Run(e.soon(), "sh", "-euc", "cd /var/lib/umiak; find . ! -type d; cut -d' ' -f5 /proc/1/mountinfo | grep kubelet || :")
+			e.must(err)
+			if strings.TrimSpace(left) != "./server/snapshots/precious" {
+				e.Errorf("cleanup --purge left %s\n%s", left, out)
+			}
+		},
+	}
+}

@@ -202,6 +202,8 @@ func obstacles() []obstacle {
 	return []obstacle{
 		held("10250", "kubelet"),
 		held("5001", "sharing"),
+		oddDataDir("data-dir a link, no shared mounts", "linked", "cd /var/lib; mkdir disk; mv umiak disk/data 2>/dev/null || mkdir disk/data; ln -s disk/data umiak; mount --make-rprivate /"),
+		oddDataDir("data-dir a mount", "mounted", "mkdir -p /var/lib/umiak; mount --bind /var/lib/umiak /var/lib/umiak"),
 		{
 			name: "no kmsg", check: []string{"kernel log", "kmsg"}, says: []string{"kubelet", "retrying", "/dev/kmsg"},
 			arrange: func(e *env) { e.dev("null zero full random urandom tty fuse ptmx") },

@@ -338,6 +338,8 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 	})
 
 	b.sub("Reboot", func(b *box) {
+		b.apply(endless)
+		b.pod(labeled("app=endless"), isReady)
 		begun := time.Now()
 		b.must(debian.Reboot(b.within(2*patience), b.M))
 		b.Logf("down after %s", time.Since(begun).Round(time.Millisecond))
@@ -348,6 +350,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 		b.rolledOut("web")
 		b.answers("cli")
 		b.leftovers()
+		b.replaced()
 	})
 
 	b.sub("PowerCut", func(b *box) {
@@ -374,6 +377,45 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 			b.Errorf("purge left %v, %v", left, err)
 		}
 	})
+}
+
+// endless is a Job that a shutdown interrupts.
+const endless = `
+apiVersion: batch/v1
+kind: Job
+metadata: {name: endless}
+spec:
+  template:
+    metadata: {labels: {app: endless}}
+    spec:
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 1
+      containers: [{name: c, image: "registry.test/app:1", command: [sh, -c, "while :; do sleep 1; done"]}]
+`
+
+// replaced waits until controllers have other pods in place of those that a shutdown ended, which are gone then; a Job
+// has counted its own.
+func (b *box) replaced() {
+	b.Helper()
+	b.must(cluster.Eventually(b.within(2*patience), func(ctx context.Context) error {
+		pods, err := b.Kube.CoreV1().Pods(b.ns).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		var wrong []string
+		job := false
+		for _, p := range pods.Items {
+			if p.Status.Phase == corev1.PodFailed && metav1.GetControllerOf(&p) != nil {
+				wrong = append(wrong, describe(&p))
+			}
+			job = job || p.Labels["app"] == "endless" && p.Status.Phase == corev1.PodRunning
+		}
+		j, err := b.Kube.BatchV1().Jobs(b.ns).Get(ctx, "endless", metav1.GetOptions{})
+		if err == nil && (len(wrong) > 0 || !job || j.Status.Failed < 1) {
+			err = fmt.Errorf("failed pods beside others: %q; the Job runs: %v, failures it has counted: %d", wrong, job, j.Status.Failed)
+		}
+		return err
+	}))
 }
 
 // kept says that nothing is lost of what writeUntil returned.
