@@ -173,14 +173,14 @@ func prepareV1(root string, j *Journal) error {
 	return nil
 }
 
-// hierarchiesV1 are the folders of all v1 hierarchies, the named one of systemd too: the kubelet wants its root in each.
+// hierarchiesV1 are the folders of all hierarchies of a machine with v1, the named one of systemd and the empty v2 of
+// hybrid machines too: the kubelet wants its root in each v1, and runc makes it in the v2.
 func hierarchiesV1() []string {
 	procs, _ := filepath.Glob(filepath.Join(CgroupMount, "*", "cgroup.procs"))
 	var out []string
 	for _, p := range procs {
-		var st unix.Statfs_t
 		dir, err := filepath.EvalSymlinks(filepath.Dir(p)) // cpu and cpuacct may be links to one hierarchy
-		if err != nil || unix.Statfs(dir, &st) != nil || st.Type == unix.CGROUP2_SUPER_MAGIC || slices.Contains(out, dir) {
+		if err != nil || slices.Contains(out, dir) {
 			continue
 		}
 		out = append(out, dir)

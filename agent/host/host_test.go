@@ -117,3 +117,14 @@ func TestShimCgroup(t *testing.T) {
 		})
 	}
 }
+
+// The empty v2 of a hybrid machine is one of the places where pods' cgroups are made, and so has to be cleaned up.
+func TestPodCgroupsOfAHybridMachine(t *testing.T) {
+	const v2 = CgroupMount + "/unified"
+	if _, err := os.Stat(v2 + "/cgroup.procs"); err != nil {
+		t.Skip("needs a hybrid machine")
+	}
+	if got := PodCgroups(Cgroup{Version: 1, Driver: DriverCgroupfs}, "/x"); !slices.Contains(got, v2+"/x/kubepods") {
+		t.Errorf("got %q", got)
+	}
+}
