@@ -83,7 +83,11 @@ func (f Folder) Check() error {
 		return nil
 	}
 	if n := len(covers); n > 0 && covers[n-1].Root != "/" {
-		why += ", and it shows " + covers[n-1].Root
+		root := covers[n-1].Root
+		if strings.HasSuffix(root, "/agent/"+filepath.Base(f.Data)) {
+			return fmt.Errorf("%s is %w: it shows %s, of another data-dir; set that one, or take it away with `umiak cleanup --data-dir DIR`", f.At, ErrForeign, root)
+		}
+		why += ", and it shows " + root
 	}
 	return fmt.Errorf("%s is %w (%s); stop that kubelet and move the folder away, because umiak has its own there", f.At, ErrForeign, why)
 }
