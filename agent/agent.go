@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -74,7 +75,8 @@ type Agent struct {
 
 	registries *registries.Registries
 	images     *images.Importer
-	share      *share.Share // nil where images are not shared
+	found      *found
+	share      *share.Share // where images are not shared, it knows no other nodes
 
 	// member is set by the part "join"; the parts that wait for it read it.
 	member     *member
@@ -106,12 +108,10 @@ type member struct {
 // directory must be locked by the caller.
 func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, troubles: newTroubles(), joined: make(chan struct{})}
-	for _, d := range []string{a.dirs.Agent(), a.dirs.Images()} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make directory: %w", err)
-		}
+	err := errors.Join(os.MkdirAll(a.dirs.Agent(), 0o700), images.MakeFolder(a.dirs.Images()))
+	if err != nil {
+		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	var err error
 	if a.name, err = cfg.Name(); err != nil {
 		return nil, err
 	}
@@ -132,14 +132,21 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	if a.oom, err = host.OOMScoreAdj(); err != nil {
 		return nil, err
 	}
-	a.registries = registries.New(cfg.PrivateRegistry, log.With("component", "registries"))
+	a.registries = registries.New(registries.Config{
+		File: cfg.PrivateRegistry, MirrorsOnly: cfg.NoDefaultRegistry, Log: log.With("component", "registries"),
+	})
 	a.images = images.New(images.Config{
 		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(), State: filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
 		Parallel: cfg.ImageImportLimit, Log: log.With("component", "images"),
 	})
-	if cfg.ImageSharing {
-		a.share = share.New(share.Config{Node: a.name, Registry: a.registries, Socket: a.dirs.ContainerdSocket(), PKI: a.dirs.AgentPKI(), Log: log})
+	own, err := images.NewFinder(a.dirs.ContainerdSocket())
+	if err != nil {
+		return nil, err
 	}
+	a.found = &found{Finder: own, ids: map[digest.Digest]string{}}
+	a.share = share.New(share.Config{
+		Node: a.name, Registry: a.registries, Socket: a.dirs.ContainerdSocket(), PKI: a.dirs.AgentPKI(), Own: own, Log: log,
+	})
 	return a, nil
 }
 
@@ -164,7 +171,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"resolver", "containerd"}},
 		{Name: "upgrade", Run: a.runUpgrade, After: []string{"join"}},
 	}
-	if a.share != nil {
+	if a.cfg.ImageSharing {
 		parts = append(parts, lifecycle.Part{Name: "sharing", After: []string{"join", "containerd"}, Run: func(ctx context.Context, ready func()) error {
 			return a.share.Run(ctx, a.member.ips, ready)
 		}})
@@ -241,13 +248,9 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	registry := containerd.Registry(a.registries)
-	if a.share != nil {
-		registry = a.share
-	}
 	cfg := containerd.Config{
 		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter, OwnNetwork: backend == network.None,
-		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: registry,
+		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: a.share,
 		Log: a.log.With("component", "containerd"),
 	}
 	if _, err := os.Stat(cfg.CNIConfigDir()); cfg.OwnNetwork && errors.Is(err, fs.ErrNotExist) {
@@ -370,7 +373,7 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
 		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.journal, Log: a.log,
 	}
-	if a.share != nil {
+	if a.cfg.ImageSharing {
 		cfg.Others = a.share
 	}
 	n, err := network.New(cfg)
@@ -543,7 +546,7 @@ func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
 		Cgroup: a.cgroup, CgroupRoot: a.cfg.CgroupRoot,
 		MayLowerOOMScore: a.caps.Has(host.CapSysResource), OOMScoreAdj: a.oom,
-		ShutdownGrace: grace, Journal: a.journal, Client: m.node, Log: a.log,
+		ShutdownGrace: grace, Journal: a.journal, Images: a.found, Client: m.node, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -580,6 +583,7 @@ func (a *Agent) Sources() []status.Source {
 			}}
 			return s
 		},
+		a.registries.Status,
 		a.imageRows,
 		a.sharingRows,
 		func(ctx context.Context) status.Section {
@@ -612,7 +616,7 @@ func (a *Agent) imageRows(context.Context) status.Section {
 }
 
 func (a *Agent) sharingRows(ctx context.Context) status.Section {
-	if a.share == nil {
+	if !a.cfg.ImageSharing {
 		return status.Section{Name: "Image sharing", Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}
 	}
 	return a.share.Status(ctx)
@@ -660,10 +664,10 @@ func (a *Agent) policyRows(context.Context) status.Section {
 
 // detail is what the state alone does not say of an archive.
 func detail(i images.Status) string {
-	switch i.State {
-	case images.Failed:
+	switch {
+	case i.Error != "":
 		return i.Error
-	case images.Importing:
+	case i.State == images.Importing:
 		return fmt.Sprintf("%d of %d MB", i.Read>>20, i.Size>>20)
 	}
 	return strings.Join(i.Images, ", ")

@@ -39,6 +39,8 @@ type Config struct {
 	ShutdownGrace    string `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
 	ImageSharing     bool   `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
 	ImageImportLimit int    `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
+
+	NoDefaultRegistry bool `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
 }
 
 // Dirs are the node's directories.

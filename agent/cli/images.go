@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"os/signal"
+
 	ucli "github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/images"
 )
@@ -15,6 +18,9 @@ func Images(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
+			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP) // so that nothing is left behind
+			defer stop()
+			c.Context = ctx
 			return f(c, dirs.ContainerdSocket())
 		}
 	}
@@ -24,7 +30,7 @@ func Images(w Where) *ucli.Command {
 		Subcommands: []*ucli.Command{
 			{
 				Name: "import", Usage: "import image archives", ArgsUsage: "FILE...  (- is the standard input)",
-				Description: "Archives are those of `docker save`, OCI layouts, or `umiak images export`, also compressed (.gz, .zst).\n" +
+				Description: "Archives are those of `docker save`, OCI layouts, or `umiak images export`, also compressed (.gz, .zst, .bz2).\n" +
 					"Archives that lie in DATA-DIR/agent/images are imported by themselves.\n\n  umiak images import app.tar.zst",
 				Flags: w.Flags(&ucli.BoolFlag{Name: "all-platforms", Usage: "keep what is for other machines too, so that it can be exported again"}),
 				Action: onNode(func(c *ucli.Context, socket string) error {

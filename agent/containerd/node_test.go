@@ -71,7 +71,7 @@ func child(conf string) error {
 			return err
 		}
 	}
-	reg := registries.New(cfg.Registries, log)
+	reg := registries.New(registries.Config{File: cfg.Registries, Log: log})
 	go func() { _ = reg.Run(ctx, func() {}) }()
 	c, err := containerd.New(containerd.Config{Dirs: cfg.Dirs, Programs: cfg.Programs, Snapshotter: "overlayfs", Registry: reg, Log: log})
 	if err != nil {

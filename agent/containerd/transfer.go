@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 
 	"github.com/containerd/containerd/api/types/transfer"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/streaming"
 	coretransfer "github.com/containerd/containerd/v2/core/transfer"
+	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
 	ociregistry "github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/plugin"
 	"github.com/containerd/typeurl/v2"
@@ -74,6 +77,9 @@ func (t *transferrer) Transfer(ctx context.Context, source, destination any, opt
 		headers.Set(k, v)
 	}
 	ask := func(host string) (string, string, error) { return creds.get(spec.Reference, host) }
+	if to, ok := destination.(*transferimage.Store); ok {
+		destination = pinKeeper{to}
+	}
 	return t.Transferrer.Transfer(ctx, &image{
 		name: spec.Reference,
 		resolver: docker.NewResolver(docker.ResolverOptions{
@@ -81,6 +87,40 @@ func (t *transferrer) Transfer(ctx context.Context, source, destination any, opt
 			Headers: headers,
 		}),
 	}, destination, opts...)
+}
+
+// pinKeeper is the destination of a pull. Upstream's replaces the labels of an image that it finds, so that an imported image that is pulled
+// again (policy Always) would lose its pin, and be collected.
+type pinKeeper struct{ *upstreamStore }
+
+type upstreamStore = transferimage.Store
+
+// Store implements transfer.ImageStorer.
+func (k pinKeeper) Store(ctx context.Context, desc ocispec.Descriptor, store images.Store) ([]images.Image, error) {
+	return k.upstreamStore.Store(ctx, desc, pinStore{store})
+}
+
+// pinStore is an image store in which an image that stays what it was stays pinned as well.
+type pinStore struct{ images.Store }
+
+// Update implements images.Store.
+func (s pinStore) Update(ctx context.Context, img images.Image, fieldpaths ...string) (images.Image, error) {
+	if len(fieldpaths) > 0 {
+		return s.Store.Update(ctx, img, fieldpaths...)
+	}
+	old, err := s.Get(ctx, img.Name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	if old.Target.Digest == img.Target.Digest && old.Labels[PinnedLabel] == PinnedValue {
+		labels := maps.Clone(img.Labels)
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[PinnedLabel] = PinnedValue
+		img.Labels = labels
+	}
+	return s.Store.Update(ctx, img)
 }
 
 // image is the source of a pull.

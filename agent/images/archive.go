@@ -4,24 +4,36 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
 
-// suffixes are what an archive's name may end with in the folder. What is inside is found by looking.
-var suffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst"}
+// suffixes are the endings of archives' names in the folder, in lower case; capitals are accepted too. The content alone decides how
+// an archive is read.
+var suffixes = []string{
+	".tar", ".oci",
+	".tar.gz", ".tgz", ".oci.gz", ".tar.gzip",
+	".tar.zst", ".tzst", ".tar.zstd", ".oci.zst",
+	".tar.bz2", ".tbz2", ".tbz", ".tb2", ".oci.bz2",
+	// These are refused by name: see plain.
+	".tar.xz", ".txz", ".oci.xz", ".tar.lz4", ".tlz4", ".oci.lz4", ".tar.lzma", ".tlz", ".tar.lz", ".tar.z", ".tar.br", ".tar.sz",
+}
 
-// isArchive says whether a file of this name is to be imported. Names that begin with a dot are those of
-// files in the making.
+// isArchive reports whether a file of this name is imported. A name that begins with a dot belongs to a file that is still being
+// written (rsync, scp with a temporary name).
 func isArchive(name string) bool {
 	if strings.HasPrefix(name, ".") {
 		return false
 	}
+	name = strings.ToLower(name)
 	for _, s := range suffixes {
 		if strings.HasSuffix(name, s) && len(name) > len(s) {
 			return true
@@ -30,10 +42,42 @@ func isArchive(name string) bool {
 	return false
 }
 
-var errNotTar = errors.New("not a tar archive, nor one compressed with gzip or zstd")
+// unfinished are endings of names under which programs write a file before they give it its own name.
+var unfinished = []string{".part", ".partial", ".filepart", ".tmp", ".temp", ".crdownload", ".download", ".swp", "~"}
 
-// maxWindow bounds what a zstd archive can make the reader allocate; --long=27 is what zstd itself
-// accepts unasked.
+// isUnfinished reports whether a file's name says that it is not complete yet.
+func isUnfinished(name string) bool {
+	if strings.HasPrefix(name, ".") {
+		return true
+	}
+	name = strings.ToLower(name)
+	for _, s := range unfinished {
+		if strings.HasSuffix(name, s) {
+			return true
+		}
+	}
+	return false
+}
+
+const accepted = "tar, or tar compressed with gzip, zstd or bzip2"
+
+var errNotTar = errors.New("not an image archive; accepted are " + accepted)
+
+// refused are formats that no linked library reads: the magic number, the name, and the command that unpacks it.
+var refused = []struct{ magic, name, unpack string }{
+	{"\xfd7zXZ\x00", "xz", "xz -d"},
+	{"\x04\x22\x4d\x18", "lz4", "lz4 -d"},
+	{"\x02\x21\x4c\x18", "lz4", "lz4 -d"}, // the old frame
+	{"]\x00\x00", "lzma", "xz -d"},
+	{"LZIP", "lzip", "lzip -d"},
+	{"\x1f\x9d", "compress", "uncompress"},
+	{"\xff\x06\x00\x00sNaPpY", "snappy", "snzip -d"},
+	{"PK\x03\x04", "zip", "unzip"},
+	{"7z\xbc\xaf\x27\x1c", "7-Zip", "7z x"},
+	{"Rar!", "rar", "unrar x"},
+}
+
+// maxWindow bounds what a zstd archive can make the reader allocate; --long=27 is what zstd itself accepts unasked.
 const maxWindow = 128 << 20
 
 // plain returns the tar stream inside an archive.
@@ -41,25 +85,94 @@ func plain(r io.Reader) (io.ReadCloser, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
 	// An error is seen again by whoever reads on.
 	head, _ := b.Peek(512)
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+	switch f := format(head); f {
+	case "gzip":
 		z, err := gzip.NewReader(b)
 		if err != nil {
 			return nil, fmt.Errorf("read gzip: %w", err)
 		}
 		return z, nil
-	case isZstd(head):
+	case "zstd":
 		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, fmt.Errorf("read zstd: %w", err)
 		}
 		return z.IOReadCloser(), nil
-	case isTar(head):
+	case "bzip2":
+		return io.NopCloser(bzip2.NewReader(b)), nil
+	case "tar":
 		return io.NopCloser(b), nil
-	case len(head) == 0:
-		return nil, errors.New("the file is empty")
+	case "":
+		if len(head) == 0 {
+			return nil, errors.New("the file is empty")
+		}
+		return nil, errNotTar
+	default:
+		return nil, errFormat(f)
 	}
-	return nil, errNotTar
+}
+
+// format names what a file begins with; it is empty for what is no archive.
+func format(head []byte) string {
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		return "gzip"
+	case isZstd(head):
+		return "zstd"
+	case len(head) >= 10 && bytes.HasPrefix(head, []byte("BZh")) && (string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17rE8P\x90"):
+		return "bzip2"
+	case isTar(head):
+		return "tar"
+	}
+	for _, r := range refused {
+		if bytes.HasPrefix(head, []byte(r.magic)) {
+			return r.name
+		}
+	}
+	return ""
+}
+
+// errFormat says what to do with a format that is not read.
+func errFormat(name string) error {
+	for _, r := range refused {
+		if r.name == name {
+			return fmt.Errorf("%s is not read here; accepted are %s: unpack it with `%s`, and compress it with `zstd` if it is to be small", name, accepted, r.unpack)
+		}
+	}
+	return errNotTar
+}
+
+// overlooked says what a file of the folder seems to be whose name is not that of an archive; it is empty for what nobody would take for
+// an image.
+func overlooked(path string) string {
+	st, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	if st.IsDir() {
+		if _, err := os.Stat(filepath.Join(path, "oci-layout")); err != nil {
+			return ""
+		}
+		return "an OCI layout as a folder is not read; pack it: tar -C " + path + " -cf " + path + ".tar ."
+	}
+	if !st.Mode().IsRegular() {
+		return ""
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	head := make([]byte, 512)
+	n, _ := io.ReadFull(f, head)
+	switch is := format(head[:n]); is {
+	case "":
+		return ""
+	case "tar", "gzip", "zstd", "bzip2":
+		return "it looks like an archive (" + is + "); give it a name that ends in .tar, .tar.gz, .tar.zst or .tar.bz2 to have it imported"
+	default:
+		return errFormat(is).Error()
+	}
 }
 
 // isZstd knows a frame, and a frame to be skipped, by its magic number.

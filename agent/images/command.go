@@ -14,8 +14,11 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/klauspost/compress/gzip"
@@ -36,14 +39,19 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 		return err
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
+	if err := sweep(ctx, c); err != nil && ctx.Err() == nil {
+		fmt.Fprintf(progress, "what broken-off imports left is not removed: %v\n", err)
+	}
 	var errs []error
 	for _, path := range paths {
-		f, id := os.Stdin, identity{}
-		if path != "-" {
-			if f, id, err = open(path); err != nil {
-				errs = append(errs, fmt.Errorf("import %s: %w", path, err))
-				continue
-			}
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("import %s: %w", path, context.Cause(ctx)))
+			break
+		}
+		f, id, err := source(ctx, path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("import %s: %w", path, err))
+			continue
 		}
 		fmt.Fprintf(progress, "importing %s%s\n", path, megabytes(id.Size))
 		begun, said := time.Now(), time.Now()
@@ -53,19 +61,32 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 				fmt.Fprintf(progress, "  %d%%\n", n*100/id.Size)
 			}
 		}})
-		if path != "-" {
-			_ = f.Close()
-		}
-		if err != nil {
+		_ = f.Close() // opened for reading
+		if err = errors.Join(err, got.unusable()); err != nil {
 			errs = append(errs, fmt.Errorf("import %s: %w", path, err))
-			continue
 		}
 		for _, name := range slices.Sorted(maps.Keys(got.Images)) {
 			fmt.Fprintf(progress, "  %s\n", name)
 		}
-		fmt.Fprintf(progress, "  done in %s\n", time.Since(begun).Round(10*time.Millisecond))
+		if err == nil {
+			fmt.Fprintf(progress, "  done in %s\n", time.Since(begun).Round(10*time.Millisecond))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// source opens an archive. A read of the standard input may block for ever: that goes on without the import when ctx ends.
+func source(ctx context.Context, path string) (io.ReadCloser, identity, error) {
+	if path != "-" {
+		return open(path)
+	}
+	r, w := io.Pipe()
+	context.AfterFunc(ctx, func() { _ = w.CloseWithError(context.Cause(ctx)) })
+	go func() {
+		_, err := io.Copy(w, os.Stdin)
+		_ = w.CloseWithError(err)
+	}()
+	return r, identity{}, nil
 }
 
 func megabytes(n int64) string {
@@ -128,7 +149,7 @@ func List(ctx context.Context, socket, output string, w io.Writer) error {
 }
 
 // Export writes images into an archive that Import, docker and ctr can read: to the file named, which
-// appears when it is whole and is compressed if its name ends with .gz, .tgz or .zst, or to stdout for "-".
+// appears when it is whole and is compressed if its name ends with .gz, .tgz, .zst or .tzst, or to stdout for "-".
 func Export(ctx context.Context, socket string, names []string, file string, stdout io.Writer) (err error) {
 	if len(names) == 0 {
 		return errors.New("export: no image named")
@@ -139,43 +160,68 @@ func Export(ctx context.Context, socket string, names []string, file string, std
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
 	ctx = namespaces.WithNamespace(ctx, Namespace)
-	opts := []archive.ExportOpt{archive.WithPlatform(platforms.Default())}
+	opts := []archive.ExportOpt{archive.WithPlatform(platforms.Default()), archive.WithSkipMissing(c.ContentStore())}
 	for _, n := range names {
 		ref, err := reference.ParseDockerRef(n)
 		if err != nil {
 			return fmt.Errorf("export %s: %w", n, err)
 		}
-		opts = append(opts, archive.WithImage(c.ImageService(), ref.String()))
+		img, err := c.ImageService().Get(ctx, ref.String())
+		if errdefs.IsNotFound(err) {
+			return fmt.Errorf("export %s: it is not in this node's store; `umiak images list` shows what is", n)
+		}
+		if err != nil {
+			return fmt.Errorf("export %s: %w", n, err)
+		}
+		// What is for other machines may be missing, what is for this one may not.
+		if err := complete(ctx, c.ContentStore(), img); err != nil {
+			return fmt.Errorf("export %s: %w", n, err)
+		}
+		opts = append(opts, archive.WithImages([]images.Image{img}))
 	}
 	if file == "-" {
 		return c.Export(ctx, stdout, opts...)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".umiak-export-")
+	out, err := create(file)
 	if err != nil {
 		return fmt.Errorf("export to %s: %w", file, err)
 	}
 	defer func() {
-		if err != nil {
-			err = fmt.Errorf("export to %s: %w", file, errors.Join(err, os.Remove(tmp.Name())))
+		if err = errors.Join(err, out.close()); err != nil {
+			err = fmt.Errorf("export to %s: %w", file, err)
 		}
 	}()
-	z, err := compressor(tmp, file)
+	z, err := compressor(out, file)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(c.Export(ctx, z, opts...), z.Close(), tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+	if err := errors.Join(c.Export(ctx, z, opts...), z.Close()); err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), file)
+	return out.commit()
+}
+
+// complete is an error if an image lacks content that this machine needs.
+func complete(ctx context.Context, store content.Provider, img images.Image) error {
+	there, _, _, missing, err := images.Check(ctx, store, img.Target, platforms.Default())
+	if err == nil && (!there || len(missing) > 0) {
+		err = errors.New("content of it is missing from this node's store")
+	}
+	return err
 }
 
 // compressor chooses by the file's name.
 func compressor(w io.Writer, name string) (io.WriteCloser, error) {
+	is := func(endings ...string) bool {
+		return slices.ContainsFunc(endings, func(e string) bool { return strings.HasSuffix(strings.ToLower(name), e) })
+	}
 	switch {
-	case strings.HasSuffix(name, ".gz"), strings.HasSuffix(name, ".tgz"):
+	case is(".gz", ".tgz", ".gzip"):
 		return gzip.NewWriter(w), nil
-	case strings.HasSuffix(name, ".zst"):
+	case is(".zst", ".tzst", ".zstd"):
 		return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
+	case is(".xz", ".txz", ".bz2", ".tbz2", ".tbz", ".lz4", ".lzma", ".lz", ".z", ".br", ".zip"):
+		return nil, fmt.Errorf("%s is not written here; name the archive .tar, .tar.gz or .tar.zst", filepath.Ext(name))
 	}
 	return nopCloser{w}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"errors"
 	"io"
 	"os"
@@ -48,12 +49,20 @@ func zstdOf(t testing.TB, b []byte) []byte {
 	return w.EncodeAll(b, nil)
 }
 
+// bzipped is tarOf(t, "index.json", "{}") after bzip2, which the standard library only reads.
+const bzipped = "QlpoOTFBWSZTWYu9utsAADbbkMmAQAF1hAEAZjGeSgQAAAggAFRnpMJgIwA0IMU0jQHqGgAH0tU0YkesCQ/FDoPbXIkIFeQvRLIEzhNENDr5kTvP2AxqWecDgdFHXOMAPxdyRThQkIu9uts="
+
 func TestPlainFindsOutWhatItIs(t *testing.T) {
 	raw := tarOf(t, "index.json", "{}")
 	long := tarOf(t, strings.Repeat("a/", 120)+"x", "{}") // the name goes on in another block
+	bzip, err := base64.StdEncoding.DecodeString(bzipped)
+	if err != nil {
+		t.Fatal(err)
+	}
 	skippable := append([]byte{0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 'h', 'i'}, zstdOf(t, raw)...)
 	for name, c := range map[string]struct{ in, want []byte }{
-		"tar": {raw, raw}, "long name": {long, long}, "gzip": {gzipOf(t, raw), raw}, "zstd": {zstdOf(t, raw), raw}, "zstd with a frame to skip": {skippable, raw},
+		"tar": {raw, raw}, "long name": {long, long}, "gzip": {gzipOf(t, raw), raw}, "bzip2": {bzip, raw},
+		"zstd": {zstdOf(t, raw), raw}, "zstd with a frame to skip": {skippable, raw},
 	} {
 		r, err := plain(bytes.NewReader(c.in))
 		if err != nil {
@@ -64,13 +73,34 @@ func TestPlainFindsOutWhatItIs(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
 	}
-	for name, in := range map[string][]byte{"empty": nil, "text": []byte("hello"), "zeros": make([]byte, 1024), "xz": {0xfd, '7', 'z', 'X', 'Z', 0}} {
-		if name == "zeros" {
-			continue // the end of a tar, without anything before it: an empty archive
+	for name, c := range map[string]struct {
+		in   []byte
+		says string
+	}{
+		"empty": {nil, "empty"}, "text": {[]byte("hello"), "accepted are tar"}, "BZhistory": {[]byte("BZh is a name"), "accepted are tar"},
+		"xz":   {[]byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 4}, "xz is not read here"},
+		"lz4":  {[]byte{0x04, 0x22, 0x4d, 0x18, 0x64}, "unpack it with `lz4 -d`"},
+		"zip":  {[]byte("PK\x03\x04..."), "zip is not read here"},
+		"lzma": {[]byte{0x5d, 0, 0, 0x80, 0}, "lzma is not read here"},
+	} {
+		if _, err := plain(bytes.NewReader(c.in)); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := plain(bytes.NewReader(in)); err == nil {
-			t.Errorf("%s: accepted", name)
-		}
+	}
+}
+
+// window is a zstd frame's beginning that asks for a window of 256 MiB, as `zstd --long=28` makes it, with one raw block.
+func TestALongWindowIsRefusedWithWhatToDo(t *testing.T) {
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 18 << 3, 0x01 | 3<<3, 0, 0, 'a', 'b', 'c'}
+	r, err := plain(bytes.NewReader(frame))
+	if err == nil {
+		_, err = io.ReadAll(r)
+	}
+	if err == nil {
+		t.Fatal("it was read")
+	}
+	if text := explain(err).Error(); !strings.Contains(text, "--long=27") || !strings.Contains(text, "128 MiB") {
+		t.Errorf("got %s", text)
 	}
 }
 
@@ -91,7 +121,8 @@ func FuzzPlain(f *testing.F) {
 
 func TestNamesOfArchives(t *testing.T) {
 	for name, want := range map[string]bool{
-		"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true,
+		"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.tzst": true, "a.TAR": true, "A.Tar.GZ": true, "a.oci": true,
+		"a.tar.bz2": true, "a.tar.xz": true, "a.tar.lz4": true, "a.txz": true,
 		"a": false, ".tar": false, ".a.tar": false, "a.tar.part": false, "a.zip": false, "a.tar.gz.sha256": false,
 	} {
 		if isArchive(name) != want {
@@ -102,7 +133,7 @@ func TestNamesOfArchives(t *testing.T) {
 
 func TestFullName(t *testing.T) {
 	for in, want := range map[string]string{
-		"latest": "", "v1.2": "", "box:1": "docker.io/library/box:1", "quay.io/a/b": "quay.io/a/b:latest", "a//b:1": "", "": "",
+		"latest": "", "v1.2": "", "localhost/x:1": "localhost/x:1", "box:1": "docker.io/library/box:1", "quay.io/a/b": "quay.io/a/b:latest", "a//b:1": "", "": "",
 	} {
 		if got := fullName(in); got != want {
 			t.Errorf("%q is %q", in, got)
@@ -110,9 +141,36 @@ func TestFullName(t *testing.T) {
 	}
 }
 
+func TestWhatIsOverlooked(t *testing.T) {
+	dir := t.TempDir()
+	raw := tarOf(t, "index.json", "{}")
+	for name, c := range map[string]struct {
+		in   []byte
+		says string
+	}{
+		"image": {raw, "ends in .tar"}, "image.gz": {gzipOf(t, raw), "ends in .tar"}, "x.zip": {[]byte("PK\x03\x04"), "zip is not read"},
+		"README": {[]byte("read me"), ""}, "a.tar.sha256": {[]byte("00ff  a.tar"), ""}, "empty": {nil, ""},
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, c.in, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := overlooked(path); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	layout := filepath.Join(dir, "layout")
+	if err := errors.Join(os.Mkdir(layout, 0o700), os.WriteFile(filepath.Join(layout, "oci-layout"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got := overlooked(layout); !strings.Contains(got, "tar -C "+layout) {
+		t.Errorf("an OCI layout: %q", got)
+	}
+}
+
 func TestStateSurvivesDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
-	want := map[string]known{"a.tar": {identity{Size: 1, Inode: 2}, imported{map[string]string{"x": "sha256:0"}, "ff"}}}
+	want := map[string]known{"a.tar": {identity{Size: 1, Inode: 2}, imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
 	if err := saveState(path, want); err != nil {
 		t.Fatal(err)
 	}

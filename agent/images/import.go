@@ -1,20 +1,32 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -38,6 +50,17 @@ func Connect(socket string) (*client.Client, error) {
 type imported struct {
 	Images map[string]string `json:"images"` // name and digest
 	SHA256 string            `json:"sha256"`
+	// Unusable are the images that this machine cannot run, and why.
+	Unusable map[string]string `json:"unusable,omitempty"`
+}
+
+// unusable is an error that names them.
+func (i imported) unusable() error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(i.Unusable)) {
+		errs = append(errs, fmt.Errorf("image %s: %s", name, i.Unusable[name]))
+	}
+	return errors.Join(errs...)
 }
 
 // importOptions choose what becomes of an archive's images.
@@ -46,8 +69,9 @@ type importOptions struct {
 	progress     func(read int64)
 }
 
-// importFile imports one archive. Errors do not name it.
-func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importOptions) (imported, error) {
+// importFile imports one archive, and returns what was imported also with an error, which does not name the archive. Images that this
+// machine cannot use are no error: see imported.unusable.
+func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importOptions) (_ imported, err error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	sum := sha256.New()
 	counted := &counter{ctx: ctx, r: io.TeeReader(f, sum), report: opts.progress}
@@ -56,23 +80,14 @@ func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importO
 		return imported{}, err
 	}
 	defer stream.Close() //nolint:errcheck // opened for reading
-	// What is imported is referenced by its image record at the end; the lease keeps it until it is unpacked.
-	ctx, release, err := c.WithLease(ctx)
+	// What is imported is referenced by its image record at the end; the lease keeps it until then.
+	ctx, store, release, err := hold(ctx, c)
 	if err != nil {
 		return imported{}, err
 	}
-	defer func() { _ = release(context.WithoutCancel(ctx)) }()
+	defer func() { err = errors.Join(err, release()) }()
 
-	matcher := platforms.Default()
-	importOpts := []client.ImportOpt{
-		client.WithImageRefTranslator(fullName),
-		client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
-		client.WithImportPlatform(matcher),
-	}
-	if opts.allPlatforms {
-		importOpts = append(importOpts, client.WithAllPlatforms(true), client.WithSkipMissing())
-	}
-	list, err := c.Import(ctx, stream, importOpts...)
+	index, err := archive.ImportIndex(ctx, store, stream)
 	if err != nil {
 		return imported{}, explain(err)
 	}
@@ -83,33 +98,142 @@ func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importO
 	if _, err := io.Copy(io.Discard, counted); err != nil {
 		return imported{}, err
 	}
-	out := imported{Images: map[string]string{}, SHA256: hex.EncodeToString(sum.Sum(nil))}
-	for _, img := range list {
-		if err := client.NewImageWithPlatform(c, img, matcher).Unpack(ctx, ""); err != nil {
-			if errdefs.IsNotFound(err) {
-				return imported{}, fmt.Errorf("image %s is not for %s", img.Name, platforms.DefaultString())
-			}
-			return imported{}, fmt.Errorf("unpack %s: %w", img.Name, err)
-		}
-		out.Images[img.Name] = img.Target.Digest.String()
-		// A pod may name the image by digest as well.
-		named, err := reference.ParseNormalizedNamed(img.Name)
-		if err != nil {
-			continue
-		}
-		byDigest, err := reference.WithDigest(reference.TrimNamed(named), img.Target.Digest)
-		if err != nil {
-			continue
-		}
-		img.Name = byDigest.String()
-		if _, err := c.ImageService().Create(ctx, img); err != nil && !errdefs.IsAlreadyExists(err) {
-			return imported{}, err
-		}
+	list, err := namesIn(ctx, store, index)
+	if err != nil {
+		return imported{}, err
 	}
-	if len(out.Images) == 0 {
-		return imported{}, errNoName
+	out := imported{Images: map[string]string{}, SHA256: hex.EncodeToString(sum.Sum(nil))}
+	for _, n := range list {
+		chosen, err := n.choose(ctx, store, platforms.DefaultSpec())
+		if err != nil {
+			if out.Unusable == nil {
+				out.Unusable = map[string]string{}
+			}
+			out.Unusable[n.name] = err.Error()
+			continue
+		}
+		target, err := n.put(ctx, c, store, chosen, opts.allPlatforms)
+		if err != nil {
+			return out, fmt.Errorf("image %s: %w", n.name, err)
+		}
+		out.Images[n.name] = target.String()
 	}
 	return out, nil
+}
+
+// namesIn lists the images that an archive's index names, each once.
+func namesIn(ctx context.Context, store content.Provider, index ocispec.Descriptor) ([]named, error) {
+	manifests, err := images.Children(ctx, store, index)
+	if err != nil {
+		return nil, err
+	}
+	var list []named
+	for _, m := range manifests {
+		name := fullName(m.Annotations[images.AnnotationImageName])
+		if name == "" {
+			name = fullName(m.Annotations[ocispec.AnnotationRefName])
+		}
+		if name == "" {
+			continue
+		}
+		if i := slices.IndexFunc(list, func(n named) bool { return n.name == name }); i >= 0 {
+			list[i].descs = append(list[i].descs, m)
+			continue
+		}
+		list = append(list, named{name, []ocispec.Descriptor{m}})
+	}
+	if len(list) == 0 {
+		return nil, errNoName
+	}
+	return list, nil
+}
+
+// put unpacks what this machine runs of an image and gives it its name.
+func (n named) put(ctx context.Context, c *client.Client, store content.Store, chosen choice, allPlatforms bool) (digest.Digest, error) {
+	if allPlatforms && len(n.descs) > 1 {
+		var err error
+		if chosen.target, err = joined(ctx, store, n.descs); err != nil {
+			return "", err
+		}
+	}
+	if err := keepContent(ctx, store, chosen, allPlatforms); err != nil {
+		return "", err
+	}
+	img := images.Image{Name: n.name, Target: chosen.target, Labels: map[string]string{pinnedLabel: pinnedValue}}
+	img.Target.Annotations = nil // those of the place in the archive
+	// Before it has its name, and down to the disk: an image that is there can be used, also after the power was cut.
+	unpacked := client.NewImageWithPlatform(c, images.Image{Name: n.name, Target: chosen.leaf}, platforms.Only(platforms.DefaultSpec()))
+	if err := unpacked.Unpack(ctx, "", client.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+		return "", fmt.Errorf("unpack: %w", err)
+	}
+	if err := putImage(ctx, c.ImageService(), img); err != nil {
+		return "", err
+	}
+	// A pod may name the image by digest as well.
+	if byDigest := withDigest(n.name, img.Target.Digest); byDigest != "" {
+		img.Name = byDigest
+		if err := putImage(ctx, c.ImageService(), img); err != nil {
+			return "", err
+		}
+	}
+	return img.Target.Digest, nil
+}
+
+// putImage makes an image's record, or changes the one that is there; labels of others stay.
+func putImage(ctx context.Context, store images.Store, img images.Image) error {
+	if _, err := store.Create(ctx, img); !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	_, err := store.Update(ctx, img, "target", "labels."+pinnedLabel)
+	if errdefs.IsNotFound(err) {
+		_, err = store.Create(ctx, img) // it was removed meanwhile
+	}
+	return err
+}
+
+// keepContent marks what of an image is not to be collected: all of it, or the manifest of this machine and what leads to it.
+func keepContent(ctx context.Context, store content.Store, chosen choice, all bool) error {
+	children := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		below, err := images.Children(ctx, store, d)
+		if errdefs.IsNotFound(err) && d.Digest != chosen.target.Digest {
+			return nil, images.ErrSkipDesc // for another machine, and not in the archive
+		}
+		if err != nil || all || !images.IsIndexType(d.MediaType) {
+			return below, err
+		}
+		return slices.DeleteFunc(below, func(c ocispec.Descriptor) bool {
+			return c.Digest != chosen.leaf.Digest && !images.IsIndexType(c.MediaType)
+		}), nil
+	})
+	return images.Walk(ctx, images.SetChildrenLabels(store, children), chosen.target)
+}
+
+// joined makes one index of the manifests that an archive lists under one name.
+func joined(ctx context.Context, store content.Ingester, descs []ocispec.Descriptor) (ocispec.Descriptor, error) {
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for _, d := range descs {
+		d.Annotations = nil
+		index.Manifests = append(index.Manifests, d)
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("encode index: %w", err)
+	}
+	out := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	return out, content.WriteBlob(ctx, store, "index-"+out.Digest.String(), bytes.NewReader(raw), out)
+}
+
+// withDigest is the name of an image with its digest in place of its tag.
+func withDigest(name string, d digest.Digest) string {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return ""
+	}
+	byDigest, err := reference.WithDigest(reference.TrimNamed(n), d)
+	if err != nil {
+		return ""
+	}
+	return byDigest.String()
 }
 
 // fullName takes a reference of an OCI archive: a full name as it is, and nothing for a bare tag, which
@@ -130,6 +254,8 @@ func explain(err error) error {
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(err.Error(), "unexpected EOF"):
 		return fmt.Errorf("the archive is cut short: %w", err)
+	case errors.Is(err, zstd.ErrWindowSizeExceeded):
+		return fmt.Errorf("it was compressed with a zstd window of more than %d MiB, which the reader would need as memory: compress it again without --long and --ultra, or with --long=27", maxWindow>>20)
 	case strings.Contains(err.Error(), "unrecognized image format"):
 		return errors.New("there is no image in it: neither an OCI layout nor docker's manifest.json")
 	}
@@ -156,10 +282,10 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// present says whether the store has all these images, pinned.
-func present(ctx context.Context, c *client.Client, want map[string]string) (bool, error) {
+// present says whether the store has all images of an archive. A pin that one has lost is set again.
+func present(ctx context.Context, c *client.Client, want imported) (bool, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
-	for name, digest := range want {
+	for name, digest := range want.Images {
 		img, err := c.ImageService().Get(ctx, name)
 		if errdefs.IsNotFound(err) {
 			return false, nil
@@ -167,11 +293,19 @@ func present(ctx context.Context, c *client.Client, want map[string]string) (boo
 		if err != nil {
 			return false, err
 		}
-		if img.Target.Digest.String() != digest || img.Labels[pinnedLabel] != pinnedValue {
+		if img.Target.Digest.String() != digest {
 			return false, nil
 		}
+		if img.Labels[pinnedLabel] != pinnedValue {
+			img.Labels = map[string]string{pinnedLabel: pinnedValue}
+			if _, err := c.ImageService().Update(ctx, img, "labels."+pinnedLabel); errdefs.IsNotFound(err) {
+				return false, nil
+			} else if err != nil {
+				return false, err
+			}
+		}
 	}
-	return len(want) > 0, nil
+	return len(want.Images)+len(want.Unusable) > 0, nil
 }
 
 // unpin leaves an image to the kubelet's garbage collection, if it is still the one that was imported.

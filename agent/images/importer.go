@@ -14,8 +14,11 @@ import (
 	"sync"
 	"time"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/client"
-	"github.com/fsnotify/fsnotify"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/typeurl/v2"
 )
 
 // Config is what an Importer is made from.
@@ -46,7 +49,7 @@ type Status struct {
 	Read   int64         `json:"read,omitempty"`
 	Images []string      `json:"images,omitempty"`
 	Took   time.Duration `json:"took,omitempty"`
-	Error  string        `json:"error,omitempty"`
+	Error  string        `json:"error,omitempty"` // also why an archive waits, and what of an imported one cannot be used
 }
 
 // String is the status in a few words.
@@ -99,16 +102,19 @@ func (i *Importer) Run(ctx context.Context, ready func()) error {
 }
 
 func (i *Importer) run(ctx context.Context) error {
-	if err := os.MkdirAll(i.cfg.Dir, 0o755); err != nil {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := MakeFolder(i.cfg.Dir); err != nil {
 		return err
 	}
-	w, err := fsnotify.NewWatcher()
+	f, err := watchFolder(i.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	defer w.Close() //nolint:errcheck // nothing is lost with a watch
-	if err := w.Add(i.cfg.Dir); err != nil {
-		return fmt.Errorf("watch %s: %w", i.cfg.Dir, err)
+	defer f.close()
+	mounted, err := mounts(ctx)
+	if err != nil {
+		return fmt.Errorf("watch mounts: %w", err)
 	}
 	if i.known, err = loadState(i.cfg.State); err != nil {
 		return err
@@ -118,6 +124,9 @@ func (i *Importer) run(ctx context.Context) error {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
+	if err := sweep(ctx, c); err != nil && ctx.Err() == nil {
+		i.cfg.Log.Warn("what broken-off imports left is not removed", "error", err)
+	}
 
 	q := newQueue()
 	var workers sync.WaitGroup
@@ -131,67 +140,118 @@ func (i *Importer) run(ctx context.Context) error {
 			}
 		})
 	}
-	if err := i.scan(q); err != nil {
-		return err
-	}
+	workers.Go(func() { i.followStore(ctx, c, q) })
+	i.scan(q, f.real)
 	i.forgetGone(ctx, c)
+	return i.follow(ctx, c, q, f, mounted)
+}
 
+// MakeFolder makes the folder for archives. A link that leads nowhere yet, to a disk that is not there, is left alone.
+func MakeFolder(dir string) error {
+	if st, err := os.Lstat(dir); err == nil && st.Mode()&fs.ModeSymlink != 0 {
+		return nil
+	}
+	return os.MkdirAll(dir, 0o700)
+}
+
+// follow puts archives into the queue as they come and change, until ctx ends.
+func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *folder, mounted <-chan struct{}) error {
 	changed := map[string]time.Time{} // when an archive was last touched
+	again := false                    // what is to be watched may have changed
+	var last time.Time                // when something happened
 	tick := time.NewTimer(quiet)
 	tick.Stop()
+	pending := func() bool { return len(changed) > 0 || again }
 	for {
+		idle := !pending()
 		select {
 		case <-ctx.Done():
 			return nil
-		case e, ok := <-w.Events:
+		case e, ok := <-f.w.Events:
 			if !ok {
 				return errors.New("watch ended")
 			}
-			if name := filepath.Base(e.Name); isArchive(name) {
-				if len(changed) == 0 {
-					tick.Reset(quiet)
-				}
+			files, moved := f.touched(e)
+			for _, name := range files {
 				changed[name] = time.Now()
 			}
-		case err := <-w.Errors:
+			again = again || moved
+		case <-mounted:
+			again = true
+		case err := <-f.w.Errors:
+			// Events may be lost, so everything is looked at.
 			i.cfg.Log.Warn("watch images", "error", err)
-			if err := i.scan(q); err != nil {
-				return err
-			}
+			again = true
+			f.watched = nil
 		case <-tick.C:
 			// Only while something is changing.
-			for name, at := range changed {
-				if time.Since(at) < quiet {
-					continue
+			if again && time.Since(last) >= quiet {
+				again = false
+				anew, err := f.update()
+				if err != nil {
+					return err
 				}
-				delete(changed, name)
-				if _, err := os.Stat(filepath.Join(i.cfg.Dir, name)); err == nil {
-					i.wait(name)
-					q.add(name)
+				if anew {
+					i.scan(q, f.real)
+				}
+				i.forgetGone(ctx, c)
+			}
+			for name, at := range changed {
+				if time.Since(at) >= quiet {
+					delete(changed, name)
+					i.look(q, f.real, name)
 				}
 			}
-			if len(changed) > 0 {
+			if pending() {
 				tick.Reset(quiet / 4)
 			} else {
 				i.forgetGone(ctx, c)
 			}
+			continue
+		}
+		if last = time.Now(); idle && pending() {
+			tick.Reset(quiet)
 		}
 	}
 }
 
-// scan puts every archive of the folder in the queue.
-func (i *Importer) scan(q *queue) error {
-	entries, err := os.ReadDir(i.cfg.Dir)
+// scan puts every archive of the folder in the queue. real is the folder without links, empty if it is not there.
+func (i *Importer) scan(q *queue, real string) {
+	if real == "" {
+		i.setStatus(&Status{File: i.cfg.Dir, State: Failed, Error: "the folder is not there; archives are imported when it is back"})
+		return
+	}
+	entries, err := os.ReadDir(real)
+	i.mu.Lock()
+	delete(i.status, i.cfg.Dir)
+	i.mu.Unlock()
 	if err != nil {
-		return err
+		i.setStatus(&Status{File: i.cfg.Dir, State: Failed, Error: err.Error()})
+		return
 	}
 	for _, e := range entries {
-		if isArchive(e.Name()) {
-			i.wait(e.Name())
-			q.add(e.Name())
-		}
+		i.look(q, real, e.Name())
 	}
-	return nil
+}
+
+// look puts one file of the folder in the queue if it is an archive. What looks like one and has another name is reported.
+func (i *Importer) look(q *queue, real, name string) {
+	if real == "" || isUnfinished(name) {
+		return
+	}
+	path := filepath.Join(real, name)
+	if _, err := os.Lstat(path); err != nil {
+		return // forgetGone sees to it
+	}
+	if isArchive(name) {
+		i.wait(name)
+		q.add(name)
+		return
+	}
+	if why := overlooked(path); why != "" {
+		i.setStatus(&Status{File: name, State: Failed, Error: why})
+		i.cfg.Log.Warn("file in the images folder is not imported", "file", path, "error", why)
+	}
 }
 
 func (i *Importer) wait(name string) {
@@ -202,34 +262,55 @@ func (i *Importer) wait(name string) {
 	}
 }
 
+func (i *Importer) setStatus(s *Status) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.status[s.File] = s
+}
+
+// update changes the status of an archive, if it has one: it goes when the archive is removed.
+func (i *Importer) update(name string, change func(*Status)) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if s := i.status[name]; s != nil {
+		change(s)
+	}
+}
+
 // one imports one archive, and reports.
 func (i *Importer) one(ctx context.Context, c *client.Client, name string) {
 	if ctx.Err() != nil {
 		return
 	}
+	path := filepath.Join(i.cfg.Dir, name)
 	begun := time.Now()
 	got, fresh, err := i.importOne(ctx, c, name)
 	if ctx.Err() != nil {
 		return
 	}
+	if _, gone := os.Lstat(path); errors.Is(gone, fs.ErrNotExist) {
+		// Removed while it waited or was imported.
+		i.forgetGone(ctx, c)
+		return
+	}
 	names := slices.Sorted(maps.Keys(got.Images))
 	took := time.Since(begun).Round(time.Millisecond)
-	i.mu.Lock()
-	s := i.status[name]
-	s.Read, s.Images, s.Took = 0, names, took
+	i.update(name, func(s *Status) {
+		s.Read, s.Images, s.Took = 0, names, took
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			s.State, s.Error = Waiting, "a link to what is not there"
+		case err != nil:
+			s.State, s.Error = Failed, err.Error()
+		default:
+			s.State, s.Error = Imported, ""
+		}
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		delete(i.status, name)
+		i.cfg.Log.Info("image archive is a link to what is not there, waiting for it", "file", path)
 	case err != nil:
-		s.State, s.Error = Failed, err.Error()
-	default:
-		s.State = Imported
-	}
-	i.mu.Unlock()
-	switch path := filepath.Join(i.cfg.Dir, name); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		i.cfg.Log.Error("image archive not imported", "file", path, "error", err)
+		i.cfg.Log.Error("image archive not imported", "file", path, "images", names, "error", err)
 	case fresh:
 		i.cfg.Log.Info("images imported", "file", path, "images", names, "took", took)
 	default:
@@ -245,20 +326,20 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
 	i.mu.Lock()
-	i.status[name] = &Status{File: name, State: Importing, Size: id.Size}
 	before, ok := i.known[name]
 	i.mu.Unlock()
+	i.update(name, func(s *Status) { *s = Status{File: name, State: Importing, Size: id.Size} })
 
 	if ok && before.identity == id {
-		if all, err := present(ctx, c, before.Images); err != nil || all {
-			return before.imported, false, err
+		if all, err := present(ctx, c, before.imported); err != nil || all {
+			return before.imported, false, errors.Join(err, before.unusable())
 		}
 	} else if got, found := i.sameContent(f, id); found {
 		// Copied, touched or renamed.
-		if all, err := present(ctx, c, got.Images); err != nil {
+		if all, err := present(ctx, c, got); err != nil {
 			return imported{}, false, err
 		} else if all {
-			return got, false, i.note(name, known{id, got})
+			return got, false, errors.Join(i.note(ctx, c, name, known{id, got}), got.unusable())
 		}
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -267,22 +348,23 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 	i.cfg.Log.Info("importing images", "file", f.Name(), "MB", id.Size>>20)
 	said := time.Now()
 	got, err := importFile(ctx, c, f, importOptions{progress: func(n int64) {
-		i.mu.Lock()
-		i.status[name].Read = n
-		i.mu.Unlock()
+		i.update(name, func(s *Status) { s.Read = n })
 		if time.Since(said) > 10*time.Second {
 			said = time.Now()
 			i.cfg.Log.Info("importing images", "file", f.Name(), "percent", n*100/max(id.Size, 1))
 		}
 	}})
+	// Written to or removed meanwhile: it must not pass for known, but what it brought is recorded, to be unpinned some time.
+	if now, again := identify(f); err != nil || again != nil || now != id {
+		id = identity{}
+	}
 	if err != nil {
+		if len(got.Images) > 0 {
+			err = errors.Join(err, i.note(ctx, c, name, known{id, got}))
+		}
 		return imported{}, false, err
 	}
-	// Written to meanwhile: it is in the queue again, and must not pass for known.
-	if now, err := identify(f); err != nil || now != id {
-		return got, true, err
-	}
-	return got, true, i.note(name, known{id, got})
+	return got, true, errors.Join(i.note(ctx, c, name, known{id, got}), got.unusable())
 }
 
 // sameContent finds a known archive with the same content. Only a file of the same size is read.
@@ -304,50 +386,131 @@ func (i *Importer) sameContent(f io.Reader, id identity) (imported, bool) {
 	return all[n].imported, true
 }
 
-func (i *Importer) note(name string, k known) error {
+// note records what came out of an archive. What an archive of this name brought before, and no archive brings now, is unpinned.
+func (i *Importer) note(ctx context.Context, c *client.Client, name string, k known) error {
 	i.mu.Lock()
-	defer i.mu.Unlock()
+	before := i.known[name]
 	i.known[name] = k
-	return saveState(i.cfg.State, i.known)
+	dropped := i.unclaimed(before.imported)
+	err := saveState(i.cfg.State, i.known)
+	i.mu.Unlock()
+	i.unpin(ctx, c, dropped)
+	return err
 }
 
-// forgetGone unpins the images of archives that were taken out of the folder, unless another brings
-// them too.
+// unclaimed is what of an archive's images no known archive brings. i.mu is held.
+func (i *Importer) unclaimed(got imported) map[string]string {
+	out := maps.Clone(got.Images)
+	for _, k := range i.known {
+		maps.DeleteFunc(out, func(img, digest string) bool { return k.Images[img] == digest })
+	}
+	return out
+}
+
+func (i *Importer) unpin(ctx context.Context, c *client.Client, images map[string]string) {
+	for img, digest := range images {
+		if err := unpin(ctx, c, img, digest); err != nil {
+			i.cfg.Log.Warn("image stays pinned", "image", img, "error", err)
+		}
+	}
+}
+
+// forgetGone unpins the images of archives that were taken out of the folder, unless another brings them too. While the folder itself is
+// not there, and where a link leads nowhere, a disk may be missing: nothing is taken for gone then.
 func (i *Importer) forgetGone(ctx context.Context, c *client.Client) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	keep := map[string]bool{}
-	var gone []string
-	for name, k := range i.known {
-		if _, err := os.Stat(filepath.Join(i.cfg.Dir, name)); errors.Is(err, fs.ErrNotExist) {
-			gone = append(gone, name)
-			continue
-		}
-		for img := range k.Images {
-			keep[img] = true
-		}
-	}
-	for name := range i.status {
-		if _, err := os.Stat(filepath.Join(i.cfg.Dir, name)); errors.Is(err, fs.ErrNotExist) {
-			delete(i.status, name)
-		}
-	}
-	if len(gone) == 0 {
+	if st, err := os.Stat(i.cfg.Dir); err != nil || !st.IsDir() {
 		return
 	}
-	for _, name := range gone {
-		for img, digest := range i.known[name].Images {
-			if keep[img] {
-				continue
-			}
-			if err := unpin(ctx, c, img, digest); err != nil {
-				i.cfg.Log.Warn("image stays pinned", "image", img, "error", err)
+	isGone := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(i.cfg.Dir, name))
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	i.mu.Lock()
+	maps.DeleteFunc(i.status, func(name string, _ *Status) bool { return name != i.cfg.Dir && isGone(name) })
+	gone := map[string]known{}
+	for name, k := range i.known {
+		if isGone(name) {
+			gone[name] = k
+			delete(i.known, name)
+		}
+	}
+	unclaimed := map[string]string{}
+	for _, k := range gone {
+		maps.Copy(unclaimed, i.unclaimed(k.imported))
+	}
+	var err error
+	if len(gone) > 0 {
+		err = saveState(i.cfg.State, i.known)
+	}
+	i.mu.Unlock()
+	if err != nil {
+		i.cfg.Log.Warn("note what was imported", "error", err)
+	}
+	for name := range gone {
+		i.cfg.Log.Info("image archive is gone, its images are left to garbage collection", "file", name)
+	}
+	i.unpin(ctx, c, unclaimed)
+}
+
+// followStore puts an archive in the queue again when one of its images is removed from the store, or loses its pin: by a collection that
+// had begun before the import, or by hand.
+func (i *Importer) followStore(ctx context.Context, c *client.Client, q *queue) {
+	for ctx.Err() == nil {
+		events, errs := c.Subscribe(ctx, imageEvents("delete", "update")...)
+		for open := true; open; {
+			select {
+			case e := <-events:
+				i.lost(ctx, c, q, e)
+			case err := <-errs:
+				open = false
+				if ctx.Err() == nil {
+					i.cfg.Log.Warn("containerd's events ended, asking again", "error", err)
+				}
 			}
 		}
-		i.cfg.Log.Info("image archive is gone, its images are left to garbage collection", "file", name)
-		delete(i.known, name)
+		select {
+		case <-ctx.Done():
+		case <-time.After(quiet): // containerd is being started again
+		}
 	}
-	if err := saveState(i.cfg.State, i.known); err != nil {
-		i.cfg.Log.Warn("note what was imported", "error", err)
+}
+
+// lost looks at one event of the store.
+func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *events.Envelope) {
+	if e == nil || e.Event == nil {
+		return
+	}
+	v, err := typeurl.UnmarshalAny(e.Event)
+	if err != nil {
+		return
+	}
+	var name string
+	switch v := v.(type) {
+	case *apievents.ImageDelete:
+		name = v.Name
+	case *apievents.ImageUpdate:
+		if name = v.Name; v.Labels[pinnedLabel] == pinnedValue {
+			return
+		}
+	}
+	i.mu.Lock()
+	var from []string
+	for file, k := range i.known {
+		if _, ok := k.Images[name]; ok {
+			from = append(from, file)
+		}
+	}
+	i.mu.Unlock()
+	if len(from) == 0 {
+		return
+	}
+	// A tag that a registry has moved stays as it is.
+	if img, err := c.ImageService().Get(namespaces.WithNamespace(ctx, Namespace), name); err == nil {
+		i.mu.Lock()
+		from = slices.DeleteFunc(from, func(file string) bool { return i.known[file].Images[name] != img.Target.Digest.String() })
+		i.mu.Unlock()
+	}
+	for _, file := range from {
+		q.add(file)
 	}
 }

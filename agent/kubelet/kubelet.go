@@ -63,6 +63,8 @@ type Config struct {
 	ShutdownGrace time.Duration
 
 	Journal *host.Journal
+	// Images are the node's; pods may use imported ones whatever the kubelet has recorded about pulls.
+	Images Images
 	// Client is the node's own, for waiting until the node is registered.
 	Client kubernetes.Interface
 	Log    *slog.Logger
@@ -96,6 +98,10 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err := k.prepare(ctx); err != nil {
 		return err
 	}
+	records, err := k.prepareRecords(ctx)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
@@ -110,7 +116,10 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer stopClients()
-	deps.Options = append(deps.Options, func(inner *upstream.Kubelet) { k.inner.Store(inner) })
+	deps.Options = append(deps.Options, func(inner *upstream.Kubelet) {
+		k.inner.Store(inner)
+		go k.followImports(ctx, records, inner)
+	})
 	started := time.Now()
 	go func() {
 		if err := k.waitRegistered(ctx, started); err != nil {

@@ -6,5 +6,5 @@
 // when the node starts makes pulls fail with that message, and nothing else. Nothing is written:
 // containerd, in the same process, asks this package at each pull (agent/containerd.Registry).
 //
-// The package imports containerd's registry client and nothing of umiak.
+// The package imports containerd's registry client, and of umiak only internal/status.
 package registries

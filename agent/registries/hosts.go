@@ -23,7 +23,8 @@ const (
 	registryCan = mirrorCan | docker.HostCapabilityPush
 )
 
-// Hosts returns the hosts to try for a registry, in order: its mirrors, or those of "*", then itself.
+// Hosts returns the hosts to try for a registry, in order: its mirrors, or those of "*", then itself if that is not ruled out. There is
+// at least one; where none may be asked, it is one whose every answer is an error that says so.
 func (s *Settings) Hosts(registry string, request Credentials) ([]docker.RegistryHost, error) {
 	mirror, ok := s.Mirrors[registry]
 	if !ok {
@@ -51,12 +52,31 @@ func (s *Settings) Hosts(registry string, request Credentials) ([]docker.Registr
 		out[i].Capabilities = registryCan
 		return out, nil
 	}
+	if mirror.Only || s.MirrorsOnly && len(mirror.Endpoints) > 0 {
+		if len(out) == 0 {
+			out = append(out, docker.RegistryHost{
+				Client: &http.Client{Transport: forbidden(registry)}, Scheme: own.Scheme, Host: own.Host, Path: own.Path, Capabilities: mirrorCan,
+			})
+		}
+		return out, nil
+	}
 	return out, add(own, nil, registryCan)
+}
+
+// ErrForbidden means that the settings keep a registry from being asked.
+var ErrForbidden = errors.New("the registry settings forbid to ask it (fallback: false), and name no mirror")
+
+// forbidden answers for a registry that may not be asked.
+type forbidden string
+
+// RoundTrip implements http.RoundTripper.
+func (f forbidden) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, fmt.Errorf("registry %s: %w", string(f), ErrForbidden)
 }
 
 // registryEndpoint is where a registry is when nothing else is said.
 func registryEndpoint(registry string) Endpoint {
-	if registry == "docker.io" {
+	if registry == hub {
 		return Endpoint{"https", "registry-1.docker.io", "/v2"}
 	}
 	return Endpoint{defaultScheme(registry), registry, "/v2"}
@@ -73,10 +93,7 @@ func defaultScheme(host string) string {
 
 // config finds what the file says of a host.
 func (s *Settings) config(host string) Host {
-	names := []string{host}
-	if host == "registry-1.docker.io" {
-		names = append(names, "docker.io", "index.docker.io")
-	}
+	names := []string{canonical(host)}
 	for _, port := range []string{":443", ":80"} {
 		if name, ok := strings.CutSuffix(host, port); ok {
 			names = append(names, name)

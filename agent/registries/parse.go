@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
 	"regexp"
@@ -20,12 +21,28 @@ const wildcard = "*"
 type Settings struct {
 	Mirrors map[string]Mirror // by registry, as docker.io
 	Configs map[string]Host   // by host, as registry.example.com:5000
+	// MirrorsOnly rules out every registry that has a mirror: disable-default-registry-endpoint.
+	MirrorsOnly bool
+}
+
+// Unreadable is an error that names the files of the settings that cannot be used now. They are read at each pull, so that is no reason to
+// refuse the settings.
+func (s *Settings) Unreadable() error {
+	var errs []error
+	for _, host := range slices.Sorted(maps.Keys(s.Configs)) {
+		if _, err := s.Configs[host].TLS.load(); err != nil {
+			errs = append(errs, fmt.Errorf("configs.%s.tls: %w", host, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Mirror says where a registry's images are fetched from before the registry itself is asked.
 type Mirror struct {
 	Endpoints []Endpoint
 	Rewrites  []Rewrite // in the file's order; the first that matches is used
+	// Only means that the registry itself is not asked, whatever its mirrors answer.
+	Only bool
 }
 
 // Endpoint is one place to fetch from.
@@ -71,10 +88,10 @@ func Parse(name string, text []byte) (*Settings, error) {
 	if len(doc.Content) > 0 {
 		p.object(doc.Content[0], "", map[string]func(*yaml.Node, string){
 			"mirrors": func(n *yaml.Node, at string) {
-				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
+				p.named(n, at, registryKey, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
 			},
 			"configs": func(n *yaml.Node, at string) {
-				p.each(n, at, func(key string, n *yaml.Node, at string) { s.Configs[hostKey(key)] = p.host(n, at) })
+				p.named(n, at, hostKey, func(key string, n *yaml.Node, at string) { s.Configs[key] = p.host(n, at) })
 			},
 		})
 	}
@@ -84,13 +101,68 @@ func Parse(name string, text []byte) (*Settings, error) {
 	return s, nil
 }
 
-// hostKey takes the scheme off a host that was written as a URL.
-func hostKey(key string) string {
-	for _, scheme := range []string{"https://", "http://"} {
-		key = strings.TrimPrefix(key, scheme)
+// defaultKey is how containerd's folder of hosts.toml files names what is for every registry.
+const defaultKey = "_default"
+
+// keyForm is a host with or without a port, as in an image's name.
+var keyForm = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9._-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
+
+// registryKey is the registry that a key of mirrors is about, as it is named in images. People also write it as the URL at which it is
+// reached, and Docker Hub by its other names.
+func registryKey(key string) (string, error) {
+	name, rest := cutKey(key)
+	switch {
+	case name == wildcard || name == defaultKey:
+		return wildcard, nil
+	case strings.Contains(name, wildcard):
+		return "", fmt.Errorf("only %q alone stands for all other registries", wildcard)
+	case rest != "":
+		return "", fmt.Errorf("is more than a registry; settings are for all of %s, and a rewrite tells its repositories apart", name)
+	case !keyForm.MatchString(name):
+		return "", errors.New("is not a registry, as docker.io or registry.example.com:5000")
 	}
-	return strings.TrimSuffix(key, "/")
+	return canonical(name), nil
 }
+
+// hostKey is the host that a key of configs is about.
+func hostKey(key string) (string, error) {
+	name, rest := cutKey(key)
+	switch {
+	case name == wildcard || name == defaultKey:
+		return wildcard, nil
+	case rest != "":
+		return "", fmt.Errorf("is more than a host; settings are for all of %s", name)
+	case !keyForm.MatchString(name):
+		return "", errors.New("is not a host, as registry.example.com:5000")
+	}
+	return canonical(name), nil
+}
+
+// cutKey takes off a scheme, and the /v1/ or /v2/ that tools write behind a registry's host.
+func cutKey(key string) (name, rest string) {
+	port := ""
+	for scheme, p := range map[string]string{"https://": ":443", "http://": ":80"} {
+		if t, ok := strings.CutPrefix(key, scheme); ok {
+			key, port = t, p
+		}
+	}
+	name, rest, _ = strings.Cut(key, "/")
+	if rest = strings.Trim(rest, "/"); rest == "v1" || rest == "v2" {
+		rest = ""
+	}
+	return strings.TrimSuffix(name, port), rest
+}
+
+// canonical is the name of Docker Hub in images for each of its hosts; others have one name.
+func canonical(host string) string {
+	switch strings.TrimSuffix(strings.ToLower(host), ":443") {
+	case "docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
+		return hub
+	}
+	return host
+}
+
+const hub = "docker.io"
 
 type parser struct {
 	name string
@@ -128,6 +200,36 @@ func (p *parser) each(n *yaml.Node, at string, do func(key string, n *yaml.Node,
 		seen[k.Value] = true
 		do(k.Value, v, join(at, k.Value))
 	}
+}
+
+// named is each for a mapping whose keys are registries or hosts. Two keys that name the same must have the same settings.
+func (p *parser) named(n *yaml.Node, at string, name func(string) (string, error), do func(key string, n *yaml.Node, at string)) {
+	type entry struct {
+		key string
+		is  *yaml.Node
+	}
+	seen := map[string]entry{}
+	p.each(n, at, func(key string, n *yaml.Node, at string) {
+		k, err := name(key)
+		if err != nil {
+			p.fail(n, at, "%v", err)
+			return
+		}
+		before, twice := seen[k]
+		switch {
+		case !twice:
+			seen[k] = entry{key, n}
+			do(k, n, at)
+		case !same(before.is, n):
+			p.fail(n, at, "is the same as %s, which stands here already with other settings", before.key)
+		}
+	})
+}
+
+// same reports whether two values are written alike.
+func same(a, b *yaml.Node) bool {
+	a, b = resolve(a), resolve(b)
+	return a.Kind == b.Kind && a.Tag == b.Tag && a.Value == b.Value && slices.EqualFunc(a.Content, b.Content, same)
 }
 
 // object is each for a mapping whose keys are known.
@@ -170,6 +272,13 @@ func (p *parser) mirror(n *yaml.Node, at string) (m Mirror) {
 				}
 				m.Endpoints = append(m.Endpoints, e)
 			}
+		},
+		"fallback": func(n *yaml.Node, at string) {
+			fallback := true
+			if err := resolve(n).Decode(&fallback); err != nil {
+				p.fail(n, at, "must be true or false")
+			}
+			m.Only = !fallback
 		},
 		"rewrite": func(n *yaml.Node, at string) {
 			p.each(n, at, func(key string, v *yaml.Node, at string) {
@@ -282,6 +391,9 @@ func parseEndpoint(text string) (Endpoint, error) {
 		return Endpoint{}, errors.New("must end with the path")
 	}
 	e := Endpoint{Scheme: u.Scheme, Host: u.Host, Path: path.Clean("/" + u.Path)}
+	if canonical(e.Host) == hub {
+		e.Host = registryEndpoint(hub).Host // the others are web sites
+	}
 	if e.Path == "/" {
 		e.Path = "/v2"
 	}

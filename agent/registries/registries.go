@@ -15,24 +15,37 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/umiak-io/umiak/internal/status"
 )
+
+// Config says where the settings are.
+type Config struct {
+	File string // a registries.yaml
+	// MirrorsOnly keeps every registry that has a mirror in the file from being asked itself.
+	MirrorsOnly bool
+	Log         *slog.Logger
+}
 
 // Registries are the settings of one file, as it is now.
 type Registries struct {
-	path string
-	log  *slog.Logger
-	now  atomic.Pointer[state]
+	path        string
+	mirrorsOnly bool
+	log         *slog.Logger
+	now         atomic.Pointer[state]
 }
 
 type state struct {
 	settings *Settings
 	err      error // why pulls fail
+	wrong    error // what is wrong with the file as it is, also where settings of before are in use
+	there    bool
 	sum      [sha256.Size]byte
 }
 
 // New reads the file. A file that is not there is an empty one; a broken one makes Hosts fail.
-func New(path string, log *slog.Logger) *Registries {
-	r := &Registries{path: path, log: log}
+func New(cfg Config) *Registries {
+	r := &Registries{path: cfg.File, mirrorsOnly: cfg.MirrorsOnly, log: cfg.Log}
 	r.load()
 	return r
 }
@@ -46,19 +59,61 @@ func (r *Registries) Hosts(registry string, request Credentials) ([]docker.Regis
 	return s.settings.Hosts(registry, request)
 }
 
+// Read reads a file of settings. One that is not there is an empty one.
+func Read(path string) (*Settings, error) {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return Parse(path, text)
+}
+
+// Status says for `umiak status` what is in force, and what is wrong with the file.
+func (r *Registries) Status(context.Context) status.Section {
+	s := r.now.Load()
+	out := status.Section{Name: "Registries"}
+	row := func(state, detail string) {
+		out.Rows = append(out.Rows, status.Row{Name: r.path, State: state, Detail: detail})
+	}
+	if s.wrong != nil {
+		state := "wrong, no image can be pulled"
+		if s.err == nil {
+			state = "wrong, the settings before it stay in use"
+		}
+		for _, line := range strings.Split(s.wrong.Error(), "\n") {
+			row(state, line)
+		}
+		return out
+	}
+	if err := s.settings.Unreadable(); err != nil {
+		for _, line := range strings.Split(err.Error(), "\n") {
+			row("cannot be used now", line)
+		}
+		return out
+	}
+	if s.there {
+		row("in use", fmt.Sprintf("mirrors for %d registries, settings for %d hosts", len(s.settings.Mirrors), len(s.settings.Configs)))
+	}
+	return out
+}
+
 // load reads the file again if it has changed.
 func (r *Registries) load() {
 	text, err := os.ReadFile(r.path)
+	there := true
 	if errors.Is(err, fs.ErrNotExist) {
-		text, err = nil, nil
+		text, err, there = nil, nil, false
 	}
-	next := &state{sum: sha256.Sum256(text)}
+	next := &state{sum: sha256.Sum256(text), there: there}
 	before := r.now.Load()
-	if err == nil && before != nil && before.sum == next.sum {
+	if err == nil && before != nil && before.sum == next.sum && before.there == there {
 		return
 	}
 	if err == nil {
 		next.settings, err = Parse(r.path, text)
+	}
+	if next.wrong = err; err == nil {
+		next.settings.MirrorsOnly = r.mirrorsOnly
 	}
 	switch {
 	case err == nil:

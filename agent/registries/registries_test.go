@@ -75,6 +75,11 @@ func dump(in string) string {
 			continue
 		}
 		for _, h := range hosts {
+			if f, ok := h.Client.Transport.(forbidden); ok {
+				_, err := f.RoundTrip(nil)
+				fmt.Fprintf(&out, "  %v\n", err)
+				continue
+			}
 			isMirror := h.Host != registryEndpoint(n).Host
 			cfg := s.config(h.Host)
 			ask := pull
@@ -220,7 +225,7 @@ func TestBadRewriteIsRefused(t *testing.T) {
 func TestFollowsTheFile(t *testing.T) {
 	// Neither the folder nor the one above it exists at first.
 	path := filepath.Join(t.TempDir(), "etc", "umiak", "registries.yaml")
-	r := New(path, slog.New(slog.DiscardHandler))
+	r := New(Config{File: path, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	ready := make(chan struct{})
@@ -265,12 +270,55 @@ func TestFollowsTheFile(t *testing.T) {
 	}
 }
 
+func TestStatusSaysWhatIsWrong(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registries.yaml")
+	if err := os.WriteFile(path, []byte("mirrors: {docker.io: {endpoint: {}}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := New(Config{File: path, Log: slog.New(slog.DiscardHandler)})
+	for _, c := range []struct{ text, state, detail string }{
+		{"mirrors: {docker.io: {endpiont: []}}", "no image can be pulled", path + ":1: mirrors.docker.io.endpiont: no such key"},
+		{"mirrors: {quay.io: {endpoint: [a]}}", "in use", "mirrors for 1 registries"},
+		{"mirrors: {quay.io/x: {}}", "the settings before it stay in use", "is more than a registry"},
+		{"configs: {a: {tls: {ca_file: " + path + ".pem}}}", "cannot be used now", "no such file"},
+	} {
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.load()
+		got := r.Status(t.Context()).Rows
+		if len(got) != 1 || !strings.Contains(got[0].State, c.state) || !strings.Contains(got[0].Detail, c.detail) {
+			t.Errorf("%s: %+v", c.text, got)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if r.load(); len(r.Status(t.Context()).Rows) != 0 {
+		t.Errorf("without a file: %+v", r.Status(t.Context()))
+	}
+}
+
+func TestMirrorsOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registries.yaml")
+	if err := os.WriteFile(path, []byte(`mirrors: {docker.io: {endpoint: ["https://mirror.example"]}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := New(Config{File: path, MirrorsOnly: true, Log: slog.New(slog.DiscardHandler)})
+	for registry, want := range map[string]string{"docker.io": "mirror.example", "quay.io": "quay.io"} {
+		hosts, err := r.Hosts(registry, nil)
+		if err != nil || len(hosts) != 1 || hosts[0].Host != want {
+			t.Errorf("%s: %v, %v", registry, hosts, err)
+		}
+	}
+}
+
 func TestABrokenFileAtStartFailsPullsOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "registries.yaml")
 	if err := os.WriteFile(path, []byte("mirrors:\n  docker.io:\n    endpiont: []\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := New(path, slog.New(slog.DiscardHandler)).Hosts("docker.io", nil)
+	_, err := New(Config{File: path, Log: slog.New(slog.DiscardHandler)}).Hosts("docker.io", nil)
 	if err == nil || !strings.Contains(err.Error(), path+":3: mirrors.docker.io.endpiont: no such key") {
 		t.Fatalf("got %v", err)
 	}

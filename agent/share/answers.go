@@ -31,11 +31,7 @@ type probe struct {
 // answers says whether one of the hosts at which a pull would ask says anything, be it that it wants to know who
 // asks. Mirrors count: who has set them up means them to say what an image is.
 func (s *Share) answers(ctx context.Context, hosts []docker.RegistryHost) bool {
-	var names []string
-	for _, h := range hosts {
-		names = append(names, h.Scheme+"://"+h.Host+h.Path)
-	}
-	key := strings.Join(names, " ")
+	key := probeKey(hosts)
 	now := time.Now()
 	s.probes.mu.Lock()
 	for k, p := range s.probes.all {
@@ -57,6 +53,21 @@ func (s *Share) answers(ctx context.Context, hosts []docker.RegistryHost) bool {
 	s.probes.all[key] = p
 	s.probes.mu.Unlock()
 	return p.answers
+}
+
+func probeKey(hosts []docker.RegistryHost) string {
+	var names []string
+	for _, h := range hosts {
+		names = append(names, h.Scheme+"://"+h.Host+h.Path)
+	}
+	return strings.Join(names, " ")
+}
+
+// forget has the hosts asked again.
+func (p *probes) forget(hosts []docker.RegistryHost) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.all, probeKey(hosts))
 }
 
 func anyAnswers(ctx context.Context, hosts []docker.RegistryHost) bool {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // How long a pull waits for neighbours that are busy or do not answer, where no registry does: for the name that it
@@ -32,7 +33,7 @@ type Registry interface {
 // the errors that a pull ends with are the registry's own, and no secret of a pull comes near a neighbour.
 func (s *Share) Hosts(registry string, credentials func(host string) (user, secret string, err error)) ([]docker.RegistryHost, error) {
 	hosts, err := s.cfg.Registry.Hosts(registry, credentials)
-	if err != nil || len(hosts) == 0 || s.nodes.others() == 0 {
+	if err != nil || len(hosts) == 0 || s.nodes.others() == 0 && s.cfg.Own == nil {
 		return hosts, err
 	}
 	p := &puller{share: s, registry: registry, hosts: slices.Clone(hosts), next: http.DefaultTransport}
@@ -59,22 +60,35 @@ type puller struct {
 // onward is the only form of a range that a pull has: from somewhere to the end.
 var onward = regexp.MustCompile(`^bytes=[0-9]{1,18}-$`)
 
-// RoundTrip answers from neighbours, or asks the registry.
+// RoundTrip answers from neighbours and from what was imported here, or asks the registry.
 func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 	first := p.hosts[0]
 	part := req.Header.Get("Range")
+	answered := func(resp *http.Response) (*http.Response, error) {
+		resp.Request = req
+		return resp, nil
+	}
 	if req.Response == nil && req.Body == nil && req.URL.Host == first.Host && req.URL.RawPath == "" && (part == "" || onward.MatchString(part)) {
 		if w, ok := parse(p.registry, strings.TrimSuffix(first.Path, "/")+"/", req.URL.Path); ok {
-			var resp *http.Response
 			switch {
 			case req.Method == http.MethodHead && w.kind == manifests:
-				resp = p.name(req.Context(), w)
+				if resp := p.name(req.Context(), w); resp != nil {
+					return answered(resp)
+				}
+				resp, err := p.next.RoundTrip(req)
+				if err == nil || req.Context().Err() != nil {
+					return resp, err
+				}
+				// It answered a while ago. Perhaps it went away since.
+				p.share.probes.forget(p.hosts)
+				if resp := p.name(req.Context(), w); resp != nil {
+					return answered(resp)
+				}
+				return nil, err
 			case req.Method == http.MethodGet && w.digest != "":
-				resp = p.content(req.Context(), w, part)
-			}
-			if resp != nil {
-				resp.Request = req
-				return resp, nil
+				if resp := p.content(req.Context(), w, part); resp != nil {
+					return answered(resp)
+				}
 			}
 		}
 	}
@@ -82,12 +96,51 @@ func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // name says what a tag stands for, or that there is such a manifest. A pull asks this first, and while a registry
-// answers it is the one to say so, and to say who may have it.
+// answers it is the one to say so, and to say who may have it. Where none does, an agent believes servers before it
+// believes what was imported on itself, which may be older.
 func (p *puller) name(ctx context.Context, w want) *http.Response {
 	s := p.share
 	if s.answers(ctx, p.hosts) {
 		return nil
 	}
+	own, imported := p.own(ctx, w)
+	if imported && (w.digest != "" || s.nodes.selfIsServer()) {
+		return s.sayOwn(w, own)
+	}
+	if resp := p.elsewhere(ctx, w); resp != nil {
+		return resp
+	}
+	if imported {
+		return s.sayOwn(w, own)
+	}
+	return nil
+}
+
+// own is what was imported on this node.
+func (p *puller) own(ctx context.Context, w want) (ocispec.Descriptor, bool) {
+	if p.share.cfg.Own == nil {
+		return ocispec.Descriptor{}, false
+	}
+	name := w.image()
+	if w.digest != "" {
+		name = w.place() + "@" + w.digest.String()
+	}
+	d, ok := p.share.cfg.Own.Imported(ctx, name)
+	return d, ok && (w.digest == "" || d.Digest == w.digest)
+}
+
+// sayOwn answers with what was imported. The content is there, so nothing else will be asked for.
+func (s *Share) sayOwn(w want, d ocispec.Descriptor) *http.Response {
+	s.log.Info("the registry does not answer, going on with what was imported on this node", "image", w.place(), "tag", w.tag, "digest", d.Digest)
+	h := http.Header{}
+	h.Set("Content-Type", d.MediaType)
+	h.Set("Docker-Content-Digest", d.Digest.String())
+	return response(http.StatusOK, h, d.Size, http.NoBody)
+}
+
+// elsewhere asks other nodes for a name.
+func (p *puller) elsewhere(ctx context.Context, w want) *http.Response {
+	s := p.share
 	if w.digest != "" {
 		// Any node may say so, but only the manifest itself says how long it is and of what type.
 		resp := insist(ctx, namePatience, func() (*http.Response, bool) { return p.once(ctx, w, "", true) })

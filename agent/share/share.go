@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/net/netutil"
 
 	v1 "k8s.io/api/core/v1"
@@ -38,7 +39,14 @@ type Config struct {
 	Registry Registry // where images come from otherwise
 	Socket   string   // containerd's
 	PKI      string   // the folder of the node's certificates, see agent.Joiner
+	Own      Own      // what was imported here; nil is nothing
 	Log      *slog.Logger
+}
+
+// Own knows the images that somebody has imported on this node, as distinct from those that it has pulled.
+type Own interface {
+	// Imported returns what an imported image's name stands for; ok is false if there is none.
+	Imported(ctx context.Context, name string) (_ ocispec.Descriptor, ok bool)
 }
 
 // Share is this node's part in it. It serves while Run runs; pulls may ask before, and find no neighbour.

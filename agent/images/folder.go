@@ -1,0 +1,214 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+)
+
+// folder watches a folder, also through what happens to the folder itself: it may be removed and made again, renamed, replaced by a link
+// or mounted over, and its files may be links to what comes later. So every folder on the way to it, and to its links' targets, is
+// watched; those are few. All in one inotify instance.
+type folder struct {
+	dir     string
+	w       *fsnotify.Watcher
+	watched map[string]inode // the folders that are watched, and which ones they are
+	on      via
+	real    string // dir without links; empty while it is not there
+}
+
+// inode tells one folder from another that has taken its place.
+type inode struct{ dev, ino uint64 }
+
+// via is what lies on the way: by folder and name in it, the files of the watched folder to which it leads, "" for the folder itself.
+type via map[string]map[string][]string
+
+func (v via) add(dir, name, file string) {
+	if v[dir] == nil {
+		v[dir] = map[string][]string{}
+	}
+	v[dir][name] = append(v[dir][name], file)
+}
+
+// mostLinks is how many links the kernel follows in one path.
+const mostLinks = 40
+
+// walk follows a path as the kernel does, calls step for every folder and name on the way, and returns where it leads. The last name
+// need not exist; then ok is false.
+func walk(path string, step func(dir, name string)) (end string, ok bool) {
+	rest := strings.Split(filepath.Clean(path), "/")
+	at := "/"
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = filepath.Dir(at)
+			continue
+		}
+		step(at, name)
+		next := filepath.Join(at, name)
+		st, err := os.Lstat(next)
+		if err != nil {
+			return "", false
+		}
+		if st.Mode()&fs.ModeSymlink == 0 {
+			at = next
+			continue
+		}
+		if links++; links > mostLinks {
+			return "", false
+		}
+		to, err := os.Readlink(next)
+		if err != nil {
+			return "", false
+		}
+		if filepath.IsAbs(to) {
+			at = "/"
+		}
+		rest = append(strings.Split(to, "/"), rest...)
+	}
+	return at, true
+}
+
+// look finds out what is to be watched.
+func (f *folder) look() (v via, watched map[string]inode, real string) {
+	v, watched = via{}, map[string]inode{}
+	end, ok := walk(f.dir, func(dir, name string) { v.add(dir, name, "") })
+	if ok {
+		if st, err := os.Stat(end); err == nil && st.IsDir() {
+			real = end
+		}
+	}
+	if real != "" {
+		v[real] = orEmpty(v[real])
+		entries, err := os.ReadDir(real)
+		if err == nil {
+			for _, e := range entries {
+				if e.Type()&fs.ModeSymlink != 0 && !isUnfinished(e.Name()) {
+					walk(filepath.Join(real, e.Name()), func(dir, name string) { v.add(dir, name, e.Name()) })
+				}
+			}
+		}
+	}
+	for dir := range v {
+		var st syscall.Stat_t
+		if err := syscall.Stat(dir, &st); err == nil {
+			watched[dir] = inode{uint64(st.Dev), st.Ino} //nolint:unconvert // not the same type on all machines
+		}
+	}
+	return v, watched, real
+}
+
+func orEmpty(m map[string][]string) map[string][]string {
+	if m == nil {
+		return map[string][]string{}
+	}
+	return m
+}
+
+// watchFolder begins to watch.
+func watchFolder(dir string) (*folder, error) {
+	f := &folder{dir: dir}
+	if _, err := f.update(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// update looks again at what is to be watched, and reports whether that has changed; events may have been lost then.
+func (f *folder) update() (changed bool, err error) {
+	v, watched, real := f.look()
+	f.on, f.real = v, real
+	if f.w != nil && maps.Equal(watched, f.watched) {
+		return false, nil
+	}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return false, fmt.Errorf("watch %s: %w", f.dir, err)
+	}
+	for dir := range watched {
+		if err := w.Add(dir); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			delete(watched, dir) // the next event tells
+		} else if err != nil {
+			return false, errors.Join(fmt.Errorf("watch %s: %w", dir, err), w.Close())
+		}
+	}
+	f.close()
+	f.w, f.watched = w, watched
+	return true, nil
+}
+
+func (f *folder) close() {
+	if f.w != nil {
+		_ = f.w.Close() // nothing is lost with a watch
+	}
+}
+
+// touched says which files of the folder an event is about, and whether it changes what is to be watched.
+func (f *folder) touched(e fsnotify.Event) (files []string, again bool) {
+	if _, self := f.watched[e.Name]; self && e.Op&(fsnotify.Remove|fsnotify.Rename) != 0 {
+		again = true
+	}
+	dir, name := filepath.Dir(e.Name), filepath.Base(e.Name)
+	moved := e.Op&(fsnotify.Create|fsnotify.Remove|fsnotify.Rename) != 0
+	for _, file := range f.on[dir][name] {
+		if file != "" {
+			files = append(files, file)
+		}
+		again = again || moved
+	}
+	if dir == f.real {
+		files = append(files, name)
+		again = again || moved // it may be a link
+	}
+	return files, again
+}
+
+// mounts sends whenever something is mounted or unmounted, until ctx ends: the only change of a path that inotify does not report.
+func mounts(ctx context.Context) (<-chan struct{}, error) {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(os.NewSyscallError("eventfd", err), table.Close())
+	}
+	out := make(chan struct{}, 1)
+	done := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		<-done
+		_ = unix.Close(wake)
+		_ = table.Close()
+	})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			fds := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}, {Fd: int32(wake), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
+			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+				return
+			}
+			if fds[0].Revents == 0 {
+				continue
+			}
+			select {
+			case out <- struct{}{}:
+			default: // it is going to be looked at anyway
+			}
+		}
+	}()
+	return out, nil
+}

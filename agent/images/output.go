@@ -1,0 +1,102 @@
+package images
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// output is a file that gets its name when it is complete. Until then it has none at all where the file system can do that, so that
+// nothing is left however the program ends; elsewhere it has a temporary name and a lock, and the next output in the same folder removes it.
+type output struct {
+	*os.File
+	name   string
+	hidden string // its temporary name, if it has one
+}
+
+// hiddenName begins the temporary names.
+const hiddenName = ".umiak-export-"
+
+// create begins to write a file.
+func create(name string) (*output, error) {
+	dir := filepath.Dir(name)
+	removeLeftovers(dir)
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return &output{File: os.NewFile(uintptr(fd), name), name: name}, nil //nolint:gosec // a descriptor
+	}
+	f, err := os.CreateTemp(dir, hiddenName)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor
+		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close(), os.Remove(f.Name()))
+	}
+	return &output{File: f, name: name, hidden: f.Name()}, nil
+}
+
+// removeLeftovers removes what nobody writes any more.
+func removeLeftovers(dir string) {
+	all, _ := filepath.Glob(filepath.Join(escape(dir), hiddenName+"*")) // the pattern is sound
+	for _, name := range all {
+		f, err := os.Open(name)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil { //nolint:gosec // a descriptor
+			_ = os.Remove(name)
+		}
+		_ = f.Close()
+	}
+}
+
+// escape makes a folder's name a pattern that matches it alone.
+func escape(dir string) string {
+	var out []rune
+	for _, r := range dir {
+		switch r {
+		case '*', '?', '[', '\\':
+			out = append(out, '\\')
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
+
+// commit gives the file its name, in place of one that has it now.
+func (o *output) commit() error {
+	if err := errors.Join(o.Chmod(0o644), o.Sync()); err != nil {
+		return err
+	}
+	from := o.hidden
+	if from == "" {
+		// A name can be given only where there is none yet.
+		from = filepath.Join(filepath.Dir(o.name), hiddenName+strconv.Itoa(os.Getpid()))
+		if err := os.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", o.Fd()), unix.AT_FDCWD, from, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return &os.LinkError{Op: "link", Old: o.name, New: from, Err: err}
+		}
+		o.hidden = from
+	}
+	if err := os.Rename(from, o.name); err != nil {
+		return err
+	}
+	o.hidden = ""
+	return nil
+}
+
+// close ends writing; without commit nothing of it is left.
+func (o *output) close() error {
+	var err error
+	if o.hidden != "" {
+		err = os.Remove(o.hidden)
+	}
+	return errors.Join(err, o.Close())
+}
