@@ -81,7 +81,11 @@ func child(conf string) error {
 		State: filepath.Join(cfg.Dirs.ContainerdRoot(), "images.json"), Log: log})
 	err = c.Run(ctx, func() {
 		fmt.Println("ready")
-		go func() { _ = imp.Run(ctx, func() {}) }()
+		go func() {
+			if err := imp.Run(ctx, func() {}); err != nil {
+				log.Error("importer ended", "error", err)
+			}
+		}()
 	})
 	if err == nil {
 		fmt.Println("goroutines", runtime.NumGoroutine())

@@ -62,6 +62,9 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 			}
 		}})
 		_ = f.Close() // opened for reading
+		if err != nil && ctx.Err() != nil {
+			err = fmt.Errorf("broken off: %w", context.Cause(ctx))
+		}
 		if err = errors.Join(err, got.unusable()); err != nil {
 			errs = append(errs, fmt.Errorf("import %s: %w", path, err))
 		}

@@ -129,25 +129,37 @@ func watchFolder(dir string) (*folder, error) {
 
 // update looks again at what is to be watched, and reports whether that has changed; events may have been lost then.
 func (f *folder) update() (changed bool, err error) {
-	v, watched, real := f.look()
-	f.on, f.real = v, real
-	if f.w != nil && maps.Equal(watched, f.watched) {
-		return false, nil
+	const often = 5 // it also changes while it is looked at; what goes on changing gives another event
+	for range often {
+		v, watched, real := f.look()
+		f.on, f.real = v, real
+		if f.w != nil && maps.Equal(watched, f.watched) {
+			break
+		}
+		changed = true
+		if err := f.watch(watched); err != nil {
+			return false, err
+		}
 	}
+	return changed, nil
+}
+
+// watch watches folders in place of those of before.
+func (f *folder) watch(dirs map[string]inode) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return false, fmt.Errorf("watch %s: %w", f.dir, err)
+		return fmt.Errorf("watch %s: %w", f.dir, err)
 	}
-	for dir := range watched {
-		if err := w.Add(dir); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			delete(watched, dir) // the next event tells
+	for dir := range dirs {
+		if err := w.Add(dir); errors.Is(err, fs.ErrNotExist) {
+			delete(dirs, dir)
 		} else if err != nil {
-			return false, errors.Join(fmt.Errorf("watch %s: %w", dir, err), w.Close())
+			return errors.Join(fmt.Errorf("watch %s: %w", dir, err), w.Close())
 		}
 	}
 	f.close()
-	f.w, f.watched = w, watched
-	return true, nil
+	f.w, f.watched = w, dirs
+	return nil
 }
 
 func (f *folder) close() {
@@ -158,16 +170,17 @@ func (f *folder) close() {
 
 // touched says which files of the folder an event is about, and whether it changes what is to be watched.
 func (f *folder) touched(e fsnotify.Event) (files []string, again bool) {
-	if _, self := f.watched[e.Name]; self && e.Op&(fsnotify.Remove|fsnotify.Rename) != 0 {
-		again = true
-	}
 	dir, name := filepath.Dir(e.Name), filepath.Base(e.Name)
 	moved := e.Op&(fsnotify.Create|fsnotify.Remove|fsnotify.Rename) != 0
+	_, self := f.watched[e.Name]
+	if _, onTheWay := f.on[dir][name]; moved && (self || onTheWay) {
+		again = true
+		f.watched = nil // a folder that is made again may be given the same inode
+	}
 	for _, file := range f.on[dir][name] {
 		if file != "" {
 			files = append(files, file)
 		}
-		again = again || moved
 	}
 	if dir == f.real {
 		files = append(files, name)
@@ -178,13 +191,14 @@ func (f *folder) touched(e fsnotify.Event) (files []string, again bool) {
 
 // mounts sends whenever something is mounted or unmounted, until ctx ends: the only change of a path that inotify does not report.
 func mounts(ctx context.Context) (<-chan struct{}, error) {
-	table, err := os.Open("/proc/self/mountinfo")
+	// Not by package os: its poller would look at the file too, and a change is reported once for each open file.
+	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: "/proc/self/mountinfo", Err: err}
 	}
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		return nil, errors.Join(os.NewSyscallError("eventfd", err), table.Close())
+		return nil, errors.Join(os.NewSyscallError("eventfd", err), unix.Close(table))
 	}
 	out := make(chan struct{}, 1)
 	done := make(chan struct{})
@@ -192,12 +206,12 @@ func mounts(ctx context.Context) (<-chan struct{}, error) {
 		_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 		<-done
 		_ = unix.Close(wake)
-		_ = table.Close()
+		_ = unix.Close(table)
 	})
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			fds := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}, {Fd: int32(wake), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
+			fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(wake), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
 			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 				return
 			}

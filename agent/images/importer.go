@@ -158,7 +158,6 @@ func MakeFolder(dir string) error {
 func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *folder, mounted <-chan struct{}) error {
 	changed := map[string]time.Time{} // when an archive was last touched
 	again := false                    // what is to be watched may have changed
-	var last time.Time                // when something happened
 	tick := time.NewTimer(quiet)
 	tick.Stop()
 	pending := func() bool { return len(changed) > 0 || again }
@@ -184,8 +183,8 @@ func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *fo
 			again = true
 			f.watched = nil
 		case <-tick.C:
-			// Only while something is changing.
-			if again && time.Since(last) >= quiet {
+			// Only while something is changing. What is on the way may be busy, and is not waited for.
+			if again {
 				again = false
 				anew, err := f.update()
 				if err != nil {
@@ -209,7 +208,7 @@ func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *fo
 			}
 			continue
 		}
-		if last = time.Now(); idle && pending() {
+		if idle && pending() {
 			tick.Reset(quiet)
 		}
 	}

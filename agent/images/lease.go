@@ -111,10 +111,27 @@ func abort(ctx context.Context, store content.IngestManager, stale func(ref stri
 	var errs []error
 	for _, ref := range refs {
 		if stale(ref) {
-			errs = append(errs, ignoreNotFound(store.Abort(ctx, ref)))
+			errs = append(errs, abortOne(ctx, store, ref))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// abortOne removes one. containerd may still be closing it for whoever wrote it, which makes the removal fail half-way.
+func abortOne(ctx context.Context, store content.IngestManager, ref string) error {
+	const often, pause = 20, 50 * time.Millisecond
+	var err error
+	for range often {
+		if err = ignoreNotFound(store.Abort(ctx, ref)); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause): // nothing tells when it is closed
+		}
+	}
+	return fmt.Errorf("remove unfinished content: %w", err)
 }
 
 // unfinishedContent lists what imports are writing, or have begun to write.
@@ -157,7 +174,7 @@ func sweep(ctx context.Context, c *client.Client) error {
 	for _, ref := range refs {
 		id, _, _ := strings.Cut(strings.TrimPrefix(ref, ingestPrefix), "-")
 		if !held[ingestPrefix+id] {
-			errs = append(errs, ignoreNotFound(c.ContentStore().Abort(ctx, ref)))
+			errs = append(errs, abortOne(ctx, c.ContentStore(), ref))
 		}
 	}
 	return errors.Join(errs...)
