@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -607,21 +606,6 @@ func (a *Agent) Sources() []status.Source {
 	}
 }
 
-func (a *Agent) imageRows(context.Context) status.Section {
-	out := status.Section{Name: "Image archives"}
-	for _, i := range a.images.Status() {
-		out.Rows = append(out.Rows, status.Row{Name: i.File, State: string(i.State), Detail: detail(i)})
-	}
-	return out
-}
-
-func (a *Agent) sharingRows(ctx context.Context) status.Section {
-	if !a.cfg.ImageSharing {
-		return status.Section{Name: "Image sharing", Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}
-	}
-	return a.share.Status(ctx)
-}
-
 func (a *Agent) proxyRows(context.Context) status.Section {
 	out := status.Section{Name: "Services"}
 	p := a.proxy.Load()
@@ -660,17 +644,6 @@ func (a *Agent) policyRows(context.Context) status.Section {
 	}
 	out.Rows = append(out.Rows, row)
 	return out
-}
-
-// detail is what the state alone does not say of an archive.
-func detail(i images.Status) string {
-	switch {
-	case i.Error != "":
-		return i.Error
-	case i.State == images.Importing:
-		return fmt.Sprintf("%d of %d MB", i.Read>>20, i.Size>>20)
-	}
-	return strings.Join(i.Images, ", ")
 }
 
 // client makes a typed client from a kubeconfig whose files may be renewed at any time.

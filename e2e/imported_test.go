@@ -37,7 +37,7 @@ func TestImportedImages(t *testing.T) {
 	e.must(e.Start())
 	e.must(e.Connect())
 	e.must(e.APIReady(e.within(2 * patience)))
-	e.statusSays("Image archives", "the folder is not there")
+	e.statusHas("Image archives", "the folder is not there")
 	e.must(os.Mkdir(e.hostPath(cluster.Dirs().Data, "disk"), 0o700))
 	e.must(e.AddImages("one.tar", images.App1))
 	e.ready()
@@ -122,7 +122,7 @@ func TestImportedImages(t *testing.T) {
 	})
 	e.sub("wrong settings are named", func(e *env) {
 		e.must(e.M.WriteEtc("umiak/registries.yaml", "mirrors: {registry.test/app: {}}\n"))
-		e.statusSays("the settings before it stay in use", "registries.yaml:1: mirrors.registry.test/app: is more than a registry")
+		e.statusHas("the settings before it stay in use", "registries.yaml:1: mirrors.registry.test/app: is more than a registry")
 	})
 	log, err := os.ReadFile(e.LogFile())
 	e.must(err)
@@ -131,8 +131,8 @@ func TestImportedImages(t *testing.T) {
 	}
 }
 
-// statusSays waits until `umiak status` has some texts in it.
-func (e *env) statusSays(want ...string) {
+// statusHas waits until `umiak status` has some texts in it, whatever it ends with.
+func (e *env) statusHas(want ...string) {
 	e.Helper()
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 		out, err := e.Umiak(ctx, "status")

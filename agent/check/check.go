@@ -40,6 +40,7 @@ type Config struct {
 	SharePort  int    // where nodes give images to each other
 	// BalancerPort is where an agent's components reach the servers; 0 on a server.
 	BalancerPort int
+	Registries   string // the registries.yaml
 }
 
 func ok(name, format string, a ...any) Result {
@@ -58,7 +59,7 @@ func missing(name, fix, format string, a ...any) Result {
 func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
-		privileges, userNamespace, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders,
+		privileges, userNamespace, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings,
 		kernelNetwork, forwarding, forwardDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {

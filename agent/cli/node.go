@@ -73,6 +73,7 @@ func (w *Where) checkConfig(agentOnly bool) (check.Config, error) {
 	for _, known := range w.Known {
 		switch s := known.(type) {
 		case *agent.Config:
+			cfg.Registries = s.PrivateRegistry
 			cfg.CgroupRoot, cfg.NodePort = s.CgroupRoot, s.KubeletPort
 			errs = append(errs, s.Validate())
 			if agentOnly || w.AgentOnly {
