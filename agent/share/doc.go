@@ -9,7 +9,8 @@
 // Who may say what:
 //   - Content is named by its digest, which is checked, so every node may give it.
 //   - What a name stands for, and whether this node may have it, is the registry's to say while it answers.
-//     Only when none does, servers say what a tag is; they rule the cluster anyway. An agent never does.
+//     Only when none does, servers say what a tag is; they rule the cluster anyway. An agent never does, but for
+//     itself: what was imported on a node is what its pods get where nobody else answers.
 //
 // It follows the nodes by what agent/network watches (its Observer) and reads containerd through its socket. It
 // imports internal/names, internal/status, agent/host and, for the connection, agent/images, and nothing else of umiak; the agent's list of parts calls it.
