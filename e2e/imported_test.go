@@ -35,8 +35,6 @@ func TestImportedImages(t *testing.T) {
 	folder := e.hostPath(cluster.Dirs().Images())
 	e.must(errors.Join(os.MkdirAll(filepath.Dir(folder), 0o700), os.Symlink("../disk", folder)))
 	e.must(e.Start())
-	e.must(e.Connect())
-	e.must(e.APIReady(e.within(2 * patience)))
 	e.statusHas("Image archives", "the folder is not there")
 	e.must(os.Mkdir(e.hostPath(cluster.Dirs().Data, "disk"), 0o700))
 	e.must(e.AddImages("one.tar", images.App1))
@@ -121,7 +119,8 @@ func TestImportedImages(t *testing.T) {
 		}
 	})
 	e.sub("wrong settings are named", func(e *env) {
-		e.must(e.M.WriteEtc("umiak/registries.yaml", "mirrors: {registry.test/app: {}}\n"))
+		_, err := e.M.Run(e.soon(), "sh", "-c", "echo 'mirrors: {registry.test/app: {}}' >/etc/umiak/registries.yaml")
+		e.must(err)
 		e.statusHas("the settings before it stay in use", "registries.yaml:1: mirrors.registry.test/app: is more than a registry")
 	})
 	log, err := os.ReadFile(e.LogFile())
