@@ -31,6 +31,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/folders"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/agent/host/resolver"
 	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
@@ -90,6 +91,9 @@ type Agent struct {
 	policy  atomic.Pointer[netpol.Policies]
 	tunnels atomic.Pointer[tunnel.Tunnels]
 	resolv  atomic.Pointer[resolver.Resolver]
+
+	addrs    *nodeip.Tracker
+	ownAddrs bool // no other part of the process runs it
 }
 
 // member is a node in its cluster.
@@ -131,6 +135,16 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	if a.oom, err = host.OOMScoreAdj(); err != nil {
 		return nil, err
 	}
+	if has, ok := joiner.(interface{ Addresses() *nodeip.Tracker }); ok {
+		a.addrs = has.Addresses()
+	} else {
+		// Which families the cluster has is known when the node has joined.
+		a.ownAddrs = true
+		a.addrs, err = nodeip.New(nodeip.Config{Asked: cfg.NodeIP, Want: nodeip.Families{V4: true, V6: true}, File: a.dirs.Addresses(), Log: log})
+		if err != nil {
+			return nil, err
+		}
+	}
 	a.registries = registries.New(registries.Config{
 		File: cfg.PrivateRegistry, MirrorsOnly: cfg.NoDefaultRegistry, Log: log.With("component", "registries"),
 	})
@@ -152,12 +166,16 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 // Parts is everything that a node runs, in start order. cluster names the parts of the same process,
 // if any, that joining relies on; containers are made ready to run meanwhile. Each part that fails is run again.
 func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
-	parts := []lifecycle.Part{
+	var parts []lifecycle.Part
+	if a.ownAddrs {
+		parts = append(parts, lifecycle.Part{Name: nodeip.Part, Run: a.followAddresses})
+	}
+	parts = append(parts, []lifecycle.Part{
 		{Name: "machine", Run: tryMachine},
 		{Name: "registries", Run: a.registries.Run},
 		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
-		{Name: "join", Run: a.join, After: cluster},
+		{Name: "join", Run: a.join, After: append(slices.Clone(cluster), nodeip.Part)},
 		{Name: "events", Run: a.recordTroubles, After: []string{"join"}},
 		{Name: "tunnel", Run: a.runTunnel, After: []string{"join"}},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
@@ -169,7 +187,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "tables", Run: a.watchTables, After: []string{"join"}},
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"resolver", "containerd"}},
 		{Name: "upgrade", Run: a.runUpgrade, After: []string{"join"}},
-	}
+	}...)
 	if a.cfg.ImageSharing {
 		parts = append(parts, lifecycle.Part{Name: "sharing", After: []string{"join", "containerd"}, Run: func(ctx context.Context, ready func()) error {
 			return a.share.Run(ctx, a.member.ips, ready)
@@ -283,19 +301,22 @@ func (a *Agent) flannelBackend(ctx context.Context) (string, error) {
 
 // join waits until the cluster has taken the node in, and makes the clients that the others share.
 func (a *Agent) join(ctx context.Context, ready func()) error {
-	ips, err := host.Addresses(a.cfg.NodeIP, true, false)
-	if err != nil {
-		return err
+	now, changed := a.addrs.Now()
+	if len(now.IPs) == 0 {
+		return lifecycle.WakeOn(nodeip.ErrNone, changed)
 	}
-	texts := make([]string, len(ips))
-	for i, ip := range ips {
-		texts[i] = ip.String()
-	}
-	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: texts})
+	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts()})
 	if err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
-	m := &member{Cluster: *cluster, ips: ips}
+	if err := a.addrs.Narrow(nodeip.FamiliesOf(cluster.ClusterCIDR)); err != nil {
+		return err
+	}
+	taken, changed, err := a.addrs.Take()
+	if err != nil {
+		return lifecycle.WakeOn(fmt.Errorf("the cluster's pods have addresses of %v: %w", cluster.ClusterCIDR, err), changed)
+	}
+	m := &member{Cluster: *cluster, ips: taken.IPs}
 	if m.clusterCIDR, err = prefixes(cluster.ClusterCIDR); err != nil {
 		return err
 	}
@@ -334,6 +355,16 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	// The informers' goroutines end with the parts that started them.
 	m.informers.Shutdown()
 	return nil
+}
+
+// followAddresses has the process execute itself anew when the node has other addresses than the kubelet was started
+// with.
+func (a *Agent) followAddresses(ctx context.Context, ready func()) error {
+	err := a.addrs.Run(ctx, ready)
+	if moved := new(nodeip.Moved); errors.As(err, &moved) {
+		return &lifecycle.Anew{Part: nodeip.Part, Err: moved}
+	}
+	return err
 }
 
 // runTunnel lets the servers on other machines reach this node's kubelet and pods.
@@ -380,7 +411,11 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 		return err
 	}
 	a.network.Store(n)
-	return n.Run(ctx, ready)
+	_, changed := a.addrs.Now()
+	if err = n.Run(ctx, ready); errors.Is(err, network.ErrNoInterface) {
+		return lifecycle.WakeOn(err, changed)
+	}
+	return err
 }
 
 func (a *Agent) runProxy(ctx context.Context, ready func()) error {
@@ -580,6 +615,7 @@ func (a *Agent) Sources() []status.Source {
 			s := status.Section{Name: "Node", Rows: []status.Row{
 				{Name: a.name, State: fmt.Sprintf("cgroup v%d, %s", a.cgroup.Version, a.cgroup.Driver)},
 			}}
+			s.Rows = append(s.Rows, a.addrs.Rows()...)
 			return s
 		},
 		a.registries.Status,

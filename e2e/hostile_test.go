@@ -199,7 +199,7 @@ mount --rbind /run/dev /dev`)
 
 // obstacles are the rows. Each has a machine of its own.
 func obstacles() []obstacle {
-	return []obstacle{
+	return append(netObstacles(), []obstacle{
 		held("10250", "kubelet"),
 		held("5001", "sharing"),
 		oddDataDir("data-dir a link, no shared mounts", "linked", "cd /var/lib; mkdir disk; mv umiak disk/data 2>/dev/null || mkdir disk/data; ln -s disk/data umiak; mount --make-rprivate /"),
@@ -209,5 +209,5 @@ func obstacles() []obstacle {
 			arrange: func(e *env) { e.dev("null zero full random urandom tty fuse ptmx") },
 			remove:  func(e *env) { e.sh("touch /dev/kmsg; mount --bind /run/olddev/kmsg /dev/kmsg") },
 		},
-	}
+	}...)
 }

@@ -43,7 +43,8 @@ const cutCable = `table inet cable {
 // farNode joins a machine with a closed door to the server's cluster.
 func (e *env) farNode(l *machine.LAN, name string) *env {
 	e.Helper()
-	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"}})
+	// Also where its kubelet has another port than others.
+	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"}, Settings: map[string]string{"kubelet-port": "10260"}})
 	_, err := far.M.Run(e.soon(), "nft", closedDoor)
 	e.must(err)
 	e.agentReady(far.Cluster)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -84,6 +85,17 @@ func (c Config) DNS() []string {
 			a = a.Next()
 		}
 		out = append(out, a.String())
+	}
+	return out
+}
+
+// InternalNames are the host names and .domains of the cluster's own, which are reached without a proxy.
+func (c Config) InternalNames() []string {
+	out := []string{".svc", "." + c.ClusterDomain}
+	for e := range strings.SplitSeq(c.DatastoreEndpoint, ",") {
+		if u, err := url.Parse(e); err == nil && u.Hostname() != "" {
+			out = append(out, u.Hostname())
+		}
 	}
 	return out
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/umiak-io/umiak/internal/certfiles"
@@ -114,7 +115,12 @@ func (s *Server) servingLeaf() pki.Leaf {
 		Name: "apiserver", CA: pki.ServerCA, CertFile: s.pki.File("apiserver.crt"), KeyFile: s.pki.File("apiserver.key"),
 		CommonName: "kube-apiserver", Server: true, WithCA: true, // a machine that joins learns the CA from the handshake
 		DNSNames: append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + s.cfg.ClusterDomain, "localhost"}, hostname()...),
-		IPs:      append([]string{"127.0.0.1", "::1", s.advertise}, s.cfg.NodeIP...),
+		IPs:      []string{"127.0.0.1", "::1"},
+	}
+	for _, a := range append([]string{s.advertise()}, texts(s.nodeIPs())...) {
+		if a != "" && !slices.Contains(l.IPs, a) {
+			l.IPs = append(l.IPs, a)
+		}
 	}
 	for _, c := range s.cfg.ServiceCIDR {
 		if p, err := netip.ParsePrefix(c); err == nil {
@@ -131,6 +137,14 @@ func (s *Server) servingLeaf() pki.Leaf {
 		}
 	}
 	return l
+}
+
+func texts(addrs []netip.Addr) []string {
+	out := make([]string, len(addrs))
+	for i, a := range addrs {
+		out[i] = a.String()
+	}
+	return out
 }
 
 func (s *Server) kubeconfig(l pki.Leaf) pki.Kubeconfig {

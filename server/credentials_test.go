@@ -2,6 +2,7 @@ package server
 
 import (
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -23,7 +25,7 @@ func testConfig(dir string) Config {
 
 func TestServingNamesFollowTheSettings(t *testing.T) {
 	dir := t.TempDir()
-	s := &Server{cfg: testConfig(dir), dirs: testConfig(dir).Dirs(), log: slog.New(slog.DiscardHandler), advertise: "192.0.2.10"}
+	s := &Server{cfg: testConfig(dir), dirs: testConfig(dir).Dirs(), log: slog.New(slog.DiscardHandler), addrs: fixedAddress(t, "192.0.2.10")}
 	if err := s.prepare(pki.Config{}); err != nil {
 		t.Fatal(err)
 	}
@@ -51,17 +53,27 @@ func TestServingNamesFollowTheSettings(t *testing.T) {
 	}
 }
 
+// fixedAddress is a node-ip, which needs not be on the machine.
+func fixedAddress(t *testing.T, ip string) *nodeip.Tracker {
+	t.Helper()
+	a, err := nodeip.New(nodeip.Config{Asked: []string{ip}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 func TestAddressesThatPodsCannotReachAreRefused(t *testing.T) {
 	for _, a := range []string{"127.0.0.1", "0.0.0.0", "::1", "fe80::1", "224.0.0.1"} {
-		if _, err := advertiseAddress(Config{AdvertiseAddress: a}); err == nil || !strings.Contains(err.Error(), "advertise-address") {
+		if _, err := advertiseAddress(Config{AdvertiseAddress: a}, nil); err == nil || !strings.Contains(err.Error(), "advertise-address") {
 			t.Errorf("%s: %v", a, err)
 		}
 	}
-	if a, err := advertiseAddress(Config{NodeIP: []string{"192.0.2.1", "2001:db8::1"}}); err != nil || a != "192.0.2.1" {
+	if a, err := advertiseAddress(Config{}, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}); err != nil || a != "192.0.2.1" {
 		t.Errorf("got %s, %v", a, err)
 	}
 	// The tests' namespace has no default route.
-	if _, err := advertiseAddress(Config{}); err == nil || !strings.Contains(err.Error(), "set node-ip") {
+	if _, err := advertiseAddress(Config{}, nil); err == nil || !strings.Contains(err.Error(), "set node-ip") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -22,11 +24,16 @@ func WithEtcdMembers(members []etcd.Member) Option {
 }
 
 // EtcdSelf is the name and the address that a server of this configuration has among the members.
-func EtcdSelf(cfg Config) (name, peer string, err error) {
+func EtcdSelf(cfg Config, log *slog.Logger) (name, peer string, err error) {
 	if name, err = (agent.Config{NodeName: cfg.NodeName}).Name(); err != nil {
 		return "", "", err
 	}
-	a, err := advertiseAddress(cfg)
+	t, err := Addresses(context.Background(), cfg, log)
+	if err != nil {
+		return "", "", err
+	}
+	now, _ := t.Now()
+	a, err := advertiseAddress(cfg, now.IPs)
 	return name, etcdPeer(a), err
 }
 
@@ -52,7 +59,7 @@ func (s *Server) EtcdCluster() datastore.Cluster {
 func (s *Server) etcdConfig() etcd.Config {
 	p := func(name string) string { return filepath.Join(s.dirs.ServerPKI(), name) }
 	return etcd.Config{
-		Name: s.etcdName(), Peer: etcdPeer(s.advertise), Listen: net.JoinHostPort(s.bindForEtcd(), strconv.Itoa(EtcdPort)),
+		Name: s.etcdName(), Peer: etcdPeer(s.advertise()), Listen: net.JoinHostPort(s.bindForEtcd(), strconv.Itoa(EtcdPort)),
 		Cluster: "umiak", Join: s.members, Reset: s.cfg.ClusterReset,
 		TLS: etcd.TLS{CA: p(string(pki.EtcdCA) + ".crt"), ServerCert: p("etcd-peer.crt"), ServerKey: p("etcd-peer.key"), ClientCert: p("etcd-peer-client.crt"), ClientKey: p("etcd-peer-client.key")},
 	}
@@ -62,7 +69,7 @@ func (s *Server) etcdConfig() etcd.Config {
 // comes for the advertised address.
 func (s *Server) bindForEtcd() string {
 	if s.bind == "" {
-		return s.advertise
+		return s.advertise()
 	}
 	return s.bind
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
@@ -54,6 +55,9 @@ var (
 )
 
 func (j localJoiner) FlannelBackend() string { return j.s.cfg.FlannelBackend }
+
+// Addresses are the node's, which its server has found already.
+func (j localJoiner) Addresses() *nodeip.Tracker { return j.s.addrs }
 
 func (j localJoiner) Join(ctx context.Context, node agent.Node) (*agent.Cluster, error) {
 	s := j.s
@@ -141,14 +145,18 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 		}
 	}
 	return join.New(join.Config{
-		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published(),
+		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published,
 		Names: append(l.DNSNames, name), IPs: l.IPs, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
 	}), nil
 }
 
-// published is this server's address as HOST:PORT, as other machines use it.
+// published is this server's address as HOST:PORT, as other machines use it; empty while it has none.
 func (s *Server) published() string {
-	return net.JoinHostPort(s.advertise, strconv.Itoa(s.cfg.HTTPSPort))
+	a := s.advertise()
+	if a == "" {
+		return ""
+	}
+	return net.JoinHostPort(a, strconv.Itoa(s.cfg.HTTPSPort))
 }
 
 // longLived are the two tokens of the first start.

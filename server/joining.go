@@ -98,7 +98,7 @@ func newJoining(cfg Config, log *slog.Logger) (*joining, error) {
 	if j.token, err = cfg.joinToken(); err != nil {
 		return nil, err
 	}
-	name, peer, err := EtcdSelf(cfg)
+	name, peer, err := EtcdSelf(cfg, log)
 	if err != nil {
 		return nil, err
 	}

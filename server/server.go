@@ -14,10 +14,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
@@ -38,12 +38,12 @@ import (
 
 // Server is one server of a cluster: what runs there and what it knows.
 type Server struct {
-	cfg       Config
-	dirs      layout.Dirs
-	log       *slog.Logger
-	advertise string
-	bind      string
-	release   func()
+	cfg     Config
+	dirs    layout.Dirs
+	log     *slog.Logger
+	addrs   *nodeip.Tracker
+	bind    string
+	release func()
 
 	pki       *pki.PKI
 	plane     *controlplane.ControlPlane
@@ -74,12 +74,16 @@ type Option func(*options)
 
 type options struct {
 	locked  bool
+	addrs   *nodeip.Tracker
 	pki     pki.Config
 	members []etcd.Member
 }
 
 // WithoutLock is for a caller that has locked the data directory already.
 func WithoutLock() Option { return func(o *options) { o.locked = true } }
+
+// WithAddresses gives the server the node's addresses, as Addresses has made them.
+func WithAddresses(t *nodeip.Tracker) Option { return func(o *options) { o.addrs = t } }
 
 // WithPKI sets the lifetimes and the clock of certificates; its Dir and Log are ignored.
 func WithPKI(c pki.Config) Option { return func(o *options) { o.pki = c } }
@@ -95,7 +99,12 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		f(&o)
 	}
 	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members, started: time.Now(), tokensWake: make(chan struct{}, 1)}
-	if s.advertise, err = advertiseAddress(cfg); err != nil {
+	if s.addrs = o.addrs; s.addrs == nil {
+		if s.addrs, err = Addresses(ctx, cfg, log); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := advertiseAddress(cfg, s.nodeIPs()); err != nil && !errors.Is(err, nodeip.ErrNone) {
 		return nil, err
 	}
 	s.bind = bindAddress(cfg)
@@ -146,6 +155,8 @@ func (s *Server) Health() *controlplane.Health { return s.health }
 func (s *Server) Parts() []lifecycle.Part {
 	parts := []lifecycle.Part{
 		{Name: "certificates", Run: s.pki.Run},
+		// A start needs nothing but its first look, and nothing else ends when it fails.
+		lifecycle.Restart(lifecycle.Part{Name: nodeip.Part, Run: s.followAddresses}, lifecycle.Policy{}),
 		{Name: "control", Run: s.control().Run},
 		{Name: "datastore", Run: s.runDatastore},
 		{Name: "node-tunnels", Run: s.tunnels.Run},
@@ -264,30 +275,6 @@ func (s *Server) checkDatastore(ctx context.Context) error {
 	}
 	_, err := st.Status(ctx)
 	return err
-}
-
-// advertiseAddress is where pods and other machines reach the API server: what was set, the first
-// node-ip, or the address of the default route's interface.
-func advertiseAddress(cfg Config) (string, error) {
-	a := cfg.AdvertiseAddress
-	if a == "" && len(cfg.NodeIP) > 0 {
-		a = cfg.NodeIP[0]
-	}
-	if a == "" {
-		ip, err := utilnet.ChooseHostInterface()
-		if err != nil {
-			return "", fmt.Errorf("node-ip: this machine has no default route from which to tell its address (%w); set node-ip", err)
-		}
-		a = ip.String()
-	}
-	ip, err := netip.ParseAddr(a)
-	if err != nil {
-		return "", fmt.Errorf("advertise-address: %q is not an IP address", a)
-	}
-	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
-		return "", fmt.Errorf("advertise-address: pods cannot reach %s; set advertise-address or node-ip to an address of this machine's network", a)
-	}
-	return ip.String(), nil
 }
 
 // bindAddress is where to listen: "::" takes both families, where there is IPv6 at all.

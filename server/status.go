@@ -18,7 +18,7 @@ type Status struct {
 
 // Status asks all components. What it cannot find out it leaves out; the error says why.
 func (s *Server) Status(ctx context.Context) (Status, error) {
-	out := Status{Advertise: s.advertise, Components: s.health.Report(ctx), Certificates: s.pki.Certificates()}
+	out := Status{Advertise: s.advertise(), Components: s.health.Report(ctx), Certificates: s.pki.Certificates()}
 	st := s.datastore()
 	if st == nil {
 		return out, nil

@@ -26,7 +26,7 @@ func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string)
 	if err != nil { // before Open makes an empty datastore
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
-	if s.advertise, err = advertiseAddress(cfg); err != nil && datastore.Clustered(s.datastoreConfig()) {
+	if s.addrs, err = Addresses(ctx, cfg, log); err != nil {
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
 	s.bind = bindAddress(cfg)

@@ -19,6 +19,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/egress"
 )
 
 const (
@@ -226,7 +228,9 @@ func noted(etc string) (string, error) {
 // openRelease returns what opens the files of a release, given its folder, archive or URL, and what is to be called last.
 func openRelease(where string) (opener, func(), error) {
 	if u, err := url.Parse(where); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
-		c := &http.Client{Timeout: time.Hour}
+		transport := http.DefaultTransport.(*http.Transport).Clone()
+		transport.Proxy = egress.Proxy()
+		c := &http.Client{Timeout: time.Hour, Transport: transport}
 		return func(ctx context.Context, name string) (io.ReadCloser, error) { return get(ctx, c, u.JoinPath(name)) }, c.CloseIdleConnections, nil
 	}
 	dir, done, err := Folder(strings.TrimPrefix(where, "file://"))

@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
 		privileges, userNamespace, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings,
-		kernelNetwork, forwarding, forwardDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
+		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {
 			return out

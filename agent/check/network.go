@@ -2,7 +2,6 @@ package check
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 )
 
 // inNewNetns runs f in a network namespace that exists no longer than that.
@@ -199,8 +199,8 @@ func forwarding(context.Context, Config) []Result {
 	return out
 }
 
-// forwardDrops looks for other tables that drop what pods send: no rule of ours can overrule them.
-func forwardDrops(context.Context, Config) []Result {
+// foreignDrops looks for other tables that drop what pods send: no rule of ours can overrule them.
+func foreignDrops(context.Context, Config) []Result {
 	c, err := nftables.New()
 	if err != nil {
 		return nil // said above
@@ -211,24 +211,30 @@ func forwardDrops(context.Context, Config) []Result {
 	}
 	var out []Result
 	for _, ch := range chains {
-		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Type != nftables.ChainTypeFilter || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop || strings.HasPrefix(ch.Table.Name, "umiak-") {
+		if ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop || strings.HasPrefix(ch.Table.Name, "umiak-") {
 			continue
 		}
-		out = append(out, warn("firewall", "accept the pods' range in it (10.42.0.0/16 unless cluster-cidr is set), as source and as destination",
-			"chain %s of nftables table %s drops forwarded packets unless it accepts them", ch.Name, ch.Table.Name))
+		switch *ch.Hooknum {
+		case *nftables.ChainHookForward:
+			out = append(out, warn("firewall", "accept the pods' range in it (10.42.0.0/16 unless cluster-cidr is set), as source and as destination",
+				"chain %s of nftables table %s drops forwarded packets unless it accepts them", ch.Name, ch.Table.Name))
+		case *nftables.ChainHookInput:
+			out = append(out, warn("firewall", "accept in it what comes from the interface cni0 (DNS at port 20053, the API at 6443), and from other machines the ports in docs/requirements.md",
+				"chain %s of nftables table %s drops packets to this host unless it accepts them", ch.Name, ch.Table.Name))
+		}
 	}
 	return out
 }
 
 func address(_ context.Context, _ Config) []Result {
-	a, err := host.Addresses(nil, true, false)
-	if errors.Is(err, host.ErrNoAddress) {
-		return []Result{warn("address", "set node-ip", "no default route to tell the node's address from")}
-	}
+	found, err := nodeip.Find()
 	if err != nil {
 		return []Result{warn("address", "set node-ip", "%v", err)}
 	}
-	return []Result{ok("address", "%s", a[0])}
+	if len(found) == 0 {
+		return []Result{warn("address", "plug in the cable or set node-ip: umiak takes the address as soon as it comes", "this machine has none; pods run once it has had one")}
+	}
+	return []Result{ok("address", "%v", found)}
 }
 
 // dnsPort says that port 53 belongs to the host. The cluster's DNS is reached at port 53 of addresses of its own, and

@@ -22,6 +22,7 @@ import (
 	"github.com/umiak-io/umiak/agent/join"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/egress"
 	"github.com/umiak-io/umiak/internal/heap"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/joinclient"
@@ -63,6 +64,9 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	}
 	log, hush, err := logging.Setup(lc, c.App.ErrWriter)
 	if err != nil {
+		return err
+	}
+	if err := egress.Exempt(); err != nil {
 		return err
 	}
 	dirs := cfg.Dirs()

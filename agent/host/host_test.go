@@ -1,24 +1,12 @@
 package host
 
 import (
-	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 )
-
-func TestAddresses(t *testing.T) {
-	got, err := Addresses([]string{"10.0.0.1", "fd00::1"}, true, false)
-	if err != nil || !slices.Equal(got, []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}) {
-		t.Errorf("%v, %v", got, err)
-	}
-	if _, err := Addresses(nil, false, false); !errors.Is(err, ErrNoAddress) {
-		t.Errorf("got %v", err)
-	}
-}
 
 func TestDetectCgroup(t *testing.T) {
 	c, err := DetectCgroup("/")

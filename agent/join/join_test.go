@@ -79,7 +79,7 @@ func newServer(t *testing.T) *fakeServer {
 	}
 	s.pki, s.kube = p, fake.NewClientset()
 	s.tokens = serverjoin.Tokens{CA: hash, Client: s.kube}
-	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: "127.0.0.1:9", Log: quiet, Now: clock(&s.now)})
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" }, Log: quiet, Now: clock(&s.now)})
 	s.Server = httptest.NewUnstartedServer(s.api)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)

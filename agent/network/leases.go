@@ -73,25 +73,18 @@ func (p peer) lease(v4, v6 bool) (l lease.Lease, ok bool) {
 		return l, false
 	}
 	l.Attrs.BackendType = p.annotations[annType]
-	if v4 {
-		addr, err := ip.ParseIP4(p.annotations[annPublicIP])
-		r, has := rangeOf(p.ranges, true)
-		if err != nil || !has || !validData(p.annotations[annData]) {
-			return l, false
-		}
+	// A node may be reached in one family of two.
+	addr, err := ip.ParseIP4(p.annotations[annPublicIP])
+	if r, has := rangeOf(p.ranges, true); v4 && err == nil && has && validData(p.annotations[annData]) {
 		l.EnableIPv4, l.Subnet, l.Attrs.PublicIP = true, ip4Net(r), addr
 		l.Attrs.BackendData = json.RawMessage(p.annotations[annData])
 	}
-	if v6 {
-		addr, err := ip.ParseIP6(p.annotations[annPublicIPv6])
-		r, has := rangeOf(p.ranges, false)
-		if err != nil || !has || !validData(p.annotations[annV6Data]) {
-			return l, false
-		}
-		l.EnableIPv6, l.IPv6Subnet, l.Attrs.PublicIPv6 = true, ip6Net(r), addr
+	addr6, err := ip.ParseIP6(p.annotations[annPublicIPv6])
+	if r, has := rangeOf(p.ranges, false); v6 && err == nil && has && validData(p.annotations[annV6Data]) {
+		l.EnableIPv6, l.IPv6Subnet, l.Attrs.PublicIPv6 = true, ip6Net(r), addr6
 		l.Attrs.BackendV6Data = json.RawMessage(p.annotations[annV6Data])
 	}
-	return l, true
+	return l, l.EnableIPv4 || l.EnableIPv6
 }
 
 // validData keeps what a node wrote into its annotation from being taken for more than JSON; host-gw has none.

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -32,6 +33,10 @@ const (
 	WireGuard = "wireguard-native"
 	None      = "none"
 )
+
+// ErrNoInterface means that pods of this node and of others cannot reach each other until the machine has an interface
+// with the node's address. Pods run nevertheless.
+var ErrNoInterface = errors.New("there is no interface")
 
 // Config is what the network is told.
 type Config struct {
@@ -158,7 +163,7 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	if name == WireGuard {
 		name = "wireguard" // flannel's word for it
 	}
-	conf, err := flannelConfig(name, n.cfg.ClusterCIDR)
+	conf, err := flannelConfig(name, n.reachable(ext))
 	if err != nil {
 		return err
 	}
@@ -211,6 +216,20 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	}
 }
 
+// reachable are the cluster's ranges of the families in which other nodes reach this one: flannel makes a device for
+// each, which needs an address. In a cluster of two families a node may have an address of one alone.
+func (n *Network) reachable(ext *backend.ExternalInterface) []netip.Prefix {
+	var out []netip.Prefix
+	for _, r := range n.cfg.ClusterCIDR {
+		if r.Addr().Is4() && ext.ExtAddr != nil || r.Addr().Is6() && ext.ExtV6Addr != nil {
+			out = append(out, r)
+		} else {
+			n.cfg.Log.Warn("the node has no address of this family: its pods reach no other node's in it", "range", r, "interface", ext.IfaceName)
+		}
+	}
+	return out
+}
+
 // interfaces are those that a backend makes, and the bridge.
 func interfaces(backend string) []string {
 	switch backend {
@@ -244,6 +263,16 @@ func (n *Network) external() (*backend.ExternalInterface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
+	var best *backend.ExternalInterface // the one with the node's addresses, of both families if there is one
+	found := func(e *backend.ExternalInterface) (n int) {
+		if e != nil && e.ExtAddr != nil {
+			n++
+		}
+		if e != nil && e.ExtV6Addr != nil {
+			n++
+		}
+		return n
+	}
 	for i := range ifaces {
 		addrs, err := ifaces[i].Addrs()
 		if err != nil {
@@ -268,20 +297,23 @@ func (n *Network) external() (*backend.ExternalInterface, error) {
 				ext.IfaceV6Addr, ext.ExtV6Addr = ip, ip
 			}
 		}
-		if n.cfg.Iface == "" && (ext.ExtAddr != nil || ext.ExtV6Addr != nil) {
-			return ext, nil
+		if n.cfg.Iface == "" && found(ext) > found(best) {
+			best = ext
 		}
 		if n.cfg.Iface == ifaces[i].Name {
 			if ext.ExtAddr == nil && ext.ExtV6Addr == nil {
-				return nil, fmt.Errorf("flannel-iface: %s has no address", n.cfg.Iface)
+				return nil, fmt.Errorf("flannel-iface: %s has no address: %w", n.cfg.Iface, ErrNoInterface)
 			}
 			return ext, nil
 		}
 	}
-	if n.cfg.Iface != "" {
-		return nil, fmt.Errorf("flannel-iface: there is no interface %s", n.cfg.Iface)
+	if best != nil {
+		return best, nil
 	}
-	return nil, fmt.Errorf("no interface has the node's address %v; set node-ip or flannel-iface", n.cfg.NodeIPs)
+	if n.cfg.Iface != "" {
+		return nil, fmt.Errorf("flannel-iface: %w %s", ErrNoInterface, n.cfg.Iface)
+	}
+	return nil, fmt.Errorf("%w that has the node's address %v; plug in the cable, or set node-ip or flannel-iface", ErrNoInterface, n.cfg.NodeIPs)
 }
 
 // watchNodes keeps peers and the observer true until ctx ends. Of each Node only what they need is kept in memory.

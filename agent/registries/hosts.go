@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+
+	"github.com/umiak-io/umiak/internal/egress"
 )
 
 // Credentials are those of one pull, asked for by host; all empty where there are none.
@@ -117,6 +119,7 @@ func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request C
 		return docker.RegistryHost{}, err
 	}
 	transport := docker.DefaultHTTPTransport(tlsConfig)
+	transport.Proxy = egress.Proxy()
 	if e.Scheme == "http" && cfg.TLS != nil && defaultScheme(e.Host) == "http" {
 		e.Scheme = "https" // this machine's own port, and the file says how to speak TLS to it
 	}

@@ -12,10 +12,12 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/net/netutil"
+	"golang.org/x/sys/unix"
 
 	v1 "k8s.io/api/core/v1"
 
@@ -108,7 +110,7 @@ func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) (err 
 	ready()
 	var listeners []net.Listener
 	for _, a := range addrs {
-		var lc net.ListenConfig
+		lc := net.ListenConfig{Control: freeBind} // the machine may have the address later
 		addr := net.JoinHostPort(a.String(), strconv.Itoa(s.port))
 		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
@@ -123,6 +125,16 @@ func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) (err 
 	}
 	s.set("on", "")
 	return s.serve(ctx, st, listeners)
+}
+
+// freeBind lets a socket listen at an address that the machine does not have yet.
+func freeBind(network, _ string, c syscall.RawConn) error {
+	level, option := unix.SOL_IP, unix.IP_FREEBIND
+	if network == "tcp6" {
+		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	var err error
+	return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }), err)
 }
 
 // serve answers on the listeners until ctx ends.

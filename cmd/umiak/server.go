@@ -8,6 +8,7 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/egress"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
 )
@@ -41,11 +42,18 @@ func serverCommand() *cli.Command {
 				return err
 			}
 			defer release()
+			if err := egress.Exempt(sc.InternalNames()...); err != nil {
+				return err
+			}
+			addrs, err := server.Addresses(c.Context, sc, log)
+			if err != nil {
+				return err
+			}
 			members, err := server.Join(c.Context, sc, log)
 			if err != nil {
 				return err
 			}
-			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members))
+			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs))
 			if err != nil {
 				return err
 			}

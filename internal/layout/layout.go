@@ -96,6 +96,9 @@ func (d Dirs) Joined() string { return d.data("agent", "joined.json") }
 // Servers is the list of all servers that the node's load balancer keeps.
 func (d Dirs) Servers() string { return d.data("agent", "servers.json") }
 
+// Addresses is where the node's last addresses are kept, for a boot without a cable.
+func (d Dirs) Addresses() string { return d.data("agent", "addresses.json") }
+
 // Images is the folder from which image archives are imported.
 func (d Dirs) Images() string { return d.data("agent", "images") }
 

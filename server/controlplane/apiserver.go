@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
@@ -17,6 +18,7 @@ import (
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/controlplane"
 )
 
 // APIServer is kube-apiserver.
@@ -27,6 +29,7 @@ type APIServer struct {
 	opts     *options.ServerRunOptions
 	fronts   []front
 	egress   Egress
+	alone    atomic.Pointer[soleServer] // nil where there may be others
 
 	accountKeys *accountKeys
 
@@ -64,7 +67,7 @@ func apiServerFlags(s Settings) flags {
 
 	f.set("bind-address", s.Bind)
 	f.setf("secure-port", "%d", s.Port)
-	f.set("advertise-address", s.Advertise)
+	f.set("advertise-address", s.advertised())
 	f.set("service-cluster-ip-range", strings.Join(s.ServiceCIDR, ","))
 	f.set("service-node-port-range", s.NodePorts)
 	f.set("allow-privileged", "true")
@@ -137,6 +140,26 @@ func apiServerFlags(s Settings) flags {
 // has an interval at which it asks itself.
 const never = 100 * 365 * 24 * time.Hour
 
+// advertised is the address that upstream is told. It takes one only at its start, and insists on one; a server that is
+// alone publishes its address itself (soleServer), so while the machine has none another stands there: the dummy address
+// of RFC 7600, or one of the discard prefix of RFC 6666.
+func (s Settings) advertised() string {
+	if a := s.Advertise(); a != "" {
+		return a
+	}
+	if len(s.ServiceCIDR) > 0 && strings.Contains(s.ServiceCIDR[0], ":") {
+		return "100::1"
+	}
+	return "192.0.0.8"
+}
+
+// AddressChanged has the address of Advertise published anew, where this server is alone.
+func (a *APIServer) AddressChanged() {
+	if s := a.alone.Load(); s != nil {
+		s.publish()
+	}
+}
+
 // UseDatastore says where the state is: what lasts, and Leases and Events, if they are kept elsewhere. Where they are,
 // the datastore is this server's alone and compacts by itself. Otherwise the API servers ask for compaction, every five
 // minutes one of them. It must be called before Run.
@@ -205,10 +228,12 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	chain := outer.BuildHandlerChainFunc
 	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler { return a.behind(chain(h, c)) }
 	if a.sole() {
-		config.KubeAPIs.Extra.EndpointReconcilerConfig, err = newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
+		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)
 		if err != nil {
 			return fmt.Errorf("make endpoint reconciler: %w", err)
 		}
+		config.KubeAPIs.Extra.EndpointReconcilerConfig = controlplane.EndpointReconcilerConfig{Reconciler: sole, Interval: time.Minute} // against somebody who deletes it
+		a.alone.Store(sole)
 	}
 	openapi := newLazyOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
 	replaced := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks

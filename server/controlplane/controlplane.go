@@ -15,9 +15,11 @@ import (
 
 // Settings are what the three components need to know. Paths are absolute.
 type Settings struct {
-	Bind      string // address to listen on
-	Port      int
-	Advertise string // address at which pods reach the API server
+	Bind string // address to listen on
+	Port int
+	// Advertise is the address at which pods reach the API server, empty while the machine has none. Where others are
+	// to reach this server as well, there is one from the start.
+	Advertise func() string
 
 	ClusterCIDR, ServiceCIDR []string
 	NodePorts, ClusterDomain string

@@ -1,40 +1,76 @@
 package controlplane
 
 import (
+	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/storage"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/kubernetes/pkg/controlplane"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 )
 
 // soleServer keeps the endpoint of the kubernetes Service as the one server's address. Unlike upstream's
 // reconcilers it leaves it there while the server is down: nobody else could answer, and taking it away
-// and putting it back costs four durable writes and a change on every node at each restart.
+// and putting it back costs four durable writes and a change on every node at each restart. And it takes the address
+// of the moment, since a machine may start without one.
 type soleServer struct {
 	reconcilers.EndpointReconciler
+	address  func() string
+	log      *slog.Logger
 	stopping atomic.Bool
+
+	mu   sync.Mutex
+	last *call
 }
 
-func newSoleServer(c *rest.Config) (controlplane.EndpointReconcilerConfig, error) {
+// call is what upstream has last asked for.
+type call struct {
+	name      string
+	ports     []corev1.EndpointPort
+	reconcile bool
+}
+
+func newSoleServer(c *rest.Config, address func() string, log *slog.Logger) (*soleServer, error) {
 	core, err := corev1client.NewForConfig(c)
 	if err != nil {
-		return controlplane.EndpointReconcilerConfig{}, err
+		return nil, err
 	}
 	discovery, err := discoveryclient.NewForConfig(c)
 	if err != nil {
-		return controlplane.EndpointReconcilerConfig{}, err
+		return nil, err
 	}
-	return controlplane.EndpointReconcilerConfig{
-		Reconciler: &soleServer{EndpointReconciler: reconcilers.NewMasterCountEndpointReconciler(1, reconcilers.NewEndpointsAdapter(core, discovery))},
-		Interval:   time.Minute, // against somebody who deletes it
-	}, nil
+	return &soleServer{EndpointReconciler: reconcilers.NewMasterCountEndpointReconciler(1, reconcilers.NewEndpointsAdapter(core, discovery)), address: address, log: log}, nil
+}
+
+// ReconcileEndpoints publishes the server's address, none while there is none.
+func (r *soleServer) ReconcileEndpoints(name string, _ net.IP, ports []corev1.EndpointPort, reconcilePorts bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = &call{name, ports, reconcilePorts}
+	return r.reconcile()
+}
+
+// reconcile is to be called with the lock held.
+func (r *soleServer) reconcile() error {
+	ip := net.ParseIP(r.address())
+	if ip == nil || r.last == nil {
+		return nil
+	}
+	return r.EndpointReconciler.ReconcileEndpoints(r.last.name, ip, r.last.ports, r.last.reconcile)
+}
+
+// publish does so now, and not only when upstream asks the next time.
+func (r *soleServer) publish() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.reconcile(); err != nil {
+		r.log.Warn("cannot publish the API server's address yet, it is tried again within a minute", "error", err)
+	}
 }
 
 // RemoveEndpoints is called at start, where nothing found is what upstream wants to hear, and after

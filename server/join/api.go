@@ -44,8 +44,8 @@ type Config struct {
 	Signer  Signer
 	Cluster joinapi.Cluster // what nodes are told
 	Servers Servers         // takes servers in
-	// Own is this server's address as HOST:PORT, for agents, until the cluster has published it.
-	Own string
+	// Own is this server's address as HOST:PORT, for agents, until the cluster has published it; empty while it has none.
+	Own func() string
 	// Names and IPs are the API server's, which no node may have.
 	Names []string
 	IPs   []string
@@ -400,8 +400,8 @@ func (a *API) servers(ctx context.Context, s *serving) ([]string, error) {
 		return nil, fmt.Errorf("list servers: %w", err)
 	}
 	out := apiservers.Of(list.Items)
-	if !slices.Contains(out, a.cfg.Own) {
-		out = append(out, a.cfg.Own)
+	if own := a.cfg.Own(); own != "" && !slices.Contains(out, own) {
+		out = append(out, own)
 	}
 	return out, nil
 }

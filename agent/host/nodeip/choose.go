@@ -1,0 +1,271 @@
+package nodeip
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+)
+
+// ErrNone means that the machine has no address that the node could have, and never had one.
+var ErrNone = errors.New("this machine has no address for the node yet: plug in the cable, wait for DHCP, or set node-ip; it is taken as soon as it comes")
+
+// Families are the address families that a node needs.
+type Families struct{ V4, V6 bool }
+
+// FamiliesOf are those of address ranges such as cluster-cidr; what cannot be parsed counts for nothing.
+func FamiliesOf(ranges []string) Families {
+	var f Families
+	for _, s := range ranges {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			f.V4, f.V6 = f.V4 || p.Addr().Is4(), f.V6 || p.Addr().Is6()
+		}
+	}
+	return f
+}
+
+func (f Families) has(a netip.Addr) bool { return a.Is4() && f.V4 || a.Is6() && f.V6 }
+
+// Choice is the addresses with which a node runs, at most one a family, IPv4 first unless the user has them otherwise.
+type Choice struct {
+	IPs []netip.Addr
+	// Missing are those of them that the machine does not have at this moment.
+	Missing []netip.Addr
+
+	kept []address // to be written down
+}
+
+// Texts are the addresses as text.
+func (c Choice) Texts() []string {
+	out := make([]string, len(c.IPs))
+	for i, ip := range c.IPs {
+		out[i] = ip.String()
+	}
+	return out
+}
+
+// Of are the addresses of these families.
+func (c Choice) Of(f Families) []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range c.IPs {
+		if f.has(ip) {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+func (c Choice) equal(d Choice) bool {
+	return slices.Equal(c.IPs, d.IPs) && slices.Equal(c.Missing, d.Missing)
+}
+
+// address is one that was chosen, as it is written down.
+type address struct {
+	IP netip.Addr `json:"ip"`
+	// Routed says that it belonged to the default route: it is not given up for one that does as well.
+	Routed bool `json:"routed"`
+}
+
+type file struct {
+	Addresses []address `json:"addresses"`
+}
+
+func load(path string) ([]address, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the node's last addresses: %w", err)
+	}
+	var f file
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return nil, fmt.Errorf("read the node's last addresses in %s: %w", path, err)
+	}
+	return f.Addresses, nil
+}
+
+// save writes only what has changed: flash wears.
+func save(path string, list []address) error {
+	raw, err := json.Marshal(file{list})
+	if err != nil {
+		return err
+	}
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(raw) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	return atomicfile.Write(path, raw, 0o600)
+}
+
+// choose makes the choice from what the user has set, or what the machine has and what was chosen before.
+func choose(asked []netip.Addr, want Families, kept, have []address) Choice {
+	var c Choice
+	on := func(ip netip.Addr) int {
+		return slices.IndexFunc(have, func(a address) bool { return a.IP == ip })
+	}
+	take := func(a address) {
+		c.IPs = append(c.IPs, a.IP)
+		if on(a.IP) < 0 {
+			c.Missing = append(c.Missing, a.IP)
+		}
+	}
+	if len(asked) > 0 {
+		for _, ip := range asked {
+			take(address{IP: ip})
+		}
+		return c
+	}
+	for _, f := range []Families{{V4: want.V4}, {V6: want.V6}} {
+		of := func(list []address, routed bool) (address, bool) {
+			i := slices.IndexFunc(list, func(a address) bool { return f.has(a.IP) && (a.Routed || !routed) })
+			if i < 0 {
+				return address{}, false
+			}
+			return list[i], true
+		}
+		old, had := of(kept, false)
+		best, any := of(have, true)
+		if !any {
+			best, any = of(have, false)
+		}
+		switch {
+		case had && on(old.IP) >= 0 && (old.Routed || !best.Routed):
+			best = old
+		case any:
+		case had:
+			best = old
+		default:
+			continue
+		}
+		take(best)
+		c.kept = append(c.kept, best)
+	}
+	return c
+}
+
+// Find returns the addresses that a node would get on this machine now, at most one a family.
+func Find() ([]netip.Addr, error) {
+	have, err := machine()
+	if err != nil {
+		return nil, err
+	}
+	return choose(nil, Families{V4: true, V6: true}, nil, have).IPs, nil
+}
+
+// machine are the addresses that a node could have; the ones that belong to a default route say so, the one of the least
+// metric first.
+func machine() ([]address, error) {
+	links, err := netlinksafe.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	names := map[int]netlink.Link{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l
+	}
+	var out []address
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		routed, err := defaultAddresses(family)
+		if err != nil {
+			return nil, err
+		}
+		all, err := netlinksafe.AddrList(nil, family)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses: %w", err)
+		}
+		var rest []address
+		for _, a := range all {
+			ip, ok := netip.AddrFromSlice(a.IP)
+			link := names[a.LinkIndex]
+			if ip = ip.Unmap(); !ok || link == nil || !usable(ip, a.Flags) || slices.Contains(routed, ip) {
+				continue
+			}
+			if link.Attrs().Flags&net.FlagUp != 0 && !virtual(link) {
+				rest = append(rest, address{IP: ip})
+			}
+		}
+		for _, ip := range routed {
+			out = append(out, address{IP: ip, Routed: true})
+		}
+		out = append(out, rest...)
+	}
+	return out, nil
+}
+
+// usable reports whether others can reach a node at an address.
+func usable(ip netip.Addr, flags int) bool {
+	return ip.IsGlobalUnicast() && flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DEPRECATED|unix.IFA_F_TEMPORARY|unix.IFA_F_DADFAILED) == 0
+}
+
+// virtual reports whether an interface is one of containers, virtual machines or tunnels, which no other node is behind.
+// They count only where the default route leads there.
+func virtual(l netlink.Link) bool {
+	switch l.Type() {
+	case "wireguard", "tun", "tuntap", "vxlan", "ipvs", "dummy":
+		return true
+	}
+	name := l.Attrs().Name
+	for _, p := range []string{"lo", "cni", "flannel", "docker", "br-", "virbr", "lxcbr", "lxdbr", "podman", "kube-", "cali", "cilium", "weave"} {
+		if name == p || strings.HasPrefix(name, p) && p != "lo" {
+			return true
+		}
+	}
+	return strings.HasPrefix(name, "veth")
+}
+
+// defaultAddresses are the source addresses of the default routes, that of the least metric first.
+func defaultAddresses(family int) ([]netip.Addr, error) {
+	routes, err := netlinksafe.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	routes = slices.DeleteFunc(routes, func(r netlink.Route) bool {
+		if r.Dst == nil {
+			return false
+		}
+		ones, _ := r.Dst.Mask.Size()
+		return ones != 0 || !r.Dst.IP.IsUnspecified()
+	})
+	slices.SortStableFunc(routes, func(a, b netlink.Route) int { return a.Priority - b.Priority })
+	var out []netip.Addr
+	for _, r := range routes {
+		if a, ok := netip.AddrFromSlice(r.Src); ok && !a.Unmap().IsUnspecified() {
+			out = append(out, a.Unmap())
+			continue
+		}
+		index := r.LinkIndex
+		if index == 0 && len(r.MultiPath) > 0 {
+			index = r.MultiPath[0].LinkIndex
+		}
+		link, err := netlink.LinkByIndex(index)
+		if err != nil {
+			continue // it has gone meanwhile
+		}
+		addrs, err := netlinksafe.AddrList(link, family)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
+		}
+		for _, a := range addrs {
+			if ip, ok := netip.AddrFromSlice(a.IP); ok && a.Scope == unix.RT_SCOPE_UNIVERSE && usable(ip.Unmap(), a.Flags) {
+				out = append(out, ip.Unmap())
+				break
+			}
+		}
+	}
+	return slices.Compact(out), nil
+}
