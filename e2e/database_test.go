@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -105,4 +106,27 @@ func TestServersOnOneDatabase(t *testing.T) {
 	e.sameKeys(many, "key2", e.Cluster, second)
 	e.rotateKeys(second)
 	e.sameKeys(many, "key3", e.Cluster, second)
+
+	e.sub("a token that was rotated away stays in the settings", func(e *env) {
+		old := strings.TrimSpace(string(secret))
+		e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": old}))
+		e.rotatesTokens(e.Cluster, second)
+		now, err := os.ReadFile(second.M.Host(cluster.Dirs().ServerToken()))
+		if err != nil || strings.TrimSpace(string(now)) == old {
+			e.Errorf("the old token is back: %v", err)
+		}
+		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+			out, err := second.Umiak(ctx, "status")
+			if err == nil && !strings.Contains(out, "was rotated or revoked") {
+				err = fmt.Errorf("status does not say that the token in the settings is an old one:\n%s", out)
+			}
+			return err
+		}))
+	})
+	e.sub("authorities are replaced", func(e *env) {
+		e.ctx = e.within(10 * patience)
+		e.rotatesAll(nil, e.Cluster, second)
+		e.rotateKeys(second)
+		e.sameKeys(many, "key4", e.Cluster, second)
+	})
 }

@@ -156,7 +156,7 @@ func (s *Server) rotate(ctx context.Context, r RotateRequest) (RotateResult, err
 	switch {
 	case r.Status:
 	case r.Finish:
-		if err = s.allServe(); err == nil {
+		if err = s.allFollow(ctx, c); err == nil {
 			out.Finished, err = s.rotation.Finish(ctx, c, r.Names, func(names []string, servers []rotation.Report) error {
 				if r.Force {
 					return nil
@@ -165,15 +165,33 @@ func (s *Server) rotate(ctx context.Context, r RotateRequest) (RotateResult, err
 			})
 		}
 	default:
-		if err = s.allServe(); err == nil {
+		if err = s.allFollow(ctx, c); err == nil {
 			err = s.rotation.Rotate(ctx, c, r.Names, r.From)
 		}
 	}
 	out.UnderWay = append([]pki.Rotation{}, s.pki.Rotations()...)
-	if err == nil && len(out.UnderWay) > 0 {
-		out.Restart, err = s.rotation.Restart(ctx, c)
+	if err == nil {
+		var st rotation.Status
+		st, err = s.rotation.Status(ctx, c)
+		out.Announced, out.Behind, out.Restart = st.Announced, st.Behind, st.Restart
 	}
 	return out, err
+}
+
+// allFollow fails while a server does not serve, or cannot follow a rotation: it would go on with the old keys. Of those
+// who share a database only their reports tell.
+func (s *Server) allFollow(ctx context.Context, c clientv3.KV) error {
+	if s.cfg.DatastoreEndpoint == "" {
+		return s.allServe()
+	}
+	all, err := s.rotation.Reports(ctx, c)
+	if err != nil {
+		return err
+	}
+	if serving, _ := s.others.list(); len(serving)+1 > len(all) {
+		return fmt.Errorf("of the servers that run, %s and this one, only %d know of rotations: the others are of an older release; bring all to this one first", strings.Join(serving, ", "), len(all))
+	}
+	return nil
 }
 
 // tokenLife is how long a ServiceAccount token of a pod may be used before the kubelet has replaced it.

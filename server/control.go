@@ -52,6 +52,9 @@ type RenewResult struct {
 type RotateResult struct {
 	Finished []string       `json:"finished,omitempty"`
 	UnderWay []pki.Rotation `json:"underWay"`
+	// Announced is what all servers are to trust before it signs; Behind are those that do not yet.
+	Announced []string `json:"announced,omitempty"`
+	Behind    []string `json:"behind,omitempty"`
 	// Restart are servers that have to be started again before the rotation can be finished.
 	Restart []string `json:"restart,omitempty"`
 }

@@ -106,6 +106,9 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 
 func (s *Server) certificateRows(context.Context) status.Section {
 	out := status.Section{Name: "Certificates"}
+	for _, r := range s.pki.Rotations() {
+		out.Rows = append(out.Rows, status.Row{Name: "rotation of " + r.Name, State: "under way", Detail: "old and new are trusted; `umiak certificate rotate-ca --status` says what comes next"})
+	}
 	for _, c := range s.pki.Certificates() {
 		row := status.Row{Name: c.Name, State: "ends " + c.Ends.UTC().Format("2006-01-02")}
 		switch {

@@ -245,7 +245,15 @@ func printRotation(w io.Writer, out server.RotateResult, running, statusOnly boo
 		}
 		fmt.Fprintf(w, "%s: being replaced since %s; old and new are trusted; %s\n", r.Name, r.Begun.UTC().Format(time.DateTime), restarted)
 	}
+	for _, n := range out.Announced {
+		fmt.Fprintf(w, "%s: announced; the old one signs until all servers trust the new one\n", n)
+	}
+	if len(out.Behind) > 0 {
+		fmt.Fprintf(w, "\nThese servers have not taken this over: %s. Start those that are down, or give them up (`umiak kubectl delete node NAME`).\n", strings.Join(out.Behind, ", "))
+	}
 	switch {
+	case len(out.Announced) > 0:
+		fmt.Fprint(w, "\nNext: `umiak certificate rotate-ca` goes on with it.\n")
 	case len(out.UnderWay) == 0 && len(out.Finished) == 0:
 		fmt.Fprintln(w, "no rotation is under way")
 	case len(out.Finished) > 0:

@@ -157,12 +157,7 @@ func (m *Member) announce(ctx context.Context, c Client, names []string, from st
 		return nil, err
 	}
 	if rec.Stage == Announced {
-		var under []string
-		for _, n := range rec.Next.Under() {
-			if !slices.Contains(rec.Files.Under(), n) {
-				under = append(under, n)
-			}
-		}
+		under := added(rec)
 		if from != "" || len(names) > 0 && !slices.Equal(slices.Sorted(slices.Values(names)), slices.Sorted(slices.Values(under))) {
 			return nil, fmt.Errorf("%w: of %s, broken off before the new ones signed; `umiak certificate rotate-ca` without anything else goes on with it", pki.ErrUnderWay, strings.Join(under, ", "))
 		}
@@ -259,16 +254,44 @@ func (m *Member) put(ctx context.Context, c clientv3.KV, r *Record, revision int
 	return kv.PutIf(ctx, c, Key, string(raw), revision)
 }
 
-// Restart lists the servers that have to be started again before Finish.
-func (m *Member) Restart(ctx context.Context, c Client) ([]string, error) {
+// Status is how far a rotation is.
+type Status struct {
+	Stage Stage
+	// Announced are the names of what all are to trust before it signs.
+	Announced []string
+	// Behind are the servers that have not taken the stage over, Restart those that have to be started again before Finish.
+	Behind, Restart []string
+}
+
+// Status says how far a rotation is.
+func (m *Member) Status(ctx context.Context, c Client) (Status, error) {
 	rec, err := m.Sync(ctx, c)
-	if err != nil || rec.Stage != Begun {
+	if err != nil {
+		return Status{}, err
+	}
+	out := Status{Stage: rec.Stage}
+	names := func(err error) ([]string, error) {
+		var lag *LagError
+		if errors.As(err, &lag) {
+			return lag.Servers, nil
+		}
 		return nil, err
 	}
-	_, err = m.lag(ctx, c, true, func(r Report) bool { return r.Since >= rec.Begun })
-	var lag *LagError
-	if errors.As(err, &lag) {
-		return lag.Servers, nil
+	_, err = m.lag(ctx, c, false, func(r Report) bool { return r.Epoch >= rec.Epoch })
+	if out.Behind, err = names(err); err != nil {
+		return out, err
 	}
-	return nil, err
+	switch rec.Stage {
+	case Announced:
+		out.Announced = added(rec)
+	case Begun:
+		_, err = m.lag(ctx, c, true, func(r Report) bool { return r.Since >= rec.Begun })
+		out.Restart, err = names(err)
+	}
+	return out, err
+}
+
+// added are the names that the stage after an announced one replaces besides.
+func added(rec *Record) []string {
+	return slices.DeleteFunc(rec.Next.Under(), func(n string) bool { return slices.Contains(rec.Files.Under(), n) })
 }

@@ -209,6 +209,9 @@ func TestAServerIsAway(t *testing.T) {
 	if _, err := a.Finish(t.Context(), c, nil, anything); !errors.Is(err, pki.ErrUnderWay) {
 		t.Errorf("finished: %v", err)
 	}
+	if st, err := b.Status(t.Context(), c); err != nil || st.Stage != Announced || !slices.Equal(st.Announced, pki.Rotatable()) || !slices.Equal(st.Behind, []string{"d"}) {
+		t.Errorf("%+v, %v", st, err)
+	}
 	if err := b.Rotate(t.Context(), c, []string{"client-ca"}, ""); !errors.Is(err, pki.ErrUnderWay) {
 		t.Errorf("another one: %v", err)
 	}
@@ -225,6 +228,9 @@ func TestAServerIsAway(t *testing.T) {
 		t.Fatal(changed, err)
 	}
 	same(t, "begun, back", a, b, d)
+	if st, err := a.Status(t.Context(), c); err != nil || st.Stage != Begun || len(st.Announced)+len(st.Behind) > 0 || !slices.Equal(st.Restart, []string{"a", "b"}) {
+		t.Errorf("%+v, %v", st, err)
+	}
 	d.on()
 	a.on()
 	b.on()
