@@ -194,7 +194,7 @@ func (e *env) rotatesAll(agents []*cluster.Cluster, servers ...*cluster.Cluster)
 			}
 			return nil
 		}))
-		e.must(a.Start())
+		e.must(a.Start("--server", e.url()))
 	}
 	// Pods may hold tokens of the old key.
 	e.insists(s2, "certificate", "rotate-ca", "--finish", "server-ca", "client-ca", "request-header-ca", "etcd-ca")
