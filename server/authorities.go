@@ -38,6 +38,9 @@ func markFile(d layout.Dirs) string { return filepath.Join(d.Server(), sharedMar
 // prepareRotation makes this server's part in rotations of several servers, and has nodes follow them.
 func (s *Server) prepareRotation() error {
 	if s.others == nil {
+		if err := s.pki.DropAnnounced(); err != nil {
+			return err
+		}
 		s.tunnels.SetAuthorities(s.authoritiesHash())
 		if err := os.Remove(markFile(s.dirs)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the mark of shared keys: %w", err)

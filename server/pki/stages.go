@@ -194,6 +194,31 @@ func (p *PKI) Adopt(files Files, starting bool) (changed bool, err error) {
 	return true, p.reissue(why)
 }
 
+// DropAnnounced ends the trust in what was announced and does not sign yet: for a server that has no others any more,
+// which have the keys of it.
+func (p *PKI) DropAnnounced() error {
+	files, err := p.Shared()
+	if err != nil {
+		return err
+	}
+	dropped := false
+	for name := range files {
+		if strings.Contains(name, "-next.") {
+			dropped = true
+			if err := remove(p.File(name)); err != nil {
+				return err
+			}
+		}
+	}
+	if !dropped {
+		return nil
+	}
+	if err := p.load(); err != nil {
+		return err
+	}
+	return p.reissue(atStart)
+}
+
 // replaceAll writes in an order in which a crash leaves a state that loads: what goes with a new key before it, what
 // goes with an old key after it.
 func (p *PKI) replaceAll(have, files Files) error {

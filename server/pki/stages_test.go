@@ -138,6 +138,19 @@ func TestAdoptAfterACrash(t *testing.T) {
 	}
 }
 
+func TestDropAnnounced(t *testing.T) {
+	_, all := stages(t)
+	for i, want := range []int{0, 0, 2, 3} {
+		p, _ := at(t, all[i])
+		if err := p.DropAnnounced(); err != nil {
+			t.Error(err)
+		}
+		if now, err := p.Shared(); err != nil || !now.Equal(all[want]) {
+			t.Errorf("stage %d is not stage %d then, %v", i, want, err)
+		}
+	}
+}
+
 func TestAdoptRefuses(t *testing.T) {
 	p, all := stages(t)
 	begun := all[2]
