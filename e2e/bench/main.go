@@ -1,5 +1,5 @@
-// Command bench measures what a cluster costs and how fast it is: umiak on an isolated machine and, with
-// -peer, the stack that kubeadm installs, by the same code in the same run. scripts/bench calls it.
+// Command bench measures what a cluster costs and how fast it is: umiak on an isolated machine and, by the same code in
+// the same run, the stack that kubeadm installs (-peer) or another build of umiak (-against). scripts/bench calls it.
 package main
 
 import (
@@ -22,17 +22,19 @@ import (
 
 // options are the flags; their defaults are what the published figures were taken with.
 type options struct {
-	peer   string
-	output string
-	runs   int
-	settle time.Duration
-	over   time.Duration
-	n      int
-	burst  int
-	count  int
-	nodes  int
+	peer    string
+	against string
+	output  string
+	runs    int
+	settle  time.Duration
+	over    time.Duration
+	n       int
+	burst   int
+	count   int
+	nodes   int
 
 	podsPerNode int
+	pods        int
 }
 
 // row is one figure of one or two stacks. Less is better unless More says so.
@@ -64,7 +66,7 @@ type benchmark struct {
 func benchmarks() map[string]benchmark {
 	return map[string]benchmark{
 		"startup":   {"exec to API ready, node Ready, first pod Running; empty state; median", startup},
-		"footprint": {"memory, CPU and bytes written of each process while idle, with one pod", footprint},
+		"footprint": {"memory, CPU and bytes written of each process while idle, with one pod or as many as -pods says", footprint},
 		"pods":      {"pod start one by one and many at once, image present", pods},
 		"api":       {"creates, lists and gets of 1 KiB ConfigMaps, 32 clients", api},
 		"writes":    {"durable creates, and what they cost the disk", writes},
@@ -85,14 +87,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.peer, "peer", "", "folder of the peers; measures them as well")
+	f.StringVar(&o.against, "against", "", "folder with umiak and umiak-agent of another build; measures both in turn and compares them")
 	f.StringVar(&o.output, "o", "", "json, or empty for a table")
-	f.IntVar(&o.runs, "runs", 3, "startup: how often; the median counts")
+	f.IntVar(&o.runs, "runs", 0, "how often; the median counts: startup (default 3), any with -against (default 5)")
 	f.DurationVar(&o.settle, "settle", time.Minute, "footprint, hollow: pause before measuring")
 	f.DurationVar(&o.over, "over", 5*time.Minute, "footprint, hollow: how long")
 	f.IntVar(&o.n, "n", 30, "pods: how many one by one")
 	f.IntVar(&o.burst, "burst", 50, "pods: how many at once")
 	f.IntVar(&o.count, "count", 5000, "api, writes: how many ConfigMaps")
 	f.IntVar(&o.nodes, "nodes", 500, "hollow: how many nodes")
+	f.IntVar(&o.pods, "pods", 1, "footprint: how many idle pods")
 	f.IntVar(&o.podsPerNode, "pods-per-node", 10, "hollow: how many pods a node")
 	all := benchmarks()
 	if len(args) == 0 {
@@ -107,6 +111,17 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if err := machine.Sweep(); err != nil {
 		return err
+	}
+	if o.runs == 0 {
+		if o.runs = 3; o.against != "" {
+			o.runs = 5
+		}
+	}
+	if o.runs < 1 || o.pods < 1 || o.pods > mostPods {
+		return fmt.Errorf("-runs must be 1 or more, -pods 1 to %d", mostPods)
+	}
+	if o.against != "" {
+		return against(ctx, args[0], b, o, out)
 	}
 	stacks := []stack{&umiakStack{}}
 	if o.peer != "" {

@@ -102,8 +102,36 @@ func startup(ctx context.Context, o options, s stack, r *report) error {
 	return nil
 }
 
+// mostPods is how many pods of footprint a node takes besides those that it has anyway: upstream's limit is 110.
+const mostPods = 100
+
+// more starts further idle pods, and waits until all run.
+func more(ctx context.Context, k *kubernetes.Clientset, s stack, n int) error {
+	w, err := watchPods(ctx, k)
+	if err != nil {
+		return err
+	}
+	defer w.stop()
+	for i := range n {
+		pod := benchPod(fmt.Sprintf("idle-%d", i), s.image(), "/bin/busybox", "sleep", "2147483647")
+		if _, err := k.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+	}
+	for i := range n {
+		if _, err := w.ran(ctx, fmt.Sprintf("idle-%d", i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func footprint(ctx context.Context, o options, s stack, r *report) error {
-	if _, _, _, _, err := up(ctx, s); err != nil {
+	k, _, _, _, err := up(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := more(ctx, k, s, o.pods-1); err != nil {
 		return err
 	}
 	if err := sleep(ctx, o.settle); err != nil {

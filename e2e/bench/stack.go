@@ -39,13 +39,14 @@ type stack interface {
 type umiakStack struct {
 	c        *cluster.Cluster
 	settings map[string]string
+	dist     string // the folder of the build; empty is cluster.Dist
 }
 
 func (u *umiakStack) name() string  { return "umiak" }
 func (u *umiakStack) image() string { return images.Bench }
 
 func (u *umiakStack) start(context.Context) (time.Time, error) {
-	c, err := cluster.New(cluster.Options{Name: "bench", Images: []string{images.Bench}, Settings: u.settings})
+	c, err := cluster.New(cluster.Options{Name: "bench", Images: []string{images.Bench}, Settings: u.settings, Dist: u.dist})
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -44,6 +44,8 @@ type Options struct {
 	Images []string
 	// Env are more variables for umiak.
 	Env []string
+	// Dist is the folder of the programs; default is what the function Dist returns.
+	Dist string
 	// Evidence is the folder for umiak's log and what Collect writes.
 	Evidence string
 	// Persist lets the machine outlive this process.
@@ -111,9 +113,11 @@ var testImages = sync.OnceValues(func() (images.Set, error) { return images.Buil
 
 // New makes the machine and its settings, and puts the images in place; Start starts umiak on it.
 func New(o Options) (*Cluster, error) {
-	dist, err := Dist()
-	if err != nil {
-		return nil, err
+	if o.Dist == "" {
+		var err error
+		if o.Dist, err = Dist(); err != nil {
+			return nil, err
+		}
 	}
 	if o.Images == nil {
 		o.Images = []string{images.App1, images.App2}
@@ -128,7 +132,7 @@ func New(o Options) (*Cluster, error) {
 	if err := os.MkdirAll(o.Evidence, 0o755); err != nil {
 		return nil, err
 	}
-	m, err := machine.New(machine.Options{Name: o.Name, LAN: o.LAN, Bin: dist, Persist: o.Persist, System: o.System})
+	m, err := machine.New(machine.Options{Name: o.Name, LAN: o.LAN, Bin: o.Dist, Persist: o.Persist, System: o.System})
 	if err != nil {
 		return nil, err
 	}
