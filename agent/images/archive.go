@@ -61,7 +61,7 @@ func isUnfinished(name string) bool {
 
 const accepted = "tar, or tar compressed with gzip, zstd or bzip2"
 
-var errNotTar = errors.New("not an image archive; accepted are " + accepted)
+var errNotTar = errors.New("not a tar archive; accepted are " + accepted)
 
 // refused are formats that no linked library reads: the magic number, the name, and the command that unpacks it.
 var refused = []struct{ magic, name, unpack string }{

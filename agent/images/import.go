@@ -129,10 +129,7 @@ func namesIn(ctx context.Context, store content.Provider, index ocispec.Descript
 	}
 	var list []named
 	for _, m := range manifests {
-		name := fullName(m.Annotations[images.AnnotationImageName])
-		if name == "" {
-			name = fullName(m.Annotations[ocispec.AnnotationRefName])
-		}
+		name := nameOf(m)
 		if name == "" {
 			continue
 		}
@@ -146,6 +143,15 @@ func namesIn(ctx context.Context, store content.Provider, index ocispec.Descript
 		return nil, errNoName
 	}
 	return list, nil
+}
+
+// nameOf is the full name of what an archive's index lists, or empty.
+func nameOf(m ocispec.Descriptor) string {
+	// This one is always a whole name, if perhaps a short one.
+	if n, err := reference.ParseDockerRef(m.Annotations[images.AnnotationImageName]); err == nil {
+		return n.String()
+	}
+	return fullName(m.Annotations[ocispec.AnnotationRefName])
 }
 
 // put unpacks what this machine runs of an image and gives it its name.
@@ -166,8 +172,18 @@ func (n named) put(ctx context.Context, c *client.Client, store content.Store, c
 	if err := unpacked.Unpack(ctx, "", client.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 		return "", fmt.Errorf("unpack: %w", err)
 	}
+	before, err := c.ImageService().Get(ctx, img.Name)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return "", err
+	}
 	if err := putImage(ctx, c.ImageService(), img); err != nil {
 		return "", err
+	}
+	if err == nil && before.Target.Digest != img.Target.Digest && before.Labels[pinnedLabel] == pinnedValue {
+		// What the name stood for so far is left to garbage collection, if nothing else keeps it.
+		if err := unpin(ctx, c, img.Name, before.Target.Digest.String()); err != nil {
+			return "", err
+		}
 	}
 	// A pod may name the image by digest as well.
 	if byDigest := withDigest(n.name, img.Target.Digest); byDigest != "" {
@@ -208,10 +224,17 @@ func keepContent(ctx context.Context, store content.Store, chosen choice, all bo
 	return images.Walk(ctx, images.SetChildrenLabels(store, children), chosen.target)
 }
 
-// joined makes one index of the manifests that an archive lists under one name.
-func joined(ctx context.Context, store content.Ingester, descs []ocispec.Descriptor) (ocispec.Descriptor, error) {
+// joined makes one index of the manifests that an archive lists under one name. Later ones, which are newer, come first.
+func joined(ctx context.Context, store content.Store, descs []ocispec.Descriptor) (ocispec.Descriptor, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
-	for _, d := range descs {
+	for _, d := range slices.Backward(descs) {
+		below, err := leaves(ctx, store, d, d, 0)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		if d.Platform == nil && len(below) == 1 && !below[0].any {
+			d.Platform = &below[0].platform
+		}
 		d.Annotations = nil
 		index.Manifests = append(index.Manifests, d)
 	}
@@ -308,19 +331,21 @@ func present(ctx context.Context, c *client.Client, want imported) (bool, error)
 	return len(want.Images)+len(want.Unusable) > 0, nil
 }
 
-// unpin leaves an image to the kubelet's garbage collection, if it is still the one that was imported.
+// unpin leaves an image to the kubelet's garbage collection, if it is still the one that was imported. Its name by digest stays pinned while
+// another imported tag of the repository stands for the same.
 func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := c.ImageService().List(ctx, "target.digest=="+digest)
 	if err != nil {
 		return err
 	}
-	repository, _, _ := strings.Cut(name, "@")
-	if i := strings.LastIndexByte(repository, ':'); i > strings.LastIndexByte(repository, '/') {
-		repository = repository[:i]
-	}
+	repository := repositoryOf(name)
+	byDigest := repository + "@" + digest
+	kept := slices.ContainsFunc(all, func(img images.Image) bool {
+		return img.Name != name && img.Name != byDigest && repositoryOf(img.Name) == repository && img.Labels[pinnedLabel] == pinnedValue
+	})
 	for _, img := range all {
-		if img.Name != name && img.Name != repository+"@"+digest {
+		if img.Name != name && (img.Name != byDigest || kept) || img.Labels[pinnedLabel] != pinnedValue {
 			continue
 		}
 		delete(img.Labels, pinnedLabel)
@@ -329,6 +354,15 @@ func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 		}
 	}
 	return nil
+}
+
+// repositoryOf takes tag and digest off a name.
+func repositoryOf(name string) string {
+	name, _, _ = strings.Cut(name, "@")
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		name = name[:i]
+	}
+	return name
 }
 
 // open opens a regular file and says what identifies it.

@@ -247,6 +247,9 @@ func (i *Importer) look(q *queue, real, name string) {
 		q.add(name)
 		return
 	}
+	i.mu.Lock()
+	delete(i.status, name)
+	i.mu.Unlock()
 	if why := overlooked(path); why != "" {
 		i.setStatus(&Status{File: name, State: Failed, Error: why})
 		i.cfg.Log.Warn("file in the images folder is not imported", "file", path, "error", why)

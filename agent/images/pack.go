@@ -110,22 +110,19 @@ func Repack(ctx context.Context, from, file string, keep Keep) (names []string, 
 	if err != nil {
 		return nil, explain(err)
 	}
-	manifests, err := images.Children(ctx, store, desc)
+	all, err := namesIn(ctx, store, desc)
 	if err != nil {
 		return nil, err
 	}
 	var list []images.Image
-	for _, m := range manifests {
-		name := fullName(m.Annotations[images.AnnotationImageName])
-		if name == "" {
-			name = fullName(m.Annotations[ocispec.AnnotationRefName])
+	for _, n := range all {
+		target := n.descs[0]
+		if len(n.descs) > 1 {
+			if target, err = joined(ctx, store, n.descs); err != nil {
+				return nil, err
+			}
 		}
-		if name != "" {
-			list, names = append(list, images.Image{Name: name, Target: m}), append(names, name)
-		}
-	}
-	if len(list) == 0 {
-		return nil, errNoName
+		list, names = append(list, images.Image{Name: n.name, Target: target}), append(names, n.name)
 	}
 	return names, keep.write(ctx, store, list, file)
 }

@@ -57,6 +57,54 @@ func multi(t *testing.T, file string, all ...v1.Platform) map[string]string {
 	return layers
 }
 
+// TestRepackOfAFlatArchive: one that lists a manifest for each machine under one name.
+func TestRepackOfAFlatArchive(t *testing.T) {
+	dir, out := t.TempDir(), t.TempDir()
+	path, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers := map[string]string{}
+	for _, arch := range []string{"arm64", "amd64"} {
+		img, err1 := random.Image(500, 1)
+		cfg, err2 := img.ConfigFile()
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		cfg = cfg.DeepCopy()
+		cfg.OS, cfg.Architecture = "linux", arch
+		img, err = mutate.ConfigFile(img, cfg)
+		l, err1 := img.Layers()
+		d, err2 := l[0].Digest()
+		// Nothing but the configuration says what it is for.
+		if err := errors.Join(err, err1, err2, path.AppendImage(img, layout.WithAnnotations(map[string]string{"io.containerd.image.name": "flat"}))); err != nil {
+			t.Fatal(err)
+		}
+		layers[d.Hex] = arch
+	}
+	from := filepath.Join(out, "flat.tar")
+	f, err := os.Create(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(f)
+	if err := errors.Join(w.AddFS(os.DirFS(dir)), w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for want, keep := range map[string]Keep{
+		"arm64": {Platforms: []string{"linux/arm64"}}, "amd64": {Platforms: []string{"linux/amd64"}}, "amd64 arm64": {Platforms: []string{"linux/amd64", "linux/arm64"}},
+	} {
+		file := filepath.Join(out, strings.ReplaceAll(want, " ", "-")+".tar.zst")
+		names, err := Repack(t.Context(), from, file, keep)
+		if err != nil || !slices.Equal(names, []string{"docker.io/library/flat:latest"}) {
+			t.Fatalf("%s: %v, %v", want, names, err)
+		}
+		if got := strings.Join(layersIn(t, file, layers), " "); got != want {
+			t.Errorf("kept %s, want %s", got, want)
+		}
+	}
+}
+
 // layersIn says for which machines an archive has layers.
 func layersIn(t *testing.T, file string, layers map[string]string) []string {
 	t.Helper()
