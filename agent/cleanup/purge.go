@@ -15,22 +15,27 @@ import (
 )
 
 // ofData are the names of what umiak makes in the data directory: where that is a disk, others may have theirs on it.
-var ofData = regexp.MustCompile(`^(lock|agent|server|server\..+|\.restore.*|\.umiak-.*)$`)
+var ofData = names(`lock|agent|server|server\..+|\.restore.*|\.umiak-.*`)
 
 // state are the folders of the data directory that hold umiak's own state, which purge promises to remove also where
 // they are mounts, with the names of what umiak, containerd and the kubelet make in them. All else that is mounted in
 // the data directory (snapshots on a share, manifests from a checkout) is the user's.
 var state = map[string]*regexp.Regexp{
-	"agent":              regexp.MustCompile(`^(bundle|cni|containerd|images|kubelet|logs|pki|pod-manifests|upgrade|volume-plugins|node-password|no-network-policies|.+\.json|.+\.kubeconfig)$`),
-	"agent/containerd":   regexp.MustCompile(`^(io\.containerd\..+|tmpmounts|images\.json)$`),
-	"agent/kubelet":      regexp.MustCompile(`^(pods.*|plugins|plugins_registry|pod-resources|device-plugins|checkpoints|image_manager|userns.*|.+_state|.+_checkpoint)$`),
-	"agent/kubelet/pods": regexp.MustCompile(`^[0-9a-f-]{32,36}$`),
-	"agent/logs":         regexp.MustCompile(`^pods$`),
-	"agent/logs/pods":    regexp.MustCompile(`^[^_]+_[^_]+_[0-9a-f-]{32,36}$`),
-	"agent/pki":          regexp.MustCompile(`^.+\.(crt|key|pem)$`),
-	"server":             regexp.MustCompile(`^(db|pki|kubeconfigs|manifests|snapshots|token|agent-token|.+\.yaml|.+\.json|.+\.kubeconfig)$`),
-	"server/db":          regexp.MustCompile(`^(lock|state\.db.*|etcd|etcd\..+|sqlite-before-etcd-.+|broken-.+)$`),
-	"server/pki":         regexp.MustCompile(`^.+\.(crt|key|pem)$`),
+	"agent":              names(`bundle|cni|containerd|images|kubelet|logs|pki|pod-manifests|upgrade|volume-plugins|node-password|no-network-policies|.+\.json|.+\.kubeconfig`),
+	"agent/containerd":   names(`io\.containerd\..+|tmpmounts|images\.json`),
+	"agent/kubelet":      names(`pods.*|plugins|plugins_registry|pod-resources|device-plugins|checkpoints|image_manager|userns.*|.+_state|.+_checkpoint`),
+	"agent/kubelet/pods": names(`[0-9a-f-]{32,36}`),
+	"agent/logs":         names(`pods`),
+	"agent/logs/pods":    names(`[^_]+_[^_]+_[0-9a-f-]{32,36}`),
+	"agent/pki":          names(`.+\.(crt|key|pem)`),
+	"server":             names(`db|pki|kubeconfigs|manifests|snapshots|token|agent-token|.+\.yaml|.+\.json|.+\.kubeconfig`),
+	"server/db":          names(`lock|state\.db.*|etcd|etcd\..+|sqlite-before-etcd-.+|broken-.+`),
+	"server/pki":         names(`.+\.(crt|key|pem)`),
+}
+
+// names matches a whole name, or that of a file which a kill has kept from getting it (internal/atomicfile).
+func names(expr string) *regexp.Regexp {
+	return regexp.MustCompile(`^(?:` + expr + `|\..+\.tmp)$`)
 }
 
 // purge removes the data directory. Where that is a link or a mount, it is emptied and stays, and what lies on file
