@@ -170,7 +170,7 @@ func (e *env) rotatesAll(agents []*cluster.Cluster, servers ...*cluster.Cluster)
 			e.Errorf("%s is the old one", f)
 		}
 	}
-	e.refused(s1, s2.M.Name, "certificate", "rotate-ca", "--finish", "--force")
+	e.refused(s2, "one after the other: "+s1.M.Name, "certificate", "rotate-ca", "--finish", "--force")
 	p.check("begun")
 
 	e.reconnect(servers...) // with what trusts both
