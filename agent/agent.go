@@ -199,6 +199,9 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 	return parts
 }
 
+// Troubles takes failures of parts that run in the same process; they become Events of the Node.
+func (a *Agent) Troubles() lifecycle.Reporter { return a.troubles }
+
 // Restart has a part of the node run again when it fails, and its failures recorded as Events of the Node.
 func (a *Agent) Restart(p lifecycle.Part) lifecycle.Part {
 	return lifecycle.Restart(p, lifecycle.Policy{Report: a.troubles})

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -67,8 +66,9 @@ func (j localJoiner) Join(ctx context.Context, node agent.Node) (*agent.Cluster,
 	if err := s.plane.APIServer.WaitReady(ctx); err != nil {
 		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
 	}
-	if err := s.reserveName(ctx, node.Name); err != nil {
-		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
+	select {
+	case s.nodeName <- node.Name: // see reserveName
+	default: // it has been told
 	}
 	c := s.clusterFacts()
 	c.APIServer = s.loopbackURL()
@@ -209,7 +209,7 @@ func (s *Server) ensureTokens(ctx context.Context) error {
 	}
 	notes := map[string]string{}
 	for _, t := range s.longLived() {
-		err := s.insist(ctx, func() error {
+		err := soon(ctx, func() error {
 			note, err := tokens.Ensure(ctx, t, s.log.With("component", "join"))
 			if note != "" {
 				notes[t.ID] = note
@@ -230,7 +230,23 @@ func (s *Server) ensureTokens(ctx context.Context) error {
 	return nil
 }
 
-// runJoinAPI makes the first tokens and lets machines join.
+// runTokens keeps the tokens of the first start and their files what they should be. Nothing waits for it: where a write
+// is refused, machines join with the tokens that there are.
+func (s *Server) runTokens(ctx context.Context, ready func()) error {
+	for {
+		if err := s.ensureTokens(ctx); err != nil {
+			return err
+		}
+		ready()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.tokensWake:
+		}
+	}
+}
+
+// runJoinAPI lets machines join.
 func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 	if err := s.plane.APIServer.WaitReady(ctx); err != nil {
 		return err
@@ -243,30 +259,19 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
-	if err := s.ensureTokens(ctx); err != nil {
-		return err
-	}
-	run, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	wg.Go(func() {
-		for {
-			select {
-			case <-run.Done():
-				return
-			case <-s.tokensWake:
-			}
-			if err := s.ensureTokens(run); err != nil && run.Err() == nil {
-				s.log.Warn("the files of the tokens may not be those of now", "component", "join", "error", err)
-			}
-		}
-	})
 	return s.join.Run(ctx, tokens.Client, meta, tokens, ready)
 }
 
-// reserveName keeps the name of the server's own node from others, who might join with a token.
-func (s *Server) reserveName(ctx context.Context, node string) error {
+// reserveName keeps the name of the server's own node from others, who might join with a token. The node does not wait
+// for it.
+func (s *Server) reserveName(ctx context.Context, ready func()) error {
+	var node string
+	select {
+	case node = <-s.nodeName:
+		s.nodeName <- node // for another run
+	case <-ctx.Done():
+		return nil
+	}
 	password, err := token.SecretFile(s.dirs.NodePassword())
 	if err != nil {
 		return err
@@ -276,14 +281,39 @@ func (s *Server) reserveName(ctx context.Context, node string) error {
 		return err
 	}
 	var taken bool
-	err = s.insist(ctx, func() (err error) {
+	err = soon(ctx, func() (err error) {
 		taken, err = tokens.Reserve(ctx, node, password)
 		return err
 	})
-	if taken && err == nil {
+	if err != nil {
+		return err
+	}
+	if taken {
 		s.log.Warn("this server's node name was kept for another machine, and is this server's now; if that machine runs, give it another node-name", "node", node)
 	}
-	return err
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+// soon repeats for a few seconds what the API server may refuse at the first start: it makes kube-system at about the
+// same time. What it refuses for longer is the part's failure, which is started again.
+func soon(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	pause := 50 * time.Millisecond
+	for {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+			pause = min(2*pause, time.Second)
+		}
+	}
 }
 
 // insist repeats what the API server may refuse for a while: at the first start, kube-system is made by

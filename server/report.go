@@ -64,7 +64,7 @@ func (s *Server) hasLeft(ctx context.Context, name string, node bool) (bool, err
 
 // Sources are the server's sections of `umiak status`.
 func (s *Server) Sources() []status.Source {
-	return []status.Source{s.componentRows, s.datastoreRows, s.snapshots.Section, s.certificateRows, s.tunnels.Status, func(ctx context.Context) status.Section {
+	return []status.Source{s.componentRows, s.datastoreRows, s.snapshots.Section, s.certificateRows, s.tunnels.Status, s.webhookRows, func(ctx context.Context) status.Section {
 		if c := s.manifests.Load(); c != nil {
 			return c.Section(ctx)
 		}

@@ -3,13 +3,11 @@ package server
 import (
 	"context"
 	"fmt"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
@@ -41,13 +39,7 @@ func (s *Server) markNode(ctx context.Context, ready func()) error {
 	})
 	if err == nil && !marked {
 		patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:"true"}}}`, names.ServerRole)
-		err = wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
-			_, err := client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
-			if err != nil {
-				s.log.Warn("cannot say on the Node that it is a server, trying again", "node", name, "error", err)
-			}
-			return err == nil, nil
-		})
+		_, err = client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("mark Node %s as a server: %w", name, err)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -52,6 +53,7 @@ type Server struct {
 	snapshots *backup.Keeper
 	join      *join.API
 	manifests atomic.Pointer[addons.Controller]
+	reporter  lifecycle.Reporter // nil where there is no node
 
 	// Nil where this server can have no others beside it.
 	others   *others
@@ -62,6 +64,8 @@ type Server struct {
 
 	tokensWake chan struct{}
 	tokenNotes atomic.Pointer[map[string]string] // what is wrong with tokens in the settings, by id
+
+	nodeName chan string // of this server's node, once it joins
 
 	members []etcd.Member // on a server that joins others for the first time
 
@@ -98,7 +102,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), release: func() {}, members: o.members, started: time.Now(), tokensWake: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), nodeName: make(chan string, 1), release: func() {}, members: o.members, started: time.Now(), tokensWake: make(chan struct{}, 1)}
 	if s.addrs = o.addrs; s.addrs == nil {
 		if s.addrs, err = Addresses(ctx, cfg, log); err != nil {
 			return nil, err
@@ -176,18 +180,32 @@ func (s *Server) Parts() []lifecycle.Part {
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
 		{Name: "upgrades", After: []string{leader}, Run: alone("upgrades", s.runUpgrades)},
 		{Name: "snapshots", After: []string{"datastore"}, Run: s.snapshots.Run},
+		{Name: "tokens", After: []string{"kube-apiserver"}, Run: s.runTokens},
 		{Name: "join-api", After: []string{"kube-apiserver"}, Run: s.runJoinAPI},
 	}...)
 	if !s.cfg.DisableAgent {
-		parts = append(parts, lifecycle.Part{Name: "node-role", After: []string{"kube-apiserver"}, Run: s.markNode})
+		parts = append(parts, lifecycle.Part{Name: "node-name", After: []string{"kube-apiserver"}, Run: s.reserveName},
+			lifecycle.Part{Name: "node-role", After: []string{"kube-apiserver"}, Run: s.markNode})
 	}
 	if s.others != nil {
 		parts = append(parts,
-			lifecycle.Part{Name: "cluster-keys", After: []string{"join-api", "other-servers"}, Run: s.runKeys},
+			lifecycle.Part{Name: "cluster-keys", After: []string{"tokens", "join-api", "other-servers"}, Run: s.runKeys},
 			lifecycle.Part{Name: "shared-keys", After: []string{"datastore"}, Run: s.followShared})
+	}
+	for i, p := range parts {
+		if slices.Contains(restartable, p.Name) {
+			parts[i] = lifecycle.Restart(p, lifecycle.Policy{Report: s.reporter})
+		}
 	}
 	return parts
 }
+
+// restartable are the parts of the control plane that can be started again alone: their failure is not the API's. A
+// failure of any other ends the process.
+var restartable = []string{"load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
+
+// ReportTo has somebody told of the failures of parts that are started again. Call it before Parts.
+func (s *Server) ReportTo(r lifecycle.Reporter) { s.reporter = r }
 
 // OnVolumeControllers has f called after the controllers of volumes have been made in this process; see
 // controlplane.ControllerManager. Call it before the parts run.

@@ -57,12 +57,16 @@ func serverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: hush, Parts: srv.Parts(), Sources: srv.Sources()}
-			if !sc.DisableAgent {
+			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: hush}
+			if sc.DisableAgent {
+				p.Parts, p.Sources = srv.Parts(), srv.Sources()
+			} else {
 				node, err := agent.New(ac, srv.Joiner(), log)
 				if err != nil {
 					return err
 				}
+				srv.ReportTo(node.Troubles())
+				p.Parts, p.Sources = srv.Parts(), srv.Sources()
 				srv.OnVolumeControllers(node.VolumeControllersMade)
 				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)
 				p.Sources = append(p.Sources, node.Sources()...)

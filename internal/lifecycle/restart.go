@@ -102,6 +102,9 @@ func ends(err error) bool {
 	return errors.As(err, &p) || errors.As(err, &a)
 }
 
+// settle is how long a part must be ready to have recovered: some are ready at once, and fail then.
+const settle = 2 * time.Second
+
 // again runs a part with a policy until it is told to stop or fails for good.
 func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 	pol := *p.Restart
@@ -114,7 +117,9 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 	}
 	for {
 		var since time.Time
+		var settled *time.Timer
 		var mu sync.Mutex
+		attempts := failures + 1
 		attempt, cancel := context.WithCancel(run)
 		err := g.safely(attempt, p, func() {
 			mu.Lock()
@@ -125,10 +130,12 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 			since = time.Now()
 			ready()
 			if said != "" {
-				g.log.Info("part works again", "part", p.Name, "attempt", failures+1)
-				if pol.Report != nil {
-					pol.Report.Recovered(p.Name)
-				}
+				settled = time.AfterFunc(settle, func() {
+					g.log.Info("part works again", "part", p.Name, "attempt", attempts)
+					if pol.Report != nil {
+						pol.Report.Recovered(p.Name)
+					}
+				})
 			}
 		})
 		cancel()
@@ -139,8 +146,13 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 			err = errEnded
 		}
 		mu.Lock()
+		if settled != nil {
+			settled.Stop()
+		}
 		if !since.IsZero() {
-			said = ""
+			if time.Since(since) >= settle {
+				said = ""
+			}
 			if time.Since(since) >= pol.Steady {
 				failures = 0
 			}

@@ -88,7 +88,7 @@ func TestAPartThatFailsIsRunAgain(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
 		held.Store(false)
-		time.Sleep(time.Minute)
+		time.Sleep(65 * time.Second)
 		synctest.Wait()
 		if s := state(g, "dns"); s.State != lifecycle.Ready || s.Error != "" || !g.AllReady() {
 			t.Errorf("dns is %+v", s)
@@ -141,9 +141,29 @@ func TestAPartThatWasReady(t *testing.T) {
 		if s := state(g, "network"); s.State != lifecycle.Ready || runs.Load() != 4 {
 			t.Errorf("network is %+v after %d runs", s, runs.Load())
 		}
-		want := []string{"+pods", "!network: vxlan is gone", "ok network", "!network: panic: index out of range", "ok network", "!network: ended by itself", "ok network"}
+		want := []string{"+pods", "!network: vxlan is gone", "!network: panic: index out of range", "ok network", "!network: ended by itself", "ok network"}
 		got := slices.DeleteFunc(j.list(), func(s string) bool { return s == "+pods" })
 		if !slices.Equal(got, want[1:]) || len(got)+1 != len(j.list()) {
+			t.Errorf("%q", j.list())
+		}
+	})
+}
+
+// TestReadyAndThenNot: what is ready at once and fails each time is reported once.
+func TestReadyAndThenNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		sharing := lifecycle.Part{Name: "sharing", Run: func(_ context.Context, ready func()) error {
+			ready()
+			return errors.New("port 5001 is held")
+		}}
+		g, _ := start(t, slog.New(slog.DiscardHandler), lifecycle.Restart(sharing, lifecycle.Policy{Report: j}))
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if err := g.WaitReady(t.Context()); err != nil || g.AllReady() {
+			t.Errorf("%v, ready %v", err, g.AllReady())
+		}
+		if !slices.Equal(j.list(), []string{"!sharing: port 5001 is held"}) {
 			t.Errorf("%q", j.list())
 		}
 	})

@@ -11,10 +11,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	schedulingv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	flowcontrolrest "k8s.io/kubernetes/pkg/registry/flowcontrol/rest"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
@@ -38,6 +40,19 @@ var hooks = map[string]func(context.Context, *rest.Config) error{
 	rbacrest.PostStartHookName:       ensureRoles,
 	schedulingrest.PostStartHookName: ensurePriorityClasses,
 	"umiak/service-addresses":        awaitAddresses,
+}
+
+// ownHooks are the hooks, and upstream's for flow schemas: all are given time.
+func ownHooks(shared informers.SharedInformerFactory) (map[string]genericapiserver.PostStartHookFunc, error) {
+	name, flows, err := flowcontrolrest.RESTStorageProvider{InformerFactory: shared}.PostStartHook()
+	if err != nil {
+		return nil, fmt.Errorf("make hook: %w", err)
+	}
+	out := map[string]genericapiserver.PostStartHookFunc{name: flows}
+	for name, f := range hooks {
+		out[name] = runHook(f)
+	}
+	return out, nil
 }
 
 func runHook(f func(context.Context, *rest.Config) error) genericapiserver.PostStartHookFunc {
@@ -258,7 +273,7 @@ func concat[T any](lists ...[]T) (out []T) {
 
 // retry repeats a step while the server is coming up: its namespaces are made by another hook.
 func retry(ctx context.Context, step func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // the hook as a whole is repeated
 	defer cancel()
 	wait := 20 * time.Millisecond
 	for {

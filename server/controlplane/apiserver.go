@@ -35,6 +35,7 @@ type APIServer struct {
 
 	ready chan struct{} // closed when /readyz has been ok
 	state running
+	late  late
 }
 
 // encryptionPoll is how often the API server looks whether the encryption config has changed: it reads some
@@ -51,7 +52,8 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), ready: make(chan struct{}),
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
-	health.Register("kube-apiserver", a.state.check)
+	a.late.log = a.log
+	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs)
 	if !given(s.APIServerArgs, metricFlags...) {
 		a.opts.Metrics = nil
@@ -237,7 +239,11 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	}
 	openapi := newLazyOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
 	replaced := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
-	for name := range hooks {
+	own, err := ownHooks(config.KubeAPIs.ControlPlane.VersionedInformers)
+	if err != nil {
+		return err
+	}
+	for name := range own {
 		replaced.Insert(name)
 	}
 	cc, err := config.Complete()
@@ -249,10 +255,10 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("create servers: %w", err)
 	}
 	mark("chain")
-	for name := range hooks {
+	for name := range own {
 		replaced.Delete(name) // the servers share this set: now ours may be added
 	}
-	if err := a.extend(server); err != nil {
+	if err := a.extend(server, own); err != nil {
 		return err
 	}
 	apis, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
@@ -295,13 +301,13 @@ func (a *APIServer) sole() bool {
 }
 
 // extend adds what is umiak's to the server before it is started.
-func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator) error {
+func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator, own map[string]genericapiserver.PostStartHookFunc) error {
 	g := server.GenericAPIServer
 	// How long open connections may take to end; watches are told to end at once.
 	g.ShutdownTimeout = 2 * time.Second
 	g.Handler.NonGoRestfulMux.Handle(HealthPath, a.health)
-	for name, f := range hooks {
-		if err := g.AddPostStartHook(name, runHook(f)); err != nil {
+	for name, f := range own {
+		if err := g.AddPostStartHook(name, a.late.patient(name, f)); err != nil {
 			return fmt.Errorf("add hook: %w", err)
 		}
 	}
@@ -336,6 +342,16 @@ func (a *APIServer) probe(ctx context.Context, c *rest.Config, path string) erro
 			return ctx.Err()
 		case <-tick.C:
 		}
+	}
+}
+
+// Ready reports whether /readyz has been ok once.
+func (a *APIServer) Ready() bool {
+	select {
+	case <-a.ready:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -26,17 +26,20 @@ func owns(s *corev1.Secret, password string) bool {
 	return s.Type == nodeType && subtle.ConstantTimeCompare(s.Data[keyHash], []byte(token.HashSecret(password))) == 1
 }
 
-// claim keeps a node name for whoever knows the password: the first who comes.
+// claim keeps a node name for whoever knows the password: the first who comes. It writes only where nobody has the
+// name: a write goes through the webhooks of the cluster's users, which may need this very node.
 func (t Tokens) claim(ctx context.Context, node, password, tokenID string) error {
 	s := nodeSecret(node, password, tokenID)
-	_, err := t.secrets().Create(ctx, s, metav1.CreateOptions{})
-	if !apierrors.IsAlreadyExists(err) {
-		if err != nil {
+	old, err := t.secrets().Get(ctx, s.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		if _, err = t.secrets().Create(ctx, s, metav1.CreateOptions{}); err == nil {
+			return nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("keep the password of node %s: %w", node, err)
 		}
-		return nil
+		old, err = t.secrets().Get(ctx, s.Name, metav1.GetOptions{}) // another was quicker
 	}
-	old, err := t.secrets().Get(ctx, s.Name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("read the password of node %s: %w", node, err)
 	}
