@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/umiak-io/umiak/e2e/cluster"
+	"github.com/umiak-io/umiak/e2e/images"
 )
 
 // obstacle is something in a machine's surroundings that a node cannot do without, or does not expect.
@@ -209,5 +212,205 @@ func obstacles() []obstacle {
 			arrange: func(e *env) { e.dev("null zero full random urandom tty fuse ptmx") },
 			remove:  func(e *env) { e.sh("touch /dev/kmsg; mount --bind /run/olddev/kmsg /dev/kmsg") },
 		},
+		{
+			name: "no hosts file", check: []string{"hosts file", "/etc/hosts"}, says: []string{"machine", "retrying", "/etc/hosts"},
+			arrange: func(e *env) { e.sh("rm /etc/hosts") },
+			remove:  func(e *env) { e.sh("echo 127.0.0.1 localhost >/etc/hosts") },
+		},
+		{name: "etc read-only", arrange: func(e *env) { e.sh("mount -o remount,ro /etc") }},
+		{
+			name: "data-dir noexec", check: []string{"programs", "noexec"}, says: []string{"containerd", "retrying", "noexec"},
+			arrange: func(e *env) {
+				e.sh("mkdir -p /var/lib/umiak; mount --bind /var/lib/umiak /var/lib/umiak; mount -o remount,bind,noexec /var/lib/umiak")
+			},
+			remove: func(e *env) { e.sh("mount -o remount,bind,exec /var/lib/umiak") },
+		},
+		{
+			name: "disk full", says: []string{"containerd", "retrying", "full"},
+			arrange: func(e *env) {
+				// The disk of what a node has besides the datastore: a server whose datastore cannot write is not ready.
+				e.sh("mkdir -p /var/lib/umiak/agent; mount -t tmpfs -o size=400m tmpfs /var/lib/umiak/agent")
+				e.must(e.Start())
+				e.allReady()
+				e.must(e.Stop(e.within(patience)))
+				e.sh("dd if=/dev/zero of=/var/lib/umiak/agent/filler bs=64k 2>/dev/null || :")
+			},
+			remove: func(e *env) { e.sh("rm /var/lib/umiak/agent/filler") },
+		},
+		{
+			name: "foreign rules that drop", check: []string{"firewall", "drops forwarded packets"},
+			arrange: func(e *env) {
+				e.sh(`nft -f - <<'X'
+table inet foreign {
+  chain forward { type filter hook forward priority 0; policy drop; }
+  chain input { type filter hook input priority 0; policy drop; iif lo accept; ct state established,related accept; }
+}
+X`)
+			},
+		},
+		{name: "HTTP proxy set", env: []string{"HTTPS_PROXY=http://127.0.0.1:9", "HTTP_PROXY=http://127.0.0.1:9", "https_proxy=http://127.0.0.1:9"}},
+		{name: "root not shared", arrange: func(e *env) { e.sh("mount --make-rprivate /") }},
+		{name: "data-dir a link", arrange: func(e *env) { e.sh("mkdir /var/lib/data; rm -rf /var/lib/umiak; ln -s data /var/lib/umiak") }},
+		{
+			name: "data-dir a mount with a mount in it",
+			arrange: func(e *env) {
+				e.sh("d=/var/lib/umiak; mkdir -p $d; mount --bind $d $d; mkdir -p $d/agent/containerd; mount --bind $d/agent/containerd $d/agent/containerd")
+			},
+		},
+		{
+			name: "container without devices and sysctls", host: "container",
+			check: []string{"kernel settings", "/proc/sys"}, says: []string{"kubelet", "retrying", "/dev/kmsg"},
+			arrange: func(e *env) {
+				e.dev("null zero full random urandom tty fuse ptmx")
+				// What a container's host sets for it; the rest cannot be set from inside.
+				e.sh("echo 1 >/proc/sys/net/ipv4/ip_forward; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
+			},
+			remove: func(e *env) {
+				e.sh("mount -o remount,bind,rw /proc/sys; touch /dev/kmsg; mount --bind /run/olddev/kmsg /dev/kmsg")
+			},
+		},
 	}...)
+}
+
+// TestHostileAgent: an agent whose port for the servers is held names the holder, and joins when it is free.
+func TestHostileAgent(t *testing.T) {
+	t.Parallel()
+	l := lan(t)
+	e := own(t, cluster.Options{Name: "sv", LAN: l, Images: []string{}})
+	e.must(e.APIReady(e.soon()))
+	a := &env{T: t, Cluster: e.agentOn(l, "ag", map[string]string{"server": e.url(), "token": e.token()}), ctx: e.ctx}
+	release := a.hold("6444")
+	out, _ := a.M.Run(a.soon(), "umiak-agent", "check")
+	if lineWith(out, []string{"MISSING", "port 6444", "busybox"}) == "" {
+		t.Errorf("check: %s", out)
+	}
+	a.must(a.Start())
+	a.agentStatusSays("servers", "retrying", "6444", "busybox")
+	release()
+	e.nodeReady("ag", a.Cluster)
+}
+
+func (e *env) agentStatusSays(words ...string) {
+	e.Helper()
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+		out, err := e.M.Run(ctx, "umiak-agent", "status")
+		if lineWith(out, words) == "" {
+			return fmt.Errorf("no line of status has %q: %w\n%s", words, err, out)
+		}
+		return nil
+	}))
+}
+
+// TestCheckInAnUnprivilegedContainer: check tries what it claims.
+func TestCheckInAnUnprivilegedContainer(t *testing.T) {
+	t.Parallel()
+	e := off(t, cluster.Options{Name: "userns", Images: []string{}})
+	out, err := e.M.Run(e.soon(), "unshare", "--user", "--map-root-user", "--mount", "--net", "--cgroup", "sh", "-euc",
+		"mount --rbind /sys /sys; for m in /sys/fs/cgroup/*; do mount -o remount,bind,ro $m || :; done; exec umiak check")
+	if err == nil {
+		t.Error("check ends with 0")
+	}
+	for _, words := range [][]string{{"WARN", "user namespace"}, {"MISSING", "cgroups"}} {
+		if lineWith(out, words) == "" {
+			t.Errorf("check does not say %q: %v\n%s", words, err, out)
+		}
+	}
+}
+
+// refuseAll is a webhook on every write whose Service has no endpoint, and a policy that refuses every ConfigMap.
+const refuseAll = `
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: no-configmaps}
+spec:
+  failurePolicy: Fail
+  matchConstraints: {resourceRules: [{apiGroups: [""], apiVersions: ["*"], operations: [CREATE, UPDATE], resources: [configmaps]}]}
+  validations: [{expression: "false"}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: no-configmaps}
+spec: {policyName: no-configmaps, validationActions: [Deny]}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: hook}
+webhooks:
+- name: hook.example.com
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  failurePolicy: Fail
+  timeoutSeconds: 5
+  clientConfig: {service: {namespace: default, name: hook}}
+  rules: [{apiGroups: ["*"], apiVersions: ["*"], operations: ["*"], resources: ["*/*"]}]
+`
+
+// TestADeadWebhookOnEverything: a single server whose every write is refused starts after a power cut, its pods run
+// again, status names the webhook, and with it gone everything is ready in the same process.
+func TestADeadWebhookOnEverything(t *testing.T) {
+	t.Parallel()
+	e := own(t, cluster.Options{Name: "refused", Images: []string{images.App1}}).ready()
+	e.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  automountServiceAccountToken: false
+  containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never}]
+`)
+	e.pod(named("web"), isReady)
+	e.allReady()
+	// A role that has lost its rules is written again at each start.
+	e.kubectl("patch", "clusterrole", "system:basic-user", "--type=merge", "-p", `{"rules":[]}`)
+	e.apply(refuseAll)
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+		err := e.Kube.CoreV1().ConfigMaps("default").Delete(ctx, "none", metav1.DeleteOptions{})
+		if err == nil || !strings.Contains(err.Error(), "hook.example.com") {
+			return fmt.Errorf("the webhook is not asked yet: %w", err)
+		}
+		return nil
+	}))
+	e.must(e.M.PowerOff())
+	<-e.Exited()
+	e.must(e.M.Boot())
+	e.must(e.Start())
+	e.must(e.APIReady(e.within(2 * patience)))
+	pid := e.PID()
+	e.must(cluster.Eventually(e.within(2*patience), func(context.Context) error {
+		for _, p := range e.M.Processes() {
+			if strings.Contains(strings.Join(p.Args, " "), "/bin/app") {
+				return nil
+			}
+		}
+		return fmt.Errorf("the pod of before does not run\n%s", e.LogTail(10))
+	}))
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+		out, _ := e.Umiak(ctx, "status")
+		if lineWith(out, []string{"hook.example.com", "refuses all", "default/hook"}) == "" {
+			return fmt.Errorf("status does not name the webhook:\n%s", out)
+		}
+		return nil
+	}))
+	e.must(e.Kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(e.soon(), "hook", metav1.DeleteOptions{}))
+	e.allReady()
+	e.pod(named("web"), isReady)
+	if e.PID() != pid {
+		t.Errorf("process %d became %d", pid, e.PID())
+	}
+}
+
+// TestKubeletThatEnds: what can start only once a process and ends has the process execute itself anew, again and
+// again with longer pauses, with the same pid; the API is there in between, and status says why.
+func TestKubeletThatEnds(t *testing.T) {
+	t.Parallel()
+	e := own(t, cluster.Options{Name: "ends", Images: []string{}, Settings: map[string]string{"kubelet-arg": "reserved-cpus=500"}})
+	e.must(e.APIReady(e.soon()))
+	pid := e.PID()
+	e.statusSays("ago", "because kubelet:", "reserved", "2 times in a row")
+	e.statusSays("kubelet", "retrying", "reserved")
+	e.must(e.APIReady(e.soon()))
+	if e.PID() != pid {
+		t.Errorf("process %d became %d", pid, e.PID())
+	}
+	e.must(e.Stop(e.soon()))
 }
