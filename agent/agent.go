@@ -61,10 +61,7 @@ type Agent struct {
 	log    *slog.Logger
 	joiner Joiner
 
-	journal *host.Journal
-	cgroup  host.Cgroup
-	caps    host.Capabilities
-	oom     int
+	machine atomic.Pointer[machine] // nil until the part of that name is ready
 
 	troubles *troubles
 
@@ -107,33 +104,18 @@ type member struct {
 	informers                informers.SharedInformerFactory
 }
 
-// New looks at the machine and checks what can be checked before anything is started. The data
+// New checks what does not depend on the machine's surroundings. The data
 // directory must be locked by the caller.
 func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, troubles: newTroubles(), joined: make(chan struct{})}
-	err := errors.Join(os.MkdirAll(a.dirs.Agent(), 0o700), images.MakeFolder(a.dirs.Images()))
-	if err != nil {
-		return nil, fmt.Errorf("make directory: %w", err)
-	}
+	var err error
 	if a.name, err = cfg.Name(); err != nil {
-		return nil, err
-	}
-	if a.journal, err = host.OpenJournal(a.dirs.NodeState()); err != nil {
 		return nil, err
 	}
 	for _, f := range folders.Of(a.dirs) {
 		if err := f.Check(); err != nil {
 			return nil, err
 		}
-	}
-	if a.cgroup, err = host.DetectCgroup(cfg.CgroupRoot); err != nil {
-		return nil, err
-	}
-	if a.caps, err = host.DetectCapabilities(); err != nil {
-		return nil, err
-	}
-	if a.oom, err = host.OOMScoreAdj(); err != nil {
-		return nil, err
 	}
 	if has, ok := joiner.(interface{ Addresses() *nodeip.Tracker }); ok {
 		a.addrs = has.Addresses()
@@ -171,11 +153,11 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		parts = append(parts, lifecycle.Part{Name: nodeip.Part, Run: a.followAddresses})
 	}
 	parts = append(parts, []lifecycle.Part{
-		{Name: "machine", Run: tryMachine},
+		{Name: "machine", Run: a.runMachine},
 		{Name: "registries", Run: a.registries.Run},
-		{Name: "containerd", Run: a.runContainerd, After: []string{"registries"}},
+		{Name: "containerd", Run: a.runContainerd, After: []string{"machine", "registries"}},
 		{Name: "images", Run: a.images.Run, After: []string{"containerd"}},
-		{Name: "join", Run: a.join, After: append(slices.Clone(cluster), nodeip.Part)},
+		{Name: "join", Run: a.join, After: append([]string{"machine", nodeip.Part}, cluster...)},
 		{Name: "events", Run: a.recordTroubles, After: []string{"join"}},
 		{Name: "tunnel", Run: a.runTunnel, After: []string{"join"}},
 		{Name: "network", Run: a.runNetwork, After: []string{"join"}},
@@ -216,24 +198,14 @@ func (a *Agent) recordTroubles(ctx context.Context, ready func()) error {
 	}, a.name, a.log)
 }
 
-// tryMachine fails while the machine lacks what pods need and no other part does.
-func tryMachine(ctx context.Context, ready func()) error {
-	if err := host.TryHostsFile(); err != nil {
-		return err
-	}
-	ready()
-	<-ctx.Done()
-	return nil
-}
-
 // showFolders has the kubelet's root and the logs seen where the world's manifests look for them. Containers are made
 // with these paths, so it comes before containerd.
 func (a *Agent) showFolders() error {
-	if err := folders.Kubelet(a.dirs).Show(a.journal); err != nil {
+	if err := folders.Kubelet(a.dirs).Show(a.machine.Load().journal); err != nil {
 		return err
 	}
 	a.podLogs = folders.PodLogs
-	if err := folders.Logs(a.dirs).Show(a.journal); err != nil {
+	if err := folders.Logs(a.dirs).Show(a.machine.Load().journal); err != nil {
 		a.podLogs = a.dirs.PodLogs()
 		a.log.Warn("log collectors do not find the logs of pods in /var/log/pods", "dir", a.podLogs, "error", err)
 	}
@@ -260,7 +232,7 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err := host.TryInotify(2); err != nil {
 		return err
 	}
-	shims, err := host.ShimCgroup(a.cgroup, a.cfg.CgroupRoot, a.journal)
+	shims, err := host.ShimCgroup(a.machine.Load().cgroup, a.cfg.CgroupRoot, a.machine.Load().journal)
 	if err != nil {
 		return err
 	}
@@ -270,11 +242,11 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	}
 	cfg := containerd.Config{
 		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter, OwnNetwork: backend == network.None,
-		SystemdCgroup: a.cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: a.share,
+		SystemdCgroup: a.machine.Load().cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: a.share,
 		Log: a.log.With("component", "containerd"),
 	}
 	if _, err := os.Stat(cfg.CNIConfigDir()); cfg.OwnNetwork && errors.Is(err, fs.ErrNotExist) {
-		if err := a.journal.Made(host.KindPath, cfg.CNIConfigDir()); err != nil {
+		if err := a.machine.Load().journal.Made(host.KindPath, cfg.CNIConfigDir()); err != nil {
 			return err
 		}
 	}
@@ -344,7 +316,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	for _, p := range m.clusterCIDR {
 		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
 	}
-	remarks, err := host.Forward(a.journal, v4, v6)
+	remarks, err := host.Forward(a.machine.Load().journal, v4, v6)
 	if err != nil {
 		return err
 	}
@@ -404,7 +376,7 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.journal, Log: a.log,
+		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
 		cfg.Others = a.share
@@ -581,9 +553,9 @@ func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 		Args: a.cfg.KubeletArg, Port: a.cfg.KubeletPort, Dirs: a.dirs,
 		Root: folders.KubeletRoot, PodLogs: a.podLogs,
 		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
-		Cgroup: a.cgroup, CgroupRoot: a.cfg.CgroupRoot,
-		MayLowerOOMScore: a.caps.Has(host.CapSysResource), OOMScoreAdj: a.oom,
-		ShutdownGrace: grace, Journal: a.journal, Images: a.found, Client: m.node, Log: a.log,
+		Cgroup: a.machine.Load().cgroup, CgroupRoot: a.cfg.CgroupRoot,
+		MayLowerOOMScore: a.machine.Load().caps.Has(host.CapSysResource), OOMScoreAdj: a.machine.Load().oom,
+		ShutdownGrace: grace, Journal: a.machine.Load().journal, Images: a.found, Client: m.node, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -594,7 +566,7 @@ func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 			return err
 		}
 	}
-	if err := host.PrepareCgroup(a.cgroup, a.cfg.CgroupRoot, a.journal); err != nil {
+	if err := host.PrepareCgroup(a.machine.Load().cgroup, a.cfg.CgroupRoot, a.machine.Load().journal); err != nil {
 		return err
 	}
 	return k.Run(ctx, ready)
@@ -615,11 +587,11 @@ func (a *Agent) VolumeControllersMade() {
 func (a *Agent) Sources() []status.Source {
 	return []status.Source{
 		func(context.Context) status.Section {
-			s := status.Section{Name: "Node", Rows: []status.Row{
-				{Name: a.name, State: fmt.Sprintf("cgroup v%d, %s", a.cgroup.Version, a.cgroup.Driver)},
-			}}
-			s.Rows = append(s.Rows, a.addrs.Rows()...)
-			return s
+			row := status.Row{Name: a.name}
+			if m := a.machine.Load(); m != nil {
+				row.State = fmt.Sprintf("cgroup v%d, %s", m.cgroup.Version, m.cgroup.Driver)
+			}
+			return status.Section{Name: "Node", Rows: append([]status.Row{row}, a.addrs.Rows()...)}
 		},
 		a.registries.Status,
 		a.imageRows,

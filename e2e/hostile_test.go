@@ -81,6 +81,10 @@ func (o obstacle) run(t *testing.T) {
 	if e.PID() != pid {
 		t.Errorf("process %d became %d", pid, e.PID())
 	}
+	if len(o.says) > 0 {
+		e.hasEvent("PartFailed", o.says[0], o.says[len(o.says)-1])
+		e.hasEvent("PartWorksAgain", o.says[0])
+	}
 	if o.then != nil {
 		o.then(e)
 	}
@@ -144,6 +148,25 @@ func (e *env) allReady() {
 			err = fmt.Errorf("not ready: %s", out)
 		}
 		return err
+	}))
+}
+
+// hasEvent waits for an Event of the Node that has all the words.
+func (e *env) hasEvent(reason string, words ...string) {
+	e.Helper()
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+		l, err := e.Kube.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,reason=" + reason})
+		if err != nil {
+			return err
+		}
+		var all []string
+		for _, ev := range l.Items {
+			if lineWith(ev.Message, words) != "" {
+				return nil
+			}
+			all = append(all, ev.Message)
+		}
+		return fmt.Errorf("no Event %s with %q: %q", reason, words, all)
 	}))
 }
 

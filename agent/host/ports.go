@@ -28,7 +28,8 @@ func (h Holder) String() string { return fmt.Sprintf("%s (process %d)", h.Progra
 func Holders(network string, port uint16) []Holder {
 	inodes := map[string]bool{}
 	for _, file := range []string{network, network + "6"} {
-		raw, err := os.ReadFile("/proc/self/net/" + file)
+		// Of the thread: the process's own is the namespace of its first thread, which may have left this one.
+		raw, err := os.ReadFile("/proc/thread-self/net/" + file)
 		if err == nil {
 			listeningInodes(inodes, network, string(raw), port)
 		}

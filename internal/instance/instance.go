@@ -51,7 +51,8 @@ func Hold(file string) (release func(), err error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", file, err)
 	}
-	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
+	// The number is for people: on a full disk, the lock holds without it.
+	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		_ = f.Close()
 		return nil, fmt.Errorf("write %s: %w", file, err)
 	}

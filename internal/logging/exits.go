@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -27,7 +28,10 @@ type Exits struct {
 }
 
 // fatal is the last error that a library has logged: it stands before a wish to end the process.
-type fatal struct{ component, message string }
+type fatal struct {
+	component, message string
+	at                 time.Time
+}
 
 // klog, logrus and Kubernetes' panic handlers are one per process, and so is what they report to.
 var (
@@ -66,14 +70,14 @@ func (e *Exits) note(component string, r slog.Record) {
 		}
 		return true
 	})
-	e.last.Store(&fatal{component, shorten(strings.TrimSpace(text))})
+	e.last.Store(&fatal{component, shorten(strings.TrimSpace(text)), time.Now()})
 }
 
 // exit stands in for os.Exit.
 func (e *Exits) exit(code int) {
 	component, _ := origin()
 	reason := fmt.Sprintf("it ended with status %d", code)
-	if l := e.last.Load(); l != nil && l.component == component {
+	if l := e.last.Load(); l != nil && (l.component == component || time.Since(l.at) < time.Second) {
 		reason = l.message
 	}
 	e.wish(component, errors.New(reason))
@@ -97,6 +101,25 @@ func (e *Exits) wish(component string, reason error) {
 	select {
 	case e.c <- fmt.Errorf("%s: %w", component, reason):
 	default:
+	}
+}
+
+// inFatal says whether the caller is klog.Fatal or one like it: klog hands their messages on as if they were information.
+func inFatal() bool {
+	var pc [16]uintptr
+	frames := runtime.CallersFrames(pc[:runtime.Callers(3, pc[:])])
+	for {
+		f, more := frames.Next()
+		name, ours := strings.CutPrefix(f.Function, "k8s.io/klog/v2.")
+		switch {
+		case ours && (strings.HasPrefix(name, "Fatal") || strings.HasPrefix(name, "Exit") || strings.HasPrefix(name, "Verbose.Fatal")):
+			return true
+		case !ours && !strings.HasPrefix(f.Function, "github.com/go-logr/logr.") && !strings.HasPrefix(f.Function, "log/slog.") && !strings.Contains(f.Function, "/internal/logging."):
+			return false
+		}
+		if !more {
+			return false
+		}
 	}
 }
 

@@ -116,7 +116,9 @@ type library struct {
 	limits *limits
 }
 
-func (h *library) Enabled(_ context.Context, l slog.Level) bool { return l >= h.min.Level() }
+func (h *library) Enabled(_ context.Context, l slog.Level) bool {
+	return l >= h.min.Level() || l == slog.LevelInfo && inFatal()
+}
 func (h *library) WithAttrs(a []slog.Attr) slog.Handler {
 	return &library{h.Handler.WithAttrs(a), h.min, h.limits}
 }
@@ -127,6 +129,9 @@ func (h *library) WithGroup(n string) slog.Handler {
 func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	if !h.Enabled(ctx, r.Level) {
 		return nil // logr does not ask for errors
+	}
+	if r.Level == slog.LevelInfo && inFatal() {
+		r.Level = slog.LevelError
 	}
 	fn := ""
 	if r.PC != 0 {

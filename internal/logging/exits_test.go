@@ -1,0 +1,70 @@
+package logging
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/klog/v2"
+
+	"github.com/umiak-io/umiak/internal/lifecycle"
+)
+
+// TestNobodyEndsTheProcess: what libraries do to end it becomes an error with the reason, and their goroutine ends.
+func TestNobodyEndsTheProcess(t *testing.T) {
+	if _, _, err := Setup(Config{Level: "info", Format: "text"}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	e := CatchExits()
+	wished := func(f func()) error {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		go f()
+		return e.Run(ctx, func() {})
+	}
+	for name, c := range map[string]struct {
+		f    func()
+		want string
+	}{
+		"klog":   {func() { klog.Fatalf("no CSINode after %d tries", 6); t.Error("it went on") }, "no CSINode after 6 tries"},
+		"exit":   {func() { klog.ErrorS(errors.New("full"), "cannot write"); klog.FlushAndExit(time.Second, 1) }, "cannot write: full"},
+		"logrus": {func() { logrus.Fatal("transaction failed"); t.Error("it went on") }, "transaction failed"},
+		"panic":  {func() { defer utilruntime.HandleCrash(); panic("index out of range") }, "panic: index out of range"},
+	} {
+		if err := wished(c.f); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A request that panics is the request's affair.
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		defer utilruntime.HandleCrash()
+		panic("one request")
+	}))
+	defer srv.Close()
+	if resp, err := http.Get(srv.URL); err == nil { //nolint:noctx // a test
+		_ = resp.Body.Close()
+	}
+	select {
+	case err := <-e.c:
+		t.Error(err)
+	default:
+	}
+	// A component of the node has the process execute itself anew, others end it.
+	e.wish("kubelet", errors.New("x"))
+	var anew *lifecycle.Anew
+	if err := <-e.c; !errors.As(err, &anew) || anew.Part != "kubelet" {
+		t.Error(err)
+	}
+	e.wish("kube-apiserver", errors.New("x"))
+	if err := <-e.c; errors.As(err, &anew) {
+		t.Error(err)
+	}
+}
