@@ -54,7 +54,7 @@ func TestHostileSurroundings(t *testing.T) {
 func (o obstacle) run(t *testing.T) {
 	host := o.host
 	if host == "" {
-		host = strings.ReplaceAll(o.name, " ", "-")
+		host = strings.ToLower(strings.ReplaceAll(o.name, " ", "-"))
 	}
 	e := off(t, cluster.Options{Name: host, Settings: o.settings, Env: o.env, Images: []string{}})
 	if o.arrange != nil {
@@ -282,14 +282,16 @@ X`)
 		},
 		{
 			name: "container without devices and sysctls", host: "container",
-			check: []string{"kernel settings", "/proc/sys"}, says: []string{"kubelet", "retrying", "/dev/kmsg"},
+			check: []string{"forwarding", "ip_forward", "read-only"}, says: []string{"join", "retrying", "ip_forward"},
 			arrange: func(e *env) {
 				e.dev("null zero full random urandom tty fuse ptmx")
-				// What a container's host sets for it; the rest cannot be set from inside.
-				e.sh("echo 1 >/proc/sys/net/ipv4/ip_forward; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
+				e.sh("echo 0 >/proc/sys/net/ipv4/ip_forward; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
 			},
+			// What the host of a container can do for it. Then the kubelet waits for the kernel's log.
 			remove: func(e *env) {
-				e.sh("mount -o remount,bind,rw /proc/sys; touch /dev/kmsg; mount --bind /run/olddev/kmsg /dev/kmsg")
+				e.sh("mount -o remount,bind,rw /proc/sys; echo 1 >/proc/sys/net/ipv4/ip_forward; mount -o remount,bind,ro /proc/sys")
+				e.statusSays("kubelet", "retrying", "/dev/kmsg")
+				e.sh("touch /dev/kmsg; mount --bind /run/olddev/kmsg /dev/kmsg")
 			},
 		},
 	}...)

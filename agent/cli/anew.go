@@ -36,9 +36,13 @@ func (p Process) lastEnd() *reexec.Reason {
 
 // hold delays the part that ended the process before this one; everything else starts at once.
 func hold(parts []lifecycle.Part, last *reexec.Reason) {
+	if last == nil {
+		return
+	}
+	rest := time.Until(last.At.Add(last.Pause()))
 	for _, p := range parts {
-		if last != nil && p.Restart != nil && p.Name == last.Part {
-			p.Restart.Held = &lifecycle.Held{Reason: errors.New(last.Error), Attempt: last.Count, For: last.Pause()}
+		if p.Restart != nil && p.Name == last.Part && rest > 0 {
+			p.Restart.Held = &lifecycle.Held{Reason: errors.New(last.Error), Attempt: last.Count, For: rest}
 		}
 	}
 }

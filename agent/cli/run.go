@@ -168,6 +168,9 @@ func (p Process) Run(ctx context.Context) error {
 		p.Log.Info("stopped", "cause", context.Cause(ctx))
 		return p.ends().Forget()
 	}
+	if _, e := p.ends().Note("", err, time.Now()); e != nil {
+		p.Log.Warn("the next start will not know why umiak ended", "error", e)
+	}
 	return err
 }
 

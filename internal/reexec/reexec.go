@@ -68,7 +68,7 @@ func (s Store) Last() (*Reason, error) {
 
 // Note keeps why the process ends, and counts.
 func (s Store) Note(part string, reason error, now time.Time) (Reason, error) {
-	r := Reason{Part: part, Error: reason.Error(), At: now, Count: 1}
+	r := Reason{Part: part, Error: strings.ReplaceAll(reason.Error(), "\n", "; "), At: now, Count: 1}
 	if last, err := s.Last(); err == nil && last != nil && last.Part == part && now.Sub(last.At) < last.Pause()+steady {
 		r.Count = last.Count + 1
 	}
