@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
@@ -305,25 +306,14 @@ func TestHostileAgent(t *testing.T) {
 	e.must(e.APIReady(e.soon()))
 	a := &env{T: t, Cluster: e.agentOn(l, "ag", map[string]string{"server": e.url(), "token": e.token()}), ctx: e.ctx}
 	release := a.hold("6444")
-	out, _ := a.M.Run(a.soon(), "umiak-agent", "check")
+	out, _ := a.Umiak(a.soon(), "check", "--agent-only")
 	if lineWith(out, []string{"MISSING", "port 6444", "busybox"}) == "" {
 		t.Errorf("check: %s", out)
 	}
 	a.must(a.Start())
-	a.agentStatusSays("servers", "retrying", "6444", "busybox")
+	a.statusSays("servers", "retrying", "6444", "busybox")
 	release()
 	e.nodeReady("ag", a.Cluster)
-}
-
-func (e *env) agentStatusSays(words ...string) {
-	e.Helper()
-	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-		out, err := e.M.Run(ctx, "umiak-agent", "status")
-		if lineWith(out, words) == "" {
-			return fmt.Errorf("no line of status has %q: %w\n%s", words, err, out)
-		}
-		return nil
-	}))
 }
 
 // TestCheckInAnUnprivilegedContainer: check tries what it claims.
@@ -389,7 +379,8 @@ spec:
 	e.kubectl("patch", "clusterrole", "system:basic-user", "--type=merge", "-p", `{"rules":[]}`)
 	e.apply(refuseAll)
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-		err := e.Kube.CoreV1().ConfigMaps("default").Delete(ctx, "none", metav1.DeleteOptions{})
+		n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "asked"}}
+		_, err := e.Kube.CoreV1().Namespaces().Create(ctx, n, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err == nil || !strings.Contains(err.Error(), "hook.example.com") {
 			return fmt.Errorf("the webhook is not asked yet: %w", err)
 		}
