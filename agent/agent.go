@@ -181,6 +181,13 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 	return parts
 }
 
+// Forgive deals with what a library of the node would end the process for, where there is another cure. It reports
+// whether it does.
+func (a *Agent) Forgive(component string, reason error) bool {
+	k := a.kubelet.Load()
+	return component == "kubelet" && k != nil && k.Forgive(reason)
+}
+
 // Troubles takes failures of parts that run in the same process; they become Events of the Node.
 func (a *Agent) Troubles() lifecycle.Reporter { return a.troubles }
 

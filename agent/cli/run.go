@@ -91,7 +91,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err != nil {
 		return err
 	}
-	p := Process{Dirs: dirs, Log: log, Hush: hush, Sources: append([]status.Source{member.Section, servers.Section}, node.Sources()...)}
+	p := Process{Dirs: dirs, Log: log, Hush: hush, Forgive: node.Forgive, Sources: append([]status.Source{member.Section, servers.Section}, node.Sources()...)}
 	p.Parts = append(p.Parts, node.Restart(lifecycle.Part{Name: "servers", Run: servers.Run}))
 	p.Parts = append(p.Parts, node.Parts("servers")...)
 	p.Parts = append(p.Parts, node.Restart(lifecycle.Part{Name: "membership", After: []string{"join"}, Run: member.Run}))
@@ -127,6 +127,8 @@ type Process struct {
 	Hush    func() // silences the libraries' loggers
 	Parts   []lifecycle.Part
 	Sources []status.Source
+	// Forgive, if set, deals with libraries' wishes to end the process that have another cure; see logging.Exits.
+	Forgive func(component string, reason error) bool
 }
 
 // Run blocks until a signal arrives or a part fails for good. Where a part has ended that can run only once in a
@@ -144,7 +146,11 @@ func (p Process) Run(ctx context.Context) error {
 	// The socket comes first and goes last, so that a slow start or stop can be looked at.
 	st := &status.Server{Socket: p.Dirs.StatusSocket(), Version: version.Version, Ready: func() bool { return group.AllReady() },
 		Sources: append([]status.Source{func(context.Context) status.Section { return endRows(last) }, func(context.Context) status.Section { return partRows(group) }}, p.Sources...)}
-	parts := append([]lifecycle.Part{{Name: "status", Run: st.Run}, {Name: "component-exits", Run: logging.CatchExits().Run}}, p.Parts...)
+	exits := logging.CatchExits()
+	if p.Forgive != nil {
+		exits.Take(p.Forgive)
+	}
+	parts := append([]lifecycle.Part{{Name: "status", Run: st.Run}, {Name: "component-exits", Run: exits.Run}}, p.Parts...)
 	hold(parts, last)
 	group, err := lifecycle.New(p.Log, parts...)
 	if err != nil {

@@ -3,7 +3,9 @@ package kubelet
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -64,6 +66,26 @@ func (k *csiKeeper) reclaim() error {
 		return fmt.Errorf("initialise the CSI plugin again: %w", err)
 	}
 	return nil
+}
+
+// csiPause is how long a CSINode that cannot be written is left alone.
+const csiPause = time.Minute
+
+// Forgive deals with a wish of the kubelet to end the process that has another cure: when the CSINode of a new node could
+// not be written for two minutes, as while a webhook refuses it, upstream wants to be started again to try once more. It
+// reports whether it does.
+func (k *Kubelet) Forgive(reason error) bool {
+	keeper := k.csi.Load()
+	if keeper == nil || !strings.Contains(reason.Error(), "initialize CSINode") {
+		return false
+	}
+	k.cfg.Log.Warn("the CSINode cannot be written, trying again; the node is not ready before", "error", reason, "in", csiPause)
+	time.AfterFunc(csiPause, func() {
+		if err := keeper.reclaim(); err != nil {
+			k.cfg.Log.Error("cannot initialise the CSI plugin again", "error", err)
+		}
+	})
+	return true
 }
 
 var errNoVolumes = errors.New("this plugin has no volumes")

@@ -66,6 +66,7 @@ func serverCommand() *cli.Command {
 					return err
 				}
 				srv.ReportTo(node.Troubles())
+				p.Forgive = node.Forgive
 				p.Parts, p.Sources = srv.Parts(), srv.Sources()
 				srv.OnVolumeControllers(node.VolumeControllersMade)
 				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)

@@ -25,6 +25,7 @@ import (
 type Exits struct {
 	c    chan error
 	last atomic.Pointer[fatal]
+	take atomic.Pointer[func(component string, reason error) bool]
 }
 
 // fatal is the last error that a library has logged: it stands before a wish to end the process.
@@ -94,7 +95,13 @@ func (e *Exits) panicked(r any) {
 	e.wish(component, fmt.Errorf("panic: %v", r))
 }
 
+// Take has f decide first: where it returns true, it deals with the wish, and nothing ends. It must not block.
+func (e *Exits) Take(f func(component string, reason error) bool) { e.take.Store(&f) }
+
 func (e *Exits) wish(component string, reason error) {
+	if f := e.take.Load(); f != nil && (*f)(component, reason) {
+		return
+	}
 	if node[component] {
 		reason = &lifecycle.Anew{Part: component, Err: reason}
 	}

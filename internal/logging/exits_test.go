@@ -63,6 +63,10 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 	if err := <-e.c; !errors.As(err, &anew) || anew.Part != "kubelet" {
 		t.Error(err)
 	}
+	e.Take(func(component string, reason error) bool {
+		return component == "kubelet" && reason.Error() == "no CSINode"
+	})
+	e.wish("kubelet", errors.New("no CSINode"))
 	e.wish("kube-apiserver", errors.New("x"))
 	if err := <-e.c; errors.As(err, &anew) {
 		t.Error(err)
