@@ -273,6 +273,8 @@ X`)
 			},
 		},
 		{name: "HTTP proxy set", env: []string{"HTTPS_PROXY=http://127.0.0.1:9", "HTTP_PROXY=http://127.0.0.1:9", "https_proxy=http://127.0.0.1:9"}},
+		// On hybrid cgroup v1 the kubelet wants its root in the named hierarchy too.
+		{name: "cgroup-root", settings: map[string]string{"cgroup-root": "/hostile"}},
 		{name: "root not shared", arrange: func(e *env) { e.sh("mount --make-rprivate /") }},
 		{name: "data-dir a link", arrange: func(e *env) { e.sh("mkdir /var/lib/data; rm -rf /var/lib/umiak; ln -s data /var/lib/umiak") }},
 		{
