@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +26,6 @@ import (
 
 	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/agent/containerd"
-	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/folders"
@@ -37,11 +35,9 @@ import (
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/netpol"
 	"github.com/umiak-io/umiak/agent/network"
-	"github.com/umiak-io/umiak/agent/network/hostport"
 	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/registries"
 	"github.com/umiak-io/umiak/agent/share"
-	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/agent/watched"
@@ -339,16 +335,6 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// followAddresses has the process execute itself anew when the node has other addresses than the kubelet was started
-// with.
-func (a *Agent) followAddresses(ctx context.Context, ready func()) error {
-	err := a.addrs.Run(ctx, ready)
-	if moved := new(nodeip.Moved); errors.As(err, &moved) {
-		return &lifecycle.Anew{Part: nodeip.Part, Err: moved}
-	}
-	return err
-}
-
 // runTunnel lets the servers on other machines reach this node's kubelet and pods.
 func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 	servers, ok := a.joiner.(Servers)
@@ -376,30 +362,6 @@ func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 	return t.Run(ctx, ready)
 }
 
-func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
-	m := a.member
-	if own := a.ownNetwork.Load(); own != nil && *own != (m.FlannelBackend == network.None) {
-		return fmt.Errorf("the cluster's flannel-backend has become %s since this node joined; restart umiak on it", m.FlannelBackend)
-	}
-	cfg := network.Config{
-		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
-	}
-	if a.cfg.ImageSharing {
-		cfg.Others = a.share
-	}
-	n, err := network.New(cfg)
-	if err != nil {
-		return err
-	}
-	a.network.Store(n)
-	_, changed := a.addrs.Now()
-	if err = n.Run(ctx, ready); errors.Is(err, network.ErrNoInterface) {
-		return lifecycle.WakeOn(err, changed)
-	}
-	return err
-}
-
 func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	m := a.member
 	p, err := once(&a.proxy, func() (*proxy.Proxy, error) {
@@ -413,21 +375,6 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	}
 	m.informers.Start(ctx.Done())
 	return p.Run(ctx, ready)
-}
-
-// runRoutes lets the host reach Services without a default route.
-func (a *Agent) runRoutes(ctx context.Context, ready func()) error {
-	var ranges []netip.Prefix
-	for _, p := range a.member.serviceCIDR {
-		if hasFamily(a.member.ips, p.Addr().Is4()) {
-			ranges = append(ranges, p)
-		}
-	}
-	return serviceroute.New(ranges, a.log).Run(ctx, ready)
-}
-
-func hasFamily(addrs []netip.Addr, v4 bool) bool {
-	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is4() == v4 })
 }
 
 // sayHostPorts tells the cluster, by the Node, which ports that load balancers want this host uses itself.
@@ -486,37 +433,6 @@ func (a *Agent) runPolicy(ctx context.Context, ready func()) error {
 	return p.Run(ctx, ready)
 }
 
-// runResolver keeps the files true from which the node's DNS and pods take the host's name servers.
-func (a *Agent) runResolver(ctx context.Context, ready func()) error {
-	r := resolver.New(resolver.Config{
-		Asked: a.cfg.ResolvConf, PodFile: a.dirs.PodResolvConf(), HostFile: a.dirs.HostResolvConf(), ClusterDNS: a.member.dns,
-		Changed: func() {
-			if s := a.dns.Load(); s != nil {
-				s.ResolversChanged()
-			}
-		},
-		Log: a.log,
-	})
-	a.resolv.Store(r)
-	return r.Run(ctx, ready)
-}
-
-func (a *Agent) runDNS(ctx context.Context, ready func()) error {
-	m := a.member
-	s, err := once(&a.dns, func() (*dns.Server, error) {
-		return dns.New(dns.Config{
-			NodeName:      a.name,
-			ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.dirs.HostResolvConf(),
-			StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
-			Client:    m.agent, Informers: m.informers, Log: a.log,
-		})
-	})
-	if err != nil {
-		return err
-	}
-	return s.Run(ctx, ready)
-}
-
 // once makes what registers metrics, or handlers with the shared informers, once a process, although the part that it
 // belongs to may be run again. Only that part stores into p.
 func once[T any](p *atomic.Pointer[T], make func() (*T, error)) (*T, error) {
@@ -528,25 +444,6 @@ func once[T any](p *atomic.Pointer[T], make func() (*T, error)) (*T, error) {
 		p.Store(t)
 	}
 	return t, err
-}
-
-// watchTables keeps a foreign `nft flush ruleset` from cutting pods off; the proxy repairs its own table.
-func (a *Agent) watchTables(ctx context.Context, ready func()) error {
-	return tables.Watch{Log: a.log.With("component", "tables"), Tables: []tables.Table{
-		{Name: network.Table, Put: func() (bool, error) {
-			if n := a.network.Load(); n != nil {
-				return n.Resync()
-			}
-			return false, nil
-		}},
-		{Name: dns.Table, Put: func() (bool, error) {
-			if s := a.dns.Load(); s != nil {
-				return s.Resync()
-			}
-			return false, nil
-		}},
-		{Name: hostport.Table, Checks: true, Put: func() (bool, error) { return hostport.Restore(a.dirs.HostPorts()) }},
-	}}.Run(ctx, ready)
 }
 
 func (a *Agent) runKubelet(ctx context.Context, ready func()) error {

@@ -300,7 +300,21 @@ func TestNodeAddresses(t *testing.T) {
 	e.client("old")
 	container := func() string { return e.pod(named("old"), isReady).Status.ContainerStatuses[0].ContainerID }
 	before, pid := container(), e.PID()
+	e.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: ported}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never, ports: [{containerPort: 8080, hostPort: 18088}]}]
+`)
+	e.pod(named("ported"), isReady)
 
+	e.sub("host ports come back", func(e *env) {
+		e.dials(e.M.IP + ":18088")
+		e.sh("nft flush ruleset")
+		e.dials(e.M.IP + ":18088")
+	})
 	e.sub("another address is followed", func(e *env) {
 		e.sh("ip address del " + e.M.IP + "/24 dev eth0; ip address add 10.77.0.88/24 dev eth0; ip route replace default via " + e.M.LAN().Gateway())
 		e.nodeHas("10.77.0.88", "fd77::2")
@@ -314,10 +328,11 @@ func TestNodeAddresses(t *testing.T) {
 	})
 	e.sub("a boot without a cable", func(e *env) {
 		e.must(e.Stop(e.soon()))
-		e.sh("ip address flush dev eth0")
+		e.sh("ip address flush dev eth0; nft flush ruleset")
 		e.must(e.Start())
 		e.must(e.APIReady(e.soon()))
 		e.must(e.NodeReady(e.soon()))
+		e.dials("127.0.0.1:18088")
 		e.statusSays("address", "absent", "10.77.0.88")
 		e.statusSays("network", "retrying", "10.77.0.88")
 		e.client("without-a-cable")
