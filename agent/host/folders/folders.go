@@ -192,7 +192,6 @@ func (f Folder) place(j *host.Journal) error {
 		if err := os.Remove(f.At); err != nil {
 			return err
 		}
-		err = fs.ErrNotExist
 		return f.makePlace(j)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
