@@ -46,7 +46,6 @@ func CatchExits() *Exits {
 		klog.OsExit = exits.exit
 		logrus.StandardLogger().ExitFunc = exits.exit
 		utilruntime.PanicHandlers = append(utilruntime.PanicHandlers, func(_ context.Context, r any) { exits.panicked(r) })
-		utilruntime.ReallyCrash = false // the handler above sees to the end
 	})
 	return exits
 }
@@ -85,14 +84,15 @@ func (e *Exits) exit(code int) {
 	runtime.Goexit()
 }
 
-// panicked is called for a panic that Kubernetes' code has recovered from, to go on with it. One of a single request
-// is answered with an error by the server that serves it.
+// panicked is called for a panic that Kubernetes' code has recovered from, to go on with it when it returns. That is left
+// so for one of a single request: the server that serves it breaks off the answer, which must not look complete.
 func (e *Exits) panicked(r any) {
 	component, request := origin()
 	if request || r == http.ErrAbortHandler { //nolint:errorlint // the very value
 		return
 	}
 	e.wish(component, fmt.Errorf("panic: %v", r))
+	runtime.Goexit()
 }
 
 // Take has f decide first: where it returns true, it deals with the wish, and nothing ends. It must not block.
