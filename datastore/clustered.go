@@ -26,6 +26,10 @@ type Cluster interface {
 	// Promote makes a learner that has caught up a voting member; members that start do so by themselves.
 	Promote(ctx context.Context, name string) error
 	RemoveMember(ctx context.Context, name string) error
+	// Forget takes a member out that is lost or has never started, by its name or address.
+	Forget(ctx context.Context, which string) (etcd.Member, error)
+	// Moved says at which other address, HOST:PORT, a member is that does not answer.
+	Moved(name, address string) error
 	Members() []etcd.Member
 }
 
@@ -52,6 +56,22 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// Joining reports whether the folder holds a member that was taken in and has never become a full one.
+func Joining(dir string) bool { return etcd.Joining(etcdDir(Config{Dir: dir})) }
+
+// GiveUpJoining removes the state of such a member, which is a copy of what the others have.
+func GiveUpJoining(dir string) error {
+	if !Joining(dir) {
+		return nil
+	}
+	path := etcdDir(Config{Dir: dir})
+	// The mark goes last: until then this can be done again.
+	if err := errors.Join(os.RemoveAll(filepath.Join(path, "member")), os.RemoveAll(path)); err != nil {
+		return fmt.Errorf("remove the state of a join that was broken off: %w", err)
+	}
+	return nil
+}
+
 // Clustered says whether the datastore is, or becomes, etcd in this process.
 func Clustered(cfg Config) bool {
 	return cfg.Endpoint == "" && (cfg.ClusterInit || cfg.Etcd.Reset || len(cfg.Etcd.Join) > 0 || etcd.Exists(etcdDir(cfg)))
@@ -71,7 +91,7 @@ var _ Cluster = clustered{}
 
 func openEtcd(ctx context.Context, cfg Config) (Store, error) {
 	c := cfg.Etcd
-	c.Dir, c.Log, c.Registerer = etcdDir(cfg), cfg.Log, cfg.Registerer
+	c.Dir, c.Log, c.Registerer, c.Failing = etcdDir(cfg), cfg.Log, cfg.Registerer, cfg.Failing
 	// A folder of its own, since etcd makes the socket with the mode that the process' umask leaves.
 	c.Socket = filepath.Join(filepath.Dir(cfg.Socket), "etcd", "client.sock")
 	if len(c.Socket) > 107 {
@@ -103,7 +123,7 @@ func (s clustered) Status(context.Context) (Status, error) {
 	st := s.Server.Status()
 	out := Status{Backend: BackendEtcd, Etcd: &st}
 	if !st.HasLeader {
-		return out, errors.New("the cluster has no leader: fewer than half of its members reach each other")
+		return out, errors.New("the cluster has no leader: " + etcd.Remedy(st.Members))
 	}
 	return out, nil
 }

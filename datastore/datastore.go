@@ -45,6 +45,9 @@ type Config struct {
 	Etcd        etcd.Config // without Dir, Socket, Log and Registerer
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer // nil: no metrics
+	// Failing, if set, is called with true when the datastore has stopped taking writes, which is logged once, and with
+	// false when it takes them again.
+	Failing func(bool)
 }
 
 // Store is an open datastore.

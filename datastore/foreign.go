@@ -18,7 +18,7 @@ type foreign struct {
 func openExternal(ctx context.Context, cfg Config) (Store, error) {
 	s, err := external.Open(ctx, external.Config{
 		Endpoint: cfg.Endpoint, TLS: cfg.TLS, Log: cfg.Log, Registerer: cfg.Registerer,
-		EmulatedVersion: emulatedVersion, Progress: progressInterval,
+		EmulatedVersion: emulatedVersion, Progress: progressInterval, Failing: cfg.Failing,
 	}, cfg.Socket)
 	if err != nil {
 		return nil, err
@@ -46,6 +46,6 @@ func (s foreign) Status(ctx context.Context) (Status, error) {
 }
 
 func (s foreign) State(ctx context.Context) (snapshot.State, error) {
-	st, err := s.Store.Status(ctx)
-	return snapshot.State{Backend: st.Kind, Revision: st.Revision, Epoch: st.Revision>>epochBits + 1}, err
+	rev, err := s.Revision(ctx) // it can be read also while it takes no writes
+	return snapshot.State{Backend: s.Kind(), Revision: rev, Epoch: rev>>epochBits + 1}, err
 }

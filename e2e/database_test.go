@@ -31,7 +31,8 @@ func (e *env) postgres(l *machine.LAN) string {
 		as %[1]s/pg_ctl -w -D data -l log -o "-c listen_addresses=* -c unix_socket_directories=%[2]s" start
 		as %[1]s/createdb -h %[2]s umiak`, filepath.Dir(bins[0]), filepath.Join(db.M.Dir, "pg")))
 	e.must(err)
-	return "postgres://postgres@" + db.M.IP + ":5432/umiak?sslmode=disable"
+	e.database, e.endpoint = db.Cluster, "postgres://postgres@"+db.M.IP+":5432/umiak?sslmode=disable"
+	return e.endpoint
 }
 
 // TestServersOnOneDatabase: a second server needs the database and the server token, and nothing else.

@@ -74,6 +74,10 @@ type env struct {
 	*cluster.Cluster
 	ctx context.Context
 	ns  string
+
+	// Where postgres has made one:
+	database *cluster.Cluster
+	endpoint string // of the database
 }
 
 // share gives a test a namespace in the shared cluster and runs it beside others.

@@ -3,9 +3,11 @@ package server
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
@@ -35,6 +37,57 @@ func sharedDatastore(c datastore.Config) joinapi.Datastore {
 
 // Settings are those that this server's configuration has.
 func (a admission) Settings() []joinapi.Setting { return a.s.cfg.shared() }
+
+// probeTimeout is how long a connection may take between two servers.
+const probeTimeout = 3 * time.Second
+
+// probe makes a connection to a server's port for members and closes it.
+func probe(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// Check says whether a server that wants to join can be reached by this one, and whom it must reach.
+func (a admission) Check(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {
+	if r.Datastore != joinapi.Etcd {
+		return &joinapi.ServerResponse{}, nil
+	}
+	cluster := a.s.EtcdCluster()
+	if cluster == nil {
+		return nil, joinapi.Refuse(joinapi.Starting, "the server is starting, try again")
+	}
+	if err := probe(ctx, r.Peer); err != nil {
+		return nil, joinapi.Refuse(joinapi.Busy, "server %s cannot reach %s (%v): servers need 2380/tcp of each other, in both directions; open it in the firewall of %s", a.s.etcdName(), r.Peer, err, r.Name)
+	}
+	out := &joinapi.ServerResponse{}
+	for _, m := range cluster.Members() {
+		out.Members = append(out.Members, joinapi.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner, Needed: m.Leader || m.Self})
+	}
+	return out, nil
+}
+
+// Holds says whether a name is a member's.
+func (a admission) Holds(name string) bool {
+	cluster := a.s.EtcdCluster()
+	return cluster != nil && slices.ContainsFunc(cluster.Members(), func(m etcd.Member) bool { return m.Name == name })
+}
+
+// Withdraw takes the member out that Admit has made.
+func (a admission) Withdraw(ctx context.Context, r *joinapi.ServerRequest) error {
+	cluster := a.s.EtcdCluster()
+	if cluster == nil {
+		return nil
+	}
+	if _, err := cluster.Forget(ctx, r.Peer); err != nil && !errors.Is(err, etcd.ErrNoMember) && !errors.Is(err, etcd.ErrHealthy) {
+		return err
+	}
+	return nil
+}
 
 // Admit hands the cluster's keys out and, where the servers are etcd themselves, makes room for one more.
 func (a admission) Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {

@@ -20,6 +20,8 @@ const (
 	ActionShare  = "secrets-encrypt/share"
 	ActionSave   = "snapshot/save"
 	ActionSeal   = "keys/seal"
+	ActionForget = "servers/forget"
+	ActionMoved  = "servers/moved"
 )
 
 // SaveRequest asks for a snapshot; the answer is a backup.Saved. Name and passphrase may be left out.
@@ -88,6 +90,8 @@ func (s *Server) control() *control.Server {
 			}
 			return s.rotate(ctx, r)
 		},
+		ActionForget: s.forgetAction,
+		ActionMoved:  s.movedAction,
 		ActionSeal: func(context.Context, json.RawMessage) (any, error) {
 			s.keysChanged()
 			return struct{}{}, nil

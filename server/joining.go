@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/umiak-io/umiak/datastore"
@@ -86,7 +89,10 @@ type joining struct {
 	addr    string // of a server, HOST:PORT
 	token   token.Token
 	request joinapi.ServerRequest
+	listen  string // where members are listened for
 	said    string
+
+	unreached []string // members that were named in the log
 }
 
 func newJoining(cfg Config, log *slog.Logger) (*joining, error) {
@@ -102,6 +108,7 @@ func newJoining(cfg Config, log *slog.Logger) (*joining, error) {
 	if err != nil {
 		return nil, err
 	}
+	j.listen = net.JoinHostPort(bindAddress(cfg), strconv.Itoa(EtcdPort))
 	j.request = joinapi.ServerRequest{Name: name, Datastore: joinapi.Etcd, Peer: peer, Settings: cfg.shared()}
 	if cfg.DatastoreEndpoint != "" {
 		j.request.Datastore, j.request.Peer = joinapi.External, ""
@@ -130,7 +137,13 @@ func (c Config) joinToken() (token.Token, error) {
 func (j *joining) before() (bool, error) {
 	switch backend, path := datastore.Present(j.dirs.DB()); backend {
 	case datastore.BackendEtcd:
-		return true, nil
+		if !datastore.Joining(j.dirs.DB()) {
+			return true, nil
+		}
+		j.log.Info("this server was taken in and has never become a full member; it joins again")
+		if err := datastore.GiveUpJoining(j.dirs.DB()); err != nil {
+			return false, err
+		}
 	case datastore.BackendSQLite:
 		return false, fmt.Errorf("this machine has a cluster of its own, whose state is in %s: run `umiak cleanup --purge` to give that up, or leave `server` out to keep it", path)
 	}
@@ -167,6 +180,9 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 	if j.request.Datastore == joinapi.Etcd {
 		c.Etcd = etcd.Version()
 	}
+	if err := j.reach(ctx, c); err != nil {
+		return nil, err
+	}
 	server, err := c.Post(ctx, j.addr, joinapi.ServerPath, j.request, &resp)
 	if err == nil {
 		if skew := version.ServerFits(version.Version, server); skew != nil {
@@ -174,6 +190,53 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 		}
 	}
 	return &resp, err
+}
+
+// reach tries whether this server and the members of an etcd cluster reach each other, before it is made one of them: it
+// could not catch up otherwise, and would be in the way of others.
+func (j *joining) reach(ctx context.Context, c joinclient.Client) error {
+	if j.request.Datastore != joinapi.Etcd {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", j.listen)
+	if err != nil {
+		return fmt.Errorf("listen on %s, where the other servers have to reach this one: %w", j.listen, err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close() // that it came is all
+		}
+	}()
+	defer func() {
+		_ = l.Close()
+		<-done
+	}()
+	var resp joinapi.ServerResponse
+	if _, err := c.Post(ctx, j.addr, joinapi.ServerCheckPath, j.request, &resp); err != nil {
+		return err
+	}
+	for _, m := range resp.Members {
+		if m.Peer == j.request.Peer || m.Learner {
+			continue
+		}
+		err := probe(ctx, m.Peer)
+		switch {
+		case err == nil:
+		case m.Needed:
+			return fmt.Errorf("this server cannot reach server %s at %s (%w): servers need 2380/tcp of each other, in both directions; open it in the firewall of %s", m.Name, m.Peer, err, m.Name)
+		case !slices.Contains(j.unreached, m.Peer):
+			j.unreached = append(j.unreached, m.Peer)
+			j.log.Warn("this server cannot reach one of the others; that is a fault unless that one is off", "server", m.Name, "address", m.Peer, "error", err)
+		}
+	}
+	return nil
 }
 
 // say logs why it waits, when it is news.

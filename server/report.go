@@ -131,7 +131,7 @@ func (s *Server) datastoreRows(ctx context.Context) status.Section {
 	d, err := st.Status(ctx)
 	if err != nil {
 		out.Rows = append(out.Rows, status.Row{Name: "datastore", State: "unhealthy", Detail: err.Error()})
-		return out
+		return memberRows(out, d.Etcd)
 	}
 	if q := d.SQLite; q != nil {
 		row := status.Row{Name: d.Backend, State: "healthy", Detail: fmt.Sprintf("%s, write-ahead log %s, revision %d, compacted to %d",
@@ -164,11 +164,25 @@ func etcdRows(out status.Section, e *etcd.Status) status.Section {
 		row.State, row.Detail = "unhealthy", fmt.Sprintf("alarms %v; %s", e.Alarms, row.Detail)
 	}
 	out.Rows = append(out.Rows, row)
+	return memberRows(out, e)
+}
+
+// memberRows adds a row for each member of an etcd cluster.
+func memberRows(out status.Section, e *etcd.Status) status.Section {
+	if e == nil {
+		return out
+	}
 	for _, m := range e.Members {
 		row := status.Row{Name: "member " + m.Name, State: "follower", Detail: m.Peer}
 		switch {
 		case m.Leader:
 			row.State = "leader"
+		case m.Unreachable && m.Name == "":
+			row.Name, row.State = "member without a name", "not started"
+			row.Detail += ", it joined and has not started; it is taken out some minutes after it joined, or at once by `umiak server forget " + m.Peer + "`"
+		case m.Unreachable:
+			row.State = "unreachable"
+			row.Detail += ", 2380/tcp; if it is lost for good: `umiak server forget " + m.Name + "`"
 		case m.Learner:
 			row.State = "learner"
 		}

@@ -68,6 +68,7 @@ type Server struct {
 	nodeName chan string // of this server's node, once it joins
 
 	members []etcd.Member // on a server that joins others for the first time
+	muffle  func(bool)
 
 	mu    sync.Mutex
 	store datastore.Store // nil until it is open
@@ -81,6 +82,7 @@ type options struct {
 	addrs   *nodeip.Tracker
 	pki     pki.Config
 	members []etcd.Member
+	muffle  func(bool)
 }
 
 // WithoutLock is for a caller that has locked the data directory already.
@@ -88,6 +90,10 @@ func WithoutLock() Option { return func(o *options) { o.locked = true } }
 
 // WithAddresses gives the server the node's addresses, as Addresses has made them.
 func WithAddresses(t *nodeip.Tracker) Option { return func(o *options) { o.addrs = t } }
+
+// WithMuffle has f called when the datastore stops taking writes, with true, and when it takes them again: what lives
+// from it has nothing to say meanwhile that helps anybody.
+func WithMuffle(f func(bool)) Option { return func(o *options) { o.muffle = f } }
 
 // WithPKI sets the lifetimes and the clock of certificates; its Dir and Log are ignored.
 func WithPKI(c pki.Config) Option { return func(o *options) { o.pki = c } }
@@ -102,7 +108,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), nodeName: make(chan string, 1), release: func() {}, members: o.members, started: time.Now(), tokensWake: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), nodeName: make(chan string, 1), release: func() {}, members: o.members, muffle: o.muffle, started: time.Now(), tokensWake: make(chan struct{}, 1)}
 	if s.addrs = o.addrs; s.addrs == nil {
 		if s.addrs, err = Addresses(ctx, cfg, log); err != nil {
 			return nil, err
@@ -143,6 +149,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.health.Register("datastore", s.checkDatastore)
+	s.plane.APIServer.Stalled = func(ctx context.Context) bool {
+		ctx, cancel := context.WithTimeout(ctx, stallTime)
+		defer cancel()
+		return s.checkDatastore(ctx) != nil
+	}
 	if s.snapshots, err = s.keeper(); err != nil {
 		return nil, err
 	}
@@ -262,7 +273,7 @@ func (s *Server) datastoreConfig() datastore.Config {
 		Dir: s.dirs.DB(), Socket: s.dirs.DatastoreSocket(), VolatileSocket: s.dirs.VolatileSocket(),
 		Endpoint: s.cfg.DatastoreEndpoint, Log: s.log.With("component", "datastore"), Registerer: legacyregistry.Registerer(),
 		TLS:         external.TLS{CAFile: s.cfg.DatastoreCA, CertFile: s.cfg.DatastoreCert, KeyFile: s.cfg.DatastoreKey},
-		ClusterInit: s.cfg.ClusterInit, Etcd: s.etcdConfig(),
+		ClusterInit: s.cfg.ClusterInit, Etcd: s.etcdConfig(), Failing: s.muffle,
 	}
 }
 
@@ -285,6 +296,9 @@ func (s *Server) datastore() datastore.Store {
 	defer s.mu.Unlock()
 	return s.store
 }
+
+// stallTime is how long the datastore may take to answer when the server is to stop.
+const stallTime = 500 * time.Millisecond
 
 func (s *Server) checkDatastore(ctx context.Context) error {
 	st := s.datastore()

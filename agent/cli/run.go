@@ -62,7 +62,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err != nil {
 		return BadConfig(err)
 	}
-	log, hush, err := logging.Setup(lc, c.App.ErrWriter)
+	log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err != nil {
 		return err
 	}
-	p := Process{Dirs: dirs, Log: log, Hush: hush, Forgive: node.Forgive, Sources: append([]status.Source{member.Section, servers.Section}, node.Sources()...)}
+	p := Process{Dirs: dirs, Log: log, Hush: quiet.Hush, Forgive: node.Forgive, Sources: append([]status.Source{member.Section, servers.Section}, node.Sources()...)}
 	p.Parts = append(p.Parts, node.Restart(lifecycle.Part{Name: "servers", Run: servers.Run}))
 	p.Parts = append(p.Parts, node.Parts("servers")...)
 	p.Parts = append(p.Parts, node.Restart(lifecycle.Part{Name: "membership", After: []string{"join"}, Run: member.Run}))

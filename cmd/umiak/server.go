@@ -13,7 +13,7 @@ import (
 	"github.com/umiak-io/umiak/server"
 )
 
-func serverCommand() *cli.Command {
+func serverCommand(w agentcli.Where) *cli.Command {
 	var sc server.Config
 	var ac agent.Config
 	var lc logging.Config
@@ -25,7 +25,8 @@ func serverCommand() *cli.Command {
 			"Three servers survive the loss of any one; the first keeps its state in etcd, the others join it:\n\n" +
 			"  umiak server --cluster-init\n" +
 			"  umiak server --server https://FIRST:6443 --token TOKEN       (`umiak token create --kind server` on the first)",
-		Flags: config.Flags(&sc, &ac, &lc),
+		Flags:       config.Flags(&sc, &ac, &lc),
+		Subcommands: memberCommands(w),
 		Action: func(c *cli.Context) error {
 			if err := agentcli.NoArgs(c); err != nil {
 				return err
@@ -33,7 +34,7 @@ func serverCommand() *cli.Command {
 			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.Validate(), ac.Validate(), lc.Validate()); err != nil {
 				return agentcli.BadConfig(err)
 			}
-			log, hush, err := logging.Setup(lc, c.App.ErrWriter)
+			log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
 			if err != nil {
 				return err
 			}
@@ -53,11 +54,11 @@ func serverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs))
+			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs), server.WithMuffle(quiet.Muffle))
 			if err != nil {
 				return err
 			}
-			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: hush}
+			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: quiet.Hush}
 			if sc.DisableAgent {
 				p.Parts, p.Sources = srv.Parts(), srv.Sources()
 			} else {

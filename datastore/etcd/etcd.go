@@ -22,7 +22,7 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -80,6 +80,8 @@ type Config struct {
 	Reset      bool
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
+	// Failing, if set, is called with true when there has been no leader for a while, and with false when there is one.
+	Failing func(bool)
 }
 
 // Member is one member of the cluster.
@@ -90,6 +92,8 @@ type Member struct {
 	Learner bool   `json:"learner,omitempty"`
 	Leader  bool   `json:"leader,omitempty"`
 	Self    bool   `json:"self,omitempty"`
+	// Unreachable means that this member has no connection with it.
+	Unreachable bool `json:"unreachable,omitempty"`
 }
 
 // Status is what there is to say about the member.
@@ -117,10 +121,14 @@ type Server struct {
 	failed  chan error    // why the member has ended by itself
 	metrics prometheus.Collector
 	close   sync.Once
-	closing atomic.Bool
+	hushed  atomic.Bool // closing, or there is no leader: etcd's own complaints say nothing new
+
+	transport rafthttp.Transporter
+	seekNow   chan struct{}
 
 	mu        sync.Mutex
 	defragErr error
+	moved     map[uint64]string // addresses that Moved was told
 }
 
 // resetMark is there after a reset, until a start without one.
@@ -155,7 +163,12 @@ func Open(cfg Config) (_ *Server, err error) {
 			return fail(err)
 		}
 	}
-	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1), started: make(chan struct{})}
+	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1), started: make(chan struct{}), seekNow: make(chan struct{}, 1)}
+	if len(cfg.Join) > 0 && !Exists(cfg.Dir) {
+		if err := os.WriteFile(filepath.Join(cfg.Dir, joiningMark), nil, 0o600); err != nil {
+			return fail(err)
+		}
+	}
 	ec, err := s.embedConfig()
 	if err != nil {
 		return fail(err)
@@ -164,6 +177,10 @@ func Open(cfg Config) (_ *Server, err error) {
 		return fail(err)
 	}
 	close(s.started)
+	if s.transport, err = transportOf(s.etcd.Server); err != nil {
+		s.etcd.Close()
+		return fail(err)
+	}
 	go s.notice()
 	if cfg.Registerer != nil {
 		s.metrics = newCollector()
@@ -234,7 +251,7 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 		}
 	}}
 	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(again.unary)}
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.closing))
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.hushed))
 	return c, nil
 }
 
@@ -243,6 +260,13 @@ func (s *Server) Endpoint() string { return "unix://" + s.cfg.Socket }
 
 // Run waits until the member takes writes, calls ready, and serves until ctx ends. It does not close.
 func (s *Server) Run(ctx context.Context, ready func()) error {
+	run, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer func() {
+		cancel()
+		wg.Wait()
+	}()
+	wg.Go(func() { s.seek(run) })
 	if err := s.becomeReady(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -250,16 +274,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	ready()
-	run, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.maintain(run)
-	}()
-	defer func() {
-		cancel()
-		<-done
-	}()
+	wg.Go(func() { s.keepAddress(run) })
+	wg.Go(func() { s.maintain(run) })
+	wg.Go(func() { s.removeStale(run) })
 	select {
 	case <-ctx.Done():
 		return nil
@@ -312,7 +329,10 @@ func (s *Server) becomeReady(ctx context.Context) error {
 		}
 		s.cfg.Log.Info("this server is a full member of the cluster now")
 	}
-	return s.updateAddress(ctx)
+	if err := os.Remove(filepath.Join(s.cfg.Dir, joiningMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("etcd: %w", err)
+	}
+	return nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -326,6 +346,24 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// keepAddress tells the cluster where this member is now. Another member may still have the address, until that one has
+// told its own.
+func (s *Server) keepAddress(ctx context.Context) {
+	for wait, said := time.Second, ""; ; wait = min(2*wait, time.Minute) {
+		err := s.updateAddress(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if err.Error() != said {
+			said = err.Error()
+			s.cfg.Log.Warn("cannot tell the cluster this server's new address yet, trying again", "error", err)
+		}
+		if pause(ctx, wait) != nil {
+			return
+		}
+	}
+}
+
 // updateAddress tells the cluster where this member is now, if that has changed.
 func (s *Server) updateAddress(ctx context.Context) error {
 	srv := s.etcd.Server
@@ -335,9 +373,13 @@ func (s *Server) updateAddress(ctx context.Context) error {
 	if me == nil || slices.Equal(me.PeerURLs, want) {
 		return nil
 	}
+	for _, m := range s.Members() {
+		if !m.Self && m.Peer == s.cfg.Peer {
+			return fmt.Errorf("the cluster knows the address %s as that of server %s, which has not told another one", s.cfg.Peer, m.Name)
+		}
+	}
 	s.cfg.Log.Info("telling the cluster this server's new address", "old", me.PeerURLs, "new", want)
-	_, err := srv.UpdateMember(ctx, membership.Member{ID: srv.MemberID(), RaftAttributes: membership.RaftAttributes{PeerURLs: want}})
-	if err != nil {
+	if err := s.setAddress(ctx, uint64(srv.MemberID()), s.cfg.Peer); err != nil {
 		return fmt.Errorf("tell the cluster the new address %s: %w", s.cfg.Peer, err)
 	}
 	return nil
@@ -349,7 +391,13 @@ func (s *Server) Close() error {
 		if s.metrics != nil {
 			s.cfg.Registerer.Unregister(s.metrics)
 		}
-		s.closing.Store(true) // it reports each of its listeners as failed
+		s.hushed.Store(true) // it reports each of its listeners as failed
+		select {
+		case <-s.etcd.Server.ReadyNotify():
+		default:
+			// One that has never had a majority does not serve yet, and etcd's Close would wait until it does.
+			s.etcd.Server.HardStop()
+		}
 		s.etcd.Close()
 	})
 	return nil

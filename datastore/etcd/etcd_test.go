@@ -126,7 +126,7 @@ func TestContract(t *testing.T) {
 }
 
 // eventually asks until there is no error.
-func eventually(t *testing.T, ask func() error) {
+func eventually(t testing.TB, ask func() error) {
 	t.Helper()
 	end := time.Now().Add(30 * time.Second)
 	for {

@@ -12,21 +12,21 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// The same message is written three times in ten seconds at most: a member that starts again tries to publish
+// The same message is written three times in ten minutes at most: a member that starts again tries to publish
 // itself without a pause until it has applied its log, and complains each time.
 const (
-	logTick     = 10 * time.Second
+	logTick     = 10 * time.Minute
 	logsPerTick = 3
 )
 
 // zapLogger writes etcd's messages to log. etcd says at level info what interests its developers; that is
 // debug here. What it would end the process for goes to fatal instead.
-// Once closing is true, everything is.
-func zapLogger(log *slog.Logger, fatal chan<- error, closing *atomic.Bool) *zap.Logger {
-	if closing == nil {
-		closing = &atomic.Bool{}
+// While hushed is true, everything is.
+func zapLogger(log *slog.Logger, fatal chan<- error, hushed *atomic.Bool) *zap.Logger {
+	if hushed == nil {
+		hushed = &atomic.Bool{}
 	}
-	return zap.New(zapcore.NewSamplerWithOptions(core{log, closing}, logTick, logsPerTick, 0), zap.WithFatalHook(endGoroutine{fatal}))
+	return zap.New(zapcore.NewSamplerWithOptions(core{log, hushed}, logTick, logsPerTick, 0), zap.WithFatalHook(endGoroutine{fatal}))
 }
 
 // expected are complaints about what is meant to be as it is, or comes right by itself within seconds of a
@@ -37,6 +37,11 @@ var expected = map[string]bool{
 	"Failed to detect schema version":                                                      true,
 	"failed to update storage version":                                                     true,
 	"rejecting promote learner: learner is not ready":                                      true,
+	// Members that come and go are named by watchPeers.
+	"prober detected unhealthy status":                   true,
+	"lost TCP streaming connection with remote peer":     true,
+	"peer became inactive (message send to peer failed)": true,
+	"request stats": true, // of what "apply request took too long" says
 }
 
 // endGoroutine is what becomes of a wish to end the process.
@@ -54,13 +59,13 @@ func (e endGoroutine) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) 
 
 // core is a zapcore.Core on a slog.Logger.
 type core struct {
-	log     *slog.Logger
-	closing *atomic.Bool
+	log    *slog.Logger
+	hushed *atomic.Bool
 }
 
 func (c core) level(l zapcore.Level) slog.Level {
 	switch {
-	case c.closing.Load():
+	case c.hushed.Load():
 		return slog.LevelDebug
 	case l >= zapcore.ErrorLevel:
 		return slog.LevelError
@@ -75,7 +80,7 @@ func (c core) Enabled(l zapcore.Level) bool { return c.log.Enabled(context.Backg
 
 // With is part of zapcore.Core.
 func (c core) With(fields []zapcore.Field) zapcore.Core {
-	return core{c.log.With(encode(fields)...), c.closing}
+	return core{c.log.With(encode(fields)...), c.hushed}
 }
 
 // Check is part of zapcore.Core.

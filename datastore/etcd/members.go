@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/types"
@@ -21,7 +24,12 @@ var (
 // Members lists the cluster's members as this one knows them.
 func (s *Server) Members() []Member {
 	srv := s.etcd.Server
-	return members(srv.Cluster().Members(), uint64(srv.Leader()), uint64(srv.MemberID()))
+	out := members(srv.Cluster().Members(), uint64(srv.Leader()), uint64(srv.MemberID()))
+	for i := range out {
+		out[i].Unreachable = !out[i].Self && !s.reachable(out[i].ID)
+	}
+	slices.SortFunc(out, func(x, y Member) int { return strings.Compare(x.Name+"/"+x.Peer, y.Name+"/"+y.Peer) })
+	return out
 }
 
 func members(all []*membership.Member, leader, self uint64) []Member {
@@ -45,6 +53,9 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 	fail := func(err error) ([]Member, error) {
 		return nil, fmt.Errorf("add member %s at %s: %w", name, peer, err)
 	}
+	if err := srv.LinearizableReadNotify(ctx); err != nil { // or the list may be that of a moment ago
+		return fail(err)
+	}
 	for _, m := range s.Members() {
 		switch {
 		case m.Self && (m.Name == name || m.Peer == peer):
@@ -56,7 +67,7 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 				return fail(fmt.Errorf("remove its predecessor: %w", err))
 			}
 		case m.Peer == peer:
-			return fail(fmt.Errorf("%w: the address is member %s's; delete that server's node first if it is gone", ErrTaken, m.Name))
+			return fail(fmt.Errorf("%w: the address is member %s's; if that server is gone, `umiak server forget %s` on another one", ErrTaken, m.Name, m.Name))
 		}
 	}
 	u := peerURL(peer)
@@ -66,6 +77,15 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 	}
 	now := time.Now()
 	all, err := srv.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
+	if errors.Is(err, membership.ErrTooManyLearners) {
+		var waiting []string
+		for _, m := range s.Members() {
+			if m.Learner {
+				waiting = append(waiting, m.Peer)
+			}
+		}
+		return fail(fmt.Errorf("servers at %s joined and are not full members yet; those that do not start are taken out after %s, or at once by `umiak server forget ADDRESS` on a server", strings.Join(waiting, ", "), startLimit))
+	}
 	if err != nil {
 		return fail(err)
 	}
@@ -83,6 +103,83 @@ func (s *Server) Promote(ctx context.Context, name string) error {
 		return fmt.Errorf("promote member %s: %w", name, err)
 	}
 	return nil
+}
+
+// ErrHealthy means that a member is not to be given up.
+var ErrHealthy = errors.New("it is a member that answers")
+
+// forgetTimeout is how long the others may take to agree: one of them may just have been lost too.
+const forgetTimeout = 10 * time.Second
+
+// Forget takes a member out that is lost or has never started, by its name or its address, and returns it. One that
+// answers stays, and so does one without which the others would have no majority.
+func (s *Server) Forget(ctx context.Context, which string) (Member, error) {
+	fail := func(err error) (Member, error) { return Member{}, fmt.Errorf("forget member %s: %w", which, err) }
+	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
+	defer cancel()
+	all := s.Members()
+	i := slices.IndexFunc(all, func(m Member) bool {
+		host, _, _ := net.SplitHostPort(m.Peer)
+		return which != "" && (m.Name == which || m.Peer == which || host == which)
+	})
+	if i < 0 {
+		return fail(ErrNoMember)
+	}
+	m := all[i]
+	if m.Self || !m.Unreachable {
+		return fail(ErrHealthy)
+	}
+	if s.etcd.Server.Leader() == 0 {
+		return fail(errors.New("without a majority nobody can be taken out: " + Remedy(all)))
+	}
+	voters, answer := 0, 0
+	for _, o := range all {
+		if o.Learner || o.ID == m.ID {
+			continue
+		}
+		voters++
+		if !o.Unreachable {
+			answer++
+		}
+	}
+	if !m.Learner && answer < voters/2+1 {
+		return fail(fmt.Errorf("of the %d others only %d answer, which would be no majority without it", voters, answer))
+	}
+	if _, err := s.etcd.Server.RemoveMember(ctx, m.ID); err != nil && !errors.Is(err, membership.ErrIDRemoved) && !errors.Is(err, membership.ErrIDNotFound) {
+		return fail(err)
+	}
+	return m, nil
+}
+
+// Missing returns the voting members that do not answer, and how many voting members there are and must answer.
+func Missing(all []Member) (missing []Member, voters, needed int) {
+	for _, m := range all {
+		if m.Learner {
+			continue
+		}
+		voters++
+		if m.Unreachable {
+			missing = append(missing, m)
+		}
+	}
+	return missing, voters, voters/2 + 1
+}
+
+// Remedy says to a person which members are missing, at which addresses, and what to do.
+func Remedy(all []Member) string {
+	missing, voters, needed := Missing(all)
+	var list []string
+	var moved []string
+	for _, m := range missing {
+		list = append(list, fmt.Sprintf("%s at %s", m.Name, m.Peer))
+		moved = append(moved, m.Name+"=ADDRESS")
+	}
+	if len(list) == 0 {
+		return fmt.Sprintf("all %d members answer, a leader is being elected", voters)
+	}
+	return fmt.Sprintf("%d of %d servers answer and %d are needed; missing: %s. Start these servers, or mend the network to them (2380/tcp). "+
+		"If they have other addresses now: `umiak server moved %s` on this one. If they are lost for good: start one server once with --cluster-reset",
+		voters-len(missing), voters, needed, strings.Join(list, ", "), strings.Join(moved, " "))
 }
 
 // RemoveMember takes a server out of the cluster. One that is not in it is no error.

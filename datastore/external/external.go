@@ -39,6 +39,9 @@ type Config struct {
 	Registerer      prometheus.Registerer
 	EmulatedVersion string // the etcd that kine says it is
 	Progress        time.Duration
+	// Failing, if set, is called with true when the database has stopped taking writes, and with false when it takes
+	// them again.
+	Failing func(bool)
 }
 
 // Status is what there is to say about the database.
@@ -143,7 +146,7 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datastore-endpoint: %w", err)
 	}
-	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub}}
+	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub, failing: cfg.Failing}}
 	// The driver works until the last client is gone, which is later than ctx.
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if kind == "etcd" {
@@ -282,6 +285,9 @@ func (s *Store) dial() (*clientv3.Client, error) {
 	return s.client, err
 }
 
+// Kind says what the database is.
+func (s *Store) Kind() string { return s.kind }
+
 // Revision is the newest.
 func (s *Store) Revision(ctx context.Context) (int64, error) {
 	c, err := s.dial()
@@ -300,7 +306,7 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 // Status returns the state at this moment. A database that can be read and takes no writes is an error.
 func (s *Store) Status(ctx context.Context) (Status, error) {
 	rev, err := s.Revision(ctx)
-	if failed, since := s.writes.failing(); failed != nil && err == nil {
+	if failed, since := s.writes.state(); failed != nil && err == nil {
 		err = fmt.Errorf("%s at %s has taken no writes since %s: %w", s.kind, Address(s.cfg.Endpoint), since.UTC().Format(time.RFC3339), failed)
 	}
 	return Status{Kind: s.kind, Address: Address(s.cfg.Endpoint), Revision: rev}, err

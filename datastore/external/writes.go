@@ -13,8 +13,9 @@ import (
 // writes remembers how the last write to the database ended. It costs nothing at idle: leases are written every few
 // seconds anyway.
 type writes struct {
-	log   *slog.Logger
-	scrub func(error) error
+	log     *slog.Logger
+	scrub   func(error) error
+	failing func(bool) // told of changes; nil: nobody
 
 	mu     sync.Mutex
 	err    error // of the last write, nil where it succeeded
@@ -48,14 +49,20 @@ func (w *writes) record(err error) {
 			w.logged, w.text = time.Now(), text
 			w.log.Error("the database takes no writes", "error", err)
 		}
+		if w.err == nil && w.failing != nil {
+			w.failing(true)
+		}
 	case err == nil && w.err != nil:
 		w.log.Info("the database takes writes again", "after", time.Since(w.since).Round(time.Second))
+		if w.failing != nil {
+			w.failing(false)
+		}
 	}
 	w.err = err
 }
 
-// failing returns the error of the last write and since when writes fail.
-func (w *writes) failing() (error, time.Time) {
+// state returns the error of the last write and since when writes fail.
+func (w *writes) state() (error, time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.err, w.since

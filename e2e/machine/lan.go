@@ -114,6 +114,31 @@ func (l *LAN) onPort(m *Machine, f func(nl *netlink.Handle, port, br netlink.Lin
 	})
 }
 
+// Renumber gives a machine another address in place of the one that it has, as when it is carried into another network.
+func (l *LAN) Renumber(m *Machine) error {
+	old := m.IP
+	m.IP = l.nextAddress()
+	err := withNetlink(m.PID, func(nl *netlink.Handle) error {
+		eth, err := nl.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(fmt.Sprintf("%s/%d", old, netip.MustParsePrefix(lanPrefix).Bits()))
+		if err != nil {
+			return err
+		}
+		// The other way round, the new one would be a second address, which goes with the first.
+		if err := errors.Join(nl.AddrDel(eth, a), addAddress(nl, eth, m.IP)); err != nil {
+			return err
+		}
+		return nl.RouteReplace(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(lanGateway)})
+	})
+	if err != nil {
+		return fmt.Errorf("give machine %s the address %s: %w", m.Name, m.IP, err)
+	}
+	return nil
+}
+
 func (l *LAN) nextAddress() string {
 	l.used++
 	a := netip.MustParseAddr(lanGateway)

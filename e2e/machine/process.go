@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Process is one process of the machine, as the host numbers it.
@@ -88,6 +89,17 @@ func stat(pid int) []string {
 		return nil
 	}
 	return f
+}
+
+// CPUTime returns how much processor time a process has used, 0 if it is gone.
+func CPUTime(pid int) time.Duration {
+	f := stat(pid)
+	if f == nil {
+		return 0
+	}
+	user, _ := strconv.ParseInt(f[11], 10, 64)
+	system, _ := strconv.ParseInt(f[12], 10, 64)
+	return time.Duration(user+system) * (time.Second / 100) // USER_HZ
 }
 
 func allPIDs() iter.Seq[int] {

@@ -5,8 +5,9 @@
 //	POST /umiak/v1/join/renew   with the node's client certificate: it gets new ones
 //	POST /umiak/v1/join/check   as renew, but nothing is signed: does the cluster still know the node?
 //	POST /umiak/v1/join/server  with a token for servers: a server gets the cluster's keys
+//	POST /umiak/v1/join/server/check  as server, but nobody is taken in: do the servers reach each other?
 //
-// The first three take a NodeRequest and answer with a NodeResponse, the last a ServerRequest and a
+// The first three take a NodeRequest and answer with a NodeResponse, the others a ServerRequest and a
 // ServerResponse; all may answer with an Error. The token stands in the Authorization header (HTTP basic
 // authentication: its id and its secret), so that a server can refuse before it reads a body. Keys never leave
 // a node: requests hold CSRs.
@@ -29,7 +30,8 @@ const (
 	RenewPath = Prefix + "renew"
 	CheckPath = Prefix + "check"
 
-	ServerPath = Prefix + "server"
+	ServerPath      = Prefix + "server"
+	ServerCheckPath = Prefix + "server/check"
 )
 
 // Headers of requests and answers: which release the sender is of, as v1.37.2+umiak1, and which etcd a server has.

@@ -30,9 +30,9 @@ type Setting struct {
 
 // ServerResponse is what it gets.
 type ServerResponse struct {
-	// Files are the cluster's keys.
+	// Files are the cluster's keys; none in the answer to a check.
 	Files []File `json:"files"`
-	// Members are those of the etcd cluster, the new one included; none with another datastore.
+	// Members are those of the etcd cluster, the new one included unless it is a check; none with another datastore.
 	Members []Member `json:"members,omitempty"`
 }
 
@@ -48,6 +48,8 @@ type Member struct {
 	Name    string `json:"name"` // empty until it has started once
 	Peer    string `json:"peer"` // HOST:PORT
 	Learner bool   `json:"learner,omitempty"`
+	// Needed means that a new member has to reach this one: it is the leader, or the server that answers.
+	Needed bool `json:"needed,omitempty"`
 }
 
 // Differences are the settings of which the two have not the same.

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
 	"k8s.io/klog/v2"
@@ -39,10 +40,52 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// Quiet silences the libraries' loggers, unless all is to be shown.
+type Quiet struct{ lib *library }
+
+// Hush silences all libraries for good: while a process stops, they complain of each other's absence.
+func (q *Quiet) Hush() {
+	if q.lib.limits != nil {
+		q.lib.min.Set(slog.LevelError + 1)
+	}
+}
+
+// Muffle silences, or no longer silences, the libraries that have nothing to do but complain while the datastore takes
+// no writes. That it does not is for its owner to log, once.
+func (q *Quiet) Muffle(on bool) {
+	if q.lib.limits != nil {
+		q.lib.muffled.Store(on)
+	}
+}
+
+// muffled are the components that live from the datastore.
+var muffled = map[string]bool{
+	"kube-apiserver": true, "kube-controller-manager": true, "kube-scheduler": true, "kubernetes": true, "client-go": true,
+	"etcd": true, "grpc": true, "kine": true,
+}
+
+// expected reports whether a record tells of what is meant to be, or of what somebody else reports better: a webhook that
+// refuses a request has done its work, and whoever asked is told.
+func expected(r slog.Record) bool {
+	const refused = "denied the request"
+	if strings.HasPrefix(r.Message, "rejected by webhook") || strings.Contains(r.Message, refused) {
+		return true
+	}
+	// kine's server writes out each request that fails, values included. The API server reports the error.
+	if strings.HasPrefix(r.Message, "error in txn ") || strings.HasPrefix(r.Message, "error in put ") {
+		return true
+	}
+	found := false
+	r.Attrs(func(a slog.Attr) bool {
+		found = a.Key == "err" && strings.Contains(a.Value.String(), refused)
+		return !found
+	})
+	return found
+}
+
 // Setup returns umiak's logger and leads the libraries' loggers into it. It is for main: it sets
-// process-wide state of those libraries. hush silences the libraries, unless all is to be shown: while a
-// process stops, they complain of each other's absence.
-func Setup(c Config, w io.Writer) (own *slog.Logger, hush func(), err error) {
+// process-wide state of those libraries.
+func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}
@@ -53,7 +96,7 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, hush func(), err error) {
 	if c.Format == "json" {
 		h = slog.NewJSONHandler(w, opts)
 	}
-	lib := &library{Handler: h, min: &slog.LevelVar{}}
+	lib := &library{Handler: h, min: &slog.LevelVar{}, muffled: &atomic.Bool{}}
 	lib.min.Set(libraryLevel(level))
 	if level > slog.LevelDebug {
 		lib.limits = &limits{}
@@ -69,12 +112,7 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, hush func(), err error) {
 	// SetDefault made the log package write to own at info; what uses it is a library.
 	log.SetFlags(0)
 	log.SetOutput(stdlog{lib})
-	hush = func() {
-		if level > slog.LevelDebug {
-			lib.min.Set(slog.LevelError + 1)
-		}
-	}
-	return own, hush, nil
+	return own, &Quiet{lib}, nil
 }
 
 // libraryLevel is the least level at which a library's record is shown.
@@ -112,18 +150,19 @@ func (h *leveled) WithGroup(n string) slog.Handler { return &leveled{h.Handler.W
 // library is the handler behind the libraries' loggers: it adds the component.
 type library struct {
 	slog.Handler
-	min    *slog.LevelVar
-	limits *limits
+	min     *slog.LevelVar
+	limits  *limits
+	muffled *atomic.Bool
 }
 
 func (h *library) Enabled(_ context.Context, l slog.Level) bool {
 	return l >= h.min.Level() || l == slog.LevelInfo && inFatal()
 }
 func (h *library) WithAttrs(a []slog.Attr) slog.Handler {
-	return &library{h.Handler.WithAttrs(a), h.min, h.limits}
+	return &library{h.Handler.WithAttrs(a), h.min, h.limits, h.muffled}
 }
 func (h *library) WithGroup(n string) slog.Handler {
-	return &library{h.Handler.WithGroup(n), h.min, h.limits}
+	return &library{h.Handler.WithGroup(n), h.min, h.limits, h.muffled}
 }
 
 func (h *library) Handle(ctx context.Context, r slog.Record) error {
@@ -138,8 +177,12 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 		f, _ := runtime.CallersFrames([]uintptr{r.PC}).Next()
 		fn = f.Function
 	}
+	name := component(fn)
 	if r.Level >= slog.LevelError {
-		exits.note(component(fn), r)
+		exits.note(name, r)
+	}
+	if h.muffled.Load() && muffled[name] || h.limits != nil && expected(r) {
+		return nil
 	}
 	// A library's error is often something that it tries again; whether anything of umiak's fails is
 	// said by umiak.
@@ -152,7 +195,7 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	}
 	r.Level -= slog.LevelError - slog.LevelWarn
 	r.Message = shorten(strings.TrimSpace(r.Message))
-	r.AddAttrs(slog.String("component", component(fn)))
+	r.AddAttrs(slog.String("component", name))
 	return h.Handler.Handle(ctx, r)
 }
 

@@ -3,10 +3,14 @@ package logging_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/umiak-io/umiak/internal/logging"
@@ -14,7 +18,7 @@ import (
 
 func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	var b bytes.Buffer
-	own, hush, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
+	own, quiet, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +27,10 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	logrus.Info("chatter")
 	klog.Error("klog trouble" + strings.Repeat(" and more", 1000))
 	logrus.WithField("id", 7).Warn("logrus trouble")
-	hush()
+	quiet.Muffle(true)
+	cache.DefaultWatchErrorHandler(t.Context(), cache.NewReflector(nil, nil, nil, 0), errors.New("chatter without a datastore")) // of client-go
+	quiet.Muffle(false)
+	quiet.Hush()
 	klog.Error("parting words")
 	if s := b.String(); strings.Contains(s, "parting") || strings.Contains(s, "chatter") {
 		t.Fatalf("library chatter is shown:\n%s", s)
@@ -50,16 +57,39 @@ func TestBadChoicesAreRefused(t *testing.T) {
 
 func TestWhatIsSaidAgainAndAgainIsCutShort(t *testing.T) {
 	var b bytes.Buffer
-	_, hush, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
+	_, quiet, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hush()
+	defer quiet.Hush()
 	for range 1000 {
 		klog.ErrorS(nil, "no node", "node", "n1")
 	}
 	klog.ErrorS(nil, "no node", "node", "n2")
-	if s := b.String(); strings.Count(s, "n1") != 10 || strings.Count(s, "n2") != 1 {
+	if s := b.String(); strings.Count(s, "n1") != 3 || strings.Count(s, "n2") != 1 {
 		t.Errorf("%d lines:\n%.2000s", strings.Count(s, "\n"), s)
+	}
+	b.Reset()
+	for i := range 1000 { // one place of the code, something else each time
+		klog.ErrorS(nil, "no pod", "pod", i, "took", time.Duration(i))
+	}
+	if n := strings.Count(b.String(), "no pod"); n == 0 || n > 10 {
+		t.Errorf("%d lines:\n%.2000s", n, b.String())
+	}
+}
+
+func TestWhatIsMeantIsNoWarning(t *testing.T) {
+	var b bytes.Buffer
+	_, quiet, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer quiet.Hush()
+	utilruntime.HandleError(errors.New(`admission webhook "policy.example.org" denied the request: no latest`))
+	klog.Warningf("rejected by webhook %q: %#v", "policy.example.org", errors.New("no latest"))
+	logrus.Errorf("error in txn compare:{} success:{request_put:{value:%q}}: Unavailable", "a secret")
+	utilruntime.HandleError(errors.New("failed calling webhook"))
+	if s := b.String(); strings.Contains(s, "latest") || strings.Contains(s, "secret") || !strings.Contains(s, "failed calling") {
+		t.Errorf("the log:\n%s", s)
 	}
 }

@@ -30,6 +30,8 @@ type APIServer struct {
 	fronts   []front
 	egress   Egress
 	alone    atomic.Pointer[soleServer] // nil where there may be others
+	// Stalled, if set, reports whether the datastore does not answer. Set it before Run.
+	Stalled func(context.Context) bool
 
 	accountKeys *accountKeys
 
@@ -289,10 +291,43 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		a.state.set("")
 		close(a.ready)
 	}()
-	if err := prepared.Run(ctx); err != nil {
+	done := make(chan error, 1)
+	go func() { done <- prepared.Run(ctx) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = a.end(ctx, done)
+	}
+	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// stopLimit is how long the API server may take to stop while the datastore does not answer: upstream waits for its
+// answers then, for a minute and more.
+const stopLimit = 2 * time.Second
+
+// end waits for the API server to stop.
+func (a *APIServer) end(ctx context.Context, done <-chan error) error {
+	ctx = context.WithoutCancel(ctx)
+	tick := time.NewTicker(stopLimit / 4)
+	defer tick.Stop()
+	for stalled := 0; ; {
+		select {
+		case err := <-done:
+			return err
+		case <-tick.C:
+		}
+		if a.Stalled == nil || !a.Stalled(ctx) {
+			stalled = 0
+			continue
+		}
+		if stalled++; stalled >= 3 {
+			a.log.Info("the datastore does not answer, requests that wait for it are given up")
+			return nil
+		}
+	}
 }
 
 // sole says that this is the only API server and the user has not chosen how its endpoint is kept.

@@ -81,6 +81,7 @@ func New(s Settings, health *Health, log *slog.Logger) (*ControlPlane, error) {
 		fg.AddMetrics()
 	}
 	registry.AddMetrics()
+	silenceEtcdClients()
 	// As the components' commands do: they know which deprecated APIs they watch.
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
 	if err := errors.Join(api.complete(), kcm.check()); err != nil {

@@ -26,6 +26,8 @@ const (
 	duration = 15 * time.Second
 	renewal  = 10 * time.Second
 	interval = 4 * time.Second
+	// handover is how long a server that stops tries to give the lease back.
+	handover = time.Second
 )
 
 // ErrLost is the cause with which the context of a term ends that the server did not give up by itself.
@@ -176,7 +178,7 @@ func (e *Election) end() bool {
 
 // release lets another server lead at once instead of after the lease's end.
 func (e *Election) release(ctx context.Context, lock resourcelock.Interface) {
-	ctx, cancel := context.WithTimeout(ctx, interval)
+	ctx, cancel := context.WithTimeout(ctx, handover)
 	defer cancel()
 	r, _, err := lock.Get(ctx)
 	if err != nil || r.HolderIdentity != e.identity {

@@ -24,6 +24,7 @@ import (
 	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -63,8 +64,14 @@ type Servers interface {
 	Datastore() joinapi.Datastore
 	// Settings are those that all servers must have alike.
 	Settings() []joinapi.Setting
+	// Check returns the members of the cluster if this server reaches the one that asks. Its refusals are *joinapi.Error.
+	Check(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error)
+	// Holds reports whether a server with a name is a member of the cluster, as far as the datastore knows its members.
+	Holds(name string) bool
 	// Admit takes a server in whose request has been checked. Its refusals are *joinapi.Error.
 	Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error)
+	// Withdraw undoes Admit for a server that has not started.
+	Withdraw(ctx context.Context, r *joinapi.ServerRequest) error
 	// Dismiss takes a server out whose node was deleted. It does nothing for a node that is no server.
 	Dismiss(ctx context.Context, name string) error
 }
@@ -137,7 +144,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		do = a.join
 	case joinapi.RenewPath, joinapi.CheckPath:
 		do = a.renew
-	case joinapi.ServerPath:
+	case joinapi.ServerPath, joinapi.ServerCheckPath:
 		do = a.joinServer
 	default:
 		http.NotFound(w, r)
@@ -182,7 +189,10 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	if err != nil {
 		return nil, err
 	}
-	if err := a.admit(ctx, s, rec, n.name, req.Password); err != nil {
+	if err := a.yield(ctx, s, n.name, req.Password); err != nil {
+		return nil, err
+	}
+	if err := a.admit(ctx, s, rec, n.name, req.Password, token.Agent); err != nil {
 		return nil, err
 	}
 	resp, err := a.answer(ctx, s, n)
@@ -212,14 +222,52 @@ func (a *API) tokenOf(s *serving, r *http.Request) (Record, error) {
 	return rec, nil
 }
 
+// yield frees a name that another machine has claimed and never used: the join was broken off, and neither a Node nor a
+// member of the cluster has come of it.
+func (a *API) yield(ctx context.Context, s *serving, name, password string) error {
+	old := s.known.node(name)
+	if old == nil || owns(old, password) {
+		return nil
+	}
+	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unused || a.cfg.Servers.Holds(name) {
+		return taken(name)
+	}
+	// Of a database's servers only their nodes are known.
+	if string(old.Data[keyKind]) == string(token.Server) && a.cfg.Servers.Datastore() != joinapi.Etcd {
+		return taken(name)
+	}
+	if _, err := s.tokens.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}); err == nil {
+		return taken(name)
+	} else if !apierrors.IsNotFound(err) {
+		return fmt.Errorf("read node %s: %w", name, err)
+	}
+	err := s.tokens.secrets().Delete(ctx, old.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &old.UID}})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("free the name of node %s: %w", name, err)
+	}
+	a.cfg.Log.Info("a machine that claimed a name never came, the name is free", "node", name)
+	return nil
+}
+
+// unused is how old a claim must be before another machine may have the name, if the first one has not come.
+const unused = 5 * time.Minute
+
 // admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
 // get the answer may ask again with the token that let it in.
-func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string) error {
+func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string, kind token.Kind) error {
 	old := s.known.node(name)
+	if old != nil && !owns(old, password) { // yield may have freed it, of which the watch has not heard
+		var err error
+		if old, err = s.tokens.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			old = nil
+		} else if err != nil {
+			return fmt.Errorf("read the password of node %s: %w", name, err)
+		}
+	}
 	if old == nil {
 		err := s.tokens.use(ctx, rec.ID)
 		if err == nil {
-			err = s.tokens.claim(ctx, name, password, rec.ID)
+			err = s.tokens.claim(ctx, name, password, rec.ID, kind)
 		}
 		switch {
 		case errors.Is(err, errNameTaken):
@@ -257,7 +305,7 @@ func usedUp(id string) error {
 }
 
 func taken(name string) error {
-	return joinapi.Refuse(joinapi.NameTaken, "another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server", name, name)
+	return joinapi.Refuse(joinapi.NameTaken, "another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server, or `umiak server forget %s` if it was a server without a node", name, name, name)
 }
 
 // renew gives a node new certificates, or only says that it could have them. The node shows the certificate

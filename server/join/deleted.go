@@ -11,6 +11,9 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/token"
 )
 
 // followNodes gives up what the cluster keeps for a node when the Node is deleted: its name, so that whoever joins
@@ -45,6 +48,9 @@ func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *servi
 		}
 		for _, secret := range all {
 			name := secret.Name[:max(0, len(secret.Name)-len(nodeSuffix))]
+			if a.cfg.Servers.Holds(name) || string(secret.Data[keyKind]) == string(token.Server) && a.cfg.Servers.Datastore() != joinapi.Etcd {
+				continue // a server without a node
+			}
 			if secret.CreationTimestamp.IsZero() || time.Since(secret.CreationTimestamp.Time) < unregistered {
 				continue
 			}

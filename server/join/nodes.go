@@ -17,6 +17,7 @@ const (
 	nodeSuffix = ".node-password.umiak"
 	nodeType   = corev1.SecretType("umiak.io/node-password")
 	keyToken   = "token" // the id of the token with which the node joined
+	// keyKind is that of tokens: server, where a server has joined under the name, with or without a node.
 )
 
 var errNameTaken = errors.New("another machine has joined under this name")
@@ -28,8 +29,8 @@ func owns(s *corev1.Secret, password string) bool {
 
 // claim keeps a node name for whoever knows the password: the first who comes. It writes only where nobody has the
 // name: a write goes through the webhooks of the cluster's users, which may need this very node.
-func (t Tokens) claim(ctx context.Context, node, password, tokenID string) error {
-	s := nodeSecret(node, password, tokenID)
+func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind token.Kind) error {
+	s := nodeSecret(node, password, tokenID, kind)
 	old, err := t.secrets().Get(ctx, s.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		if _, err = t.secrets().Create(ctx, s, metav1.CreateOptions{}); err == nil {
@@ -51,20 +52,32 @@ func (t Tokens) claim(ctx context.Context, node, password, tokenID string) error
 
 // Reserve keeps a node name for the server's own node, whoever had it. It says whether that was somebody.
 func (t Tokens) Reserve(ctx context.Context, node, password string) (taken bool, err error) {
-	err = t.claim(ctx, node, password, "")
+	err = t.claim(ctx, node, password, "", token.Server)
 	if !errors.Is(err, errNameTaken) {
 		return false, err
 	}
-	if _, err := t.secrets().Update(ctx, nodeSecret(node, password, ""), metav1.UpdateOptions{}); err != nil {
+	if _, err := t.secrets().Update(ctx, nodeSecret(node, password, "", token.Server), metav1.UpdateOptions{}); err != nil {
 		return true, fmt.Errorf("keep the password of node %s: %w", node, err)
 	}
 	return true, nil
 }
 
-func nodeSecret(node, password, tokenID string) *corev1.Secret {
+// Free gives up a node name, whoever has it, and reports whether anybody had.
+func (t Tokens) Free(ctx context.Context, node string) (bool, error) {
+	err := t.secrets().Delete(ctx, node+nodeSuffix, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("free the name of node %s: %w", node, err)
+	}
+	return true, nil
+}
+
+func nodeSecret(node, password, tokenID string, kind token.Kind) *corev1.Secret {
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: node + nodeSuffix, Namespace: Namespace, Labels: map[string]string{Label: labelNode}},
 		Type:       nodeType,
-		Data:       map[string][]byte{keyHash: []byte(token.HashSecret(password)), keyToken: []byte(tokenID)},
+		Data:       map[string][]byte{keyHash: []byte(token.HashSecret(password)), keyToken: []byte(tokenID), keyKind: []byte(kind)},
 	}
 }

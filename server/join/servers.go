@@ -44,14 +44,25 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 	if err := fits(&req, a.cfg.Servers); err != nil {
 		return nil, err
 	}
-	if err := a.admit(ctx, s, rec, req.Name, req.Password); err != nil {
+	if err := a.yield(ctx, s, req.Name, req.Password); err != nil {
 		return nil, err
 	}
-	resp, err := a.cfg.Servers.Admit(ctx, &req)
-	if err == nil {
-		a.cfg.Log.Info("a server joins", "server", req.Name, "token", rec.ID, "from", remote(r))
+	if r.URL.Path == joinapi.ServerCheckPath {
+		return a.cfg.Servers.Check(ctx, &req)
 	}
-	return resp, err
+	resp, err := a.cfg.Servers.Admit(ctx, &req)
+	if err != nil {
+		return nil, err
+	}
+	// The name is claimed last, so that a join that fails leaves none behind.
+	if err := a.admit(ctx, s, rec, req.Name, req.Password, token.Server); err != nil {
+		if err := a.cfg.Servers.Withdraw(context.WithoutCancel(ctx), &req); err != nil {
+			a.cfg.Log.Warn("cannot take out a server whose join was refused", "server", req.Name, "error", err)
+		}
+		return nil, err
+	}
+	a.cfg.Log.Info("a server joins", "server", req.Name, "token", rec.ID, "from", remote(r))
+	return resp, nil
 }
 
 // checkServer checks what can be checked without the cluster.

@@ -5,9 +5,14 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/metadata"
 	metadatafake "k8s.io/client-go/metadata/fake"
@@ -18,9 +23,11 @@ import (
 
 // cluster is what a server says of itself and its cluster.
 type cluster struct {
-	kind     joinapi.Datastore
-	settings []joinapi.Setting
-	admitted []string
+	kind      joinapi.Datastore
+	settings  []joinapi.Setting
+	admitted  []string
+	held      []string // names of members
+	withdrawn []string
 }
 
 func (c *cluster) Datastore() joinapi.Datastore { return c.kind }
@@ -30,6 +37,14 @@ func (c *cluster) Admit(_ context.Context, r *joinapi.ServerRequest) (*joinapi.S
 	return &joinapi.ServerResponse{Files: []joinapi.File{{Name: "x", Data: []byte("secret")}}}, nil
 }
 func (c *cluster) Dismiss(context.Context, string) error { return nil }
+func (c *cluster) Check(context.Context, *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {
+	return &joinapi.ServerResponse{}, nil
+}
+func (c *cluster) Holds(name string) bool { return slices.Contains(c.held, name) }
+func (c *cluster) Withdraw(_ context.Context, r *joinapi.ServerRequest) error {
+	c.withdrawn = append(c.withdrawn, r.Name)
+	return nil
+}
 
 func TestServersJoin(t *testing.T) {
 	c := &cluster{kind: joinapi.Etcd, settings: []joinapi.Setting{{Key: "cluster-cidr", Value: "10.42.0.0/16"}, {Key: "disable", Value: ""}}}
@@ -104,6 +119,57 @@ func TestServersJoin(t *testing.T) {
 	}
 	if code, body := ask(srv, func(r *joinapi.ServerRequest) { r.Password = strings.Repeat("q", 30) }); code != http.StatusForbidden || !strings.Contains(body, "another machine") {
 		t.Errorf("another machine under the same name: %d %s", code, body)
+	}
+	// The first machine never came: after a while another may have the name, unless it is a member's or a node's.
+	secrets := tokens.Client.CoreV1().Secrets(Namespace)
+	claimed := func(name string, ago time.Duration) {
+		t.Helper()
+		s := nodeSecret(name, strings.Repeat("p", 30), srv.ID, token.Server)
+		s.CreationTimestamp = metav1.NewTime(time.Now().Add(-ago))
+		if _, err := secrets.Create(ctx, s, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(10 * time.Second); api.ready.Load().known.node(name) == nil; time.Sleep(time.Millisecond) { // its watch
+			if time.Now().After(end) {
+				t.Fatal("the API does not hear of a claim")
+			}
+		}
+	}
+	for name, ago := range map[string]time.Duration{"old": time.Hour, "young": time.Minute, "member": time.Hour, "node": time.Hour} {
+		claimed(name, ago)
+	}
+	c.held = []string{"member"}
+	if _, err := tokens.Client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"old": http.StatusOK, "young": http.StatusForbidden, "member": http.StatusForbidden, "node": http.StatusForbidden} {
+		code, body := ask(srv, func(r *joinapi.ServerRequest) { r.Name, r.Password = name, strings.Repeat("q", 30) })
+		if code != want {
+			t.Errorf("another machine as %s: %d %s", name, code, body)
+		}
+	}
+	// A join that is refused after the member was made takes it back, and claims no name.
+	single, _, err := tokens.Create(ctx, Spec{Kind: token.Server, SingleUse: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		code, body := ask(single, func(r *joinapi.ServerRequest) { r.Name = "s3" })
+		if code == http.StatusOK {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a new token: %d %s", code, body)
+		}
+	}
+	if code, body := ask(single, func(r *joinapi.ServerRequest) { r.Name = "s4" }); code != http.StatusUnauthorized {
+		t.Errorf("a used token: %d %s", code, body)
+	}
+	if _, err := secrets.Get(ctx, "s4"+nodeSuffix, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("a join that was refused has claimed its name: %v", err)
+	}
+	if slices.Contains(c.admitted, "s4") && !slices.Contains(c.withdrawn, "s4") {
+		t.Error("a join that was refused has left its member")
 	}
 	c.kind = ""
 	if _, body := ask(srv, nil); !strings.Contains(body, "--cluster-init") {

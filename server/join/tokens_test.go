@@ -238,10 +238,10 @@ func TestCreateAndRevoke(t *testing.T) {
 
 func TestReserve(t *testing.T) {
 	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
-	if err := tokens.claim(t.Context(), "n", "somebody's", "id"); err != nil {
+	if err := tokens.claim(t.Context(), "n", "somebody's", "id", token.Agent); err != nil {
 		t.Fatal(err)
 	}
-	if err := tokens.claim(t.Context(), "n", "another's", "id"); !errors.Is(err, errNameTaken) {
+	if err := tokens.claim(t.Context(), "n", "another's", "id", token.Agent); !errors.Is(err, errNameTaken) {
 		t.Error(err)
 	}
 	for i, want := range []bool{true, false} {

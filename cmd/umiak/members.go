@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/internal/control"
+	"github.com/umiak-io/umiak/server"
+)
+
+// memberCommands are the commands of `umiak server` about the other servers.
+func memberCommands(w agentcli.Where) []*cli.Command {
+	return []*cli.Command{
+		{
+			Name:      "forget",
+			Usage:     "give up another server that is lost, or that joined and never started",
+			ArgsUsage: "NAME|ADDRESS",
+			Description: "Run it on a server that works. The lost one is no member any more, its node is deleted and its name is free. A server\n" +
+				"that answers is refused, and so is one without which too few would be left.\n\n  umiak server forget s3\n  umiak server forget 10.0.0.3",
+			Flags: w.Flags(),
+			Action: func(c *cli.Context) error {
+				if c.NArg() != 1 {
+					return errors.New("say which server: `umiak server forget NAME`, or its address; `umiak status` lists the members")
+				}
+				dirs, err := w.Dirs(c)
+				if err != nil {
+					return err
+				}
+				var out server.ForgetResult
+				if err := control.Call(c.Context, dirs.ControlSocket(), server.ActionForget, server.ForgetRequest{Server: c.Args().First()}, &out); err != nil {
+					return err
+				}
+				for _, line := range out.Done {
+					if _, err := fmt.Fprintln(c.App.Writer, line); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		},
+		{
+			Name:      "moved",
+			Usage:     "say at which addresses other servers are now, when all have got new ones at once",
+			ArgsUsage: "NAME=ADDRESS …",
+			Description: "Servers that move one after the other tell each other. When most of them have moved at once, none finds the others:\n" +
+				"run this on one of them, with the addresses of enough others. Nothing is restarted.\n\n  umiak server moved s2=10.1.0.2 s3=10.1.0.3",
+			Flags: w.Flags(),
+			Action: func(c *cli.Context) error {
+				r := server.MovedRequest{Addresses: map[string]string{}}
+				for _, a := range c.Args().Slice() {
+					name, address, ok := strings.Cut(a, "=")
+					if !ok || name == "" || address == "" {
+						return fmt.Errorf("%q is not NAME=ADDRESS, as s2=10.1.0.2", a)
+					}
+					r.Addresses[name] = address
+				}
+				if len(r.Addresses) == 0 {
+					return errors.New("say who is where: `umiak server moved NAME=ADDRESS …`; `umiak status` lists the members that are missing")
+				}
+				dirs, err := w.Dirs(c)
+				if err != nil {
+					return err
+				}
+				return control.Call(c.Context, dirs.ControlSocket(), server.ActionMoved, r, &struct{}{})
+			},
+		},
+	}
+}

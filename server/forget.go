@@ -1,0 +1,135 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/umiak-io/umiak/datastore/etcd"
+)
+
+// ForgetRequest asks to give up a server that is lost, or that has joined and never started, by its name or address.
+type ForgetRequest struct {
+	Server string `json:"server"`
+}
+
+// ForgetResult is what was done, a sentence each.
+type ForgetResult struct {
+	Done []string `json:"done"`
+}
+
+// MovedRequest says at which addresses servers are now that this one cannot find, by their names.
+type MovedRequest struct {
+	Addresses map[string]string `json:"addresses"`
+}
+
+// forgetTime is how long the steps of forgetting a server may take.
+const forgetTime = 20 * time.Second
+
+func (s *Server) forgetAction(ctx context.Context, raw json.RawMessage) (any, error) {
+	var r ForgetRequest
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, forgetTime)
+	defer cancel()
+	return s.forget(ctx, r.Server)
+}
+
+// forget takes a server out of the etcd cluster, deletes its Node and frees its name. One that is healthy stays.
+func (s *Server) forget(ctx context.Context, which string) (ForgetResult, error) {
+	var out ForgetResult
+	name := which
+	if which == s.etcdName() {
+		return out, fmt.Errorf("forget %s: it is this server", which)
+	}
+	tokens, _, err := s.tokens()
+	if err != nil {
+		return out, err
+	}
+	if err := healthyNode(ctx, tokens.Client, name); err != nil {
+		return out, fmt.Errorf("forget %s: %w", which, err)
+	}
+	if cluster := s.EtcdCluster(); cluster != nil {
+		m, err := cluster.Forget(ctx, which)
+		switch {
+		case err == nil:
+			name = m.Name
+			out.Done = append(out.Done, fmt.Sprintf("the server at %s is no member any more", m.Peer))
+		case errors.Is(err, etcd.ErrHealthy):
+			return out, fmt.Errorf("%w; to take a running server out, stop it first, or delete its node", err)
+		case !errors.Is(err, etcd.ErrNoMember):
+			return out, err
+		}
+	}
+	if name == "" { // it never told it
+		return out, nil
+	}
+	err = tokens.Client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
+	if err == nil {
+		out.Done = append(out.Done, fmt.Sprintf("node %s is deleted", name))
+	} else if !apierrors.IsNotFound(err) {
+		return out, fmt.Errorf("forget %s: delete its node: %w", which, err)
+	}
+	freed, err := tokens.Free(ctx, name)
+	if err != nil {
+		return out, fmt.Errorf("forget %s: %w", which, err)
+	}
+	if freed {
+		out.Done = append(out.Done, fmt.Sprintf("the name %s is free", name))
+	}
+	if len(out.Done) == 0 {
+		return out, fmt.Errorf("forget %s: there is no member, no node and no claimed name like this; `umiak status` lists the members", which)
+	}
+	return out, nil
+}
+
+// healthyNode fails if a node is ready.
+func healthyNode(ctx context.Context, client kubernetes.Interface, name string) error {
+	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read node %s: %w", name, err)
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
+			return fmt.Errorf("node %s is ready; stop that server first, or run `umiak kubectl delete node %s` if it is to go", name, name)
+		}
+	}
+	return nil
+}
+
+func (s *Server) movedAction(_ context.Context, raw json.RawMessage) (any, error) {
+	var r MovedRequest
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	cluster := s.EtcdCluster()
+	if cluster == nil {
+		return nil, errors.New("the state is not in etcd here, or it is not open yet: servers of a database need no address of each other")
+	}
+	for name, address := range r.Addresses {
+		host := strings.Trim(address, "[]")
+		ip, err := netip.ParseAddr(host)
+		if err != nil {
+			return nil, fmt.Errorf("%s=%s: this is not an IP address", name, address)
+		}
+		if err := cluster.Moved(name, net.JoinHostPort(ip.String(), strconv.Itoa(EtcdPort))); err != nil {
+			return nil, err
+		}
+	}
+	return struct{}{}, nil
+}
