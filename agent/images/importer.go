@@ -14,11 +14,7 @@ import (
 	"sync"
 	"time"
 
-	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/events"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/typeurl/v2"
 )
 
 // Config is what an Importer is made from.
@@ -132,6 +128,7 @@ func (i *Importer) run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer q.close()
+	defer cancel() // before they are waited for
 	for range i.cfg.Parallel {
 		workers.Go(func() {
 			for name, ok := q.next(); ok; name, ok = q.next() {
@@ -388,16 +385,18 @@ func (i *Importer) sameContent(f io.Reader, id identity) (imported, bool) {
 	return all[n].imported, true
 }
 
-// note records what came out of an archive. What an archive of this name brought before, and no archive brings now, is unpinned.
+// note records what came out of an archive. What an archive of this name brought before, and no archive brings now, is unpinned first: after a
+// kill in between it is done again.
 func (i *Importer) note(ctx context.Context, c *client.Client, name string, k known) error {
 	i.mu.Lock()
 	before := i.known[name]
 	i.known[name] = k
 	dropped := i.unclaimed(before.imported)
-	err := saveState(i.cfg.State, i.known)
 	i.mu.Unlock()
 	i.unpin(ctx, c, dropped)
-	return err
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return saveState(i.cfg.State, i.known)
 }
 
 // unclaimed is what of an archive's images no known archive brings. i.mu is held.
@@ -440,79 +439,18 @@ func (i *Importer) forgetGone(ctx context.Context, c *client.Client) {
 	for _, k := range gone {
 		maps.Copy(unclaimed, i.unclaimed(k.imported))
 	}
-	var err error
-	if len(gone) > 0 {
-		err = saveState(i.cfg.State, i.known)
+	i.mu.Unlock()
+	if len(gone) == 0 {
+		return
 	}
+	i.unpin(ctx, c, unclaimed)
+	i.mu.Lock()
+	err := saveState(i.cfg.State, i.known)
 	i.mu.Unlock()
 	if err != nil {
 		i.cfg.Log.Warn("note what was imported", "error", err)
 	}
 	for name := range gone {
 		i.cfg.Log.Info("image archive is gone, its images are left to garbage collection", "file", name)
-	}
-	i.unpin(ctx, c, unclaimed)
-}
-
-// followStore puts an archive in the queue again when one of its images is removed from the store, or loses its pin: by a collection that
-// had begun before the import, or by hand.
-func (i *Importer) followStore(ctx context.Context, c *client.Client, q *queue) {
-	for ctx.Err() == nil {
-		events, errs := c.Subscribe(ctx, imageEvents("delete", "update")...)
-		for open := true; open; {
-			select {
-			case e := <-events:
-				i.lost(ctx, c, q, e)
-			case err := <-errs:
-				open = false
-				if ctx.Err() == nil {
-					i.cfg.Log.Warn("containerd's events ended, asking again", "error", err)
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(quiet): // containerd is being started again
-		}
-	}
-}
-
-// lost looks at one event of the store.
-func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *events.Envelope) {
-	if e == nil || e.Event == nil {
-		return
-	}
-	v, err := typeurl.UnmarshalAny(e.Event)
-	if err != nil {
-		return
-	}
-	var name string
-	switch v := v.(type) {
-	case *apievents.ImageDelete:
-		name = v.Name
-	case *apievents.ImageUpdate:
-		if name = v.Name; v.Labels[pinnedLabel] == pinnedValue {
-			return
-		}
-	}
-	i.mu.Lock()
-	var from []string
-	for file, k := range i.known {
-		if _, ok := k.Images[name]; ok {
-			from = append(from, file)
-		}
-	}
-	i.mu.Unlock()
-	if len(from) == 0 {
-		return
-	}
-	// A tag that a registry has moved stays as it is.
-	if img, err := c.ImageService().Get(namespaces.WithNamespace(ctx, Namespace), name); err == nil {
-		i.mu.Lock()
-		from = slices.DeleteFunc(from, func(file string) bool { return i.known[file].Images[name] != img.Target.Digest.String() })
-		i.mu.Unlock()
-	}
-	for _, file := range from {
-		q.add(file)
 	}
 }
