@@ -28,7 +28,7 @@ spec:
 // TestImportedImages: on a single server, what was imported runs, whatever the registry does and whatever the kubelet remembers of it.
 func TestImportedImages(t *testing.T) {
 	t.Parallel()
-	e := off(t, cluster.Options{Name: "srv", Images: []string{}})
+	e := off(t, cluster.Options{Name: "imported", Images: []string{}})
 	const settings = `mirrors: {"https://registry.test": {endpoint: ["http://127.0.0.1:5999"], fallback: false}}`
 	e.must(e.M.WriteEtc("umiak/registries.yaml", settings))
 	// The folder of archives is a link to a disk that is not there yet.
