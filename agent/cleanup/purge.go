@@ -94,7 +94,7 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	stays := ""
+	var stays string
 	switch {
 	case len(left) > 0:
 		stays = "it holds " + strings.Join(left, ", ")

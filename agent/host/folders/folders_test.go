@@ -247,7 +247,7 @@ func TestLogsThatSomebodyWrites(t *testing.T) {
 	name := b.file(b.At, "default_web_uid/c/0.log")
 	read, err := os.Open(name) // a collector
 	b.must(err)
-	defer read.Close() //nolint:errcheck // only read
+	defer read.Close()
 	b.must(b.Check())
 	w, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0)
 	b.must(err)
