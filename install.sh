@@ -27,20 +27,25 @@ help() {
 	                                nothing else is said
 	UMIAK_TOKEN_FILE                a file that has the token
 	UMIAK_NAME=VALUE                any setting (node-name is UMIAK_NODE_NAME), kept as well
-	INSTALL_UMIAK_EXEC              role and settings, as after install.sh
+	INSTALL_UMIAK_EXEC              role and settings, as after install.sh; in quotes where a value has spaces:
+	                                INSTALL_UMIAK_EXEC='server --tls-san *.example.com --node-label "place=the shed"'
 	INSTALL_UMIAK_VERSION           what to install (default: the version of this install.sh)
 	INSTALL_UMIAK_BASE_URL          where releases are: https://, http://, file:/// or a folder, with a folder for each
 	                                version in it. file:/// and a folder may have the files of one themselves
 	INSTALL_UMIAK_SOURCE            a folder with the files of one release, for this time
 	INSTALL_UMIAK_KEY_FILE          public key (PEM) of releases that you signed yourself; kept, as the base URL is
-	INSTALL_UMIAK_BIN_DIR           where the program goes (default: /usr/local/bin)
+	INSTALL_UMIAK_BIN_DIR           where the program goes (default: where it is, or /usr/local/bin)
 	INSTALL_UMIAK_TIMEOUT           seconds until the node must be ready (default: 300)
 	INSTALL_UMIAK_SKIP_START=true   install and enable, but do not start
 	INSTALL_UMIAK_SKIP_ENABLE=true  neither enable nor start
 	INSTALL_UMIAK_SKIP_CHECK=true   go on where `umiak check` finds something missing
 
+	HTTPS_PROXY, HTTP_PROXY, NO_PROXY    kept for the service, and for what this script downloads later
+	Settings are kept in the files of /etc/umiak, and service and commands (umiak status, uninstall …) read them there.
+
 	--dry-run         say what would be done, and do nothing
 	--print-unit ROLE the systemd unit of a server or an agent
+	--settings-read   for the unit: note which settings the service starts with
 	Programs are checked by SHA-256 and by the signature of the release before anything is touched. When the new version does
 	not become ready, the old one is put back. `umiak upgrade` runs this again, `umiak uninstall` takes everything away.
 	END
@@ -68,12 +73,15 @@ OWN_KEY=$ETC/release.pem               # a key that was given to it
 BUNDLED=$ETC/config.yaml.d/40-bundle.yaml # settings of a bundle
 UNFINISHED=$ETC/unfinished             # takes back a version that is not ready yet; umiak removes it when it is
 WORKING=/run/umiak-install             # which process installs; gone after a power loss
+IN_USE=/run/umiak-settings             # the sum of the settings that the service has started with
 
 main() {
-	dry='' role='' stage='' switching='' changed=''
-	BIN_DIR=${INSTALL_UMIAK_BIN_DIR:-/usr/local/bin}
-	# shellcheck disable=SC2086 # as words
-	[ -z "${INSTALL_UMIAK_EXEC:-}" ] || set -- $INSTALL_UMIAK_EXEC "$@"
+	dry='' role='' stage='' switching='' changed='' DATA_DIR=/var/lib/umiak
+	with_sudo=$(as_root "$@")
+	if [ -n "${INSTALL_UMIAK_EXEC:-}" ]; then
+		words "$INSTALL_UMIAK_EXEC" >/dev/null || die "INSTALL_UMIAK_EXEC=$INSTALL_UMIAK_EXEC: its quotes do not match"
+		eval "set -- $(words "$INSTALL_UMIAK_EXEC")"' "$@"' # each word is in quotes
+	fi
 	for arg; do
 		case $arg in
 		-h | --help) help; exit 0 ;;
@@ -83,20 +91,17 @@ main() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--dry-run) ;;
-		--print-unit) unit "${2:?--print-unit takes server or agent}"; exit 0 ;;
+		--print-unit) bin_dir; unit "${2:?--print-unit takes server or agent}"; exit 0 ;;
+		--settings-read) umask 077; settings_sum >$IN_USE; exit 0 ;;
 		server | agent) [ -z "$role" ] || break; role=$1 ;;
 		-*) break ;;
 		*) die "unknown argument $1" "sh install.sh --help shows what there is" ;;
 		esac
 		shift
 	done
-	case $BIN_DIR in
-	*[!a-zA-Z0-9/._-]*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR: only letters, digits, / . _ and - can be in it" ;;
-	/*) ;;
-	*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR is not an absolute path" ;;
-	esac
 	[ "$(uname -s)" = Linux ] || die "this is $(uname -s); Umiak runs on Linux"
-	[ -n "$dry" ] || [ "$(id -u)" = 0 ] || die "this must be run as root" "curl -sfL … | sudo sh -"
+	[ -n "$dry" ] || [ "$(id -u)" = 0 ] || die "this must be run as root" "curl -sfL … | $with_sudo"
+	bin_dir
 	architecture
 	init_system
 	decide_role
@@ -106,6 +111,7 @@ main() {
 	trap 'exit 143' TERM
 	make_stage
 	collect "$@"
+	use_proxies
 	find_source
 	get_program
 	try_program
@@ -116,6 +122,48 @@ main() {
 	install_all
 	start
 	next_step
+}
+
+# words TEXT: its words, each in quotes for the shell. Quotes in it keep a word together, a backslash outside of them keeps
+# the next character; nothing else means anything.
+words() {
+	case $1 in *[![:space:]]*) ;; *) return 0 ;; esac
+	out=$(printf '%s\n' "$1" | xargs -n 1 printf '%s\n' 2>/dev/null && echo end) || return 1
+	printf '%s\n' "$out" | sed "\$d; s/'/'\\\\''/g; s/^/'/; s/\$/'/" | tr '\n' ' '
+}
+
+# as_root [ARG...]: how sudo runs this with the same arguments, and the variables that it would drop. It shows no token.
+as_root() {
+	kept=$(env | sed -n 's/^\(\(INSTALL_\)\{0,1\}UMIAK_[A-Z0-9_]*\|[A-Za-z]*_PROXY\|[a-z]*_proxy\)=..*/\1/p' | sort | tr '\n' ',')
+	printf 'sudo %ssh -' "${kept:+--preserve-env=${kept%,} }"
+	[ $# = 0 ] || printf 's -'
+	for arg; do
+		case $arg in
+		--token* | *::*) printf ' …'; return ;;
+		*[!a-zA-Z0-9/:=.,_-]*) printf ' %s' "$(quote_sh "$arg")" ;;
+		*) printf ' %s' "$arg" ;;
+		esac
+	done
+}
+
+# bin_dir sets BIN_DIR, and OLD to the program that is there, perhaps in another folder.
+bin_dir() {
+	OLD=$(sed -n '/\/umiak$/p; /\/umiak-agent$/p' "$INSTALLED" 2>/dev/null | sed -n '/^\/etc\//!p' | head -n 1)
+	BIN_DIR=${INSTALL_UMIAK_BIN_DIR:-${OLD%/*}}
+	BIN_DIR=${BIN_DIR:-/usr/local/bin}
+	case $BIN_DIR in
+	*[!a-zA-Z0-9/._-]*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR: only letters, digits, / . _ and - can be in it" ;;
+	/*) ;;
+	*) die "INSTALL_UMIAK_BIN_DIR=$BIN_DIR is not an absolute path" ;;
+	esac
+	[ "$BIN_DIR" = / ] || BIN_DIR=${BIN_DIR%/}
+}
+
+# settings_sum: a sum of all settings that the service reads when it starts.
+settings_sum() {
+	for f in $ETC/config.yaml $ETC/config.yaml.d/*.yaml $ETC/config.yaml.d/*.yml $ENVIRONMENT $ETC/token; do
+		[ ! -r "$f" ] || { printf '%s\n' "$f"; cat "$f"; }
+	done | sha256sum
 }
 
 architecture() {
@@ -204,7 +252,9 @@ works() {
 
 # --- settings
 
+# quote and quote_sh put quotes around a value, for YAML and for a shell.
 quote() { printf "'%s'" "$(printf %s "$1" | sed "s/'/''/g")"; }
+quote_sh() { printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"; }
 
 # without KEY: FILE less the key and its list.
 without() { awk -v k="$1:" '$1 == k && /^[a-z]/ { skip = 1; next } /^[^ ]/ { skip = 0 } !skip' "$2"; }
@@ -295,11 +345,23 @@ variables() {
 		case $value in *\'* | *"
 "*) die "$v has a quote or a line's end in it, which its file cannot have" "put it into $ETC/config.yaml" ;; esac
 		forget_variable "$v"
+		case $v in
+		*_PROXY) forget_variable "$(printf %s "$v" | tr A-Z a-z)" ;; # of both spellings the last one given counts
+		*_proxy) forget_variable "$(printf %s "$v" | tr a-z A-Z)" ;;
+		esac
 		[ -n "$value" ] || continue
 		printf "%s='%s'\n" "$v" "$value" >>"$stage/env"
 		key=$(printf %s "${v#UMIAK_}" | tr 'A-Z_' 'a-z-')
 		without "$key" "$stage/own" >"$stage/new"
 		mv "$stage/new" "$stage/own"
+	done
+}
+
+# use_proxies makes the proxies that are kept count for this script as well, under the names that curl and wget know.
+use_proxies() {
+	for v in http_proxy https_proxy no_proxy; do
+		value=$(sed -n "s/^\($v\|$(printf %s $v | tr a-z A-Z)\)='\(.*\)'\$/\2/p" "$stage/env" | head -n 1)
+		[ -z "$value" ] || export "$v=$value"
 	done
 }
 
@@ -446,28 +508,26 @@ try_program() {
 	VERSION=$(sed 's/.* version //; s/ .*//' "$stage/version")
 	skew
 	mkdir -p "$stage/etc/config.yaml.d"
+	cp "$stage/env" "$stage/etc/${ENVIRONMENT##*/}"
 	[ ! -r $ETC/config.yaml ] || cp $ETC/config.yaml "$stage/etc/config.yaml"
 	for f in "$ETC"/config.yaml.d/*.yaml; do
 		[ ! -r "$f" ] || [ "$f" = $OWN ] || cp "$f" "$stage/etc/config.yaml.d/"
 	done
 	[ ! -r "$SOURCE/config/$role.yaml" ] || cp "$SOURCE/config/$role.yaml" "$stage/etc/config.yaml.d/${BUNDLED##*/}"
 	[ -e "$stage/etc/config.yaml" ] || : >"$stage/etc/config.yaml"
-	cp "$stage/own" "$stage/etc/config.yaml.d/50-install.yaml"
+	# A token that is not in its place yet is read where it is.
+	sed "s,^token-file: '$ETC/token'\$,token-file: '$([ -s "$stage/token" ] && echo "$stage" || echo $ETC)/token'," "$stage/own" >"$stage/etc/config.yaml.d/50-install.yaml"
+	DATA_DIR=$(as_service directories 2>/dev/null | head -n 1)
 	if [ -e "$SOURCE/BUNDLE.SHA256SUMS" ]; then
 		# The program knows from the settings where the data are.
-		(
-			set -a
-			# shellcheck disable=SC1091 # made above
-			. "$stage/env"
-			exec "$run" bundle verify --config "$stage/etc/config.yaml" --targets "$role" "$SOURCE"
-		) >"$stage/bundle" 2>"$stage/why" || [ -n "$dry" ] || die "$(sed "s,$stage/etc,$ETC,g" "$stage/why")" "nothing was changed"
+		as_service "bundle verify" --targets "$role" "$SOURCE" >"$stage/bundle" 2>"$stage/why" || [ -n "$dry" ] || die "$(sed "s,$stage/etc,$ETC,g" "$stage/why")" "nothing was changed"
 	fi
 	only=''
 	[ "$role" = server ] || only=--agent-only
 	rc=0
 	# shellcheck disable=SC2086 # nothing where it is empty
-	"$run" check --config "$stage/etc/config.yaml" $only >"$stage/check" 2>&1 || rc=$?
-	if grep -q '^umiak.*settings cannot be used' "$stage/check"; then
+	as_service check $only >"$stage/check" 2>&1 || rc=$?
+	if [ $rc = 2 ] || grep -q '^umiak.*settings cannot be used' "$stage/check"; then
 		sed "s,$stage/etc,$ETC,g" "$stage/check" >&2
 		die "nothing was changed"
 	fi
@@ -478,10 +538,25 @@ try_program() {
 	fi
 }
 
+# as_service COMMAND [ARG...] runs the new program on the settings that it will have, and on no others.
+as_service() (
+	# shellcheck disable=SC2046 # names of variables
+	unset -v nothing $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\)=.*/\1/p')
+	does=$1
+	shift
+	# shellcheck disable=SC2086 # a command may be two words
+	exec "$run" $does --config "$stage/etc/config.yaml" "$@"
+)
+
 # skew refuses steps between versions that Kubernetes does not support: more than one minor version forward, or any back.
 skew() {
-	[ -n "$NEW" ] && [ -e "$PROGRAM" ] && [ "${INSTALL_UMIAK_SKIP_CHECK:-}" != true ] || return 0
-	old=$("$PROGRAM" --version 2>/dev/null | sed 's/.* version //; s/ .*//')
+	[ -n "$NEW" ] && [ "${INSTALL_UMIAK_SKIP_CHECK:-}" != true ] || return 0
+	old=''
+	for f in "$PROGRAM" "${OLD:-$PROGRAM}"; do
+		[ -n "$old" ] || [ ! -x "$f" ] || old=$("$f" --version 2>/dev/null | sed 's/.* version //; s/ .*//')
+	done
+	# Where somebody has taken the program away, the install.sh that came with it is left.
+	[ -n "$old" ] || [ ! -r $AGAIN ] || old=$(sed -n "s/^UMIAK_RELEASE_VERSION='\(.*\)'\$/\1/p" $AGAIN)
 	from=$(minor "$old") to=$(minor "$VERSION")
 	[ -n "$from" ] && [ -n "$to" ] || return 0
 	[ "$to" -ge "$from" ] || die "$VERSION is older than $old, which is here: its state cannot be read by what came before" \
@@ -493,6 +568,11 @@ skew() {
 minor() { printf '%s\n' "$1" | sed -n 's/^v1\.\([0-9]*\)\..*/\1/p'; }
 
 # --- what is written
+
+# disk_of_unit: the service waits for the disk that has the data.
+disk_of_unit() {
+	[ -z "$DATA_DIR" ] || printf 'RequiresMountsFor="%s"\n' "$(printf %s "$DATA_DIR" | sed 's/[\\"]/\\&/g; s/%/%%/g')"
+}
 
 unit() {
 	case $1 in
@@ -508,6 +588,7 @@ unit() {
 	# logind and the bus go down after umiak: by them it learns that the machine shuts down, and stops pods in order.
 	After=network-online.target dbus.service systemd-logind.service
 	StartLimitIntervalSec=0
+	$(disk_of_unit)
 
 	[Service]
 	# Started means: the API answers and the node takes pods. That may take long on a slow card.
@@ -516,6 +597,7 @@ unit() {
 	EnvironmentFile=-$ENVIRONMENT
 	# After a power loss in the middle of an update.
 	ExecStartPre=-/bin/sh -c 'if [ -e $UNFINISHED ]; then exec /bin/sh $UNFINISHED; fi'
+	ExecStartPre=-/bin/sh -c 'if [ -e $AGAIN ]; then exec /bin/sh $AGAIN --settings-read; fi'
 	ExecStart=$BIN_DIR/$run
 	Restart=always
 	RestartSec=2
@@ -557,12 +639,20 @@ openrc_script() {
 
 	depend() {
 		want cgroups
-		after net network-online firewall cgroups
+		after localmount netmount net network-online firewall cgroups
 	}
 
 	start_pre() {
 		# After a power loss in the middle of an update.
 		[ ! -e $UNFINISHED ] || /bin/sh $UNFINISHED || :
+		[ ! -e $AGAIN ] || /bin/sh $AGAIN --settings-read || :
+		# The disk that has the data, if /etc/fstab names one.
+		data=$(quote_sh "$DATA_DIR")
+		disk=\$(awk -v d="\$data/" '!/^[ \t]*#/ && \$2 ~ /^\\/./ && index(d, \$2 "/") == 1 && length(\$2) > length(m) { m = \$2 } END { print m }' /etc/fstab 2>/dev/null)
+		if [ -n "\$disk" ] && ! awk -v m="\$disk" '\$2 == m { found = 1 } END { exit !found }' /proc/mounts && ! mount "\$disk"; then
+			eerror "\$disk, which has the data of umiak, cannot be mounted"
+			return 1
+		fi
 		# logrotate looks after it while umiak runs, where there is one.
 		[ ! -e /var/log/$NAME.log ] || [ "\$(wc -c </var/log/$NAME.log)" -lt 16777216 ] || mv -f /var/log/$NAME.log /var/log/$NAME.log.1
 		if [ -r $ENVIRONMENT ]; then
@@ -611,7 +701,7 @@ install_all() {
 	[ -z "$NEW" ] || place "$NEW" "$PROGRAM" 755
 	{
 		echo "$PROGRAM"
-		[ -z "$UNIT" ] || echo "$UNIT"
+		[ -z "$UNIT" ] || printf '%s\n' "$UNIT" $IN_USE
 		[ "$INIT" != openrc ] || printf '%s\n' /etc/logrotate.d/$NAME /var/log/$NAME.log /var/log/$NAME.log.1
 	} >"$stage/installed"
 	place "$stage/installed" $INSTALLED 600 # the last: without it the machine has none yet
@@ -644,14 +734,18 @@ switch() {
 		*/server/manifests/*) as_umiak_does "${to%%/server/manifests/*}" ;;
 		esac
 		mkdir -p "${to%/*}"
+		# The program was made in the folder where it goes. All else is copied: SELinux gives a file its label where it is made.
 		case $from in
-		"$stage"/*) ln -f "$from" "$to.umiak-new" 2>/dev/null || cp "$from" "$to.umiak-new" ;;
+		"$stage/$NAME") ln -f "$from" "$to.umiak-new" 2>/dev/null || cp "$from" "$to.umiak-new" ;;
 		*) cp "$from" "$to.umiak-new" ;;
 		esac || die "cannot write $to: is the disk full?"
 		chmod "$mode" "$to.umiak-new"
 		durable "$to.umiak-new"
 	done <"$stage/plan"
-	while IFS=$TAB read -r _ to _; do mv -f "$to.umiak-new" "$to"; done <"$stage/plan"
+	while IFS=$TAB read -r _ to _; do
+		mv -f "$to.umiak-new" "$to"
+		! has restorecon || restorecon "$to" 2>/dev/null || :
+	done <"$stage/plan"
 	while IFS=$TAB read -r _ to _; do durable "${to%/*}"; done <"$stage/plan"
 }
 
@@ -673,6 +767,7 @@ take_back() {
 		durable "\$2.umiak-new"
 		mv -f "\$2.umiak-new" "\$2"
 		rm -f "\$2.umiak-new"
+		! command -v restorecon >/dev/null 2>&1 || restorecon "\$2" 2>/dev/null || :
 		durable "\${2%/*}"
 	}
 	END
@@ -691,6 +786,7 @@ take_back() {
 # good ends the time in which it can be taken back.
 good() {
 	switching=''
+	[ -z "$OLD" ] || [ "$OLD" = "$PROGRAM" ] || [ ! -e "$PROGRAM" ] || rm -f "$OLD" # another INSTALL_UMIAK_BIN_DIR than before
 	[ -s "$stage/plan" ] || return 0
 	rm -f $UNFINISHED
 	durable $ETC
@@ -763,6 +859,10 @@ start() {
 		good
 		return
 	fi
+	if [ -z "$changed" ] && active && [ -r $IN_USE ] && [ "$(cat $IN_USE)" != "$(settings_sum)" ]; then
+		say "the settings are others than those with which $NAME was started"
+		changed=yes
+	fi
 	if [ -z "$changed" ] && active; then
 		good
 		if [ -s "$stage/plan" ]; then say "$NAME $VERSION runs already; what was new is in place"; else say "$NAME $VERSION runs already, nothing was to be done"; fi
@@ -781,7 +881,7 @@ start() {
 		log_tail >&2
 		[ -n "$was" ] || good # a slow machine, or a server that is away: it goes on by itself
 		die "$NAME did not become ready in $limit seconds; its last words are above" \
-			"umiak status says what it waits for"
+			"$(command_name "$NAME") status says what it waits for"
 	fi
 	if ! wait $pid; then
 		log_tail >&2
@@ -791,14 +891,20 @@ start() {
 	say "ready after $waited s"
 }
 
+# command_name NAME: how people call a program: by its name if the shell finds it, else by its path.
+command_name() {
+	if [ "$(command -v "$1" 2>/dev/null)" = "$BIN_DIR/$1" ]; then echo "$1"; else echo "$BIN_DIR/$1"; fi
+}
+
 next_step() {
 	[ "$INIT" != none ] && [ "${INSTALL_UMIAK_SKIP_START:-}${INSTALL_UMIAK_SKIP_ENABLE:-}" = "" ] || return 0
 	if [ "$role" = agent ]; then
 		say "this node has joined; on a server: umiak kubectl get nodes"
 		return
 	fi
-	say "next: umiak kubectl get nodes"
-	say "to add a node, run there with what \`umiak token create\` prints:"
+	me=$(command_name umiak)
+	say "next: $me kubectl get nodes"
+	say "to add a node, run there with what \`$me token create\` prints:"
 	say "  curl -sfL https://get.umiak.io | UMIAK_URL=https://$(uname -n):6443 UMIAK_TOKEN=TOKEN sh -"
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/debian"
+	"github.com/umiak-io/umiak/e2e/images"
 	"github.com/umiak-io/umiak/e2e/machine"
 	"github.com/umiak-io/umiak/e2e/release"
 	"github.com/umiak-io/umiak/internal/names"
@@ -168,6 +169,15 @@ func (b *box) systemLog() string {
 func (b *box) refused(m *mirror, version, vars, args string, words ...string) {
 	b.Helper()
 	before := b.files()
+	b.fails(m, version, vars, args, words...)
+	if diff := before.Diff(b.files()); len(diff) > 0 {
+		b.Errorf("%s %s %s left behind:\n%s", version, vars, args, strings.Join(diff, "\n"))
+	}
+}
+
+// fails runs an installation that must fail with words.
+func (b *box) fails(m *mirror, version, vars, args string, words ...string) {
+	b.Helper()
 	out, err := b.install(m, version, vars, args)
 	if err == nil {
 		b.Errorf("%s %s %s was not refused:\n%s", version, vars, args, out)
@@ -176,9 +186,6 @@ func (b *box) refused(m *mirror, version, vars, args string, words ...string) {
 		if !strings.Contains(out, w) {
 			b.Errorf("%s %s %s: the answer does not say %q:\n%s", version, vars, args, w, out)
 		}
-	}
-	if diff := before.Diff(b.files()); len(diff) > 0 {
-		b.Errorf("%s %s %s left behind:\n%s", version, vars, args, strings.Join(diff, "\n"))
 	}
 }
 
@@ -258,7 +265,7 @@ func TestInstall(t *testing.T) {
 		}
 	})
 
-	b.refused(m, "v1", "", "server --token 'not a token'", "token: its secret has a space", "putting back")
+	b.refused(m, "v1", "", "server --token 'not a token'", "token: its secret has a space", "nothing was changed")
 	b.mustInstall(m, "v1", "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
 	b.up()
 	b.namespace()
@@ -276,6 +283,9 @@ func TestInstall(t *testing.T) {
 		}
 		if out, err := b.M.Run(b.soon(), "/usr/bin/systemctl", "is-enabled", "umiak"); err != nil {
 			b.Errorf("not enabled: %s", out)
+		}
+		if disks := b.systemctl("show", "--property=RequiresMountsFor", "--value", "umiak"); !slices.Contains(strings.Fields(disks), "/var/lib/umiak") {
+			b.Errorf("the service waits for the disks of %q", disks)
 		}
 	})
 	b.apply(deployment + "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n")
@@ -451,8 +461,15 @@ func (b *box) sleeps() error {
 // TestOpenRC installs where OpenRC looks after services: Debian's own, in a machine with nothing else of an init system.
 func TestOpenRC(t *testing.T) {
 	t.Parallel()
-	b := &box{off(t, cluster.Options{Name: "rc", Service: true})}
+	b := &box{off(t, cluster.Options{Name: "rc", Service: true, Images: []string{}})}
+	b.ctx = b.within(8 * time.Minute)
 	b.bare()
+	// The data are on a disk of their own.
+	disk, data := filepath.Join(b.M.Dir, "disk"), filepath.Join(b.M.Dir, "data")
+	b.Cluster.DataDir = disk
+	b.must(errors.Join(os.Mkdir(disk, 0o755), os.Mkdir(data, 0o755)))
+	b.run("/usr/bin/mount", "--bind", disk, data)
+	b.must(b.AddImages("test.tar", images.App1, images.App2))
 	m := newMirror(t, b.M.LAN(), "umiak")
 	next := m.next(t)
 	b.must(b.M.Do(func() error {
@@ -464,9 +481,13 @@ func TestOpenRC(t *testing.T) {
 	}))
 	before := b.state()
 	// /usr/local is this host's own.
-	vars := "INSTALL_UMIAK_BIN_DIR=" + filepath.Join(b.M.Dir, "opt")
-	b.mustInstall(m, "v1", vars+" UMIAK_NODE_LABEL=from=env", "")
+	program := filepath.Join(b.M.Dir, "opt", "umiak")
+	out := b.mustInstall(m, "v1", "INSTALL_UMIAK_BIN_DIR="+filepath.Dir(program)+" UMIAK_NODE_LABEL=from=env UMIAK_DATA_DIR="+data, "")
+	if !strings.Contains(out, "next: "+program+" kubectl") {
+		t.Errorf("it does not say where the program is:\n%s", out)
+	}
 	b.must(b.Cluster.Ready(b.within(2 * patience)))
+	b.withoutDisk(program, disk, data)
 	b.namespace()
 	b.apply(deployment)
 	b.rolledOut("web")
@@ -475,17 +496,61 @@ func TestOpenRC(t *testing.T) {
 	if err != nil || n.Labels["from"] != "env" {
 		t.Errorf("labels %v, %v", n.Labels, err)
 	}
-	if out := b.mustInstall(m, "v1", vars, ""); !strings.Contains(out, "nothing was to be done") {
+	if out := b.mustInstall(m, "v1", "", ""); !strings.Contains(out, "nothing was to be done") {
 		t.Errorf("again it said:\n%s", out)
 	}
-	b.mustInstall(m, next, vars, "")
+	b.run(program, "token", "list") // finds the data as the service does
+	settings := func(text string) {
+		b.must(b.M.Do(func() error { return os.WriteFile("/etc/umiak/config.yaml", []byte(text), 0o600) }))
+	}
+	settings("cluster-cidr: [nonsense]\n")
+	b.fails(m, "v1", "", "", "cluster-cidr", "nothing was changed")
+	settings("node-label+: [written=later]\n")
+	if out := b.mustInstall(m, "v1", "", ""); !strings.Contains(out, "the settings are others") {
+		t.Errorf("with other settings it said:\n%s", out)
+	}
+	b.must(m.maker.Make(m.dir, "v1.30.0", map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version v1.30.0\n")}))
+	b.fails(m, "v1.30.0", "", "", "older than")
+	b.mustInstall(m, next, "", "")
 	b.must(b.Cluster.Ready(b.within(2 * patience)))
 	b.untouched(have, "the upgrade")
-	out, err := b.M.Run(b.within(2*patience), filepath.Join(b.M.Dir, "opt", "umiak"), "uninstall", "--yes")
+	out, err = b.M.Run(b.within(2*patience), program, "uninstall", "--yes")
 	b.must(err)
+	if left, err := os.ReadDir(disk); err != nil || len(left) > 0 {
+		t.Errorf("data is left: %v, %v\nuninstall said:\n%s", left, err, out)
+	}
 	if diff := before.Diff(b.state()); len(diff) > 0 {
 		t.Errorf("left behind:\n%s\nuninstall said:\n%s", strings.Join(diff, "\n"), out)
 	}
+}
+
+// run runs a command on the machine, which must succeed.
+func (b *box) run(name string, args ...string) string {
+	b.Helper()
+	out, err := b.M.Run(b.soon(), name, args...)
+	b.must(err)
+	return out
+}
+
+// withoutDisk starts the service, and uninstalls, while the disk with the data is not mounted.
+func (b *box) withoutDisk(program, disk, data string) {
+	b.Helper()
+	b.run("/usr/sbin/rc-service", "umiak", "stop")
+	b.run("/usr/bin/umount", "--recursive", "--lazy", data)
+	for args, want := range map[string]string{
+		"server --data-dir " + data: "the data of this node are not there",
+		"uninstall --yes":           "keys and data would be left",
+	} {
+		if out, err := b.M.Run(b.soon(), program, strings.Fields(args)...); err == nil || !strings.Contains(out+err.Error(), want) {
+			b.Errorf("%s without the disk: %v\n%s", args, err, out)
+		}
+	}
+	if left, err := os.ReadDir(data); err != nil || len(left) > 0 {
+		b.Errorf("without the disk something was made: %v, %v", left, err)
+	}
+	b.run("/usr/bin/mount", "--bind", disk, data)
+	b.run("/usr/sbin/rc-service", "umiak", "start")
+	b.must(b.Cluster.Ready(b.within(2 * patience)))
 }
 
 // staged are the files that match in folders where an installation is prepared, "" the folders.

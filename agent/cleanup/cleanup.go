@@ -7,7 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/instance"
@@ -28,11 +28,16 @@ type Config struct {
 // ErrRunning means that umiak has not been stopped.
 var ErrRunning = errors.New("umiak is running; stop it first")
 
+// systems are folders that are never one node's, whatever somebody gives as its data or run directory.
+var systems = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
+	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin", "/usr/sbin", "/usr/share", "/var", "/var/lib", "/var/log",
+	"/var/run", "/var/tmp"}
+
 // Run cleans up. An error does not keep it from going on with the rest; all of them are returned.
 func Run(ctx context.Context, cfg Config) error {
 	for _, d := range []string{cfg.Dirs.Data, cfg.Dirs.Run} {
 		// What follows removes trees as root.
-		if !filepath.IsAbs(d) || strings.Count(filepath.Clean(d), "/") < 2 {
+		if !filepath.IsAbs(d) || slices.Contains(systems, filepath.Clean(d)) {
 			return fmt.Errorf("refuse to clean %q: it is not a directory of one node", d)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/agent/uninstall"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/logging"
@@ -27,7 +28,7 @@ import (
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Debug(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w), Debug(w), Completion()}
 }
 
 // Check is `umiak check`.
@@ -132,7 +133,7 @@ func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out i
 		if !purge {
 			return nil
 		}
-		return instance.Registry(layout.Registry).Remove(dirs)
+		return errors.Join(instance.Registry(layout.Registry).Remove(dirs), datadisk.Forget(etc(), dirs.Data))
 	}
 	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup, forget}})
 }
@@ -159,7 +160,7 @@ func Upgrade(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			cfg := upgrade.Config{Etc: filepath.Dir(config.DefaultFile), Lock: dirs.UpgradeLock(),
+			cfg := upgrade.Config{Etc: etc(), Lock: dirs.UpgradeLock(),
 				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), Out: c.App.Writer}
 			if c.Bool("asked") {
 				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
@@ -187,9 +188,25 @@ func Uninstall(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
+			all, err := nodes(dirs)
+			if err != nil {
+				return err
+			}
 			keep := c.Bool("keep-data")
-			cfg := uninstall.Config{Etc: filepath.Dir(config.DefaultFile), Keep: keep, Command: uninstall.Command, Out: c.App.Writer,
-				Cleanup: func(ctx context.Context) error { return w.cleanup(ctx, dirs, !keep, c.App.Writer) }}
+			for _, d := range all {
+				if err := datadisk.Check(etc(), d.Data); err != nil && !keep {
+					return fmt.Errorf("keys and data would be left: %w: %s is not on the disk on which they were; mount that, or, if it is gone for good, remove %s and uninstall again",
+						datadisk.ErrMissing, d.Data, filepath.Join(etc(), datadisk.File))
+				}
+			}
+			cfg := uninstall.Config{Etc: etc(), Keep: keep, Command: uninstall.Command, Out: c.App.Writer,
+				Cleanup: func(ctx context.Context) error {
+					var errs []error
+					for _, d := range all {
+						errs = append(errs, w.cleanup(ctx, d, !keep, c.App.Writer))
+					}
+					return errors.Join(errs...)
+				}}
 			if c.Bool("yes") {
 				return uninstall.Run(c.Context, cfg)
 			}
@@ -198,10 +215,50 @@ func Uninstall(w Where) *ucli.Command {
 				return err
 			}
 			if !keep {
-				files = append(files, cfg.Etc, dirs.Data)
+				files = append(files, cfg.Etc)
+				for _, d := range all {
+					files = append(files, d.Data)
+				}
 			}
 			fmt.Fprintf(c.App.Writer, "would stop the service and all pods, and remove:\n  %s\n", strings.Join(files, "\n  "))
 			return ucli.Exit("nothing was done; add --yes to do it", 1)
+		},
+	}
+}
+
+// nodes are the directories of all nodes that have run with the settings of this machine: the one that the settings name now,
+// and those that were noted, whatever named them then.
+func nodes(settings layout.Dirs) ([]layout.Dirs, error) {
+	all := []layout.Dirs{settings}
+	notes, err := datadisk.Read(etc())
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		if n.DataDir != filepath.Clean(settings.Data) {
+			all = append(all, layout.Dirs{Data: n.DataDir, Run: n.RunDir})
+		}
+	}
+	return all, nil
+}
+
+// Directories is `umiak directories`, for install.sh: the unit waits for the disk that has the data.
+func Directories(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:   "directories",
+		Usage:  "print the data directory and the run directory that the settings name, a line each",
+		Hidden: true,
+		Flags:  w.Flags(),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.StoppedDirs(c)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "%s\n%s\n", dirs.Data, dirs.Run)
+			return nil
 		},
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/umiak-io/umiak/agent/join"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/egress"
 	"github.com/umiak-io/umiak/internal/heap"
 	"github.com/umiak-io/umiak/internal/instance"
@@ -159,8 +160,11 @@ func (p Process) Run(ctx context.Context) error {
 	go func() {
 		if group.WaitReady(ctx) == nil {
 			p.Log.Info("ready", "after", time.Since(begun).Round(time.Millisecond))
-			if err := upgrade.Confirm(filepath.Dir(config.DefaultFile)); err != nil {
+			if err := upgrade.Confirm(etc()); err != nil {
 				p.Log.Warn("this version may be taken back at the next start", "error", err)
+			}
+			if err := datadisk.Keep(etc(), p.Dirs.Data, p.Dirs.Run); err != nil {
+				p.Log.Warn("a start without the disk of the data will not be noticed", "error", err)
 			}
 			systemd(daemon.SdNotifyReady)
 			heap.GiveBack(ctx)
@@ -241,6 +245,9 @@ func takeNotifySocket() func(state string) {
 
 // Own locks the data directory for this process, and has commands find it.
 func Own(d layout.Dirs, log *slog.Logger) (release func(), err error) {
+	if err := datadisk.Check(etc(), d.Data); err != nil {
+		return nil, err
+	}
 	if release, err = instance.Acquire(d); err != nil {
 		return nil, err
 	}
@@ -249,6 +256,9 @@ func Own(d layout.Dirs, log *slog.Logger) (release func(), err error) {
 	}
 	return release, nil
 }
+
+// etc is the folder of settings, which install.sh and packages make.
+func etc() string { return filepath.Dir(config.DefaultFile) }
 
 // BadConfig is the error for settings that cannot be used. What several checks find wrong is said once.
 func BadConfig(err error) error {

@@ -31,6 +31,7 @@ type Config struct {
 var files = []string{
 	"umiak", "umiak-agent", "umiak.service", "umiak-agent.service", // programs, services, logrotate's settings
 	"umiak.log", "umiak-agent.log", "umiak.log.1", "umiak-agent.log.1",
+	"umiak-settings", // which the service has started with
 }
 
 // ErrNotInstalled means that there is no List.

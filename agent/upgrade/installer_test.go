@@ -31,7 +31,7 @@ func switching(t *testing.T, dir string) string {
 	}
 	return strings.ReplaceAll(body, "/etc/umiak", dir+"/etc") + fmt.Sprintf(`
 cd %q
-WORKING=$PWD/run stage=$PWD/bin/.umiak-install.x was=server changed='' INIT=none n=0
+NAME=program WORKING=$PWD/run stage=$PWD/bin/.umiak-install.x was=server changed='' INIT=none n=0
 mkdir -p "$stage"
 : >"$stage/plan"
 for f in program settings fresh; do echo new >"$stage/$f"; done

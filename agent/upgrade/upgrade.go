@@ -43,9 +43,16 @@ func Run(ctx context.Context, cfg Config) error {
 	if (cfg.Version == "") == (cfg.From == "") {
 		return errors.New("say either --version or --from")
 	}
+	// The run directory goes with the boot, and the node may not have run since.
+	if err := os.MkdirAll(filepath.Dir(cfg.Lock), 0o711); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
 	release, err := instance.Hold(cfg.Lock)
-	if err != nil {
+	if errors.Is(err, instance.ErrHeld) {
 		return fmt.Errorf("another upgrade of this node is running: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("hold off other upgrades of this node: %w", err)
 	}
 	defer release()
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them

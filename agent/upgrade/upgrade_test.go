@@ -58,14 +58,15 @@ func TestRunsTheInstaller(t *testing.T) {
 		want   string
 		err    string
 	}{
-		"version": {func(*Config) {}, "v2|||", ""},
-		"dry run": {func(c *Config) { c.DryRun = true }, "v2||--dry-run|", ""},
-		"archive": {func(c *Config) { c.Version, c.From = "", file }, "|||SHA256SUMS images x ", ""},
-		"fails":   {func(c *Config) { c.Version = "bad" }, "bad|||", "not upgraded"},
-		"both":    {func(c *Config) { c.From = file }, "", "either"},
-		"neither": {func(c *Config) { c.Version = "" }, "", "either"},
-		"nothing": {func(c *Config) { c.Version, c.From = "", file+".no" }, "", "no such file"},
-		"no tar":  {func(c *Config) { c.Version, c.From = "", filepath.Join(etc, Script) }, "", "read archive"},
+		"version":            {func(*Config) {}, "v2|||", ""},
+		"not run since boot": {func(c *Config) { c.Lock = filepath.Join(etc, "run", "umiak", "lock") }, "v2|||", ""},
+		"dry run":            {func(c *Config) { c.DryRun = true }, "v2||--dry-run|", ""},
+		"archive":            {func(c *Config) { c.Version, c.From = "", file }, "|||SHA256SUMS images x ", ""},
+		"fails":              {func(c *Config) { c.Version = "bad" }, "bad|||", "not upgraded"},
+		"both":               {func(c *Config) { c.From = file }, "", "either"},
+		"neither":            {func(c *Config) { c.Version = "" }, "", "either"},
+		"nothing":            {func(c *Config) { c.Version, c.From = "", file+".no" }, "", "no such file"},
+		"no tar":             {func(c *Config) { c.Version, c.From = "", filepath.Join(etc, Script) }, "", "read archive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out.Reset()

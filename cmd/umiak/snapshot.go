@@ -16,6 +16,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/control"
+	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/server"
@@ -134,6 +135,10 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 						return err
 					}
 					fmt.Fprintf(c.App.Writer, "Restored %d keys of %s, saved on %s at revision %d.\n", r.Keys, r.Node, r.Time.UTC().Format("2006-01-02 15:04:05"), r.Revision)
+					// Whoever restores says what the node's data are, wherever they were.
+					if err := datadisk.Forget(filepath.Dir(config.DefaultFile), sc.Dirs().Data); err != nil {
+						return err
+					}
 					if r.Kept != "" {
 						fmt.Fprintf(c.App.Writer, "What was here before is in %s.\n", r.Kept)
 					}

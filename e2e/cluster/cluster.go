@@ -63,6 +63,7 @@ type Cluster struct {
 	Kube     kubernetes.Interface // nil until Connect
 	Dynamic  dynamic.Interface
 	REST     *rest.Config
+	DataDir  string // where the data are, as this process sees it; "" for that of Dirs
 
 	env     []string
 	argv    []string
@@ -170,7 +171,7 @@ func (c *Cluster) AddImages(file string, refs ...string) error {
 	if err != nil {
 		return err
 	}
-	dir := c.M.Host(Dirs().Images())
+	dir := c.M.Host(c.dirs().Images())
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -318,10 +319,18 @@ func (c *Cluster) KubectlInput(ctx context.Context, stdin io.Reader, args ...str
 	return out.String(), err
 }
 
+func (c *Cluster) dirs() layout.Dirs {
+	d := Dirs()
+	if c.DataDir != "" {
+		d.Data = c.DataDir
+	}
+	return d
+}
+
 // Connect reads the administrator's kubeconfig and makes the clients; their connections come from inside
 // the machine.
 func (c *Cluster) Connect() error {
-	cfg, err := clientcmd.BuildConfigFromFlags("", c.M.Host(Dirs().AdminKubeconfig()))
+	cfg, err := clientcmd.BuildConfigFromFlags("", c.M.Host(c.dirs().AdminKubeconfig()))
 	if err != nil {
 		return err
 	}
@@ -346,7 +355,7 @@ func (c *Cluster) APIReady(ctx context.Context) error {
 	exited := c.Exited()
 	last := errors.New("no kubeconfig")
 	for {
-		if _, err := os.Stat(c.M.Host(Dirs().AdminKubeconfig())); err == nil {
+		if _, err := os.Stat(c.M.Host(c.dirs().AdminKubeconfig())); err == nil {
 			if last = c.Connect(); last == nil {
 				short, cancel := context.WithTimeout(ctx, 2*time.Second)
 				last = c.Kube.Discovery().RESTClient().Get().AbsPath("/readyz").Do(short).Error()
@@ -403,7 +412,7 @@ func (c *Cluster) ServiceAccount(ctx context.Context, namespace string) error {
 
 // ImagesReady waits until the images in the folder are imported, which has no event.
 func (c *Cluster) ImagesReady(ctx context.Context) error {
-	entries, err := os.ReadDir(c.M.Host(Dirs().Images()))
+	entries, err := os.ReadDir(c.M.Host(c.dirs().Images()))
 	if err != nil || len(entries) == 0 {
 		return nil // none were put there
 	}

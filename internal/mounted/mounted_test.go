@@ -1,10 +1,12 @@
 package mounted_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +16,33 @@ import (
 
 // TestMain runs the tests in namespaces of their own, since they mount.
 func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run, syscall.CLONE_NEWNS)) }
+
+func TestWatch(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, done := make(chan struct{}, 100), make(chan error, 1)
+	go func() { done <- mounted.Watch(ctx, func() { changed <- struct{}{} }) }()
+	at := t.TempDir()
+	for _, change := range []func() error{
+		func() error { return nil }, // it has begun
+		func() error { return unix.Mount("tmpfs", at, "tmpfs", 0, "") },
+		func() error { return unix.Unmount(at, 0) },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-changed:
+		case err := <-done:
+			t.Fatal(err)
+		case <-time.After(30 * time.Second):
+			t.Fatal("not told")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
 
 // TestAt: a folder whose disk is not mounted is not the folder that it was; one that was taken away is.
 func TestAt(t *testing.T) {

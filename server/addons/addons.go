@@ -22,6 +22,7 @@ import (
 	events "k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
+	"github.com/umiak-io/umiak/internal/mounted"
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
@@ -43,19 +44,21 @@ type Config struct {
 
 // Controller keeps manifests applied.
 type Controller struct {
-	cfg      Config
-	log      *slog.Logger
-	client   *client
-	typed    kubernetes.Interface
-	watches  *watches
-	kinds    *kinds
-	folder   *manifest.Folder
-	dirs     map[string]string // what is watched; Run's alone
-	poked    chan struct{}     // holds one: Run is to look when it must read the folder again
-	first    *firstPass
-	recorder events.EventRecorder
-	queue    workqueue.TypedRateLimitingInterface[string]
-	drift    workqueue.TypedRateLimiter[string]
+	cfg       Config
+	log       *slog.Logger
+	client    *client
+	typed     kubernetes.Interface
+	watches   *watches
+	kinds     *kinds
+	folder    *manifest.Folder
+	dirs      map[string]string // what is watched; Run's alone, as links
+	links     bool              // there are links in the folder
+	unwatched bool              // there are too many watchers on this machine
+	poked     chan struct{}     // holds one: Run is to look when it must read the folder again
+	first     *firstPass
+	recorder  events.EventRecorder
+	queue     workqueue.TypedRateLimitingInterface[string]
+	drift     workqueue.TypedRateLimiter[string]
 
 	mu    sync.Mutex
 	items map[string]*item        // by id
@@ -130,9 +133,12 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	}
 	files, err := fsnotify.NewWatcher()
 	if err != nil {
-		return fmt.Errorf("watch files: %w", err)
+		c.log.Warn("watching the manifests folder; it is read again and again instead, until umiak starts anew", "error", err, "every", lookUnwatched)
+		files = &fsnotify.Watcher{} // gives no events
+		c.unwatched = true
+	} else {
+		defer files.Close() //nolint:errcheck // nothing is written
 	}
-	defer files.Close() //nolint:errcheck // nothing is written
 	embedded, err := manifest.ReadEmbedded(c.cfg.Embedded, c.cfg.Vars)
 	if err != nil {
 		return err
@@ -161,11 +167,23 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		wg.Go(func() { c.work(ctx) })
 	}
 	c.first.whenDone(ready)
-	return c.watchFolder(ctx, embedded, files, again)
+	remounted := make(chan struct{}, 1)
+	wg.Go(func() {
+		err := mounted.Watch(ctx, func() {
+			select {
+			case remounted <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			c.log.Warn("a disk of manifests that is mounted or unmounted is noticed late", "error", err)
+		}
+	})
+	return c.watchFolder(ctx, embedded, files, remounted, again)
 }
 
 // watchFolder reads the folder again when something changes in it, and after again, if that is not 0.
-func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manifest.File, files *fsnotify.Watcher, again time.Duration) error {
+func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manifest.File, files *fsnotify.Watcher, remounted <-chan struct{}, again time.Duration) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var due time.Time // zero: nothing is to be done
@@ -191,6 +209,10 @@ func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manife
 			// An overflow: events were lost, so look at everything.
 			c.log.Warn("watching the manifests folder", "error", err)
 			within(quietEvent)
+		case <-remounted:
+			if c.affected() {
+				within(quietEvent)
+			}
 		case <-c.poked:
 			c.mu.Lock()
 			d := c.again(time.Now())

@@ -23,6 +23,8 @@ const (
 	grace = 2 * time.Second
 	// lookMax bounds the pause between two looks at what gives no event: a file that is closed, a disk that is mounted.
 	lookMax, lookMaxWriting = 30 * time.Second, 5 * time.Second
+	// lookUnwatched is the pause where the machine has no watcher left for the folder.
+	lookUnwatched = 5 * time.Second
 )
 
 // gate says whether what is in no file any more may be pruned: while the folder changes it may come back in another file.
@@ -44,6 +46,7 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	now := time.Now()
 	scan, err := c.folder.Read(now)
 	fresh := err == nil && c.follow(w, scan.Dirs)
+	c.links = scan.Links
 	places := c.places()
 	c.mu.Lock()
 	if err != nil && c.scan == nil {
@@ -90,6 +93,9 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 // follow watches the folders, and says whether there is one that was not watched. One that has taken the place of another
 // at the same path is watched anew.
 func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh bool) {
+	if c.unwatched {
+		return false
+	}
 	listed := w.WatchList()
 	for d, identity := range dirs {
 		if c.dirs[d] == identity && slices.Contains(listed, d) {
@@ -105,6 +111,31 @@ func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh 
 	}
 	c.dirs = dirs
 	return fresh
+}
+
+// affected says whether something that was mounted or unmounted may concern the folder. Each pod mounts something.
+func (c *Controller) affected() bool {
+	for d, identity := range c.dirs {
+		if manifest.Identity(d) != identity {
+			return true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.links || c.faulty()
+}
+
+// faulty says whether a fault keeps something, so that its end, which may give no event, must be looked for. c.mu is held.
+func (c *Controller) faulty() bool {
+	if len(c.look.busy) > 0 {
+		return true
+	}
+	for _, it := range c.items {
+		if it.held != "" || errors.Is(it.err, manifest.ErrFault) {
+			return true
+		}
+	}
+	return false
 }
 
 // places tells where the folders are now in which the manifests of records were. File systems may take long to answer, so
@@ -220,17 +251,19 @@ func (c *Controller) judge(now time.Time, scan manifest.Scan, changed bool) {
 
 // again is how long until the folder must be read again, 0 when an event will tell. c.mu is held.
 func (c *Controller) again(now time.Time) time.Duration {
-	waits, faulty := false, len(c.look.busy) > 0
+	waits := false
 	for _, it := range c.items {
 		waits = waits || it.waits
-		faulty = faulty || it.held != "" || errors.Is(it.err, manifest.ErrFault)
 	}
 	var all []time.Duration
 	if waits && len(c.look.busy) == 0 && !c.gate.open {
 		all = append(all, max(c.look.changed.Add(grace).Sub(now), quietEvent))
 	}
-	if faulty {
+	if c.faulty() {
 		all = append(all, c.look.pause)
+	}
+	if c.unwatched {
+		all = append(all, lookUnwatched)
 	}
 	if len(all) == 0 {
 		return 0

@@ -47,6 +47,8 @@ type Scan struct {
 	Skips map[string]bool
 	// Dirs are all folders, to be watched, each with what tells it from another one at the same path.
 	Dirs map[string]string
+	// Links says that there are links to files, whose file systems may come and go without an event in the folder.
+	Links bool
 	// Unsettled are the names of files that may still be being written, each with the reason. They are not in Files, and
 	// Merge leaves their names out altogether.
 	Unsettled map[string]string
@@ -136,7 +138,7 @@ func (r *reading) folder(dir string) {
 		}
 		return
 	}
-	r.s.Dirs[r.shown(dir)] = identity(dir)
+	r.s.Dirs[r.shown(dir)] = Identity(dir)
 	for _, e := range entries {
 		p := filepath.Join(dir, e.Name())
 		switch {
@@ -176,6 +178,7 @@ func (r *reading) file(p string, e fs.DirEntry) {
 		r.other(p, e)
 		return
 	}
+	r.s.Links = r.s.Links || e.Type()&fs.ModeSymlink != 0
 	f := newFile(rel, r.shown(p))
 	f.Place = mounted.At(filepath.Dir(p))
 	if prev, dup := r.s.Files[f.Name]; dup {
@@ -255,8 +258,8 @@ func ragged(data []byte) bool {
 	return !slices.Contains([]byte("{["), text[0]) || !json.Valid(text)
 }
 
-// identity differs for two folders that were at the same path one after the other.
-func identity(dir string) string {
+// Identity differs for two folders that were at the same path one after the other.
+func Identity(dir string) string {
 	st, err := os.Stat(dir)
 	if err != nil {
 		return ""

@@ -1,0 +1,47 @@
+package mounted
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watch calls changed after anything was mounted or unmounted in this mount namespace, until ctx ends, and once when it begins
+// to watch.
+func Watch(ctx context.Context, changed func()) error {
+	// The kernel reports a change once to each open file, proc_pid_mounts(5): the runtime's poller must not get it first.
+	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("watch mounts: %w", err)
+	}
+	defer unix.Close(table) //nolint:errcheck // only polled
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch mounts: %w", err)
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // into an empty counter
+		close(ended)
+	})
+	defer func() {
+		if !stop() {
+			<-ended // it uses the descriptor
+		}
+		_ = unix.Close(wake)
+	}()
+	fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(wake), Events: unix.POLLIN}}
+	for changed(); ; {
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("watch mounts: %w", err)
+		case err == nil && fds[0].Revents != 0:
+			changed()
+		}
+	}
+}
