@@ -213,7 +213,17 @@ func (s *Server) Parts() []lifecycle.Part {
 
 // restartable are the parts of the control plane that can be started again alone: their failure is not the API's. A
 // failure of any other ends the process.
-var restartable = []string{"load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
+var restartable = []string{"kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
+
+// Forgive deals with what a library would end the process for, where a part can be started again instead. It reports
+// whether it does.
+func (s *Server) Forgive(component string, reason error) bool {
+	if component != "kube-controller-manager" {
+		return false
+	}
+	s.plane.ControllerManager.Fail(reason)
+	return true
+}
 
 // ReportTo has somebody told of the failures of parts that are started again. Call it before Parts.
 func (s *Server) ReportTo(r lifecycle.Reporter) { s.reporter = r }
