@@ -29,8 +29,11 @@ func Addresses(ctx context.Context, cfg Config, log *slog.Logger) (*nodeip.Track
 	return t, nil
 }
 
-// nodeIPs are the node's addresses, none where there are none yet.
+// nodeIPs are the node's addresses, none where there are none yet, or where only the datastore is looked into.
 func (s *Server) nodeIPs() []netip.Addr {
+	if s.addrs == nil {
+		return nil
+	}
 	c, _ := s.addrs.Now()
 	return c.IPs
 }
