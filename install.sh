@@ -701,7 +701,7 @@ install_all() {
 	[ -z "$NEW" ] || place "$NEW" "$PROGRAM" 755
 	{
 		echo "$PROGRAM"
-		[ -z "$UNIT" ] || printf '%s\n' "$UNIT" $IN_USE
+		[ -z "$UNIT" ] || echo "$UNIT"
 		[ "$INIT" != openrc ] || printf '%s\n' /etc/logrotate.d/$NAME /var/log/$NAME.log /var/log/$NAME.log.1
 	} >"$stage/installed"
 	place "$stage/installed" $INSTALLED 600 # the last: without it the machine has none yet

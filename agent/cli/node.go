@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -204,6 +206,9 @@ func Uninstall(w Where) *ucli.Command {
 					var errs []error
 					for _, d := range all {
 						errs = append(errs, w.cleanup(ctx, d, !keep, c.App.Writer))
+					}
+					if err := os.Remove(uninstall.SettingsRead); !errors.Is(err, fs.ErrNotExist) {
+						errs = append(errs, err)
 					}
 					return errors.Join(errs...)
 				}}

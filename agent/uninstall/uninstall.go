@@ -18,6 +18,10 @@ import (
 // List is the file in Config.Etc with the files that install.sh made, one a line.
 const List = "installed"
 
+// SettingsRead is what install.sh has the service write at its start: the sum of its settings. It is not in List, which programs of
+// other versions read as well.
+const SettingsRead = "/run/umiak-settings"
+
 // Config says what to take away.
 type Config struct {
 	Etc     string                                         // the folder of settings, with List in it
@@ -31,7 +35,6 @@ type Config struct {
 var files = []string{
 	"umiak", "umiak-agent", "umiak.service", "umiak-agent.service", // programs, services, logrotate's settings
 	"umiak.log", "umiak-agent.log", "umiak.log.1", "umiak-agent.log.1",
-	"umiak-settings", // which the service has started with
 }
 
 // ErrNotInstalled means that there is no List.
