@@ -185,7 +185,7 @@ func (s *Server) Parts() []lifecycle.Part {
 		alone, leader = s.election.While, "election"
 	}
 	parts = append(parts, []lifecycle.Part{
-		{Name: "kube-controller-manager", After: []string{leader}, Run: alone("kube-controller-manager", s.plane.ControllerManager.Run)},
+		{Name: "kube-controller-manager", After: []string{leader}, Run: alone("kube-controller-manager", s.runControllers)},
 		{Name: "kube-scheduler", After: []string{leader}, Run: alone("kube-scheduler", s.plane.Scheduler.Run)},
 		{Name: "load-balancer", After: []string{leader}, Run: alone("load-balancer", s.runLoadBalancer)},
 		{Name: "manifests", After: []string{"kube-apiserver"}, Run: s.runManifests},
@@ -215,14 +215,15 @@ func (s *Server) Parts() []lifecycle.Part {
 // failure of any other ends the process.
 var restartable = []string{"kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
 
-// Forgive deals with what a library would end the process for, where a part can be started again instead. It reports
-// whether it does.
-func (s *Server) Forgive(component string, reason error) bool {
-	if component != "kube-controller-manager" {
-		return false
+// runControllers runs the controller manager. Upstream's cannot be started again in a process after it has failed, so the
+// process executes itself anew, and the controllers wait while the API and the node are there. Where there are several
+// servers, server/election decides.
+func (s *Server) runControllers(ctx context.Context, ready func()) error {
+	err := s.plane.ControllerManager.Run(ctx, ready)
+	if err != nil && ctx.Err() == nil && s.others == nil {
+		return &lifecycle.Anew{Part: "kube-controller-manager", Err: err}
 	}
-	s.plane.ControllerManager.Fail(reason)
-	return true
+	return err
 }
 
 // ReportTo has somebody told of the failures of parts that are started again. Call it before Parts.

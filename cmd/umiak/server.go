@@ -58,7 +58,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: quiet.Hush, Forgive: srv.Forgive}
+			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: quiet.Hush}
 			if sc.DisableAgent {
 				p.Parts, p.Sources = srv.Parts(), srv.Sources()
 			} else {
@@ -67,9 +67,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 					return err
 				}
 				srv.ReportTo(node.Troubles())
-				p.Forgive = func(component string, reason error) bool {
-					return srv.Forgive(component, reason) || node.Forgive(component, reason)
-				}
+				p.Forgive = node.Forgive
 				p.Parts, p.Sources = srv.Parts(), srv.Sources()
 				srv.OnVolumeControllers(node.VolumeControllersMade)
 				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)

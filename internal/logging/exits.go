@@ -102,7 +102,7 @@ func (e *Exits) wish(component string, reason error) {
 	if f := e.take.Load(); f != nil && (*f)(component, reason) {
 		return
 	}
-	if node[component] {
+	if node[component] || component == "kube-controller-manager" {
 		reason = &lifecycle.Anew{Part: component, Err: reason}
 	}
 	select {

@@ -17,12 +17,11 @@ import (
 
 // ControllerManager is kube-controller-manager.
 type ControllerManager struct {
-	log    *slog.Logger
-	opts   *options.KubeControllerManagerOptions
-	api    *APIServer
-	state  running
-	failed chan error // see Fail
-	idle   string     // state while it does not run, which is as it should be where another server leads
+	log   *slog.Logger
+	opts  *options.KubeControllerManagerOptions
+	api   *APIServer
+	state running
+	idle  string // state while it does not run, which is as it should be where another server leads
 
 	// VolumeControllersMade, if set, is called once in each Run, after the attach-detach and expand controllers
 	// have been made: they take package variables of the CSI plugin, which a kubelet in the same process
@@ -36,7 +35,7 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 		return nil, fmt.Errorf("make options: %w", err)
 	}
 	opts.ControllerShutdownTimeout = 0 // Run limits it where the process ends
-	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api, failed: make(chan error, 1)}
+	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api}
 	if !s.HighAvailability {
 		m.idle = "does not run"
 	}
@@ -87,15 +86,6 @@ func (m *ControllerManager) check() error {
 // shutdownTimeout is how long the controllers get to end when the process does, which none of them needs.
 const shutdownTimeout = 3 * time.Second
 
-// Fail has the present Run return an error: a controller has wished to end the process, as when a webhook refuses the
-// tokens that controllers work with. Its goroutine has ended, perhaps the one that starts all of them.
-func (m *ControllerManager) Fail(reason error) {
-	select {
-	case m.failed <- reason:
-	default:
-	}
-}
-
 // Run runs the controllers until ctx ends. It may be called again when it has returned. Where ctx ends because another
 // server may lead now, which is any other cause than context.Canceled, it returns only when all controllers have ended:
 // until then this server must not lead again.
@@ -117,17 +107,10 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 	}
 	m.state.set("")
 	ready()
-	run, cancel := context.WithCancel(ctx)
-	defer cancel()
-	select {
-	case <-m.failed: // of an earlier run
-	default:
-	}
 	done := make(chan error, 1)
-	go func() { done <- app.Run(run, c.Complete()) }()
+	go func() { done <- app.Run(ctx, c.Complete()) }()
 	select {
 	case err = <-done:
-	case err = <-m.failed:
 	case <-ctx.Done():
 		err = m.end(ctx, done)
 	}
