@@ -396,7 +396,14 @@ spec:
 		return nil
 	}))
 	e.must(e.Kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(e.soon(), "hook", metav1.DeleteOptions{}))
-	e.allReady()
+	// Controllers that got no token have ended the controller manager, and with it, once or more, the process anew.
+	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
+		out, err := e.Umiak(ctx, "status")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}))
 	e.pod(named("web"), isReady)
 	if e.PID() != pid {
 		t.Errorf("process %d became %d", pid, e.PID())
