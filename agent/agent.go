@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	corev1 "k8s.io/api/core/v1"
@@ -51,11 +50,13 @@ import (
 
 // Agent is one node: what it is and, once it has joined, what it knows of its cluster.
 type Agent struct {
-	cfg    Config
-	dirs   layout.Dirs
-	name   string
-	log    *slog.Logger
-	joiner Joiner
+	cfg  Config
+	dirs layout.Dirs
+	name string
+	// nameRemark is what a person should know about the name.
+	nameRemark string
+	log        *slog.Logger
+	joiner     Joiner
 
 	machine atomic.Pointer[machine] // nil until the part of that name is ready
 
@@ -104,9 +105,15 @@ type member struct {
 // directory must be locked by the caller.
 func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, troubles: newTroubles(), joined: make(chan struct{})}
-	var err error
-	if a.name, err = cfg.Name(); err != nil {
+	name, err := cfg.FindName().Claim()
+	switch {
+	case name.Name == "":
 		return nil, err
+	case err != nil:
+		log.Warn("the node's name cannot be kept; it has to be the same at the next start", "node", name.Name, "error", err)
+	}
+	if a.name, a.nameRemark = name.Name, name.Remark; a.nameRemark != "" {
+		log.Warn(a.nameRemark)
 	}
 	for _, f := range folders.Of(a.dirs) {
 		if err := f.Check(); err != nil {
@@ -164,6 +171,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "dns", Run: a.runDNS, After: []string{"resolver"}},
 		{Name: "tables", Run: a.watchTables, After: []string{"join"}},
 		{Name: "kubelet", Run: a.runKubelet, After: []string{"resolver", "containerd"}},
+		{Name: "labels", Run: a.runMarks, After: []string{"kubelet"}},
 		{Name: "upgrade", Run: a.runUpgrade, After: []string{"join"}},
 	}...)
 	if a.cfg.ImageSharing {
@@ -283,7 +291,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	if len(now.IPs) == 0 {
 		return lifecycle.WakeOn(nodeip.ErrNone, changed)
 	}
-	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts()})
+	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: a.cfg.NodeExternalIP})
 	if err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
@@ -448,13 +456,13 @@ func once[T any](p *atomic.Pointer[T], make func() (*T, error)) (*T, error) {
 
 func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 	m := a.member
-	grace, err := time.ParseDuration(a.cfg.ShutdownGrace)
+	grace, err := a.cfg.Grace()
 	if err != nil {
-		return fmt.Errorf("shutdown-grace-period: %w", err)
+		return err
 	}
 	k, err := kubelet.New(kubelet.Config{
 		NodeName: a.name, NodeIPs: m.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
-		Args: a.cfg.KubeletArg, Port: a.cfg.KubeletPort, Dirs: a.dirs,
+		Args: a.cfg.KubeletArg, ConfigDir: a.cfg.KubeletConfigs, HideExternalIPs: len(a.cfg.NodeExternalIP) > 0, Port: a.cfg.KubeletPort, Dirs: a.dirs,
 		Root: folders.KubeletRoot, PodLogs: a.podLogs,
 		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
 		Cgroup: a.machine.Load().cgroup, CgroupRoot: a.cfg.CgroupRoot,
@@ -491,7 +499,7 @@ func (a *Agent) VolumeControllersMade() {
 func (a *Agent) Sources() []status.Source {
 	return []status.Source{
 		func(context.Context) status.Section {
-			row := status.Row{Name: a.name}
+			row := status.Row{Name: a.name, Detail: a.nameRemark}
 			if m := a.machine.Load(); m != nil {
 				row.State = fmt.Sprintf("cgroup v%d, %s", m.cgroup.Version, m.cgroup.Driver)
 			}

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
+	"time"
 
-	"k8s.io/apimachinery/pkg/util/validation"
-
+	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/nodename"
 )
 
 // Config is what a user may set on a node. Derived values are methods, not fields.
@@ -23,12 +23,13 @@ type Config struct {
 	TokenFile    string `key:"token-file" usage:"file that holds the token"`
 	BalancerPort int    `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
-	NodeName       string   `key:"node-name" usage:"name of the node (default: the host name)"`
+	NodeName       string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 	NodeIP         []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
-	NodeExternalIP []string `key:"node-external-ip" usage:"external addresses to advertise for the node"`
+	NodeExternalIP []string `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
 	NodeLabel      []string `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
 	NodeTaint      []string `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
-	KubeletArg     []string `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE without dashes"`
+	KubeletArg     []string `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
+	KubeletConfigs string   `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
 
 	ResolvConf       string `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
 	PrivateRegistry  string `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
@@ -46,17 +47,14 @@ type Config struct {
 // Dirs are the node's directories.
 func (c Config) Dirs() layout.Dirs { return layout.Dirs{Data: c.DataDir, Run: c.RunDir} }
 
-// Name is the node's name: what was set or the host name, lower case.
+// Name is the node's name: what was set, the one with which it joined, or the host name.
 func (c Config) Name() (string, error) {
-	if c.NodeName != "" {
-		return c.NodeName, nil
-	}
-	h, err := os.Hostname()
-	if err != nil {
-		return "", fmt.Errorf("find the host name (set node-name): %w", err)
-	}
-	return strings.ToLower(h), nil
+	n, err := c.FindName().Find()
+	return n.Name, err
 }
+
+// FindName finds, or claims, the node's name.
+func (c Config) FindName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName} }
 
 // Validate returns all that is wrong, each with its key and the remedy.
 func (c Config) Validate() error {
@@ -74,10 +72,8 @@ func (c Config) Validate() error {
 	if len(c.RunDir) > 64 {
 		fail("run-dir", "%q is too long for the sockets below it, 64 bytes at most", c.RunDir)
 	}
-	if n, err := c.Name(); err != nil {
+	if _, err := c.Name(); err != nil {
 		errs = append(errs, err)
-	} else if e := validation.IsDNS1123Subdomain(n); len(e) > 0 {
-		fail("node-name", "%q: %s", n, strings.Join(e, ", "))
 	}
 	for key, list := range map[string][]string{"node-ip": c.NodeIP, "node-external-ip": c.NodeExternalIP} {
 		for _, a := range list {
@@ -89,12 +85,6 @@ func (c Config) Validate() error {
 	if len(c.NodeIP) > 2 {
 		fail("node-ip", "one address a family, at most two")
 	}
-	for _, l := range c.NodeLabel {
-		k, v, ok := strings.Cut(l, "=")
-		if e := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(v)...); !ok || len(e) > 0 {
-			fail("node-label", "%q is not KEY=VALUE: %s", l, strings.Join(e, ", "))
-		}
-	}
 	if c.BalancerPort < 1 || c.BalancerPort > 65535 {
 		fail("lb-server-port", "%d is not a port, 1 to 65535", c.BalancerPort)
 	}
@@ -104,10 +94,27 @@ func (c Config) Validate() error {
 	if c.Snapshotter != "overlayfs" && c.Snapshotter != "native" {
 		fail("snapshotter", "%q is neither overlayfs nor native", c.Snapshotter)
 	}
-	for _, a := range c.KubeletArg {
-		if !strings.Contains(a, "=") || strings.HasPrefix(a, "-") {
-			fail("kubelet-arg", "%q is not NAME=VALUE", a)
-		}
+	grace, err := c.Grace()
+	if err != nil {
+		errs = append(errs, err)
 	}
+	if c.KubeletPort < 1 || c.KubeletPort > 65535 {
+		fail("kubelet-port", "%d is not a port, 1 to 65535", c.KubeletPort)
+	}
+	errs = append(errs, kubelet.Config{
+		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: c.KubeletPort, ShutdownGrace: grace,
+	}.Check())
 	return errors.Join(errs...)
+}
+
+// Grace is shutdown-grace-period. The kubelet needs a second for critical pods and one for the others.
+func (c Config) Grace() (time.Duration, error) {
+	d, err := time.ParseDuration(c.ShutdownGrace)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("shutdown-grace-period: %q is not a duration such as 30s", c.ShutdownGrace)
+	case d < 0 || d > 0 && d < 2*time.Second:
+		return 0, fmt.Errorf("shutdown-grace-period: %s is too short: 2s is the least, or 0s to stop no pods in order", c.ShutdownGrace)
+	}
+	return d, nil
 }

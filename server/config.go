@@ -5,16 +5,20 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/nodename"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
@@ -29,12 +33,13 @@ type Config struct {
 	AgentToken     string `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
 	AgentTokenFile string `key:"agent-token-file" usage:"file that holds agent-token"`
 
-	NodeName string `key:"node-name" usage:"name of the node (default: the host name)"`
+	NodeName string `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 
 	BindAddress      string   `key:"bind-address" usage:"address to listen on (default: all)"`
 	HTTPSPort        int      `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
 	AdvertiseAddress string   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
 	NodeIP           []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
+	NodeExternalIP   []string `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
 	TLSSAN           []string `key:"tls-san" usage:"more names and addresses for the server's certificate"`
 
 	ClusterCIDR    []string `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
@@ -61,13 +66,26 @@ type Config struct {
 
 	AuditLog      string   `key:"audit-log" usage:"file for the audit log (default: none)"`
 	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
-	APIServerArg  []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE without dashes"`
-	ControllerArg []string `key:"kube-controller-manager-arg" usage:"flag for kube-controller-manager, as NAME=VALUE without dashes"`
-	SchedulerArg  []string `key:"kube-scheduler-arg" usage:"flag for kube-scheduler, as NAME=VALUE without dashes"`
+	APIServerArg  []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE"`
+	ControllerArg []string `key:"kube-controller-manager-arg" usage:"flag for kube-controller-manager, as NAME=VALUE"`
+	SchedulerArg  []string `key:"kube-scheduler-arg" usage:"flag for kube-scheduler, as NAME=VALUE"`
 }
 
 // Dirs are the server's directories.
 func (c Config) Dirs() layout.Dirs { return layout.Dirs{Data: c.DataDir, Run: c.RunDir} }
+
+// nodeName finds, or claims, the name of this machine's node, which is this server's name among the servers as well.
+func (c Config) nodeName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName} }
+
+// ClaimName settles the name of this machine's node for good. The data directory must be locked by the caller.
+func (c *Config) ClaimName() error {
+	n, err := c.nodeName().Claim()
+	if n.Name == "" {
+		return err
+	}
+	c.NodeName = n.Name // where it could not be kept, the node says so
+	return nil
+}
 
 // DNS are the addresses of the DNS Service: what was set or the tenth of each Service range.
 func (c Config) DNS() []string {
@@ -167,11 +185,12 @@ func (c Config) Validate() error {
 	default:
 		fail("flannel-backend", "%q is not one of vxlan, host-gw, wireguard-native, none", c.FlannelBackend)
 	}
-	for key, list := range map[string][]string{"kube-apiserver-arg": c.APIServerArg, "kube-controller-manager-arg": c.ControllerArg, "kube-scheduler-arg": c.SchedulerArg} {
-		for _, a := range list {
-			if !strings.Contains(a, "=") || strings.HasPrefix(a, "-") {
-				fail(key, "%q is not NAME=VALUE", a)
-			}
+	if _, err := utilnet.ParsePortRange(c.NodePorts); err != nil {
+		fail("service-node-port-range", "%q is not a range of ports such as 30000-32767", c.NodePorts)
+	}
+	if c.AuditPolicy != "" {
+		if _, err := os.Stat(c.AuditPolicy); err != nil {
+			fail("audit-policy", "%w", err)
 		}
 	}
 	for key, pair := range map[string][2]string{"token": {c.Token, c.TokenFile}, "agent-token": {c.AgentToken, c.AgentTokenFile}} {
@@ -179,7 +198,7 @@ func (c Config) Validate() error {
 			fail(key+"-file", "%s is set as well; set one of them", key)
 		}
 		if t, err := token.FromSettings(pair[0], pair[1]); err != nil {
-			fail(key, "%w", err)
+			fail(key+"-file", "%w", err)
 		} else if t == "" && pair[1] != "" {
 			fail(key+"-file", "%s is empty", pair[1])
 		} else if t != "" {
@@ -188,7 +207,25 @@ func (c Config) Validate() error {
 			}
 		}
 	}
+	if _, err := c.nodeName().Find(); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 { // the components' own flags are made of what is checked above
+		errs = append(errs, c.checkArgs())
+	}
 	return errors.Join(errs...)
+}
+
+// checkArgs returns what is wrong with the flags of the components.
+func (c Config) checkArgs() error {
+	if len(c.APIServerArg)+len(c.ControllerArg)+len(c.SchedulerArg) == 0 {
+		return nil
+	}
+	return controlplane.CheckArgs(controlplane.Settings{
+		Bind: bindAddress(c), Port: c.HTTPSPort, Advertise: func() string { return "192.0.2.1" }, // the address is not known yet, RFC 5737
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
+		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
+	})
 }
 
 func (c Config) validateDatastore() (errs []error) {

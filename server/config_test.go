@@ -10,7 +10,7 @@ import (
 // valid is a configuration with nothing wrong.
 func valid() Config {
 	return Config{
-		HTTPSPort: 6443, ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}, ClusterDomain: "cluster.local",
+		HTTPSPort: 6443, NodePorts: "30000-32767", ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}, ClusterDomain: "cluster.local",
 		FlannelBackend: "vxlan", WriteKubeconfigMode: "0600", Snapshots: backup.Config{Schedule: "@daily", Retention: 1},
 	}
 }

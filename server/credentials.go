@@ -15,17 +15,6 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// anonymousForHealth lets those who have not said who they are ask for health, and for nothing else.
-const anonymousForHealth = `apiVersion: apiserver.config.k8s.io/v1
-kind: AuthenticationConfiguration
-anonymous:
-  enabled: true
-  conditions:
-  - path: /livez
-  - path: /readyz
-  - path: /healthz
-`
-
 // defaultAudit notes who changed what, without the content: requests hold secrets.
 const defaultAudit = `apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -63,9 +52,6 @@ func (s *Server) prepare(cfg pki.Config) error {
 		return err
 	}
 	if err := encryption.Ensure(s.dirs.EncryptionConfig()); err != nil {
-		return err
-	}
-	if err := pki.WriteIfChanged(s.authenticationFile(), []byte(anonymousForHealth), 0o600); err != nil {
 		return err
 	}
 	if s.cfg.AuditLog != "" {
@@ -117,7 +103,7 @@ func (s *Server) servingLeaf() pki.Leaf {
 		DNSNames: append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + s.cfg.ClusterDomain, "localhost"}, hostname()...),
 		IPs:      []string{"127.0.0.1", "::1"},
 	}
-	for _, a := range append([]string{s.advertise()}, texts(s.nodeIPs())...) {
+	for _, a := range slices.Concat([]string{s.advertise()}, texts(s.nodeIPs()), s.cfg.NodeExternalIP) {
 		if a != "" && !slices.Contains(l.IPs, a) {
 			l.IPs = append(l.IPs, a)
 		}

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/server/pki"
@@ -25,7 +24,8 @@ func WithEtcdMembers(members []etcd.Member) Option {
 
 // EtcdSelf is the name and the address that a server of this configuration has among the members.
 func EtcdSelf(cfg Config, log *slog.Logger) (name, peer string, err error) {
-	if name, err = (agent.Config{NodeName: cfg.NodeName}).Name(); err != nil {
+	n, err := cfg.nodeName().Find()
+	if err != nil {
 		return "", "", err
 	}
 	t, err := Addresses(context.Background(), cfg, log)
@@ -34,7 +34,7 @@ func EtcdSelf(cfg Config, log *slog.Logger) (name, peer string, err error) {
 	}
 	now, _ := t.Now()
 	a, err := advertiseAddress(cfg, now.IPs)
-	return name, etcdPeer(a), err
+	return n.Name, etcdPeer(a), err
 }
 
 func etcdPeer(advertise string) string {
@@ -42,11 +42,7 @@ func etcdPeer(advertise string) string {
 }
 
 func (s *Server) etcdName() string {
-	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-	if err != nil {
-		return "" // New has refused it
-	}
-	return name
+	return s.cfg.NodeName // New has claimed it
 }
 
 // EtcdCluster is the cluster that this server is a member of, nil while the datastore is not open or where

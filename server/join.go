@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -51,8 +53,10 @@ type localJoiner struct{ s *Server }
 var (
 	_ agent.Joiner  = localJoiner{}
 	_ agent.Backend = localJoiner{}
+	_ agent.Taints  = localJoiner{}
 )
 
+// FlannelBackend is the setting, for a node that has not joined yet.
 func (j localJoiner) FlannelBackend() string { return j.s.cfg.FlannelBackend }
 
 // Addresses are the node's, which its server has found already.
@@ -73,6 +77,15 @@ func (j localJoiner) Join(ctx context.Context, node agent.Node) (*agent.Cluster,
 	c := s.clusterFacts()
 	c.APIServer = s.loopbackURL()
 	return &c, nil
+}
+
+// SetTaints gives the server's own Node the taints of its settings, see agent.Taints.
+func (j localJoiner) SetTaints(ctx context.Context, node string, taints []corev1.Taint) error {
+	tokens, _, err := j.s.tokens()
+	if err != nil {
+		return err
+	}
+	return tokens.SetTaints(ctx, node, taints)
 }
 
 // issueNode writes what agent/cluster.go says, and has it renewed.
@@ -105,7 +118,7 @@ func (s *Server) issueNode(node agent.Node) error {
 	own.Renewed = kubeconfig(own, s.dirs.AgentKubeconfig())
 	serving := leaf("kubelet-serving", "system:node:"+node.Name, "system:nodes")
 	serving.CA, serving.Server, serving.Steady = pki.ServerCA, true, false
-	serving.DNSNames, serving.IPs = []string{node.Name}, append([]string{"127.0.0.1"}, node.IPs...)
+	serving.DNSNames, serving.IPs = []string{node.Name}, slices.Concat([]string{"127.0.0.1"}, node.IPs, node.ExternalIPs)
 	for _, l := range []pki.Leaf{kubelet, own, serving} {
 		if err := s.pki.Add(l); err != nil {
 			return err
@@ -127,10 +140,7 @@ func (s *Server) clusterFacts() joinapi.Cluster {
 // newJoinAPI is what other machines join through.
 func (s *Server) newJoinAPI() (*join.API, error) {
 	l := s.servingLeaf()
-	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-	if err != nil {
-		return nil, err
-	}
+	name := s.cfg.NodeName
 	ca, former, err := s.caHash()
 	if err != nil {
 		return nil, err

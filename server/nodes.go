@@ -1,7 +1,6 @@
 package server
 
 import (
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/tunnel"
@@ -12,10 +11,7 @@ func (s *Server) reachNodes() error {
 	s.tunnels = tunnel.NewTunnels(tunnel.Identity{ClientCA: s.pki.CACert(pki.ClientCA)}, s.log)
 	d := &tunnel.Dialer{Nodes: tunnel.NewNodes(), Tunnels: s.tunnels, PodsByTunnel: s.cfg.DisableAgent}
 	if !s.cfg.DisableAgent {
-		name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-		if err != nil {
-			return err
-		}
+		name := s.cfg.NodeName
 		d.Self = name
 	}
 	s.plane.APIServer.Front(tunnelwire.Path, s.tunnels)

@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/manifests"
@@ -23,10 +22,7 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-	if err != nil {
-		return err
-	}
+	name := s.cfg.NodeName
 	rc, err := s.adminConfig()
 	if err != nil {
 		return err

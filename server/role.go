@@ -12,7 +12,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/names"
 )
 
@@ -20,10 +19,7 @@ import (
 // A kubelet may not take it itself.
 func (s *Server) markNode(ctx context.Context, ready func()) error {
 	ready() // the Node comes when the agent has joined
-	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-	if err != nil {
-		return err
-	}
+	name := s.cfg.NodeName
 	client, err := s.client("umiak-node-role", 0)
 	if err != nil {
 		return err

@@ -17,7 +17,6 @@ import (
 
 	"k8s.io/component-base/metrics/legacyregistry"
 
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
@@ -128,6 +127,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 			s.release()
 		}
 	}()
+	if err := s.claimName(); err != nil {
+		return nil, err
+	}
 	if err := s.prepare(o.pki); err != nil {
 		return nil, err
 	}
@@ -158,6 +160,19 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	return s, ctx.Err()
+}
+
+// claimName settles the server's name. A node of the same process says what there is to say about it.
+func (s *Server) claimName() error {
+	n, err := s.cfg.nodeName().Claim()
+	if n.Name == "" {
+		return err
+	}
+	s.cfg.NodeName = n.Name // where it could not be kept, the node says so
+	if n.Remark != "" && s.cfg.DisableAgent {
+		s.log.Warn(n.Remark)
+	}
+	return nil
 }
 
 // Close unlocks the data directory. Call it when the parts have stopped.
@@ -290,10 +305,7 @@ func (s *Server) datastoreConfig() datastore.Config {
 
 // keeper makes the snapshots of this server.
 func (s *Server) keeper() (*backup.Keeper, error) {
-	name, err := agent.Config{NodeName: s.cfg.NodeName}.Name()
-	if err != nil {
-		return nil, err
-	}
+	name := s.cfg.NodeName
 	return &backup.Keeper{Config: s.cfg.Snapshots, Dirs: s.dirs, Node: name, Log: s.log.With("component", "snapshots"), Source: func() snapshot.Source {
 		if st := s.datastore(); st != nil {
 			return st
@@ -363,7 +375,7 @@ func (s *Server) settings() controlplane.Settings {
 			ServingCert: p.File("apiserver.crt"), ServingKey: p.File("apiserver.key"),
 			KubeletClientCert: p.File("kubelet-client.crt"), KubeletClientKey: p.File("kubelet-client.key"),
 			ProxyClientCert: p.File("front-proxy.crt"), ProxyClientKey: p.File("front-proxy.key"),
-			Authentication: s.authenticationFile(), Encryption: s.dirs.EncryptionConfig(),
+			Encryption:                  s.dirs.EncryptionConfig(),
 			ControllerManagerKubeconfig: filepath.Join(s.dirs.ServerKubeconfigs(), "controller-manager.kubeconfig"),
 			SchedulerKubeconfig:         filepath.Join(s.dirs.ServerKubeconfigs(), "scheduler.kubeconfig"),
 		},
@@ -372,9 +384,6 @@ func (s *Server) settings() controlplane.Settings {
 	}
 }
 
-func (s *Server) authenticationFile() string {
-	return filepath.Join(s.dirs.Server(), "authentication.yaml")
-}
 func (s *Server) auditPolicyFile() string { return filepath.Join(s.dirs.Server(), "audit-policy.yaml") }
 
 // hostname is one more name for the serving certificate, where the machine has one.

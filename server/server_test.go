@@ -100,6 +100,9 @@ func serve(dir string) error {
 		opts = append(opts, server.WithPKI(pki.Config{LeafLifetime: d}))
 	}
 	cfg, ip := config(dir), nodeIP
+	if args := os.Getenv("UMIAK_TEST_APISERVER_ARGS"); args != "" {
+		cfg.APIServerArg = strings.Split(args, "\n")
+	}
 	if os.Getenv("UMIAK_TEST_HEADLESS") != "" {
 		cfg.DisableAgent, ip = true, farIP
 	}

@@ -392,3 +392,42 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte(pod + "---\n"))
 	f.Fuzz(func(_ *testing.T, raw []byte) { _ = checkManifest(raw) })
 }
+
+func TestABundleOfDataNeedsNoRelease(t *testing.T) {
+	cfg := config(t)
+	in := t.TempDir()
+	write(t, in, map[string]string{"pod.yaml": pod})
+	cfg.Release, cfg.Programs, cfg.Manifests = "", false, []string{filepath.Join(in, "pod.yaml")}
+	cfg.Archives = []string{image(t, filepath.Join(in, "app.tar"), "registry.test/app:1", "amd64")}
+	made := must(Create(t.Context(), cfg))(t)
+	if got := must(Verify(cfg.Out))(t); fmt.Sprint(got) != fmt.Sprint(made.Contents) || len(got.Programs) > 0 {
+		t.Errorf("verified %v", got)
+	}
+	dir, remove, err := Folder(cfg.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remove()
+	if HasRelease(dir) {
+		t.Error("it has a release")
+	}
+	d := layout.Dirs{Data: filepath.Join(t.TempDir(), "data"), Run: "/run/x"}
+	if err := os.MkdirAll(d.Server(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{filepath.Join(d.Images(), "app.tar.zst"), filepath.Join(d.Manifests(), "pod.yaml")}
+	if got := must(Place(dir, d))(t); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("placed %v", got)
+	}
+	if got := must(os.ReadFile(want[1]))(t); string(got) != pod {
+		t.Errorf("%s", got)
+	}
+	if got := must(Place(dir, d))(t); len(got) != 0 {
+		t.Errorf("placed again: %v", got)
+	}
+	// With programs, it is said that one is needed.
+	cfg.Programs = true
+	if _, err := Create(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--release") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -40,7 +40,12 @@ func (b *builder) release(ctx context.Context) error {
 	where := b.cfg.Release
 	if where == "" {
 		var err error
-		if where, err = noted(b.cfg.Etc); err != nil {
+		where, err = noted(b.cfg.Etc)
+		if err != nil && !b.cfg.Programs {
+			b.say("without a release: `umiak upgrade --from` on a node puts in place what is in it")
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -33,6 +33,7 @@ type Result struct {
 // Config is what the checks are about.
 type Config struct {
 	Dirs       layout.Dirs
+	NodeName   string // as it is set, empty for the host name
 	CgroupRoot string
 	Backend    string // of flannel
 	ServerPort int    // 0 on a machine that is only an agent
@@ -59,7 +60,7 @@ func missing(name, fix, format string, a ...any) Result {
 func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
-		privileges, userNamespace, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings,
+		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings,
 		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {

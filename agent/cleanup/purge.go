@@ -15,7 +15,7 @@ import (
 )
 
 // ofData are the names of what umiak makes in the data directory: where that is a disk, others may have theirs on it.
-var ofData = names(`lock|mark|agent|server|server\..+|\.restore.*|\.umiak-.*`)
+var ofData = names(`lock|mark|node-name|\.node-name\..+|agent|server|server\..+|\.restore.*|\.umiak-.*`)
 
 // state are the folders of the data directory that hold umiak's own state, which purge promises to remove also where
 // they are mounts, with the names of what umiak, containerd and the kubelet make in them. All else that is mounted in

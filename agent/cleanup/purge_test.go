@@ -20,7 +20,7 @@ import (
 func node(t *testing.T, d layout.Dirs) {
 	t.Helper()
 	for _, f := range []string{
-		"lock", "server/pki/server-ca.key", "server/token", "server/db/state.db", "server/db/lock", "agent/kubelet/pods-api/kubelet.sock", "agent/pki/kubelet-client.key", "agent/containerd/images.json",
+		"lock", "node-name", "server/pki/server-ca.key", "server/token", "server/db/state.db", "server/db/lock", "agent/kubelet/pods-api/kubelet.sock", "agent/pki/kubelet-client.key", "agent/containerd/images.json",
 		"agent/containerd/io.containerd.metadata.v1.bolt/meta.db", "agent/kubelet/cpu_manager_state", "agent/kubelet/pods/0f8fad5b-d9cb-469f-a165-70867728950e/etc-hosts",
 		"agent/logs/pods/default_web_0f8fad5b-d9cb-469f-a165-70867728950e/c/0.log", "agent/images/app.tar",
 	} {

@@ -48,11 +48,10 @@ func Check(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := w.checkConfig(c.Bool("agent-only"))
+			cfg, err := w.checkConfig(dirs, c.Bool("agent-only"))
 			if err != nil {
 				return BadConfig(err)
 			}
-			cfg.Dirs = dirs
 			results := check.Run(c.Context, cfg)
 			show := check.Print
 			if js {
@@ -70,14 +69,15 @@ func Check(w Where) *ucli.Command {
 }
 
 // checkConfig validates the settings in Known as a start does, and returns what the checks of the machine need to know of them.
-func (w *Where) checkConfig(agentOnly bool) (check.Config, error) {
-	cfg := check.Config{SharePort: share.Port}
+func (w *Where) checkConfig(dirs layout.Dirs, agentOnly bool) (check.Config, error) {
+	cfg := check.Config{Dirs: dirs, SharePort: share.Port}
 	var errs []error
 	for _, known := range w.Known {
 		switch s := known.(type) {
 		case *agent.Config:
+			s.DataDir, s.RunDir = dirs.Data, dirs.Run
 			cfg.Registries = s.PrivateRegistry
-			cfg.CgroupRoot, cfg.NodePort = s.CgroupRoot, s.KubeletPort
+			cfg.CgroupRoot, cfg.NodePort, cfg.NodeName = s.CgroupRoot, s.KubeletPort, s.NodeName
 			errs = append(errs, s.Validate())
 			if agentOnly || w.AgentOnly {
 				errs = append(errs, checkJoin(*s))
@@ -162,7 +162,7 @@ func Upgrade(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			cfg := upgrade.Config{Etc: etc(), Lock: dirs.UpgradeLock(),
+			cfg := upgrade.Config{Etc: etc(), Dirs: dirs, Lock: dirs.UpgradeLock(),
 				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), Out: c.App.Writer}
 			if c.Bool("asked") {
 				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())

@@ -24,7 +24,11 @@ func (e usageError) Unwrap() error { return e.error }
 
 // Usagef returns an error for a command line that c does not take. The message ends with the command that explains it.
 func Usagef(c *ucli.Context, format string, a ...any) error {
-	return usageError{fmt.Errorf("%s; see %s --help", fmt.Sprintf(format, a...), helpName(c))}
+	text := fmt.Sprintf(format, a...)
+	if !strings.HasSuffix(text, "?") {
+		text += ";"
+	}
+	return usageError{fmt.Errorf("%s see %s --help", text, helpName(c))}
 }
 
 func helpName(c *ucli.Context) string {

@@ -49,6 +49,7 @@ func (j *Joiner) file(name string) string { return filepath.Join(j.cfg.Dirs.Agen
 type joined struct {
 	Node     string          `json:"node"`
 	IPs      []string        `json:"ips"`
+	External []string        `json:"externalIPs,omitempty"`
 	Cluster  joinapi.Cluster `json:"cluster"`
 	Lifetime time.Duration   `json:"lifetime"`
 }
@@ -154,7 +155,7 @@ func (j *Joiner) end() time.Time {
 func (j *Joiner) due() time.Time {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !slices.Equal(j.node.IPs, j.joined.IPs) {
+	if !slices.Equal(j.node.IPs, j.joined.IPs) || !slices.Equal(j.node.ExternalIPs, j.joined.External) {
 		return time.Time{}
 	}
 	h := fnv.New32a()
@@ -172,7 +173,7 @@ func (j *Joiner) request() (*joinapi.NodeRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &joinapi.NodeRequest{Name: n.Name, IPs: n.IPs, Password: password}
+	req := &joinapi.NodeRequest{Name: n.Name, IPs: n.IPs, ExternalIPs: n.ExternalIPs, Password: password}
 	kubelet := pkix.Name{CommonName: names.NodeUserPrefix + n.Name, Organization: []string{names.NodesGroup}}
 	agent := pkix.Name{CommonName: names.AgentUserPrefix + n.Name, Organization: []string{names.AgentsGroup}}
 	var ips []net.IP
@@ -260,7 +261,7 @@ func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
 	if err := j.writeKubeconfigs(); err != nil {
 		return err
 	}
-	s := &joined{Node: node.Name, IPs: node.IPs, Cluster: resp.Cluster, Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
+	s := &joined{Node: node.Name, IPs: node.IPs, External: node.ExternalIPs, Cluster: resp.Cluster, Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
 	s.Cluster.APIServer = "https://" + j.cfg.Local
 	raw, err := json.Marshal(s)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/umiak-io/umiak/agent/balancer"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/joinclient"
@@ -107,6 +109,33 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 // Servers are all servers that are known, and a channel that is closed when the list changes: the node keeps a
 // tunnel to each.
 func (j *Joiner) Servers() (list []string, changed <-chan struct{}) { return j.cfg.Balancer.Servers() }
+
+// SetTaints asks the cluster to give this node the taints of its settings, see agent.Taints.
+func (j *Joiner) SetTaints(ctx context.Context, _ string, taints []corev1.Taint) error {
+	password, err := token.SecretFile(j.cfg.Dirs.NodePassword())
+	if err != nil {
+		return err
+	}
+	c, err := j.own()
+	if err != nil {
+		return err
+	}
+	_, err = c.Post(ctx, j.cfg.Local, joinapi.TaintsPath, joinapi.TaintsRequest{Password: password, Taints: taints}, &joinapi.TaintsResponse{})
+	return err
+}
+
+// own is a client with the node's own certificate.
+func (j *Joiner) own() (*joinclient.Client, error) {
+	own, err := j.keyPair(agentClient)
+	if err != nil {
+		return nil, err
+	}
+	cas, err := os.ReadFile(j.file(serverCA))
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster's CA: %w", err)
+	}
+	return &joinclient.Client{CAs: cas, Certificate: own, Now: j.cfg.Now, Version: j.cfg.Version}, nil
+}
 
 // enroll joins with the token.
 func (j *Joiner) enroll(ctx context.Context) error {
@@ -237,16 +266,12 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	own, err := j.keyPair(agentClient)
+	c, err := j.own()
 	if err != nil {
 		return err
 	}
-	cas, err := os.ReadFile(j.file(serverCA))
-	if err != nil {
-		return fmt.Errorf("read the cluster's CA: %w", err)
-	}
 	var resp joinapi.NodeResponse
-	server, err := joinclient.Client{CAs: cas, Certificate: own, Now: j.cfg.Now, Version: j.cfg.Version}.Post(ctx, j.cfg.Local, path, req, &resp)
+	server, err := c.Post(ctx, j.cfg.Local, path, req, &resp)
 	j.compare(server)
 	if err == nil && path == joinapi.CheckPath {
 		return j.cfg.Balancer.Set(resp.Servers)

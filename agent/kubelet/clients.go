@@ -57,6 +57,9 @@ func (k *Kubelet) clients(ctx context.Context, deps *upstream.Dependencies) (sto
 	if deps.HeartbeatClient, err = kubernetes.NewForConfigAndClient(heartbeat, &timed); err != nil {
 		return nil, fmt.Errorf("make kubelet heartbeat client: %w", err)
 	}
+	if k.cfg.HideExternalIPs {
+		deps.KubeClient, deps.HeartbeatClient = &withoutExternal{deps.KubeClient}, &withoutExternal{deps.HeartbeatClient} // pointers: upstream asks whether they are nil
+	}
 	// A connection that leads nowhere any more is given up after two failures.
 	deps.OnHeartbeatFailure = dialer.CloseAll
 	return dialer.CloseAll, nil

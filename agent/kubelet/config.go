@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -17,40 +18,57 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
-	taintutils "k8s.io/kubernetes/pkg/util/taints"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/folders"
+	"github.com/umiak-io/umiak/internal/componentflags"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// options builds the kubelet's own configuration: umiak's defaults, what the node is told, then the
-// user's flags, which win.
+// options builds the kubelet's own configuration: umiak's defaults, what the node is told, then the user's files and flags,
+// which win except where other parts of umiak rely on a value (ownedOptions).
 func (c Config) options() (*options.KubeletServer, error) {
 	flags := options.NewKubeletFlags()
 	conf, err := options.NewKubeletConfiguration()
 	if err != nil {
 		return nil, fmt.Errorf("make kubelet configuration: %w", err)
 	}
-	if err := c.fillFlags(flags); err != nil {
-		return nil, err
-	}
-	if err := c.fillConfig(conf); err != nil {
-		return nil, err
-	}
-	if err := c.applyArgs(flags, conf); err != nil {
+	if err := errors.Join(c.fillFlags(flags), c.fillConfig(conf)); err != nil {
 		return nil, err
 	}
 	s := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf}
-	if err := options.ValidateKubeletFlags(flags); err != nil {
-		return nil, fmt.Errorf("node-label or kubelet-arg: %w", err)
+	ours := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf.DeepCopy()}
+	if err := errors.Join(c.applyFiles(s, ours), c.applyArgs(s, ours)); err != nil {
+		return nil, err
+	}
+	s.RootDirectory = ours.RootDirectory // it may have been given with a slash at its end
+	if err := checkLabels("kubelet-arg: node-labels", s.NodeLabels); err != nil {
+		return nil, err
+	}
+	if err := options.ValidateKubeletFlags(&s.KubeletFlags); err != nil {
+		return nil, fmt.Errorf("kubelet-arg: %w", err)
 	}
 	gate := utilfeature.DefaultMutableFeatureGate.DeepCopy()
-	if err := gate.SetFromMap(conf.FeatureGates); err != nil {
+	if err := gate.SetFromMap(s.FeatureGates); err != nil {
 		return nil, fmt.Errorf("kubelet-arg: feature-gates: %w", err)
 	}
-	if err := validation.ValidateKubeletConfiguration(conf, gate); err != nil {
+	if err := validation.ValidateKubeletConfiguration(&s.KubeletConfiguration, gate); err != nil {
 		return nil, fmt.Errorf("kubelet-arg: %w", err)
 	}
 	return s, nil
+}
+
+// Check returns what is wrong with the parts of the configuration that the user sets, before anything is known of the cluster.
+func (c Config) Check() error {
+	c.NodeName = "node"
+	c.Dirs, c.Root, c.PodLogs = layout.Default, folders.KubeletRoot, folders.PodLogs
+	c.Cgroup = host.Cgroup{Version: 2, Driver: host.DriverCgroupfs}
+	c.CgroupRoot, c.ClusterDomain, c.ResolvConf = "/", "cluster.local", "/etc/resolv.conf"
+	_, errLabels := ParseLabels(c.Labels)
+	_, errTaints := ParseTaints(c.Taints)
+	c.Labels, c.Taints = nil, nil
+	_, err := c.options()
+	return errors.Join(errLabels, errTaints, err)
 }
 
 func (c Config) fillFlags(f *options.KubeletFlags) error {
@@ -63,13 +81,11 @@ func (c Config) fillFlags(f *options.KubeletFlags) error {
 		ips = append(ips, a.String())
 	}
 	f.NodeIP = strings.Join(ips, ",")
-	for _, l := range c.Labels {
-		k, v, ok := strings.Cut(l, "=")
-		if !ok {
-			return fmt.Errorf("node-label: %q is not KEY=VALUE", l)
-		}
-		f.NodeLabels[k] = v
+	labels, err := ParseLabels(c.Labels)
+	if err != nil {
+		return err
 	}
+	maps.Copy(f.NodeLabels, labels)
 	return nil
 }
 
@@ -113,20 +129,17 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	if _, most, err := host.OpenFiles(); err == nil && !c.MayLowerOOMScore {
 		k.MaxOpenFiles = min(k.MaxOpenFiles, int64(min(most, 1<<40))) // the same capability raises this limit
 	}
-	for _, t := range c.Taints {
-		taints, _, err := taintutils.ParseTaints([]string{t})
-		if err != nil {
-			return fmt.Errorf("node-taint: %w", err)
-		}
-		k.RegisterWithTaints = append(k.RegisterWithTaints, taints...)
+	var err error
+	if k.RegisterWithTaints, err = ParseTaints(c.Taints); err != nil {
+		return err
 	}
 	k.RegisterNode = true
 
-	// Shutdown of the machine: pods marked critical get the last third of the time. It is logind that asks
-	// the kubelet; when only umiak stops, nobody does, and pods run on.
+	// Shutdown of the machine: pods marked critical get the last third of the time, in whole seconds as the kubelet counts.
+	// It is logind that asks the kubelet; when only umiak stops, nobody does, and pods run on.
 	if c.ShutdownGrace > 0 && host.HasLogind() {
 		k.ShutdownGracePeriod = metav1.Duration{Duration: c.ShutdownGrace}
-		k.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: c.ShutdownGrace / 3}
+		k.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: max(time.Second, (c.ShutdownGrace / 3).Truncate(time.Second))}
 	}
 
 	// No iptables chains: the service proxy is ours and speaks nftables.
@@ -168,68 +181,56 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 // StaticPods is the folder of static pods' manifests.
 func (c Config) StaticPods() string { return filepath.Join(c.Dirs.Agent(), "pod-manifests") }
 
-// notTaken are kubelet flags that mean nothing here, with what to do instead.
-var notTaken = map[string]string{
-	"config":                     "set the flags themselves",
-	"config-dir":                 "set the flags themselves",
-	"bootstrap-kubeconfig":       "umiak gives the node its identity",
-	"rotate-certificates":        "umiak renews the node's certificates",
-	"rotate-server-certificates": "umiak renews the node's certificates",
-	"lock-file":                  "umiak locks its data-dir",
-	"exit-on-lock-contention":    "umiak locks its data-dir",
-	"v":                          "set log-level",
-	"vmodule":                    "set log-level",
-	"logging-format":             "set log-format",
-	"hostname-override":          "set node-name",
-	"kubeconfig":                 "umiak gives the node its identity",
-	"help":                       "see the kubelet's reference",
-	"version":                    "see `umiak --version`",
-}
-
-// applyArgs parses the user's flags over what stands in the two structs.
-func (c Config) applyArgs(flags *options.KubeletFlags, conf *kubeletconfig.KubeletConfiguration) error {
-	fs := pflag.NewFlagSet("kubelet-arg", pflag.ContinueOnError)
-	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
-	fs.SetOutput(io.Discard)
-	flags.AddFlags(fs)
-	options.AddKubeletConfigFlags(fs, conf)
+// applyFiles lays the user's files of KubeletConfiguration over s: the one that kubelet-arg names as config, the drop-ins of
+// kubelet-config-dir, and those of the folder that kubelet-arg names as config-dir.
+func (c Config) applyFiles(s, ours *options.KubeletServer) error {
+	main, dir, _ := configurationFiles(c.Args)
+	var files []string
+	if main != "" {
+		files = append(files, main)
+	}
+	own, err := dropins(c.ConfigDir, false)
+	if err != nil {
+		return err
+	}
+	more, err := dropins(dir, true)
+	if err != nil {
+		return err
+	}
+	files = slices.Concat(files, own, more)
 	var errs []error
-	for _, a := range c.Args {
-		name, value, _ := strings.Cut(a, "=")
-		name = strings.ReplaceAll(name, "_", "-")
-		if why, no := notTaken[name]; no {
-			errs = append(errs, fmt.Errorf("kubelet-arg: %s is not taken: %s", name, why))
+	for _, file := range files {
+		before := s.KubeletConfiguration.DeepCopy()
+		if err := mergeFile(&s.KubeletConfiguration, file); err != nil {
+			errs = append(errs, err)
 			continue
 		}
-		if name == "root-dir" {
-			if filepath.Clean(value) != c.Root {
-				errs = append(errs, fmt.Errorf("kubelet-arg: root-dir is not taken: it is %s, and its contents are on the disk of data-dir", c.Root))
-			}
-			continue
-		}
-		if fs.Lookup(name) == nil {
-			errs = append(errs, fmt.Errorf("kubelet-arg: the kubelet has no flag %q%s", name, near(name, fs)))
-			continue
-		}
-		if err := fs.Set(name, value); err != nil {
-			errs = append(errs, fmt.Errorf("kubelet-arg: %w", err))
+		for field, what := range instead(ours, s, func(o owned) string { return o.field }) {
+			errs = append(errs, fmt.Errorf("%s: %s cannot be set: %s", file, field, what))
+			s.KubeletConfiguration = *before // named once
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// near names flags that begin like an unknown one, or that it begins like.
-func near(name string, fs *pflag.FlagSet) string {
-	var like []string
-	fs.VisitAll(func(f *pflag.Flag) {
-		if strings.HasPrefix(f.Name, name) || strings.HasPrefix(name, f.Name) && len(f.Name) > 2 {
-			like = append(like, f.Name)
-		}
-	})
-	if len(like) == 0 || len(like) > 4 {
-		return ""
+// applyArgs parses the user's flags over what stands in s.
+func (c Config) applyArgs(s, ours *options.KubeletServer) error {
+	const key = "kubelet-arg"
+	fs := pflag.NewFlagSet(key, pflag.ContinueOnError)
+	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	fs.SetOutput(io.Discard)
+	s.KubeletFlags.AddFlags(fs)
+	options.AddKubeletConfigFlags(fs, &s.KubeletConfiguration)
+	_, _, args := configurationFiles(c.Args)
+	if err := componentflags.Set(fs, key, args, func(name, _ string) string { return never[name] }); err != nil {
+		return err
 	}
-	return "; did you mean " + strings.Join(like, " or ") + "?"
+	var errs []error
+	for flag, what := range instead(ours, s, func(o owned) string { return o.flag }) {
+		errs = append(errs, fmt.Errorf("%s: %s cannot be set: %s", key, flag, what))
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
 }
 
 // remarks are for the log, once.

@@ -1,11 +1,17 @@
 package kubelet
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/layout"
@@ -58,13 +64,13 @@ func TestTheUsersFlagsWin(t *testing.T) {
 }
 
 func TestEveryMistakeIsNamed(t *testing.T) {
-	_, err := config("max-pod=20", "max-pods=many", "config=/x", "v=4", "nonsense=1").options()
+	_, err := config("max-pod=20", "max-pods=many", "v=4", "nonsense=1").options()
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, want := range []string{
-		`kubelet-arg: the kubelet has no flag "max-pod"; did you mean max-pods?`, `"many"`, "kubelet-arg: config is not taken",
-		"kubelet-arg: v is not taken: set log-level", `no flag "nonsense"`,
+		`kubelet-arg: there is no flag "max-pod"; did you mean max-pods?`, `"many"`,
+		"kubelet-arg: v cannot be set: set log-level", `no flag "nonsense"`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing %q in:\n%v", want, err)
@@ -79,6 +85,101 @@ func TestEveryMistakeIsNamed(t *testing.T) {
 	c.Taints = []string{"a=b:Sometimes"}
 	if _, err := c.options(); err == nil || !strings.Contains(err.Error(), "node-taint") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
+	for arg, want := range map[string]string{
+		"address=10.0.0.1": "address cannot be set: logs, exec and metrics reach the kubelet at 127.0.0.1", "port=1": "port cannot be set: set kubelet-port", "--root-dir=/x": "its contents are in data-dir",
+		"resolv_conf=/x": "set resolv-conf", "node-ip=10.0.0.1": "set node-ip", "hostname-override=x": "set node-name", "rotate-certificates": "umiak issues and renews",
+		"register-node=false": "has to register", "container-runtime-endpoint=unix:///x": "containerd is built in", "config=/does/not/exist": "/does/not/exist", "config-dir=/does/not/exist": "/does/not/exist",
+	} {
+		for where, err := range map[string]error{"check": Config{Args: []string{arg}, Port: 10250}.Check(), "start": func() error { _, err := config(arg).options(); return err }()} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s, %s: %v", where, arg, err)
+			}
+		}
+	}
+	if _, err := config("port=10250", "address=0.0.0.0", "rotate-certificates=false", "read-only-port=10255", "pod-manifest-path=/x", "cluster-dns=169.254.20.10").options(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFilesOfKubeletConfiguration(t *testing.T) {
+	dir := t.TempDir()
+	const head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"
+	write := func(name, text string) string {
+		t.Helper()
+		p := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	plain, err := config().options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config("config="+write("main.yaml", head+"maxPods: 30\nmemorySwap: {swapBehavior: LimitedSwap}\nevictionHard: {memory.available: 7Mi}\n"), "config-dir="+filepath.Join(dir, "more"), "pod-max-pids=77")
+	write("more/10.conf", head+"maxPods: 50\nregistryPullQPS: 3\n")
+	write("more/README", "not read")
+	c.ConfigDir = filepath.Join(dir, "own")
+	write("own/a.yaml", head+"maxPods: 40\nfailSwapOn: false\n")
+	s, err := c.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.MaxPods != 50 || s.MemorySwap.SwapBehavior != "LimitedSwap" || s.EvictionHard["memory.available"] != "7Mi" || s.EvictionHard["nodefs.available"] != "5%" || s.RegistryPullQPS != 3 || s.PodPidsLimit != 77 {
+		t.Errorf("%+v", s.KubeletConfiguration)
+	}
+	// What no file names is as it was.
+	s.MaxPods, s.MemorySwap, s.EvictionHard, s.RegistryPullQPS, s.PodPidsLimit = plain.MaxPods, plain.MemorySwap, plain.EvictionHard, plain.RegistryPullQPS, plain.PodPidsLimit
+	s.TypeMeta = plain.TypeMeta
+	if a, b := fmt.Sprintf("%+v", s.KubeletConfiguration), fmt.Sprintf("%+v", plain.KubeletConfiguration); !equality.Semantic.DeepEqual(s.KubeletConfiguration, plain.KubeletConfiguration) {
+		t.Errorf("changed:\n%s\n%s", a, b)
+	}
+	for name, want := range map[string]string{
+		head + "port: 1\n": "port cannot be set: set kubelet-port", head + "authentication: {x509: {clientCAFile: /x}}\n": "authentication.x509 cannot be set", head + "nonsense: 1\n": "nonsense",
+		"maxPods: 3\n": "x.yaml", "kind: Pod\napiVersion: v1\n": "x.yaml", "": "x.yaml", head + "cgroupRoot: /x\n": "set cgroup-root",
+	} {
+		file := write("wrong/x.yaml", name)
+		c := config("config=" + file)
+		if _, err := c.options(); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestLabelsAndTaintsAreNamedPrecisely(t *testing.T) {
+	for label, want := range map[string]string{
+		"foo": `node-label: "foo" has no value: write foo=VALUE`, "a b=c": `node-label: the key "a b"`, "a=b c": `node-label: the value "b c" of a`,
+		"node-role.kubernetes.io/worker=": "Kubernetes lets no node give itself node-role.kubernetes.io/worker; set it with `umiak kubectl label node NAME",
+	} {
+		if err := (Config{Labels: []string{label}, Port: 1}).Check(); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", label, err)
+		}
+	}
+	for taint, want := range map[string]string{
+		"foo": `node-taint: "foo": it has no effect: write KEY=VALUE:EFFECT`, "foo=bar": "it has no effect", "foo:Sometimes": `the effect "Sometimes" is not one of NoSchedule`,
+		"a b:NoSchedule": `the key "a b"`, "foo-:NoSchedule": `the key "foo-"`, "a=b:c:NoSchedule": "effect", ":NoSchedule": "the key",
+	} {
+		if err := (Config{Taints: []string{taint}, Port: 1}).Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", taint, err)
+		}
+	}
+	ok := Config{Labels: []string{"a=", "x/y=z", "topology.kubernetes.io/zone=b"}, Taints: []string{"a:NoExecute", "a=b:NoSchedule", "x/y=:PreferNoSchedule"}, Port: 1}
+	if err := ok.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestShutdownGraceOfTwoSeconds(t *testing.T) {
+	for _, d := range []time.Duration{0, 2 * time.Second, 2500 * time.Millisecond, 30 * time.Second} {
+		c := config()
+		c.ShutdownGrace = d
+		if _, err := c.options(); err != nil {
+			t.Errorf("%s: %v", d, err)
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package kubelet
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	conversion "k8s.io/kubernetes/pkg/kubelet/apis/config/v1beta1"
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
+	"sigs.k8s.io/yaml"
 )
 
 // dropins lists the files of KubeletConfiguration in dir, in the order of their names: *.conf, as the kubelet reads them, and
@@ -50,8 +50,12 @@ func mergeFile(conf *kubeletconfig.KubeletConfiguration, file string) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", file, err)
 	}
-	// Load checks the file strictly; its result has upstream's defaults where the file says nothing.
-	if _, err := loader.Load(context.Background()); err != nil {
+	// The kubelet's own loader takes unknown and repeated fields.
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read the kubelet's configuration: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(text, &kubeletv1beta1.KubeletConfiguration{}); err != nil {
 		return fmt.Errorf("%s: %s", file, strings.ReplaceAll(err.Error(), "\n", " "))
 	}
 	raw, gvk, err := loader.LoadIntoJSON()

@@ -43,7 +43,11 @@ type Config struct {
 	Labels   []string // KEY=VALUE
 	Taints   []string // KEY=VALUE:EFFECT
 	Args     []string // NAME=VALUE of the kubelet's own flags, which win
-	Port     int
+	// HideExternalIPs keeps the kubelet from removing the external addresses that the agent adds to the Node.
+	HideExternalIPs bool
+	// ConfigDir is the folder of the user's files of KubeletConfiguration; it need not exist.
+	ConfigDir string
+	Port      int
 
 	Dirs layout.Dirs
 	// Root and PodLogs are the kubelet's root directory and the folder of the logs, as pods of the system expect
@@ -169,6 +173,12 @@ func (k *Kubelet) VolumeControllersMade() error {
 	}
 	return nil
 }
+
+// Labels are those that the settings give the Node.
+func (k *Kubelet) Labels() map[string]string { return k.server.NodeLabels }
+
+// Taints are those that the settings give the Node.
+func (k *Kubelet) Taints() []v1.Taint { return k.server.RegisterWithTaints }
 
 // Health is nil while the kubelet's main loop goes round.
 func (k *Kubelet) Health() error {

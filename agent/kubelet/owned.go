@@ -1,10 +1,12 @@
 package kubelet
 
 import (
+	"path/filepath"
 	"reflect"
 
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 
+	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/internal/componentflags"
 )
 
@@ -30,8 +32,8 @@ var ownedOptions = []owned{
 	{"address", "address", "logs, exec and metrics reach the kubelet at 127.0.0.1; keep strangers from its port by a firewall", func(s *server) any { return s.Address }},
 	{"port", "port", "set kubelet-port", func(s *server) any { return s.Port }},
 	{"enable-server", "enableServer", "logs, exec and metrics need it", func(s *server) any { return s.EnableServer }},
-	{"root-dir", "", "set data-dir", func(s *server) any { return s.RootDirectory }},
-	{"", "podLogsDir", "set data-dir", func(s *server) any { return s.PodLogsDir }},
+	{"root-dir", "", "it is " + folders.KubeletRoot + ", and its contents are in data-dir", func(s *server) any { return filepath.Clean(s.RootDirectory) }},
+	{"", "podLogsDir", "it is " + folders.PodLogs + ", and its contents are in data-dir", func(s *server) any { return s.PodLogsDir }},
 	{"cert-dir", "", certificates, func(s *server) any { return s.CertDirectory }},
 	{"tls-cert-file", "tlsCertFile", certificates, func(s *server) any { return s.TLSCertFile }},
 	{"tls-private-key-file", "tlsPrivateKeyFile", certificates, func(s *server) any { return s.TLSPrivateKeyFile }},

@@ -15,6 +15,7 @@ import (
 	"github.com/umiak-io/umiak/agent/airgap"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // Script is the file in Config.Etc that install.sh leaves of itself.
@@ -26,6 +27,7 @@ type Config struct {
 	Version string // of a release, where install.sh finds those
 	Base    string // where that is, if it is another place than the last time
 	From    string // or an archive of one, or a bundle, or the folder of either
+	Dirs    layout.Dirs
 	Lock    string // a file; whoever upgrades this node holds its lock
 	DryRun  bool
 	Out     io.Writer
@@ -36,10 +38,6 @@ var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; up
 
 // Run upgrades and returns when the new version is ready, or the old one is back: then with an error.
 func Run(ctx context.Context, cfg Config) error {
-	script := filepath.Join(cfg.Etc, Script)
-	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: %w", script, ErrNotInstalled)
-	}
 	if (cfg.Version == "") == (cfg.From == "") {
 		return errors.New("say either --version or --from")
 	}
@@ -55,14 +53,25 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("hold off other upgrades of this node: %w", err)
 	}
 	defer release()
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
+	source := ""
 	if cfg.From != "" {
 		dir, remove, err := airgap.Folder(cfg.From)
 		if err != nil {
 			return fmt.Errorf("release in %s: %w", cfg.From, err)
 		}
 		defer remove()
-		env = append(env, "INSTALL_UMIAK_SOURCE="+dir)
+		if !airgap.HasRelease(dir) {
+			return cfg.place(dir)
+		}
+		source = dir
+	}
+	script := filepath.Join(cfg.Etc, Script)
+	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", script, ErrNotInstalled)
+	}
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
+	if source != "" {
+		env = append(env, "INSTALL_UMIAK_SOURCE="+source)
 	} else {
 		env = append(env, "INSTALL_UMIAK_VERSION="+cfg.Version)
 		if cfg.Base != "" {
@@ -80,6 +89,28 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("not upgraded: install.sh: %w", err)
 	}
 	return nil
+}
+
+// place puts what is in a bundle without a release where it belongs.
+func (cfg Config) place(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, airgap.Sums)); err != nil {
+		return fmt.Errorf("%s is neither a release nor a bundle", cfg.From)
+	}
+	if cfg.DryRun {
+		targets, err := airgap.Targets(dir, true, cfg.Dirs)
+		for _, t := range targets {
+			fmt.Fprintln(cfg.Out, "would place", t.Path)
+		}
+		return err
+	}
+	placed, err := airgap.Place(dir, cfg.Dirs)
+	for _, p := range placed {
+		fmt.Fprintln(cfg.Out, "placed", p)
+	}
+	if err == nil && slices.Contains(placed, airgap.Settings) {
+		fmt.Fprintln(cfg.Out, "the settings count from the next start of umiak on")
+	}
+	return err
 }
 
 // unfinished is the file in Config.Etc that takes back what install.sh has put there, when the node starts again before

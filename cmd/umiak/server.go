@@ -43,6 +43,9 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			defer release()
+			if err := sc.ClaimName(); err != nil {
+				return err
+			}
 			if err := egress.Exempt(sc.InternalNames()...); err != nil {
 				return err
 			}

@@ -4,11 +4,12 @@
 //	POST /umiak/v1/join/node    with a token: a node gets its certificates for the first time
 //	POST /umiak/v1/join/renew   with the node's client certificate: it gets new ones
 //	POST /umiak/v1/join/check   as renew, but nothing is signed: does the cluster still know the node?
+//	POST /umiak/v1/join/taints  as renew: the node gets the taints of its settings
 //	POST /umiak/v1/join/server  with a token for servers: a server gets the cluster's keys
 //	POST /umiak/v1/join/server/check  as server, but nobody is taken in: do the servers reach each other?
 //
-// The first three take a NodeRequest and answer with a NodeResponse, the others a ServerRequest and a
-// ServerResponse; all may answer with an Error. The token stands in the Authorization header (HTTP basic
+// The first three take a NodeRequest and answer with a NodeResponse, taints a TaintsRequest and a TaintsResponse, the others
+// a ServerRequest and a ServerResponse; all may answer with an Error. The token stands in the Authorization header (HTTP basic
 // authentication: its id and its secret), so that a server can refuse before it reads a body. Keys never leave
 // a node: requests hold CSRs.
 //
@@ -21,6 +22,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Paths on the API server's port. Prefix is that of all.
@@ -29,6 +32,8 @@ const (
 	NodePath  = Prefix + "node"
 	RenewPath = Prefix + "renew"
 	CheckPath = Prefix + "check"
+
+	TaintsPath = Prefix + "taints"
 
 	ServerPath      = Prefix + "server"
 	ServerCheckPath = Prefix + "server/check"
@@ -48,6 +53,9 @@ type NodeRequest struct {
 	// Name is the node's; IPs are its addresses, for which its kubelet's certificate is to be good.
 	Name string   `json:"name"`
 	IPs  []string `json:"ips"`
+	// ExternalIPs are addresses by which others reach the node through a router. The kubelet's certificate has those of them
+	// that no server has.
+	ExternalIPs []string `json:"externalIPs,omitempty"`
 	// Password proves, the next time, that it is the same machine that has this name.
 	Password string `json:"password"`
 	// CSRs in PEM form: the kubelet's as a client, the agent's as a client, and the kubelet's as a server.
@@ -74,9 +82,19 @@ type NodeResponse struct {
 
 // Node is what a node says of itself when it joins.
 type Node struct {
-	Name string
-	IPs  []string
+	Name        string
+	IPs         []string
+	ExternalIPs []string
 }
+
+// TaintsRequest is what a node whose settings give it taints asks for; Password is as in NodeRequest.
+type TaintsRequest struct {
+	Password string         `json:"password"`
+	Taints   []corev1.Taint `json:"taints"`
+}
+
+// TaintsResponse says that the Node has them.
+type TaintsResponse struct{}
 
 // Cluster is what a node learns from the cluster when it joins. It holds no secret: keys and
 // certificates are files under the node's own directory.

@@ -24,6 +24,9 @@ func (d Dirs) run(p ...string) string  { return filepath.Join(append([]string{d.
 // Lock is held by the process that owns the data directory.
 func (d Dirs) Lock() string { return d.data("lock") }
 
+// NodeName holds the name under which this machine has joined, see internal/nodename.
+func (d Dirs) NodeName() string { return d.data("node-name") }
+
 // Server is the control plane's own folder, 0700.
 func (d Dirs) Server() string { return d.data("server") }
 

@@ -14,6 +14,9 @@ const (
 	// want are held by a program of the host: 53/UDP,80/TCP.
 	HostPorts = "umiak.io/host-ports"
 
+	// SetLabels is the annotation in which a node records the labels that its settings have given its Node, as a JSON object.
+	SetLabels = "umiak.io/set-labels"
+
 	// ServerRole is the label of servers' Nodes, as kubeadm and k3s have it.
 	ServerRole = "node-role.kubernetes.io/control-plane"
 

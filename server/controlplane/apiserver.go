@@ -34,6 +34,8 @@ type APIServer struct {
 	Stalled func(context.Context) bool
 
 	accountKeys *accountKeys
+	healthOnly  bool   // strangers may ask for health and nothing else
+	anonymous   string // what the user has decided otherwise, for the log
 
 	ready chan struct{} // closed when /readyz has been ok
 	state running
@@ -56,7 +58,7 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 	a.state.set("not started")
 	a.late.log = a.log
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
-	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs)
+	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
 	if !given(s.APIServerArgs, metricFlags...) {
 		a.opts.Metrics = nil
 	}
@@ -108,13 +110,6 @@ func apiServerFlags(s Settings) flags {
 		f.set("authorization-mode", "Node,RBAC")
 	}
 	f.set("enable-admission-plugins", "NodeRestriction")
-	// The file says that anonymous requests are for health only. Upstream lets it not be combined with
-	// the flags that say the same more coarsely.
-	if given(user, "oidc-*", "anonymous-auth") {
-		f.set("anonymous-auth", "false")
-	} else {
-		f.set("authentication-config", s.Files.Authentication)
-	}
 	f.set("encryption-provider-config", s.Files.Encryption)
 	f.set("encryption-provider-config-automatic-reload", "true")
 	if s.AuditLog != "" {
@@ -189,13 +184,6 @@ func (a *APIServer) UseDatastoreTLS(ca, cert, key string) {
 	}
 }
 
-func (a *APIServer) complete() error {
-	if errs := a.opts.Authorization.Validate(); len(errs) > 0 {
-		return fmt.Errorf("kube-apiserver-arg: %w", utilerrors.NewAggregate(errs))
-	}
-	return nil
-}
-
 // Run serves until ctx ends. It calls ready as soon as requests are accepted and the roles of upstream's
 // components are there: a component that is refused at its first request waits long before its second.
 // The other hooks that /readyz waits for may still be at work; see WaitReady.
@@ -203,6 +191,9 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	// Upstream's servers wait for their hooks and for requests in flight when they are told to stop.
 	a.state.set("starting")
 	defer a.state.set("stopped")
+	if a.anonymous != "" {
+		a.log.Warn(a.anonymous)
+	}
 	mark := stopwatch(a.log)
 	name, err := cache.NewInformerName("kube-apiserver")
 	if err != nil {
@@ -229,6 +220,9 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	}
 	mark("config")
 	outer := config.Aggregator.GenericConfig // of the outermost server
+	if a.healthOnly {
+		openHealth(&outer.Config)
+	}
 	chain := outer.BuildHandlerChainFunc
 	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler { return a.behind(chain(h, c)) }
 	if a.sole() {

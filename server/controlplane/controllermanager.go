@@ -42,7 +42,7 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 	m.state.set(m.idle)
 	health.Register("kube-controller-manager", m.state.check)
 	sets := opts.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
-	err = parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs)
+	err = parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs, ownedByControllerManager)
 	if !given(s.ControllerManagerArgs, metricFlags...) {
 		opts.Metrics = nil
 	}

@@ -51,8 +51,7 @@ type Files struct {
 	KubeletClientCert, KubeletClientKey string // the API server towards kubelets
 	ProxyClientCert, ProxyClientKey     string // the API server towards aggregated ones
 
-	Authentication string // AuthenticationConfiguration
-	Encryption     string // EncryptionConfiguration
+	Encryption string // EncryptionConfiguration
 
 	ControllerManagerKubeconfig, SchedulerKubeconfig string
 }

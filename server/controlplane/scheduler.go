@@ -26,7 +26,7 @@ func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, err
 	}
 	c.state.set(c.idle)
 	health.Register("kube-scheduler", c.state.check)
-	err := parse(*c.opts.Flags, schedulerFlags(s), "kube-scheduler-arg", s.SchedulerArgs)
+	err := parse(*c.opts.Flags, schedulerFlags(s), "kube-scheduler-arg", s.SchedulerArgs, ownedByScheduler)
 	if !given(s.SchedulerArgs, metricFlags...) {
 		c.opts.Metrics = nil
 	}

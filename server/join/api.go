@@ -144,6 +144,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		do = a.join
 	case joinapi.RenewPath, joinapi.CheckPath:
 		do = a.renew
+	case joinapi.TaintsPath:
+		do = a.taints
 	case joinapi.ServerPath, joinapi.ServerCheckPath:
 		do = a.joinServer
 	default:
@@ -464,7 +466,7 @@ func (a *API) answer(ctx context.Context, s *serving, n *node) (*joinapi.NodeRes
 	agent := user
 	agent.CommonName, agent.Organization = names.AgentUserPrefix+n.name, []string{names.AgentsGroup}
 	serving := user
-	serving.CA, serving.Server, serving.DNSNames, serving.IPs = pki.ServerCA, true, []string{n.name}, n.ips
+	serving.CA, serving.Server, serving.DNSNames, serving.IPs = pki.ServerCA, true, []string{n.name}, slices.Concat(n.ips, n.external)
 	out := &joinapi.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers, LifetimeSeconds: int64(NodeLifetime / time.Second),
 		ServerCA: string(a.cfg.Signer.CAPEM(pki.ServerCA)), ClientCA: string(a.cfg.Signer.CAPEM(pki.ClientCA))}
 	for _, c := range []struct {

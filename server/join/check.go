@@ -36,6 +36,7 @@ type reserved struct {
 type node struct {
 	name                    string
 	ips                     []string
+	external                []string // as far as no server has them
 	kubelet, agent, serving *x509.CertificateRequest
 }
 
@@ -75,6 +76,19 @@ func check(r *joinapi.NodeRequest, res reserved) (*node, error) {
 			return nil, fmt.Errorf("node address %s: %w", ip, err)
 		}
 		n.ips = append(n.ips, ip.String())
+	}
+	if len(r.ExternalIPs) > maxIPs {
+		return nil, fmt.Errorf("%d external addresses, %d are possible", len(r.ExternalIPs), maxIPs)
+	}
+	for _, s := range r.ExternalIPs {
+		ip, err := netip.ParseAddr(s)
+		if err != nil || ip.Zone() != "" {
+			return nil, fmt.Errorf("external address %q is not an IP address", s)
+		}
+		// Behind one router a node has the address of a server: then its certificate goes without.
+		if ip = ip.Unmap(); res.allows(ip) == nil && !slices.Contains(n.ips, ip.String()) {
+			n.external = append(n.external, ip.String())
+		}
 	}
 	var errs []error
 	csr := func(what, text, user string, groups ...string) *x509.CertificateRequest {

@@ -38,7 +38,7 @@ func Check(t *testing.T, p Program) {
 	refuse := func(want string, argv ...string) {
 		t.Helper()
 		code, stdout, stderr := p.run(argv...)
-		if code != usage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, p.Name+": ") || !strings.Contains(stderr, want) || !strings.Contains(stderr, "; see "+p.Name) {
+		if code != usage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, p.Name+": ") || !strings.Contains(stderr, want) || !strings.Contains(stderr, " see "+p.Name) {
 			t.Errorf("%s %s: want exit %d and one line with %q, got %d\nstdout: %.300s\nstderr: %.600s", p.Name, strings.Join(argv, " "), usage, want, code, stdout, stderr)
 		}
 	}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+func TestKubectlFindsTheServerOfThisMachine(t *testing.T) {
+	t.Setenv("KUBECONFIG", "")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	for args, want := range map[string]bool{
+		"get pods": true, "": true, "--kubeconfig x get pods": false, "get pods --kubeconfig=x": false, "-s https://x get pods": false, "--server=https://x get pods": false, "get pods -n s": true,
+	} {
+		if got := findsServer(strings.Fields(args)); got != want {
+			t.Errorf("%q: %v", args, got)
+		}
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "server", "admin.kubeconfig")
+	home := clientcmd.RecommendedHomeFile
+	clientcmd.RecommendedHomeFile = filepath.Join(dir, "none")
+	defer func() { clientcmd.RecommendedHomeFile = home }()
+	for args, fine := range map[string]bool{"get pods": false, "apply -f x": false, "version --client": true, "help": true, "": true, "create ns x --dry-run=client -o yaml": true, "config view": true, "get --help": true, "version": false} {
+		err := useAdmin(file, strings.Fields(args))
+		if (err == nil) != fine || err != nil && (!strings.Contains(err.Error(), "no server has run here: there is no server/admin.kubeconfig in "+dir) || !strings.Contains(err.Error(), "KUBECONFIG")) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+	if os.Getenv("KUBECONFIG") != "" {
+		t.Error("KUBECONFIG is set")
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := useAdmin(file, []string{"get", "pods"}); err != nil || os.Getenv("KUBECONFIG") != file || findsServer([]string{"get"}) {
+		t.Errorf("%v, %s", err, os.Getenv("KUBECONFIG"))
+	}
+}
+
+func TestKubectlNeverAsksTheDefaultOfItsLibrary(t *testing.T) {
+	t.Setenv("KUBERNETES_MASTER", "")
+	c := neverLocalhost(&rest.Config{Host: clientcmd.ClusterDefaults.Server})
+	if c.Dial == nil {
+		t.Fatal("it would ask localhost:8080")
+	}
+	if _, err := c.Dial(t.Context(), "tcp", "localhost:8080"); err == nil || !strings.Contains(err.Error(), "no server is known here") {
+		t.Errorf("got %v", err)
+	}
+	if c := neverLocalhost(&rest.Config{Host: "https://10.0.0.1:6443"}); c.Dial != nil {
+		t.Error("a server that was named is not asked")
+	}
+}

@@ -1,0 +1,154 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/umiak-io/umiak/e2e/cluster"
+)
+
+// TestSettingsThatChange starts a server on a machine called localhost, changes its settings and its host name, and starts it
+// again: it stays the same node, and what the settings gave it follows them.
+func TestSettingsThatChange(t *testing.T) {
+	e := off(t, cluster.Options{Name: "localhost", Images: []string{}, Settings: map[string]string{
+		"node-label": "room=attic,disk=ssd", "node-taint": "own=yes:PreferNoSchedule", "node-external-ip": "203.0.113.7",
+		"kubelet-arg": `["max-pods=77", "eviction-hard=memory.available<50Mi,nodefs.available<3%"]`, "disable": "no-such-thing,metrics-server",
+	}})
+	out, err := e.Umiak(e.soon(), "check")
+	if l := lineWith(out, []string{"node name", "localhost"}); !strings.HasPrefix(l, "WARN") {
+		t.Errorf("check says of the host name: %q, %v", l, err)
+	}
+	e.must(e.Start())
+	e.must(e.APIReady(e.soon()))
+	first := e.oneNode(func(n *corev1.Node) error {
+		return errors.Join(labelled(n, "room", "attic"), labelled(n, "disk", "ssd"), tainted(n, "own", true), external(n, "203.0.113.7"), podsOf(n, "77"))
+	})
+	if !strings.HasPrefix(first.Name, "node-") {
+		t.Errorf("a machine called localhost is node %q", first.Name)
+	}
+	if l := e.statusLine(first.Name, "localhost"); l == "" {
+		t.Error("status does not say why the node is called so")
+	}
+	// Somebody else labels and taints it.
+	patch := `{"metadata":{"labels":{"theirs":"yes"}},"spec":{"taints":[{"key":"own","value":"yes","effect":"PreferNoSchedule"},{"key":"theirs","effect":"PreferNoSchedule"}]}}`
+	_, err = e.Kube.CoreV1().Nodes().Patch(e.soon(), first.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	e.must(err)
+	e.must(e.Stop(e.soon()))
+
+	e.sh("hostname other")
+	e.must(e.Configure(map[string]string{"node-label": "room=cellar", "token": "a-password-of-my-own"}))
+	e.must(e.Start())
+	e.must(e.APIReady(e.soon()))
+	again := e.oneNode(func(n *corev1.Node) error {
+		return errors.Join(labelled(n, "room", "cellar"), labelled(n, "disk", ""), labelled(n, "theirs", "yes"), tainted(n, "own", false), tainted(n, "theirs", true), external(n), podsOf(n, "110"))
+	})
+	if again.UID != first.UID {
+		t.Errorf("node %s became %s", first.Name, again.Name)
+	}
+	if l := e.statusLine("stays "+first.Name, `"other"`); l == "" {
+		t.Error("status does not say that the name stayed")
+	}
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+		raw, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
+		if err == nil && !strings.HasSuffix(strings.TrimSpace(string(raw)), ".server.a-password-of-my-own") {
+			err = fmt.Errorf("server/token is %q", raw)
+		}
+		return err
+	}))
+	e.must(e.Stop(e.soon()))
+
+	// What cannot be used is refused, by check as by a start, with one line and nothing done.
+	for key, want := range map[string]string{
+		"node-name":   `node-name: this machine has joined as node "` + first.Name + `"`,
+		"kubelet-arg": "kubelet-arg: address cannot be set",
+		"node-taint":  "node-taint: \"foo\": it has no effect",
+	} {
+		value := map[string]string{"node-name": "third", "kubelet-arg": "address=10.0.0.1", "node-taint": "foo"}[key]
+		for _, command := range []string{"check", "server"} {
+			out, err := e.Umiak(e.soon(), command, "--"+key, value)
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out+err.Error(), want) {
+				t.Errorf("%s --%s %s: %v\n%s", command, key, value, err, out)
+			}
+		}
+	}
+	e.sh("hostname " + strings.Repeat("a", 64) + "; rm -r /var/lib/umiak")
+	if _, err := e.Umiak(e.soon(), "server"); err == nil || !strings.Contains(err.Error(), "64 characters, and 63 is the limit") {
+		t.Errorf("a host name of 64 letters: %v", err)
+	}
+}
+
+// oneNode waits until there is one Node, which is ready and as it should be.
+func (e *env) oneNode(as func(*corev1.Node) error) *corev1.Node {
+	e.Helper()
+	var node corev1.Node
+	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
+		list, err := e.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		if len(list.Items) != 1 {
+			return fmt.Errorf("%d nodes", len(list.Items))
+		}
+		node = list.Items[0]
+		if !slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}) {
+			return errors.New("it is not ready")
+		}
+		return as(&node)
+	}))
+	return &node
+}
+
+// statusLine is a line of status with all the words.
+func (e *env) statusLine(words ...string) string {
+	out, _ := e.Umiak(e.soon(), "status")
+	return lineWith(out, words)
+}
+
+func labelled(n *corev1.Node, key, want string) error {
+	if got := n.Labels[key]; got != want {
+		return fmt.Errorf("label %s is %q, want %q", key, got, want)
+	}
+	return nil
+}
+
+func tainted(n *corev1.Node, key string, want bool) error {
+	if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key }) != want {
+		text, _ := json.Marshal(n.Spec.Taints)
+		return fmt.Errorf("taint %s: want %v, there are %s", key, want, text)
+	}
+	return nil
+}
+
+func external(n *corev1.Node, want ...string) error {
+	var got []string
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeExternalIP {
+			got = append(got, a.Address)
+		}
+	}
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("external addresses %v, want %v", got, want)
+	}
+	return nil
+}
+
+func podsOf(n *corev1.Node, want string) error {
+	if got := n.Status.Capacity.Pods().String(); got != want {
+		return fmt.Errorf("%s pods, want %s", got, want)
+	}
+	return nil
+}

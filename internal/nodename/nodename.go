@@ -1,0 +1,163 @@
+// Package nodename decides the name of this machine's node, and keeps it: a machine that has joined under a name stays that node,
+// whatever its host name becomes, because a second Node would have its containers killed and made anew.
+//
+// The commands that run a node claim the name once; server and agent ask for it. It imports internal/.
+package nodename
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/names"
+)
+
+// MaxLength is how long a name may be: the Node has it as the value of a label.
+const MaxLength = validation.LabelValueMaxLength
+
+// Name is the name of a node.
+type Name struct {
+	Name string
+	// Remark is what a person should know about the name, empty where it is what was set or the host's.
+	Remark string
+}
+
+// Finder finds the name of the node whose directories are Dirs.
+type Finder struct {
+	Dirs layout.Dirs
+	// Set is the setting node-name, empty for the host name.
+	Set string
+	// Host returns the host name; os.Hostname where it is nil.
+	Host func() (string, error)
+}
+
+// Find returns the name that the node has, or would get if it were started now. It writes nothing.
+func (f Finder) Find() (Name, error) {
+	kept, err := f.kept()
+	if err != nil {
+		return Name{}, err
+	}
+	if f.Set != "" {
+		if kept != "" && kept != f.Set && f.joined() {
+			return Name{}, fmt.Errorf("node-name: this machine has joined as node %q and cannot be %q: set node-name to %s, or leave it out. To rename it, stop umiak, "+
+				"run `umiak cleanup`, write %s into %s, start it, and delete the Node %s", kept, f.Set, kept, f.Set, f.Dirs.NodeName(), kept)
+		}
+		return Name{Name: f.Set}, check("node-name: ", f.Set)
+	}
+	host, hostErr := f.host()
+	switch {
+	case kept != "":
+		n := Name{Name: kept}
+		if host != kept {
+			n.Remark = fmt.Sprintf("this node stays %s, the name with which it joined; the host name is %q now", kept, host)
+		}
+		return n, nil
+	case hostErr != nil:
+		return Name{}, fmt.Errorf("find the host name (set node-name): %w", hostErr)
+	case says(host):
+		return Name{Name: host}, check("node-name: the host name ", host)
+	}
+	b := make([]byte, 4)
+	_, _ = rand.Read(b) // never fails, see crypto/rand
+	n := Name{Name: "node-" + hex.EncodeToString(b)}
+	n.Remark = fmt.Sprintf("this node is %s from now on, because the host name is %q, which other machines may have as well; set node-name before the first start for another name", n.Name, host)
+	return n, nil
+}
+
+// Claim is Find for a node that starts: it keeps the name. When that fails, for instance on a full disk, the name is returned with
+// the error. The data directory must be locked by the caller.
+func (f Finder) Claim() (Name, error) {
+	n, err := f.Find()
+	if err != nil {
+		return Name{}, err
+	}
+	line := n.Name + "\n"
+	if old, err := os.ReadFile(f.Dirs.NodeName()); err == nil && string(old) == line {
+		return n, nil
+	}
+	if err := atomicfile.Write(f.Dirs.NodeName(), []byte(line), 0o644); err != nil {
+		return n, fmt.Errorf("keep the node's name: %w", err)
+	}
+	return n, nil
+}
+
+// joined reports whether the name is in use: the node has its certificate, or the server its state. Before that another may be
+// set, for instance because the cluster has refused the first.
+func (f Finder) joined() bool {
+	for _, p := range []string{f.certificate(), f.Dirs.DB()} {
+		if _, err := os.Stat(p); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (f Finder) certificate() string { return filepath.Join(f.Dirs.AgentPKI(), "kubelet-client.crt") }
+
+func (f Finder) host() (string, error) {
+	get := f.Host
+	if get == nil {
+		get = os.Hostname
+	}
+	h, err := get()
+	return strings.ToLower(strings.TrimSuffix(strings.TrimSpace(h), ".")), err
+}
+
+// says reports whether a host name tells this machine from others.
+func says(host string) bool {
+	first, _, _ := strings.Cut(host, ".")
+	return !slices.Contains([]string{"", "(none)", "localhost", "localhost4", "localhost6"}, first)
+}
+
+// check returns what keeps a name from being a node's; what stands before the name in the error.
+func check(what, name string) error {
+	if len(name) > MaxLength {
+		return fmt.Errorf("%s%q has %d characters, and %d is the limit, because it becomes the value of a label; set node-name to a shorter one", what, name, len(name), MaxLength)
+	}
+	if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
+		return fmt.Errorf("%s%q cannot be a node's: %s", what, name, strings.Join(e, ", "))
+	}
+	return nil
+}
+
+// kept is the name under which this machine has joined, empty before that.
+func (f Finder) kept() (string, error) {
+	raw, err := os.ReadFile(f.Dirs.NodeName())
+	switch {
+	case err == nil:
+		name := strings.TrimSpace(string(raw))
+		if name == "" {
+			return "", nil
+		}
+		return name, check(f.Dirs.NodeName()+": ", name)
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("read the node's name: %w", err)
+	}
+	// Nodes that joined before the file was written have it in their certificate.
+	raw, err = os.ReadFile(f.certificate())
+	if err != nil {
+		return "", nil //nolint:nilerr // it has not joined, or joins anew
+	}
+	b, _ := pem.Decode(raw)
+	if b == nil {
+		return "", nil
+	}
+	c, err := x509.ParseCertificate(b.Bytes)
+	if err != nil {
+		return "", nil //nolint:nilerr // as above
+	}
+	name, _ := strings.CutPrefix(c.Subject.CommonName, names.NodeUserPrefix)
+	return name, nil
+}
