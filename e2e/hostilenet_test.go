@@ -214,7 +214,7 @@ func (r *recorder) serve(e *env, addr string) {
 				return
 			}
 			go func() {
-				defer c.Close() //nolint:errcheck // a test
+				defer c.Close()
 				req, err := http.ReadRequest(bufio.NewReader(c))
 				if err != nil {
 					return

@@ -114,7 +114,7 @@ func (s *Server) storeEncryption(ctx context.Context, raw []byte) error {
 		return err
 	}
 	shared, revision, err := s.sharedEncryption(ctx, c)
-	if err != nil && !(errors.Is(err, encryption.ErrSealed) && s.rotation.Current()) {
+	if err != nil && (!errors.Is(err, encryption.ErrSealed) || !s.rotation.Current()) {
 		return err
 	}
 	order := 1

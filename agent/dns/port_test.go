@@ -82,7 +82,7 @@ func TestHostHasPort53(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a test
+	defer conn.Close()
 	question := func() error {
 		c := &mdns.Conn{Conn: conn}
 		_ = c.SetDeadline(time.Now().Add(2 * time.Second))

@@ -28,7 +28,7 @@ func TestAHeldPortNamesItsHolder(t *testing.T) {
 			t.Logf("%s: %v", listen, err) // a kernel without IPv6
 			continue
 		}
-		defer l.Close() //nolint:errcheck // a test's listener
+		defer l.Close()
 		err = host.TryPort(t.Context(), "tcp", l.Addr().String(), "set kubelet-port")
 		if !errors.Is(err, host.ErrPortHeld) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", listen, err)
@@ -38,7 +38,7 @@ func TestAHeldPortNamesItsHolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer u.Close() //nolint:errcheck // a test's listener
+	defer u.Close()
 	if err := host.TryPort(t.Context(), "udp", u.LocalAddr().String(), "set kubelet-port"); err == nil || !strings.Contains(err.Error(), want) {
 		t.Error(err)
 	}

@@ -306,7 +306,7 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 // Status returns the state at this moment. A database that can be read and takes no writes is an error.
 func (s *Store) Status(ctx context.Context) (Status, error) {
 	rev, err := s.Revision(ctx)
-	if failed, since := s.writes.state(); failed != nil && err == nil {
+	if since, failed := s.writes.state(); failed != nil && err == nil {
 		err = fmt.Errorf("%s at %s has taken no writes since %s: %w", s.kind, Address(s.cfg.Endpoint), since.UTC().Format(time.RFC3339), failed)
 	}
 	return Status{Kind: s.kind, Address: Address(s.cfg.Endpoint), Revision: rev}, err

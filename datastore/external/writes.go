@@ -52,7 +52,7 @@ func (w *writes) record(err error) {
 		if w.err == nil && w.failing != nil {
 			w.failing(true)
 		}
-	case err == nil && w.err != nil:
+	case w.err != nil:
 		w.log.Info("the database takes writes again", "after", time.Since(w.since).Round(time.Second))
 		if w.failing != nil {
 			w.failing(false)
@@ -61,11 +61,11 @@ func (w *writes) record(err error) {
 	w.err = err
 }
 
-// state returns the error of the last write and since when writes fail.
-func (w *writes) state() (error, time.Time) {
+// state returns since when writes fail, and the error of the last one; nil if it succeeded.
+func (w *writes) state() (since time.Time, failed error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.err, w.since
+	return w.since, w.err
 }
 
 // recorded is a Backend whose writes are recorded.

@@ -88,7 +88,7 @@ func (e *Exits) exit(code int) {
 // so for one of a single request: the server that serves it breaks off the answer, which must not look complete.
 func (e *Exits) panicked(r any) {
 	component, request := origin()
-	if request || r == http.ErrAbortHandler { //nolint:errorlint // the very value
+	if request || r == http.ErrAbortHandler {
 		return
 	}
 	e.wish(component, fmt.Errorf("panic: %v", r))

@@ -52,7 +52,7 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 	defer srv.Close()
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.Start()
-	if resp, err := http.Get(srv.URL); err == nil { //nolint:noctx // a test
+	if resp, err := http.Get(srv.URL); err == nil {
 		t.Errorf("an answer that was broken off looks complete: %s", resp.Status)
 		_ = resp.Body.Close()
 	}

@@ -20,10 +20,12 @@ const (
 	// ServerRole is the label of servers' Nodes, as kubeadm and k3s have it.
 	ServerRole = "node-role.kubernetes.io/control-plane"
 
-	// DNSv4 and DNSv6 are the addresses of every node's DNS. Link-local for IPv4, but not 169.254.20.10, so that the
+	// DNSv4 is the IPv4 address of every node's DNS; DNSv6 is the IPv6 one. Link-local for IPv4, but not 169.254.20.10, so that the
 	// node-local-dns add-on can still be installed. For IPv6 a unique local address ("umiak" in hex): link-local ones
 	// carry an interface, and DNAT cannot.
-	DNSv4, DNSv6 = "169.254.53.53", "fd75:6d69:616b::53"
+	DNSv4 = "169.254.53.53"
+	// DNSv6 is the same for IPv6; see DNSv4.
+	DNSv6 = "fd75:6d69:616b::53"
 
 	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
 	AgentsGroup = "umiak:agents"

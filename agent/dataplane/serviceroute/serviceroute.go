@@ -56,7 +56,7 @@ func (r *Routes) follow(ctx context.Context, ready func()) error {
 	// What the library still has to send must not hold up its goroutine.
 	defer func() {
 		go func() {
-			for range changes { //nolint:revive // drained until it is closed
+			for range changes {
 			}
 		}()
 	}()

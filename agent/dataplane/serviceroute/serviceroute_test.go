@@ -57,7 +57,7 @@ func TestServicesWithoutDefaultRoute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // a test
+	defer l.Close()
 	go func() {
 		for {
 			c, err := l.Accept()

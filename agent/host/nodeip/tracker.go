@@ -241,7 +241,7 @@ func (t *Tracker) follow(ctx context.Context, ready func()) error {
 }
 
 func drain[T any](c <-chan T) {
-	for range c { //nolint:revive // until it is closed
+	for range c {
 	}
 }
 

@@ -49,7 +49,7 @@ func find(asked, etc, behindStub string) Found {
 	}
 	switch {
 	case len(f.Pods) > 0:
-	case err != nil && !(errors.Is(err, fs.ErrNotExist) && asked == ""):
+	case err != nil && (!errors.Is(err, fs.ErrNotExist) || asked != ""):
 		f.Remark = fmt.Sprintf("name servers are not known: %v", err)
 	case len(all) > 0:
 		f.Remark = fmt.Sprintf("%s names no server that pods can reach: pods with dnsPolicy Default get the cluster's DNS, which asks it", from)

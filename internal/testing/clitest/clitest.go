@@ -81,7 +81,7 @@ func Check(t *testing.T, p Program) {
 			if len(c.Subcommands) == 0 {
 				continue // an argument: its command has a test
 			}
-			if code, _, stderr := p.run(with(word, "--help")...); code != 0 && !strings.Contains("kubectl ctr", word) {
+			if code, _, stderr := p.run(with(word, "--help")...); code != 0 && word != "kubectl" && word != "ctr" {
 				t.Errorf("completion offers %s %s, which is refused: %s", strings.Join(path, " "), word, stderr)
 			}
 		}

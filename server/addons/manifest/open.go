@@ -83,7 +83,7 @@ func lease(f *os.File) (writers, error) {
 	err = conn.Control(func(fd uintptr) {
 		var st unix.Statfs_t
 		if refused = unix.Fstatfs(int(fd), &st); refused == nil {
-			if remote = shared(int64(st.Type)); !remote {
+			if remote = shared(int64(st.Type)); !remote { //nolint:unconvert // it is an int32 on 32-bit machines
 				_, refused = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_RDLCK)
 			}
 		}

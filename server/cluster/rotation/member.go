@@ -68,7 +68,7 @@ func (m *Member) Claim(ctx context.Context, c clientv3.KV, own bool) (changed bo
 		rec, revision, err := m.read(ctx, c, files)
 		sealed := errors.Is(err, ErrSealed)
 		switch {
-		case err != nil && !(sealed && own):
+		case err != nil && (!sealed || !own):
 			return false, err
 		case rec == nil, own && (sealed || !rec.Files.Equal(files)):
 			first := First(files)
