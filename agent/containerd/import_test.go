@@ -151,9 +151,14 @@ func TestWhatIsForThisMachine(t *testing.T) {
 	n.ok(images.Import(ctx, sock, []string{in("again.tar")}, images.ImportOptions{}, io.Discard))
 	// A tag that an import moves leaves nothing pinned behind it.
 	old := c.hasImage(ctx, "registry.test/flat:1")
-	ociArchive(t, in("moved.tar"), func(p layout.Path) error { return p.AppendImage(for1(t, runtime.GOARCH, "moved"), called("registry.test/flat:1")) })
+	ociArchive(t, in("moved.tar"), func(p layout.Path) error {
+		return p.AppendImage(for1(t, runtime.GOARCH, "moved"), called("registry.test/flat:1"))
+	})
 	n.ok(images.Import(ctx, sock, []string{in("moved.tar")}, images.ImportOptions{}, io.Discard))
-	eventually(t, "the tag is moved", func() bool { i := c.hasImage(ctx, "registry.test/flat:1"); return i != nil && i.Id != old.Id && i.Pinned })
+	eventually(t, "the tag is moved", func() bool {
+		i := c.hasImage(ctx, "registry.test/flat:1")
+		return i != nil && i.Id != old.Id && i.Pinned
+	})
 	for _, ref := range old.RepoDigests {
 		eventually(t, ref+" is unpinned", func() bool { i := c.hasImage(ctx, ref); return i == nil || !i.Pinned })
 	}

@@ -128,7 +128,8 @@ func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
 	for _, f := range fields {
 		name := envOf(f.key)
 		var values []string
-		from, where := FromDefault, ""
+		var from Source
+		var where string
 		if v, ok := flagOf(c, f.key); ok {
 			if values, ok = v.([]string); !ok {
 				continue // a flag of the command's own that happens to have the name
