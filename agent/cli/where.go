@@ -48,11 +48,12 @@ func (w *Where) dirs(c *ucli.Context, running func(layout.Dirs) bool) (layout.Di
 	if err != nil {
 		return layout.Dirs{}, BadConfig(err)
 	}
+	exists := func(d layout.Dirs) bool { _, err := os.Stat(d.Data); return err == nil }
 	f := finder{
 		settings: layout.Dirs{Data: w.DataDir, Run: w.RunDir},
 		source:   max(s.Source("data-dir"), s.Source("run-dir")), runSource: s.Source("run-dir"),
-		nodes: instance.Registry(layout.Registry).List(), running: running,
-		exists: func(d layout.Dirs) bool { _, err := os.Stat(d.Data); return err == nil },
+		nodes:   slices.DeleteFunc(instance.Registry(layout.Registry).List(), func(d layout.Dirs) bool { return !exists(d) }),
+		running: running, exists: exists,
 	}
 	d, err := f.find()
 	if err != nil {
