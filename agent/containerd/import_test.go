@@ -230,7 +230,7 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	eventually(t, "a disk that is mounted over the folder", c.pinned(ctx, "registry.test/mounted:1"))
 	n.archive(disk, "there.tar", "registry.test/there:1")
 	eventually(t, "and is watched", c.pinned(ctx, "registry.test/there:1"))
-	n.inside("umount", n.folder())
+	eventually(t, "umount while nothing reads there", func() bool { return n.enter("umount", n.folder()).Run() == nil })
 	n.archive(n.folder(), "back.tar", "registry.test/back:1")
 	eventually(t, "and taken away again", c.pinned(ctx, "registry.test/back:1"))
 

@@ -47,6 +47,13 @@ type fakeServer struct {
 	now    atomic.Pointer[time.Time]
 }
 
+// oneServer is a cluster of one server that takes no others in: a node asks nothing else of it.
+type oneServer struct{ serverjoin.Servers }
+
+func (oneServer) Datastore() joinapi.Datastore          { return "" }
+func (oneServer) Holds(string) bool                     { return false }
+func (oneServer) Dismiss(context.Context, string) error { return nil }
+
 // clock is the time of a pointer, or the real one.
 func clock(p *atomic.Pointer[time.Time]) func() time.Time {
 	return func() time.Time {
@@ -79,7 +86,7 @@ func newServer(t *testing.T) *fakeServer {
 	}
 	s.pki, s.kube = p, fake.NewClientset()
 	s.tokens = serverjoin.Tokens{CA: hash, Client: s.kube}
-	s.api = serverjoin.New(serverjoin.Config{Signer: p, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" }, Log: quiet, Now: clock(&s.now)})
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Servers: oneServer{}, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" }, Log: quiet, Now: clock(&s.now)})
 	s.Server = httptest.NewUnstartedServer(s.api)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
