@@ -249,7 +249,7 @@ func printRotation(w io.Writer, out server.RotateResult, running, statusOnly boo
 		fmt.Fprintf(w, "%s: announced; the old one signs until all servers trust the new one\n", n)
 	}
 	if len(out.Behind) > 0 {
-		fmt.Fprintf(w, "\nThese servers have not taken this over: %s. Start those that are down, or give them up (`umiak kubectl delete node NAME`).\n", strings.Join(out.Behind, ", "))
+		fmt.Fprintf(w, "\nThese servers have not taken this over: %s. Start those that are down, or give them up (`umiak server forget NAME`).\n", strings.Join(out.Behind, ", "))
 	}
 	switch {
 	case len(out.Announced) > 0:
