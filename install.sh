@@ -340,7 +340,10 @@ forget_variable() {
 # place of releases for the next time.
 variables() {
 	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|INSTALL_UMIAK_BASE_URL\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
-		case $v in UMIAK_URL | UMIAK_TOKEN | UMIAK_RELEASE_VERSION) continue ;; esac
+		case $v in
+		UMIAK_URL | UMIAK_TOKEN | UMIAK_RELEASE_VERSION) continue ;;
+		UMIAK_CONFIG) die "UMIAK_CONFIG cannot be kept: commands would not find that file" "put the settings into $ETC/config.yaml" ;;
+		esac
 		eval "value=\$$v"
 		case $value in *\'* | *"
 "*) die "$v has a quote or a line's end in it, which its file cannot have" "put it into $ETC/config.yaml" ;; esac
@@ -510,7 +513,7 @@ try_program() {
 	mkdir -p "$stage/etc/config.yaml.d"
 	cp "$stage/env" "$stage/etc/${ENVIRONMENT##*/}"
 	[ ! -r $ETC/config.yaml ] || cp $ETC/config.yaml "$stage/etc/config.yaml"
-	for f in "$ETC"/config.yaml.d/*.yaml; do
+	for f in "$ETC"/config.yaml.d/*.yaml "$ETC"/config.yaml.d/*.yml; do
 		[ ! -r "$f" ] || [ "$f" = $OWN ] || cp "$f" "$stage/etc/config.yaml.d/"
 	done
 	[ ! -r "$SOURCE/config/$role.yaml" ] || cp "$SOURCE/config/$role.yaml" "$stage/etc/config.yaml.d/${BUNDLED##*/}"

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -82,7 +83,11 @@ func (t *troubles) Run(ctx context.Context, create func(context.Context, *corev1
 		}
 		for tries := 1; ; tries++ {
 			err := create(ctx, n.event(node))
-			if err == nil {
+			if err == nil || apierrors.IsAlreadyExists(err) { // an answer may have been lost
+				break
+			}
+			if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) {
+				log.Warn("an Event is refused", "part", n.part, "error", err)
 				break
 			}
 			log.Debug("cannot record an Event, trying again", "part", n.part, "error", err)

@@ -278,7 +278,10 @@ func (s *Server) reserveName(ctx context.Context, ready func()) error {
 	var node string
 	select {
 	case node = <-s.nodeName:
-		s.nodeName <- node // for another run
+		select {
+		case s.nodeName <- node: // for another run
+		default: // the node has named itself again meanwhile
+		}
 	case <-ctx.Done():
 		return nil
 	}

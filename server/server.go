@@ -230,12 +230,12 @@ func (s *Server) Parts() []lifecycle.Part {
 // failure of any other ends the process.
 var restartable = []string{"kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
 
-// runControllers runs the controller manager. Upstream's cannot be started again in a process after it has failed, so the
-// process executes itself anew, and the controllers wait while the API and the node are there. Where there are several
-// servers, server/election decides.
+// runControllers runs the controller manager. Upstream's cannot be started again in a process after its start has failed:
+// then the process executes itself anew, and the controllers wait while the API and the node are there. Of several
+// servers, one that leads tries again in the process first (server/election), so that its API does not pause.
 func (s *Server) runControllers(ctx context.Context, ready func()) error {
 	err := s.plane.ControllerManager.Run(ctx, ready)
-	if err != nil && ctx.Err() == nil && s.others == nil {
+	if err != nil && ctx.Err() == nil && (s.others == nil || errors.Is(err, controlplane.ErrOnceAProcess)) {
 		return &lifecycle.Anew{Part: "kube-controller-manager", Err: err}
 	}
 	return err
@@ -257,6 +257,9 @@ func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 		err := s.serveDatastore(ctx, ready)
 		if !errors.Is(err, errReopen) || ctx.Err() != nil {
 			return err
+		}
+		if s.muffle != nil {
+			s.muffle(false) // what is opened next does not know what this one has said
 		}
 		s.log.Info("the datastore is opened again with the certificates that were taken over", "component", "datastore")
 	}

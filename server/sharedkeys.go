@@ -105,7 +105,11 @@ func (s *Server) shareEncryption(ctx context.Context, raw []byte) error {
 }
 
 func (s *Server) storeEncryption(ctx context.Context, raw []byte) error {
-	c, err := datastore.Client(ctx, s.datastore())
+	st := s.datastore()
+	if st == nil {
+		return errors.New("the datastore is not open yet")
+	}
+	c, err := datastore.Client(ctx, st)
 	if err != nil {
 		return err
 	}

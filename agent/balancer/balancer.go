@@ -226,6 +226,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return host.PortError(err, "tcp", b.cfg.Listen, "set lb-server-port")
 	}
+	defer l.Close() //nolint:errcheck // it may be closed already
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	defer wg.Wait()

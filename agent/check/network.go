@@ -219,7 +219,7 @@ func foreignDrops(context.Context, Config) []Result {
 			out = append(out, warn("firewall", "accept the pods' range in it (10.42.0.0/16 unless cluster-cidr is set), as source and as destination",
 				"chain %s of nftables table %s drops forwarded packets unless it accepts them", ch.Name, ch.Table.Name))
 		case *nftables.ChainHookInput:
-			out = append(out, warn("firewall", "accept in it what comes from the interface cni0 (DNS at port 20053, the API at 6443), and from other machines the ports in docs/requirements.md",
+			out = append(out, warn("firewall", "accept in it what comes from the interface cni0 (DNS at port 225, the API at 6443), and from other machines the ports in docs/requirements.md",
 				"chain %s of nftables table %s drops packets to this host unless it accepts them", ch.Name, ch.Table.Name))
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/umiak-io/umiak/agent/host"
 )
 
@@ -70,12 +72,7 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 	if err != nil {
 		return err
 	}
-	t := tree{root: real}
-	for _, m := range below { // deepest first
-		if !host.Deleted(m) && !slices.Contains(t.mounts, m.Mountpoint) {
-			t.mounts = append(t.mounts, m.Mountpoint)
-		}
-	}
+	t := newTree(real, below)
 	var errs []error
 	for _, m := range t.mounts {
 		errs = append(errs, c.purgeApart(t, strings.TrimPrefix(m, real+"/"), m, "a mount"))
@@ -86,7 +83,11 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 			continue
 		}
 		if to, err := filepath.EvalSymlinks(p); err == nil && !strings.HasPrefix(to, real+"/") {
-			errs = append(errs, c.purgeApart(tree{root: to}, rel, to, "behind the link "+p))
+			behind, err := treeAt(to)
+			if err == nil {
+				err = c.purgeApart(behind, rel, to, "behind the link "+p)
+			}
+			errs = append(errs, err)
 		}
 	}
 	left, err := t.remove(real, ours)
@@ -117,6 +118,26 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 type tree struct {
 	root   string
 	mounts []string // deepest first
+}
+
+// newTree returns the tree at root with the mounts among all, deepest first, that are still there.
+func newTree(root string, all []*mountinfo.Info) tree {
+	t := tree{root: root}
+	for _, m := range all {
+		if !host.Deleted(m) && !slices.Contains(t.mounts, m.Mountpoint) {
+			t.mounts = append(t.mounts, m.Mountpoint)
+		}
+	}
+	return t
+}
+
+// treeAt looks up what is mounted in a folder.
+func treeAt(root string) (tree, error) {
+	_, below, err := host.Mounts(root)
+	if err != nil {
+		return tree{}, err
+	}
+	return newTree(root, below), nil
 }
 
 // around reports whether something is mounted below a path.

@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -40,8 +41,10 @@ func hold(parts []lifecycle.Part, last *reexec.Reason) {
 		return
 	}
 	rest := time.Until(last.At.Add(last.Pause()))
+	// A panic names the component, which need not be a part: then all wait that can.
+	known := slices.ContainsFunc(parts, func(p lifecycle.Part) bool { return p.Restart != nil && p.Name == last.Part })
 	for _, p := range parts {
-		if p.Restart != nil && p.Name == last.Part && rest > 0 {
+		if p.Restart != nil && (p.Name == last.Part || !known && last.Part != "") && rest > 0 {
 			p.Restart.Held = &lifecycle.Held{Reason: errors.New(last.Error), Attempt: last.Count, For: rest}
 		}
 	}

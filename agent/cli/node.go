@@ -131,13 +131,12 @@ func Cleanup(w Where) *ucli.Command {
 }
 
 func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
-	forget := func(context.Context) error {
-		if !purge {
-			return nil
-		}
-		return errors.Join(instance.Registry(layout.Registry).Remove(dirs), datadisk.Forget(etc(), dirs.Data))
+	err := cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup}})
+	if err != nil || !purge {
+		return err
 	}
-	return cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup, forget}})
+	// Only now: what was not removed must be found again.
+	return errors.Join(instance.Registry(layout.Registry).Remove(dirs), datadisk.Forget(etc(), dirs.Data))
 }
 
 // Upgrade is `umiak upgrade`.

@@ -178,8 +178,9 @@ func (s *Server) prepare() error {
 		return err
 	}
 	var err error
+	s.prepared.Store(false) // Resync keeps away
 	if s.port, err = freePort(s.bind); err != nil {
-		return err
+		return errors.Join(err, deleteTable()) // the one of before leads to whoever has its port now
 	}
 	if err := applyTable(s.cfg.ClusterDNS, s.port); err != nil {
 		return err

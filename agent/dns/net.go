@@ -38,9 +38,9 @@ const (
 	routeProtocol = 0x75
 	ipsDstNAT     = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 	// firstPort is the first of ports at which CoreDNS may listen on those addresses. Port 53 there would keep the
-	// host's own DNS server from 0.0.0.0:53, or be kept from us by it. The ports lie below those that the kernel
-	// gives to clients.
-	firstPort, ports = 20053, 20
+	// host's own DNS server from 0.0.0.0:53, or be kept from us by it. The ports are privileged, so that no user of this
+	// host can take one while umiak is down and answer pods; IANA has them reserved, so nothing else wants them.
+	firstPort, ports = 225, 16
 )
 
 // freePort is a port at which CoreDNS can listen: the first, unless a program of this host holds it at all addresses.
@@ -189,6 +189,22 @@ func dropRoutes(lo netlink.Link, keep []netip.Addr) error {
 // Cleanup removes what any run of this package, also a dead one, has put on the node. It may be called
 // at any time and twice, but not while Run runs.
 func Cleanup(context.Context) error {
+	errs := []error{deleteTable()}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("find loopback interface: %w", err))...)
+	}
+	errs = append(errs, dropRoutes(lo, nil))
+	for _, a := range []netip.Addr{AddrV4, AddrV6} {
+		if err := netlink.AddrDel(lo, loAddr(a)); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+			errs = append(errs, fmt.Errorf("remove address %s: %w", a, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// deleteTable takes the table away, if it is there.
+func deleteTable() error {
 	var errs []error
 	c := &nftables.Conn{}
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
@@ -201,16 +217,6 @@ func Cleanup(context.Context) error {
 			if err := c.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", Table, err))
 			}
-		}
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return errors.Join(append(errs, fmt.Errorf("find loopback interface: %w", err))...)
-	}
-	errs = append(errs, dropRoutes(lo, nil))
-	for _, a := range []netip.Addr{AddrV4, AddrV6} {
-		if err := netlink.AddrDel(lo, loAddr(a)); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
-			errs = append(errs, fmt.Errorf("remove address %s: %w", a, err))
 		}
 	}
 	return errors.Join(errs...)

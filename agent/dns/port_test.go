@@ -104,7 +104,7 @@ func TestHostHasPort53(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
-	hold(t, 20053)
+	hold(t, 225)
 	w.run(t)
 	w.synced(t)
 	answersEverybody(t)

@@ -162,12 +162,19 @@ func sweep(ctx context.Context, c *client.Client) error {
 		return fmt.Errorf("list leases: %w", err)
 	}
 	held := map[string]bool{}
+	// Nothing is imported here yet: what names this process as its owner is from before it executed itself again.
+	me, err := owner(os.Getpid())
+	if err != nil {
+		return fmt.Errorf("identify this process: %w", err)
+	}
 	var errs []error
 	for _, l := range all {
 		if !strings.HasPrefix(l.ID, ingestPrefix) {
 			continue
 		}
-		if held[l.ID] = alive(l.Labels[ownerLabel]); !held[l.ID] {
+		if who := l.Labels[ownerLabel]; who != me && alive(who) {
+			held[l.ID] = true
+		} else {
 			errs = append(errs, ignoreNotFound(c.LeasesService().Delete(ctx, l)))
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/airgap"
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/egress"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
@@ -69,7 +70,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", script, ErrNotInstalled)
 	}
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
+	env := slices.DeleteFunc(egress.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
 	if source != "" {
 		env = append(env, "INSTALL_UMIAK_SOURCE="+source)
 	} else {

@@ -46,6 +46,21 @@ func users(noProxy string) string {
 	return strings.Trim(own, ", ")
 }
 
+// Environ returns the process's environment without what Exempt has added: for programs that keep what they are given.
+func Environ() []string {
+	var out []string
+	for _, v := range os.Environ() {
+		if name, value, _ := strings.Cut(v, "="); name == "NO_PROXY" || name == "no_proxy" {
+			if value = users(value); value == "" {
+				continue
+			}
+			v = name + "=" + value
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
 // Proxy returns what http.Transport.Proxy is to be for targets outside the cluster: the user's settings, without what
 // Exempt has added.
 func Proxy() func(*http.Request) (*url.URL, error) {

@@ -141,7 +141,10 @@ func (c *Controller) refresh(ctx context.Context, id string) error {
 	var rec *record
 	if !apierrors.IsNotFound(err) {
 		if err == nil {
-			_, rec, err = decodeRecord(cm)
+			if _, rec, err = decodeRecord(cm); err != nil { // it cannot be used; the next save replaces it
+				c.log.Warn("the record of a manifest is damaged and is written again", "record", cm.Name, "error", err)
+				rec, err = &record{uid: string(cm.UID), version: cm.ResourceVersion}, nil
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("read record %s: %w", recordName(id), err)

@@ -115,10 +115,18 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 		err = m.end(ctx, done)
 	}
 	if err != nil && ctx.Err() == nil {
+		// client-go has no sentinel for it.
+		if strings.Contains(err.Error(), "informer name") && strings.Contains(err.Error(), "already registered") {
+			err = fmt.Errorf("%w: %w", ErrOnceAProcess, err)
+		}
 		return fmt.Errorf("run controllers: %w", err)
 	}
 	return nil
 }
+
+// ErrOnceAProcess means that the controllers cannot be started again in this process: an earlier start failed before
+// upstream registers what gives the name of its informers back.
+var ErrOnceAProcess = errors.New("the controller manager cannot start twice in a process")
 
 // end waits for the controllers to end.
 func (m *ControllerManager) end(ctx context.Context, done <-chan error) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -211,13 +212,13 @@ func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 				return nil
 			}
 			begun := time.Now()
-			err := run(term, func() { e.recovered(name) })
+			err := safely(term, run, func() { e.recovered(name) })
 			over := term.Err() != nil
 			if err == nil && !over {
 				err = errors.New("ended by itself")
 			}
 			switch {
-			case ctx.Err() != nil:
+			case ctx.Err() != nil || errors.As(err, new(*lifecycle.Anew)):
 				done()
 				return err
 			case over:
@@ -238,6 +239,16 @@ func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 			done()
 		}
 	}
+}
+
+// safely runs a part and makes an error of its panic: the term must end for it as well.
+func safely(ctx context.Context, run lifecycle.Run, ready func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return run(ctx, ready)
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -234,8 +234,9 @@ func (a *API) yield(ctx context.Context, s *serving, name, password string) erro
 	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unused || a.cfg.Servers.Holds(name) {
 		return taken(name)
 	}
-	// Of a database's servers only their nodes are known.
-	if string(old.Data[keyKind]) == string(token.Server) && a.cfg.Servers.Datastore() != joinapi.Etcd {
+	// Only what a server has claimed without becoming a member: an agent's claim has got certificates, which stay valid,
+	// and a join that was broken off still has its password. Of a database's servers only their nodes are known.
+	if string(old.Data[keyKind]) != string(token.Server) || a.cfg.Servers.Datastore() != joinapi.Etcd {
 		return taken(name)
 	}
 	if _, err := s.tokens.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}); err == nil {
