@@ -85,6 +85,7 @@ func withCluster(run func() int) (int, error) {
 	var c server.Config
 	config.Defaults(&c)
 	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []string{nodeIP}
+	c.DisableAgent = true // no node runs in this process
 	s, err := server.New(ctx, c, log)
 	if err != nil {
 		cancel()
