@@ -308,8 +308,7 @@ func (s *Server) datastoreConfig() datastore.Config {
 
 // keeper makes the snapshots of this server.
 func (s *Server) keeper() (*backup.Keeper, error) {
-	name := s.cfg.NodeName
-	return &backup.Keeper{Config: s.cfg.Snapshots, Dirs: s.dirs, Node: name, Log: s.log.With("component", "snapshots"), Source: func() snapshot.Source {
+	return &backup.Keeper{Config: s.cfg.Snapshots, Dirs: s.dirs, Node: s.cfg.NodeName, Log: s.log.With("component", "snapshots"), Source: func() snapshot.Source {
 		if st := s.datastore(); st != nil {
 			return st
 		}

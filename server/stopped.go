@@ -26,10 +26,13 @@ func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string)
 	if err != nil { // before Open makes an empty datastore
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
-	if s.addrs, err = Addresses(ctx, cfg, log); err != nil {
+	if err := s.claimName(); err != nil {
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
-	s.bind = bindAddress(cfg)
+	if s.addrs, err = Addresses(ctx, s.cfg, log); err != nil {
+		return nil, fmt.Errorf("save snapshot: %w", err)
+	}
+	s.bind = bindAddress(s.cfg)
 	dc := s.datastoreConfig()
 	dc.Registerer = nil
 	k, err := s.keeper()
