@@ -69,9 +69,7 @@ func strict(cmd *ucli.Command) {
 	}
 	group := len(cmd.Subcommands) > 0
 	if group && cmd.Action == nil {
-		cmd.Action = func(c *ucli.Context) error {
-			return ucli.ShowSubcommandHelp(c)
-		}
+		cmd.Action = ucli.ShowSubcommandHelp
 	}
 	required := takeRequired(cmd)
 	before := cmd.Before
