@@ -79,12 +79,17 @@ func (c Config) nodeName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs
 
 // ClaimName settles the name of this machine's node for good. The data directory must be locked by the caller.
 func (c *Config) ClaimName() error {
+	_, err := c.claimName()
+	return err
+}
+
+func (c *Config) claimName() (nodename.Name, error) {
 	n, err := c.nodeName().Claim()
 	if n.Name == "" {
-		return err
+		return n, err
 	}
 	c.NodeName = n.Name // where it could not be kept, the node says so
-	return nil
+	return n, nil
 }
 
 // DNS are the addresses of the DNS Service: what was set or the tenth of each Service range.

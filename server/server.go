@@ -164,11 +164,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 
 // claimName settles the server's name. A node of the same process says what there is to say about it.
 func (s *Server) claimName() error {
-	n, err := s.cfg.nodeName().Claim()
-	if n.Name == "" {
+	n, err := s.cfg.claimName()
+	if err != nil {
 		return err
 	}
-	s.cfg.NodeName = n.Name // where it could not be kept, the node says so
 	if n.Remark != "" && s.cfg.DisableAgent {
 		s.log.Warn(n.Remark)
 	}
