@@ -229,12 +229,11 @@ func (s *Server) Parts() []lifecycle.Part {
 // failure of any other ends the process.
 var restartable = []string{"kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
 
-// runControllers runs the controller manager. Upstream's cannot be started again in a process after its start has failed:
-// then the process executes itself anew, and the controllers wait while the API and the node are there. Of several
-// servers, one that leads tries again in the process first (server/election), so that its API does not pause.
+// runControllers runs the controller manager. Where upstream's cannot be started again in a process because its start has
+// failed, the process executes itself anew.
 func (s *Server) runControllers(ctx context.Context, ready func()) error {
 	err := s.plane.ControllerManager.Run(ctx, ready)
-	if err != nil && ctx.Err() == nil && (s.others == nil || errors.Is(err, controlplane.ErrOnceAProcess)) {
+	if ctx.Err() == nil && errors.Is(err, controlplane.ErrOnceAProcess) {
 		return &lifecycle.Anew{Part: "kube-controller-manager", Err: err}
 	}
 	return err

@@ -300,6 +300,7 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 		if inst, err = startOrReplace(inst, input); err != nil {
 			return nil, err
 		}
+		s.awaitAnswers()
 		s.log.Info("serving", "configuration", origin, "addresses", s.cfg.ClusterDNS, "upstreams", upstreams, "took", time.Since(begun).Round(time.Microsecond))
 		for _, n := range res.Notes {
 			s.log.Info("part of the Corefile has no effect", "reason", n)

@@ -10,6 +10,11 @@ import (
 	"sync"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/configz"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
@@ -105,8 +110,14 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 		once := sync.OnceFunc(m.VolumeControllersMade)
 		c.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return madeWatcher{rt, once} })
 	}
+	if err := tryToken(ctx, c.Client); err != nil {
+		return err
+	}
 	m.state.set("")
 	ready()
+	// Controllers that were started before one that fails would go on without the others.
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- app.Run(ctx, c.Complete()) }()
 	select {
@@ -120,6 +131,26 @@ func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
 			err = fmt.Errorf("%w: %w", ErrOnceAProcess, err)
 		}
 		return fmt.Errorf("run controllers: %w", err)
+	}
+	return nil
+}
+
+// tryToken asks for a token of one of the controllers' ServiceAccounts, as upstream does for each of them. Upstream gives up
+// for good if it gets none, as where a webhook that nobody serves is asked about every write; so this is tried first,
+// and can be tried again.
+func tryToken(ctx context.Context, client kubernetes.Interface) error {
+	const account = "namespace-controller"
+	accounts := client.CoreV1().ServiceAccounts(metav1.NamespaceSystem)
+	if _, err := accounts.Get(ctx, account, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		_, err = accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("make ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account, err)
+		}
+	} else if err != nil {
+		return fmt.Errorf("read ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account, err)
+	}
+	if _, err := accounts.CreateToken(ctx, account, &authenticationv1.TokenRequest{}, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("ask for a token of ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account, err)
 	}
 	return nil
 }
