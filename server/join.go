@@ -156,7 +156,7 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 	}
 	return join.New(join.Config{
 		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published,
-		Names: append(l.DNSNames, name), IPs: l.IPs, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
+		Names: append(l.DNSNames, name), IPs: func() []string { return s.servingLeaf().IPs }, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
 	}), nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -192,6 +193,29 @@ func (m *machine) cert(t *testing.T, id string) *x509.Certificate {
 		t.Fatal(err)
 	}
 	return c.Leaf
+}
+
+func TestOnlyWhoHasAuthenticatedLearnsTheServersRelease(t *testing.T) {
+	s := newServer(t)
+	tok := s.token(t, serverjoin.Spec{})
+	for secret, told := range map[string]bool{"": false, "wrong": false, tok.Secret: true} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+joinapi.NodePath, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if secret != "" {
+			r.SetBasicAuth(tok.ID, secret)
+		}
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}} //nolint:gosec // a test
+		resp, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if has := resp.Header.Get(joinapi.VersionHeader) != ""; has != told || resp.StatusCode == http.StatusOK {
+			t.Errorf("good token %v: %s, %v", told, resp.Status, resp.Header)
+		}
+	}
 }
 
 func TestJoin(t *testing.T) {

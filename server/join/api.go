@@ -6,25 +6,18 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
-	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/names"
-	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -47,9 +40,10 @@ type Config struct {
 	Servers Servers         // takes servers in
 	// Own is this server's address as HOST:PORT, for agents, until the cluster has published it; empty while it has none.
 	Own func() string
-	// Names and IPs are the API server's, which no node may have.
+	// Names are the API server's, which no node may have.
 	Names []string
-	IPs   []string
+	// IPs returns the API server's addresses, which no node may have; they may change while it runs.
+	IPs func() []string
 	// Version is this server's release, Etcd the version of its etcd.
 	Version, Etcd string
 	// TokensChanged is called when one of the two tokens of the first start may be another one; it must not block.
@@ -114,6 +108,9 @@ func New(cfg Config) *API {
 	if cfg.TokensChanged == nil {
 		cfg.TokensChanged = func() {}
 	}
+	if cfg.IPs == nil {
+		cfg.IPs = func() []string { return nil }
+	}
 	cfg.Log = cfg.Log.With("component", "join")
 	return &API{cfg: cfg, work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: &digest{log: cfg.Log, now: cfg.Now}}
 }
@@ -158,7 +155,6 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set(joinapi.VersionHeader, a.cfg.Version)
 	s := a.ready.Load()
 	if s == nil {
 		a.refuse(w, r, joinapi.Refuse(joinapi.Starting, "the server is starting, try again"))
@@ -173,39 +169,13 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(resp) // who has gone away asks again
 }
 
-// join lets a node in that has a token.
-func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
-	rec, err := a.tokenOf(s, r) // either kind lets a node in
-	if err != nil {
-		return nil, err
-	}
-	if err := version.NodeFits(r.Header.Get(joinapi.VersionHeader), a.cfg.Version); err != nil {
-		return nil, joinapi.Refuse(joinapi.BadVersion, "%v", err)
-	}
-	release, err := a.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	n, req, err := a.read(ctx, s, r, w)
-	if err != nil {
-		return nil, err
-	}
-	if err := a.yield(ctx, s, n.name, req.Password); err != nil {
-		return nil, err
-	}
-	if err := a.admit(ctx, s, rec, n.name, req.Password, token.Agent); err != nil {
-		return nil, err
-	}
-	resp, err := a.answer(ctx, s, n)
-	if err == nil {
-		a.cfg.Log.Info("a node has joined", "node", n.name, "token", rec.ID, "from", remote(r))
-	}
-	return resp, err
+// tellVersion has the answer name this server's release: only who has authenticated learns it.
+func (a *API) tellVersion(w http.ResponseWriter) {
+	w.Header().Set(joinapi.VersionHeader, a.cfg.Version)
 }
 
-// tokenOf is the token that a request shows, once it is known to be good.
-func (a *API) tokenOf(s *serving, r *http.Request) (Record, error) {
+// tokenOf returns the token that a request shows, once it is known to be good.
+func (a *API) tokenOf(s *serving, r *http.Request, w http.ResponseWriter) (Record, error) {
 	id, secret, ok := r.BasicAuth()
 	if !ok {
 		return Record{}, joinapi.Refuse(joinapi.BadToken, "a token is needed to join")
@@ -221,138 +191,8 @@ func (a *API) tokenOf(s *serving, r *http.Request) (Record, error) {
 		}
 		return Record{}, joinapi.Refuse(joinapi.BadToken, "%s", why)
 	}
+	a.tellVersion(w)
 	return rec, nil
-}
-
-// yield frees a name that another machine has claimed and never used: the join was broken off, and neither a Node nor a
-// member of the cluster has come of it.
-func (a *API) yield(ctx context.Context, s *serving, name, password string) error {
-	old := s.known.node(name)
-	if old == nil || owns(old, password) {
-		return nil
-	}
-	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unused || a.cfg.Servers.Holds(name) {
-		return taken(name)
-	}
-	// Only what a server has claimed without becoming a member: an agent's claim has got certificates, which stay valid,
-	// and a join that was broken off still has its password. Of a database's servers only their nodes are known.
-	if string(old.Data[keyKind]) != string(token.Server) || a.cfg.Servers.Datastore() != joinapi.Etcd {
-		return taken(name)
-	}
-	if _, err := s.tokens.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}); err == nil {
-		return taken(name)
-	} else if !apierrors.IsNotFound(err) {
-		return fmt.Errorf("read node %s: %w", name, err)
-	}
-	err := s.tokens.secrets().Delete(ctx, old.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &old.UID}})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("free the name of node %s: %w", name, err)
-	}
-	a.cfg.Log.Info("a machine that claimed a name never came, the name is free", "node", name)
-	return nil
-}
-
-// unused is how old a claim must be before another machine may have the name, if the first one has not come.
-const unused = 5 * time.Minute
-
-// admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
-// get the answer may ask again with the token that let it in.
-func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string, kind token.Kind) error {
-	old := s.known.node(name)
-	if old != nil && !owns(old, password) { // yield may have freed it, of which the watch has not heard
-		var err error
-		if old, err = s.tokens.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			old = nil
-		} else if err != nil {
-			return fmt.Errorf("read the password of node %s: %w", name, err)
-		}
-	}
-	if old == nil {
-		err := s.tokens.use(ctx, rec.ID)
-		if err == nil {
-			err = s.tokens.claim(ctx, name, password, rec.ID, kind)
-		}
-		switch {
-		case errors.Is(err, errNameTaken):
-			return taken(name)
-		case errors.Is(err, ErrUnknown): // revoked in this moment
-			return usedUp(rec.ID)
-		case !errors.Is(err, errUsedUp):
-			return err
-		}
-		// The watch may be a moment behind.
-		old, err = s.tokens.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return usedUp(rec.ID)
-		}
-		if err != nil {
-			return fmt.Errorf("read the password of node %s: %w", name, err)
-		}
-	}
-	if !owns(old, password) {
-		return taken(name)
-	}
-	if rec.UsesLeft != nil && string(old.Data[keyToken]) != rec.ID {
-		// The node is known, and joins again with another token than the first time.
-		if err := s.tokens.use(ctx, rec.ID); errors.Is(err, errUsedUp) || errors.Is(err, ErrUnknown) {
-			return usedUp(rec.ID)
-		} else if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func usedUp(id string) error {
-	return joinapi.Refuse(joinapi.BadToken, "token %s is used up; make a new one with `umiak token create` on a server", id)
-}
-
-func taken(name string) error {
-	return joinapi.Refuse(joinapi.NameTaken, "another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server, or `umiak server forget %s` if it was a server without a node", name, name, name)
-}
-
-// renew gives a node new certificates, or only says that it could have them. The node shows the certificate
-// it has, which may have ended, and its password.
-func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
-	name, err := a.identity(r)
-	if err != nil {
-		return nil, joinapi.Refuse(joinapi.BadIdentity, "%v", err)
-	}
-	release, err := a.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	n, req, err := a.read(ctx, s, r, w)
-	if err != nil {
-		return nil, err
-	}
-	if n.name != name {
-		return nil, joinapi.Refuse(joinapi.BadIdentity, "node %s asks for the certificates of node %s", name, n.name)
-	}
-	old := s.known.node(name)
-	if old == nil {
-		// The watch may be a moment behind.
-		old, err = s.tokens.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil, joinapi.Refuse(joinapi.UnknownNode, "node %s was deleted from the cluster; to have it back, restart it with a token", name)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the password of node %s: %w", name, err)
-		}
-	}
-	if !owns(old, req.Password) {
-		return nil, taken(name)
-	}
-	if r.URL.Path == joinapi.CheckPath {
-		servers, err := a.servers(ctx, s)
-		return &joinapi.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers}, err
-	}
-	resp, err := a.answer(ctx, s, n)
-	if err == nil {
-		a.cfg.Log.Info("a node has renewed its certificates", "node", name)
-	}
-	return resp, err
 }
 
 // identity is the node whose agent has proved in the handshake that it holds the key of a certificate
@@ -378,6 +218,17 @@ func (a *API) identity(r *http.Request) (string, error) {
 	return name, nil
 }
 
+// member authenticates a node that has joined by its certificate, see identity, and waits for its turn. The caller checks
+// the password, and calls release at the end.
+func (a *API) member(ctx context.Context, r *http.Request, w http.ResponseWriter) (name string, release func(), err error) {
+	if name, err = a.identity(r); err != nil {
+		return "", nil, joinapi.Refuse(joinapi.BadIdentity, "%v", err)
+	}
+	a.tellVersion(w)
+	release, err = a.enter(ctx)
+	return name, release, err
+}
+
 // enter waits for a turn.
 func (a *API) enter(ctx context.Context) (release func(), err error) {
 	t := time.NewTimer(patience)
@@ -392,96 +243,12 @@ func (a *API) enter(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// read takes the body of a request that has been let in.
-func (a *API) read(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (*node, *joinapi.NodeRequest, error) {
-	var req joinapi.NodeRequest
-	if err := decode(r, w, &req); err != nil {
-		return nil, nil, err
-	}
-	res, err := a.reserved(ctx, s)
-	if err != nil {
-		return nil, nil, err
-	}
-	n, err := check(&req, res)
-	if err != nil {
-		return nil, nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
-	}
-	return n, &req, nil
-}
-
 func decode(r *http.Request, w http.ResponseWriter, req any) error {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience)) // where it cannot be set, the server's own limits hold
 	if err := joinapi.Decode(r.Body, req); err != nil {
 		return joinapi.Refuse(joinapi.BadRequest, "%v", err)
 	}
 	return nil
-}
-
-// reserved is what belongs to the servers.
-func (a *API) reserved(ctx context.Context, s *serving) (reserved, error) {
-	out := reserved{names: a.cfg.Names}
-	servers, err := a.servers(ctx, s)
-	if err != nil {
-		return out, err
-	}
-	ips := slices.Clone(a.cfg.IPs)
-	for _, hp := range servers {
-		if host, _, err := net.SplitHostPort(hp); err == nil {
-			ips = append(ips, host)
-		}
-	}
-	for _, s := range ips {
-		if ip, err := netip.ParseAddr(s); err == nil {
-			out.ips = append(out.ips, ip.Unmap())
-		}
-	}
-	for _, s := range slices.Concat(a.cfg.Cluster.ClusterCIDR, a.cfg.Cluster.ServiceCIDR) {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			out.ranges = append(out.ranges, p)
-		}
-	}
-	return out, nil
-}
-
-// servers are the addresses that the API servers have published.
-func (a *API) servers(ctx context.Context, s *serving) ([]string, error) {
-	list, err := s.tokens.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
-		metav1.ListOptions{LabelSelector: apiservers.Selector, ResourceVersion: "0"})
-	if err != nil {
-		return nil, fmt.Errorf("list servers: %w", err)
-	}
-	out := apiservers.Of(list.Items)
-	if own := a.cfg.Own(); own != "" && !slices.Contains(out, own) {
-		out = append(out, own)
-	}
-	return out, nil
-}
-
-// answer signs.
-func (a *API) answer(ctx context.Context, s *serving, n *node) (*joinapi.NodeResponse, error) {
-	servers, err := a.servers(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	user := pki.Leaf{CA: pki.ClientCA, Lifetime: NodeLifetime, CommonName: names.NodeUserPrefix + n.name, Organization: []string{names.NodesGroup}}
-	agent := user
-	agent.CommonName, agent.Organization = names.AgentUserPrefix+n.name, []string{names.AgentsGroup}
-	serving := user
-	serving.CA, serving.Server, serving.DNSNames, serving.IPs = pki.ServerCA, true, []string{n.name}, slices.Concat(n.ips, n.external)
-	out := &joinapi.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers, LifetimeSeconds: int64(NodeLifetime / time.Second),
-		ServerCA: string(a.cfg.Signer.CAPEM(pki.ServerCA)), ClientCA: string(a.cfg.Signer.CAPEM(pki.ClientCA))}
-	for _, c := range []struct {
-		leaf pki.Leaf
-		csr  *x509.CertificateRequest
-		to   *string
-	}{{user, n.kubelet, &out.Kubelet}, {agent, n.agent, &out.Agent}, {serving, n.serving, &out.Serving}} {
-		crt, err := a.cfg.Signer.Sign(c.leaf, c.csr.PublicKey)
-		if err != nil {
-			return nil, err
-		}
-		*c.to = string(crt)
-	}
-	return out, nil
 }
 
 // refuse answers with an error. What went wrong inside is for the log, not for strangers.

@@ -5,10 +5,12 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/umiak-io/umiak/internal/token"
 )
@@ -56,7 +58,21 @@ func (t Tokens) Reserve(ctx context.Context, node, password string) (taken bool,
 	if !errors.Is(err, errNameTaken) {
 		return false, err
 	}
-	if _, err := t.secrets().Update(ctx, nodeSecret(node, password, "", token.Server), metav1.UpdateOptions{}); err != nil {
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		s, err := t.secrets().Get(ctx, node+nodeSuffix, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		next := nodeSecret(node, password, "", token.Server)
+		s.Labels, s.Type = next.Labels, next.Type
+		if s.Data == nil {
+			s.Data = map[string][]byte{}
+		}
+		maps.Copy(s.Data, next.Data) // the record of its taints stays: the Node may be there still
+		_, err = t.secrets().Update(ctx, s, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
 		return true, fmt.Errorf("keep the password of node %s: %w", node, err)
 	}
 	return true, nil

@@ -15,7 +15,7 @@ import (
 // joinServer lets a server in that has a token for servers: whoever has the cluster's keys is the cluster. It may
 // ask again, as long as it has not begun to serve.
 func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
-	rec, err := a.tokenOf(s, r)
+	rec, err := a.tokenOf(s, r, w)
 	if err != nil {
 		return nil, err
 	}

@@ -25,11 +25,7 @@ const maxTaints = 32
 
 // taints gives a node the taints of its settings.
 func (a *API) taints(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
-	name, err := a.identity(r)
-	if err != nil {
-		return nil, joinapi.Refuse(joinapi.BadIdentity, "%v", err)
-	}
-	release, err := a.enter(ctx)
+	name, release, err := a.member(ctx, r, w)
 	if err != nil {
 		return nil, err
 	}
@@ -38,8 +34,8 @@ func (a *API) taints(ctx context.Context, s *serving, r *http.Request, w http.Re
 	if err := decode(r, w, &req); err != nil {
 		return nil, err
 	}
-	if secret := s.known.node(name); secret == nil || !owns(secret, req.Password) {
-		return nil, joinapi.Refuse(joinapi.BadIdentity, "the password is not that of node %s", name)
+	if err := a.checkOwner(ctx, s, name, req.Password); err != nil {
+		return nil, err
 	}
 	if err := checkTaints(req.Taints); err != nil {
 		return nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
@@ -61,51 +57,74 @@ func checkTaints(list []corev1.Taint) error {
 }
 
 // SetTaints gives a Node the taints of the node's settings, and takes away those that the settings gave it earlier and do not
-// name any more. What others have set stays.
+// name any more. What others have set stays: a node has only what its calls have added, or what the Node had of the settings at
+// the first one, with which its kubelet has registered it.
 func (t Tokens) SetTaints(ctx context.Context, name string, want []corev1.Taint) error {
+	var begun *taintRecord // what was recorded before this call; a conflict has the rest of the call done again
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		secret, err := t.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("read the record of node %s: %w", name, err)
 		}
-		var had []corev1.Taint
-		if raw := secret.Data[keyTaints]; len(raw) > 0 {
-			if err := json.Unmarshal(raw, &had); err != nil {
-				return fmt.Errorf("read the record of node %s: %w", name, err)
-			}
+		now, err := recordOf(secret)
+		if err != nil {
+			return fmt.Errorf("read the record of node %s: %w", name, err)
+		}
+		if begun == nil {
+			first := now
+			begun = &first
 		}
 		node, err := t.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("read Node %s: %w", name, err)
 		}
+		next, own := mergeTaints(node.Spec.Taints, *begun, want)
 		record := func(list []corev1.Taint) error {
-			raw, err := json.Marshal(list)
-			if err != nil || reflect.DeepEqual(had, list) || len(had) == 0 && len(list) == 0 {
-				return err
+			if now.exists && slices.Equal(now.taints, list) {
+				return nil
+			}
+			raw, err := json.Marshal(append([]corev1.Taint{}, list...)) // [] and not null
+			if err != nil {
+				return fmt.Errorf("encode the taints of node %s: %w", name, err)
 			}
 			secret.Data[keyTaints] = raw
 			updated, err := t.secrets().Update(ctx, secret, metav1.UpdateOptions{})
 			if err == nil {
-				secret, had = updated, list
+				secret, now = updated, taintRecord{exists: true, taints: list}
 			}
 			return err
 		}
 		// The record first: what is broken off in between is taken away later all the same.
-		if err := record(union(want, had)); err != nil {
+		if err := record(union(own, begun.taints)); err != nil {
 			return err
 		}
-		if next := mergeTaints(node.Spec.Taints, had, want); !reflect.DeepEqual(next, node.Spec.Taints) {
+		if !reflect.DeepEqual(next, node.Spec.Taints) {
 			node.Spec.Taints = next
 			if _, err := t.Client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
 				return err
 			}
 		}
-		return record(want)
+		return record(own)
 	})
 	if err != nil {
 		return fmt.Errorf("set the taints of node %s: %w", name, err)
 	}
 	return nil
+}
+
+// taintRecord is what keyTaints holds; it does not exist before the first call of SetTaints.
+type taintRecord struct {
+	exists bool
+	taints []corev1.Taint
+}
+
+func recordOf(secret *corev1.Secret) (r taintRecord, err error) {
+	raw, ok := secret.Data[keyTaints]
+	if !ok {
+		return r, nil
+	}
+	r.exists = true
+	return r, json.Unmarshal(raw, &r.taints)
 }
 
 // union is a, and what b has besides.
@@ -119,22 +138,26 @@ func union(a, b []corev1.Taint) []corev1.Taint {
 	return out
 }
 
-// mergeTaints returns the taints that a Node is to have: those that are there, without those of had that want does not name,
-// and with those of want.
-func mergeTaints(there, had, want []corev1.Taint) []corev1.Taint {
-	var out []corev1.Taint
+// mergeTaints returns the taints that a Node is to have, and those of them that are the settings' own: what had records of those
+// that are there goes where want does not name it; want comes in where nobody else has set a taint of that key and effect.
+// Before there is a record the settings own what they name.
+func mergeTaints(there []corev1.Taint, had taintRecord, want []corev1.Taint) (next, own []corev1.Taint) {
 	for _, t := range there {
 		plain := corev1.Taint{Key: t.Key, Value: t.Value, Effect: t.Effect}
-		replaced := slices.ContainsFunc(want, func(w corev1.Taint) bool { return w.MatchTaint(&t) && w.Value != t.Value })
-		if replaced || slices.Contains(had, plain) && !slices.Contains(want, plain) {
-			continue
+		i := slices.IndexFunc(want, func(w corev1.Taint) bool { return w.MatchTaint(&t) })
+		switch ours := slices.Contains(had.taints, plain) || !had.exists && i >= 0; {
+		case !ours:
+		case i < 0 || want[i] != plain:
+			continue // it goes, or comes with another value
+		default:
+			own = append(own, plain)
 		}
-		out = append(out, t)
+		next = append(next, t)
 	}
 	for _, w := range want {
-		if !slices.ContainsFunc(out, func(t corev1.Taint) bool { return t.MatchTaint(&w) }) {
-			out = append(out, w)
+		if !slices.ContainsFunc(next, func(t corev1.Taint) bool { return t.MatchTaint(&w) }) {
+			next, own = append(next, w), append(own, w)
 		}
 	}
-	return out
+	return next, own
 }

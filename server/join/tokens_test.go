@@ -244,10 +244,22 @@ func TestReserve(t *testing.T) {
 	if err := tokens.claim(t.Context(), "n", "another's", "id", token.Agent); !errors.Is(err, errNameTaken) {
 		t.Error(err)
 	}
+	held, err := tokens.secrets().Get(t.Context(), "n"+nodeSuffix, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Data[keyTaints] = []byte(`[{"key":"a","effect":"NoSchedule"}]`)
+	if _, err := tokens.secrets().Update(t.Context(), held, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	for i, want := range []bool{true, false} {
 		if taken, err := tokens.Reserve(t.Context(), "n", "the server's"); err != nil || taken != want {
 			t.Errorf("time %d: %v, %v", i, taken, err)
 		}
+	}
+	now, err := tokens.secrets().Get(t.Context(), "n"+nodeSuffix, metav1.GetOptions{})
+	if err != nil || string(now.Data[keyTaints]) != string(held.Data[keyTaints]) || !owns(now, "the server's") {
+		t.Errorf("the record is %v, %v", now, err)
 	}
 }
 
