@@ -75,11 +75,19 @@ func checkAdvertised(key, a string) (string, error) {
 	return ip.String(), nil
 }
 
+// takeAddress has this process use the address of now, if there is one, until it ends: followAddresses ends with another.
+func (s *Server) takeAddress() error {
+	if _, _, err := s.addrs.Take(); err != nil && !errors.Is(err, nodeip.ErrNone) {
+		return err
+	}
+	return nil
+}
+
 // followAddresses publishes an address that comes late, and has the process execute itself anew when there is another
 // than the one that kubelet, network and etcd have taken at their start.
 func (s *Server) followAddresses(ctx context.Context, ready func()) error {
 	if s.advertise() != "" && s.cfg.DisableAgent {
-		if _, _, err := s.addrs.Take(); err != nil && !errors.Is(err, nodeip.ErrNone) {
+		if err := s.takeAddress(); err != nil {
 			return err
 		}
 	}
@@ -98,14 +106,13 @@ func (s *Server) followAddresses(ctx context.Context, ready func()) error {
 
 // publishAddresses puts addresses that come into the serving certificate and into the Service kubernetes.
 func (s *Server) publishAddresses(ctx context.Context) error {
-	known := s.servingLeaf().IPs
 	for {
 		_, changed := s.addrs.Now()
-		if l := s.servingLeaf(); !slices.Equal(l.IPs, known) {
+		if l := s.servingLeaf(); !slices.Equal(l.IPs, s.servingIPs) {
 			if err := s.pki.Add(l); err != nil {
 				return fmt.Errorf("put the node's address into the API server's certificate: %w", err)
 			}
-			known = l.IPs
+			s.servingIPs = l.IPs
 			s.plane.APIServer.AddressChanged()
 		}
 		select {

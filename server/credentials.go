@@ -66,9 +66,15 @@ func (s *Server) prepare(cfg pki.Config) error {
 		if err := s.pki.Add(l); err != nil {
 			return err
 		}
+		if l.Name == servingName {
+			s.servingIPs = l.IPs
+		}
 	}
 	return nil
 }
+
+// servingName names the API server's certificate.
+const servingName = "apiserver"
 
 // leaves are the control plane's own certificates.
 func (s *Server) leaves() []pki.Leaf {
@@ -98,7 +104,7 @@ func (s *Server) leaves() []pki.Leaf {
 // servingLeaf is the API server's, for all names and addresses by which it is known.
 func (s *Server) servingLeaf() pki.Leaf {
 	l := pki.Leaf{
-		Name: "apiserver", CA: pki.ServerCA, CertFile: s.pki.File("apiserver.crt"), KeyFile: s.pki.File("apiserver.key"),
+		Name: servingName, CA: pki.ServerCA, CertFile: s.pki.File("apiserver.crt"), KeyFile: s.pki.File("apiserver.key"),
 		CommonName: "kube-apiserver", Server: true, WithCA: true, // a machine that joins learns the CA from the handshake
 		DNSNames: append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + s.cfg.ClusterDomain, "localhost"}, hostname()...),
 		IPs:      []string{"127.0.0.1", "::1"},

@@ -70,6 +70,9 @@ func (s *Server) claim(ctx context.Context, st datastore.Store, own bool) error 
 		switch {
 		case err != nil:
 			return err
+		case sealed != nil && revision == 0:
+			// Another server with other keys was faster with those, and is about to write the record. It is that one's cluster.
+			return errForeign
 		case revision == 0 || own && r.CA != ca:
 			if err := putRecord(ctx, c, keys.Record{CA: ca, Settings: s.cfg.shared()}, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
 				return err

@@ -45,6 +45,8 @@ type Server struct {
 	bind    string
 	release func()
 
+	servingIPs []string // of the API server's certificate as it is
+
 	pki       *pki.PKI
 	plane     *controlplane.ControlPlane
 	tunnels   *tunnel.Tunnels
@@ -117,6 +119,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.bind = bindAddress(cfg)
+	if sharedDatastore(s.datastoreConfig()) != "" { // the others are told one address, and all that is made here is of that one
+		if err := s.takeAddress(); err != nil {
+			return nil, err
+		}
+	}
 	if !o.locked {
 		if s.release, err = instance.Acquire(s.dirs); err != nil {
 			return nil, err
