@@ -107,6 +107,10 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 		if err := removeConf(n.cfg.Dirs.CNIConfig()); err != nil {
 			return err
 		}
+		// Which pod ranges the user's network has is not known; it masquerades itself.
+		if err := n.rules(nil); err != nil {
+			return err
+		}
 		ready()
 		if n.cfg.Others != nil {
 			n.watchNodes(ctx)
@@ -243,6 +247,18 @@ func interfaces(backend string) []string {
 
 // local sets up what this node's own pods need: rules and CNI configuration.
 func (n *Network) local(ranges []netip.Prefix, mtu int) error {
+	if err := n.rules(ranges); err != nil {
+		return err
+	}
+	raw, err := renderConf(ranges, mtu, n.cfg.Dirs)
+	if err != nil {
+		return err
+	}
+	return writeConf(n.cfg.Dirs.CNIConfig(), raw)
+}
+
+// rules writes the table for pod ranges, none of which may be known.
+func (n *Network) rules(ranges []netip.Prefix) error {
 	if err := n.cfg.Journal.Made(host.KindTable, Table); err != nil {
 		return err
 	}
@@ -250,11 +266,7 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 		return err
 	}
 	n.ranges.Store(&ranges)
-	raw, err := renderConf(ranges, mtu, n.cfg.Dirs)
-	if err != nil {
-		return err
-	}
-	return writeConf(n.cfg.Dirs.CNIConfig(), raw)
+	return nil
 }
 
 // external finds the interface for traffic between nodes.

@@ -8,13 +8,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
@@ -242,8 +246,69 @@ func TestHostGWAndNone(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(cfg.Dirs.CNIConfig(), confName)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("our configuration stands before the user's: %v", err)
 	}
+	if out, err := exec.Command("nft", "list", "table", "inet", Table).CombinedOutput(); err == nil && strings.Contains(string(out), "masquerade") {
+		t.Errorf("rules for pod ranges of another network are left:\n%s", out)
+	}
+	unusedServiceIsRejected(t)
 	if err := stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// unusedServiceIsRejected sends from a pod to an address of Services that no Service has. The node routes it to its
+// loopback interface, where it would go round until its hops are used up. The answer must be that there is no route.
+func unusedServiceIsRejected(t *testing.T) {
+	t.Helper()
+	const service = "10.43.9.9:80"
+	ran := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	ran("link", "set", "dev", "lo", "up")
+	ran("route", "replace", "10.43.0.0/16", "dev", "lo", "scope", "link") // as agent/dataplane/serviceroute does
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // the thread leaves its namespaces, and ends with the goroutine unless it comes back
+	home, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer home.Close()
+	pod, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pod.Close()
+	back := func() {
+		if err := netns.Set(home); err != nil {
+			t.Fatal(err)
+		}
+	}
+	back()
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "theirs", TxQLen: -1}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	defer netlink.LinkDel(veth) //nolint:errcheck // it goes with the namespace
+	ran("address", "add", "10.99.0.1/24", "dev", "theirs")
+	ran("link", "set", "dev", "theirs", "up")
+	if err := netns.Set(pod); err != nil {
+		t.Fatal(err)
+	}
+	ran("address", "add", "10.99.0.2/24", "dev", "eth0")
+	ran("link", "set", "dev", "eth0", "up")
+	ran("route", "add", "default", "via", "10.99.0.1")
+	c, err := net.DialTimeout("tcp", service, 5*time.Second)
+	if err == nil {
+		_ = c.Close()
+	}
+	back()
+	runtime.UnlockOSThread()
+	if !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+		t.Errorf("a pod that asks an address which no Service has: %v", err)
 	}
 }
 

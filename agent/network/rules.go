@@ -27,10 +27,13 @@ func applyRules(pods, cluster []netip.Prefix) error {
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
 	c.AddTable(t)
-	post := c.AddChain(&nftables.Chain{
-		Name: "postrouting", Table: t, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
+	var post *nftables.Chain // a chain without rules would look like one that somebody has emptied (agent/tables)
+	if len(pods) > 0 {
+		post = c.AddChain(&nftables.Chain{
+			Name: "postrouting", Table: t, Type: nftables.ChainTypeNAT,
+			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+		})
+	}
 	for _, p := range pods {
 		rule := from(p)
 		for _, r := range slices.Concat(cluster, []netip.Prefix{multicast(p.Addr().Is4())}) {
