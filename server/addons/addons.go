@@ -64,6 +64,7 @@ type Controller struct {
 	items map[string]*item        // by id
 	owner map[manifest.Key]string // which manifest an object belongs to
 	scan  error                   // why the folder could not be read
+	full  string                  // which folder has held files since the start, by manifest.Identity
 	look  look
 	gate  gate
 }

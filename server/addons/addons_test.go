@@ -146,6 +146,7 @@ func newFixture(t testing.TB) *fixture {
 		// What the test left is pruned as it would be for a user: by taking the files away.
 		f.stop()
 		_ = os.RemoveAll(f.dir)
+		f.write(".keep", "") // an empty folder proves nothing
 		f.embedded, f.disable = fstest.MapFS{}, nil
 		f.start()
 		f.eventually("an empty list", func() bool { return len(f.Status()) == 0 })
@@ -526,6 +527,7 @@ func TestOnlyWhatWeMadeIsDeleted(t *testing.T) {
 	}
 	defer maps.Delete(context.Background(), "taken", meta.DeleteOptions{})
 	f.remove("o.yaml")
+	f.write(".keep", "")
 	f.start()
 	f.eventually("the end", func() bool { return len(f.Status()) == 0 })
 	if c := f.configMap("before"); c == nil || c.Data["mine"] != "1" || c.Labels["umiak.io/manifest"] != "" {

@@ -292,6 +292,7 @@ func TestUnmounted(t *testing.T) {
 			f.stop()
 			mount()
 			f.must(os.Remove(file)) // while we were away, and on the disk
+			f.write(".keep", "")
 			f.start()
 			f.eventually("its being pruned", func() bool { return f.configMap("m1") == nil && len(f.Status()) == 0 })
 		})
@@ -312,6 +313,44 @@ func TestGivenUp(t *testing.T) {
 	f.eventually("its being forgotten", func() bool { return len(f.Status()) == 0 })
 	f.same(have)
 	f.must(f.client.CoreV1().ConfigMaps("default").Delete(t.Context(), "g1", meta.DeleteOptions{}))
+}
+
+// TestFolderLost: a folder that is empty, or not there, at a start may have lost its files; one that was seen with files has
+// been emptied by a person.
+func TestFolderLost(t *testing.T) {
+	f := newFixture(t)
+	f.write("l.yaml", cm("lost", "1"))
+	f.start()
+	f.is("l", addons.Applied)
+	have := f.uids("lost")
+	for what, lose := range map[string]func() error{
+		"it is gone":  func() error { return os.RemoveAll(f.dir) },
+		"it is empty": func() error { return os.Remove(filepath.Join(f.dir, "l.yaml")) },
+		"its folders are empty": func() error {
+			return errors.Join(os.Remove(filepath.Join(f.dir, "l.yaml")), os.Mkdir(filepath.Join(f.dir, "sub"), 0o755))
+		},
+	} {
+		t.Log(what)
+		f.stop()
+		f.must(lose())
+		f.start()
+		f.heldBecause("l", "put them back, or any file")
+		f.same(have)
+		f.write("l.yaml", cm("lost", "1"))
+		f.is("l", addons.Applied)
+		f.same(have)
+	}
+	f.stop()
+	f.must(os.RemoveAll(f.dir))
+	f.start()
+	f.heldBecause("l", ".keep")
+	f.write(".keep", "") // the operator's word
+	f.eventually("its being pruned", func() bool { return f.configMap("lost") == nil && len(f.Status()) == 0 })
+	f.remove(".keep")
+	f.write("l.yaml", cm("lost", "1"))
+	f.is("l", addons.Applied)
+	f.remove("l.yaml") // the last file, while we look
+	f.eventually("its being pruned", func() bool { return f.configMap("lost") == nil && len(f.Status()) == 0 })
 }
 
 // TestFolderMovedAway keeps everything until there is a folder again that has no such file.

@@ -48,12 +48,18 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	fresh := err == nil && c.follow(w, scan.Dirs)
 	c.links = scan.Links
 	places := c.places()
+	identity := manifest.Identity(c.cfg.Dir)
 	c.mu.Lock()
 	if err != nil && c.scan == nil {
 		// Not the same as an empty folder: nothing is pruned for it.
 		c.log.Error("the manifests folder cannot be read, what it held stays applied", "error", err)
 	}
 	c.scan = err
+	if err == nil && !scan.Empty {
+		c.full = identity
+	}
+	// That a folder is empty is no proof that a person emptied it, unless it was seen before that happened.
+	lost := err == nil && scan.Empty && c.full != identity
 	present, changed := map[string]bool{}, false
 	for name := range scan.Unsettled {
 		present[manifest.ID(name)] = true
@@ -68,7 +74,7 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	}
 	for id, it := range c.items {
 		if !present[id] {
-			changed = c.miss(id, it, scan, places) || changed
+			changed = c.miss(id, it, scan, places, lost) || changed
 		}
 	}
 	c.claim()
@@ -157,8 +163,9 @@ func (c *Controller) places() map[string]string {
 	return out
 }
 
-// miss notes that a manifest has no file any more. It says whether that is news. c.mu is held.
-func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[string]string) bool {
+// miss notes that a manifest has no file any more. It says whether that is news. lost is whether the folder may have been
+// emptied by a fault. c.mu is held.
+func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[string]string, lost bool) bool {
 	held, skip := "", scan.Skips[it.file.Name]
 	user := it.file.Origin != manifest.Embedded
 	if c.scan != nil && user {
@@ -167,8 +174,13 @@ func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[st
 		}
 		held, skip = c.scan.Error(), it.file.Skip
 	} else if user && it.rec != nil {
-		if h, mine := it.rec.Servers[c.cfg.Server]; mine && (h.Place == "" || h.Place != places[filepath.Dir(h.Path)]) {
+		h, mine := it.rec.Servers[c.cfg.Server]
+		switch {
+		case mine && (h.Place == "" || h.Place != places[filepath.Dir(h.Path)]):
 			held = fmt.Sprintf("its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
+		case mine && lost:
+			held = fmt.Sprintf("its file %s is not there, nor any other: the folder was empty when umiak started, or is a new one, and may have lost its files; "+
+				"put them back, or any file, as by touch %s, to have the objects pruned", h.Path, filepath.Join(c.cfg.Dir, ".keep"))
 		}
 	}
 	if it.gone && it.missed && it.held == held && it.file.Skip == skip {

@@ -47,6 +47,8 @@ type Scan struct {
 	Skips map[string]bool
 	// Dirs are all folders, to be watched, each with what tells it from another one at the same path.
 	Dirs map[string]string
+	// Empty says that there is no file in the folder and those below it, not even a hidden one.
+	Empty bool
 	// Links says that there are links to files, whose file systems may come and go without an event in the folder.
 	Links bool
 	// Unsettled are the names of files that may still be being written, each with the reason. They are not in Files, and
@@ -62,7 +64,7 @@ type Scan struct {
 // Read finds the manifests in the folder. Links to files are followed, as is the folder itself; links to folders are not
 // (they may form circles). A file that cannot be read is in the result with its error; the folder itself must be readable.
 func (f *Folder) Read(now time.Time) (Scan, error) {
-	s := Scan{Files: map[string]File{}, Skips: map[string]bool{}, Dirs: map[string]string{}, Unsettled: map[string]string{}}
+	s := Scan{Empty: true, Files: map[string]File{}, Skips: map[string]bool{}, Dirs: map[string]string{}, Unsettled: map[string]string{}}
 	root, err := filepath.EvalSymlinks(f.dir)
 	if err == nil {
 		err = readable(root)
@@ -148,6 +150,7 @@ func (r *reading) folder(dir string) {
 		case e.IsDir():
 			r.folder(p)
 		default:
+			r.s.Empty = false
 			r.file(p, e)
 		}
 	}
