@@ -46,20 +46,28 @@ type request struct {
 // writer makes ConfigMaps one after the other, and keeps those that were acknowledged.
 type writer struct {
 	id   int
-	kube kubernetes.Interface
 	ns   string
+	pace time.Duration // between two requests
 
 	mu       sync.Mutex
+	kube     kubernetes.Interface
 	requests []request
 	acked    []string
 }
 
-// pace is between two requests of a writer.
+// use has a writer write through another client from now on.
+func (w *writer) use(kube kubernetes.Interface) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.kube = kube
+}
+
+// pace is between two requests of a writer that is one of few.
 const pace = 100 * time.Millisecond
 
 // run writes until ctx ends. A request that has failed is made again with the same name: it may have been done.
 func (w *writer) run(ctx context.Context) {
-	tick := time.NewTicker(pace)
+	tick := time.NewTicker(w.pace)
 	defer tick.Stop()
 	for n := 0; ; {
 		select {
@@ -68,8 +76,11 @@ func (w *writer) run(ctx context.Context) {
 		case <-tick.C:
 		}
 		name := fmt.Sprintf("w%d-%d", w.id, n)
+		w.mu.Lock()
+		kube := w.kube
+		w.mu.Unlock()
 		r := request{begun: time.Now()}
-		_, r.err = w.kube.CoreV1().ConfigMaps(w.ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		_, r.err = kube.CoreV1().ConfigMaps(w.ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(r.err) {
 			r.err = nil
 		}
@@ -95,7 +106,7 @@ func (e *env) writers(n int, agent *cluster.Cluster) (_ writers, stop func()) {
 	var wg sync.WaitGroup
 	var out writers
 	for i := range n {
-		w := &writer{id: i, kube: e.throughBalancer(agent), ns: e.ns}
+		w := &writer{id: i, kube: e.throughBalancer(agent), ns: e.ns, pace: pace}
 		out = append(out, w)
 		wg.Add(1)
 		go func() {

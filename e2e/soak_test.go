@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -21,10 +20,26 @@ import (
 type soak struct {
 	*env
 	lan     *machine.LAN
-	random  *rand.Rand
 	servers []*cluster.Cluster
 	members bool                      // they are members of an etcd cluster
 	dead    map[*cluster.Cluster]bool // was killed by the test: its end is no fault
+	writers writers                   // one through each server
+	plan    soakPlan
+	done    map[string]int // how often each thing has happened
+}
+
+// soakPatience limits one wait. Two soaks on one small machine slow each other down; what hangs, hangs longer.
+const soakPatience = 5 * time.Minute
+
+// soon is the context for one wait.
+func (s *soak) soon() context.Context { return s.within(soakPatience) }
+
+// soakPlan is what a soak was asked to do, and how it can be done again.
+type soakPlan struct {
+	long   time.Duration
+	seed   uint64
+	random *rand.Rand
+	things []happening
 }
 
 // happening is one kind of thing that happens. When it returns, whatever it has broken is whole again or becomes so by
@@ -37,13 +52,13 @@ type happening struct {
 // pick returns the servers in random order.
 func (s *soak) pick() []*cluster.Cluster {
 	out := slices.Clone(s.servers)
-	s.random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	s.plan.random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
 	return out
 }
 
 // some is a random duration below a limit.
 func (s *soak) some(limit time.Duration) time.Duration {
-	return time.Duration(s.random.Int64N(int64(limit)))
+	return time.Duration(s.plan.random.Int64N(int64(limit)))
 }
 
 // let gives things time to happen.
@@ -85,7 +100,7 @@ func (s *soak) alive() {
 func (s *soak) whole() {
 	s.Helper()
 	for _, c := range s.servers {
-		err := c.APIReady(s.within(3 * patience))
+		err := c.APIReady(s.soon())
 		s.alive()
 		s.must(err)
 	}
@@ -133,8 +148,8 @@ func soakServers(t *testing.T, names []string, settings map[string]string, token
 	s.small(e.Cluster)
 	e.must(e.Configure(settings))
 	e.must(e.Start())
-	e.must(e.APIReady(e.within(3 * patience)))
-	e.ctx = e.within(time.Hour)
+	e.must(e.APIReady(e.within(soakPatience)))
+	e.ctx = e.Context()
 	e.namespace()
 	s.servers = append(s.servers, e.Cluster)
 	for _, name := range names[1:] {
@@ -150,7 +165,7 @@ func (s *soak) another(name string, settings map[string]string) *cluster.Cluster
 	c := off(s.T, cluster.Options{Name: name, LAN: s.lan, Settings: settings, Images: []string{}}).Cluster
 	s.small(c)
 	s.must(c.Start())
-	s.must(c.APIReady(s.within(3 * patience)))
+	s.must(c.APIReady(s.soon()))
 	return c
 }
 
@@ -169,42 +184,43 @@ func joinByToken(e *env) map[string]string {
 // UMIAK_SOAK_ONLY names those that may happen; `scripts/soak servers` sets them.
 func TestSoakServers(t *testing.T) {
 	t.Parallel()
-	long, random, all := soakPlan(t, 100*time.Second, happenings)
+	plan := planSoak(t, 45*time.Second, happenings)
 	s := soakServers(t, []string{"k1", "k2", "k3"}, map[string]string{"cluster-init": "true"}, joinByToken)
 	s.members = true
-	s.run(long, random, all)
+	s.run(plan)
 }
 
 // TestSoakDatabase: the same with two servers on PostgreSQL, which fails over.
 func TestSoakDatabase(t *testing.T) {
 	t.Parallel()
-	long, random, all := soakPlan(t, 45*time.Second, databaseHappenings)
+	plan := planSoak(t, 45*time.Second, databaseHappenings)
 	s := soakServers(t, []string{"d1", "d2"}, nil, func(e *env) map[string]string {
 		raw, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
 		e.must(err)
 		return map[string]string{"datastore-endpoint": e.endpoint, "token": strings.TrimSpace(string(raw))}
 	})
-	s.run(long, random, all)
+	s.run(plan)
 }
 
 // run lets things happen until the time is over; in a long run, each at least once.
-func (s *soak) run(long time.Duration, random *rand.Rand, all []happening) {
+func (s *soak) run(plan soakPlan) {
 	s.Helper()
-	s.random = random
-	var ws writers
+	s.plan, s.done = plan, map[string]int{}
+	defer s.report(time.Now())
 	ctx, cancel := context.WithCancel(s.Context())
 	var wg sync.WaitGroup
 	for i, c := range s.servers {
-		w := &writer{id: i, kube: c.Kube, ns: s.ns}
-		ws = append(ws, w)
+		// What rotates the keys of Secrets writes every ConfigMap anew: a long run must not have too many.
+		w := &writer{id: i, kube: c.Kube, ns: s.ns, pace: max(pace, plan.long/5000)}
+		s.writers = append(s.writers, w)
 		wg.Go(func() { w.run(ctx) })
 	}
 	stop := sync.OnceFunc(func() { cancel(); wg.Wait() })
 	s.Cleanup(stop)
-	end := time.Now().Add(long)
+	all, end := plan.things, time.Now().Add(plan.long)
 	for n := 0; time.Now().Before(end) || n < len(all) && os.Getenv("UMIAK_SOAK") != ""; n++ {
 		if n%len(all) == 0 {
-			s.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+			plan.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 		}
 		h := all[n%len(all)]
 		begun := time.Now()
@@ -212,307 +228,77 @@ func (s *soak) run(long time.Duration, random *rand.Rand, all []happening) {
 		h.do(s)
 		s.alive()
 		s.whole()
+		s.done[h.name]++
 		s.Logf("%s %s: whole again after %s", time.Now().Format(time.TimeOnly), h.name, time.Since(begun).Round(100*time.Millisecond))
 	}
 	stop()
-	s.nothingLost(ws)
+	s.nothingLost(s.writers)
 }
 
-// soakPlan reads how long a soak takes, from which seed, and what happens.
-func soakPlan(t *testing.T, short time.Duration, all []happening) (long time.Duration, random *rand.Rand, chosen []happening) {
+// report says at the end, also of a run that fails, what ran, what happened, and how the servers are.
+func (s *soak) report(begun time.Time) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context()), patience)
+	defer cancel()
+	var counts []string
+	for _, h := range s.plan.things {
+		counts = append(counts, fmt.Sprintf("%s %d", h.name, s.done[h.name]))
+	}
+	slices.Sort(counts)
+	acked := 0
+	for _, w := range s.writers {
+		w.mu.Lock()
+		acked += len(w.acked)
+		w.mu.Unlock()
+	}
+	version, err := s.Umiak(ctx, "version")
+	if err != nil {
+		version = err.Error()
+	}
+	result := "passed"
+	if s.Failed() {
+		result = "FAILED"
+	}
+	s.Logf("soak: %s", strings.TrimSpace(version))
+	s.Logf("soak: UMIAK_SOAK_SEED=%d, %s of %s, %s", s.plan.seed, time.Since(begun).Round(time.Second), s.plan.long, result)
+	s.Logf("soak: happened and whole again: %s", strings.Join(counts, ", "))
+	s.Logf("soak: %d writes acknowledged", acked)
+	for _, c := range s.servers {
+		state := "all is well"
+		if out, err := c.Umiak(ctx, "status"); err != nil {
+			state = fmt.Sprintf("%v\n%s", err, out)
+		}
+		s.Logf("soak: %s at %s: %s", c.M.Name, c.M.IP, state)
+	}
+}
+
+// planSoak reads how long a soak takes, from which seed, and what happens.
+func planSoak(t *testing.T, short time.Duration, all []happening) soakPlan {
 	t.Helper()
-	long = short
-	seed := uint64(time.Now().UnixNano())
+	plan := soakPlan{long: short, seed: uint64(time.Now().UnixNano())}
 	if v := os.Getenv("UMIAK_SOAK"); v != "" {
 		var err error
-		if long, err = time.ParseDuration(v); err != nil {
+		if plan.long, err = time.ParseDuration(v); err != nil {
 			t.Fatalf("UMIAK_SOAK: %v", err)
 		}
 	}
 	if v := os.Getenv("UMIAK_SOAK_SEED"); v != "" {
-		if _, err := fmt.Sscan(v, &seed); err != nil {
+		if _, err := fmt.Sscan(v, &plan.seed); err != nil {
 			t.Fatalf("UMIAK_SOAK_SEED: %v", err)
 		}
 	}
-	t.Logf("UMIAK_SOAK_SEED=%d", seed)
+	t.Logf("UMIAK_SOAK_SEED=%d", plan.seed)
 	var names []string
 	only := strings.FieldsFunc(os.Getenv("UMIAK_SOAK_ONLY"), func(r rune) bool { return r == ',' })
 	for _, h := range all {
 		names = append(names, h.name)
 		if len(only) == 0 || slices.Contains(only, h.name) {
-			chosen = append(chosen, h)
+			plan.things = append(plan.things, h)
 		}
 	}
-	if len(chosen) == 0 {
+	if len(plan.things) == 0 {
 		t.Fatalf("UMIAK_SOAK_ONLY: none of %q can happen; these can: %q", only, names)
 	}
-	return long, rand.New(rand.NewPCG(seed, 0)), chosen
-}
-
-// happenings are what happens to servers that are etcd members.
-var happenings = []happening{
-	{"killed", (*soak).killed},
-	{"comes-and-goes", (*soak).comesAndGoes},
-	{"cut-off", (*soak).cutOff},
-	{"restarted", (*soak).restarted},
-	{"no-quorum", (*soak).noQuorum},
-	{"moved", (*soak).moved},
-	{"all-moved", (*soak).allMoved},
-	{"joined-half", (*soak).joinedHalf},
-	{"closed-port", (*soak).closedPort},
-	{"filled-up", (*soak).filledUp},
-	{"token", (*soak).rotatesToken},
-	{"keys", (*soak).rotatesKeys},
-}
-
-// databaseHappenings are what happens to servers of a database, and to the database.
-var databaseHappenings = []happening{
-	{"killed", (*soak).killed},
-	{"cut-off", (*soak).cutOff},
-	{"restarted", (*soak).restarted},
-	{"read-only", (*soak).databaseReadOnly},
-	{"database-restarted", (*soak).databaseRestarted},
-	{"database-cut-off", (*soak).databaseCutOff},
-	{"keys", (*soak).rotatesKeys},
-}
-
-func (s *soak) killed() {
-	c := s.pick()[0]
-	s.kill(c)
-	s.let(s.some(8 * time.Second))
-	s.start(c)
-}
-
-// comesAndGoes has a server whose neighbour in a crash loop makes a majority with it for seconds at a time.
-func (s *soak) comesAndGoes() {
-	all := s.pick()
-	s.kill(all[1])
-	for range 3 {
-		s.kill(all[2])
-		s.let(2*time.Second + s.some(14*time.Second))
-		s.start(all[2])
-		s.let(2*time.Second + s.some(8*time.Second))
-		s.alive()
-	}
-	s.start(all[1])
-}
-
-func (s *soak) cutOff() {
-	c := s.pick()[0]
-	s.must(s.lan.Cut(c.M))
-	s.let(3*time.Second + s.some(17*time.Second))
-	s.must(s.lan.Mend(c.M))
-}
-
-func (s *soak) restarted() {
-	for _, c := range s.pick() {
-		s.stop(c, patience)
-		s.start(c)
-		s.must(c.APIReady(s.within(3 * patience)))
-	}
-}
-
-// stop has a server end, which must be without an error and within a time.
-func (s *soak) stop(c *cluster.Cluster, limit time.Duration) {
-	s.Helper()
-	s.dead[c] = true
-	if err := c.Stop(s.within(limit)); err != nil {
-		s.Fatalf("stop %s: %v", c.M.Name, err)
-	}
-}
-
-// noQuorum takes two of three servers away: the third names them, is quiet, and stops when it is told to.
-func (s *soak) noQuorum() {
-	all := s.pick()
-	left := all[0]
-	s.kill(all[1])
-	s.kill(all[2])
-	s.sees(left, func(out string) error {
-		for _, c := range all[1:] {
-			if !strings.Contains(out, c.M.Name+" at "+c.M.IP+":2380") {
-				return fmt.Errorf("%s is not named", c.M.Name)
-			}
-		}
-		return nil
-	})
-	log := func() []byte {
-		raw, err := os.ReadFile(left.LogFile())
-		s.must(err)
-		return raw
-	}
-	s.let(5 * time.Second) // what was under way ends
-	const quiet = 20 * time.Second
-	before, cpu := len(log()), machine.CPUTime(left.PID())
-	s.let(quiet)
-	said := log()[before:]
-	s.Logf("without quorum for %s: %d bytes of log, %s of CPU", quiet, len(said), machine.CPUTime(left.PID())-cpu)
-	if lines := strings.Count(string(said), "\n"); lines > 20 {
-		s.Errorf("%d lines within %s without quorum:\n%.5000s", lines, quiet, said)
-	}
-	begun := time.Now()
-	s.stop(left, patience)
-	s.Logf("it stopped within %s", time.Since(begun).Round(100*time.Millisecond))
-	if tail := left.LogTail(20); strings.Contains(tail, "does not stop") {
-		s.Errorf("a part did not stop:\n%s", tail)
-	}
-	for _, c := range all {
-		s.start(c)
-	}
-}
-
-func (s *soak) moved() {
-	c := s.pick()[0]
-	s.stop(c, patience)
-	s.must(s.lan.Renumber(c.M))
-	s.start(c)
-}
-
-// allMoved carries all servers into another network.
-func (s *soak) allMoved() {
-	for _, c := range s.servers {
-		s.kill(c)
-	}
-	for _, c := range s.servers {
-		s.must(s.lan.Renumber(c.M))
-		s.start(c)
-	}
-	all := s.pick()
-	s.sees(all[0], func(out string) error {
-		if !strings.Contains(out, "umiak server moved") {
-			return errors.New("the way out is not named")
-		}
-		return nil
-	})
-	args := []string{"server", "moved"}
-	for _, c := range all[1:] {
-		args = append(args, c.M.Name+"="+c.M.IP)
-	}
-	_, err := all[0].Umiak(s.soon(), args...)
-	s.must(err)
-}
-
-// joinedHalf has a machine join that is switched off in the middle; then it joins after all, or never comes.
-func (s *soak) joinedHalf() {
-	by := s.pick()[0]
-	name := fmt.Sprintf("x%d", s.random.IntN(1000))
-	first := &env{T: s.T, Cluster: by}
-	settings := joinByToken(first)
-	settings["disable-agent"] = "true"
-	c := off(s.T, cluster.Options{Name: name, LAN: s.lan, Settings: settings, Images: []string{}}).Cluster
-	s.must(c.Start())
-	s.let(s.some(6 * time.Second))
-	s.must(c.Kill())
-	if s.random.IntN(2) == 0 {
-		s.must(c.Start())
-		s.must(c.APIReady(s.within(3 * patience)))
-		s.must(c.Kill())
-	}
-	// The one command that status names, as long as there is anything of it.
-	s.sees(by, func(out string) error {
-		for _, which := range []string{name, c.M.IP} {
-			if strings.Contains(out, "member "+which+" ") || strings.Contains(out, which+":2380") {
-				if _, err := by.Umiak(s.soon(), "server", "forget", which); err != nil {
-					return err
-				}
-				return errors.New("it was there until now")
-			}
-		}
-		return nil
-	})
-	s.must(c.Destroy())
-}
-
-// closedPort has a machine join whose firewall lets no server in; it says so, becomes no member, and joins when the
-// firewall is open.
-func (s *soak) closedPort() {
-	by := s.pick()[0]
-	settings := joinByToken(&env{T: s.T, Cluster: by})
-	settings["disable-agent"] = "true"
-	name := fmt.Sprintf("y%d", s.random.IntN(1000))
-	c := off(s.T, cluster.Options{Name: name, LAN: s.lan, Settings: settings, Images: []string{}}).Cluster
-	_, err := c.M.Run(s.soon(), "nft", "table inet wall { chain in { type filter hook input priority 0; tcp dport 2380 reject with tcp reset; }; }")
-	s.must(err)
-	s.must(c.Start())
-	s.must(cluster.Eventually(s.soon(), func(context.Context) error {
-		if tail := c.LogTail(5); !strings.Contains(tail, "cannot reach "+c.M.IP+":2380") {
-			return fmt.Errorf("it does not name the port:\n%s", tail)
-		}
-		return nil
-	}))
-	out, err := by.Umiak(s.soon(), "status")
-	s.must(err)
-	if strings.Contains(out, c.M.IP) {
-		s.Errorf("a machine that cannot be reached was taken in:\n%s", out)
-	}
-	_, err = c.M.Run(s.soon(), "nft", "delete table inet wall")
-	s.must(err)
-	s.must(c.APIReady(s.within(3 * patience)))
-	s.must(c.Kill())
-	s.sees(by, func(out string) error {
-		if !strings.Contains(out, "member "+name+" ") {
-			return nil
-		}
-		if _, err := by.Umiak(s.soon(), "server", "forget", name); err != nil {
-			return err
-		}
-		return errors.New("it was there until now")
-	})
-	s.must(c.Destroy())
-}
-
-// filledUp leaves a server no room for a while. Its process may end: it cannot keep what it is asked to.
-func (s *soak) filledUp() {
-	c := s.pick()[0]
-	s.dead[c] = true
-	_, _ = c.M.Run(s.soon(), "sh", "-c", "cat /dev/zero >/var/lib/umiak/server/db/full") // until nothing more fits
-	s.let(2*time.Second + s.some(8*time.Second))
-	_, err := c.M.Run(s.soon(), "rm", "/var/lib/umiak/server/db/full")
-	s.must(err)
-	if c.PID() == 0 {
-		s.must(c.Start())
-	}
-	delete(s.dead, c)
-}
-
-func (s *soak) rotatesToken() {
-	_, err := s.pick()[0].Umiak(s.soon(), "token", "rotate", "server")
-	s.must(err)
-}
-
-func (s *soak) rotatesKeys() {
-	_, err := s.pick()[0].Umiak(s.within(3*patience), "secrets-encrypt", "rotate")
-	s.must(err)
-}
-
-// databaseReadOnly has the database take no writes for a while, and connections that never will.
-func (s *soak) databaseReadOnly() {
-	s.sql("ALTER DATABASE umiak SET default_transaction_read_only = on; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'umiak' AND pid <> pg_backend_pid()")
-	c := s.pick()[0]
-	s.sees(c, func(out string) error {
-		if !strings.Contains(out, "unhealthy") || !strings.Contains(out, "read-only") {
-			return errors.New("it does not say that the database takes no writes")
-		}
-		return nil
-	})
-	s.let(s.some(10 * time.Second))
-	s.sql("BEGIN READ WRITE; ALTER DATABASE umiak RESET default_transaction_read_only; COMMIT")
-}
-
-func (s *soak) databaseRestarted() {
-	_, err := s.database.M.Run(s.soon(), "sh", "-euc", `
-		cd /*/pg 2>/dev/null || cd "$0"
-		setpriv --reuid=postgres --regid=postgres --clear-groups -- "$(ls /usr/lib/postgresql/*/bin/pg_ctl | tail -1)" -w -D data -l log -m immediate restart -o "-c listen_addresses=* -c unix_socket_directories=$0"`, filepath.Join(s.database.M.Dir, "pg"))
-	s.must(err)
-}
-
-func (s *soak) databaseCutOff() {
-	s.must(s.lan.Cut(s.database.M))
-	s.let(2*time.Second + s.some(15*time.Second))
-	s.must(s.lan.Mend(s.database.M))
-}
-
-func (s *soak) sql(statements string) {
-	s.Helper()
-	_, err := s.database.M.Run(s.soon(), "psql", "-h", filepath.Join(s.database.M.Dir, "pg"), "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-c", statements)
-	s.must(err)
+	plan.random = rand.New(rand.NewPCG(plan.seed, 0))
+	return plan
 }

@@ -166,7 +166,7 @@ func (s *Server) allServe() error {
 	if len(away) == 0 {
 		return nil
 	}
-	return fmt.Errorf("servers of the cluster do not serve, and would not have the new keys: %s; start them and try again, or remove them with `umiak kubectl delete node NAME`", strings.Join(away, ", "))
+	return fmt.Errorf("servers of the cluster do not serve, and would not have the new keys: %s; start them and try again, or give them up with `umiak server forget NAME`", strings.Join(away, ", "))
 }
 
 // followShared takes over what other servers put into the datastore: authorities and the keys of Secrets.
