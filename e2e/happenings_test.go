@@ -321,6 +321,9 @@ func (s *soak) insistsBesideDeath(args []string, todo func() bool) {
 		s.Logf("%s was killed while %q went from %s on", c.M.Name, args, order[0].M.Name)
 	}
 	s.must(<-done)
+	for _, c := range s.servers {
+		s.must(c.APIReady(s.soon()))
+	}
 }
 
 // databaseReadOnly has the database take no writes for a while, and connections that never will.
