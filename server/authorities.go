@@ -277,10 +277,37 @@ func RotateFiles(d layout.Dirs, r RotateRequest) (RotateResult, error) {
 	if err != nil {
 		return RotateResult{}, err
 	}
-	if shared && !r.Status {
-		if err := atomicfile.Write(markFile(d), []byte(markByHand), 0o600); err != nil {
-			return RotateResult{}, err
-		}
+	if !shared || r.Status {
+		return Rotate(p, r)
 	}
-	return Rotate(p, r)
+	return rotateByHand(d, p, r)
+}
+
+// rotateByHand marks the files as those that count before it changes them, and takes the mark back where nothing was changed.
+func rotateByHand(d layout.Dirs, p *pki.PKI, r RotateRequest) (out RotateResult, err error) {
+	before, err := p.Shared()
+	if err != nil {
+		return out, err
+	}
+	mark, err := os.ReadFile(markFile(d))
+	marked := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return out, fmt.Errorf("read the mark of shared keys: %w", err)
+	}
+	if err := atomicfile.Write(markFile(d), []byte(markByHand), 0o600); err != nil {
+		return out, err
+	}
+	out, err = Rotate(p, r)
+	if err == nil {
+		return out, nil
+	}
+	now, unread := p.Shared()
+	switch {
+	case unread != nil || !now.Equal(before): // some of it was done, and counts
+	case marked:
+		err = errors.Join(err, atomicfile.Write(markFile(d), mark, 0o600))
+	default:
+		err = errors.Join(err, os.Remove(markFile(d)))
+	}
+	return out, err
 }

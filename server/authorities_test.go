@@ -36,6 +36,26 @@ func TestFilesOfOneServerOfSeveral(t *testing.T) {
 	if out, err := RotateFiles(d, RotateRequest{Status: true}); err != nil || len(out.UnderWay) > 0 {
 		t.Errorf("only asked: %+v, %v", out, err)
 	}
+	for _, mark := range []string{markShared, ""} {
+		if err := os.Remove(markFile(d)); err != nil {
+			t.Fatal(err)
+		}
+		if mark == "" {
+			if err := os.MkdirAll(d.DB()+"/etcd/member", 0o700); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(markFile(d), []byte(mark), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := RotateFiles(d, RotateRequest{Names: []string{"no-such-ca"}, Force: true})
+		raw, _ := os.ReadFile(markFile(d))
+		if !errors.Is(err, pki.ErrUnknownName) || string(raw) != mark {
+			t.Errorf("by force and in vain: %v, the mark is %q, want %q", err, raw, mark)
+		}
+	}
+	if err := errors.Join(os.RemoveAll(d.DB()), os.WriteFile(markFile(d), []byte(markShared), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	if out, err := RotateFiles(d, RotateRequest{Names: []string{"client-ca"}, Force: true}); err != nil || len(out.UnderWay) != 1 || !strings.Contains(ca(), before) || ca() == before {
 		t.Errorf("by force: %+v, %v", out, err)
 	}

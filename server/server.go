@@ -163,9 +163,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		defer cancel()
 		return s.checkDatastore(ctx) != nil
 	}
-	if s.snapshots, err = s.keeper(); err != nil {
-		return nil, err
-	}
+	s.snapshots = s.keeper()
 	return s, ctx.Err()
 }
 
@@ -312,13 +310,13 @@ func (s *Server) datastoreConfig() datastore.Config {
 }
 
 // keeper makes the snapshots of this server.
-func (s *Server) keeper() (*backup.Keeper, error) {
+func (s *Server) keeper() *backup.Keeper {
 	return &backup.Keeper{Config: s.cfg.Snapshots, Dirs: s.dirs, Node: s.cfg.NodeName, Log: s.log.With("component", "snapshots"), Source: func() snapshot.Source {
 		if st := s.datastore(); st != nil {
 			return st
 		}
 		return nil
-	}}, nil
+	}}
 }
 
 func (s *Server) datastore() datastore.Store {

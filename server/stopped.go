@@ -35,10 +35,7 @@ func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string)
 	s.bind = bindAddress(s.cfg)
 	dc := s.datastoreConfig()
 	dc.Registerer = nil
-	k, err := s.keeper()
-	if err != nil {
-		return nil, err
-	}
+	k := s.keeper()
 	var out *backup.Saved
 	err = withStore(ctx, dc, func(st datastore.Store) (err error) {
 		k.Source = func() snapshot.Source { return st }

@@ -57,11 +57,8 @@ func (k *accountKeys) GetPublicKeys(ctx context.Context, id string) []serviceacc
 	return (*k.now.Load()).GetPublicKeys(ctx, id)
 }
 
-// useAccountKeys has tokens verified with keys that can change, unless the user has chosen them.
+// useAccountKeys has tokens verified with keys that can change. The user cannot choose others, see ownedByAPIServer.
 func (a *APIServer) useAccountKeys(completed options.CompletedOptions) error {
-	if given(a.settings.APIServerArgs, "service-account-key-file", "service-account-signing-*") {
-		return nil
-	}
 	if err := a.accountKeys.Load(); err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ var ownedByAPIServer = map[string]string{
 	"proxy-client-key-file":            renewed,
 	"service-account-signing-key-file": renewed,
 	"service-account-key-file":         renewed,
+	"service-account-signing-endpoint": "umiak signs the tokens of ServiceAccounts with a key of its own, which `umiak certificate rotate-ca service-account` replaces",
 	"etcd-servers":                     datastore,
 	"etcd-servers-overrides":           datastore,
 	"etcd-cafile":                      datastore,

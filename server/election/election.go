@@ -217,10 +217,9 @@ func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 			if err == nil && !over {
 				err = errors.New("ended by itself")
 			}
+			ends := ctx.Err() != nil || errors.As(err, new(*lifecycle.Anew))
 			switch {
-			case ctx.Err() != nil || errors.As(err, new(*lifecycle.Anew)):
-				done()
-				return err
+			case ends:
 			case over:
 				if err != nil {
 					e.log.Info("a part ended with an error because this server's term is over; it runs again in the next one", "part", name, "error", err)
@@ -237,6 +236,9 @@ func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 				retry = min(2*retry, lastRetry)
 			}
 			done()
+			if ends {
+				return err
+			}
 		}
 	}
 }

@@ -119,10 +119,7 @@ func ensureAuthority(path, name string, notAfter time.Time) (*authority, error) 
 			return nil, err
 		}
 	}
-	if a.old, err = readOld(path, a); err != nil {
-		return nil, err
-	}
-	if a.next, err = readNext(path, a); err != nil {
+	if err := a.readRotation(path); err != nil {
 		return nil, err
 	}
 	return a, a.publish(path)
@@ -175,40 +172,40 @@ func newAuthority(key crypto.Signer, certs []*x509.Certificate) (*authority, err
 // maxChain is how many certificates may stand between a CA and its root.
 const maxChain = 8
 
-// readOld reads what belongs to a rotation that is under way. What a rotation that was cut off before its
-// key was written has left is removed.
-func readOld(path string, a *authority) ([]*x509.Certificate, error) {
-	raw, err := os.ReadFile(path + "-old.crt")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// readRotation reads what belongs to a rotation that is under way: the certificates that lead to the old roots, and the roots
+// that are trusted before anything is signed below them. What a rotation that was cut off before its key was written has left
+// is removed, and roots that sign by now do not count.
+func (a *authority) readRotation(path string) error {
+	read := func(file string) (certs []*x509.Certificate, err error) {
+		raw, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err == nil {
+			certs, err = parseCerts(raw)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read CA %s: %w", file, err)
+		}
+		return certs, nil
 	}
+	old, err := read(path + "-old.crt")
 	if err != nil {
-		return nil, fmt.Errorf("read CA: %w", err)
+		return err
 	}
-	certs, err := parseCerts(raw)
+	if len(old) == 0 || !matches(old[0], a.key) {
+		old = nil
+		if err := os.Remove(path + "-old.crt"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove what a rotation has left: %w", err)
+		}
+	}
+	a.old = old
+	next, err := read(path + "-next.crt")
 	if err != nil {
-		return nil, fmt.Errorf("read CA %s-old.crt: %w", path, err)
+		return err
 	}
-	if len(certs) == 0 || !matches(certs[0], a.key) {
-		return nil, os.Remove(path + "-old.crt")
-	}
-	return certs, nil
-}
-
-// readNext reads the roots that are trusted before anything is signed below them. Those that sign by now do not count.
-func readNext(path string, a *authority) ([]*x509.Certificate, error) {
-	raw, err := os.ReadFile(path + "-next.crt")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read CA: %w", err)
-	}
-	certs, err := parseCerts(raw)
-	if err != nil {
-		return nil, fmt.Errorf("read CA %s-next.crt: %w", path, err)
-	}
-	return slices.DeleteFunc(certs, func(c *x509.Certificate) bool { return slices.ContainsFunc(a.roots(), c.Equal) }), nil
+	a.next = slices.DeleteFunc(next, func(c *x509.Certificate) bool { return slices.ContainsFunc(a.roots(), c.Equal) })
+	return nil
 }
 
 // commit makes the authority the one in force, in one rename.

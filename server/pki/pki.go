@@ -100,6 +100,8 @@ type PKI struct {
 	leaves  []*leaf
 	changed chan struct{} // a leaf was added
 
+	pending bool // a stage has replaced files and is not in force yet; Adopt alone uses it
+
 	cut func() bool // for tests: whether power fails before the next file is written by Adopt
 }
 

@@ -157,41 +157,53 @@ func (p *PKI) on(files Files, f func(*PKI) error) (err error) {
 // Adopt takes over a stage from another server: its files replace those that are here, the authorities and the leaves
 // follow. It may be broken off anywhere and called again; whatever a crash leaves can be started with. starting says
 // that nothing uses the certificates yet, so that those are issued anew which otherwise wait for a restart.
+//
+// changed reports that the files were replaced, by this call or by one before that has failed since; with an error the stage
+// is not in force yet, and the next call goes on with it.
 func (p *PKI) Adopt(files Files, starting bool) (changed bool, err error) {
 	have, err := p.Shared()
-	if err != nil || have.Equal(files) {
-		return false, err
+	if err != nil {
+		return p.pending, err
 	}
-	for name := range files {
-		if name == noted || !slices.Contains(SharedFiles(), name) {
-			return false, fmt.Errorf("take over keys: %q is none of them: the other server must be of another release", name)
+	if !have.Equal(files) {
+		if err := p.usable(files); err != nil {
+			return false, fmt.Errorf("take over keys: %w", err)
+		}
+		p.pending = true
+		if err := p.replaceAll(have, files); err != nil {
+			return false, fmt.Errorf("take over keys: %w", err)
 		}
 	}
-	// What cannot be used is found before anything is replaced.
-	err = p.on(files, func(q *PKI) error {
+	if !p.pending {
+		return false, nil
+	}
+	why := underWay
+	if starting {
+		why = atStart
+	}
+	for _, step := range []func() error{p.load, p.saveRotations, func() error { return p.reissue(why) }} {
+		if err := step(); err != nil {
+			return true, err
+		}
+	}
+	p.pending = false
+	return true, nil
+}
+
+// usable finds what is wrong with the files of a stage before anything is replaced by them.
+func (p *PKI) usable(files Files) error {
+	for name := range files {
+		if name == noted || !slices.Contains(SharedFiles(), name) {
+			return fmt.Errorf("%q is none of them: the other server must be of another release", name)
+		}
+	}
+	return p.on(files, func(q *PKI) error {
 		same, err := q.Shared()
 		if err == nil && !same.Equal(files) {
 			err = errors.New("they are incomplete")
 		}
 		return err
 	})
-	if err != nil {
-		return false, fmt.Errorf("take over keys: %w", err)
-	}
-	if err := p.replaceAll(have, files); err != nil {
-		return false, fmt.Errorf("take over keys: %w", err)
-	}
-	if err := p.load(); err != nil {
-		return false, err
-	}
-	if err := p.saveRotations(); err != nil {
-		return false, err
-	}
-	why := underWay
-	if starting {
-		why = atStart
-	}
-	return true, p.reissue(why)
 }
 
 // DropAnnounced ends the trust in what was announced and does not sign yet: for a server that has no others any more,

@@ -1,7 +1,9 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/x509"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -134,6 +136,66 @@ func TestAdoptAfterACrash(t *testing.T) {
 			if now, err := again.Shared(); err != nil || !now.Equal(to) {
 				t.Errorf("from stage %d, dead after %d files: not taken over, %v; %v, want %v", i, n, err, slices.Sorted(maps.Keys(now)), slices.Sorted(maps.Keys(to)))
 			}
+		}
+	}
+}
+
+// TestAdoptGoesOn: a stage whose files are in place counts as taken over only when all follows from them.
+func TestAdoptGoesOn(t *testing.T) {
+	_, all := stages(t)
+	for what, inTheWay := range map[string]string{
+		"an authority's file": "client-ca-signer.crt",
+		"the notes":           noted,
+		"a leaf":              "",
+	} {
+		p, l := at(t, all[1])
+		failing, told := true, 0
+		l.Name, l.CertFile, l.KeyFile = "other", p.File("other.crt"), p.File("other.key")
+		l.Renewed = func() error {
+			if told++; failing && inTheWay == "" && told > 1 {
+				return errors.New("the disk is full")
+			}
+			return nil
+		}
+		if err := p.Add(l); err != nil {
+			t.Fatal(err)
+		}
+		to := all[2]
+		if inTheWay == noted { // it is to go with the end of the rotation
+			if _, err := p.Adopt(all[2], false); err != nil {
+				t.Fatal(err)
+			}
+			to = all[3]
+		}
+		if inTheWay != "" {
+			file := p.File(inTheWay)
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(filepath.Join(file, "x"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			if changed, err := p.Adopt(to, false); err == nil || !changed {
+				t.Errorf("%s: changed %v, %v", what, changed, err)
+			}
+		}
+		failing = false
+		if inTheWay != "" {
+			if err := os.RemoveAll(p.File(inTheWay)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := told
+		if changed, err := p.Adopt(to, false); err != nil || !changed || told == before {
+			t.Errorf("%s, when it can be done: changed %v, told %d times, %v", what, changed, told-before, err)
+		}
+		if !bytes.Equal(p.CAPEM(ClientCA), to["client-ca.crt"]) || !trusts(t, to["etcd-ca.crt"], l.CertFile) {
+			t.Errorf("%s: the stage is not in force", what)
+		}
+		if changed, err := p.Adopt(to, false); err != nil || changed {
+			t.Errorf("%s, once more: changed %v, %v", what, changed, err)
 		}
 	}
 }

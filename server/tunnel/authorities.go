@@ -31,7 +31,9 @@ func (t *Tunnels) SetAuthorities(hash string) {
 	}
 	t.authorities = hash
 	for _, list := range t.nodes {
-		go t.tell(list[0], hash)
+		for _, s := range list { // an older one is used again when the newest ends
+			go t.tell(s, hash)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package tunnel_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -70,4 +71,33 @@ func TestNodesAreToldOfAuthorities(t *testing.T) {
 	wait(t, other, "n1", 15*time.Second)
 	s = other
 	becomes("four", false)
+}
+
+// TestANodeThatFallsBackToAnOlderTunnelHasAnswered: what is known of a node does not hang on its newest tunnel.
+func TestANodeThatFallsBackToAnOlderTunnelHasAnswered(t *testing.T) {
+	w := newWorld(t)
+	s := w.server(t, "127.0.0.1:0")
+	w.authorities = func(_ context.Context, hash string) (string, time.Time, error) { return hash, time.Now(), nil }
+	first := w.node(t, "n1", listen(t, "127.0.0.1:0", echo), nil, s.addr)
+	wait(t, s, "n1", 15*time.Second)
+	reach := func(n *node) error {
+		c, err := s.Dial(within(t, 5*time.Second), "n1", "n1:"+port(n.kubelet))
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}
+	second := w.node(t, "n1", listen(t, "127.0.0.1:0", echo), nil, s.addr)
+	eventually(t, 15*time.Second, func() error { return reach(second) })
+	s.SetAuthorities("one")
+	has := func() error {
+		if hash, _, ok := s.Authorities("n1"); !ok || hash != "one" {
+			return fmt.Errorf("it has %q, %v", hash, ok)
+		}
+		return nil
+	}
+	eventually(t, 15*time.Second, has)
+	second.stop()
+	eventually(t, 15*time.Second, func() error { return reach(first) })
+	eventually(t, 15*time.Second, has)
 }

@@ -289,3 +289,48 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"epoch":1,"keys":{"x":""}}`))
 	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = decode(raw, files) })
 }
+
+// TestAStageThatCannotBeTakenOverAtOnce: it is not reported before it is in force, and is taken over by the next look.
+func TestAStageThatCannotBeTakenOverAtOnce(t *testing.T) {
+	c := store(t)
+	one := server(t, c, "one", nil).on()
+	two := server(t, c, "two", one)
+	two.load()
+	told := 0
+	two.cfg.TakenOver = func(*Record) { told++ }
+	if _, err := two.Claim(t.Context(), c, false); err != nil {
+		t.Fatal(err)
+	}
+	failing := false
+	leaf := pki.Leaf{Name: "x", CA: pki.ClientCA, CertFile: two.p.File("x.crt"), KeyFile: two.p.File("x.key"), CommonName: "x", Renewed: func() error {
+		if failing {
+			return errors.New("the disk is full")
+		}
+		return nil
+	}}
+	if err := two.p.Add(leaf); err != nil {
+		t.Fatal(err)
+	}
+	failing = true
+	rec, err := one.announce(t.Context(), c, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch := func() int64 {
+		all, err := two.Reports(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(all, func(r Report) bool { return r.Name == "two" })
+		return all[i].Epoch
+	}
+	for range 2 {
+		if _, err := two.Sync(t.Context(), c); err == nil || told != 1 || epoch() >= rec.Epoch {
+			t.Errorf("told %d times, reports %d of %d, %v", told, epoch(), rec.Epoch, err)
+		}
+	}
+	failing = false
+	if _, err := two.Sync(t.Context(), c); err != nil || told != 2 || epoch() != rec.Epoch {
+		t.Errorf("when it can be done: told %d times, reports %d of %d, %v", told, epoch(), rec.Epoch, err)
+	}
+}
