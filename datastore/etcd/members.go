@@ -47,7 +47,8 @@ func members(all []*membership.Member, leader, self uint64) []Member {
 }
 
 // AddLearner takes a server in that is about to start with an empty directory, and returns all members for
-// its Config.Join. A member of the same name or address, whose directory must be lost, makes room first.
+// its Config.Join. A member of the same name, whose directory must be lost, makes room first; one that answers at another
+// address is another machine, and the name is taken.
 func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, error) {
 	srv := s.etcd.Server
 	fail := func(err error) ([]Member, error) {
@@ -56,18 +57,24 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 	if err := srv.LinearizableReadNotify(ctx); err != nil { // or the list may be that of a moment ago
 		return fail(err)
 	}
+	var predecessors []Member
 	for _, m := range s.Members() {
 		switch {
 		case m.Self && (m.Name == name || m.Peer == peer):
 			return fail(fmt.Errorf("%w: it is this server's own name or address", ErrTaken))
 		case m.Peer == peer && m.Name == "":
 			return s.Members(), nil // asked before and not started since
+		case m.Name == name && m.Peer != peer && !m.Unreachable:
+			return fail(fmt.Errorf("%w: member %s answers at %s; give this server another node-name, or, if it replaces that one, stop that one first", ErrTaken, name, m.Peer))
 		case m.Name == name:
-			if _, err := srv.RemoveMember(ctx, m.ID); err != nil {
-				return fail(fmt.Errorf("remove its predecessor: %w", err))
-			}
+			predecessors = append(predecessors, m)
 		case m.Peer == peer:
 			return fail(fmt.Errorf("%w: the address is member %s's; if that server is gone, `umiak server forget %s` on another one", ErrTaken, m.Name, m.Name))
+		}
+	}
+	for _, m := range predecessors {
+		if _, err := srv.RemoveMember(ctx, m.ID); err != nil {
+			return fail(fmt.Errorf("remove its predecessor: %w", err))
 		}
 	}
 	u := peerURL(peer)

@@ -116,6 +116,9 @@ func TestForget(t *testing.T) {
 	if _, err := a.Forget(t.Context(), "b"); !errors.Is(err, etcd.ErrHealthy) {
 		t.Errorf("a member that answers: %v", err)
 	}
+	if _, err := a.AddLearner(t.Context(), "b", freePort(t)); !errors.Is(err, etcd.ErrTaken) || len(a.Members()) != 4 {
+		t.Errorf("another machine with the name of a member that answers: %v, %+v", err, a.Members())
+	}
 	if _, err := a.Forget(t.Context(), "nobody"); !errors.Is(err, etcd.ErrNoMember) {
 		t.Errorf("nobody: %v", err)
 	}

@@ -78,10 +78,21 @@ func (s *Server) Moved(name, address string) error {
 
 // seeking is what seek knows from turn to turn, by member.
 type seeking struct {
-	trying   map[uint64]string   // the address that the transport was given last
-	since    map[uint64]int      // turns for which it has had it
-	found    map[uint64][]string // what names resolved to
+	trying   map[uint64]string    // the address that the transport was given last
+	since    map[uint64]int       // turns for which it has had it
+	found    map[uint64][]string  // what names resolved to
+	answers  map[uint64]time.Time // since when it has been seen to answer there
 	lookedUp time.Time
+}
+
+// believes reports whether a member that answers now has done so since a look before: a connection to its former address may
+// be noticed as dead only after another one was tried.
+func (k *seeking) believes(id uint64, now time.Time) bool {
+	first, ok := k.answers[id]
+	if !ok {
+		k.answers[id] = now
+	}
+	return ok && now.Sub(first) >= seekEvery
 }
 
 // turnsEach is for how many turns an address is tried.
@@ -91,7 +102,7 @@ const turnsEach = 2
 func (s *Server) seek(ctx context.Context) {
 	tick := time.NewTicker(seekEvery)
 	defer tick.Stop()
-	k := &seeking{trying: map[uint64]string{}, since: map[uint64]int{}, found: map[uint64][]string{}}
+	k := &seeking{trying: map[uint64]string{}, since: map[uint64]int{}, found: map[uint64][]string{}, answers: map[uint64]time.Time{}}
 	seen, leader := map[uint64]*peerState{}, &leaderState{}
 	for {
 		s.watchLeader(leader, time.Now())
@@ -124,10 +135,11 @@ func (s *Server) tryMore(ctx context.Context, k *seeking) {
 		switch {
 		case m.Self, at == "" && !m.Unreachable:
 		case m.Unreachable:
+			delete(k.answers, m.ID)
 			s.tryNext(k, m, all)
 		case at == m.Peer:
 			s.forgetMoved(k, m.ID)
-		case led:
+		case led && k.believes(m.ID, time.Now()):
 			if err := s.setAddress(ctx, m.ID, at); err != nil {
 				s.cfg.Log.Debug("cannot tell the cluster another member's address yet", "member", m.Name, "address", at, "error", err)
 				continue
@@ -171,6 +183,7 @@ func (s *Server) forgetMoved(k *seeking, id uint64) {
 	delete(k.trying, id)
 	delete(k.since, id)
 	delete(k.found, id)
+	delete(k.answers, id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.moved, id)
