@@ -229,18 +229,13 @@ func (s *soak) closedPort() {
 	s.must(c.Destroy())
 }
 
-// filledUp leaves a server no room for a while. Its process may end: it cannot keep what it is asked to.
+// filledUp leaves a server no room for a while.
 func (s *soak) filledUp() {
 	c := s.pick()[0]
-	s.dead[c] = true
 	_, _ = c.M.Run(s.soon(), "sh", "-c", "cat /dev/zero >/var/lib/umiak/server/db/full") // until nothing more fits
 	s.let(2*time.Second + s.some(8*time.Second))
 	_, err := c.M.Run(s.soon(), "rm", "/var/lib/umiak/server/db/full")
 	s.must(err)
-	if c.PID() == 0 {
-		s.must(c.Start())
-	}
-	delete(s.dead, c)
 }
 
 func (s *soak) rotatesToken() {

@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -231,8 +233,8 @@ func (s *Server) Parts() []lifecycle.Part {
 }
 
 // restartable are the parts of the control plane that can be started again alone: their failure is not the API's. A
-// failure of any other ends the process.
-var restartable = []string{"kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
+// failure of any other ends the process, and so does one of the datastore but where its disk is full.
+var restartable = []string{"datastore", "kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
 
 // runControllers runs the controller manager. Where upstream's cannot be started again in a process because its start has
 // failed, the process executes itself anew.
@@ -258,14 +260,34 @@ func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
 func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	for {
 		err := s.serveDatastore(ctx, ready)
-		if !errors.Is(err, errReopen) || ctx.Err() != nil {
+		switch {
+		case err == nil || ctx.Err() != nil:
 			return err
+		case full(err) && errors.Is(err, etcd.ErrBroken):
+			return &lifecycle.Anew{Part: "datastore", Err: fmt.Errorf("the disk of %s is full, free some space: %w", s.dirs.DB(), err)}
+		case full(err):
+			return fmt.Errorf("the disk of %s is full, free some space: %w", s.dirs.DB(), err)
+		case !errors.Is(err, errReopen):
+			return lifecycle.Permanent(err)
 		}
 		if s.muffle != nil {
 			s.muffle(false) // what is opened next does not know what this one has said
 		}
 		s.log.Info("the datastore is opened again with the certificates that were taken over", "component", "datastore")
 	}
+}
+
+// full says whether a datastore has ended because its disk is full. etcd hands on the words of such an error alone.
+func full(err error) bool {
+	if errors.Is(err, datastore.ErrFull) {
+		return true
+	}
+	for _, e := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, e) || strings.Contains(err.Error(), e.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Server) serveDatastore(ctx context.Context, ready func()) error {

@@ -121,6 +121,7 @@ type Server struct {
 	failed  chan error    // why the member has ended by itself
 	metrics prometheus.Collector
 	close   sync.Once
+	broken  atomic.Bool // etcd has wished to end the process, with locks held: nothing of it can be waited for
 	hushed  atomic.Bool // closing, or there is no leader: etcd's own complaints say nothing new
 
 	transport rafthttp.Transporter
@@ -139,6 +140,10 @@ var ErrResetTwice = errors.New("the cluster was reset already: start without clu
 
 // ErrRemoved is why a member ends, or does not start, whose cluster goes on without it.
 var ErrRemoved = errors.New("this server is not a member of the cluster any more: its node was deleted, or the cluster was reset without it; to join again, run `umiak cleanup --purge` and start it with a token")
+
+// ErrBroken means that etcd has given up where it would end the process, as when it cannot write. It holds locks and files:
+// it cannot be opened again in this process.
+var ErrBroken = errors.New("etcd has ended itself")
 
 // Open starts the member. It may still have to find its cluster; see WaitReady.
 func Open(cfg Config) (_ *Server, err error) {
@@ -173,7 +178,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	if s.etcd, err = embed.StartEtcd(ec); err != nil {
+	if err := s.begin(ec); err != nil {
 		return fail(err)
 	}
 	close(s.started)
@@ -190,6 +195,26 @@ func Open(cfg Config) (_ *Server, err error) {
 		}
 	}
 	return s, nil
+}
+
+// begin starts etcd. It may wish to end the process meanwhile, which is the end of the goroutine that it runs in.
+func (s *Server) begin(ec *embed.Config) error {
+	type result struct {
+		etcd *embed.Etcd
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		e, err := embed.StartEtcd(ec)
+		done <- result{e, err}
+	}()
+	select {
+	case r := <-done:
+		s.etcd = r.etcd
+		return r.err
+	case err := <-s.fatal:
+		return fmt.Errorf("%w: %w", ErrBroken, err)
+	}
 }
 
 func peerURL(address string) url.URL { return url.URL{Scheme: "https", Host: address} }
@@ -264,7 +289,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	var wg sync.WaitGroup
 	defer func() {
 		cancel()
-		wg.Wait()
+		if !s.broken.Load() {
+			wg.Wait()
+		}
 	}()
 	wg.Go(func() { s.seek(run) })
 	if err := s.becomeReady(ctx); err != nil {
@@ -289,7 +316,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 func (s *Server) notice() {
 	select {
 	case err := <-s.fatal:
-		s.failed <- err
+		s.broken.Store(true)
+		s.failed <- fmt.Errorf("%w: %w", ErrBroken, err)
 	case err, ok := <-s.etcd.Err():
 		if ok {
 			s.failed <- fmt.Errorf("serve etcd: %w", err)
@@ -385,13 +413,17 @@ func (s *Server) updateAddress(ctx context.Context) error {
 	return nil
 }
 
-// Close stops the member. If it leads, another one takes over first.
+// Close stops the member. If it leads, another one takes over first. One that has broken stays as it is: only the end of
+// the process ends it.
 func (s *Server) Close() error {
 	s.close.Do(func() {
 		if s.metrics != nil {
 			s.cfg.Registerer.Unregister(s.metrics)
 		}
 		s.hushed.Store(true) // it reports each of its listeners as failed
+		if s.broken.Load() {
+			return
+		}
 		select {
 		case <-s.etcd.Server.ReadyNotify():
 		default:

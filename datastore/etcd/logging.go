@@ -20,13 +20,13 @@ const (
 )
 
 // zapLogger writes etcd's messages to log. etcd says at level info what interests its developers; that is
-// debug here. What it would end the process for goes to fatal instead.
+// debug here. What it would end the process for, or panic about, goes to fatal instead.
 // While hushed is true, everything is.
 func zapLogger(log *slog.Logger, fatal chan<- error, hushed *atomic.Bool) *zap.Logger {
 	if hushed == nil {
 		hushed = &atomic.Bool{}
 	}
-	return zap.New(zapcore.NewSamplerWithOptions(core{log, hushed}, logTick, logsPerTick, 0), zap.WithFatalHook(endGoroutine{fatal}))
+	return zap.New(zapcore.NewSamplerWithOptions(core{log, hushed}, logTick, logsPerTick, 0), zap.WithFatalHook(endGoroutine{fatal}), zap.WithPanicHook(endGoroutine{fatal}))
 }
 
 // expected are complaints about what is meant to be as it is, or comes right by itself within seconds of a

@@ -13,21 +13,23 @@ import (
 // TestLogIsNotFlooded also asks that what ends the process is told however often it was.
 func TestLogIsNotFlooded(t *testing.T) {
 	var out bytes.Buffer
-	fatal := make(chan error, 100)
+	fatal := make(chan error, 200)
 	log := zapLogger(slog.New(slog.NewTextHandler(&out, nil)), fatal, nil)
 	for range 100 {
 		log.Warn("failed to publish", zap.Error(errors.New("too many requests")))
 		log.With(zap.Int("member", 1)).Warn("failed to publish")
 		log.Info("of interest to developers")
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended) // by runtime.Goexit
-			log.Fatal("the disk is full")
-		}()
-		<-ended
+		for _, end := range []func(string, ...zap.Field){log.Fatal, log.Panic} {
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended) // by runtime.Goexit
+				end("the disk is full")
+			}()
+			<-ended
+		}
 	}
 	log.Warn("another message")
-	for what, want := range map[string]int{"failed to publish": logsPerTick, "another message": 1, "of interest": 0, "the disk is full": logsPerTick} {
+	for what, want := range map[string]int{"failed to publish": logsPerTick, "another message": 1, "of interest": 0, "the disk is full": 2 * logsPerTick} {
 		if n := strings.Count(out.String(), what); n != want {
 			t.Errorf("%q is there %d times, not %d", what, n, want)
 		}
