@@ -1,7 +1,6 @@
 package images
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/fsnotify/fsnotify"
-	"golang.org/x/sys/unix"
 )
 
 // folder watches a folder, also through what happens to the folder itself: it may be removed and made again, renamed, replaced by a link
@@ -187,42 +185,4 @@ func (f *folder) touched(e fsnotify.Event) (files []string, again bool) {
 		again = again || moved // it may be a link
 	}
 	return files, again
-}
-
-// mounts sends whenever something is mounted or unmounted, until ctx ends: the only change of a path that inotify does not report.
-func mounts(ctx context.Context) (<-chan struct{}, error) {
-	// Not by package os: its poller would look at the file too, and a change is reported once for each open file.
-	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/proc/self/mountinfo", Err: err}
-	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil, errors.Join(os.NewSyscallError("eventfd", err), unix.Close(table))
-	}
-	out := make(chan struct{}, 1)
-	done := make(chan struct{})
-	context.AfterFunc(ctx, func() {
-		_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-		<-done
-		_ = unix.Close(wake)
-		_ = unix.Close(table)
-	})
-	go func() {
-		defer close(done)
-		for ctx.Err() == nil {
-			fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(wake), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
-			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-				return
-			}
-			if fds[0].Revents == 0 {
-				continue
-			}
-			select {
-			case out <- struct{}{}:
-			default: // it is going to be looked at anyway
-			}
-		}
-	}()
-	return out, nil
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+
+	"github.com/umiak-io/umiak/internal/mounted"
 )
 
 // Config is what an Importer is made from.
@@ -108,10 +110,11 @@ func (i *Importer) run(ctx context.Context) error {
 		return err
 	}
 	defer f.close()
-	mounted, err := mounts(ctx)
-	if err != nil {
-		return fmt.Errorf("watch mounts: %w", err)
-	}
+	mounts := mounted.Watch(ctx) // the only change of a path that inotify does not report
+	defer func() {
+		cancel()
+		<-mounts.Ended
+	}()
 	if i.known, err = loadState(i.cfg.State); err != nil {
 		return err
 	}
@@ -140,7 +143,7 @@ func (i *Importer) run(ctx context.Context) error {
 	workers.Go(func() { i.followStore(ctx, c, q) })
 	i.scan(q, f.real)
 	i.forgetGone(ctx, c)
-	return i.follow(ctx, c, q, f, mounted)
+	return i.follow(ctx, c, q, f, mounts)
 }
 
 // MakeFolder makes the folder for archives. A link that leads nowhere yet, to a disk that is not there, is left alone.
@@ -152,7 +155,7 @@ func MakeFolder(dir string) error {
 }
 
 // follow puts archives into the queue as they come and change, until ctx ends.
-func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *folder, mounted <-chan struct{}) error {
+func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *folder, mounts mounted.Changes) error {
 	changed := map[string]time.Time{} // when an archive was last touched
 	again := false                    // what is to be watched may have changed
 	tick := time.NewTimer(quiet)
@@ -172,8 +175,10 @@ func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *fo
 				changed[name] = time.Now()
 			}
 			again = again || moved
-		case <-mounted:
+		case <-mounts.C:
 			again = true
+		case err := <-mounts.Ended:
+			return err
 		case err := <-f.w.Errors:
 			// Events may be lost, so everything is looked at.
 			i.cfg.Log.Warn("watch images", "error", err)

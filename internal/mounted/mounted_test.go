@@ -19,8 +19,7 @@ func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run, syscall.CLONE_NEWNS)) }
 
 func TestWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	changed, done := make(chan struct{}, 100), make(chan error, 1)
-	go func() { done <- mounted.Watch(ctx, func() { changed <- struct{}{} }) }()
+	w := mounted.Watch(ctx)
 	at := t.TempDir()
 	for _, change := range []func() error{
 		func() error { return nil }, // it has begun
@@ -31,15 +30,15 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case <-changed:
-		case err := <-done:
+		case <-w.C:
+		case err := <-w.Ended:
 			t.Fatal(err)
 		case <-time.After(30 * time.Second):
 			t.Fatal("not told")
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
+	if err := <-w.Ended; err != nil {
 		t.Error(err)
 	}
 }

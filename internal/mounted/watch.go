@@ -8,9 +8,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed after anything was mounted or unmounted in this mount namespace, until ctx ends, and once when it begins
-// to watch.
-func Watch(ctx context.Context, changed func()) error {
+// Changes is a watch of the mounts of this mount namespace.
+type Changes struct {
+	// C holds at most one value. It receives one when the watch begins, and after anything was mounted or unmounted.
+	C <-chan struct{}
+	// Ended receives why the watch ended, nil after its context has ended, and is closed.
+	Ended <-chan error
+}
+
+// Watch watches until ctx ends.
+func Watch(ctx context.Context) Changes {
+	changed, ended := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		defer close(ended)
+		ended <- watch(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	return Changes{C: changed, Ended: ended}
+}
+
+// watch calls changed when it begins to watch, and after anything was mounted or unmounted, until ctx ends.
+func watch(ctx context.Context, changed func()) error {
 	// The kernel reports a change once to each open file, proc_pid_mounts(5): the runtime's poller must not get it first.
 	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -168,19 +168,13 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		wg.Go(func() { c.work(ctx) })
 	}
 	c.first.whenDone(ready)
-	remounted := make(chan struct{}, 1)
+	mounts := mounted.Watch(ctx)
 	wg.Go(func() {
-		err := mounted.Watch(ctx, func() {
-			select {
-			case remounted <- struct{}{}:
-			default:
-			}
-		})
-		if err != nil {
+		if err := <-mounts.Ended; err != nil {
 			c.log.Warn("a disk of manifests that is mounted or unmounted is noticed late", "error", err)
 		}
 	})
-	return c.watchFolder(ctx, embedded, files, remounted, again)
+	return c.watchFolder(ctx, embedded, files, mounts.C, again)
 }
 
 // watchFolder reads the folder again when something changes in it, and after again, if that is not 0.

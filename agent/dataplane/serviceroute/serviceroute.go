@@ -13,6 +13,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/host/netlinkwatch"
 )
 
 // protocol marks our routes, so that they are found again. The node's DNS has a mark of its own.
@@ -32,34 +34,13 @@ func New(ranges []netip.Prefix, log *slog.Logger) *Routes {
 // Run adds the routes and puts them back whenever somebody removes them, until ctx ends. They stay when it returns:
 // pods run on.
 func (r *Routes) Run(ctx context.Context, ready func()) error {
-	for {
-		if err := r.follow(ctx, ready); err != nil || ctx.Err() != nil {
-			return err
-		}
-	}
+	return netlinkwatch.Follow(ctx, netlinkwatch.Kinds{Routes: true}, func(m netlinkwatch.Messages) error {
+		return r.follow(ctx, m, ready)
+	})
 }
 
 // follow returns nil when the kernel's messages have broken off, as when there were too many, or ctx has ended.
-func (r *Routes) follow(ctx context.Context, ready func()) error {
-	done := make(chan struct{})
-	defer close(done)
-	changes, lost := make(chan netlink.RouteUpdate, 64), make(chan struct{}, 1)
-	err := netlink.RouteSubscribeWithOptions(changes, done, netlink.RouteSubscribeOptions{ErrorCallback: func(error) {
-		select {
-		case lost <- struct{}{}:
-		default:
-		}
-	}})
-	if err != nil {
-		return fmt.Errorf("listen for changes of routes: %w", err)
-	}
-	// What the library still has to send must not hold up its goroutine.
-	defer func() {
-		go func() {
-			for range changes {
-			}
-		}()
-	}()
+func (r *Routes) follow(ctx context.Context, m netlinkwatch.Messages, ready func()) error {
 	if _, err := r.set(); err != nil {
 		return err
 	}
@@ -68,9 +49,9 @@ func (r *Routes) follow(ctx context.Context, ready func()) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-lost:
+		case <-m.Lost:
 			return nil
-		case c, ok := <-changes:
+		case c, ok := <-m.Routes:
 			if !ok {
 				return nil
 			}

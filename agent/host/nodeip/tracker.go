@@ -2,15 +2,13 @@ package nodeip
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
+	"github.com/umiak-io/umiak/agent/host/netlinkwatch"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -166,35 +164,13 @@ const settle = time.Second
 // Run follows the kernel's changes until ctx ends. It fails with *Moved when the node has other addresses than those
 // that were taken.
 func (t *Tracker) Run(ctx context.Context, ready func()) error {
-	for {
-		if err := t.follow(ctx, ready); err != nil || ctx.Err() != nil {
-			return err
-		}
-	}
+	return netlinkwatch.Follow(ctx, netlinkwatch.Kinds{Routes: true, Addrs: true}, func(m netlinkwatch.Messages) error {
+		return t.follow(ctx, m, ready)
+	})
 }
 
 // follow returns nil when the kernel's messages have broken off, as when there were too many, or ctx has ended.
-func (t *Tracker) follow(ctx context.Context, ready func()) error {
-	done := make(chan struct{})
-	defer close(done)
-	lost := make(chan struct{}, 1)
-	broken := func(error) {
-		select {
-		case lost <- struct{}{}:
-		default:
-		}
-	}
-	addrs, routes := make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	if err := errors.Join(
-		netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: broken}),
-		netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: broken}),
-	); err != nil {
-		return fmt.Errorf("listen for changes of addresses: %w", err)
-	}
-	defer func() { // what the library still has to send must not hold up its goroutines
-		go drain(addrs)
-		go drain(routes)
-	}()
+func (t *Tracker) follow(ctx context.Context, m netlinkwatch.Messages, ready func()) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	due := true
@@ -208,16 +184,16 @@ func (t *Tracker) follow(ctx context.Context, ready func()) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-lost:
+		case <-m.Lost:
 			return nil
-		case a, ok := <-addrs:
+		case a, ok := <-m.Addrs:
 			if !ok {
 				return nil
 			}
 			if !a.LinkAddress.IP.IsLinkLocalUnicast() { // as every pod's interface gets one
 				soon()
 			}
-		case r, ok := <-routes:
+		case r, ok := <-m.Routes:
 			if !ok {
 				return nil
 			}
@@ -237,11 +213,6 @@ func (t *Tracker) follow(ctx context.Context, ready func()) error {
 			}
 			ready()
 		}
-	}
-}
-
-func drain[T any](c <-chan T) {
-	for range c {
 	}
 }
 

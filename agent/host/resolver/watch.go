@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/mounted"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -63,11 +64,12 @@ func (r *Resolver) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("watch the host's resolv.conf (inotify instances used up? raise fs.inotify.max_user_instances): %w", err)
 	}
 	defer files.Close() //nolint:errcheck // nothing is written
-	mounts, stop, err := watchMounts()
-	if err != nil {
-		return err
-	}
-	defer stop()
+	watching, stop := context.WithCancel(ctx)
+	mounts := mounted.Watch(watching)
+	defer func() {
+		stop()
+		<-mounts.Ended
+	}()
 	watched := r.watch(files)
 	// What has changed between reading and watching.
 	if err := r.refresh(); err != nil {
@@ -88,10 +90,9 @@ func (r *Resolver) Run(ctx context.Context, ready func()) error {
 				continue // another file of the folder
 			}
 			timer.Reset(settle)
-		case _, ok := <-mounts:
-			if !ok {
-				return errors.New("watch the list of mounts: ended")
-			}
+		case err := <-mounts.Ended:
+			return err
+		case <-mounts.C:
 			if r.identity() == seen {
 				continue
 			}
@@ -211,45 +212,6 @@ func existing(dir string) string {
 		}
 		dir = filepath.Dir(dir)
 	}
-}
-
-// watchMounts sends a message whenever the list of mounts of this namespace has changed; stop ends it.
-func watchMounts() (changes <-chan struct{}, stop func(), err error) {
-	// Not by os.Open: the runtime would poll the file as well, and the kernel tells each change once.
-	list, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("watch the list of mounts: %w", err)
-	}
-	end, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("watch the list of mounts: %w", err), unix.Close(list))
-	}
-	out, done := make(chan struct{}, 1), make(chan struct{})
-	go func() {
-		defer close(done)
-		defer close(out)
-		for {
-			fds := []unix.PollFd{{Fd: int32(list), Events: unix.POLLPRI}, {Fd: int32(end), Events: unix.POLLIN}}
-			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-				return
-			}
-			if fds[1].Revents != 0 {
-				return
-			}
-			if fds[0].Revents != 0 {
-				select {
-				case out <- struct{}{}:
-				default:
-				}
-			}
-		}
-	}()
-	return out, func() {
-		_, _ = unix.Write(end, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // wakes poll; an eventfd takes it
-		<-done
-		_ = unix.Close(list)
-		_ = unix.Close(end)
-	}, nil
 }
 
 // Status is for `umiak status`.
