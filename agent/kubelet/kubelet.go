@@ -99,6 +99,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	for _, r := range k.cfg.remarks() {
 		k.cfg.Log.Warn(r)
 	}
+	if err := k.setGates(); err != nil {
+		return err
+	}
 	if err := k.prepare(ctx); err != nil {
 		return err
 	}
@@ -150,6 +153,14 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 		err = errors.New("the kubelet ended by itself")
 	}
 	return &lifecycle.Anew{Part: "kubelet", Err: err} // upstream's kubelet cannot be started twice in a process
+}
+
+// setGates sets the user's feature gates. Upstream's Run does it as well, but what comes before it reads them already.
+func (k *Kubelet) setGates() error {
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(k.server.FeatureGates); err != nil {
+		return fmt.Errorf("kubelet-arg: feature-gates: %w", err)
+	}
+	return nil
 }
 
 // csiLast adds the keeper behind the kubelet's own volume plugins.
@@ -223,7 +234,7 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 // inotifyInstances is how many the kubelet opens when it starts, with a few to spare for its pods' volumes.
 const inotifyInstances = 8
 
-// try finds out what would make upstream's code end the process, or leave the kubelet half started.
+// try finds out, when the feature gates are set, what would make upstream's code end the process, or leave the kubelet half started.
 func (k *Kubelet) try() error {
 	if !host.InUserNamespace() || !utilfeature.DefaultFeatureGate.Enabled(features.KubeletInUserNamespace) {
 		if err := host.TryKmsg(); err != nil {
@@ -250,9 +261,6 @@ func (k *Kubelet) try() error {
 // logLinks is where the kubelet keeps a link to each container's log, for log collectors.
 const logLinks = "/var/log/containers"
 
-// devicePlugins is where the kubelet has the sockets of device plugins, wherever its root directory is.
-const devicePlugins = "/var/lib/kubelet/device-plugins"
-
 // logindConf is how the kubelet makes logind wait long enough when the machine shuts down.
 const logindConf = "/etc/systemd/logind.conf.d/99-kubelet.conf"
 
@@ -264,9 +272,6 @@ func (k *Kubelet) note() error {
 		}
 	}
 	paths := []string{logLinks}
-	if k.server.RootDirectory != filepath.Dir(devicePlugins) {
-		paths = append(paths, devicePlugins)
-	}
 	if k.server.ShutdownGracePeriod.Duration > 0 {
 		paths = append(paths, logindConf)
 	}
