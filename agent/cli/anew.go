@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -29,6 +30,9 @@ func (p Process) lastEnd() *reexec.Reason {
 		return nil
 	}
 	reexec.ReapChildren()
+	if err := reexec.TakeName(); err != nil {
+		p.Log.Warn("ps shows this process under another name", "error", err)
+	}
 	if text != "" {
 		p.Log.Error("the umiak before this one ended by a panic", "error", last.Error, "stack", text)
 	}
@@ -50,13 +54,21 @@ func hold(parts []lifecycle.Part, last *reexec.Reason) {
 	}
 }
 
-// anew executes the program again because a part has ended that can run only once in a process.
-func (p Process) anew(a *lifecycle.Anew, reason error, env []string) error {
+// anew executes the program again because a part has ended that can run only once in a process. It returns nil if a
+// signal has ended ctx. deaf has signals end the process from then on: one that came while the program is executed would
+// be lost otherwise.
+func (p Process) anew(ctx context.Context, a *lifecycle.Anew, reason error, env []string, deaf func()) error {
+	if ctx.Err() != nil {
+		return nil
+	}
 	r, err := p.ends().Note(a.Part, a.Err, time.Now())
 	if err != nil {
 		return errors.Join(err, reason) // without a count there would be no pause
 	}
 	p.Log.Error("umiak executes itself anew; containers run on", "part", a.Part, "error", reason, "time in a row", r.Count, "part waits", r.Pause())
+	if deaf(); ctx.Err() != nil {
+		return nil
+	}
 	return errors.Join(reexec.Exec(env), reason)
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -139,6 +140,8 @@ func (p Process) Run(ctx context.Context) error {
 	begun := time.Now()
 	env := os.Environ() // before what follows changes it
 	systemd := takeNotifySocket()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ctx, stop := p.untilSignal(ctx, systemd)
 	defer stop()
 
@@ -171,8 +174,11 @@ func (p Process) Run(ctx context.Context) error {
 		}
 	}()
 	err = group.Run(ctx)
-	if anew := new(lifecycle.Anew); errors.As(err, &anew) && ctx.Err() == nil {
-		return p.anew(anew, err, env)
+	if anew := new(lifecycle.Anew); errors.As(err, &anew) {
+		if err := p.anew(ctx, anew, err, env, stop); err != nil {
+			return err
+		}
+		err = nil // a signal came first
 	}
 	if err == nil {
 		p.Log.Info("stopped", "cause", context.Cause(ctx))
@@ -204,23 +210,30 @@ func partRows(g *lifecycle.Group) status.Section {
 }
 
 // untilSignal ends the context at the first SIGTERM or SIGINT; a second one ends the process at once,
-// for people who will not wait. Containers are not touched by either.
+// for people who will not wait. Containers are not touched by either. After the function that it returns has been called, a
+// signal ends the process, and whether one came before is known: then it is the context's cause.
 func (p Process) untilSignal(ctx context.Context, systemd func(state string)) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ch := make(chan os.Signal, 2)
 	signal.Notify(ch, unix.SIGTERM, unix.SIGINT)
+	done := make(chan struct{})
 	go func() {
-		select {
-		case s := <-ch:
-			p.Log.Info("stopping; containers keep running", "signal", s.String())
-			systemd(daemon.SdNotifyStopping)
-			p.Hush()
-			cancel(fmt.Errorf("signal: %s", s))
-			signal.Stop(ch) // the next one does what it does by default
-		case <-ctx.Done():
+		defer close(done)
+		s, came := <-ch
+		if !came {
+			return
 		}
+		p.Log.Info("stopping; containers keep running", "signal", s.String())
+		systemd(daemon.SdNotifyStopping)
+		p.Hush()
+		cancel(fmt.Errorf("signal: %s", s))
+		signal.Stop(ch) // the next one does what it does by default
 	}()
-	return ctx, func() { signal.Stop(ch); cancel(nil) }
+	return ctx, sync.OnceFunc(func() {
+		signal.Stop(ch) // returns when each signal until then is in ch
+		close(ch)
+		<-done
+	})
 }
 
 // takeNotifySocket returns a function that tells systemd a state, if systemd has started this process. The

@@ -135,11 +135,18 @@ func firstLine(text string) string {
 func Exec(env []string) error {
 	// Go opens all files so that they are closed; this is for those that a library may have opened otherwise.
 	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; without it they stay open
-	// The very file that runs, also if another has its name by now.
+	// The very file that runs, also if another has its name by now: which program runs is for an upgrade to decide, which
+	// tries the new one first and restarts the service.
 	if err := syscall.Exec("/proc/self/exe", os.Args, env); err != nil {
 		return fmt.Errorf("execute this program anew: %w", err)
 	}
 	return nil
+}
+
+// TakeName gives a process that Exec has started the name of its program: the kernel has named it after the last part of
+// /proc/self/exe.
+func TakeName() error {
+	return os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0) // cut to 15 bytes by the kernel
 }
 
 // ReapChildren waits for the children that the program had before it executed itself anew: nobody else does.

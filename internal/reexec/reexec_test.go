@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +35,14 @@ func TestMain(m *testing.M) {
 		}
 		panic(reexec.Exec(append(os.Environ(), "AGAIN=yes")))
 	case last.Part == "kubelet":
-		println(os.Getpid(), os.Getenv("AGAIN"), last.String())
+		if err := reexec.TakeName(); err != nil {
+			panic(err)
+		}
+		comm, err := os.ReadFile("/proc/self/comm")
+		if err != nil {
+			panic(err)
+		}
+		println(os.Getpid(), os.Getenv("AGAIN"), strings.TrimSpace(string(comm)), last.String())
 		go func() { panic("in a goroutine of a library") }()
 		select {}
 	}
@@ -53,7 +61,7 @@ func TestAProcessComesAgainAndSaysWhy(t *testing.T) {
 	}
 	out, pid := run()
 	line, rest, _ := strings.Cut(out, "\n")
-	if f := strings.SplitN(line, " ", 3); len(f) != 3 || f[0] != fmt.Sprint(pid) || f[1] != "yes" || f[2] != "kubelet: cgroup is gone" || !strings.Contains(rest, "panic: in a goroutine") {
+	if f := strings.SplitN(line, " ", 4); len(f) != 4 || f[0] != fmt.Sprint(pid) || f[1] != "yes" || f[2] != filepath.Base(os.Args[0])[:len(f[2])] || f[3] != "kubelet: cgroup is gone" || !strings.Contains(rest, "panic: in a goroutine") {
 		t.Errorf("process %d: %s", pid, out)
 	}
 	if out, _ := run(); out != "panic: in a goroutine of a library true\n" {
