@@ -217,6 +217,7 @@ func (s *soak) run(plan soakPlan) {
 	}
 	stop := sync.OnceFunc(func() { cancel(); wg.Wait() })
 	s.Cleanup(stop)
+	s.whole()
 	all, end := plan.things, time.Now().Add(plan.long)
 	for n := 0; time.Now().Before(end) || n < len(all) && os.Getenv("UMIAK_SOAK") != ""; n++ {
 		if n%len(all) == 0 {
