@@ -49,14 +49,19 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err := egress.Exempt(sc.InternalNames()...); err != nil {
 				return err
 			}
+			prep := agentcli.Prepare(c.Context, sc.Dirs(), log)
+			defer prep.End()
+			prep.Step("an address at which the other servers reach this one: plug in the cable, wait for DHCP, or set node-ip or advertise-address")
 			addrs, err := server.Addresses(c.Context, sc, log)
 			if err != nil {
 				return err
 			}
+			prep.Step("the cluster's servers, which take this one in or give it the cluster's keys; the log says what stands in the way")
 			members, err := server.Join(c.Context, sc, log)
 			if err != nil {
 				return err
 			}
+			prep.Step("its own keys and settings")
 			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs), server.WithMuffle(quiet.Muffle))
 			if err != nil {
 				return err
@@ -76,6 +81,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)
 				p.Sources = append(p.Sources, node.Sources()...)
 			}
+			prep.End()
 			return p.Run(c.Context)
 		},
 	}
