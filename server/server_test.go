@@ -297,6 +297,7 @@ func TestControlPlane(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	t.Run("continue tokens end with what is compacted", func(t *testing.T) { tokensEnd(t, k, "unix://"+dirs.DatastoreSocket()) })
 	t.Run("no file tells the Secret while it runs", func(t *testing.T) { noFileHas(t, dir, secret) })
 	if took := p.stop(t); took > 5*time.Second {
 		t.Errorf("stop took %v", took)
