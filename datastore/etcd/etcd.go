@@ -119,7 +119,7 @@ type Server struct {
 	started chan struct{} // closed when etcd is there
 	fatal   chan error    // what etcd would end the process for
 	failed  chan error    // why the member has ended by itself
-	metrics prometheus.Collector
+	metrics *collector // nil if there are none
 	close   sync.Once
 	broken  atomic.Bool // etcd has wished to end the process, with locks held: nothing of it can be waited for
 	hushed  atomic.Bool // closing, or there is no leader: etcd's own complaints say nothing new
@@ -188,7 +188,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	}
 	go s.notice()
 	if cfg.Registerer != nil {
-		s.metrics = newCollector()
+		s.metrics = &collector{from: prometheus.DefaultGatherer}
 		if err := cfg.Registerer.Register(s.metrics); err != nil {
 			s.metrics = nil
 			cfg.Log.Warn("etcd has no metrics", "err", err)
@@ -418,7 +418,7 @@ func (s *Server) updateAddress(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.close.Do(func() {
 		if s.metrics != nil {
-			s.cfg.Registerer.Unregister(s.metrics)
+			s.metrics.off.Store(true)
 		}
 		s.hushed.Store(true) // it reports each of its listeners as failed
 		if s.broken.Load() {

@@ -147,6 +147,9 @@ func TestThreeMembers(t *testing.T) {
 	c.reg = reg
 	a := c.start(c.config("a"))
 	c.reg = nil
+	// As when the member takes new certificates over.
+	a.stop()
+	a = c.start(a.cfg)
 	if f, err := reg.Gather(); err != nil || len(f) < 20 {
 		t.Errorf("%d families of metrics, %v", len(f), err)
 	}

@@ -2,21 +2,27 @@ package etcd
 
 import (
 	"strings"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 )
 
-// collector hands on what etcd registers with prometheus' default registry, which nobody serves.
-type collector struct{ from prometheus.Gatherer }
-
-func newCollector() prometheus.Collector { return collector{prometheus.DefaultGatherer} }
+// collector hands on what etcd registers with prometheus' default registry, which nobody serves. What describes nothing
+// cannot be unregistered, so it is turned off instead.
+type collector struct {
+	from prometheus.Gatherer
+	off  atomic.Bool
+}
 
 // Describe sends nothing: what there is depends on what has happened.
-func (collector) Describe(chan<- *prometheus.Desc) {}
+func (*collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect is part of prometheus.Collector.
-func (c collector) Collect(out chan<- prometheus.Metric) {
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	if c.off.Load() {
+		return
+	}
 	families, _ := c.from.Gather() // what could be gathered is there also with an error
 	for _, f := range families {
 		name := f.GetName()
