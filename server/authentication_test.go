@@ -16,6 +16,7 @@ func TestHealthIsOpenAndNothingElseHoweverUsersAuthenticate(t *testing.T) {
 	const head = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
 	const jwt = "jwt:\n- issuer: {url: 'https://issuer.invalid', audiences: [a]}\n  claimMappings: {username: {claim: sub, prefix: ''}}\n"
 	const ok, no = http.StatusOK, http.StatusUnauthorized
+	port := 6443 // each has its own: they run side by side
 	for name, c := range map[string]struct {
 		file            string
 		args            []string
@@ -28,7 +29,11 @@ func TestHealthIsOpenAndNothingElseHoweverUsersAuthenticate(t *testing.T) {
 		"OIDC and anonymous-auth":   {"", []string{"oidc-issuer-url=https://issuer.invalid", "oidc-client-id=a", "anonymous-auth=false"}, no, no},
 		"a file and anonymous-auth": {head + jwt, []string{"anonymous-auth=true"}, ok, ok},
 	} {
+		port++
+		address := fmt.Sprint("127.0.0.1:", port)
+		env := []string{fmt.Sprint("UMIAK_TEST_PORT=", port)}
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			args := c.args
 			if c.file != "" {
@@ -38,12 +43,11 @@ func TestHealthIsOpenAndNothingElseHoweverUsersAuthenticate(t *testing.T) {
 				}
 				args = append(args, "authentication-config="+file)
 			}
-			t.Setenv("UMIAK_TEST_APISERVER_ARGS", strings.Join(args, "\n"))
-			p := start(t, dir)
+			p := start(t, dir, append(env, "UMIAK_TEST_APISERVER_ARGS="+strings.Join(args, "\n"))...)
 			client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}
 			defer client.CloseIdleConnections()
 			for path, want := range map[string]int{"/livez": c.health, "/readyz": c.health, "/healthz": c.health, "/version": c.version, "/livez/ping": 0, "/api": 0, "/metrics": 0} {
-				resp, err := client.Get(fmt.Sprintf("https://127.0.0.1:6443%s", path))
+				resp, err := client.Get("https://" + address + path)
 				if err != nil {
 					t.Fatal(err)
 				}

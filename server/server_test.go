@@ -100,6 +100,11 @@ func serve(dir string) error {
 		opts = append(opts, server.WithPKI(pki.Config{LeafLifetime: d}))
 	}
 	cfg, ip := config(dir), nodeIP
+	if port := os.Getenv("UMIAK_TEST_PORT"); port != "" {
+		if cfg.HTTPSPort, err = strconv.Atoi(port); err != nil {
+			return err
+		}
+	}
 	if args := os.Getenv("UMIAK_TEST_APISERVER_ARGS"); args != "" {
 		cfg.APIServerArg = strings.Split(args, "\n")
 	}
@@ -144,10 +149,11 @@ type process struct {
 	ended  bool
 }
 
-func start(t testing.TB, dir string) *process {
+// start runs a server, with more in its environment for serve.
+func start(t testing.TB, dir string, env ...string) *process {
 	t.Helper()
 	p := &process{dir: dir, cmd: exec.Command("/proc/self/exe")}
-	p.cmd.Env = append(os.Environ(), "UMIAK_TEST_SERVE="+dir)
+	p.cmd.Env = append(append(os.Environ(), "UMIAK_TEST_SERVE="+dir), env...)
 	p.cmd.Stderr = os.Stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := p.cmd.StdoutPipe()

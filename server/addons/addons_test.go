@@ -1,14 +1,20 @@
 package addons_test
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -38,17 +44,33 @@ import (
 
 const nodeIP = "192.0.2.10"
 
-// cluster is a real control plane, for all tests of the package.
-var cluster *rest.Config
+// controlPlanes is how many there are: records are a cluster's, so each test has one for itself, and mostly waits.
+const controlPlanes = 5
 
-// TestMain starts the control plane in a network namespace of its own: the binary starts itself again in one.
+// clusters are the control planes that no test uses at the moment.
+var clusters = make(chan *rest.Config, controlPlanes)
+
+// TestMain starts real control planes in a network namespace of its own: the binary starts itself again in one, and again for
+// each control plane.
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("UMIAK_TEST_SERVE"); dir != "" {
+		if err := serve(dir, os.Getenv("UMIAK_TEST_PORT")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(apart.Run(func() int {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		code, err := withCluster(m.Run)
+		flag.Parse()
+		if err := flag.Set("test.parallel", strconv.Itoa(controlPlanes)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		code, err := withClusters(m.Run)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -57,19 +79,13 @@ func TestMain(m *testing.M) {
 	}, syscall.CLONE_NEWNS))
 }
 
-func withCluster(run func() int) (int, error) {
+func withClusters(run func() int) (code int, err error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return 0, err
 	}
 	addr, err := netlink.ParseAddr(nodeIP + "/32")
-	if err != nil {
-		return 0, err
-	}
-	if err := netlink.AddrAdd(lo, addr); err != nil {
-		return 0, err
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
+	if err := errors.Join(err, netlink.AddrAdd(lo, addr), netlink.LinkSetUp(lo)); err != nil {
 		return 0, err
 	}
 	dir, err := os.MkdirTemp("/tmp", "umiak-addons-")
@@ -77,47 +93,79 @@ func withCluster(run func() int) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
+	var started []*bufio.Scanner
+	for i := range controlPlanes {
+		d := filepath.Join(dir, strconv.Itoa(i))
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "UMIAK_TEST_SERVE="+d, "UMIAK_TEST_PORT="+strconv.Itoa(6443+i))
+		cmd.Stderr = os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return 0, err
+		}
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		defer func() {
+			_ = cmd.Process.Kill() // its folder goes with it
+			_ = cmd.Wait()
+		}()
+		started = append(started, bufio.NewScanner(out))
+	}
+	for _, out := range started {
+		if !out.Scan() {
+			return 0, errors.New("a control plane has ended before it was ready")
+		}
+		c, err := clientcmd.BuildConfigFromFlags("", out.Text())
+		if err != nil {
+			return 0, err
+		}
+		clusters <- c
+	}
+	return run(), nil
+}
+
+// serve runs a control plane until the process is killed, and prints the administrator's kubeconfig when it is ready.
+func serve(dir, port string) error {
 	log, _, err := logging.Setup(logging.Config{Level: "error", Format: "text"}, os.Stderr)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	var c server.Config
 	config.Defaults(&c)
 	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []string{nodeIP}
 	c.DisableAgent = true // no node runs in this process
+	if c.HTTPSPort, err = strconv.Atoi(port); err != nil {
+		return err
+	}
 	s, err := server.New(ctx, c, log)
 	if err != nil {
-		cancel()
-		return 0, err
+		return err
 	}
 	defer s.Close()
 	// The tests are the only ones that apply manifests.
 	parts := slices.DeleteFunc(s.Parts(), func(p lifecycle.Part) bool { return p.Name == "manifests" })
 	g, err := lifecycle.New(slog.Default(), parts...)
 	if err != nil {
-		cancel()
-		return 0, err
+		return err
 	}
-	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }()
-	wait, stop := context.WithTimeout(ctx, 2*time.Minute)
-	defer stop()
-	err = g.WaitReady(wait)
-	code := 1
-	if err == nil {
-		if cluster, err = clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig()); err == nil {
-			code = run()
+	go func() {
+		if g.WaitReady(ctx) == nil {
+			fmt.Println(s.AdminKubeconfig())
 		}
-	}
-	cancel()
-	<-done
-	return code, err
+	}()
+	return g.Run(ctx)
 }
 
 // fixture is one server's manifests; a test may start it several times.
 type fixture struct {
 	t        testing.TB
+	cluster  *rest.Config
 	name     string
 	dir      string
 	embedded fs.FS
@@ -133,8 +181,17 @@ type fixture struct {
 	stop func()
 }
 
-func newFixture(t testing.TB) *fixture {
-	f := &fixture{t: t, name: strings.ToLower(t.Name()), dir: filepath.Join(t.TempDir(), "manifests"), embedded: fstest.MapFS{},
+// newFixture has the test run beside others, with a cluster of its own.
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	t.Parallel()
+	cluster := <-clusters
+	t.Cleanup(func() { clusters <- cluster })
+	return fixtureOn(t, cluster)
+}
+
+func fixtureOn(t testing.TB, cluster *rest.Config) *fixture {
+	f := &fixture{t: t, cluster: cluster, name: strings.ToLower(t.Name()), dir: filepath.Join(t.TempDir(), "manifests"), embedded: fstest.MapFS{},
 		events: record.NewFakeRecorder(1000), stop: func() {}}
 	cfg := rest.CopyConfig(cluster)
 	cfg.QPS = -1
@@ -143,6 +200,10 @@ func newFixture(t testing.TB) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if f.Controller != nil && len(f.Status()) == 0 {
+			f.stop()
+			return
+		}
 		// What the test left is pruned as it would be for a user: by taking the files away.
 		f.stop()
 		_ = os.RemoveAll(f.dir)
@@ -171,7 +232,7 @@ func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (f *fixture) start() {
 	f.t.Helper()
-	cfg := rest.CopyConfig(cluster)
+	cfg := rest.CopyConfig(f.cluster)
 	cfg.WrapTransport = func(rt http.RoundTripper) http.RoundTripper { return counting{rt, f} }
 	level := slog.LevelError
 	if testing.Verbose() {

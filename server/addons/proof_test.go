@@ -377,7 +377,7 @@ func TestFolderMovedAway(t *testing.T) {
 // server is a second one, with a folder of its own.
 func (f *fixture) server(name string) *fixture {
 	f.t.Helper()
-	other := newFixture(f.t)
+	other := fixtureOn(f.t, f.cluster)
 	other.name, other.left = name, f.left
 	return other
 }
@@ -462,7 +462,7 @@ func TestRecordOfBefore(t *testing.T) {
 // TestKindThatComesLater wakes what waits for it, and nothing is watched while nothing waits.
 func TestKindThatComesLater(t *testing.T) {
 	f := newFixture(t)
-	client, err := metadata.NewForConfig(cluster)
+	client, err := metadata.NewForConfig(f.cluster)
 	f.must(err)
 	woken := make(chan string, 100)
 	k := addons.NewKinds(client, func(id string) { woken <- id })
