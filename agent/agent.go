@@ -17,10 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent/bundle"
@@ -39,11 +35,9 @@ import (
 	"github.com/umiak-io/umiak/agent/share"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/agent/upgrade"
-	"github.com/umiak-io/umiak/agent/watched"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/names"
-	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/internal/version"
 )
@@ -88,17 +82,6 @@ type Agent struct {
 
 	addrs    *nodeip.Tracker
 	ownAddrs bool // no other part of the process runs it
-}
-
-// member is a node in its cluster.
-type member struct {
-	Cluster
-	ips                      []netip.Addr
-	clusterCIDR, serviceCIDR []netip.Prefix
-	dns                      []netip.Addr
-	node                     kubernetes.Interface // as system:node:NAME
-	agent                    kubernetes.Interface // as umiak:agent:NAME
-	informers                informers.SharedInformerFactory
 }
 
 // New checks what does not depend on the machine's surroundings. The data
@@ -269,80 +252,6 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	return c.Run(ctx, ready)
 }
 
-// flannelBackend returns the cluster's, which decides where containerd looks for the network. A machine that joins its
-// first cluster learns it only then.
-func (a *Agent) flannelBackend(ctx context.Context) (string, error) {
-	if b, ok := a.joiner.(Backend); ok {
-		if name := b.FlannelBackend(); name != "" {
-			return name, nil
-		}
-	}
-	select {
-	case <-a.joined:
-		return a.member.FlannelBackend, nil
-	case <-ctx.Done():
-		return "", fmt.Errorf("wait to join a cluster: %w", context.Cause(ctx))
-	}
-}
-
-// join waits until the cluster has taken the node in, and makes the clients that the others share.
-func (a *Agent) join(ctx context.Context, ready func()) error {
-	now, changed := a.addrs.Now()
-	if len(now.IPs) == 0 {
-		return lifecycle.WakeOn(nodeip.ErrNone, changed)
-	}
-	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: a.cfg.NodeExternalIP})
-	if err != nil {
-		return fmt.Errorf("join the cluster: %w", err)
-	}
-	if err := a.addrs.Narrow(nodeip.FamiliesOf(cluster.ClusterCIDR)); err != nil {
-		return err
-	}
-	taken, changed, err := a.addrs.Take()
-	if err != nil {
-		return lifecycle.WakeOn(fmt.Errorf("the cluster's pods have addresses of %v: %w", cluster.ClusterCIDR, err), changed)
-	}
-	m := &member{Cluster: *cluster, ips: taken.IPs}
-	if m.clusterCIDR, err = prefixes(cluster.ClusterCIDR); err != nil {
-		return err
-	}
-	if m.serviceCIDR, err = prefixes(cluster.ServiceCIDR); err != nil {
-		return err
-	}
-	for _, s := range cluster.ClusterDNS {
-		ip, err := netip.ParseAddr(s)
-		if err != nil {
-			return fmt.Errorf("address of cluster DNS: %w", err)
-		}
-		m.dns = append(m.dns, ip)
-	}
-	if m.node, err = client(a.dirs.KubeletKubeconfig(), "umiak-node"); err != nil {
-		return err
-	}
-	if m.agent, err = client(a.dirs.AgentKubeconfig(), "umiak-agent"); err != nil {
-		return err
-	}
-	m.informers = watched.Until(ctx.Done(), watched.New(m.agent, a.name))
-	var v4, v6 bool
-	for _, p := range m.clusterCIDR {
-		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
-	}
-	remarks, err := host.Forward(a.machine.Load().journal, v4, v6)
-	if err != nil {
-		return err
-	}
-	for _, r := range remarks {
-		a.log.Warn(r)
-	}
-	a.member = m
-	a.joinedOnce.Do(func() { close(a.joined) })
-	ready()
-	<-ctx.Done()
-	// The informers' goroutines end with the parts that started them.
-	m.informers.Shutdown()
-	return nil
-}
-
 // runTunnel lets the servers on other machines reach this node's kubelet and pods.
 func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 	servers, ok := a.joiner.(Servers)
@@ -493,103 +402,4 @@ func (a *Agent) VolumeControllersMade() {
 			a.log.Error("CSI drivers cannot register on this node until umiak is restarted", "component", "kubelet", "error", err)
 		}
 	}
-}
-
-// Sources are the node's sections of `umiak status`.
-func (a *Agent) Sources() []status.Source {
-	return []status.Source{
-		func(context.Context) status.Section {
-			row := status.Row{Name: a.name, Detail: a.nameRemark}
-			if m := a.machine.Load(); m != nil {
-				row.State = fmt.Sprintf("cgroup v%d, %s", m.cgroup.Version, m.cgroup.Driver)
-			}
-			return status.Section{Name: "Node", Rows: append([]status.Row{row}, a.addrs.Rows()...)}
-		},
-		a.registries.Status,
-		a.imageRows,
-		a.sharingRows,
-		func(ctx context.Context) status.Section {
-			if t := a.tunnels.Load(); t != nil {
-				return t.Status(ctx)
-			}
-			return status.Section{Name: "Tunnels to servers"}
-		},
-		a.proxyRows,
-		a.policyRows,
-		func(ctx context.Context) status.Section {
-			out := status.Section{Name: "DNS"}
-			if s := a.dns.Load(); s != nil {
-				out = s.Status(ctx)
-			}
-			if r := a.resolv.Load(); r != nil {
-				out.Rows = append(out.Rows, r.Status())
-			}
-			return out
-		},
-	}
-}
-
-func (a *Agent) proxyRows(context.Context) status.Section {
-	out := status.Section{Name: "Services"}
-	p := a.proxy.Load()
-	if p == nil {
-		return out
-	}
-	s := p.Status()
-	row := status.Row{Name: "rules", State: "in force", Detail: fmt.Sprintf("%d ports of Services, %d endpoints, %d repairs", s.Services, s.Endpoints, s.Repairs)}
-	switch {
-	case s.LastError != "":
-		row.State, row.Detail = "failing", s.LastError
-	case !s.Ready:
-		row.State = "starting"
-	}
-	out.Rows = append(out.Rows, row)
-	return out
-}
-
-func (a *Agent) policyRows(context.Context) status.Section {
-	out := status.Section{Name: "Network policies"}
-	p := a.policy.Load()
-	if p == nil {
-		return out
-	}
-	s := p.Status()
-	row := status.Row{Name: "rules", State: "in force", Detail: fmt.Sprintf("%d policies, %d pods here, %d in the cluster, %d repairs", s.Policies, s.LocalPods, s.Pods, s.Repairs)}
-	switch {
-	case s.LastError != "":
-		row.State, row.Detail = "failing", s.LastError
-	case !s.Ready:
-		row.State = "starting"
-	case s.Warning != "":
-		row.State, row.Detail = "incomplete", s.Warning
-	case s.Policies == 0:
-		row.State, row.Detail = "none", ""
-	}
-	out.Rows = append(out.Rows, row)
-	return out
-}
-
-// client makes a typed client from a kubeconfig whose files may be renewed at any time.
-func client(kubeconfig, name string) (kubernetes.Interface, error) {
-	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)
-	}
-	rest.AddUserAgent(cfg, name)
-	cfg.QPS = -1 // priority and fairness of the API server is the limit
-	cfg.ContentType = "application/vnd.kubernetes.protobuf"
-	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	return kubernetes.NewForConfig(cfg)
-}
-
-func prefixes(in []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range in {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return nil, fmt.Errorf("address range from the cluster: %w", err)
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }

@@ -1,11 +1,9 @@
 package rules
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -336,62 +334,6 @@ func (b *Builder) owned(p *pod, f func(x *address)) {
 	}
 }
 
-// selecting finds the selectors that select a pod.
-func (b *Builder) selecting(p *pod) []*selector {
-	out := []*selector{}
-	n := b.namespaces[p.Namespace]
-	look := func(k bucket) {
-		for s := range b.index[k] {
-			if s.selects(p, n) {
-				out = append(out, s)
-			}
-		}
-	}
-	look(bucket{kind: 'n', namespace: p.Namespace})
-	look(bucket{kind: '*'})
-	for k, v := range p.Labels {
-		look(bucket{kind: 'p', namespace: p.Namespace, k: k, v: v})
-		look(bucket{kind: 'P', k: k, v: v})
-	}
-	for k, v := range n.labels {
-		look(bucket{kind: 'N', k: k, v: v})
-	}
-	return out
-}
-
-func (s *selector) selects(p *pod, n *namespace) bool {
-	if s.namespaces == nil {
-		return s.namespace == p.Namespace && s.pods.Matches(p.Labels)
-	}
-	// While a namespace's labels are not known, nothing is allowed because of them.
-	return n.known && s.namespaces.Matches(n.labels) && s.pods.Matches(p.Labels)
-}
-
-func (s *selector) bucket() bucket {
-	k, v, ok := exact(s.pods)
-	switch {
-	case s.namespaces == nil && ok:
-		return bucket{kind: 'p', namespace: s.namespace, k: k, v: v}
-	case s.namespaces == nil:
-		return bucket{kind: 'n', namespace: s.namespace}
-	case ok:
-		return bucket{kind: 'P', k: k, v: v}
-	}
-	if k, v, ok = exact(s.namespaces); ok {
-		return bucket{kind: 'N', k: k, v: v}
-	}
-	return bucket{kind: '*'}
-}
-
-// reselect follows a change of labels that are not the pod's own.
-func (b *Builder) reselect(p *pod) {
-	now := b.selecting(p)
-	b.owned(p, func(x *address) { b.contribute(x, p, false) })
-	p.selectors = now
-	b.regroup(p)
-	b.owned(p, func(x *address) { b.contribute(x, p, true) })
-}
-
 // regroup finds which policies a pod has. Its addresses are not in the sets meanwhile.
 func (b *Builder) regroup(p *pod) {
 	var want [2]*group
@@ -438,99 +380,6 @@ func (b *Builder) group(d Direction, policies []string) *group {
 		b.out.setChain(c)
 	}
 	return g
-}
-
-// candidates calls f for each pod that a selector might select.
-func (b *Builder) candidates(s *selector, f func(p *pod, n *namespace)) {
-	if s.namespaces == nil {
-		if n := b.namespaces[s.namespace]; n != nil {
-			for _, p := range n.pods {
-				f(p, n)
-			}
-		}
-		return
-	}
-	for _, n := range b.namespaces {
-		if n.known && s.namespaces.Matches(n.labels) {
-			for _, p := range n.pods {
-				f(p, n)
-			}
-		}
-	}
-}
-
-// acquire finds or makes a selector.
-func (b *Builder) acquire(ns string, namespaces, pods labels.Selector) *selector {
-	if pods == nil {
-		pods = labels.Everything()
-	}
-	k := selectorKey(ns, namespaces, pods)
-	if s := b.selectors[k]; s != nil {
-		return s
-	}
-	s := &selector{key: k, set: peerPrefix + short(k), namespace: ns, namespaces: namespaces, pods: pods, policies: map[*policy]struct{}{}}
-	b.selectors[k] = s
-	at := s.bucket()
-	if b.index[at] == nil {
-		b.index[at] = map[*selector]struct{}{}
-	}
-	b.index[at][s] = struct{}{}
-	b.candidates(s, func(p *pod, n *namespace) {
-		if s.selects(p, n) {
-			p.selectors = append(p.selectors, s)
-		}
-	})
-	return s
-}
-
-// usePeers and leavePeers count who needs the set of a selector's members.
-func (b *Builder) usePeers(s *selector) {
-	if s.peers++; s.peers > 1 {
-		return
-	}
-	b.out.addSet(peerSpec(s.set))
-	b.candidates(s, func(p *pod, n *namespace) {
-		if s.selects(p, n) {
-			b.owned(p, func(x *address) { b.out.element(s.set, x.key, "", true) })
-		}
-	})
-}
-
-func (b *Builder) leavePeers(s *selector) {
-	if s.peers--; s.peers == 0 {
-		b.out.deleteSet(s.set)
-		b.leave(s)
-	}
-}
-
-// leave forgets a selector that nobody uses.
-func (b *Builder) leave(s *selector) {
-	if s.peers > 0 || len(s.policies) > 0 || b.selectors[s.key] != s {
-		return
-	}
-	delete(b.selectors, s.key)
-	at := s.bucket()
-	if delete(b.index[at], s); len(b.index[at]) == 0 {
-		delete(b.index, at)
-	}
-	b.candidates(s, func(p *pod, _ *namespace) {
-		p.selectors = slices.DeleteFunc(p.selectors, func(x *selector) bool { return x == s })
-	})
-}
-
-// useNamed counts one more user of the set of pods' ports of a name.
-func (b *Builder) useNamed(protocol uint8, name string) string {
-	set := namedSet(protocol, name)
-	if b.out.addSet(namedSpec(set)) {
-		for _, x := range b.addrs {
-			for _, port := range x.owner.Ports {
-				if port.Protocol == protocol && port.Name == name {
-					b.out.element(set, namedKey(x.key, port), "", true)
-				}
-			}
-		}
-	}
-	return set
 }
 
 // SetPolicy says what a policy looks like now.
@@ -611,99 +460,4 @@ func (b *Builder) regroupSubjects(subjects []*selector) {
 			b.owned(p, func(x *address) { b.contributeGroups(x, p, true) })
 		})
 	}
-}
-
-// compile makes the rules of a policy's chain and notes what they use.
-func (b *Builder) compile(p *policy, d Direction) []ruleset.Rule {
-	var out []ruleset.Rule
-	for _, r := range p.Rules[d] {
-		peers := b.peerMatches(p, d, r.Peers)
-		ports := b.portMatches(p, r.Ports)
-		for _, x := range peers {
-			for _, y := range ports {
-				out = append(out, append(append(slices.Clone(x), y...), accept))
-			}
-		}
-	}
-	return out
-}
-
-// peerMatches are the ways in which a packet can be from, or for, one of the peers.
-func (b *Builder) peerMatches(p *policy, d Direction, peers []Peer) []ruleset.Rule {
-	if len(peers) == 0 {
-		return []ruleset.Rule{nil}
-	}
-	what := peerTerm(d)
-	var out []ruleset.Rule
-	var blocks []Peer
-	var seen []*selector
-	for _, x := range peers {
-		if x.Block.IsValid() {
-			blocks = append(blocks, x)
-			continue
-		}
-		s := b.acquire(p.Namespace, x.Namespaces, x.Pods)
-		if slices.Contains(seen, s) {
-			continue
-		}
-		seen = append(seen, s)
-		b.usePeers(s)
-		p.uses.peers = append(p.uses.peers, s)
-		out = append(out, ruleset.Rule{in(s.set, what)})
-	}
-	if all := spans(blocks); len(all) > 0 {
-		var name strings.Builder
-		for _, s := range all {
-			name.WriteString(s.from.String() + "-" + s.to.String() + " ")
-		}
-		set := blockPrefix + short(name.String())
-		if b.out.addSet(blockSpec(set)) {
-			for _, s := range all {
-				from, to := ruleset.PutProto(s.from.AsSlice(), 0), ruleset.PutProto(s.to.AsSlice(), 255)
-				b.out.element(set, string(from)+string(to), "", true)
-			}
-		}
-		p.uses.static = append(p.uses.static, set)
-		out = append(out, ruleset.Rule{in(set, what, ruleset.L4)})
-	}
-	return out
-}
-
-// portMatches are the ways in which a packet can be for one of the ports.
-func (b *Builder) portMatches(p *policy, ports []Port) []ruleset.Rule {
-	if len(ports) == 0 {
-		return []ruleset.Rule{nil}
-	}
-	var out []ruleset.Rule
-	if nums := numbered(ports); len(nums) > 0 {
-		ranges := slices.ContainsFunc(nums, func(p Port) bool { return p.From != p.To })
-		var elems []string
-		for _, n := range nums {
-			e := string(ruleset.PutPort(ruleset.PutProto(nil, n.Protocol), n.From))
-			if ranges {
-				e += string(ruleset.PutPort(ruleset.PutProto(nil, n.Protocol), n.To))
-			}
-			elems = append(elems, e)
-		}
-		set := portsPrefix + short(fmt.Sprint(ranges, elems))
-		if b.out.addSet(portsSpec(set, ranges)) {
-			for _, e := range elems {
-				b.out.element(set, e, "", true)
-			}
-		}
-		p.uses.static = append(p.uses.static, set)
-		out = append(out, ruleset.Rule{in(set, ruleset.L4, ruleset.Dport)})
-	}
-	var seen []string
-	for _, n := range ports {
-		if n.Name == "" || slices.Contains(seen, namedSet(n.Protocol, n.Name)) {
-			continue
-		}
-		set := b.useNamed(n.Protocol, n.Name)
-		seen = append(seen, set)
-		p.uses.named = append(p.uses.named, set)
-		// Of whoever the packet is for: that is the pod itself, or the peer.
-		out = append(out, ruleset.Rule{in(set, ruleset.Daddr, ruleset.L4, ruleset.Dport)})
-	}
-	return out
 }

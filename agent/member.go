@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/agent/watched"
+	"github.com/umiak-io/umiak/internal/lifecycle"
+)
+
+// member is a node in its cluster.
+type member struct {
+	Cluster
+	ips                      []netip.Addr
+	clusterCIDR, serviceCIDR []netip.Prefix
+	dns                      []netip.Addr
+	node                     kubernetes.Interface // as system:node:NAME
+	agent                    kubernetes.Interface // as umiak:agent:NAME
+	informers                informers.SharedInformerFactory
+}
+
+// flannelBackend returns the cluster's, which decides where containerd looks for the network. A machine that joins its
+// first cluster learns it only then.
+func (a *Agent) flannelBackend(ctx context.Context) (string, error) {
+	if b, ok := a.joiner.(Backend); ok {
+		if name := b.FlannelBackend(); name != "" {
+			return name, nil
+		}
+	}
+	select {
+	case <-a.joined:
+		return a.member.FlannelBackend, nil
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait to join a cluster: %w", context.Cause(ctx))
+	}
+}
+
+// join waits until the cluster has taken the node in, and makes the clients that the others share.
+func (a *Agent) join(ctx context.Context, ready func()) error {
+	now, changed := a.addrs.Now()
+	if len(now.IPs) == 0 {
+		return lifecycle.WakeOn(nodeip.ErrNone, changed)
+	}
+	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: a.cfg.NodeExternalIP})
+	if err != nil {
+		return fmt.Errorf("join the cluster: %w", err)
+	}
+	if err := a.addrs.Narrow(nodeip.FamiliesOf(cluster.ClusterCIDR)); err != nil {
+		return err
+	}
+	taken, changed, err := a.addrs.Take()
+	if err != nil {
+		return lifecycle.WakeOn(fmt.Errorf("the cluster's pods have addresses of %v: %w", cluster.ClusterCIDR, err), changed)
+	}
+	m := &member{Cluster: *cluster, ips: taken.IPs}
+	if m.clusterCIDR, err = prefixes(cluster.ClusterCIDR); err != nil {
+		return err
+	}
+	if m.serviceCIDR, err = prefixes(cluster.ServiceCIDR); err != nil {
+		return err
+	}
+	for _, s := range cluster.ClusterDNS {
+		ip, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("address of cluster DNS: %w", err)
+		}
+		m.dns = append(m.dns, ip)
+	}
+	if m.node, err = client(a.dirs.KubeletKubeconfig(), "umiak-node"); err != nil {
+		return err
+	}
+	if m.agent, err = client(a.dirs.AgentKubeconfig(), "umiak-agent"); err != nil {
+		return err
+	}
+	m.informers = watched.Until(ctx.Done(), watched.New(m.agent, a.name))
+	var v4, v6 bool
+	for _, p := range m.clusterCIDR {
+		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
+	}
+	remarks, err := host.Forward(a.machine.Load().journal, v4, v6)
+	if err != nil {
+		return err
+	}
+	for _, r := range remarks {
+		a.log.Warn(r)
+	}
+	a.member = m
+	a.joinedOnce.Do(func() { close(a.joined) })
+	ready()
+	<-ctx.Done()
+	// The informers' goroutines end with the parts that started them.
+	m.informers.Shutdown()
+	return nil
+}
+
+// client makes a typed client from a kubeconfig whose files may be renewed at any time.
+func client(kubeconfig, name string) (kubernetes.Interface, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)
+	}
+	rest.AddUserAgent(cfg, name)
+	cfg.QPS = -1 // priority and fairness of the API server is the limit
+	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	return kubernetes.NewForConfig(cfg)
+}
+
+func prefixes(in []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range in {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("address range from the cluster: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
