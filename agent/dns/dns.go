@@ -65,11 +65,12 @@ type Server struct {
 
 	port uint16 // that CoreDNS listens on, see freePort
 
-	mu      sync.Mutex
-	files   map[string]map[string]string // ConfigMap name -> data; what to load
-	objects map[string]*api.ConfigMap    // name -> what events are about
-	looped  string                       // the text under which a loop was found
-	current state
+	mu       sync.Mutex
+	files    map[string]map[string]string // ConfigMap name -> data; what to load
+	objects  map[string]*api.ConfigMap    // name -> what events are about
+	looped   string                       // the text under which a loop was found
+	launched launched
+	current  state
 }
 
 // state is what Status tells.
@@ -297,7 +298,9 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 	if inst == nil || res.Text != cur.text {
 		input := caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(res.Text), ServerTypeName: "dns"}
 		begun := time.Now()
+		s.setLaunched(launched{wanted, upstreams}) // its probe may come back before it is the current one
 		if inst, err = startOrReplace(inst, input); err != nil {
+			s.setLaunched(launched{cur.source.wanted, cur.upstreams})
 			return nil, err
 		}
 		s.awaitAnswers()
@@ -314,6 +317,18 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 	s.current = cur
 	s.current.source.wanted = wanted
 	return inst, nil
+}
+
+// launched is what the instance that runs, or is being started, was made from.
+type launched struct {
+	wanted    string // before forwarding was dropped
+	upstreams []string
+}
+
+func (s *Server) setLaunched(l launched) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.launched = l
 }
 
 // startOrReplace keeps panics of plugins' setup functions away from the node.
@@ -342,8 +357,8 @@ func startOrReplace(inst *caddy.Instance, in caddy.Input) (next *caddy.Instance,
 // foundLoop is called when a query of ours came back by way of a resolver.
 func (s *Server) foundLoop() {
 	s.mu.Lock()
-	s.looped = s.current.source.wanted
-	object, up := s.objects[ConfigMap], s.current.upstreams
+	s.looped = s.launched.wanted
+	object, up := s.objects[ConfigMap], s.launched.upstreams
 	s.mu.Unlock()
 	s.log.Error("a name server of the host forwards back to the cluster's DNS: forwarding is off until resolv.conf or the Corefile changes", "upstreams", up, "resolv.conf", s.cfg.ResolvConf)
 	if object != nil {
