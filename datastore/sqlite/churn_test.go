@@ -28,15 +28,22 @@ func waitSwept(t *testing.T, s *Store) {
 	}
 }
 
+// soaks says whether tests take their long form, as for `scripts/soak datastore`.
+func soaks() bool { return os.Getenv("UMIAK_SOAK") != "" }
+
 // TestChurn rewrites keys with readers that overlap without a gap. Ten minutes of a busy cluster at a
-// hundred writes a second are 60,000 writes and two compactions; here there are more of both.
+// hundred writes a second are 60,000 writes and two compactions; the long form has more of both.
 func TestChurn(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
 	}
 	s := open(t, t.TempDir())
 	run(t, s)
-	const keys, rounds, writers = 200, 300, 32
+	const keys, writers = 200, 32
+	rounds := 40
+	if soaks() {
+		rounds = 300
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var readers sync.WaitGroup
 	for range 3 {
@@ -81,7 +88,7 @@ func TestChurn(t *testing.T) {
 			}()
 		}
 		wg.Wait()
-		if round%20 == 19 {
+		if round%10 == 9 {
 			if _, err := s.Compact(ctx, s.current.Load()-100); err != nil {
 				t.Fatal(err)
 			}
@@ -108,12 +115,16 @@ func TestChurn(t *testing.T) {
 	}
 }
 
-// TestCatchUp compacts a million old revisions, with stops in between, while writes go on.
+// TestCatchUp compacts old revisions, a million in the long form, with stops in between, while writes go on.
 func TestCatchUp(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	const old, keys = 1_000_000, 1000
+	const keys = 1000
+	old := int64(100_000)
+	if soaks() {
+		old = 1_000_000
+	}
 	dir := t.TempDir()
 	s := open(t, dir)
 	err := s.writer.do(t.Context(), func(ctx context.Context, c *sql.Conn) error {
@@ -121,7 +132,7 @@ func TestCatchUp(t *testing.T) {
 			return err
 		}
 		value := []byte(strings.Repeat("x", 100))
-		for i := range int64(old) {
+		for i := range old {
 			r := row{rev: i + 2, key: fmt.Appendf(nil, "/k/%04d", i%keys), version: 1, value: value}
 			r.create = r.rev
 			if i >= keys {
@@ -150,15 +161,21 @@ func TestCatchUp(t *testing.T) {
 	// Two short lives: what they got done is not done again.
 	for range 2 {
 		before := s.swept.Load()
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		s.Run(ctx)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ended := make(chan struct{})
+		go func() { defer close(ended); s.Run(ctx) }()
+		for s.swept.Load() <= before && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
 		cancel()
+		<-ended
+		done := s.swept.Load()
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		s = open(t, dir)
-		if s.swept.Load() <= before {
-			t.Fatalf("no progress: %d", before)
+		if s.swept.Load() <= before || s.swept.Load() < done {
+			t.Fatalf("no progress: %d, then %d, and %d after a restart", before, done, s.swept.Load())
 		}
 	}
 	run(t, s)

@@ -16,6 +16,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/apart"
 )
 
 // The test binary runs itself as the program that is killed. UMIAK_CHILD says what it does: "load" writes
@@ -24,7 +28,16 @@ func TestMain(m *testing.M) {
 	var err error
 	switch os.Getenv("UMIAK_CHILD") {
 	case "":
-		os.Exit(m.Run())
+		// In mount namespaces of others, which might be copied from ours while a FUSE disk is mounted, it would live on.
+		os.Exit(apart.Run(func() int {
+			if os.Geteuid() == 0 {
+				if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+					fmt.Fprintln(os.Stderr, "make mounts private:", err)
+					return 1
+				}
+			}
+			return m.Run()
+		}, unix.CLONE_NEWNS))
 	case "load":
 		err = childLoad()
 	case "dump":
