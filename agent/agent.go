@@ -99,8 +99,8 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 		log.Warn(a.nameRemark)
 	}
 	for _, f := range folders.Of(a.dirs) {
-		if err := f.Check(); err != nil {
-			return nil, err
+		if err := f.Check(); err != nil && (!f.Optional || !errors.Is(err, folders.ErrForeign)) {
+			return nil, err // nothing has been changed yet; beside another kubelet nothing may be
 		}
 	}
 	if has, ok := joiner.(interface{ Addresses() *nodeip.Tracker }); ok {

@@ -13,6 +13,8 @@ func kubeletFolders(_ context.Context, cfg Config) []Result {
 	for _, f := range world.Of(cfg.Dirs) {
 		err := f.Check()
 		switch {
+		case errors.Is(err, world.ErrForeign) && f.Optional:
+			out = append(out, warn("kubelet folders", "stop that program if log collectors are to find the logs of pods", "%v", err))
 		case errors.Is(err, world.ErrForeign):
 			out = append(out, missing("kubelet folders", "stop the other kubelet and move the folder away: mv "+f.At+" "+f.At+".old", "%v", err))
 		case err != nil:

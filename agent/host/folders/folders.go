@@ -26,6 +26,8 @@ type Folder struct {
 	Data string      // below the data directory
 	At   string      // where it is shown
 	Mode os.FileMode // with which either is made
+	// Optional says that the node works without the folder's being shown, as where the place belongs to somebody else.
+	Optional bool
 	// foreign returns why what lies at the place belongs to another kubelet, or "". The place exists.
 	foreign func(at string) (string, error)
 	// bring moves what the builds of before had at the place into the data; nil where that was nothing.
@@ -39,7 +41,7 @@ func Kubelet(d layout.Dirs) Folder {
 
 // Logs is the folder of the containers' logs.
 func Logs(d layout.Dirs) Folder {
-	return Folder{Data: d.PodLogs(), At: PodLogs, Mode: 0o755, foreign: logsInUse}
+	return Folder{Data: d.PodLogs(), At: PodLogs, Mode: 0o755, Optional: true, foreign: logsInUse}
 }
 
 // Of lists all folders of a node.
