@@ -108,7 +108,11 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	} else {
 		// Which families the cluster has is known when the node has joined.
 		a.ownAddrs = true
-		a.addrs, err = nodeip.New(nodeip.Config{Asked: cfg.NodeIP, Want: nodeip.Families{V4: true, V6: true}, File: a.dirs.Addresses(), Log: log})
+		kept := nodeip.Config{Asked: cfg.NodeIP, Want: nodeip.Families{V4: true, V6: true}, File: a.dirs.Addresses(), Log: log}
+		if j, ok := joiner.(Earlier); ok {
+			kept.Earlier = j.EarlierIPs()
+		}
+		a.addrs, err = nodeip.New(kept)
 		if err != nil {
 			return nil, err
 		}

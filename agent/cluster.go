@@ -43,3 +43,9 @@ type Backend interface {
 	// FlannelBackend is the cluster's, "" while it is not known.
 	FlannelBackend() string
 }
+
+// Earlier is what a Joiner also is that knows with which addresses the node joined last.
+type Earlier interface {
+	// EarlierIPs are those addresses, nil if the node has not joined.
+	EarlierIPs() []string
+}

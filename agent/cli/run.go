@@ -36,6 +36,13 @@ import (
 	"github.com/umiak-io/umiak/internal/version"
 )
 
+// What the agent asks of a joiner beyond agent.Joiner.
+var (
+	_ agent.Backend = (*join.Joiner)(nil)
+	_ agent.Earlier = (*join.Joiner)(nil)
+	_ agent.Servers = (*join.Joiner)(nil)
+)
+
 // Agent is the command that runs a node: `umiak agent`, and what `umiak-agent` does by default.
 func Agent() *ucli.Command {
 	var cfg agent.Config

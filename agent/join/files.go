@@ -100,15 +100,31 @@ func (j *Joiner) load(name string) (*joined, error) {
 
 // FlannelBackend is that of the cluster that this machine joined last, "" if it has joined none.
 func (j *Joiner) FlannelBackend() string {
+	if s := j.last(); s != nil {
+		return s.Cluster.FlannelBackend
+	}
+	return ""
+}
+
+// EarlierIPs are the addresses with which this machine joined last, nil if it has joined no cluster.
+func (j *Joiner) EarlierIPs() []string {
+	if s := j.last(); s != nil {
+		return s.IPs
+	}
+	return nil
+}
+
+// last returns what was kept of the last answer, nil if that cannot be read.
+func (j *Joiner) last() *joined {
 	raw, err := os.ReadFile(j.cfg.Dirs.Joined())
 	if err != nil {
-		return ""
+		return nil
 	}
 	s, err := parseJoined(raw)
 	if err != nil {
-		return ""
+		return nil
 	}
-	return s.Cluster.FlannelBackend
+	return s
 }
 
 // trusts says whether the CA with a hash is one of those that the node trusts.

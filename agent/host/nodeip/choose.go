@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -82,11 +81,9 @@ type file struct {
 	Addresses []address `json:"addresses"`
 }
 
+// load fails with fs.ErrNotExist where nothing has been written down.
 func load(path string) ([]address, error) {
 	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("read the node's last addresses: %w", err)
 	}

@@ -119,6 +119,17 @@ func TestTracker(t *testing.T) {
 			}
 		}
 	}
+	// Updated from a release that kept no addresses, and booted without a cable.
+	cfg.Earlier = []string{"10.0.0.4"}
+	updated, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	becomes(updated, "10.0.0.4", "10.0.0.4")
+	if err := os.Remove(cfg.File); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Earlier = nil
 	tr, ended := start()
 	becomes(tr, "", "")
 	if _, _, err := tr.Take(); !errors.Is(err, ErrNone) {

@@ -2,7 +2,9 @@ package nodeip
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -20,7 +22,9 @@ type Config struct {
 	Asked []string // node-ip
 	Want  Families
 	File  string // where the last choice is kept
-	Log   *slog.Logger
+	// Earlier are addresses that the node had when nothing was kept yet, as before an update from a release that kept none.
+	Earlier []string
+	Log     *slog.Logger
 }
 
 // Tracker knows the node's addresses.
@@ -113,7 +117,7 @@ func (t *Tracker) look() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	kept, err := load(t.cfg.File)
+	kept, err := t.kept()
 	if err != nil {
 		t.log.Warn("it is not known which addresses the node had", "error", err)
 	}
@@ -137,6 +141,22 @@ func (t *Tracker) look() (bool, error) {
 	close(t.changed)
 	t.changed = make(chan struct{})
 	return true, nil
+}
+
+// kept returns what was chosen last.
+func (t *Tracker) kept() ([]address, error) {
+	kept, err := load(t.cfg.File)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return kept, err
+	}
+	for _, s := range t.cfg.Earlier {
+		ip, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("the node's earlier address: %w", err)
+		}
+		kept = append(kept, address{IP: ip.Unmap(), Routed: true}) // that is how it was chosen
+	}
+	return kept, nil
 }
 
 // Moved is the error of Run when the node has other addresses than those that were taken.
