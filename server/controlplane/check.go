@@ -4,12 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	apicompatibility "k8s.io/apiserver/pkg/util/compatibility"
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/component-base/featuregate"
+	aggregator "k8s.io/kube-aggregator/pkg/apiserver/scheme"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/umiak-io/umiak/internal/componentflags"
 )
@@ -20,7 +24,7 @@ func CheckArgs(s Settings) error {
 	quiet, health := slog.New(slog.DiscardHandler), &Health{}
 	api, errA := newAPIServer(s, health, quiet)
 	kcm, errK := newControllerManager(s, api, health, quiet)
-	_, errS := newScheduler(s, health, quiet)
+	sched, errS := newScheduler(s, health, quiet)
 	err := errors.Join(errA, errK, errS, checkGates("kube-apiserver-arg", s.APIServerArgs),
 		checkGates("kube-controller-manager-arg", s.ControllerManagerArgs), checkGates("kube-scheduler-arg", s.SchedulerArgs))
 	if err != nil {
@@ -30,7 +34,7 @@ func CheckArgs(s Settings) error {
 	if err := apicompatibility.DefaultComponentGlobalsRegistry.Set(); err != nil {
 		return fmt.Errorf("set feature gates: %w", err)
 	}
-	return errors.Join(api.complete(), kcm.check())
+	return errors.Join(api.complete(), kcm.check(), sched.check())
 }
 
 // checkGates returns what is wrong with the feature gates of a component, which all share one set.
@@ -55,11 +59,22 @@ func checkGates(key string, args []string) error {
 func (a *APIServer) complete() error {
 	o := a.opts
 	var errs []error
-	for _, list := range [][]error{o.Authorization.Validate(), o.Admission.Validate(), o.Audit.Validate(), o.Features.Validate(), o.Authentication.Validate()} {
+	for _, list := range [][]error{o.GenericServerRunOptions.Validate(), o.Metrics.Validate(),
+		o.APIEnablement.Validate(legacyscheme.Scheme, apiextensions.Scheme, aggregator.Scheme), o.Authorization.Validate(), o.Admission.Validate(), o.Audit.Validate(), o.Features.Validate(), o.Authentication.Validate()} {
 		errs = append(errs, list...)
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("kube-apiserver-arg: %w", utilerrors.NewAggregate(errs))
 	}
 	return a.decideAnonymous()
+}
+
+// check returns what upstream finds wrong with the options only when it starts. What is in a file of config is looked at then.
+func (c *Scheduler) check() error {
+	o := c.opts
+	errs := slices.Concat(o.SecureServing.Validate(), o.Authentication.Validate(), o.Authorization.Validate(), o.Metrics.Validate())
+	if len(errs) > 0 {
+		return fmt.Errorf("kube-scheduler-arg: %w", utilerrors.NewAggregate(errs))
+	}
+	return nil
 }

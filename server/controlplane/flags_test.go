@@ -57,6 +57,7 @@ func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
 		"authorization-mode=RBAC": "it needs Node and RBAC", "oidc-issuer-url=http://x": "oidc",
 		"enable-admission-plugins=NoSuchPlugin": "NoSuchPlugin", "authentication-config=/does/not/exist": "kube-apiserver-arg: failed to load authentication configuration",
 		"event-ttls=1h": "did you mean event-ttl?", "anonymous-auth=perhaps": "anonymous-auth",
+		"min-request-timeout=-5": "min-request-timeout can not be negative", "runtime-config=nope/v1=true": "unknown api groups nope",
 	} {
 		c := s
 		c.APIServerArgs = []string{arg}
@@ -90,6 +91,12 @@ func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
 	s.ControllerManagerArgs = []string{"controllers=*,-no-such-controller"}
 	if err := CheckArgs(s); err == nil || !strings.Contains(err.Error(), "kube-controller-manager-arg") {
 		t.Errorf("got %v", err)
+	}
+	for _, arg := range []string{"show-hidden-metrics-for-version=nope"} {
+		s.ControllerManagerArgs, s.SchedulerArgs = nil, []string{arg}
+		if err := CheckArgs(s); err == nil || !strings.Contains(err.Error(), "kube-scheduler-arg") {
+			t.Errorf("%s: %v", arg, err)
+		}
 	}
 }
 
