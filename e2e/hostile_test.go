@@ -23,6 +23,7 @@ type obstacle struct {
 	settings map[string]string
 	env      []string // for umiak
 	host     string   // the machine's name; default name
+	images   []string // that pods of then run; default none
 	// arrange puts the obstacle in place, on a machine that is on and where umiak does not run.
 	arrange func(e *env)
 	// says are words that `umiak status` prints while the obstacle is there, all in one line; none where nothing is in
@@ -57,7 +58,7 @@ func (o obstacle) run(t *testing.T) {
 	if host == "" {
 		host = strings.ToLower(strings.ReplaceAll(o.name, " ", "-"))
 	}
-	e := off(t, cluster.Options{Name: host, Settings: o.settings, Env: o.env, Images: []string{}})
+	e := off(t, cluster.Options{Name: host, Settings: o.settings, Env: o.env, Images: append([]string{}, o.images...)})
 	if o.arrange != nil {
 		o.arrange(e)
 	}

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
+	"github.com/umiak-io/umiak/e2e/images"
 )
 
 // netObstacles are the rows of TestHostileSurroundings that are about the host's network.
@@ -86,6 +87,7 @@ END`)
 		{
 			name:     "ipv6 alone",
 			settings: map[string]string{"cluster-cidr": "fd42::/56", "service-cidr": "fd43::/112"},
+			images:   []string{images.App1},
 			arrange: func(e *env) {
 				e.sh("ip address flush dev eth0; ip address add fd77::2/64 dev eth0 nodad; ip -6 route add default via fd77::1")
 			},
@@ -93,6 +95,19 @@ END`)
 				e.nodeHas("fd77::2")
 				e.resolves("fd43::a")
 				e.dials("[fd43::1]:443")
+				e.namespace()
+				e.apply(deployment + `---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`)
+				e.rolledOut("web")
+				e.client("cli")
+				e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+					_, err := e.in("cli", "get", "http://web/")
+					return err
+				}))
 			},
 		},
 		{

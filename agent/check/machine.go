@@ -227,6 +227,12 @@ func scratch(dir string) (string, func(), error) {
 func diskSpace(_ context.Context, cfg Config) []Result {
 	dir := cfg.Dirs.Data
 	var st unix.Statfs_t
+	// A disk may be mounted below.
+	for _, below := range []string{cfg.Dirs.Server(), cfg.Dirs.ServerPKI(), cfg.Dirs.DB(), cfg.Dirs.Agent()} {
+		if err := host.TryDisk(below); err != nil && owner(cfg) == 0 {
+			return []Result{lacks("disk space", err)}
+		}
+	}
 	for unix.Statfs(dir, &st) != nil && dir != "/" {
 		dir = filepath.Dir(dir)
 	}

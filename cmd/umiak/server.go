@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 
 	"github.com/urfave/cli/v2"
 
@@ -43,26 +45,14 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			defer release()
-			if err := sc.ClaimName(); err != nil {
-				return err
-			}
 			if err := egress.Exempt(sc.InternalNames()...); err != nil {
 				return err
 			}
 			prep := agentcli.Prepare(c.Context, sc.Dirs(), log)
 			defer prep.End()
-			prep.Step("an address at which the other servers reach this one: plug in the cable, wait for DHCP, or set node-ip or advertise-address")
-			addrs, err := server.Addresses(c.Context, sc, log)
-			if err != nil {
-				return err
-			}
-			prep.Step("the cluster's servers, which take this one in or give it the cluster's keys; the log says what stands in the way")
-			members, err := server.Join(c.Context, sc, log)
-			if err != nil {
-				return err
-			}
-			prep.Step("its own keys and settings")
-			srv, err := server.New(c.Context, sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs), server.WithMuffle(quiet.Muffle))
+			srv, err := agentcli.WithRoom(c.Context, prep, log, func() (*server.Server, error) {
+				return newServer(c.Context, &sc, prep, log, quiet.Muffle)
+			})
 			if err != nil {
 				return err
 			}
@@ -85,4 +75,23 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			return p.Run(c.Context)
 		},
 	}
+}
+
+// newServer makes what runs: on a machine that is to join others, a member that they have taken in.
+func newServer(ctx context.Context, sc *server.Config, prep *agentcli.Preparation, log *slog.Logger, muffle func(bool)) (*server.Server, error) {
+	if err := sc.ClaimName(); err != nil {
+		return nil, err
+	}
+	prep.Step("an address at which the other servers reach this one: plug in the cable, wait for DHCP, or set node-ip or advertise-address")
+	addrs, err := server.Addresses(ctx, *sc, log)
+	if err != nil {
+		return nil, err
+	}
+	prep.Step("the cluster's servers, which take this one in or give it the cluster's keys; the log says what stands in the way")
+	members, err := server.Join(ctx, *sc, log)
+	if err != nil {
+		return nil, err
+	}
+	prep.Step("its own keys and settings")
+	return server.New(ctx, *sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs), server.WithMuffle(muffle))
 }
