@@ -84,8 +84,17 @@ func TestSettingsThatChange(t *testing.T) {
 		}
 	}
 	e.sh("hostname " + strings.Repeat("a", 64) + "; rm -r /var/lib/umiak")
-	if _, err := e.Umiak(e.soon(), "server"); err == nil || !strings.Contains(err.Error(), "64 characters, and 63 is the limit") {
-		t.Errorf("a host name of 64 letters: %v", err)
+	for _, command := range []string{"check", "server"} {
+		if _, err := e.Umiak(e.soon(), command); err == nil || !strings.Contains(err.Error(), "64 characters, and 63 is the limit") {
+			t.Errorf("%s with a host name of 64 letters: %v", command, err)
+		}
+	}
+	e.sh("hostname short")
+	e.Kube = nil // another cluster
+	e.must(e.Start())
+	e.must(e.APIReady(e.soon()))
+	if n := e.oneNode(func(*corev1.Node) error { return nil }); n.Name != "short" {
+		t.Errorf("with a shorter host name the node is %s", n.Name)
 	}
 }
 
