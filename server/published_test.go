@@ -45,7 +45,7 @@ func TestTwoServersAtOnceOnAnEmptyDatabase(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer c.Close() //nolint:errcheck // only a connection
+		defer c.Close()
 		// The first is between its two steps: its authorities are there, the record is not.
 		if _, err := first.claimAuthorities(t.Context(), c, false); err != nil {
 			return err

@@ -389,6 +389,7 @@ func survives(t *testing.T, endpoint string, tls external.TLS, code string, read
 }
 
 func TestPostgreSQL(t *testing.T) {
+	t.Parallel() // each database is a process of its own
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
 	if len(found) == 0 {
 		found = []string{"/usr/lib/postgresql"}
@@ -418,6 +419,7 @@ func TestPostgreSQL(t *testing.T) {
 }
 
 func TestMariaDB(t *testing.T) {
+	t.Parallel() // each database is a process of its own
 	const mariadbd = "/usr/sbin/mariadbd"
 	d := newDatabase(t, mariadbd, "mysql")
 	data, socket := filepath.Join(d.dir, "data"), filepath.Join(d.dir, "my.sock")
@@ -466,6 +468,7 @@ func FuzzAddress(f *testing.F) {
 }
 
 func TestNATS(t *testing.T) {
+	t.Parallel() // each database is a process of its own
 	const program = "/usr/sbin/nats-server"
 	d := newDatabase(t, program, "nobody")
 	if err := os.Mkdir(filepath.Join(d.dir, "data"), 0o777); err != nil {
