@@ -119,7 +119,7 @@ type Server struct {
 	started chan struct{} // closed when etcd is there
 	fatal   chan error    // what etcd would end the process for
 	failed  chan error    // why the member has ended by itself
-	metrics *collector // nil if there are none
+	metrics *collector    // nil if there are none
 	close   sync.Once
 	broken  atomic.Bool // etcd has wished to end the process, with locks held: nothing of it can be waited for
 	hushed  atomic.Bool // closing, or there is no leader: etcd's own complaints say nothing new
