@@ -131,6 +131,7 @@ func (e *env) in1(from, ip string) {
 }
 
 func TestStopAndStartLeavesContainersAlone(t *testing.T) {
+	t.Parallel()
 	e := own(t, cluster.Options{Name: "again"}).ready()
 	e.apply(deployment)
 	e.rolledOut("web")
@@ -158,6 +159,7 @@ func TestStopAndStartLeavesContainersAlone(t *testing.T) {
 }
 
 func TestPowerCutAndBoot(t *testing.T) {
+	t.Parallel()
 	e := own(t, cluster.Options{Name: "power"}).ready()
 	e.apply(deployment)
 	e.rolledOut("web")
@@ -176,6 +178,7 @@ func TestPowerCutAndBoot(t *testing.T) {
 }
 
 func TestImagesFolder(t *testing.T) {
+	t.Parallel()
 	e := own(t, cluster.Options{Name: "img", Images: []string{}})
 	e.must(e.APIReady(e.soon()))
 	e.must(e.NodeReady(e.soon())) // with no image at all
@@ -208,6 +211,7 @@ func TestImagesFolder(t *testing.T) {
 }
 
 func TestTwoServersOnOneDataDirectory(t *testing.T) {
+	t.Parallel()
 	e := own(t, cluster.Options{Name: "twice"}).ready()
 	_, err := e.Umiak(e.within(20*time.Second), "server")
 	if err == nil || !strings.Contains(err.Error(), "another umiak is using this data directory") {
@@ -219,6 +223,7 @@ func TestTwoServersOnOneDataDirectory(t *testing.T) {
 }
 
 func TestTwoClustersShareNothing(t *testing.T) {
+	t.Parallel()
 	a := own(t, cluster.Options{Name: "same"})
 	b := own(t, cluster.Options{Name: "same"})
 	a.ready()

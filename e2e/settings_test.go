@@ -21,6 +21,7 @@ import (
 // TestSettingsThatChange starts a server on a machine called localhost, changes its settings and its host name, and starts it
 // again: it stays the same node, and what the settings gave it follows them.
 func TestSettingsThatChange(t *testing.T) {
+	t.Parallel()
 	e := off(t, cluster.Options{Name: "localhost", Images: []string{}, Settings: map[string]string{
 		"node-label": "room=attic,disk=ssd", "node-taint": "own=yes:PreferNoSchedule", "node-external-ip": "203.0.113.7",
 		"kubelet-arg": `["max-pods=77", "eviction-hard=memory.available<50Mi,nodefs.available<3%"]`, "disable": "no-such-thing,metrics-server",

@@ -17,7 +17,11 @@ import (
 
 // hollow measures one server with many nodes, on SQLite and on etcd: a program of its own, beside this one, plays the
 // nodes, and takes processor time from the server, so the latencies are upper bounds.
-func hollow(ctx context.Context, o options, _ stack, r *report) error {
+func hollow(ctx context.Context, o options, which stack, r *report) error {
+	ours, ok := which.(*umiakStack)
+	if !ok {
+		return fmt.Errorf("hollow does not measure %s: its nodes join umiak", which.name())
+	}
 	for _, c := range []struct {
 		name     string
 		settings map[string]string
@@ -25,7 +29,7 @@ func hollow(ctx context.Context, o options, _ stack, r *report) error {
 		{"SQLite", map[string]string{"disable-agent": "true"}},
 		{"etcd", map[string]string{"disable-agent": "true", "cluster-init": "true"}},
 	} {
-		s := &umiakStack{settings: c.settings}
+		s := &umiakStack{settings: c.settings, dist: ours.dist}
 		err := hollowOn(ctx, o, s, c.name, r)
 		if e := s.stop(); err == nil {
 			err = e

@@ -321,3 +321,15 @@ func (b *bed) close() error {
 	}
 	return os.RemoveAll(b.dir)
 }
+
+// otherBuild is our proxy as this program of another commit has it, in the same place.
+func (b *bed) otherBuild(program string) *proxy {
+	p := *b.ours
+	p.name = "against"
+	p.command = func() *exec.Cmd {
+		cmd := b.ours.command()
+		cmd.Path, cmd.Args[0] = program, program
+		return cmd
+	}
+	return &p
+}

@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/comparison"
 )
 
 // row is one figure. Less is better unless More says so.
@@ -54,6 +56,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	output := f.String("o", "", "json, or empty for a table")
 	changes := f.Int("changes", 20, "one-endpoint changes of which the median counts")
 	load := f.Duration("load", 10*time.Second, "how long there are 100 changes a second")
+	against := f.String("against", "", "this program of another commit; measures its proxy and this one's in turn, without kube-proxy")
+	runs := f.Int("runs", 5, "against: how often; the median counts")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -72,6 +76,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	var rows []row
+	rep := comparison.Report{Benchmark: "proxy", About: "the service proxy alone", Against: *against, Runs: *runs}
 	for _, s := range strings.Split(*sizes, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -79,6 +84,14 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 		if err := c.fill(ctx, n); err != nil {
 			return err
+		}
+		if *against != "" {
+			was, is, err := comparison.Take(ctx, *runs, c.turn(c.otherBuild(*against), n, *changes, *load), c.turn(c.ours, n, *changes, *load))
+			if err != nil {
+				return fmt.Errorf("with %d Services: %w", n, err)
+			}
+			rep.Rows = append(rep.Rows, comparison.Compare(was, is)...)
+			continue
 		}
 		var both [2][]row
 		for i, p := range []*proxy{c.ours, c.peer} {
@@ -94,6 +107,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			rows = append(rows, r)
 		}
 	}
+	if *against != "" {
+		return rep.Show(out, *output == "json", figure)
+	}
 	if *output == "json" {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
@@ -105,6 +121,17 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t\n", r.Services, r.Name, figure(r.Our), figure(r.Peer), figure(r.Peer/max(r.Our, 1e-9)), r.Unit)
 	}
 	return t.Flush()
+}
+
+// turn is one measurement of a proxy.
+func (b *bed) turn(p *proxy, n, changes int, load time.Duration) comparison.Turn {
+	return func(ctx context.Context) (out []comparison.Row, err error) {
+		rows, err := b.measure(ctx, p, n, changes, load)
+		for _, r := range rows {
+			out = append(out, comparison.Row{Name: fmt.Sprintf("%d Services: %s", n, r.Name), Unit: r.Unit, Value: r.Our, More: r.More})
+		}
+		return out, err
+	}
 }
 
 func figure(v float64) string {

@@ -1,4 +1,4 @@
-package main
+package comparison
 
 import (
 	"context"
@@ -26,23 +26,23 @@ func TestVerdict(t *testing.T) {
 		"new":                                  {nil, []float64{1}, false, added},
 		"gone":                                 {[]float64{1}, nil, false, gone},
 	} {
-		if got := (comparison{Was: c.was, Is: c.is, More: c.more}).verdict(); got != c.want {
+		if got := (Comparison{Was: c.was, Is: c.is, More: c.more}).verdict(); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
 	}
 }
 
 func TestCompareKeepsTheOrderAndPairsByNameAndUnit(t *testing.T) {
-	r := func(v float64, names ...string) (out []row) {
+	r := func(v float64, names ...string) (out []Row) {
 		for _, n := range names {
 			name, unit, _ := strings.Cut(n, "/")
-			out = append(out, row{Name: name, Unit: unit, Our: v, More: name == "rate"})
+			out = append(out, Row{Name: name, Unit: unit, Value: v, More: name == "rate"})
 		}
 		return out
 	}
-	got := compare(
-		[][]row{r(10, "rate/1", "old/s", "time/s", "time/ms"), r(12, "rate/1", "old/s", "time/s", "time/ms")},
-		[][]row{r(20, "time/s", "rate/1", "time/ms", "young/s"), r(20, "time/s", "rate/1", "time/ms")})
+	got := Compare(
+		[][]Row{r(10, "rate/1", "old/s", "time/s", "time/ms"), r(12, "rate/1", "old/s", "time/s", "time/ms")},
+		[][]Row{r(20, "time/s", "rate/1", "time/ms", "young/s"), r(20, "time/s", "rate/1", "time/ms")})
 	var text []string
 	for _, c := range got {
 		text = append(text, c.Name+"/"+c.Unit+" "+c.Verdict)
@@ -54,25 +54,25 @@ func TestCompareKeepsTheOrderAndPairsByNameAndUnit(t *testing.T) {
 	if c := got[0].change(); c != "+100.0%" {
 		t.Errorf("change %s", c)
 	}
-	if s := spread([]float64{3, 1, 2}); s != 1 {
+	if s := Spread([]float64{3, 1, 2}); s != 1 {
 		t.Errorf("spread %v", s)
 	}
 }
 
 func TestTurns(t *testing.T) {
 	var order []string
-	measured := func(name string) turn {
-		return func(context.Context) ([]row, error) {
+	measured := func(name string) Turn {
+		return func(context.Context) ([]Row, error) {
 			order = append(order, name)
-			return []row{{Name: name}}, nil
+			return []Row{{Name: name}}, nil
 		}
 	}
-	was, is, err := take(t.Context(), 3, measured("a"), measured("b"))
+	was, is, err := Take(t.Context(), 3, measured("a"), measured("b"))
 	if err != nil || len(was) != 3 || len(is) != 3 || strings.Join(order, "") != "ababab" {
 		t.Errorf("%v: %v, %v, %v", order, was, is, err)
 	}
 	broken := errors.New("broken")
-	if _, _, err := take(t.Context(), 3, measured("a"), func(context.Context) ([]row, error) { return nil, broken }); !errors.Is(err, broken) {
+	if _, _, err := Take(t.Context(), 3, measured("a"), func(context.Context) ([]Row, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 }
