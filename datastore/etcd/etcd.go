@@ -20,7 +20,6 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/version"
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp"
 	"go.etcd.io/etcd/server/v3/lease"
@@ -228,10 +227,7 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 	if cfg.Listen != "" {
 		c.ListenPeerUrls = []url.URL{peerURL(cfg.Listen)}
 	}
-	c.PeerTLSInfo = transport.TLSInfo{
-		CertFile: cfg.TLS.ServerCert, KeyFile: cfg.TLS.ServerKey, ClientCertFile: cfg.TLS.ClientCert, ClientKeyFile: cfg.TLS.ClientKey,
-		TrustedCAFile: cfg.TLS.CA, ClientCertAuth: true, ServerName: PeerName,
-	}
+	c.PeerTLSInfo = cfg.TLS.info()
 	c.InitialClusterToken = cfg.Cluster
 	c.InitialCluster = cfg.Name + "=" + c.AdvertisePeerUrls[0].String()
 	if len(cfg.Join) > 0 {

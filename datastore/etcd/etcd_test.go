@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -193,6 +194,31 @@ func TestThreeMembers(t *testing.T) {
 	if r, err := cd.Get(t.Context(), "/k"); err != nil || len(r.Kvs) != 1 || r.Kvs[0].ModRevision != rev {
 		t.Fatalf("%v, %v", r, err)
 	}
+
+	// What is held for lost by mistake is not for long.
+	lost := func() bool {
+		return slices.ContainsFunc(d.Members(), func(m etcd.Member) bool { return m.Name == "b" && m.Unreachable })
+	}
+	eventually(t, func() error {
+		if lost() {
+			return fmt.Errorf("members %+v", d.Members())
+		}
+		return nil
+	})
+	for _, m := range d.Members() {
+		if m.Name == "b" {
+			d.Forsake(m.ID)
+		}
+	}
+	if !lost() {
+		t.Error("b is not held for lost: this tests nothing")
+	}
+	eventually(t, func() error {
+		if lost() {
+			return fmt.Errorf("members %+v", d.Members())
+		}
+		return nil
+	})
 
 	// One of three is lost: writes go on.
 	a.stop()

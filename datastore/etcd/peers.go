@@ -103,10 +103,11 @@ func (s *Server) seek(ctx context.Context) {
 	tick := time.NewTicker(seekEvery)
 	defer tick.Stop()
 	k := &seeking{trying: map[uint64]string{}, since: map[uint64]int{}, found: map[uint64][]string{}, answers: map[uint64]time.Time{}}
-	seen, leader := map[uint64]*peerState{}, &leaderState{}
+	seen, leader, lost := map[uint64]*peerState{}, &leaderState{}, map[uint64]int{}
 	for {
 		s.watchLeader(leader, time.Now())
 		s.watchPeers(seen)
+		s.reconnect(ctx, lost)
 		s.tryMore(ctx, k)
 		select {
 		case <-ctx.Done():
