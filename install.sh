@@ -39,6 +39,8 @@ help() {
 	INSTALL_UMIAK_SKIP_START=true   install and enable, but do not start
 	INSTALL_UMIAK_SKIP_ENABLE=true  neither enable nor start
 	INSTALL_UMIAK_SKIP_CHECK=true   go on where `umiak check` finds something missing
+	INSTALL_UMIAK_ALLOW_OLDER=true  install a release that is older than the one that is here
+	INSTALL_UMIAK_ONLY=program      the program alone: nothing else of a bundle, and no other place for releases is kept
 
 	HTTPS_PROXY, HTTP_PROXY, NO_PROXY    kept for the service, and for what this script downloads later
 	Settings are kept in the files of /etc/umiak, and service and commands (umiak status, uninstall …) read them there.
@@ -76,7 +78,12 @@ WORKING=/run/umiak-install             # which process installs; gone after a po
 IN_USE=/run/umiak-settings             # the sum of the settings that the service has started with
 
 main() {
-	dry='' role='' stage='' switching='' changed='' DATA_DIR=/var/lib/umiak
+	dry='' role='' stage='' switching='' changed='' only_program='' exact='' DATA_DIR=/var/lib/umiak
+	case ${INSTALL_UMIAK_ONLY:-} in
+	'') ;;
+	program) only_program=yes ;;
+	*) die "INSTALL_UMIAK_ONLY=$INSTALL_UMIAK_ONLY: there is only program" ;;
+	esac
 	with_sudo=$(as_root "$@")
 	if [ -n "${INSTALL_UMIAK_EXEC:-}" ]; then
 		words "$INSTALL_UMIAK_EXEC" >/dev/null || die "INSTALL_UMIAK_EXEC=$INSTALL_UMIAK_EXEC: its quotes do not match"
@@ -257,7 +264,7 @@ quote() { printf "'%s'" "$(printf %s "$1" | sed "s/'/''/g")"; }
 quote_sh() { printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"; }
 
 # without KEY: FILE less the key and its list.
-without() { awk -v k="$1:" '$1 == k && /^[a-z]/ { skip = 1; next } /^[^ ]/ { skip = 0 } !skip' "$2"; }
+without() { KEY=$1: awk '$1 == ENVIRON["KEY"] && /^[a-z]/ { skip = 1; next } /^[^ ]/ { skip = 0 } !skip' "$2"; }
 
 # keep KEY VALUE: the key is a list when it comes twice in one run.
 keep() {
@@ -271,7 +278,8 @@ keep() {
 		;;
 	esac
 	if grep -q "^$1:\$" "$stage/given"; then
-		awk -v k="$1:" -v v="  - $(quote "$2")" '{ print } $0 == k { print v }' "$stage/given" >"$stage/new"
+		# Not in arguments, which everybody on the machine can read.
+		KEY=$1: VALUE="  - $(quote "$2")" awk '{ print } $0 == ENVIRON["KEY"] { print ENVIRON["VALUE"] }' "$stage/given" >"$stage/new"
 	else
 		{ cat "$stage/given"; printf '%s:\n  - %s\n' "$1" "$(quote "$2")"; } >"$stage/new"
 	fi
@@ -342,6 +350,7 @@ variables() {
 	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|INSTALL_UMIAK_BASE_URL\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
 		case $v in
 		UMIAK_URL | UMIAK_TOKEN | UMIAK_RELEASE_VERSION) continue ;;
+		INSTALL_UMIAK_BASE_URL) [ -z "$only_program" ] || continue ;;
 		UMIAK_CONFIG) die "UMIAK_CONFIG cannot be kept: commands would not find that file" "put the settings into $ETC/config.yaml" ;;
 		esac
 		eval "value=\$$v"
@@ -380,6 +389,7 @@ here() {
 # find_source sets SOURCE to a folder or URL with the release's files, or to "checkout".
 find_source() {
 	version=${INSTALL_UMIAK_VERSION:-$UMIAK_RELEASE_VERSION}
+	exact=${INSTALL_UMIAK_VERSION:-} # what the program has to be
 	beside=$(here)
 	base=${INSTALL_UMIAK_BASE_URL:-}
 	if [ -n "${INSTALL_UMIAK_SOURCE:-}" ]; then
@@ -403,8 +413,8 @@ find_source() {
 		die "this install.sh belongs to no release" "set INSTALL_UMIAK_BASE_URL, or run the install.sh of a release"
 	fi
 	case $SOURCE in
-	http://* | https://*) [ -z "$version" ] || SOURCE=$SOURCE/$(printf %s "$version" | sed 's/+/%2B/g') ;;
-	/*) [ -e "$SOURCE/SHA256SUMS" ] || SOURCE=$SOURCE/$version ;;
+	http://* | https://*) [ -z "$version" ] || SOURCE=$SOURCE/$(printf %s "$version" | sed 's/+/%2B/g') exact=$version ;;
+	/*) [ -e "$SOURCE/SHA256SUMS" ] || SOURCE=$SOURCE/$version exact=$version ;;
 	*) die "INSTALL_UMIAK_BASE_URL=$SOURCE is not https://, http://, file:/// or an absolute path" ;;
 	esac
 }
@@ -413,7 +423,9 @@ find_source() {
 fetch() {
 	case $SOURCE in
 	/*)
-		[ -r "$SOURCE/$1" ] || die "$SOURCE/$1 is not there"
+		[ -e "$SOURCE/$1" ] || die "$SOURCE/$1 is not there"
+		# A FIFO would never end, and a link may lead to any file of root's.
+		[ -f "$SOURCE/$1" ] && [ ! -L "$SOURCE/$1" ] || die "$SOURCE/$1 is not a file"
 		cp "$SOURCE/$1" "$stage/$1" || die "cannot copy $SOURCE/$1 to $BIN_DIR"
 		return
 		;;
@@ -509,6 +521,9 @@ try_program() {
 	[ -e "$run" ] || return 0
 	"$run" --version >"$stage/version" 2>&1 || die "$NAME does not run on this machine:" "$(tail -n 1 "$stage/version")"
 	VERSION=$(sed 's/.* version //; s/ .*//' "$stage/version")
+	# The signature says that a release is ours, not which one it is.
+	[ -z "$exact" ] || [ "$VERSION" = "$exact" ] || die "$SOURCE has $VERSION where $exact should be; nothing was changed" \
+		"whoever keeps that place has mixed up releases, or holds this machine back"
 	skew
 	mkdir -p "$stage/etc/config.yaml.d"
 	cp "$stage/env" "$stage/etc/${ENVIRONMENT##*/}"
@@ -516,12 +531,12 @@ try_program() {
 	for f in "$ETC"/config.yaml.d/*.yaml "$ETC"/config.yaml.d/*.yml; do
 		[ ! -r "$f" ] || [ "$f" = $OWN ] || cp "$f" "$stage/etc/config.yaml.d/"
 	done
-	[ ! -r "$SOURCE/config/$role.yaml" ] || cp "$SOURCE/config/$role.yaml" "$stage/etc/config.yaml.d/${BUNDLED##*/}"
+	[ -n "$only_program" ] || [ ! -r "$SOURCE/config/$role.yaml" ] || cp "$SOURCE/config/$role.yaml" "$stage/etc/config.yaml.d/${BUNDLED##*/}"
 	[ -e "$stage/etc/config.yaml" ] || : >"$stage/etc/config.yaml"
 	# A token that is not in its place yet is read where it is.
 	sed "s,^token-file: '$ETC/token'\$,token-file: '$([ -s "$stage/token" ] && echo "$stage" || echo $ETC)/token'," "$stage/own" >"$stage/etc/config.yaml.d/50-install.yaml"
 	DATA_DIR=$(as_service directories 2>/dev/null | head -n 1)
-	if [ -e "$SOURCE/BUNDLE.SHA256SUMS" ]; then
+	if [ -z "$only_program" ] && [ -e "$SOURCE/BUNDLE.SHA256SUMS" ]; then
 		# The program knows from the settings where the data are.
 		as_service "bundle verify" --targets "$role" "$SOURCE" >"$stage/bundle" 2>"$stage/why" || [ -n "$dry" ] || die "$(sed "s,$stage/etc,$ETC,g" "$stage/why")" "nothing was changed"
 	fi
@@ -551,7 +566,8 @@ as_service() (
 	exec "$run" $does --config "$stage/etc/config.yaml" "$@"
 )
 
-# skew refuses steps between versions that Kubernetes does not support: more than one minor version forward, or any back.
+# skew refuses steps between versions that Kubernetes does not support, more than one minor version forward or any back, and
+# an older release of the same one, which whoever keeps the place of releases may have put there for its known faults.
 skew() {
 	[ -n "$NEW" ] && [ "${INSTALL_UMIAK_SKIP_CHECK:-}" != true ] || return 0
 	old=''
@@ -566,7 +582,16 @@ skew() {
 		"restore a snapshot of that time instead, or set INSTALL_UMIAK_SKIP_CHECK=true"
 	[ "$to" -le $((from + 1)) ] || die "from $old to $VERSION is more than one minor version" \
 		"go to v1.$((from + 1)) first; Kubernetes supports no more in one step"
+	[ "$to" = "$from" ] || return 0
+	[ "${INSTALL_UMIAK_ALLOW_OLDER:-}" = true ] || ! older "$VERSION" "$old" || die "$VERSION is older than $old, which is here; nothing was changed" \
+		"if that is meant, set INSTALL_UMIAK_ALLOW_OLDER=true, or run umiak upgrade --allow-older"
 }
+
+# older A B says whether release A came before B. Builds whose number is followed by words have no order.
+older() { [ "$(patch "$1")" ] && [ "$(patch "$2")" ] && [ "$(patch "$1")" -lt "$(patch "$2")" ]; }
+
+# patch is a number for v1.MINOR.PATCH+umiakN that grows with PATCH and N.
+patch() { printf '%s\n' "$1" | sed -n 's/^v1\.[0-9]*\.\([0-9]*\)\(+umiak\([0-9]*\)\)\{0,1\}$/\1 \3/p' | awk '{ print $1 * 10000 + $2 }'; }
 
 minor() { printf '%s\n' "$1" | sed -n 's/^v1\.\([0-9]*\)\..*/\1/p'; }
 

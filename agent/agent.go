@@ -318,11 +318,20 @@ func (a *Agent) annotate(ctx context.Context, name string, value any) error {
 
 // runUpgrade has the cluster bring this node to another version.
 func (a *Agent) runUpgrade(ctx context.Context, ready func()) error {
+	if a.member.UpgradesOff {
+		ready()
+		<-ctx.Done()
+		return nil
+	}
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
 	m := a.member
+	args := []string{"--data-dir", a.dirs.Data, "--run-dir", a.dirs.Run}
+	for _, s := range a.cfg.UpgradeSources {
+		args = append(args, "--source", s)
+	}
 	f := &upgrade.Follower{
 		Version: version.Version, Node: m.informers.Core().V1().Nodes().Informer(),
 		Say: func(ctx context.Context, ans upgrades.Answer) error {
@@ -333,7 +342,7 @@ func (a *Agent) runUpgrade(ctx context.Context, ready func()) error {
 			return a.annotate(ctx, upgrades.Answered, string(text))
 		},
 		Dir: a.dirs.Upgrade(), Lock: a.dirs.UpgradeLock(),
-		Start: upgrade.Process(program, "--data-dir", a.dirs.Data, "--run-dir", a.dirs.Run), Log: a.log.With("component", "upgrade"),
+		Start: upgrade.Process(program, args...), Log: a.log.With("component", "upgrade"),
 	}
 	m.informers.Start(ctx.Done())
 	return f.Run(ctx, ready)

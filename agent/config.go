@@ -41,7 +41,8 @@ type Config struct {
 	ImageSharing     bool   `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
 	ImageImportLimit int    `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
 
-	NoDefaultRegistry bool `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
+	UpgradeSources    []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`
+	NoDefaultRegistry bool     `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
 }
 
 // Dirs are the node's directories.

@@ -303,6 +303,7 @@ func TestControlPlane(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	t.Run("who may patch nodes may not ask for an upgrade", func(t *testing.T) { asksForUpgrades(t, k, dirs.AdminKubeconfig()) })
 	t.Run("continue tokens end with what is compacted", func(t *testing.T) { tokensEnd(t, k, "unix://"+dirs.DatastoreSocket()) })
 	t.Run("no file tells the Secret while it runs", func(t *testing.T) { noFileHas(t, dir, secret) })
 	if took := p.stop(t); took > 5*time.Second {

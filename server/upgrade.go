@@ -14,9 +14,12 @@ import (
 	"github.com/umiak-io/umiak/server/upgrades"
 )
 
+// upgradesOff says whether the settings take upgrades by the cluster away.
+func (s *Server) upgradesOff() bool { return slices.Contains(s.cfg.Disable, upgradesapi.Manifest) }
+
 // runUpgrades brings the cluster's nodes to the versions that Upgrade objects name.
 func (s *Server) runUpgrades(ctx context.Context, ready func()) error {
-	if slices.Contains(s.cfg.Disable, upgradesapi.Manifest) {
+	if s.upgradesOff() {
 		ready()
 		<-ctx.Done()
 		return nil

@@ -152,6 +152,8 @@ func Upgrade(w Where) *ucli.Command {
 			&ucli.StringFlag{Name: "version", Usage: "a release, where install.sh found the one that runs"},
 			&ucli.StringFlag{Name: "from", Usage: "archive of a release, a bundle, or the folder of either"},
 			&ucli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
+			&ucli.BoolFlag{Name: "allow-older", Usage: "also to a release that is older than the one that runs"},
+			&ucli.StringSliceFlag{Name: "source", Hidden: true, Usage: "with --asked: a place of releases that this node's settings allow"},
 			&ucli.BoolFlag{Name: "asked", Hidden: true, Usage: "do what the cluster has asked of this node"}),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {
@@ -162,7 +164,7 @@ func Upgrade(w Where) *ucli.Command {
 				return err
 			}
 			cfg := upgrade.Config{Etc: etc(), Dirs: dirs, Lock: dirs.UpgradeLock(),
-				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), Out: c.App.Writer}
+				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), AllowOlder: c.Bool("allow-older"), Sources: c.StringSlice("source"), Out: c.App.Writer}
 			if c.Bool("asked") {
 				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
 			}

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
@@ -230,7 +231,30 @@ func Process(program string, args ...string) func() (wait func() error, err erro
 	}
 }
 
-// Asked is `umiak upgrade --asked`: it does what the request in dir says, and leaves the answer there.
+// baseVariable is where install.sh keeps where it was installed from.
+const baseVariable = "INSTALL_UMIAK_BASE_URL"
+
+// permits fails for a place of releases that the node's owner has not named: whoever may write a Node could have root
+// read or fetch any other.
+func (cfg Config) permits(source string) error {
+	if source == "" {
+		return nil
+	}
+	env, err := config.ServiceEnvironment(cfg.Etc)
+	if err != nil {
+		return err
+	}
+	same := func(a string) bool {
+		return a != "" && strings.TrimRight(a, "/") == strings.TrimRight(source, "/")
+	}
+	if base := env[baseVariable]; same(base) || slices.ContainsFunc(cfg.Sources, same) {
+		return nil
+	}
+	return fmt.Errorf("the cluster asks for a release of %q, which is neither where this node was installed from nor in its setting upgrade-sources", source)
+}
+
+// Asked is `umiak upgrade --asked`: it does what the request in dir says, and leaves the answer there. A request brings a
+// program and nothing else, and no older one.
 func Asked(ctx context.Context, cfg Config, dir string) (err error) {
 	b, err := read[begun](filepath.Join(dir, requestFile))
 	if err != nil {
@@ -245,9 +269,13 @@ func Asked(ctx context.Context, cfg Config, dir string) (err error) {
 	}
 	defer f.Close() //nolint:errcheck // words for people
 	var said tail
-	cfg.Version, cfg.Base, cfg.Out = b.Version, b.Source, io.MultiWriter(f, &said)
+	cfg.Version, cfg.Base, cfg.Out, cfg.programAlone = b.Version, b.Source, io.MultiWriter(f, &said), true
 	a := upgrades.Answer{ID: b.ID}
-	if err := Run(ctx, cfg); err != nil {
+	err = cfg.permits(b.Source)
+	if err == nil {
+		err = Run(ctx, cfg)
+	}
+	if err != nil {
 		a.Error = strings.TrimSpace(strings.TrimSpace(said.String()) + "\n" + err.Error())
 	}
 	a.Ended = time.Now().UTC().Truncate(time.Second)

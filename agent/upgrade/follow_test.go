@@ -177,14 +177,14 @@ func TestFollower(t *testing.T) {
 
 func TestAsked(t *testing.T) {
 	etc, dir := t.TempDir(), t.TempDir()
-	cfg := Config{Etc: etc, Lock: filepath.Join(dir, "lock")}
+	cfg := Config{Etc: etc, Lock: filepath.Join(dir, "lock"), Sources: []string{"there/"}}
 	if err := Asked(t.Context(), cfg, dir); err == nil || !strings.Contains(err.Error(), "asked for nothing") {
 		t.Errorf("got %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(etc, Script), []byte(`echo "$INSTALL_UMIAK_VERSION from $INSTALL_UMIAK_BASE_URL"; [ "$INSTALL_UMIAK_VERSION" != bad ]`), 0o700); err != nil {
+	if err := os.WriteFile(filepath.Join(etc, Script), []byte(`echo "$INSTALL_UMIAK_ONLY $INSTALL_UMIAK_VERSION from $INSTALL_UMIAK_BASE_URL"; [ "$INSTALL_UMIAK_VERSION" != bad ]`), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for version, want := range map[string]string{"v2": "", "bad": "bad from there\nnot upgraded: install.sh: exit status 1"} {
+	for version, want := range map[string]string{"v2": "", "bad": "program bad from there\nnot upgraded: install.sh: exit status 1"} {
 		err := write(filepath.Join(dir, requestFile), begun{upgrades.Request{ID: version, Version: version, Source: "there"}, 1})
 		if err == nil {
 			err = Asked(t.Context(), cfg, dir)
@@ -196,5 +196,22 @@ func TestAsked(t *testing.T) {
 	}
 	if log, err := os.ReadFile(filepath.Join(dir, logFile)); err != nil || !strings.Contains(string(log), "from there") {
 		t.Errorf("log: %q, %v", log, err)
+	}
+	// From where the node was installed, and from where its settings say, and from nowhere else.
+	if err := os.WriteFile(filepath.Join(etc, "umiak.env"), []byte("INSTALL_UMIAK_BASE_URL='https://mirror.lan/releases'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for source, ok := range map[string]bool{
+		"": true, "there": true, "https://mirror.lan/releases/": true,
+		"https://mirror.lan/releases2": false, "http://mirror.lan/releases": false, "/var/lib/umiak/agent/kubelet/pods/x": false, "/": false,
+	} {
+		err := write(filepath.Join(dir, requestFile), begun{upgrades.Request{ID: "s" + source, Version: "v2", Source: source}, 1})
+		if err == nil {
+			err = Asked(t.Context(), cfg, dir)
+		}
+		a, e := read[upgrades.Answer](filepath.Join(dir, answerFile))
+		if err != nil || e != nil || (a.Error == "") != ok || !ok && !strings.Contains(a.Error, "upgrade-sources") {
+			t.Errorf("%q: got %+v, %v, %v", source, a, err, e)
+		}
 	}
 }

@@ -27,11 +27,17 @@ type Config struct {
 	Etc     string // the folder of settings
 	Version string // of a release, where install.sh finds those
 	Base    string // where that is, if it is another place than the last time
+	// AllowOlder is the word for a release that is older than the one that runs.
+	AllowOlder bool
+	// Sources are places of releases from which the cluster may have this node upgraded, besides that of the last time.
+	Sources []string
 	From    string // or an archive of one, or a bundle, or the folder of either
 	Dirs    layout.Dirs
 	Lock    string // a file; whoever upgrades this node holds its lock
 	DryRun  bool
 	Out     io.Writer
+
+	programAlone bool // and nothing else of a bundle
 }
 
 // ErrNotInstalled means that there is no Script.
@@ -78,6 +84,12 @@ func Run(ctx context.Context, cfg Config) error {
 		if cfg.Base != "" {
 			env = append(env, "INSTALL_UMIAK_BASE_URL="+cfg.Base)
 		}
+	}
+	if cfg.AllowOlder {
+		env = append(env, "INSTALL_UMIAK_ALLOW_OLDER=true")
+	}
+	if cfg.programAlone {
+		env = append(env, "INSTALL_UMIAK_ONLY=program")
 	}
 	args := []string{script}
 	if cfg.DryRun {

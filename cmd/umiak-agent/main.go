@@ -11,10 +11,13 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/plaintext"
 	"github.com/umiak-io/umiak/internal/version"
 )
 
-func main() { os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr)) }
+func main() {
+	os.Exit(run(context.Background(), os.Args, plaintext.Terminal(os.Stdout), plaintext.Terminal(os.Stderr)))
+}
 
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	return agentcli.Run(ctx, app(stdout, stderr), argv, stderr)

@@ -12,11 +12,14 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	agentcli "github.com/umiak-io/umiak/agent/cli"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/plaintext"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server"
 )
 
-func main() { os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr)) }
+func main() {
+	os.Exit(run(context.Background(), os.Args, plaintext.Terminal(os.Stdout), plaintext.Terminal(os.Stderr)))
+}
 
 // run is main without the process: argv[0] may be a link named after a tool that umiak contains.
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {

@@ -32,7 +32,7 @@ func upgradeCluster(where agentcli.Where) *cli.Command {
 		Flags: where.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "version", Usage: "a release"},
 			&cli.StringFlag{Name: "name", Value: "cluster", Usage: "of the Upgrade"},
-			&cli.StringFlag{Name: "source", Usage: "where nodes find releases, if not where they were installed from (INSTALL_UMIAK_BASE_URL)"},
+			&cli.StringFlag{Name: "source", Usage: "where nodes find releases, if not where they were installed from; their setting upgrade-sources has to allow it"},
 			&cli.StringFlag{Name: "node-selector", Usage: "only nodes with these labels"},
 			&cli.BoolFlag{Name: "drain", Usage: "move the pods of each node away first; without it they run on"},
 			&cli.BoolFlag{Name: "ignore-disruption-budgets", Usage: "do not wait for PodDisruptionBudgets that allow no disruption"},

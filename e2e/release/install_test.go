@@ -232,3 +232,80 @@ func TestNotRoot(t *testing.T) {
 		}
 	}
 }
+
+// TestReleaseThatWasAskedFor: a signature does not say which release it is of, so the program has to.
+func TestReleaseThatWasAskedFor(t *testing.T) {
+	h := newHost(t)
+	const older, runs, asked = "v1.37.1+umiak1", "v1.37.2+umiak1", "v1.37.9+umiak1"
+	releases := filepath.Join(h.dir, "releases")
+	place := "INSTALL_UMIAK_BASE_URL=" + releases
+	h.mustInstall(runs, []string{place})
+	// as is what the releases' place has under the name of the version that is asked for.
+	upgrade := func(as, version string, env ...string) (string, error) {
+		h.must(h.Make(releases, as, map[string]io.Reader{"umiak": strings.NewReader(fmt.Sprintf(program, as))}))
+		if as != version {
+			h.must(os.RemoveAll(filepath.Join(releases, version)))
+			h.must(os.CopyFS(filepath.Join(releases, version), os.DirFS(filepath.Join(releases, as))))
+		}
+		cmd := exec.CommandContext(t.Context(), "/bin/sh", filepath.Join(h.dir, "etc/install.sh"))
+		cmd.Dir, cmd.Env = h.dir, append([]string{"PATH=" + h.dir + "/tools:" + os.Getenv("PATH"), "INSTALL_UMIAK_VERSION=" + version}, env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, c := range []struct {
+		as, version string
+		words       []string
+	}{
+		{runs, asked, []string{"has " + runs + " where " + asked + " should be"}},
+		{older, asked, []string{"has " + older + " where " + asked + " should be"}},
+		{older, older, []string{older + " is older than " + runs, "INSTALL_UMIAK_ALLOW_OLDER"}},
+	} {
+		out, err := upgrade(c.as, c.version)
+		if err == nil {
+			t.Errorf("%s as %s was installed:\n%s", c.as, c.version, out)
+		}
+		for _, w := range append(c.words, "nothing was changed") {
+			if !strings.Contains(out, w) {
+				t.Errorf("%s as %s: it does not say %q:\n%s", c.as, c.version, w, out)
+			}
+		}
+		h.has("default/umiak", runs)
+	}
+	if out, err := upgrade(older, older, "INSTALL_UMIAK_ALLOW_OLDER=true"); err != nil {
+		t.Errorf("the word for an older release does not help: %v\n%s", err, out)
+	}
+	h.has("default/umiak", older)
+}
+
+// TestProgramAlone: what the cluster asks for brings a program and nothing else, and is not where later ones come from.
+func TestProgramAlone(t *testing.T) {
+	h := newHost(t)
+	h.mustInstall("v1.37.0", nil)
+	h.must(h.Make(filepath.Join(h.dir, "other"), "v1.37.1", map[string]io.Reader{"umiak": strings.NewReader(fmt.Sprintf(program, "v1.37.1"))}))
+	other := filepath.Join(h.dir, "other/v1.37.1")
+	h.must(os.Mkdir(filepath.Join(other, "config"), 0o755))
+	h.must(os.WriteFile(filepath.Join(other, "config/server.yaml"), []byte("kubelet-arg: [x=y]\n"), 0o644))
+	h.must(os.WriteFile(filepath.Join(other, "BUNDLE.SHA256SUMS"), nil, 0o644))
+	env, _ := os.ReadFile(filepath.Join(h.dir, "etc/umiak.env"))
+	h.mustInstall("v1.37.1", []string{"INSTALL_UMIAK_BASE_URL=" + other, "INSTALL_UMIAK_ONLY=program"})
+	h.has("default/umiak", "v1.37.1")
+	h.gone("etc/config.yaml.d/40-bundle.yaml")
+	if now, _ := os.ReadFile(filepath.Join(h.dir, "etc/umiak.env")); string(now) != string(env) {
+		t.Errorf("umiak.env has become:\n%s", now)
+	}
+	h.refused("v1.37.1", []string{"INSTALL_UMIAK_ONLY=settings"}, "there is only program")
+}
+
+// TestFilesOfARelease: what is no file is not read.
+func TestFilesOfARelease(t *testing.T) {
+	h := newHost(t)
+	for what, make := range map[string]func(string) error{
+		"fifo": func(at string) error { return syscall.Mkfifo(at, 0o644) },
+		"link": func(at string) error { return os.Symlink("/etc/passwd", at) },
+	} {
+		dir := filepath.Join(h.dir, what)
+		h.must(os.Mkdir(dir, 0o755))
+		h.must(make(filepath.Join(dir, "SHA256SUMS")))
+		h.refused("v1.37.0", []string{"INSTALL_UMIAK_SOURCE=" + dir}, "is not a file")
+	}
+}

@@ -111,6 +111,8 @@ type Cluster struct {
 	FlannelBackend string `json:"flannelBackend"`
 	// NodePorts is the range of node ports, as 30000-32767.
 	NodePorts string `json:"nodePorts"`
+	// UpgradesOff says that the cluster never asks for an upgrade of its nodes: nobody else is to be believed who does.
+	UpgradesOff bool `json:"upgradesOff,omitempty"`
 }
 
 // Code says what kind of refusal an Error is.

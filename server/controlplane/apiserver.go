@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	apiadmission "k8s.io/apiserver/pkg/admission"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	encryptionconfig "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/rest"
@@ -19,6 +21,9 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane"
+	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
+
+	"github.com/umiak-io/umiak/server/admission"
 )
 
 // APIServer is kube-apiserver.
@@ -57,12 +62,31 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
+	a.admit(admission.NewUpgrades(s.UpgradesOff))
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
 	if !given(s.APIServerArgs, metricFlags...) {
 		a.opts.Metrics = nil
 	}
 	return a, err
+}
+
+// plugin is an admission plugin of umiak's.
+type plugin interface {
+	Name() string
+	Register(*apiadmission.Plugins)
+}
+
+// admit has plugins run after upstream's own and before webhooks and policies. They are on unless a user turns them off.
+func (a *APIServer) admit(plugins ...plugin) {
+	opts := a.opts.Admission.GenericAdmission
+	order := slices.Clone(opts.RecommendedPluginOrder) // upstream's own variable
+	at := slices.Index(order, noderestriction.PluginName) + 1
+	for _, p := range plugins {
+		p.Register(opts.Plugins)
+		order = slices.Insert(order, at, p.Name())
+	}
+	opts.RecommendedPluginOrder = order
 }
 
 // apiServerFlags is what umiak sets. Whatever differs from upstream's default has its reason beside it.

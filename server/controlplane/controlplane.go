@@ -29,6 +29,9 @@ type Settings struct {
 	// ClusterIPRouting is off on a server without an agent, where no Service address is reachable.
 	ClusterIPRouting bool
 
+	// UpgradesOff lets nobody ask nodes for an upgrade.
+	UpgradesOff bool
+
 	Files Files
 
 	AuditLog, AuditPolicy string

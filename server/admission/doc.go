@@ -1,0 +1,3 @@
+// Package admission holds the admission plugins of kube-apiserver that are umiak's. They run in its process, before any
+// webhook: Upgrades refuses who asks a node for an upgrade without being allowed to.
+package admission
