@@ -140,7 +140,19 @@ func (s *store) Endpoint() string         { return "unix://" + s.cfg.Socket }
 func (s *store) VolatileEndpoint() string { return "unix://" + s.cfg.VolatileSocket }
 func (s *store) TLS() external.TLS        { return external.TLS{} }
 
+// Failing returns why writes fail, nil where they do not.
+func (s Status) Failing() error {
+	if s.SQLite != nil && s.SQLite.LastError != "" {
+		return errors.New("writes fail: " + s.SQLite.LastError)
+	}
+	if s.Etcd != nil && len(s.Etcd.Alarms) > 0 {
+		return fmt.Errorf("writes fail: alarms %v", s.Etcd.Alarms)
+	}
+	return nil
+}
+
 func (s *store) Status(ctx context.Context) (Status, error) {
+	s.durable.Retry(ctx)
 	st := s.durable.Status()
 	out := Status{Backend: BackendSQLite, SQLite: &st, Volatile: &VolatileStatus{}}
 	out.Volatile.Revision, out.Volatile.CompactRevision = s.volatile.Revisions()

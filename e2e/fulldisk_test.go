@@ -64,11 +64,21 @@ mkdir -m 700 /run/small/pki /run/small/db; mount --bind /run/small/pki $d/pki; m
 			if lineWith(out, []string{"sqlite", "unhealthy", "full"}) == "" {
 				return fmt.Errorf("status does not say that writes fail: %w\n%s", err, out)
 			}
+			if lineWith(out, []string{"datastore", "unhealthy", "writes fail"}) == "" || err == nil {
+				return fmt.Errorf("status ends with %v, or has the component for healthy:\n%s", err, out)
+			}
 			return nil
 		}))
 		_, err := e.Kube.CoreV1().ConfigMaps(e.ns).List(e.soon(), metav1.ListOptions{})
 		e.must(err)
 		e.sh(free)
+		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+			out, err := e.Umiak(ctx, "status")
+			if err != nil {
+				return fmt.Errorf("with room again: %w\n%s", err, out)
+			}
+			return nil
+		}))
 		e.writesAgain()
 		e.allReady()
 		if l := e.statusLine("sqlite"); !strings.Contains(l, " healthy") {

@@ -73,7 +73,7 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 	for _, c := range s.health.Report(ctx) {
 		row := status.Row{Name: c.Name, State: "healthy", Detail: c.Message}
 		if !c.Healthy {
-			row.State = "unhealthy"
+			row.State = status.Unhealthy
 		}
 		out.Rows = append(out.Rows, row)
 	}
@@ -126,14 +126,14 @@ func (s *Server) datastoreRows(ctx context.Context) status.Section {
 	}
 	d, err := st.Status(ctx)
 	if err != nil {
-		out.Rows = append(out.Rows, status.Row{Name: "datastore", State: "unhealthy", Detail: err.Error()})
+		out.Rows = append(out.Rows, status.Row{Name: "datastore", State: status.Unhealthy, Detail: err.Error()})
 		return memberRows(out, d.Etcd)
 	}
 	if q := d.SQLite; q != nil {
 		row := status.Row{Name: d.Backend, State: "healthy", Detail: fmt.Sprintf("%s, write-ahead log %s, revision %d, compacted to %d",
 			mebibytes(q.FileBytes), mebibytes(q.WALBytes), q.Revision, q.CompactRevision)}
 		if q.LastError != "" {
-			row.State, row.Detail = "unhealthy", q.LastError
+			row.State, row.Detail = status.Unhealthy, q.LastError
 		}
 		out.Rows = append(out.Rows, row)
 		if q.Recovery != nil {
@@ -157,7 +157,7 @@ func etcdRows(out status.Section, e *etcd.Status) status.Section {
 	}
 	row := status.Row{Name: "etcd", State: "healthy", Detail: fmt.Sprintf("%s, %s of it in use, revision %d", mebibytes(e.FileBytes), mebibytes(e.InUseBytes), e.Revision)}
 	if len(e.Alarms) > 0 {
-		row.State, row.Detail = "unhealthy", fmt.Sprintf("alarms %v; %s", e.Alarms, row.Detail)
+		row.State, row.Detail = status.Unhealthy, fmt.Sprintf("alarms %v; %s", e.Alarms, row.Detail)
 	}
 	out.Rows = append(out.Rows, row)
 	return memberRows(out, e)

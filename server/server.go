@@ -163,7 +163,8 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	s.plane.APIServer.Stalled = func(ctx context.Context) bool {
 		ctx, cancel := context.WithTimeout(ctx, stallTime)
 		defer cancel()
-		return s.checkDatastore(ctx) != nil
+		_, err := s.askDatastore(ctx)
+		return err != nil
 	}
 	s.snapshots = s.keeper()
 	return s, ctx.Err()
@@ -350,13 +351,21 @@ func (s *Server) datastore() datastore.Store {
 // stallTime is how long the datastore may take to answer when the server is to stop.
 const stallTime = 500 * time.Millisecond
 
+// checkDatastore returns what is wrong with the datastore; one that answers and takes no writes is not healthy.
 func (s *Server) checkDatastore(ctx context.Context) error {
+	d, err := s.askDatastore(ctx)
+	if err != nil {
+		return err
+	}
+	return d.Failing()
+}
+
+func (s *Server) askDatastore(ctx context.Context) (datastore.Status, error) {
 	st := s.datastore()
 	if st == nil {
-		return errors.New("not open yet")
+		return datastore.Status{}, errors.New("not open yet")
 	}
-	_, err := st.Status(ctx)
-	return err
+	return st.Status(ctx)
 }
 
 // bindAddress is where to listen: "::" takes both families, where there is IPv6 at all.

@@ -51,7 +51,7 @@ func Status(w Where) *ucli.Command {
 	return &ucli.Command{
 		Name:        "status",
 		Usage:       "show how the node and its parts are",
-		Description: "Asks the running umiak; exits with 1 when it is not running or not ready.\n\n  umiak status\n  umiak status -o json",
+		Description: "Asks the running umiak; exits with 1 when it is not running, not ready, or something is unhealthy.\n\n  umiak status\n  umiak status -o json",
 		Flags:       w.Flags(Output()),
 		Action: Prints(func(c *ucli.Context, js bool) error {
 			dirs, err := w.Dirs(c)
@@ -67,7 +67,7 @@ func Status(w Where) *ucli.Command {
 			} else {
 				err = rep.Print(c.App.Writer)
 			}
-			if err == nil && !rep.Ready {
+			if err == nil && !(rep.Ready && rep.Healthy()) {
 				return ucli.Exit("", 1)
 			}
 			return err

@@ -73,7 +73,7 @@ func (s *Store) read(revision int64, f func(at int64) error) (int64, error) {
 			continue
 		}
 		if errors.Is(err, ErrDamaged) || explainsDamage(err) {
-			s.noteError(explain(err))
+			s.failure.failed(s.log, err, 0)
 		}
 		return current, forClient(err)
 	}

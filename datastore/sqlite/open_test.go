@@ -230,16 +230,24 @@ func TestFullDiskWhileRunning(t *testing.T) {
 		}
 	}
 	check("while full")
-	if s.Status().LastError == "" {
-		t.Fatal("the status does not say so")
+	// A small write may find room in the files that are there. That does not make it healthy.
+	if _, err := s.Create(t.Context(), "/small", []byte("x"), 0); err == nil {
+		acked["/small"] = true
+	}
+	for range 2 {
+		s.Retry(t.Context())
+		if s.Status().LastError == "" {
+			t.Fatal("the status does not say so")
+		}
 	}
 	free()
-	put(t, s, "/after", "x")
-	acked["/after"] = true
-	check("with room again")
+	s.Retry(t.Context()) // nobody writes, and it is known
 	if e := s.Status().LastError; e != "" {
 		t.Fatalf("the status still says %s", e)
 	}
+	put(t, s, "/after", "x")
+	acked["/after"] = true
+	check("with room again")
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

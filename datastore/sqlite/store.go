@@ -60,7 +60,8 @@ type Store struct {
 	statusMu  sync.Mutex
 	integrity Integrity
 	recovery  *Recovery
-	lastError string
+
+	failure failure
 
 	stop  chan struct{}
 	close sync.Once
@@ -314,7 +315,7 @@ type Status struct {
 	Leased          int       `json:"leased"`
 	Integrity       Integrity `json:"integrity"`
 	Recovery        *Recovery `json:"recovery,omitempty"`  // the newest one whose broken-* folder is still there
-	LastError       string    `json:"lastError,omitempty"` // of the last write, if it failed
+	LastError       string    `json:"lastError,omitempty"` // why writes fail, if they do
 }
 
 // Status returns the state at this moment.
@@ -323,24 +324,6 @@ func (s *Store) Status() Status {
 	st.FileBytes, st.WALBytes = s.sizes()
 	s.statusMu.Lock()
 	defer s.statusMu.Unlock()
-	st.Integrity, st.Recovery, st.LastError = s.integrity, s.recovery, s.lastError
+	st.Integrity, st.Recovery, st.LastError = s.integrity, s.recovery, s.failure.text()
 	return st
-}
-
-// noteError remembers how the last write ended and logs when that changes, not every time.
-func (s *Store) noteError(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	s.statusMu.Lock()
-	changed := s.lastError != text
-	s.lastError = text
-	s.statusMu.Unlock()
-	switch {
-	case changed && err != nil:
-		s.log.Error("writes fail", "err", err)
-	case changed:
-		s.log.Info("writes work again")
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
@@ -155,15 +156,15 @@ func (w *writer) commit(batch []op) {
 	current := w.s.current.Load()
 	rows, events, err := w.write(ctx, batch, results, current)
 	if err != nil {
+		w.s.failure.failed(w.s.log, err, bytesOf(batch))
 		err = forClient(err)
-		w.s.noteError(err)
 		for _, o := range batch {
 			o.done <- result{rev: current, err: err}
 		}
 		return
 	}
 	if rows > 0 {
-		w.s.noteError(nil)
+		w.s.failure.succeeded(w.s.log, filepath.Dir(w.s.path), bytesOf(batch))
 		w.s.metrics.commit(time.Since(begun), rows)
 		current += int64(rows)
 		w.s.current.Store(current)
@@ -185,6 +186,14 @@ func (w *writer) commit(batch []op) {
 	if rows > 0 {
 		w.boundWAL(ctx)
 	}
+}
+
+// bytesOf returns the size of what a batch writes.
+func bytesOf(batch []op) (n int64) {
+	for _, o := range batch {
+		n += int64(len(o.key) + len(o.value))
+	}
+	return n
 }
 
 func (w *writer) write(ctx context.Context, batch []op, results []result, current int64) (rows int, events []*server.Event, err error) {

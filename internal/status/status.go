@@ -12,11 +12,15 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/umiak-io/umiak/internal/socket"
 )
+
+// Unhealthy is the State of what runs and does not do what it is for.
+const Unhealthy = "unhealthy"
 
 // Row is one line: what, how it is, and a remark.
 type Row struct {
@@ -101,11 +105,24 @@ func Get(ctx context.Context, path string) (*Report, error) {
 	return &rep, nil
 }
 
+// Healthy reports whether no row is Unhealthy.
+func (r *Report) Healthy() bool {
+	for _, s := range r.Sections {
+		if slices.ContainsFunc(s.Rows, func(row Row) bool { return row.State == Unhealthy }) {
+			return false
+		}
+	}
+	return true
+}
+
 // Print writes the report for people.
 func (r *Report) Print(w io.Writer) error {
 	state := "starting"
-	if r.Ready {
+	switch {
+	case r.Ready && r.Healthy():
 		state = "ready"
+	case r.Ready:
+		state = Unhealthy
 	}
 	fmt.Fprintf(w, "umiak %s  %s  pid %d  up %s\n", r.Version, state, r.PID, time.Since(r.Started).Round(time.Second))
 	for _, s := range r.Sections {

@@ -43,3 +43,19 @@ func TestReportTravelsOverAPrivateSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestUnhealthy: a part that is ready and does not do what it is for is not hidden behind "ready".
+func TestUnhealthy(t *testing.T) {
+	rep := status.Report{Version: "v1", Ready: true, Sections: []status.Section{
+		{Name: "Parts", Rows: []status.Row{{Name: "datastore", State: "ready"}}},
+		{Name: "Components", Rows: []status.Row{{Name: "datastore", State: status.Unhealthy}}},
+	}}
+	var b bytes.Buffer
+	if err := rep.Print(&b); err != nil || rep.Healthy() || !strings.HasPrefix(b.String(), "umiak v1  unhealthy  ") {
+		t.Fatalf("%v, healthy %v\n%s", err, rep.Healthy(), b.String())
+	}
+	rep.Sections[1].Rows[0].State = "healthy"
+	if !rep.Healthy() {
+		t.Fatal("not healthy")
+	}
+}
