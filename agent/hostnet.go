@@ -35,7 +35,7 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
+		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
 		cfg.Others = a.share

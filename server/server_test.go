@@ -306,6 +306,11 @@ func TestControlPlane(t *testing.T) {
 	t.Run("who may patch nodes may not ask for an upgrade", func(t *testing.T) { asksForUpgrades(t, k, dirs.AdminKubeconfig()) })
 	t.Run("continue tokens end with what is compacted", func(t *testing.T) { tokensEnd(t, k, "unix://"+dirs.DatastoreSocket()) })
 	t.Run("no file tells the Secret while it runs", func(t *testing.T) { noFileHas(t, dir, secret) })
+	// An administrator may write a range that the cluster would not give: the next start must not fail on it.
+	foreign := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "foreign"}, Spec: corev1.NodeSpec{PodCIDR: "203.0.113.0/24", PodCIDRs: []string{"203.0.113.0/24"}}}
+	if _, err := k.CoreV1().Nodes().Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	if took := p.stop(t); took > 5*time.Second {
 		t.Errorf("stop took %v", took)
 	} else {
@@ -320,7 +325,40 @@ func TestControlPlane(t *testing.T) {
 	if err != nil || string(s.Data["k"]) != secret {
 		t.Errorf("the Secret after a restart: %v", err)
 	}
+	t.Run("a foreign range of one node keeps no other from getting one", func(t *testing.T) { foreignRange(t, p.admin(t)) })
 	p.stop(t)
+}
+
+// foreignRange: the controllers run while there is a Node with a range that the cluster would not give, an Event names it, and
+// when it is gone others get ranges.
+func foreignRange(t *testing.T, k *kubernetes.Clientset) {
+	ctx := t.Context()
+	if _, err := k.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "controllers run, and an Event of the foreign Node", func(ctx context.Context) error {
+		if _, err := k.CoreV1().ServiceAccounts("meanwhile").Get(ctx, "default", metav1.GetOptions{}); err != nil {
+			return err
+		}
+		list, err := k.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "reason=ForeignPodRange,involvedObject.name=foreign"})
+		if err == nil && len(list.Items) == 0 {
+			return errors.New("no Event")
+		}
+		return err
+	})
+	if _, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.CoreV1().Nodes().Delete(ctx, "foreign", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a range for a new Node", func(ctx context.Context) error {
+		n, err := k.CoreV1().Nodes().Get(ctx, "later", metav1.GetOptions{})
+		if err == nil && n.Spec.PodCIDR == "" {
+			return errors.New("none yet")
+		}
+		return err
+	})
 }
 
 // strangers asks every listening port without credentials.
@@ -412,6 +450,12 @@ func series(t *testing.T, k *kubernetes.Clientset) {
 
 // node checks NodeRestriction and the Node authorizer with n1's credentials.
 func node(t *testing.T, k *kubernetes.Clientset) {
+	for _, cidr := range []string{"203.0.113.0/24", "10.42.0.0/24", "10.42.0.7/32"} {
+		ranged := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}}}
+		if _, err := k.CoreV1().Nodes().Create(t.Context(), ranged, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("gives itself the range %s: %v", cidr, err)
+		}
+	}
 	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -424,6 +468,15 @@ func node(t *testing.T, k *kubernetes.Clientset) {
 	})
 	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("creates another node: %v", err)
+	}
+	large := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Images: []corev1.ContainerImage{{}}}}
+	for i := range 20_000 {
+		large.Status.Images[0].Names = append(large.Status.Images[0].Names, fmt.Sprintf("r.test/%d:1", i))
+	}
+	if body, err := json.Marshal(map[string]any{"status": map[string]any{"images": large.Status.Images}}); err != nil {
+		t.Error(err)
+	} else if _, err := k.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType, body, metav1.PatchOptions{}, "status"); !apierrors.IsForbidden(err) {
+		t.Errorf("reports 20,000 images: %v", err)
 	}
 	label := []byte(`{"metadata":{"labels":{"node-restriction.kubernetes.io/x":"y"}}}`)
 	if _, err := k.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType, label, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {

@@ -38,23 +38,48 @@ const (
 // peer is what is kept of a node; the rest of the object is dropped before it is stored.
 type peer struct {
 	name        string
+	created     time.Time
+	addrs       []netip.Addr
 	ranges      []netip.Prefix
 	annotations map[string]string
 }
 
+// What is kept of a Node at most.
+const (
+	maxRanges     = 2 // one a family
+	maxAddresses  = 16
+	maxAnnotation = 4096 // bytes of one
+)
+
 func peerOf(n *v1.Node) peer {
-	p := peer{name: n.Name, annotations: map[string]string{}}
-	for _, c := range n.Spec.PodCIDRs {
+	p := peer{name: n.Name, created: n.CreationTimestamp.UTC(), annotations: map[string]string{}}
+	for _, a := range addressesOf(n) {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && ip.Zone() == "" {
+			p.addrs = append(p.addrs, ip.Unmap())
+		}
+	}
+	for _, c := range n.Spec.PodCIDRs[:min(len(n.Spec.PodCIDRs), maxRanges)] {
 		if r, err := netip.ParsePrefix(c); err == nil {
 			p.ranges = append(p.ranges, r.Masked())
 		}
 	}
 	for _, k := range []string{annManaged, annType, annData, annV6Data, annPublicIP, annPublicIPv6, annOverride, annOverride6} {
-		if v, ok := n.Annotations[k]; ok {
+		if v, ok := n.Annotations[k]; ok && len(v) <= maxAnnotation {
 			p.annotations[k] = v
 		}
 	}
 	return p
+}
+
+// addressesOf are the addresses by which others reach a Node, as many as are kept.
+func addressesOf(n *v1.Node) []v1.NodeAddress {
+	var out []v1.NodeAddress
+	for _, a := range n.Status.Addresses {
+		if len(out) < maxAddresses && (a.Type == v1.NodeInternalIP || a.Type == v1.NodeExternalIP) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // rangeOf is the first range of a family.
@@ -158,6 +183,7 @@ type manager struct {
 	config *subnet.Config
 	client kubernetes.Interface // as the node itself, which may change its own Node only
 	ranges []netip.Prefix
+	others believed
 	log    *slog.Logger
 }
 
@@ -236,9 +262,11 @@ func (m *manager) announce(ctx context.Context, annotations map[string]string) {
 // WatchLeases sends what changed among the nodes, beginning with all of them.
 func (m *manager) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWatchResult) error {
 	defer close(receiver)
-	sent := map[string]lease.Lease{}
+	sent, said := map[string]lease.Lease{}, map[string]bool{}
 	for {
 		all, changed := m.peers.snapshot()
+		all, refused := m.others.accept(all)
+		said = m.warn(said, refused)
 		events := diff(sent, all, m.peers.self, m.config.EnableIPv4, m.config.EnableIPv6)
 		if len(events) > 0 {
 			select {
@@ -253,6 +281,17 @@ func (m *manager) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWa
 			return nil // flannel would log a stop as an error
 		}
 	}
+}
+
+// warn logs what is news of the refusals, and returns all of them.
+func (m *manager) warn(said map[string]bool, refused []string) map[string]bool {
+	now := make(map[string]bool, len(refused))
+	for _, r := range refused {
+		if now[r] = true; !said[r] {
+			m.log.Warn("this node does not send traffic of pods by what a Node says; if an administrator wrote it, correct it or delete that Node", "refused", r)
+		}
+	}
+	return now
 }
 
 // diff updates sent to what is there now and returns the events that lead from one to the other.

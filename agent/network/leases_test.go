@@ -2,11 +2,15 @@ package network
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/flannel-io/flannel/pkg/lease"
+	v1 "k8s.io/api/core/v1"
 )
 
 func node(name, cidr, public, mac string) peer {
@@ -82,4 +86,83 @@ func FuzzParseSaved(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestAccept: of ranges and addresses that nodes claim each is believed what it can have: its own, and nobody else's.
+func TestAccept(t *testing.T) {
+	ranges := func(list ...string) (out []netip.Prefix) {
+		for _, s := range list {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	addr := func(s string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(s)} }
+	b := believed{self: "self", cluster: ranges("10.42.0.0/16", "fd42::/56"), services: ranges("10.43.0.0/16"), ips: addr("192.168.0.9")}
+	at := func(age int, p peer) peer {
+		p.created = time.Unix(int64(1000-age), 0)
+		p.addrs = addr(p.annotations[annPublicIP])
+		return p
+	}
+	const mac1, mac2, mac3 = "aa:00:00:00:00:01", "aa:00:00:00:00:02", "aa:00:00:00:00:03"
+	self, old := at(1, node("self", "10.42.0.0/24", "192.168.0.9", mac1)), at(9, node("old", "10.42.2.0/24", "192.168.0.2", mac2))
+	younger := func(cidr, public, mac string) peer { return at(5, node("young", cidr, public, mac)) }
+	elsewhere := func(p peer) peer { p.addrs = addr("192.168.0.3"); return p }
+	overwritten := elsewhere(younger("10.42.3.0/24", "192.168.0.77", mac3))
+	overwritten.annotations[annOverride] = "192.168.0.77"
+	for _, c := range []struct {
+		name string
+		p    peer
+		ok   bool
+	}{
+		{"its own", younger("10.42.3.0/24", "192.168.0.3", mac3), true},
+		{"a smaller range than others", younger("10.42.3.128/25", "192.168.0.3", mac3), true},
+		{"outside", younger("203.0.113.0/24", "192.168.0.3", mac3), false},
+		{"a host beside", younger("10.93.0.100/32", "192.168.0.3", mac3), false},
+		{"everything", younger("0.0.0.0/0", "192.168.0.3", mac3), false},
+		{"the cluster's", younger("10.42.0.0/16", "192.168.0.3", mac3), false},
+		{"a pod of an older one", younger("10.42.2.2/32", "192.168.0.3", mac3), false},
+		{"the range of an older one", younger("10.42.2.0/24", "192.168.0.3", mac3), false},
+		{"a range around an older one", younger("10.42.2.0/23", "192.168.0.3", mac3), false},
+		{"a pod of this node, from an older one", at(20, node("young", "10.42.0.7/32", "192.168.0.3", mac3)), false},
+		{"reached at this node", younger("10.42.3.0/24", "192.168.0.9", mac3), false},
+		{"reached at another node", elsewhere(younger("10.42.3.0/24", "192.168.0.2", mac3)), false},
+		{"reached at a pod", elsewhere(younger("10.42.3.0/24", "10.42.2.2", mac3)), false},
+		{"reached at a Service", elsewhere(younger("10.42.3.0/24", "10.43.0.1", mac3)), false},
+		{"reached at loopback", elsewhere(younger("10.42.3.0/24", "127.0.0.1", mac3)), false},
+		{"reached by flannel-iface", elsewhere(younger("10.42.3.0/24", "172.16.0.3", mac3)), true},
+		{"reached where an administrator says", overwritten, true},
+		{"the MAC of an older one", younger("10.42.3.0/24", "192.168.0.3", mac2), false},
+		{"the MAC of this one", younger("10.42.3.0/24", "192.168.0.3", mac1), false},
+	} {
+		all := map[string]peer{"self": self, "old": old, "young": c.p}
+		accepted, refused := b.accept(all)
+		if _, ok := accepted["young"].lease(true, true); ok != c.ok || (len(refused) == 0) != c.ok {
+			t.Errorf("%s: lease %v, refused %q", c.name, ok, refused)
+		}
+		if l, ok := accepted["old"].lease(true, true); !ok || l.Subnet.String() != "10.42.2.0/24" {
+			t.Errorf("%s: the older node's lease is %v, %v", c.name, l, ok)
+		}
+		if got := accepted["self"].ranges; !slices.Equal(got, self.ranges) {
+			t.Errorf("%s: this node's ranges are %v", c.name, got)
+		}
+	}
+	// A machine that was renamed has the same tunnel as its former Node.
+	renamed := at(5, node("young", "10.42.3.0/24", "192.168.0.2", mac2))
+	accepted, refused := b.accept(map[string]peer{"self": self, "old": old, "young": renamed})
+	if _, ok := accepted["young"].lease(true, true); !ok {
+		t.Errorf("a renamed machine is refused: %q", refused)
+	}
+}
+
+// TestPeerIsBounded: of a Node that holds as much as an object can little is kept.
+func TestPeerIsBounded(t *testing.T) {
+	n := &v1.Node{}
+	n.Annotations = map[string]string{annData: strings.Repeat("x", 200_000)}
+	for i := range 10_000 {
+		n.Spec.PodCIDRs = append(n.Spec.PodCIDRs, fmt.Sprintf("10.42.%d.%d/32", i/250, i%250))
+		n.Status.Addresses = append(n.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
+	}
+	if p := peerOf(n); len(p.addrs) != maxAddresses || len(p.ranges) != maxRanges || len(p.annotations) != 0 {
+		t.Errorf("kept: %d addresses, %d ranges, %d annotations", len(p.addrs), len(p.ranges), len(p.annotations))
+	}
 }

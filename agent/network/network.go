@@ -45,6 +45,7 @@ type Config struct {
 	Iface       string // for traffic between nodes; empty: the one with the node's address
 	Backend     string // one of the constants above
 	ClusterCIDR []netip.Prefix
+	ServiceCIDR []netip.Prefix
 	Dirs        layout.Dirs
 	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
 	Watch, Self kubernetes.Interface
@@ -56,8 +57,8 @@ type Config struct {
 
 // Observer follows the nodes, this one too, by the one watch of all nodes that an agent has.
 type Observer interface {
-	// Keep copies what the observer needs of a node to one that is kept in memory. It may be given what it has
-	// made before.
+	// Keep copies what the observer needs of a node to one that is kept in memory and has its addresses already. It may
+	// be given what it has made before.
 	Keep(from, to *v1.Node)
 	// Set takes a node as Keep has made it.
 	Set(n *v1.Node)
@@ -171,7 +172,8 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	if err != nil {
 		return err
 	}
-	m := &manager{peers: n.peers, config: conf, client: n.cfg.Self, ranges: ranges, log: n.cfg.Log}
+	m := &manager{peers: n.peers, config: conf, client: n.cfg.Self, ranges: ranges, log: n.cfg.Log,
+		others: believed{self: n.cfg.NodeName, cluster: n.cfg.ClusterCIDR, services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}}
 	be, err := backend.NewManager(ctx, m, ext).GetBackend(name)
 	if err != nil {
 		return fmt.Errorf("start flannel backend %s: %w", n.cfg.Backend, err)
@@ -374,9 +376,10 @@ func (n *Network) slim(obj any) (any, error) {
 		return obj, nil
 	}
 	s := &v1.Node{}
-	s.Name, s.UID, s.ResourceVersion = from.Name, from.UID, from.ResourceVersion
+	s.Name, s.UID, s.ResourceVersion, s.CreationTimestamp = from.Name, from.UID, from.ResourceVersion, from.CreationTimestamp
 	s.Spec.PodCIDRs = from.Spec.PodCIDRs
 	s.Annotations = peerOf(from).annotations
+	s.Status.Addresses = addressesOf(from)
 	if n.cfg.Others != nil {
 		n.cfg.Others.Keep(from, s)
 	}

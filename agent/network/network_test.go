@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -196,6 +198,28 @@ func TestVXLAN(t *testing.T) {
 		return err == nil && len(r) == 1
 	}
 	wait(t, "a route to the second node", routed)
+	// Nodes with ranges that are not theirs come before one that has its own: when that one's route is there, theirs are not.
+	count := func() int {
+		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Index}, netlink.RT_FILTER_OIF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(slices.DeleteFunc(r, func(r netlink.Route) bool { return r.Gw == nil }))
+	}
+	for i, cidr := range []string{"203.0.113.0/24", "192.168.77.100/32", "10.42.4.2/32", "10.42.0.0/16", "10.42.5.0/24"} {
+		liar := other.DeepCopy()
+		liar.Name, liar.Spec.PodCIDRs = "liar"+strconv.Itoa(i), []string{cidr}
+		liar.CreationTimestamp = metav1.NewTime(time.Now().Add(time.Duration(i) * time.Second))
+		liar.Annotations[annPublicIP] = "192.168.77.1" + strconv.Itoa(i)
+		liar.Annotations[annData] = `{"VNI":1,"VtepMAC":"aa:00:00:00:01:0` + strconv.Itoa(i) + `"}`
+		if _, err := client.CoreV1().Nodes().Create(ctx, liar, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait(t, "the second route", func() bool { return count() > 1 })
+	if n := count(); n != 2 || !routed() {
+		t.Errorf("%d routes by the overlay, want those to the two nodes with ranges of their own", n)
+	}
 	if err := client.CoreV1().Nodes().Delete(ctx, "n2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

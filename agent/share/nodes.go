@@ -1,6 +1,7 @@
 package share
 
 import (
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -51,27 +52,49 @@ func newNeighbours(self string) *neighbours {
 	return &neighbours{self: self, all: map[string]neighbour{}, avoid: map[string]aside{}}
 }
 
-// Keep copies what is needed of a node. A node that it has been copied to may be given again.
+// What is kept and looked at of a node at most, whatever it says of itself: a kubelet names 50 images with 5 names each.
+const (
+	maxRepositories = 256
+	maxImageNames   = 4 * maxRepositories
+	maxNameLength   = 512
+	maxAddresses    = 16
+)
+
+// Keep copies what is needed of a node besides its addresses. A node that it has been copied to may be given again.
 func (n *neighbours) Keep(from, to *v1.Node) {
 	if v, ok := from.Labels[names.ServerRole]; ok {
 		to.Labels = map[string]string{names.ServerRole: v}
 	}
-	for _, a := range from.Status.Addresses {
-		if a.Type == v1.NodeInternalIP {
-			to.Status.Addresses = append(to.Status.Addresses, a)
-		}
-	}
 	// Most nodes have images of the same repositories: one copy of each name does for all.
 	var repositories []string
-	for _, i := range from.Status.Images {
-		for _, name := range i.Names {
-			if r := repositoryOf(name); strings.Contains(r, "/") && !slices.Contains(repositories, r) {
-				repositories = append(repositories, unique.Make(r).Value())
-			}
+	seen, looked := map[string]bool{}, 0
+	for name := range imageNames(from) {
+		if looked++; looked > maxImageNames || len(repositories) == maxRepositories {
+			break
+		}
+		if len(name) > maxNameLength {
+			continue
+		}
+		if r := repositoryOf(name); strings.Contains(r, "/") && !seen[r] {
+			seen[r] = true
+			repositories = append(repositories, unique.Make(r).Value())
 		}
 	}
 	if len(repositories) > 0 {
 		to.Status.Images = []v1.ContainerImage{{Names: repositories}}
+	}
+}
+
+// imageNames yields the names of the images that a node says it has.
+func imageNames(n *v1.Node) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, i := range n.Status.Images {
+			for _, name := range i.Names {
+				if !yield(name) {
+					return
+				}
+			}
+		}
 	}
 }
 
@@ -80,12 +103,15 @@ func (n *neighbours) Set(node *v1.Node) {
 	h := neighbour{name: node.Name}
 	_, h.server = node.Labels[names.ServerRole]
 	for _, a := range node.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == v1.NodeInternalIP && len(h.addrs) < maxAddresses {
 			h.addrs = append(h.addrs, ip)
 		}
 	}
-	for _, i := range node.Status.Images {
-		h.repositories = append(h.repositories, i.Names...)
+	for name := range imageNames(node) {
+		if len(h.repositories) == maxRepositories {
+			break
+		}
+		h.repositories = append(h.repositories, name)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -342,14 +342,19 @@ func TestCandidates(t *testing.T) {
 	whole.Labels = map[string]string{"a": "b"}
 	whole.Status.Addresses = append(whole.Status.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: "n1"})
 	whole.Status.Images = []v1.ContainerImage{{Names: []string{app + "@" + sum, app + ":1"}}, {Names: []string{"r:5000/x:2"}}}
+	kept.Status.Addresses = whole.Status.Addresses
 	n.Keep(whole, kept)
 	again := &v1.Node{}
+	again.Status.Addresses = kept.Status.Addresses
 	n.Keep(kept, again)
-	if len(again.Labels) != 0 || len(again.Status.Addresses) != 1 || len(again.Status.Images) != 1 || strings.Join(again.Status.Images[0].Names, " ") != app+" r:5000/x" {
+	if len(again.Labels) != 0 || len(again.Status.Images) != 1 || strings.Join(again.Status.Images[0].Names, " ") != app+" r:5000/x" {
 		t.Errorf("kept: %+v", again)
 	}
 	again.Name = "n1"
 	n.Set(again)
+	if h, _ := n.get("n1"); len(h.addrs) != 1 {
+		t.Errorf("addresses: %v", h.addrs)
+	}
 	n.Set(object("me", "10.0.0.9", true, app))
 	n.Set(object("srv", "10.0.0.2", true))
 	n.Set(object("10.0.0.2", "10.0.0.3", true, app)) // a name that reads as an address
@@ -422,4 +427,47 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	close(srv.store.hold)
 	wg.Wait()
+}
+
+// TestKeepIsBounded: of a Node that holds as many names of images as an object can, a few are looked at and kept.
+func TestKeepIsBounded(t *testing.T) {
+	whole, kept := &v1.Node{}, &v1.Node{}
+	i := v1.ContainerImage{}
+	for k := range 100_000 {
+		i.Names = append(i.Names, fmt.Sprintf("r/%d:1", k))
+	}
+	whole.Status.Images = []v1.ContainerImage{i}
+	for k := range 10_000 {
+		whole.Status.Addresses = append(whole.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", k/250, k%250)})
+	}
+	n := newNeighbours("me")
+	n.Keep(whole, kept)
+	if got := len(kept.Status.Images[0].Names); got != maxRepositories {
+		t.Errorf("%d repositories are kept", got)
+	}
+	// Names that say the same again and again are not all looked at: the allocations show it.
+	for k := range i.Names {
+		i.Names[k] = "r/same:1"
+	}
+	if got := testing.AllocsPerRun(3, func() { n.Keep(whole, &v1.Node{}) }); got > 10*maxImageNames {
+		t.Errorf("%.0f allocations for 100,000 names", got)
+	}
+	whole.Name = "n1"
+	n.Set(whole)
+	if h, _ := n.get("n1"); len(h.addrs) != maxAddresses {
+		t.Errorf("%d addresses are kept", len(h.addrs))
+	}
+}
+
+func BenchmarkKeep(b *testing.B) {
+	whole := &v1.Node{}
+	i := v1.ContainerImage{}
+	for k := range 100_000 {
+		i.Names = append(i.Names, fmt.Sprintf("r/%d:1", k))
+	}
+	whole.Status.Images = []v1.ContainerImage{i}
+	n := newNeighbours("me")
+	for b.Loop() {
+		n.Keep(whole, &v1.Node{})
+	}
 }

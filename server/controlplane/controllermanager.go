@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,9 @@ type ControllerManager struct {
 	opts  *options.KubeControllerManagerOptions
 	api   *APIServer
 	state running
-	idle  string // state while it does not run, which is as it should be where another server leads
+	// cluster are the ranges of pods.
+	cluster []netip.Prefix
+	idle    string // state while it does not run, which is as it should be where another server leads
 
 	// VolumeControllersMade, if set, is called once in each Run, after the attach-detach and expand controllers
 	// have been made: they take package variables of the CSI plugin, which a kubelet in the same process
@@ -43,6 +46,13 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api}
 	if !s.HighAvailability {
 		m.idle = "does not run"
+	}
+	for _, c := range s.ClusterCIDR {
+		p, err := netip.ParsePrefix(c)
+		if err != nil {
+			return nil, fmt.Errorf("cluster-cidr: %w", err)
+		}
+		m.cluster = append(m.cluster, p)
 	}
 	m.state.set(m.idle)
 	health.Register("kube-controller-manager", m.state.check)
@@ -95,44 +105,73 @@ const shutdownTimeout = 3 * time.Second
 // server may lead now, which is any other cause than context.Canceled, it returns only when all controllers have ended:
 // until then this server must not lead again.
 func (m *ControllerManager) Run(ctx context.Context, ready func()) error {
+	for {
+		again, err := m.run(ctx, ready)
+		if !again || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// run is Run until a Node with a foreign range is gone that was there at its start: then it is to be called again.
+func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, err error) {
 	m.state.set("starting")
 	defer m.state.set(m.idle)
 	defer configz.Delete(app.ConfigzName) // it would refuse to register again
 	// It would give up after 10 s without a healthy API server, and look only once a second.
 	if err := m.api.WaitReady(ctx); err != nil {
-		return err
+		return false, err
 	}
 	c, err := m.opts.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	if err != nil {
-		return fmt.Errorf("make configuration: %w", err)
+		return false, fmt.Errorf("make configuration: %w", err)
 	}
 	if m.VolumeControllersMade != nil {
 		once := sync.OnceFunc(m.VolumeControllersMade)
 		c.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return madeWatcher{rt, once} })
 	}
 	if err := tryToken(ctx, c.Client); err != nil {
-		return err
+		return false, err
 	}
-	m.state.set("")
-	ready()
+	foreign, why, err := foreignNode(ctx, c.Client, m.cluster)
+	if err != nil {
+		return false, err
+	}
 	// Controllers that were started before one that fails would go on without the others.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	gone := make(chan struct{})
+	if foreign != nil {
+		c.ComponentConfig.Generic.Controllers = withoutAllocator(c.ComponentConfig.Generic.Controllers)
+		m.blame(ctx, c.Client, foreign, why)
+		go func() {
+			if awaitGone(ctx, c.Client, foreign); ctx.Err() == nil {
+				close(gone)
+			}
+		}()
+	}
+	m.state.set("")
+	ready()
 	done := make(chan error, 1)
 	go func() { done <- app.Run(ctx, c.Complete()) }()
 	select {
 	case err = <-done:
 	case <-ctx.Done():
 		err = m.end(ctx, done)
+	case <-gone:
+		m.log.Info("the Node with a foreign pod range is gone, the controllers start again and give ranges", "node", foreign.Name)
+		stop()
+		<-done
+		return true, nil
 	}
 	if err != nil && ctx.Err() == nil {
 		// client-go has no sentinel for it.
 		if strings.Contains(err.Error(), "informer name") && strings.Contains(err.Error(), "already registered") {
 			err = fmt.Errorf("%w: %w", ErrOnceAProcess, err)
 		}
-		return fmt.Errorf("run controllers: %w", err)
+		return false, fmt.Errorf("run controllers: %w", err)
 	}
-	return nil
+	return false, nil
 }
 
 // tryToken asks for a token of one of the controllers' ServiceAccounts, as upstream does for each of them. Upstream gives up

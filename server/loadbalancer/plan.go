@@ -36,9 +36,18 @@ type portKey struct {
 
 func (p portKey) String() string { return fmt.Sprintf("%d/%s", p.port, p.proto) }
 
+// What is kept of a Node at most, whatever it says.
+const (
+	maxAddresses = 16
+	maxPorts     = 4096
+)
+
 func parsePorts(s string) map[portKey]bool {
 	out := map[portKey]bool{}
 	for f := range strings.SplitSeq(s, ",") {
+		if len(out) == maxPorts {
+			break
+		}
 		num, proto, _ := strings.Cut(strings.TrimSpace(f), "/")
 		if n, err := strconv.ParseUint(num, 10, 16); err == nil && n > 0 {
 			out[portKey{int32(n), corev1.Protocol(proto)}] = true
@@ -85,7 +94,10 @@ func nodeOf(n *corev1.Node) node {
 	// internal one, when a router translates, so both are served.
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
 		for _, a := range n.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); a.Type == kind && err == nil && !slices.Contains(out.addrs, ip.Unmap()) {
+			if a.Type != kind || len(out.addrs) == maxAddresses {
+				continue
+			}
+			if ip, err := netip.ParseAddr(a.Address); err == nil && !slices.Contains(out.addrs, ip.Unmap()) {
 				out.addrs = append(out.addrs, ip.Unmap())
 			}
 		}

@@ -226,3 +226,17 @@ func FuzzParsePool(f *testing.F) {
 		}
 	})
 }
+
+// TestNodeIsBounded: of a Node that says as much as its object holds a little counts.
+func TestNodeIsBounded(t *testing.T) {
+	n := &corev1.Node{}
+	var ports []string
+	for i := range 10_000 {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
+		ports = append(ports, fmt.Sprintf("%d/TCP", i+1))
+	}
+	n.Annotations = map[string]string{names.HostPorts: strings.Join(ports, ",")}
+	if got := nodeOf(n); len(got.addrs) != maxAddresses || len(got.held) != maxPorts {
+		t.Errorf("%d addresses and %d ports are kept", len(got.addrs), len(got.held))
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,8 @@ func object(name string, age int, kubelet int32, pods []string, addrs ...string)
 	return n
 }
 
+var clusterRanges = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/16")}
+
 // following has nodes kept by an informer, as in the API server.
 func following(t *testing.T, objects ...*corev1.Node) (*tunnel.Nodes, *fcache.FakeControllerSource) {
 	t.Helper()
@@ -39,7 +42,7 @@ func following(t *testing.T, objects ...*corev1.Node) (*tunnel.Nodes, *fcache.Fa
 		src.Add(o)
 	}
 	informer := cache.NewSharedIndexInformer(src, &corev1.Node{}, 0, nil)
-	nodes := tunnel.NewNodes()
+	nodes := tunnel.NewNodes(clusterRanges)
 	if err := nodes.Follow(informer); err != nil {
 		t.Fatal(err)
 	}
@@ -249,9 +252,29 @@ func TestADialFindsATunnelThatComes(t *testing.T) {
 	_ = r.c.Close()
 }
 
+// A Node whose range lies outside the cluster's, or in an older Node's, gets nothing that is others'; and a Node with as many
+// addresses as its object holds is kept with a few.
+func TestWhoseAnAddressIsNot(t *testing.T) {
+	many := object("many", 9, 10250, nil)
+	for i := range 10_000 {
+		many.Status.Addresses = append(many.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
+	}
+	nodes, _ := following(t, many,
+		object("a", 3, 10250, []string{"10.42.1.0/24"}, "192.0.2.1"),
+		object("outside", 4, 10250, []string{"192.0.2.0/24"}, "10.42.1.7"),
+		object("liar", 1, 10250, []string{"10.42.1.9/32"}, "192.0.2.9"),
+		object("wide", 2, 10250, []string{"10.0.0.0/8"}),
+	)
+	for host, want := range map[string]string{"10.42.1.9": "a", "10.42.1.7": "a", "192.0.2.7": "", "10.9.0.1": "", "198.18.0.15": "many", "198.18.0.16": ""} {
+		if p, _ := nodes.Lookup(host); p.Node != want {
+			t.Errorf("%s is of node %q, want %q", host, p.Node, want)
+		}
+	}
+}
+
 // What is dialed while the list of nodes is not there yet may be a node's name.
 func TestANameWaitsForTheListOfNodes(t *testing.T) {
-	nodes := tunnel.NewNodes()
+	nodes := tunnel.NewNodes(clusterRanges)
 	src := fcache.NewFakeControllerSource()
 	src.Add(object("n1", 1, 10250, nil, "192.0.2.1"))
 	informer := cache.NewSharedIndexInformer(src, &corev1.Node{}, 0, nil)

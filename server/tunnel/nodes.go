@@ -35,7 +35,8 @@ type Place struct {
 
 // Nodes knows which node an address belongs to.
 type Nodes struct {
-	synced cache.DoneChecker // set by Follow
+	cluster []netip.Prefix
+	synced  cache.DoneChecker // set by Follow
 
 	mu    sync.RWMutex
 	nodes map[string]*node
@@ -54,9 +55,9 @@ type node struct {
 	ranges  []netip.Prefix
 }
 
-// NewNodes knows none.
-func NewNodes() *Nodes {
-	return &Nodes{nodes: map[string]*node{}, addrs: map[netip.Addr][]*node{}, ranges: map[netip.Prefix][]*node{}}
+// NewNodes knows none. Pods have addresses of the cluster's ranges alone; an address there is no node's.
+func NewNodes(cluster []netip.Prefix) *Nodes {
+	return &Nodes{cluster: cluster, nodes: map[string]*node{}, addrs: map[netip.Addr][]*node{}, ranges: map[netip.Prefix][]*node{}}
 }
 
 // Follow keeps to what the informer of Nodes says. Call it once, before Lookup.
@@ -98,7 +99,7 @@ func (n *Nodes) set(o any) {
 	if !ok {
 		return
 	}
-	now := parse(obj)
+	now := n.parse(obj)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if was := n.nodes[now.name]; was != nil {
@@ -147,7 +148,7 @@ func (n *Nodes) measure() {
 
 func insert(list []*node, x *node) []*node {
 	list = append(slices.Clone(list), x)
-	slices.SortFunc(list, func(a, b *node) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name)) })
+	slices.SortFunc(list, older)
 	return list
 }
 
@@ -158,15 +159,28 @@ func without[K comparable](m map[K][]*node, k K, x *node) {
 	}
 }
 
-func parse(o *corev1.Node) *node {
-	n := &node{name: o.Name, created: o.CreationTimestamp.Time}
+// What is kept of a Node at most, whatever it says.
+const (
+	maxAddresses = 16
+	maxRanges    = 2 // one a family
+)
+
+func (n *Nodes) parse(o *corev1.Node) *node {
+	out := &node{name: o.Name, created: o.CreationTimestamp.Time}
 	if p := o.Status.DaemonEndpoints.KubeletEndpoint.Port; p > 0 && p < 1<<16 {
-		n.port = uint16(p)
+		out.port = uint16(p)
 	}
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for _, a := range o.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && ip.Zone() == "" && !slices.Contains(n.addrs, ip.Unmap()) {
-				n.addrs = append(n.addrs, ip.Unmap())
+			if a.Type != kind {
+				continue
+			}
+			if len(out.addrs) == maxAddresses {
+				break
+			}
+			ip, err := netip.ParseAddr(a.Address)
+			if ip = ip.Unmap(); err == nil && ip.Zone() == "" && !slices.Contains(out.addrs, ip) && !n.ofPods(netip.PrefixFrom(ip, ip.BitLen())) {
+				out.addrs = append(out.addrs, ip)
 			}
 		}
 	}
@@ -174,12 +188,17 @@ func parse(o *corev1.Node) *node {
 	if len(ranges) == 0 && o.Spec.PodCIDR != "" {
 		ranges = []string{o.Spec.PodCIDR}
 	}
-	for _, s := range ranges {
-		if p, err := netip.ParsePrefix(s); err == nil && !slices.Contains(n.ranges, p.Masked()) {
-			n.ranges = append(n.ranges, p.Masked())
+	for _, s := range ranges[:min(len(ranges), maxRanges)] {
+		if p, err := netip.ParsePrefix(s); err == nil && !slices.Contains(out.ranges, p.Masked()) && n.ofPods(p) {
+			out.ranges = append(out.ranges, p.Masked())
 		}
 	}
-	return n
+	return out
+}
+
+// ofPods reports whether a range lies in one of the cluster's for pods.
+func (n *Nodes) ofPods(p netip.Prefix) bool {
+	return slices.ContainsFunc(n.cluster, func(c netip.Prefix) bool { return c.Bits() <= p.Bits() && c.Contains(p.Addr()) })
 }
 
 func (n *node) same(o *node) bool {
@@ -203,16 +222,24 @@ func (n *Nodes) Lookup(host string) (Place, bool) {
 		p.Address = ip
 		return p, true
 	}
+	var owner *node // of ranges that overlap the oldest Node's counts
 	for _, b := range n.bits {
 		r, err := ip.Prefix(b)
 		if err != nil {
 			continue // longer than an address of this family
 		}
-		if list := n.ranges[r]; len(list) > 0 {
-			return Place{Kind: Pod, Node: list[0].name, Address: ip}, true
+		if list := n.ranges[r]; len(list) > 0 && (owner == nil || older(list[0], owner) < 0) {
+			owner = list[0]
 		}
 	}
-	return Place{}, false
+	if owner == nil {
+		return Place{}, false
+	}
+	return Place{Kind: Pod, Node: owner.name, Address: ip}, true
+}
+
+func older(a, b *node) int {
+	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name))
 }
 
 func (n *node) host() Place {
