@@ -224,6 +224,7 @@ func (e *env) again() {
 }
 
 func TestCertificatesAndAuthoritiesAreRotatedUnderLoad(t *testing.T) {
+	t.Parallel()
 	e := own(t, cluster.Options{Name: "certs"}).ready()
 	e.apply(deployment)
 	e.rolledOut("web")
@@ -435,6 +436,7 @@ func (e *env) encryptionStatus() encryptionStatus {
 }
 
 func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
+	t.Parallel()
 	e := own(t, cluster.Options{Name: "keys", Images: []string{}})
 	e.must(e.APIReady(e.soon()))
 	e.must(e.ServiceAccount(e.soon(), "default"))

@@ -33,7 +33,13 @@ func (e *env) containerProcesses() []string {
 	return out
 }
 
-func TestKill9TwentyTimesUnderLoad(t *testing.T) {
+// TestKill9UnderLoad kills umiak while clients write, 20 times in its long form.
+func TestKill9UnderLoad(t *testing.T) {
+	t.Parallel()
+	rounds := 8
+	if long() {
+		rounds = 20
+	}
 	e := own(t, cluster.Options{Name: "crash"}).ready()
 	e.apply(deployment)
 	e.rolledOut("web")
@@ -65,7 +71,7 @@ func TestKill9TwentyTimesUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for i := range 20 {
+	for i := range rounds {
 		// Each kill falls into writing: it comes after a further number of acknowledged ones.
 		goal := count.Load() + 50 + int64(i)*7
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {

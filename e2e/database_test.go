@@ -96,6 +96,23 @@ func TestServersOnOneDatabase(t *testing.T) {
 	e.must(e.APIReady(e.within(2 * patience)))
 	_, err = e.Kube.CoreV1().ConfigMaps(e.ns).Get(e.soon(), "meanwhile", metav1.GetOptions{})
 	e.must(err)
+}
+
+// TestKeysOfServersOnOneDatabase: the keys of Secrets, tokens and authorities of two servers on PostgreSQL are replaced.
+func TestKeysOfServersOnOneDatabase(t *testing.T) {
+	t.Parallel()
+	l := lan(t)
+	e := off(t, cluster.Options{Name: "pk1", LAN: l})
+	endpoint := e.postgres(l)
+	e.must(e.Configure(map[string]string{"datastore-endpoint": endpoint}))
+	e.must(e.Start())
+	e.ready()
+	secret, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
+	e.must(err)
+	second := e.serverOn(l, "pk2", nil)
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": strings.TrimSpace(string(secret))}))
+	e.must(second.Start())
+	e.must(second.Ready(e.within(2 * patience)))
 
 	// A server that is away while keys are rotated has the new ones before it serves.
 	const many = 20

@@ -104,6 +104,9 @@ func share(t *testing.T) *env {
 	return e
 }
 
+// long reports whether tests that repeat something do it as often as scripts/soak asks for, which takes minutes.
+func long() bool { return os.Getenv("UMIAK_SOAK") != "" }
+
 // own gives a test a cluster of its own, which is started but perhaps not ready.
 func own(t *testing.T, o cluster.Options) *env {
 	t.Helper()

@@ -188,9 +188,14 @@ func load(e *env, records []*record, clients int, cut func()) (acknowledged int6
 }
 
 // TestPowerCutOfTheDatastoresDisk kills umiak and at the same moment takes from the datastore's disk all
-// that it did not sync, or any part of that. Containers run on, as they do over every kill.
+// that it did not sync, or any part of that, ten times in its long form. Containers run on, as they do over every kill.
 func TestPowerCutOfTheDatastoresDisk(t *testing.T) {
-	const rounds, clients, each = 10, 16, 5
+	t.Parallel()
+	const clients, each = 16, 5
+	rounds := 5
+	if long() {
+		rounds = 10
+	}
 	d := &disk{Disk: powercut.New(), dir: cluster.Dirs().DB()}
 	t.Cleanup(func() { // runs when the machine is gone
 		if d.mounted == nil {

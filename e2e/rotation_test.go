@@ -267,6 +267,7 @@ func (e *env) rotatesTokens(servers ...*cluster.Cluster) {
 // TestKeysOfThreeServers: authorities, the keys of Secrets and tokens of three servers with an agent are replaced while
 // they run.
 func TestKeysOfThreeServers(t *testing.T) {
+	t.Parallel()
 	l := lan(t)
 	e := own(t, cluster.Options{Name: "k1", LAN: l, Settings: map[string]string{"cluster-init": "true"}}).ready()
 	s2, s3 := e.serverOn(l, "k2", nil), e.serverOn(l, "k3", nil)
