@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
 // Sources are the node's sections of `umiak status`.
@@ -15,7 +17,11 @@ func (a *Agent) Sources() []status.Source {
 			if m := a.machine.Load(); m != nil {
 				row.State = fmt.Sprintf("cgroup v%d, %s", m.cgroup.Version, m.cgroup.Driver)
 			}
-			return status.Section{Name: "Node", Rows: append([]status.Row{row}, a.addrs.Rows()...)}
+			rows := append([]status.Row{row}, a.addrs.Rows()...)
+			if doubt := wallclock.Doubt(time.Now()); doubt != "" {
+				rows = append(rows, status.Row{Name: "clock", State: "look at this", Detail: doubt + ": " + wallclock.Remedy})
+			}
+			return status.Section{Name: "Node", Rows: rows}
 		},
 		a.registries.Status,
 		a.imageRows,

@@ -14,6 +14,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/resolver"
+	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
 func privileges(context.Context, Config) []Result {
@@ -284,8 +285,8 @@ func entropy(context.Context, Config) []Result {
 
 func clock(context.Context, Config) []Result {
 	now := time.Now()
-	if now.Year() < 2026 {
-		return []Result{missing("clock", "set the clock, by NTP or from a battery-backed one", "it is %s: certificates made now would be wrong", now.Format(time.RFC3339))}
+	if doubt := wallclock.Doubt(now); doubt != "" {
+		return []Result{warn("clock", wallclock.Remedy, "%s", doubt)}
 	}
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)

@@ -16,6 +16,24 @@ import (
 // Released is a moment that has passed for everyone who runs this code; a clock that is behind it is wrong.
 var Released = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
+// late is how long after Released a clock is believed: a program runs for longer on few machines, and a clock that is ahead
+// is nothing that one machine alone could know.
+const late = 5 * 365 * 24 * time.Hour
+
+// Remedy is what to do about a doubt.
+const Remedy = "set the clock, by NTP or from a battery-backed one; everything here goes on by itself then"
+
+// Doubt returns why a clock that says now is wrong, or probably is; empty if it may be right.
+func Doubt(now time.Time) string {
+	switch {
+	case now.Before(Released):
+		return fmt.Sprintf("it says %s, before this release was made (%s)", now.UTC().Format(time.RFC3339), Released.Format(time.DateOnly))
+	case now.After(Released.Add(late)):
+		return fmt.Sprintf("it says %s, years after this release was made (%s)", now.UTC().Format(time.RFC3339), Released.Format(time.DateOnly))
+	}
+	return ""
+}
+
 // Alarm is a timer on the wall clock that also rings when the clock is set (timerfd_create(2)), which
 // Go's timers, being on the monotonic clock, do not see.
 type Alarm struct {

@@ -28,3 +28,15 @@ func TestAlarm(t *testing.T) {
 		t.Error("it rings after it was closed")
 	}
 }
+
+func TestDoubt(t *testing.T) {
+	for at, doubted := range map[time.Time]bool{
+		time.Unix(0, 0): true, Released.Add(-time.Second): true,
+		Released: false, Released.AddDate(4, 0, 0): false,
+		Released.AddDate(10, 0, 0): true,
+	} {
+		if got := Doubt(at); (got != "") != doubted {
+			t.Errorf("%v: %q", at, got)
+		}
+	}
+}
