@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/umiak-io/umiak/internal/ownmark"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
@@ -39,7 +40,7 @@ func CheckClock(now time.Time) error {
 func FetchCA(ctx context.Context, addr, hash string, now func() time.Time) (*x509.Certificate, error) {
 	var ca *x509.Certificate
 	d := tls.Dialer{
-		NetDialer: &net.Dialer{Timeout: 10 * time.Second},
+		NetDialer: &net.Dialer{Timeout: 10 * time.Second, Control: ownmark.Control},
 		Config: &tls.Config{
 			MinVersion: tls.VersionTLS12, ServerName: ServerName,
 			// The chain is checked below, against what the token says.

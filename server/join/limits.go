@@ -39,9 +39,7 @@ func (*failures) key(a netip.Addr) netip.Addr {
 	return a
 }
 
-// try counts one try of an address, before it is known whether it is a wrong one, and reports whether it may be made: many
-// at once are no more tries than one after the other.
-func (f *failures) try(a netip.Addr) bool {
+func (f *failures) blocked(a netip.Addr) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now := f.now(); now.Sub(f.since) >= time.Minute || now.Before(f.since) {
@@ -49,22 +47,13 @@ func (f *failures) try(a netip.Addr) bool {
 		clear(f.count)
 	}
 	// So many sources at once are one attacker with many addresses.
-	if f.count[f.key(a)] >= triesPerMinute || len(f.count) >= maxSources {
-		return false
-	}
-	f.count[f.key(a)]++
-	return true
+	return f.count[f.key(a)] >= triesPerMinute || len(f.count) >= maxSources
 }
 
-// right takes back what try has counted.
-func (f *failures) right(a netip.Addr) {
+func (f *failures) add(a netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if k := f.key(a); f.count[k] > 1 {
-		f.count[k]--
-	} else {
-		delete(f.count, k)
-	}
+	f.count[f.key(a)]++
 }
 
 // digest logs refusals, one line every few seconds however many there are.
