@@ -251,7 +251,7 @@ func (s *soak) rotatesKeys() {
 		if err == nil {
 			return
 		}
-		if err = fmt.Errorf("%w\n%s", err, out); !strings.Contains(err.Error(), "try again") || ctx.Err() != nil {
+		if err = fmt.Errorf("%w\n%s", err, out); !strings.Contains(err.Error(), " again") || ctx.Err() != nil {
 			s.must(err)
 		}
 		s.let(2 * time.Second)

@@ -36,9 +36,10 @@ type mirror struct {
 	url      string
 	cut      atomic.Int64 // answers end after so many bytes, if it is not 0
 	slow     atomic.Bool  // programs come a little at a time
+	now      string       // the version of the programs under test
 }
 
-// newReleases is a mirror that nobody can reach. It has version v1 of programs. Each takes seconds to be compressed.
+// newReleases is a mirror that nobody can reach. It has programs as they are now. Each takes seconds to be compressed.
 func newReleases(t *testing.T, programs ...string) *mirror {
 	t.Helper()
 	root, err := cluster.Checkout()
@@ -49,7 +50,8 @@ func newReleases(t *testing.T, programs ...string) *mirror {
 	if m.maker, err = release.NewMaker(root); err != nil {
 		t.Fatal(err)
 	}
-	m.release(t, "v1", "")
+	m.now = versionOf(t, "")
+	m.release(t, m.now, "")
 	return m
 }
 
@@ -102,16 +104,23 @@ func (m *mirror) release(t *testing.T, version, build string) {
 // next has another build of the programs too, and returns its version.
 func (m *mirror) next(t *testing.T) string {
 	t.Helper()
+	version := versionOf(t, "next")
+	m.release(t, version, "next")
+	return version
+}
+
+// versionOf is what the programs of a folder in dist say of themselves.
+func versionOf(t *testing.T, build string) string {
+	t.Helper()
 	dist, err := cluster.Dist()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), filepath.Join(dist, "next", "umiak"), "--version").Output()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(dist, build, "umiak"), "--version").Output()
 	words := strings.Fields(string(out)) // umiak version v1.37.2+next (…
 	if err != nil || len(words) < 3 {
-		t.Fatalf("dist/next: %v, %q; scripts/test build makes it", err, out)
+		t.Fatalf("%s: %v", out, err)
 	}
-	m.release(t, words[2], "next")
 	return words[2]
 }
 
@@ -234,18 +243,18 @@ func TestInstall(t *testing.T) {
 	before, files := b.state(), b.files()
 
 	b.sub("Refused", func(b *box) {
-		b.refused(m, "v1", "", "server --node-naem x", "node-naem", "nothing was changed")
-		b.refused(m, "v1", "", "server extra", "unknown argument extra")
-		b.refused(m, "v1", "INSTALL_UMIAK_VERSION=v9", "", "404", "SHA256SUMS")
-		b.refused(m, "v1", "INSTALL_UMIAK_BIN_DIR=bin", "", "not an absolute path")
-		b.refused(m, "v1", "INSTALL_UMIAK_KEY_FILE=/etc/os-release", "", "signature")
+		b.refused(m, m.now, "", "server --node-naem x", "node-naem", "nothing was changed")
+		b.refused(m, m.now, "", "server extra", "unknown argument extra")
+		b.refused(m, m.now, "INSTALL_UMIAK_VERSION=v9", "", "404", "SHA256SUMS")
+		b.refused(m, m.now, "INSTALL_UMIAK_BIN_DIR=bin", "", "not an absolute path")
+		b.refused(m, m.now, "INSTALL_UMIAK_KEY_FILE=/etc/os-release", "", "signature")
 		m.cut.Store(1 << 20)
-		b.refused(m, "v1", "", "", "umiak-linux-", "nothing was changed")
+		b.refused(m, m.now, "", "", "umiak-linux-", "nothing was changed")
 		m.cut.Store(0)
 		b.must(b.M.Do(func() error { return os.MkdirAll("/mnt/small", 0o755) }))
 		_, err := b.M.Run(b.soon(), "/usr/bin/mount", "-t", "tmpfs", "-o", "size=64m", "none", "/mnt/small")
 		b.must(err)
-		b.refused(m, "v1", "INSTALL_UMIAK_BIN_DIR=/mnt/small", "", "MiB free")
+		b.refused(m, m.now, "INSTALL_UMIAK_BIN_DIR=/mnt/small", "", "MiB free")
 		_, err = b.M.Run(b.soon(), "/usr/bin/umount", "/mnt/small")
 		b.must(errors.Join(err, b.M.Do(func() error { return os.Remove("/mnt/small") })))
 		b.forged(m)
@@ -254,9 +263,9 @@ func TestInstall(t *testing.T) {
 			taken, err = (&net.ListenConfig{}).Listen(b.ctx, "tcp", ":6443")
 			return err
 		}))
-		b.refused(m, "v1", "", "", "port 6443", "this machine lacks what is marked above")
+		b.refused(m, m.now, "", "", "port 6443", "this machine lacks what is marked above")
 		b.must(taken.Close())
-		out, err := b.install(m, "v1", "", "--dry-run server --node-label a=b")
+		out, err := b.install(m, m.now, "", "--dry-run server --node-label a=b")
 		if err != nil || !strings.Contains(out, "would install umiak-linux-") || !strings.Contains(out, "node-label: 'a=b'") {
 			b.Errorf("dry run: %v\n%s", err, out)
 		}
@@ -265,8 +274,8 @@ func TestInstall(t *testing.T) {
 		}
 	})
 
-	b.refused(m, "v1", "", "server --token 'not a token'", "token: its secret has a space", "nothing was changed")
-	b.mustInstall(m, "v1", "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
+	b.refused(m, m.now, "", "server --token 'not a token'", "token: its secret has a space", "nothing was changed")
+	b.mustInstall(m, m.now, "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
 	b.up()
 	b.namespace()
 	b.sub("Settings", func(b *box) {
@@ -294,14 +303,14 @@ func TestInstall(t *testing.T) {
 
 	b.sub("Again", func(b *box) {
 		pid, files := b.mainPID(), b.files()
-		out := b.mustInstall(m, "v1", "", "")
+		out := b.mustInstall(m, m.now, "", "")
 		if !strings.Contains(out, "nothing was to be done") || b.mainPID() != pid {
 			b.Errorf("it did something:\n%s", out)
 		}
 		if diff := files.Diff(b.files()); len(diff) > 0 {
 			b.Errorf("changed:\n%s", strings.Join(diff, "\n"))
 		}
-		b.refused(m, "v1", "UMIAK_URL=https://10.0.0.1:6443 UMIAK_TOKEN=x", "agent", "installed as server")
+		b.refused(m, m.now, "UMIAK_URL=https://10.0.0.1:6443 UMIAK_TOKEN=x", "agent", "installed as server")
 	})
 
 	b.sub("AnotherBuild", func(b *box) {
@@ -339,7 +348,7 @@ func TestInstall(t *testing.T) {
 			b.Errorf("changed:\n%s", strings.Join(diff, "\n"))
 		}
 		b.untouched(have, "the upgrade that failed")
-		b.refused(m, "v1", "INSTALL_UMIAK_VERSION=v9", "", "404")
+		b.refused(m, m.now, "INSTALL_UMIAK_VERSION=v9", "", "404")
 		b.forged(m)
 		for version, why := range map[string]string{"v1.30.0": "older than", "v1.99.0": "more than one minor version"} {
 			b.must(m.maker.Make(m.dir, version, map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version " + version + "\n")}))
@@ -353,7 +362,7 @@ func TestInstall(t *testing.T) {
 		old := b.installed()
 		m.slow.Store(true)
 		done := make(chan error, 1)
-		go func() { _, err := b.install(m, "v1", "", ""); done <- err }()
+		go func() { _, err := b.install(m, m.now, "", ""); done <- err }()
 		b.must(cluster.Eventually(b.soon(), func(context.Context) error {
 			if len(b.staged("*.gz")) == 0 {
 				return errors.New("the download has not begun")
@@ -368,7 +377,7 @@ func TestInstall(t *testing.T) {
 			b.Error("the program has changed")
 		}
 		archive := filepath.Join(b.M.Dir, "tmp", "v1.tar")
-		out, err := exec.CommandContext(b.soon(), "tar", "-C", m.dir, "-cf", archive, "v1").CombinedOutput()
+		out, err := exec.CommandContext(b.soon(), "tar", "-C", m.dir, "-cf", archive, m.now).CombinedOutput()
 		if err != nil {
 			b.Fatalf("%v: %s", err, out)
 		}
@@ -482,7 +491,7 @@ func TestOpenRC(t *testing.T) {
 	before := b.state()
 	// /usr/local is this host's own.
 	program := filepath.Join(b.M.Dir, "opt", "umiak")
-	out := b.mustInstall(m, "v1", "INSTALL_UMIAK_BIN_DIR="+filepath.Dir(program)+" UMIAK_NODE_LABEL=from=env UMIAK_DATA_DIR="+data, "")
+	out := b.mustInstall(m, m.now, "INSTALL_UMIAK_BIN_DIR="+filepath.Dir(program)+" UMIAK_NODE_LABEL=from=env UMIAK_DATA_DIR="+data, "")
 	if !strings.Contains(out, "next: "+program+" kubectl") {
 		t.Errorf("it does not say where the program is:\n%s", out)
 	}
@@ -496,7 +505,7 @@ func TestOpenRC(t *testing.T) {
 	if err != nil || n.Labels["from"] != "env" {
 		t.Errorf("labels %v, %v", n.Labels, err)
 	}
-	if out := b.mustInstall(m, "v1", "", ""); !strings.Contains(out, "nothing was to be done") {
+	if out := b.mustInstall(m, m.now, "", ""); !strings.Contains(out, "nothing was to be done") {
 		t.Errorf("again it said:\n%s", out)
 	}
 	b.run(program, "token", "list") // finds the data as the service does
@@ -504,9 +513,9 @@ func TestOpenRC(t *testing.T) {
 		b.must(b.M.Do(func() error { return os.WriteFile("/etc/umiak/config.yaml", []byte(text), 0o600) }))
 	}
 	settings("cluster-cidr: [nonsense]\n")
-	b.fails(m, "v1", "", "", "cluster-cidr", "nothing was changed")
+	b.fails(m, m.now, "", "", "cluster-cidr", "nothing was changed")
 	settings("node-label+: [written=later]\n")
-	if out := b.mustInstall(m, "v1", "", ""); !strings.Contains(out, "the settings are others") {
+	if out := b.mustInstall(m, m.now, "", ""); !strings.Contains(out, "the settings are others") {
 		t.Errorf("with other settings it said:\n%s", out)
 	}
 	b.must(m.maker.Make(m.dir, "v1.30.0", map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version v1.30.0\n")}))
@@ -587,7 +596,7 @@ func TestInstallFleet(t *testing.T) {
 	b := newBoxOn(t, "srv", l)
 	m := newMirror(t, l, "umiak", "umiak-agent")
 	b.bare()
-	b.mustInstall(m, "v1", "", "")
+	b.mustInstall(m, m.now, "", "")
 	b.up()
 	b.namespace()
 	agents := []*box{newBoxOn(t, "ag1", l), newBoxOn(t, "ag2", l)}
@@ -595,7 +604,7 @@ func TestInstallFleet(t *testing.T) {
 	agents[0].bare()
 	before, files := agents[0].state(), agents[0].files()
 	for _, a := range agents {
-		a.mustInstall(m, "v1", join, "")
+		a.mustInstall(m, m.now, join, "")
 		b.nodeReady(a.M.Name, a.Cluster)
 	}
 	next := m.next(t)

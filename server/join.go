@@ -23,6 +23,7 @@ import (
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/server/keys"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -147,7 +148,7 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 		return nil, err
 	}
 	for _, t := range s.longLived() {
-		if t.Given == "" {
+		if t.Given == "" || t.Joined {
 			continue
 		}
 		_, err := t.Check(t.ID+" token", append(former, ca)...)
@@ -179,8 +180,8 @@ func (s *Server) longLived() []join.LongLived {
 	}
 	agt, _ := token.FromSettings(s.cfg.AgentToken, s.cfg.AgentTokenFile)
 	return []join.LongLived{
-		{ID: join.ServerID, Kind: token.Server, File: s.dirs.ServerToken(), Given: srv},
-		{ID: join.AgentID, Kind: token.Agent, File: s.dirs.AgentToken(), Given: agt},
+		{ID: join.ServerID, Kind: token.Server, File: s.dirs.ServerToken(), Given: srv, Joined: keys.Joined(s.dirs), Server: s.cfg.NodeName},
+		{ID: join.AgentID, Kind: token.Agent, File: s.dirs.AgentToken(), Given: agt, Server: s.cfg.NodeName},
 	}
 }
 

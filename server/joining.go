@@ -34,7 +34,10 @@ func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, err
 		}
 		return nil, nil
 	}
-	if cfg.Server == "" || cfg.ClusterReset {
+	if cfg.ClusterReset { // this server is the cluster's first one from now on
+		return nil, keys.UnmarkJoined(cfg.Dirs())
+	}
+	if cfg.Server == "" {
 		return nil, nil
 	}
 	fail := func(err error) ([]etcd.Member, error) {
@@ -71,7 +74,7 @@ func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, err
 	if err != nil {
 		return fail(err)
 	}
-	if err := keys.Place(j.dirs, resp.Files); err != nil {
+	if err := errors.Join(keys.MarkJoined(j.dirs), keys.Place(j.dirs, resp.Files)); err != nil {
 		return fail(err)
 	}
 	var members []etcd.Member

@@ -214,7 +214,7 @@ func recall(ctx context.Context, cfg Config, log *slog.Logger) error {
 		if err != nil {
 			return fmt.Errorf("token: %w", err)
 		}
-		if err := keys.Place(cfg.Dirs(), files); err != nil {
+		if err := errors.Join(keys.MarkJoined(cfg.Dirs()), keys.Place(cfg.Dirs(), files)); err != nil {
 			return err
 		}
 		log.Info("this server is one more of the cluster in the database")

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -211,11 +212,15 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			tok, err := t.Rotate(c.Context, id)
+			tok, rec, err := t.Rotate(c.Context, id)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintln(c.App.Writer, tok.Line())
+			if len(rec.SetOn) > 0 {
+				key := map[string]string{join.ServerID: "token", join.AgentID: "agent-token"}[id]
+				fmt.Fprintf(c.App.ErrWriter, "these servers have the old one in their settings (%s, %s-file): %s; it is not used any more: set the new one there, or none\n", key, key, strings.Join(rec.SetOn, ", "))
+			}
 			if file := tokenFile(dirs, id); file != "" {
 				if _, err := os.Stat(dirs.Server()); err == nil {
 					if err := atomicfile.Write(file, []byte(tok.Line()+"\n"), 0o600); err != nil {

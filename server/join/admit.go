@@ -31,12 +31,13 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	if err := version.NodeFits(r.Header.Get(joinapi.VersionHeader), a.cfg.Version); err != nil {
 		return nil, joinapi.Refuse(joinapi.BadVersion, "%v", err)
 	}
-	release, err := a.enter(ctx)
+	var req joinapi.NodeRequest
+	release, err := a.enter(ctx, r, w, &req)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	n, req, err := a.read(ctx, s, r, w)
+	n, err := a.check(ctx, s, &req)
 	if err != nil {
 		return nil, err
 	}
@@ -143,12 +144,13 @@ func taken(name string) error {
 // renew gives a node new certificates, or only says that it could have them. The node shows the certificate
 // it has, which may have ended, and its password.
 func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
-	name, release, err := a.member(ctx, r, w)
+	var req joinapi.NodeRequest
+	name, release, err := a.member(ctx, r, w, &req)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	n, req, err := a.read(ctx, s, r, w)
+	n, err := a.check(ctx, s, &req)
 	if err != nil {
 		return nil, err
 	}
@@ -189,21 +191,17 @@ func (a *API) checkOwner(ctx context.Context, s *serving, name, password string)
 	return nil
 }
 
-// read takes the body of a request that has been let in.
-func (a *API) read(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (*node, *joinapi.NodeRequest, error) {
-	var req joinapi.NodeRequest
-	if err := decode(r, w, &req); err != nil {
-		return nil, nil, err
-	}
+// check checks what a node asks for that has been let in.
+func (a *API) check(ctx context.Context, s *serving, req *joinapi.NodeRequest) (*node, error) {
 	res, err := a.reserved(ctx, s)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	n, err := check(&req, res)
+	n, err := check(req, res)
 	if err != nil {
-		return nil, nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
+		return nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
 	}
-	return n, &req, nil
+	return n, nil
 }
 
 // reserved is what belongs to the servers.

@@ -181,15 +181,16 @@ func (a *API) tokenOf(s *serving, r *http.Request, w http.ResponseWriter) (Recor
 		return Record{}, joinapi.Refuse(joinapi.BadToken, "a token is needed to join")
 	}
 	from := remote(r)
-	if id == "" && a.passwords.blocked(from) {
-		return Record{}, joinapi.Refuse(joinapi.Busy, "too many wrong passwords from your address; a token is not held up by this")
+	guessable := s.known.guessable(id)
+	if guessable && !a.passwords.try(from) {
+		return Record{}, joinapi.Refuse(joinapi.Busy, "too many wrong passwords from your address; a token of `umiak token create` is not held up by this")
 	}
 	rec, why := s.known.token(id, secret, a.cfg.Now())
 	if why != "" {
-		if id == "" {
-			a.passwords.add(from)
-		}
 		return Record{}, joinapi.Refuse(joinapi.BadToken, "%s", why)
+	}
+	if guessable {
+		a.passwords.right(from)
 	}
 	a.tellVersion(w)
 	return rec, nil
@@ -218,19 +219,22 @@ func (a *API) identity(r *http.Request) (string, error) {
 	return name, nil
 }
 
-// member authenticates a node that has joined by its certificate, see identity, and waits for its turn. The caller checks
+// member authenticates a node that has joined by its certificate, see identity, and enters. The caller checks
 // the password, and calls release at the end.
-func (a *API) member(ctx context.Context, r *http.Request, w http.ResponseWriter) (name string, release func(), err error) {
+func (a *API) member(ctx context.Context, r *http.Request, w http.ResponseWriter, req any) (name string, release func(), err error) {
 	if name, err = a.identity(r); err != nil {
 		return "", nil, joinapi.Refuse(joinapi.BadIdentity, "%v", err)
 	}
 	a.tellVersion(w)
-	release, err = a.enter(ctx)
+	release, err = a.enter(ctx, r, w, req)
 	return name, release, err
 }
 
-// enter waits for a turn.
-func (a *API) enter(ctx context.Context) (release func(), err error) {
+// enter reads the body of a request into req, and then waits for a turn: one who sends slowly holds nobody up.
+func (a *API) enter(ctx context.Context, r *http.Request, w http.ResponseWriter, req any) (release func(), err error) {
+	if err := decode(r, w, req); err != nil {
+		return nil, err
+	}
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {

@@ -79,6 +79,19 @@ func (k *known) token(id, secret string, now time.Time) (Record, string) {
 	return Record{}, unknown
 }
 
+// guessable reports whether what comes with an id is compared with a secret that a person may have chosen.
+func (k *known) guessable(id string) bool {
+	if id == "" {
+		return true
+	}
+	s, err := k.secrets.Get(tokenPrefix + id)
+	if err != nil {
+		return false
+	}
+	r, err := parse(s)
+	return err == nil && r.Password
+}
+
 // node finds the Secret of a node name, or nil.
 func (k *known) node(name string) *corev1.Secret {
 	s, err := k.secrets.Get(name + nodeSuffix)

@@ -39,7 +39,9 @@ func (*failures) key(a netip.Addr) netip.Addr {
 	return a
 }
 
-func (f *failures) blocked(a netip.Addr) bool {
+// try counts one try of an address, before it is known whether it is a wrong one, and reports whether it may be made: many
+// at once are no more tries than one after the other.
+func (f *failures) try(a netip.Addr) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now := f.now(); now.Sub(f.since) >= time.Minute || now.Before(f.since) {
@@ -47,13 +49,22 @@ func (f *failures) blocked(a netip.Addr) bool {
 		clear(f.count)
 	}
 	// So many sources at once are one attacker with many addresses.
-	return f.count[f.key(a)] >= triesPerMinute || len(f.count) >= maxSources
+	if f.count[f.key(a)] >= triesPerMinute || len(f.count) >= maxSources {
+		return false
+	}
+	f.count[f.key(a)]++
+	return true
 }
 
-func (f *failures) add(a netip.Addr) {
+// right takes back what try has counted.
+func (f *failures) right(a netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.count[f.key(a)]++
+	if k := f.key(a); f.count[k] > 1 {
+		f.count[k]--
+	} else {
+		delete(f.count, k)
+	}
 }
 
 // digest logs refusals, one line every few seconds however many there are.

@@ -23,6 +23,29 @@ type LongLived struct {
 	File string // where it lies on the server, 0600
 	// Given is what the user has set, a password or a token of this cluster; empty for a random one.
 	Given string
+	// Joined says that this server is not the cluster's first: what is set is what it joined with, and sets no token.
+	Joined bool
+	// Server is this server's name, by which the record remembers where the token is set; empty keeps no such list.
+	Server string
+}
+
+// maxSetOn bounds Record.SetOn.
+const maxSetOn = 64
+
+// noted keeps in the record whether the token stands in this server's settings.
+func (t Tokens) noted(ctx context.Context, l LongLived, r Record) (Record, error) {
+	set := l.Given != ""
+	if l.Server == "" || slices.Contains(r.SetOn, l.Server) == set || set && len(r.SetOn) >= maxSetOn {
+		return r, nil
+	}
+	if r.SetOn = slices.DeleteFunc(slices.Clone(r.SetOn), func(s string) bool { return s == l.Server }); set {
+		r.SetOn = append(r.SetOn, l.Server)
+	}
+	s, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{})
+	if err != nil {
+		return r, fmt.Errorf("record where token %s is set: %w", l.ID, err)
+	}
+	return parse(s)
 }
 
 // ErrOtherCA means that what the user has set is a token of another CA than those that are trusted.
@@ -55,16 +78,21 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note
 	case err != nil:
 		return "", err
 	}
+	if r, err = t.noted(ctx, l, r); err != nil {
+		return "", err
+	}
 	if l.Given != "" {
 		given, err := l.Check("token", t.cas()...)
 		h := token.HashSecret(given.Secret)
 		switch {
 		case errors.Is(err, ErrOtherCA) && h != r.hash:
 			note = fmt.Sprintf("it is of the cluster's CA of before, or of another cluster, and is not used; set the one in %s, or none", l.File)
-		case err != nil && !errors.Is(err, ErrOtherCA):
+		case err != nil && !errors.Is(err, ErrOtherCA) && !l.Joined:
 			return "", err
 		case h != r.hash && slices.Contains(r.former, h):
 			note = fmt.Sprintf("it was rotated or revoked, and is not used any more; set the one in %s, or none", l.File)
+		case h != r.hash && l.Joined:
+			note = fmt.Sprintf("this server has joined with it, and only the first server's settings choose the cluster's token; set the one in %s, or none", l.File)
 		default:
 			return "", t.set(ctx, l, r, given, log)
 		}
@@ -133,6 +161,9 @@ func (t Tokens) first(ctx context.Context, l LongLived) error {
 		return err
 	}
 	r := Record{ID: l.ID, Kind: l.Kind, Description: "made at the first start"}
+	if l.Given != "" && l.Server != "" {
+		r.SetOn = []string{l.Server}
+	}
 	switch {
 	case l.Given != "":
 		if tok, err = l.Check("token", t.cas()...); err != nil {

@@ -29,15 +29,12 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 	if err != nil {
 		return nil, joinapi.Refuse(joinapi.BadVersion, "%v", err)
 	}
-	release, err := a.enter(ctx)
+	var req joinapi.ServerRequest
+	release, err := a.enter(ctx, r, w, &req)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	var req joinapi.ServerRequest
-	if err := decode(r, w, &req); err != nil {
-		return nil, err
-	}
 	if err := checkServer(&req, a.cfg.Names); err != nil {
 		return nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
 	}

@@ -14,8 +14,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
-	"k8s.io/client-go/metadata"
-	metadatafake "k8s.io/client-go/metadata/fake"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
@@ -58,17 +56,8 @@ func TestServersJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	api := New(Config{Servers: c, Names: []string{"kubernetes"}, Log: quiet})
-	ready, done := make(chan struct{}), make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	var meta metadata.Interface = metadatafake.NewSimpleMetadataClient(metadatafake.NewTestScheme())
-	go func() { done <- api.Run(ctx, tokens.Client, meta, tokens, func() { close(ready) }) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	<-ready
+	ctx := t.Context()
+	run(t, api, tokens)
 
 	good := joinapi.ServerRequest{Name: "s2", Password: strings.Repeat("p", 30), Datastore: joinapi.Etcd, Peer: "10.0.0.2:2380", Settings: c.settings}
 	ask := func(tok token.Token, change func(*joinapi.ServerRequest)) (int, string) {

@@ -25,15 +25,12 @@ const maxTaints = 32
 
 // taints gives a node the taints of its settings.
 func (a *API) taints(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
-	name, release, err := a.member(ctx, r, w)
+	var req joinapi.TaintsRequest
+	name, release, err := a.member(ctx, r, w, &req)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	var req joinapi.TaintsRequest
-	if err := decode(r, w, &req); err != nil {
-		return nil, err
-	}
 	if err := a.checkOwner(ctx, s, name, req.Password); err != nil {
 		return nil, err
 	}

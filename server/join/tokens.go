@@ -33,7 +33,7 @@ const (
 	tokenType   = corev1.SecretType("umiak.io/token")
 
 	keyKind, keyHash, keyExpires, keyUses, keyText, keyPassword = "kind", "sha256", "expires", "uses-left", "description", "password"
-	keyFormer, keySealed                                        = "former", "sealed"
+	keyFormer, keySealed, keySetOn                              = "former", "sealed", "set-on"
 )
 
 // The two tokens that a cluster has from its first start on, until they are rotated or revoked.
@@ -57,6 +57,8 @@ type Record struct {
 	UsesLeft *int `json:"usesLeft,omitempty"`
 	// Password says that the secret is a user's own and may come without hash and id.
 	Password bool `json:"password,omitempty"`
+	// SetOn are the servers in whose settings the token stands, or stood when they last started.
+	SetOn []string `json:"setOn,omitempty"`
 
 	hash   string   // empty once it is revoked
 	former []string // hashes of secrets that were rotated away or revoked, the newest last
@@ -65,7 +67,7 @@ type Record struct {
 }
 
 // maxFormer is how many secrets a token remembers that it had.
-const maxFormer = 100
+const maxFormer = 1000
 
 // replace gives the token another secret, by its hash.
 func (r *Record) replace(hash string) {
@@ -96,7 +98,7 @@ func parse(s *corev1.Secret) (Record, error) {
 		return Record{}, fmt.Errorf("secret %s is not a token", s.Name)
 	}
 	r := Record{ID: id, Description: string(s.Data[keyText]), Created: s.CreationTimestamp.Time, Password: string(s.Data[keyPassword]) == "true", hash: string(s.Data[keyHash]),
-		former: strings.Fields(string(s.Data[keyFormer])), sealed: s.Data[keySealed], raw: s}
+		former: strings.Fields(string(s.Data[keyFormer])), SetOn: strings.Fields(string(s.Data[keySetOn])), sealed: s.Data[keySealed], raw: s}
 	var err error
 	if r.Kind, err = token.ParseKind(string(s.Data[keyKind])); err != nil {
 		return Record{}, fmt.Errorf("secret %s: %w", s.Name, err)
@@ -139,6 +141,9 @@ func (r Record) secret() *corev1.Secret {
 	}
 	if len(r.former) > 0 {
 		s.Data[keyFormer] = []byte(strings.Join(r.former, "\n"))
+	}
+	if len(r.SetOn) > 0 {
+		s.Data[keySetOn] = []byte(strings.Join(r.SetOn, "\n"))
 	}
 	if len(r.sealed) > 0 {
 		s.Data[keySealed] = r.sealed
@@ -309,22 +314,23 @@ func (t Tokens) Revoke(ctx context.Context, id string) error {
 	return nil
 }
 
-// Rotate gives a token a new secret; the old one is refused from now on.
-func (t Tokens) Rotate(ctx context.Context, id string) (token.Token, error) {
+// Rotate gives a token a new secret; the old one is refused from now on. The record names the servers that still have the
+// old one in their settings.
+func (t Tokens) Rotate(ctx context.Context, id string) (token.Token, Record, error) {
 	r, err := t.get(ctx, id)
 	if err != nil {
-		return token.Token{}, err
+		return token.Token{}, Record{}, err
 	}
 	tok := token.New(t.CA, id)
 	r.replace(token.HashSecret(tok.Secret))
 	r.Password = false
 	if err := t.seal(&r, tok); err != nil {
-		return token.Token{}, err
+		return token.Token{}, Record{}, err
 	}
 	if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil {
-		return token.Token{}, fmt.Errorf("rotate token %s: %w", id, err)
+		return token.Token{}, Record{}, fmt.Errorf("rotate token %s: %w", id, err)
 	}
-	return tok, nil
+	return tok, r, nil
 }
 
 // errUsedUp is returned by use.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +76,7 @@ func TestTokensOfTheFirstStart(t *testing.T) {
 		t.Errorf("another server has written %q", got)
 	}
 	// Rotated elsewhere: the file is not true any more.
-	rotated, err := tokens.Rotate(ctx, AgentID)
+	rotated, _, err := tokens.Rotate(ctx, AgentID)
 	if err != nil || rotated.Secret == tok.Secret {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func TestTokensOfSeveralServers(t *testing.T) {
 	first, _ := ensure(a)
 	got, note := ensure(b)
 	want("another server", got, note, first, false)
-	second, err := tokens.Rotate(ctx, ServerID)
+	second, _, err := tokens.Rotate(ctx, ServerID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,23 +175,38 @@ func TestTokensOfSeveralServers(t *testing.T) {
 	// Rotated from a machine that is no server: nobody can tell the others.
 	elsewhere := tokens
 	elsewhere.Secret = nil
-	if _, err := elsewhere.Rotate(ctx, ServerID); err != nil {
+	if _, _, err := elsewhere.Rotate(ctx, ServerID); err != nil {
 		t.Fatal(err)
 	}
 	got, note = ensure(a)
 	want("rotated elsewhere", got, note, "", false)
 	// A password of the user's own counts, once.
-	a.Given = "a-password"
+	a.Given, a.Server, late.Server = "a-password", "a", "late"
 	got, note = ensure(a)
 	want("a password", got, note, "um1."+tokens.CA+".server.a-password", false)
 	got, note = ensure(b)
 	want("and the others", got, note, "um1."+tokens.CA+".server.a-password", false)
-	third, err := tokens.Rotate(ctx, ServerID)
+	third, rotated, err := tokens.Rotate(ctx, ServerID)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !slices.Equal(rotated.SetOn, []string{"a"}) {
+		t.Errorf("after the rotation, the old one is said to stand in the settings of %q", rotated.SetOn)
+	}
 	got, note = ensure(a)
 	want("a password that was rotated away", got, note, third.Line(), true)
+	// A server that joined with a password that was rotated away so long ago that nobody remembers it.
+	late.Given, late.Joined = "forgotten-long-ago", true
+	got, note = ensure(late)
+	want("what a server has joined with", got, note, third.Line(), true)
+	late.Given = "um1." + hash + ".q3tkj5xa.of-another-id"
+	got, note = ensure(late)
+	want("a made token with which a server has joined", got, note, third.Line(), true)
+	late.Given = third.Line()
+	got, note = ensure(late)
+	want("the present one on a server that has joined", got, note, third.Line(), false)
+	late.Given, late.Joined = "", false
+	ensure(late)
 	if err := tokens.Revoke(ctx, ServerID); err != nil {
 		t.Fatal(err)
 	}
@@ -268,16 +284,20 @@ func TestPasswordTries(t *testing.T) {
 	f := newFailures(func() time.Time { return now })
 	a, b := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::ffff")
 	for range triesPerMinute {
-		if f.blocked(a) {
+		if !f.try(a) {
 			t.Fatal("blocked too early")
 		}
-		f.add(a)
 	}
-	if !f.blocked(b) || f.blocked(netip.MustParseAddr("192.0.2.1")) {
+	if f.try(b) || !f.try(netip.MustParseAddr("192.0.2.1")) {
 		t.Error("the wrong ones are blocked")
 	}
-	if now = now.Add(time.Minute); f.blocked(a) {
+	if now = now.Add(time.Minute); !f.try(a) {
 		t.Error("blocked for ever")
+	}
+	for range 10 * triesPerMinute { // what was right is no try
+		if f.right(a); !f.try(a) {
+			t.Fatal("blocked by right ones")
+		}
 	}
 }
 

@@ -117,3 +117,29 @@ func Placed(d layout.Dirs) bool {
 	_, err := os.Stat(filepath.Join(d.Server(), filepath.FromSlash(last)))
 	return err == nil
 }
+
+// joinedFile marks a server whose keys came from another one.
+func joinedFile(d layout.Dirs) string { return filepath.Join(d.Server(), "joined") }
+
+// MarkJoined records that this server is not the first of its cluster. It comes before Place.
+func MarkJoined(d layout.Dirs) error {
+	if err := os.MkdirAll(d.Server(), 0o700); err != nil {
+		return fmt.Errorf("record that this server joins: %w", err)
+	}
+	return pki.WriteIfChanged(joinedFile(d), []byte("this server's keys are those of the cluster that it joined\n"), 0o600)
+}
+
+// UnmarkJoined makes this server the first of its cluster.
+func UnmarkJoined(d layout.Dirs) error {
+	if err := os.Remove(joinedFile(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("record that this server is the cluster's first: %w", err)
+	}
+	return nil
+}
+
+// Joined reports whether this server is not the first of its cluster. It is false for one that joined with a release that
+// kept no such record.
+func Joined(d layout.Dirs) bool {
+	_, err := os.Stat(joinedFile(d))
+	return err == nil
+}
