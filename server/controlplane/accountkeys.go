@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/client-go/util/keyutil"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -57,13 +58,16 @@ func (k *accountKeys) GetPublicKeys(ctx context.Context, id string) []serviceacc
 	return (*k.now.Load()).GetPublicKeys(ctx, id)
 }
 
-// useAccountKeys has tokens verified with keys that can change. The user cannot choose others, see ownedByAPIServer.
+// useAccountKeys has tokens verified with keys that can change, and issued so that they outlive a wrong clock. The user cannot choose others, see ownedByAPIServer.
 func (a *APIServer) useAccountKeys(completed options.CompletedOptions) error {
 	if err := a.accountKeys.Load(); err != nil {
 		return err
 	}
 	accounts := completed.Authentication.ServiceAccounts
 	accounts.KeyFiles, accounts.ExternalPublicKeysGetter = nil, a.accountKeys
+	if completed.ServiceAccountIssuer != nil {
+		completed.ServiceAccountIssuer = undoubted{TokenGenerator: completed.ServiceAccountIssuer, now: time.Now}
+	}
 	return nil
 }
 
