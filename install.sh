@@ -716,7 +716,7 @@ install_all() {
 		if [ "$to" = $BUNDLED ]; then place "$from" "$to" 600; else place "$from" "$to" 644 watched; fi
 	done <"$stage/bundle"
 	case $INIT in
-	systemd) unit "$role" >"$stage/unit"; place "$stage/unit" "$UNIT" 644 ;;
+	systemd) unit "$role" >"$stage/unit"; place "$stage/unit" "$UNIT" 600 ;;
 	openrc)
 		openrc_script >"$stage/unit"
 		place "$stage/unit" "$UNIT" 755

@@ -141,6 +141,7 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 	settings := map[string]string{
 		"snapshot-s3-bucket": srv.Config.Bucket, "snapshot-s3-folder": srv.Config.Folder, "snapshot-s3-endpoint": srv.Config.Endpoint,
 		"snapshot-s3-access-key": srv.Config.AccessKey, "snapshot-s3-secret-key-file": "/var/lib/s3-key", "snapshot-s3-endpoint-ca": "/var/lib/s3-ca",
+		"snapshot-s3-unencrypted": "true",
 	}
 	prepare := func(e *env) {
 		e.must(os.WriteFile(e.hostPath("/var/lib/s3-key"), []byte(srv.Config.SecretKey+"\n"), 0o600))

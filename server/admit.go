@@ -146,7 +146,7 @@ func (c Config) shared() []joinapi.Setting {
 		slices.Sort(l)
 		return list(slices.Compact(l))
 	}
-	out := []joinapi.Setting{
+	return []joinapi.Setting{
 		{Key: "cluster-cidr", Value: list(c.ClusterCIDR)},
 		{Key: "service-cidr", Value: list(c.ServiceCIDR)},
 		{Key: "service-node-port-range", Value: c.NodePorts},
@@ -157,8 +157,4 @@ func (c Config) shared() []joinapi.Setting {
 		{Key: "disable", Value: set(c.Disable)},
 		{Key: "https-listen-port", Value: strconv.Itoa(c.HTTPSPort)},
 	}
-	if len(c.ExternalIPs) > 0 { // older releases do not know it
-		out = append(out, joinapi.Setting{Key: "service-external-ips", Value: set(c.ExternalIPs)})
-	}
-	return out
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -48,7 +49,6 @@ type Config struct {
 	ClusterDNS     []string `key:"cluster-dns" usage:"address of the DNS Service (default: the tenth of service-cidr)"`
 	ClusterDomain  string   `key:"cluster-domain" default:"cluster.local" usage:"domain of the cluster's names"`
 	LoadBalancers  []string `key:"load-balancer-pool" usage:"addresses for Services of type LoadBalancer, as ranges or prefixes that your network sends to the nodes (default: the nodes' addresses)"`
-	ExternalIPs    []string `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
 	FlannelBackend string   `key:"flannel-backend" default:"vxlan" usage:"vxlan, host-gw, wireguard-native, or none to bring another network"`
 
 	WriteKubeconfig     string   `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
@@ -65,7 +65,7 @@ type Config struct {
 
 	Snapshots backup.Config
 
-	AuditLog      string   `key:"audit-log" usage:"file for the audit log (default: none)"`
+	AuditLog      string   `key:"audit-log" usage:"file for the audit log, or none (default: server/audit/audit.log in data-dir)"`
 	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
 	APIServerArg  []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE"`
 	ControllerArg []string `key:"kube-controller-manager-arg" usage:"flag for kube-controller-manager, as NAME=VALUE"`
@@ -91,6 +91,20 @@ func (c *Config) claimName() (nodename.Name, error) {
 	}
 	c.NodeName = n.Name // where it could not be kept, the node says so
 	return n, nil
+}
+
+// auditNone is the value of audit-log for none.
+const auditNone = "none"
+
+// auditFile is where the API server notes who has changed what; empty for nowhere.
+func (c Config) auditFile() string {
+	switch c.AuditLog {
+	case "":
+		return filepath.Join(c.Dirs().Server(), "audit", "audit.log")
+	case auditNone:
+		return ""
+	}
+	return c.AuditLog
 }
 
 // DNS are the addresses of the DNS Service: what was set or the tenth of each Service range.
@@ -172,11 +186,6 @@ func (c Config) Validate() error {
 	}
 	if _, err := loadbalancer.ParsePool(c.LoadBalancers); err != nil {
 		fail("load-balancer-pool", "%w", err)
-	}
-	for _, s := range c.ExternalIPs {
-		if p, err := netip.ParsePrefix(s); err != nil || p != p.Masked() {
-			fail("service-external-ips", "%q is not an address range such as 203.0.113.0/24", s)
-		}
 	}
 	if c.HTTPSPort < 1 || c.HTTPSPort > 65535 {
 		fail("https-listen-port", "%d is not a port, 1 to 65535", c.HTTPSPort)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/umiak-io/umiak/internal/certfiles"
+	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
@@ -54,11 +55,11 @@ func (s *Server) prepare(cfg pki.Config) error {
 	if err := encryption.Ensure(s.dirs.EncryptionConfig()); err != nil {
 		return err
 	}
-	if s.cfg.AuditLog != "" {
+	if file := s.cfg.auditFile(); file != "" {
 		if err := pki.WriteIfChanged(s.auditPolicyFile(), []byte(defaultAudit), 0o600); err != nil {
 			return err
 		}
-		if err := os.MkdirAll(filepath.Dir(s.cfg.AuditLog), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 			return fmt.Errorf("make folder of audit-log: %w", err)
 		}
 	}
@@ -73,22 +74,27 @@ func (s *Server) prepare(cfg pki.Config) error {
 	return nil
 }
 
-// servingName names the API server's certificate.
-const servingName = "apiserver"
+const (
+	// servingName names the API server's certificate.
+	servingName = "apiserver"
+	// ownName names the certificate and the kubeconfig with which this process does its own work.
+	ownName = "server"
+)
 
 // leaves are the control plane's own certificates.
 func (s *Server) leaves() []pki.Leaf {
 	client := func(name string, ca pki.CA, user string, groups ...string) pki.Leaf {
 		return pki.Leaf{Name: name, CA: ca, CertFile: s.pki.File(name + ".crt"), KeyFile: s.pki.File(name + ".key"), CommonName: user, Organization: groups, Steady: true}
 	}
-	component := func(name, user string) pki.Leaf {
-		l := client(name, pki.ClientCA, user)
+	component := func(name, user string, groups ...string) pki.Leaf {
+		l := client(name, pki.ClientCA, user, groups...)
 		l.Renewed = func() error {
 			return s.kubeconfig(l).Write(filepath.Join(s.dirs.ServerKubeconfigs(), name+".kubeconfig"), 0o600)
 		}
 		return l
 	}
-	admin := client("admin", pki.ClientCA, "umiak:admin", "system:masters")
+	// The administrator's rights come by a ClusterRoleBinding: a file that was lost can be made worthless without a new CA.
+	admin := client("admin", pki.ClientCA, "umiak:admin", names.AdminsGroup)
 	admin.Lifetime, admin.Steady = certfiles.AdminLifetime, false // it is read when it is used
 	admin.Renewed = func() error { return s.writeAdmin(admin) }
 	return []pki.Leaf{
@@ -97,6 +103,7 @@ func (s *Server) leaves() []pki.Leaf {
 		client("front-proxy", pki.RequestHeaderCA, controlplane.FrontProxyUser),
 		component("controller-manager", "system:kube-controller-manager"),
 		component("scheduler", "system:kube-scheduler"),
+		component(ownName, "umiak:server", "system:masters"), // beside the keys of the authorities, which can do no less
 		admin,
 	}
 }

@@ -135,7 +135,7 @@ func (s *Server) clusterFacts() joinapi.Cluster {
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
 		ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
 		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts,
-		UpgradesOff: s.upgradesOff(), ExternalIPs: c.ExternalIPs,
+		UpgradesOff: s.upgradesOff(),
 	}
 }
 
@@ -191,7 +191,7 @@ func (s *Server) caHash() (current string, former []string, err error) {
 
 // tokens are the cluster's, through the API server of this process.
 func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
-	rc, err := s.adminConfig()
+	rc, err := s.ownConfig()
 	if err != nil {
 		return join.Tokens{}, nil, err
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -68,18 +69,18 @@ func (s *Server) runElection(ctx context.Context, ready func()) error {
 // electionTimeout is how long one request about the lease may take, so that there is time for another one.
 const electionTimeout = 5 * time.Second
 
-// adminConfig is how an administrator reaches the API server of this process.
-func (s *Server) adminConfig() (*rest.Config, error) {
-	rc, err := clientcmd.BuildConfigFromFlags("", s.AdminKubeconfig())
+// ownConfig is how this process reaches its own API server for what it does itself.
+func (s *Server) ownConfig() (*rest.Config, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.dirs.ServerKubeconfigs(), ownName+".kubeconfig"))
 	if err != nil {
-		return nil, fmt.Errorf("read the administrator's kubeconfig: %w", err)
+		return nil, fmt.Errorf("read the server's own kubeconfig: %w", err)
 	}
 	return rc, nil
 }
 
-// client is an administrator's.
+// client is one of this process with a name of its own.
 func (s *Server) client(name string, timeout time.Duration) (kubernetes.Interface, error) {
-	rc, err := s.adminConfig()
+	rc, err := s.ownConfig()
 	if err != nil {
 		return nil, err
 	}

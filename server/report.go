@@ -23,7 +23,7 @@ func (s *Server) runManifests(ctx context.Context, ready func()) error {
 		return err
 	}
 	name := s.cfg.NodeName
-	rc, err := s.adminConfig()
+	rc, err := s.ownConfig()
 	if err != nil {
 		return err
 	}

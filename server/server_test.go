@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,6 +38,7 @@ import (
 	settings "github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
@@ -303,6 +306,12 @@ func TestControlPlane(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	t.Run("the administrator's rights come by a binding", func(t *testing.T) {
+		who, err := k.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+		if err != nil || !slices.Contains(who.Status.UserInfo.Groups, names.AdminsGroup) || slices.Contains(who.Status.UserInfo.Groups, "system:masters") {
+			t.Errorf("%+v, %v", who, err)
+		}
+	})
 	t.Run("who may patch nodes may not ask for an upgrade", func(t *testing.T) { asksForUpgrades(t, k, dirs.AdminKubeconfig()) })
 	t.Run("continue tokens end with what is compacted", func(t *testing.T) { tokensEnd(t, k, "unix://"+dirs.DatastoreSocket()) })
 	t.Run("no file tells the Secret while it runs", func(t *testing.T) { noFileHas(t, dir, secret) })

@@ -24,7 +24,7 @@ func (s *Server) runUpgrades(ctx context.Context, ready func()) error {
 		<-ctx.Done()
 		return nil
 	}
-	rc, err := s.adminConfig()
+	rc, err := s.ownConfig()
 	if err != nil {
 		return err
 	}

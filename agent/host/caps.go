@@ -96,3 +96,9 @@ func HasLogind() bool {
 	}
 	return true
 }
+
+// HasSeccomp says whether the kernel has filters of system calls, seccomp(2).
+func HasSeccomp() bool {
+	_, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
+	return err == nil
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/internal/componentflags"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/tlspolicy"
 )
 
 // options builds the kubelet's own configuration: umiak's defaults, what the node is told, then the user's files and flags,
@@ -103,6 +104,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.TLSCertFile = filepath.Join(pki, "kubelet-serving.crt")
 	k.TLSPrivateKeyFile = filepath.Join(pki, "kubelet-serving.key")
 	k.TLSMinVersion = "VersionTLS12"
+	k.TLSCipherSuites = tlspolicy.CipherSuites()
 	k.RotateCertificates = false // umiak renews the files, client-go and the kubelet follow them
 	k.Authentication.Anonymous.Enabled = false
 	k.Authentication.Webhook.Enabled = true
@@ -142,6 +144,11 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 		k.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: max(time.Second, (c.ShutdownGrace / 3).Truncate(time.Second))}
 	}
 
+	// What a pod may do to its node unless it or the user says otherwise: the runtime's filter of system calls, where the
+	// kernel has any, and processes enough for what runs on such machines, and not for a fork bomb.
+	k.SeccompDefault = host.HasSeccomp()
+	k.PodPidsLimit = podPids
+
 	// No iptables chains: the service proxy is ours and speaks nftables.
 	k.MakeIPTablesUtilChains = false
 	k.HairpinMode = "none" // the CNI configuration says it
@@ -177,6 +184,9 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.EnableDebugFlagsHandler = false
 	return nil
 }
+
+// podPids is how many processes and threads a pod may have.
+const podPids = 4096
 
 // StaticPods is the folder of static pods' manifests.
 func (c Config) StaticPods() string { return filepath.Join(c.Dirs.Agent(), "pod-manifests") }

@@ -37,6 +37,9 @@ func TestNothingIsOpenToStrangers(t *testing.T) {
 	if s.Authentication.X509.ClientCAFile != "/data/agent/pki/client-ca.crt" || s.TLSCertFile != "/data/agent/pki/kubelet-serving.crt" || s.TLSMinVersion != "VersionTLS12" {
 		t.Errorf("%+v", s.Authentication)
 	}
+	if s.KubeletConfiguration.SeccompDefault != host.HasSeccomp() || s.PodPidsLimit != podPids || len(s.TLSCipherSuites) == 0 {
+		t.Errorf("seccomp %v, processes %d, ciphers %v", s.KubeletConfiguration.SeccompDefault, s.PodPidsLimit, s.TLSCipherSuites)
+	}
 	if s.RootDirectory != "/var/lib/kubelet" || s.PodLogsDir != "/var/log/pods" {
 		t.Errorf("root %s, logs %s", s.RootDirectory, s.PodLogsDir)
 	}
@@ -51,11 +54,11 @@ func TestNothingIsOpenToStrangers(t *testing.T) {
 }
 
 func TestTheUsersFlagsWin(t *testing.T) {
-	s, err := config("max-pods=20", "eviction_hard=memory.available<10Mi", "feature-gates=EventedPLEG=true", "protect-kernel-defaults=true", "node-status-update-frequency=7s", "node-labels=x=y", "root-dir=/var/lib/kubelet/").options()
+	s, err := config("max-pods=20", "seccomp-default=false", "pod-max-pids=-1", "eviction_hard=memory.available<10Mi", "feature-gates=EventedPLEG=true", "protect-kernel-defaults=true", "node-status-update-frequency=7s", "node-labels=x=y", "root-dir=/var/lib/kubelet/").options()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.MaxPods != 20 || len(s.EvictionHard) != 1 || s.EvictionHard["memory.available"] != "10Mi" || !s.FeatureGates["EventedPLEG"] || !s.ProtectKernelDefaults || s.NodeStatusUpdateFrequency.Duration != 7*time.Second {
+	if s.MaxPods != 20 || s.KubeletConfiguration.SeccompDefault || s.PodPidsLimit != -1 || len(s.EvictionHard) != 1 || s.EvictionHard["memory.available"] != "10Mi" || !s.FeatureGates["EventedPLEG"] || !s.ProtectKernelDefaults || s.NodeStatusUpdateFrequency.Duration != 7*time.Second {
 		t.Errorf("%+v", s.KubeletConfiguration)
 	}
 	if s.NodeLabels["x"] != "y" {

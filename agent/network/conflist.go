@@ -80,7 +80,7 @@ func writeConf(dir string, raw []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, raw) {
 		return nil
 	}
-	return atomicfile.Write(path, raw, 0o644)
+	return atomicfile.Write(path, raw, 0o600)
 }
 
 func removeConf(dir string) error {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,9 +65,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(code)
 		_ = json.NewEncoder(w).Encode(refusal{fmt.Sprintf(format, a...)}) // the reader has gone away: nothing to do
 	}
-	act := s.Actions[r.URL.Path[1:]]
+	name := strings.TrimPrefix(r.URL.Path, "/") // the path may be empty, RFC 9112 section 3.2.2
+	act := s.Actions[name]
 	if act == nil {
-		fail(http.StatusNotFound, "this umiak does not know %q: is it of another version than the command?", r.URL.Path[1:])
+		fail(http.StatusNotFound, "this umiak does not know %q: is it of another version than the command?", name)
 		return
 	}
 	if r.Method != http.MethodPost {

@@ -27,6 +27,8 @@ const (
 	// DNSv6 is the same for IPv6; see DNSv4.
 	DNSv6 = "fd75:6d69:616b::53"
 
+	// AdminsGroup is the group of the administrator's kubeconfig.
+	AdminsGroup = "umiak:admins"
 	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
 	AgentsGroup = "umiak:agents"
 	// AgentUserPrefix is what stands before the node's name in their user's.

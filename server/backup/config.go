@@ -16,6 +16,7 @@ type Config struct {
 	Schedule       string `key:"snapshot-schedule-cron" default:"0 */12 * * *" usage:"when to save the datastore, in cron's notation; nothing is written when nothing changed"`
 	Retention      int    `key:"snapshot-retention" default:"5" usage:"how many scheduled snapshots to keep"`
 	Dir            string `key:"snapshot-dir" usage:"folder for snapshots (default: server/snapshots in data-dir)"`
+	S3Unencrypted  bool   `key:"snapshot-s3-unencrypted" usage:"keep snapshots in the bucket that no passphrase encrypts: who reads it has the cluster"`
 	PassphraseFile string `key:"snapshot-passphrase-file" usage:"file with the passphrase that encrypts snapshots (default: not encrypted)"`
 	Disable        bool   `key:"disable-snapshots" usage:"make no scheduled snapshots"`
 	S3             s3.Config

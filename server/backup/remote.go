@@ -279,6 +279,11 @@ func (k *Keeper) upload(ctx context.Context) error {
 	scheduled := false
 	for _, f := range files {
 		info, err := snapshot.Inspect(f)
+		if err == nil && !info.Encrypted && !k.Config.S3Unencrypted {
+			// It holds the keys of the cluster. The others may be encrypted.
+			errs = append(errs, fmt.Errorf("%s is not encrypted and stays here: set snapshot-passphrase-file, and save anew, or snapshot-s3-unencrypted if whoever reads the bucket may have the cluster", f))
+			continue
+		}
 		if err == nil {
 			var text string
 			if text, err = describe(info); err == nil {

@@ -43,7 +43,7 @@ func (a *away) Upload(ctx context.Context, file, info string) error {
 func withBucket(t *testing.T) (*Keeper, *fake, *away) {
 	t.Helper()
 	k, f := keeper(t)
-	k.Config.S3 = s3test.Start(t).Config
+	k.Config.S3, k.Config.S3Unencrypted = s3test.Start(t).Config, true
 	b, err := k.Config.open()
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func TestBothPlacesAreKeptAlike(t *testing.T) {
 	}
 	// Another cluster's node of the same name, in the same folder.
 	other, _, _ := withBucket(t)
-	other.Config.S3 = k.Config.S3
+	other.Config.S3, other.Config.S3Unencrypted = k.Config.S3, true
 	other.Open = k.Open
 	other.Now = func() time.Time { return time.Date(2026, 11, 26, 0, 0, 0, 0, time.UTC) }
 	other.scheduled(t.Context())
@@ -273,4 +273,20 @@ func FuzzInfo(f *testing.F) {
 			t.Errorf("%+v", e)
 		}
 	})
+}
+
+// TestOnlyWhatIsEncryptedLeaves: a snapshot holds the keys of the cluster.
+func TestOnlyWhatIsEncryptedLeaves(t *testing.T) {
+	k, _, _ := withBucket(t)
+	k.Config.S3Unencrypted = false
+	e, err := k.Save(t.Context(), "plain", "")
+	if err != nil || e.Bucket != "" || !strings.Contains(e.NotUploaded, "is not encrypted and stays here: set snapshot-passphrase-file") {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if _, err := k.Save(t.Context(), "sealed", "a long passphrase"); err != nil {
+		t.Error(err)
+	}
+	if here, there := places(t, k); here != 2 || there != 1 {
+		t.Errorf("%d here and %d there, want 2 and 1", here, there)
+	}
 }

@@ -89,6 +89,7 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	}
 	return []rbacv1.ClusterRoleBinding{
 		bind("umiak:kubelet-client", "system:kubelet-api-admin", rbacv1.UserKind, KubeletClientUser),
+		bind("umiak:admins", "cluster-admin", rbacv1.GroupKind, names.AdminsGroup),
 		bind("umiak:agents", "umiak:agent", rbacv1.GroupKind, AgentsGroup),
 		bind("umiak:monitoring", "umiak:monitoring", rbacv1.GroupKind, "system:monitoring"),
 	}

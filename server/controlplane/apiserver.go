@@ -23,6 +23,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
+	"github.com/umiak-io/umiak/internal/tlspolicy"
 	"github.com/umiak-io/umiak/server/admission"
 )
 
@@ -51,18 +52,12 @@ type APIServer struct {
 // hundred bytes.
 const encryptionPoll = 5 * time.Second
 
-// ciphers are the suites of TLS 1.2 with forward secrecy and authenticated encryption. TLS 1.3 chooses
-// by itself.
-const ciphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256," +
-	"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384," +
-	"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"
-
 func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, error) {
 	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), ready: make(chan struct{}),
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
-	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(), admission.NewServices(s.Services))
+	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes())
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
 	if !given(s.APIServerArgs, metricFlags...) {
@@ -106,7 +101,7 @@ func apiServerFlags(s Settings) flags {
 	f.set("tls-private-key-file", s.Files.ServingKey)
 	f.set("tls-min-version", "VersionTLS12")
 	if !given(user, "tls-min-version") {
-		f.set("tls-cipher-suites", ciphers)
+		f.set("tls-cipher-suites", strings.Join(tlspolicy.CipherSuites(), ","))
 	}
 	f.set("client-ca-file", s.Files.ClientCA)
 	f.set("kubelet-certificate-authority", s.Files.ServerCA)
@@ -139,8 +134,10 @@ func apiServerFlags(s Settings) flags {
 	if s.AuditLog != "" {
 		f.set("audit-log-path", s.AuditLog)
 		f.set("audit-policy-file", s.AuditPolicy)
-		f.set("audit-log-maxsize", "10")
-		f.set("audit-log-maxbackup", "5")
+		// As the CIS benchmark wants it: 100 MB, and ten more that are compressed to some 5 each, of thirty days.
+		f.set("audit-log-maxsize", "100")
+		f.set("audit-log-maxbackup", "10")
+		f.set("audit-log-maxage", "30")
 		f.set("audit-log-compress", "true")
 	}
 
