@@ -118,6 +118,13 @@ func (a admission) Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinap
 
 // Dismiss takes a server's member out of the etcd cluster. A server does not take itself out: the others do.
 func (a admission) Dismiss(ctx context.Context, name string) error {
+	tokens, _, err := a.s.tokens()
+	if err != nil {
+		return err
+	}
+	if err := tokens.WithdrawNames(ctx, name); err != nil {
+		return err
+	}
 	if err := a.s.forgetServer(ctx, name); err != nil {
 		return err
 	}

@@ -89,6 +89,9 @@ func (s *Server) forget(ctx context.Context, which string) (ForgetResult, error)
 	if freed {
 		out.Done = append(out.Done, fmt.Sprintf("the name %s is free", name))
 	}
+	if err := tokens.WithdrawNames(ctx, name); err != nil {
+		return out, fmt.Errorf("forget %s: %w", which, err)
+	}
 	if err := s.forgetServer(ctx, name); err != nil {
 		return out, fmt.Errorf("forget %s: %w", which, err)
 	}

@@ -267,6 +267,9 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, s.etcdName(), s.servingLeaf().DNSNames) }); err != nil {
+		s.log.Warn("other servers do not know the names of this one (tls-san), and may give them to a node", "component", "join", "error", err)
+	}
 	meta, err := metadata.NewForConfig(rc)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)

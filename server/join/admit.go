@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -37,7 +38,7 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 		return nil, err
 	}
 	defer release()
-	n, err := a.check(ctx, s, &req)
+	n, err := a.check(ctx, s, &req, slices.Concat(a.cfg.Names, s.known.serverNames("")))
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +151,7 @@ func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.Res
 		return nil, err
 	}
 	defer release()
-	n, err := a.check(ctx, s, &req)
+	n, err := a.check(ctx, s, &req, plain(a.cfg.Names))
 	if err != nil {
 		return nil, err
 	}
@@ -191,9 +192,15 @@ func (a *API) checkOwner(ctx context.Context, s *serving, name, password string)
 	return nil
 }
 
-// check checks what a node asks for that has been let in.
-func (a *API) check(ctx context.Context, s *serving, req *joinapi.NodeRequest) (*node, error) {
-	res, err := a.reserved(ctx, s)
+// plain are the names that earlier releases refused: this server's as they are written. A node that has joined under
+// another name that a server has, as one that a wildcard covers, keeps it.
+func plain(dnsNames []string) []string {
+	return slices.DeleteFunc(slices.Clone(dnsNames), func(n string) bool { return strings.HasPrefix(n, "*.") || n != strings.ToLower(n) })
+}
+
+// check checks what a node asks for that has been let in. It may have none of the names.
+func (a *API) check(ctx context.Context, s *serving, req *joinapi.NodeRequest, names []string) (*node, error) {
+	res, err := a.reserved(ctx, s, names)
 	if err != nil {
 		return nil, err
 	}
@@ -205,8 +212,8 @@ func (a *API) check(ctx context.Context, s *serving, req *joinapi.NodeRequest) (
 }
 
 // reserved is what belongs to the servers.
-func (a *API) reserved(ctx context.Context, s *serving) (reserved, error) {
-	out := reserved{names: a.cfg.Names}
+func (a *API) reserved(ctx context.Context, s *serving, names []string) (reserved, error) {
+	out := reserved{names: names}
 	servers, err := a.servers(ctx, s)
 	if err != nil {
 		return out, err

@@ -48,13 +48,22 @@ func checkName(name, password string, reserved []string) error {
 	if len(name) > validation.LabelValueMaxLength {
 		return fmt.Errorf("node name %q is longer than %d characters", name, validation.LabelValueMaxLength)
 	}
-	if slices.Contains(reserved, name) {
+	if slices.ContainsFunc(reserved, func(r string) bool { return covers(r, name) }) {
 		return fmt.Errorf("node name %q is a name of the API server; set node-name to another", name)
 	}
 	if len(password) < minPassword || len(password) > maxPassword {
 		return fmt.Errorf("the node password has %d characters, want %d to %d", len(password), minPassword, maxPassword)
 	}
 	return nil
+}
+
+// covers reports whether a name in the API server's certificate, which may be a wildcard, is good for a node's name.
+func covers(dnsName, node string) bool {
+	if parent, wild := strings.CutPrefix(dnsName, "*."); wild {
+		_, under, ok := strings.Cut(node, ".")
+		return ok && strings.EqualFold(parent, under)
+	}
+	return strings.EqualFold(dnsName, node)
 }
 
 // check takes a request apart. What it returns holds nothing that was not asked for and allowed.

@@ -6,13 +6,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/token"
 )
 
@@ -31,7 +32,9 @@ func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *servi
 			return
 		}
 		a.free(ctx, s, name)
-		go a.dismiss(ctx, name, there)
+		if wasServer(o) {
+			go a.dismiss(ctx, name, there)
+		}
 	}})
 	if err != nil {
 		a.cfg.Log.Warn("names of deleted nodes stay taken", "error", err)
@@ -48,8 +51,8 @@ func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *servi
 		}
 		for _, secret := range all {
 			name := secret.Name[:max(0, len(secret.Name)-len(nodeSuffix))]
-			if a.cfg.Servers.Holds(name) || string(secret.Data[keyKind]) == string(token.Server) && a.cfg.Servers.Datastore() != joinapi.Etcd {
-				continue // a server without a node
+			if a.cfg.Servers.Holds(name) || string(secret.Data[keyKind]) == string(token.Server) {
+				continue // it may be a server without a node; `umiak server forget` frees its name
 			}
 			if secret.CreationTimestamp.IsZero() || time.Since(secret.CreationTimestamp.Time) < unregistered {
 				continue
@@ -60,6 +63,19 @@ func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *servi
 		}
 	}()
 	inf.RunWithContext(ctx)
+}
+
+// wasServer reports whether a Node that was deleted was a server's: no kubelet may give its Node this label.
+func wasServer(o any) bool {
+	if d, ok := o.(cache.DeletedFinalStateUnknown); ok {
+		o = d.Obj
+	}
+	m, err := apimeta.Accessor(o)
+	if err != nil {
+		return false
+	}
+	_, server := m.GetLabels()[names.ServerRole]
+	return server
 }
 
 func (a *API) free(ctx context.Context, s *serving, name string) {

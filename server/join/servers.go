@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
@@ -35,7 +36,7 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 		return nil, err
 	}
 	defer release()
-	if err := checkServer(&req, a.cfg.Names); err != nil {
+	if err := checkServer(&req, slices.Concat(a.cfg.Names, s.known.serverNames(req.Name))); err != nil {
 		return nil, joinapi.Refuse(joinapi.BadRequest, "%v", err)
 	}
 	if err := fits(&req, a.cfg.Servers); err != nil {
