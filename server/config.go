@@ -20,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/keys"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
@@ -222,8 +223,11 @@ func (c Config) Validate() error {
 		} else if t == "" && pair[1] != "" {
 			fail(key+"-file", "%s is empty", pair[1])
 		} else if t != "" {
-			if _, err := token.Parse(t); err != nil {
+			switch tok, err := token.Parse(t); {
+			case err != nil:
 				fail(key, "%w", err)
+			case tok.Weak() && !keys.Placed(c.Dirs()) && (key != "token" || c.Server == ""): // a server that runs already goes on, and says so in its status
+				fail(key, "it has %d characters, and a password needs %d at least, since it can be guessed: take a longer one, leave it out so that a token is made, or, where there is a server already, set the line in its data-dir/server/token", len(tok.Secret), token.MinPassword)
 			}
 		}
 	}

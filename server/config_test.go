@@ -1,11 +1,75 @@
 package server
 
 import (
+	"context"
+	"log/slog"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/server/pki"
 )
+
+// TestWeakPasswords: a password that a person has chosen is long, except on a server that runs with a short one already.
+func TestWeakPasswords(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"x": false, "eleven-char": false, "twelve-chars": true, "K10" + strings.Repeat("ab", 32) + "::server:x": false,
+		"um1." + strings.Repeat("ab", 32) + ".server.x": true, // as data-dir/server/token has it on a server that runs
+	} {
+		for _, key := range []string{"token", "agent-token"} {
+			c := valid()
+			c.DataDir = t.TempDir()
+			if key == "token" {
+				c.Token = text
+			} else {
+				c.AgentToken = text
+			}
+			err := c.Validate()
+			if (err == nil) != ok || err != nil && !strings.HasPrefix(err.Error(), key+": ") {
+				t.Errorf("%s %q: %v", key, text, err)
+			}
+			if _, err := pki.Ensure(pki.Config{Dir: c.Dirs().ServerPKI()}); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Validate(); err != nil {
+				t.Errorf("%s %q on a server that was set up before: %v", key, text, err)
+			}
+		}
+	}
+}
+
+// TestAServerSendsNoPassword: a server that joins with a password alone does not connect, whoever answers.
+func TestAServerSendsNoPassword(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	came := make(chan struct{}, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			_ = c.Close()
+			came <- struct{}{}
+		}
+	}()
+	c := valid()
+	c.DataDir, c.RunDir, c.NodeName = t.TempDir(), t.TempDir(), "s2"
+	c.Server, c.Token = "https://"+l.Addr().String(), "hunter2-hunter2"
+	c.NodeIP = []string{"127.0.0.1"}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err = Join(ctx, c, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "umiak token create --kind server") || strings.Contains(err.Error(), c.Token) {
+		t.Error(err)
+	}
+	select {
+	case <-came:
+		t.Error("it has connected")
+	default:
+	}
+}
 
 // valid is a configuration with nothing wrong.
 func valid() Config {

@@ -235,7 +235,7 @@ func (s *Server) ensureTokens(ctx context.Context) error {
 	old := s.tokenNotes.Swap(&notes)
 	for id, note := range notes {
 		if old == nil || (*old)[id] != note {
-			s.log.Warn("a token that is set in the settings is not the cluster's", "component", "join", "token", id, "why", note)
+			s.log.Warn("a token in the settings needs a look", "component", "join", "token", id, "why", note)
 		}
 	}
 	s.keysChanged() // what is sealed with the server token

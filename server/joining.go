@@ -57,7 +57,7 @@ func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, err
 		return fail(errors.New("a token is needed (token or token-file); `umiak token create --kind server` on a server prints one"))
 	}
 	if j.token.CA == "" {
-		j.log.Warn(joinclient.Unpinned)
+		return fail(fmt.Errorf("token: it is a password, which says nothing about the server at %s, so it is not sent: set the line that is in data-dir/server/token there, or what `umiak token create --kind server` prints", j.addr))
 	}
 	// Also a server without a node keeps its name by a password.
 	if err := os.MkdirAll(j.dirs.Agent(), 0o700); err != nil {
@@ -174,7 +174,7 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 	if err := token.CheckClock(time.Now()); err != nil {
 		return nil, err
 	}
-	ca, err := token.FetchCA(ctx, j.addr, j.token.CA, time.Now)
+	ca, err := j.token.FetchCA(ctx, j.addr, time.Now)
 	if err != nil {
 		return nil, err
 	}

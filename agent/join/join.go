@@ -2,8 +2,10 @@ package join
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -93,7 +95,7 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 	if j.cfg.Token.Secret == "" {
 		return nil, lifecycle.Permanent(errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one"))
 	}
-	if j.cfg.Token.CA == "" {
+	if j.cfg.Token.CA == "" && j.knownCAs() == nil {
 		j.cfg.Log.Warn(joinclient.Unpinned)
 	}
 	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.say("waiting to join", err) }); err != nil {
@@ -155,7 +157,7 @@ func (j *Joiner) enroll(ctx context.Context) error {
 	}
 	var errs []error
 	for _, addr := range addrs {
-		ca, err := token.FetchCA(ctx, addr, j.cfg.Token.CA, j.cfg.Now)
+		ca, err := j.fetchCA(ctx, addr)
 		if err == nil {
 			var resp joinapi.NodeResponse
 			c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.cfg.Token, Now: j.cfg.Now, Version: j.cfg.Version}
@@ -181,6 +183,24 @@ func (j *Joiner) enroll(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// fetchCA finds out whether a server may be sent the token. A password alone goes to whoever answers, but only once: who has
+// joined knows the CA.
+func (j *Joiner) fetchCA(ctx context.Context, addr string) (*x509.Certificate, error) {
+	if cas := j.knownCAs(); j.cfg.Token.CA == "" && cas != nil {
+		return token.FetchKnownCA(ctx, addr, cas, j.cfg.Now)
+	}
+	return j.cfg.Token.FetchCA(ctx, addr, j.cfg.Now)
+}
+
+// knownCAs are those of the cluster that this machine has joined, nil if it has joined none.
+func (j *Joiner) knownCAs() []byte {
+	raw, err := os.ReadFile(j.file(serverCA))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return append([]byte{}, raw...) // what cannot be read is no reason to trust whoever answers
 }
 
 // Run renews the certificates before they end and follows the list of servers, until ctx ends.

@@ -300,12 +300,12 @@ func TestRefusals(t *testing.T) {
 func TestPassword(t *testing.T) {
 	s := newServer(t)
 	file := filepath.Join(t.TempDir(), "token")
-	l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server, File: file, Given: "hunter2!"}
+	l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server, File: file, Given: "hunter2-hunter2"}
 	if _, err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
 		t.Fatal(err)
 	}
 	until(t, func() bool {
-		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2!"}).Join(t.Context(), joinapi.Node{Name: "p", IPs: n1.IPs})
+		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2-hunter2"}).Join(t.Context(), joinapi.Node{Name: "p", IPs: n1.IPs})
 		return err == nil
 	})
 	raw, err := os.ReadFile(file)
@@ -313,7 +313,7 @@ func TestPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	tok, err := token.Parse(string(raw))
-	if err != nil || tok.CA != s.tokens.CA || tok.Secret != "hunter2!" {
+	if err != nil || tok.CA != s.tokens.CA || tok.Secret != "hunter2-hunter2" {
 		t.Fatalf("%v, %v", tok, err)
 	}
 	if _, err := newMachine(t, s).joiner(t, s, tok).Join(t.Context(), n1); err != nil {
@@ -329,6 +329,47 @@ func TestPassword(t *testing.T) {
 	}
 	if _, err := newMachine(t, s).joiner(t, s, s.token(t, serverjoin.Spec{})).Join(t.Context(), joinapi.Node{Name: "y", IPs: n1.IPs}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAPasswordIsSentOnce: a machine that has joined with a password alone and was deleted from the cluster sends the password to
+// its cluster again, and nothing to a server with another CA.
+func TestAPasswordIsSentOnce(t *testing.T) {
+	const password = "hunter2-hunter2"
+	s, fake := newServer(t), newServer(t)
+	for _, s := range []*fakeServer{s, fake} {
+		l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server, File: filepath.Join(t.TempDir(), "token"), Given: password}
+		if _, err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var heard atomic.Int32
+	answers := fake.Config.Handler
+	fake.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		heard.Add(1)
+		answers.ServeHTTP(w, r)
+	})
+	m := newMachine(t, s)
+	until(t, func() bool {
+		_, err := m.joiner(t, s, token.Token{Secret: password}).Join(t.Context(), n1)
+		return err == nil
+	})
+	if _, err := s.tokens.Free(t.Context(), n1.Name); err != nil {
+		t.Fatal(err)
+	}
+	// Its certificates are gone too, as on a disk that was repaired: it has to join.
+	if err := os.Remove(m.dirs.Joined()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.lb.Set([]string{fake.Listener.Addr().String()}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := m.joiner(t, fake, token.Token{Secret: password}).Join(t.Context(), n1)
+	if !errors.Is(err, token.ErrWrongServer) || !strings.Contains(err.Error(), "the password was not sent") || heard.Load() != 0 {
+		t.Errorf("another CA: %v; it has got %d requests", err, heard.Load())
+	}
+	if _, err := m.joiner(t, s, token.Token{Secret: password}).try(t, n1); err != nil {
+		t.Errorf("its own cluster: %v", err)
 	}
 }
 

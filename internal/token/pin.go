@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,10 +34,37 @@ func CheckClock(now time.Time) error {
 	return nil
 }
 
+// errOtherCA means that a server presents CAs, and none is the one that is looked for.
+var errOtherCA = errors.New("its CA has another hash than the token; the token is of another cluster, or somebody stands between")
+
 // FetchCA connects to a server and returns the CA certificate that it presents, once it has the token's
 // hash and has signed the server's certificate. Nothing is sent but what TLS needs. Without a hash it
 // returns whatever CA the server presents: the caller must say so to its user.
-func FetchCA(ctx context.Context, addr, hash string, now func() time.Time) (*x509.Certificate, error) {
+func (t Token) FetchCA(ctx context.Context, addr string, now func() time.Time) (*x509.Certificate, error) {
+	var want func(*x509.Certificate) bool
+	if t.CA != "" {
+		want = func(c *x509.Certificate) bool { return hasHash(c, t.CA) }
+	}
+	ca, err := fetchCA(ctx, addr, want, now)
+	if errors.Is(err, errOtherCA) && t.User != "" {
+		err = fmt.Errorf("%w; a hash that k3s has printed is that of a k3s cluster's CA, which no umiak server has: set the token that `umiak token create` prints on a server", err)
+	}
+	return ca, err
+}
+
+// FetchKnownCA is Token.FetchCA for a machine that knows the cluster's CAs, in PEM form.
+func FetchKnownCA(ctx context.Context, addr string, cas []byte, now func() time.Time) (*x509.Certificate, error) {
+	known := parseCAs(cas)
+	ca, err := fetchCA(ctx, addr, func(c *x509.Certificate) bool {
+		return slices.ContainsFunc(known, func(k *x509.Certificate) bool { return HashCA(k) == HashCA(c) })
+	}, now)
+	if errors.Is(err, errOtherCA) {
+		err = fmt.Errorf("%w: it has another CA than the cluster that this machine is or was a node of, so the password was not sent to it; a token from `umiak token create` there names the CA, or run `umiak cleanup --purge` to join another cluster", ErrWrongServer)
+	}
+	return ca, err
+}
+
+func fetchCA(ctx context.Context, addr string, want func(*x509.Certificate) bool, now func() time.Time) (*x509.Certificate, error) {
 	var ca *x509.Certificate
 	d := tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: 10 * time.Second},
@@ -45,7 +73,7 @@ func FetchCA(ctx context.Context, addr, hash string, now func() time.Time) (*x50
 			// The chain is checked below, against what the token says.
 			InsecureSkipVerify: true,
 			VerifyConnection: func(s tls.ConnectionState) (err error) {
-				ca, err = pick(s.PeerCertificates, hash, now())
+				ca, err = pick(s.PeerCertificates, want, now())
 				return err
 			},
 		},
@@ -64,16 +92,16 @@ func FetchCA(ctx context.Context, addr, hash string, now func() time.Time) (*x50
 	return ca, nil
 }
 
-// pick finds the CA in a chain and checks that it is the one, and that the leaf is its server's.
-func pick(chain []*x509.Certificate, hash string, now time.Time) (*x509.Certificate, error) {
+// pick finds the CA in a chain and checks that it is the one, and that the leaf is its server's. Without want any is.
+func pick(chain []*x509.Certificate, want func(*x509.Certificate) bool, now time.Time) (*x509.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, fmt.Errorf("%w: it has no certificate", ErrWrongServer)
 	}
 	var ca *x509.Certificate
 	others := x509.NewCertPool()
 	for _, c := range chain[1:] {
-		if c.IsCA && (hash == "" || HashCA(c) == hash) {
-			ca = c // without a hash: the last, which is the root
+		if c.IsCA && (want == nil || want(c)) {
+			ca = c // where any is: the last, which is the root
 		}
 		others.AddCert(c)
 	}
@@ -81,7 +109,7 @@ func pick(chain []*x509.Certificate, hash string, now time.Time) (*x509.Certific
 		if len(chain) == 1 {
 			return nil, fmt.Errorf("%w: it presents no CA certificate, so it is no umiak server", ErrWrongServer)
 		}
-		return nil, fmt.Errorf("%w: its CA has another hash than the token; the token is of another cluster, or somebody stands between", ErrWrongServer)
+		return nil, fmt.Errorf("%w: %w", ErrWrongServer, errOtherCA)
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)

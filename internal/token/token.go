@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
@@ -43,7 +44,16 @@ type Token struct {
 	// ID names the token. It is empty where all that is known is a password.
 	ID     string
 	Secret string
+	// User is set in a password with a hash as k3s prints it, K10HASH::USER:PASSWORD; its CA may be a k3s cluster's.
+	User string
 }
+
+// MinPassword is how many characters a password needs that a person chooses: ten guesses a minute from an address find a
+// shorter one sooner or later.
+const MinPassword = 12
+
+// Weak reports whether it is a password of somebody's choice that is too short.
+func (t Token) Weak() bool { return t.ID == "" && len(t.Secret) < MinPassword }
 
 const (
 	prefix    = "um1"
@@ -52,6 +62,7 @@ const (
 
 var (
 	hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	k3sForm  = regexp.MustCompile(`^K10([0-9a-fA-F]{64})::(.*)$`)
 	idForm   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 )
 
@@ -67,6 +78,12 @@ func Parse(s string) (Token, error) {
 	}
 	if len(s) > len(prefix)+64+32+maxSecret+3 {
 		return Token{}, fmt.Errorf("it is %d bytes long; %s", len(s), form)
+	}
+	if m := k3sForm.FindStringSubmatch(s); m != nil {
+		return parseK3s(strings.ToLower(m[1]), m[2])
+	}
+	if strings.HasPrefix(s, "K10") && strings.Contains(s, "::") {
+		return Token{}, errors.New("it begins as a token of k3s does, K10HASH::USER:PASSWORD, and its hash has not 64 hex digits; " + form)
 	}
 	rest, isToken := strings.CutPrefix(s, prefix+".")
 	if !isToken {
@@ -92,6 +109,21 @@ func Parse(s string) (Token, error) {
 	return t, nil
 }
 
+// parseK3s reads what follows the hash in a token as k3s prints it.
+func parseK3s(ca, rest string) (Token, error) {
+	user, secret, ok := strings.Cut(rest, ":")
+	switch {
+	case !ok:
+		return Token{}, errors.New("it is a token of `k3s token create`, which is known in that k3s cluster alone; " + form)
+	case user != "server" && user != "node":
+		return Token{}, errors.New("it is K10HASH::USER:PASSWORD as k3s prints it, and its user is neither server nor node; " + form)
+	}
+	if err := CheckSecret(secret); err != nil {
+		return Token{}, fmt.Errorf("%w; %s", err, form)
+	}
+	return Token{CA: ca, User: user, Secret: secret}, nil
+}
+
 // CheckID says whether an id can be one.
 func CheckID(id string) error {
 	if !idForm.MatchString(id) {
@@ -115,8 +147,11 @@ func CheckSecret(s string) error {
 
 // Line is the token as a user copies it.
 func (t Token) Line() string {
-	if t.CA == "" {
+	switch {
+	case t.CA == "":
 		return t.Secret
+	case t.User != "":
+		return "K10" + t.CA + "::" + t.User + ":" + t.Secret
 	}
 	return prefix + "." + t.CA + "." + t.ID + "." + t.Secret
 }
@@ -156,14 +191,23 @@ func HashCA(ca *x509.Certificate) string {
 	return hex.EncodeToString(h[:])
 }
 
+// hasHash reports whether a hash is the CA's: that of HashCA, or, as k3s makes it, that of the certificate's PEM file.
+func hasHash(ca *x509.Certificate, hash string) bool {
+	return HashCA(ca) == hash || HashSecret(string(EncodeCA(ca))) == hash
+}
+
 // HoldsCA says whether one of the certificates, in PEM form, is the CA with a hash.
 func HoldsCA(raw []byte, hash string) bool {
+	return slices.ContainsFunc(parseCAs(raw), func(c *x509.Certificate) bool { return hasHash(c, hash) })
+}
+
+func parseCAs(raw []byte) (out []*x509.Certificate) {
 	for b, rest := pem.Decode(raw); b != nil; b, rest = pem.Decode(rest) {
-		if c, err := x509.ParseCertificate(b.Bytes); err == nil && HashCA(c) == hash {
-			return true
+		if c, err := x509.ParseCertificate(b.Bytes); err == nil {
+			out = append(out, c)
 		}
 	}
-	return false
+	return out
 }
 
 // EncodeCA is a CA in PEM form.

@@ -30,7 +30,15 @@ func TestParse(t *testing.T) {
 	if got, err = Parse("hunter2"); err != nil || got != (Token{Secret: "hunter2"}) {
 		t.Fatalf("%v, %v", got, err)
 	}
+	k3s := "K10" + hash + "::server:" + secret
+	if got, err = Parse(k3s); err != nil || got != (Token{CA: hash, User: "server", Secret: secret}) || got.Line() != k3s || strings.Contains(fmt.Sprint(got), secret) {
+		t.Fatalf("%v, %v", got, err)
+	}
 	for in, want := range map[string]string{
+		"K10" + hash + "::abcdef.s3cret": "`k3s token create`",
+		"K10" + hash + "::root:s3cret":   "neither server nor node",
+		"K10" + hash + "::node:":         "secret has 0",
+		"K10" + hash[2:] + "::node:x":    "64 hex digits",
 		"":                               "empty",
 		"two words":                      "space",
 		"um1.":                           "cut off",
@@ -71,6 +79,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("um1." + hash + ".id.secret")
 	f.Add("um1.a.b.c")
 	f.Add("pass word")
+	f.Add("K10" + hash + "::server:secret")
 	f.Fuzz(func(t *testing.T, s string) {
 		k, err := Parse(s)
 		if err != nil {
@@ -153,7 +162,7 @@ func serve(t *testing.T, c tls.Certificate) (addr string, said chan int) {
 }
 
 func TestFetchCAOfMulticastName(t *testing.T) {
-	_, err := FetchCA(t.Context(), "there-is-none.local:6443", "", time.Now)
+	_, err := Token{}.FetchCA(t.Context(), "there-is-none.local:6443", time.Now)
 	if err == nil || !strings.Contains(err.Error(), "names in .local") {
 		t.Error(err)
 	}
@@ -170,6 +179,7 @@ func TestFetchCA(t *testing.T) {
 		"right":            {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), nil},
 		"no hash":          {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), "", time.Now(), nil},
 		"another cluster":  {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, evil), HashCA(good.cert), time.Now(), ErrWrongServer},
+		"as k3s hashes it": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashSecret(string(EncodeCA(good.cert))), time.Now(), nil},
 		"borrowed CA":      {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), ErrWrongServer},
 		"no CA":            {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth), HashCA(good.cert), time.Now(), ErrWrongServer},
 		"a node's":         {good.serving(t, "node1", x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), ErrWrongServer},
@@ -179,7 +189,7 @@ func TestFetchCA(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr, said := serve(t, c.cert)
-			ca, err := FetchCA(context.Background(), addr, c.hash, func() time.Time { return c.now })
+			ca, err := Token{CA: c.hash}.FetchCA(context.Background(), addr, func() time.Time { return c.now })
 			if !errors.Is(err, c.want) || err == nil && !ca.Equal(good.cert) {
 				t.Errorf("%v", err)
 			}
@@ -187,6 +197,11 @@ func TestFetchCA(t *testing.T) {
 				t.Errorf("%d bytes were sent", n)
 			}
 		})
+	}
+	addr, said := serve(t, evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, evil))
+	_, err := Token{CA: HashCA(good.cert), User: "server", Secret: "x"}.FetchCA(t.Context(), addr, time.Now)
+	if !errors.Is(err, ErrWrongServer) || !strings.Contains(err.Error(), "a hash that k3s has printed") || <-said != 0 {
+		t.Errorf("with a hash of k3s: %v", err)
 	}
 	if err := CheckClock(time.Unix(1000, 0)); !errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "1970") {
 		t.Error(err)

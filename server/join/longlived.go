@@ -51,6 +51,9 @@ func (t Tokens) noted(ctx context.Context, l LongLived, r Record) (Record, error
 // ErrOtherCA means that what the user has set is a token of another CA than those that are trusted.
 var ErrOtherCA = errors.New("it is a token of another cluster than the one whose CA lies in data-dir, or of this one before its CA was replaced; `umiak token list` and DATA/server/token have those of now")
 
+// errWeak means that a password is too short.
+var errWeak = fmt.Errorf("it is a password of less than %d characters, which can be guessed; set a longer one, or none and a token is made", token.MinPassword)
+
 // Check says what is wrong with what the user has set. Setting is the key, for the error; cas are the hashes of
 // the server CAs that are trusted.
 func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
@@ -60,6 +63,9 @@ func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
 	}
 	if t.ID != "" && t.ID != l.ID {
 		return t, fmt.Errorf("%s: it is the token %q; only a password or the token %q can be set", setting, t.ID, l.ID)
+	}
+	if t.User != "" { // as k3s printed it; the hash is of a CA that this cluster need not have
+		t.CA, t.User = "", ""
 	}
 	if t.CA != "" && !slices.Contains(cas, t.CA) {
 		return t, fmt.Errorf("%s: %w", setting, ErrOtherCA)
@@ -91,10 +97,15 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note
 			return "", err
 		case h != r.hash && slices.Contains(r.former, h):
 			note = fmt.Sprintf("it was rotated or revoked, and is not used any more; set the one in %s, or none", l.File)
+		case h != r.hash && given.Weak() && !l.Joined:
+			note = fmt.Sprintf("%v; it is not used", errWeak)
 		case h != r.hash && l.Joined:
 			note = fmt.Sprintf("this server has joined with it, and only the first server's settings choose the cluster's token; set the one in %s, or none", l.File)
 		default:
-			return "", t.set(ctx, l, r, given, log)
+			if given.Weak() { // from the time before this rule
+				note = errWeak.Error()
+			}
+			return note, t.set(ctx, l, r, given, log)
 		}
 	}
 	return note, t.keep(ctx, l, r, log)
@@ -168,6 +179,9 @@ func (t Tokens) first(ctx context.Context, l LongLived) error {
 	case l.Given != "":
 		if tok, err = l.Check("token", t.cas()...); err != nil {
 			return err
+		}
+		if tok.Weak() {
+			return fmt.Errorf("%s: %w", l.ID, errWeak)
 		}
 		tok.CA, tok.ID, r.Password, r.Description = t.CA, l.ID, true, "set by the user"
 	case tok.Secret == "" || tok.CA != t.CA || tok.ID != l.ID:

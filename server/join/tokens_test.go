@@ -97,8 +97,8 @@ func TestTokensOfTheFirstStart(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 	// Set by the user: it is what he says, from now on.
-	l.Given = "a-password"
-	if got := ensure(l); got != "um1."+hash+".agent.a-password" {
+	l.Given = "my-own-password"
+	if got := ensure(l); got != "um1."+hash+".agent.my-own-password" {
 		t.Errorf("%q", got)
 	}
 	for _, bad := range []string{"um1." + hash + ".server.x", "two words"} {
@@ -181,11 +181,11 @@ func TestTokensOfSeveralServers(t *testing.T) {
 	got, note = ensure(a)
 	want("rotated elsewhere", got, note, "", false)
 	// A password of the user's own counts, once.
-	a.Given, a.Server, late.Server = "a-password", "a", "late"
+	a.Given, a.Server, late.Server = "my-own-password", "a", "late"
 	got, note = ensure(a)
-	want("a password", got, note, "um1."+tokens.CA+".server.a-password", false)
+	want("a password", got, note, "um1."+tokens.CA+".server.my-own-password", false)
 	got, note = ensure(b)
-	want("and the others", got, note, "um1."+tokens.CA+".server.a-password", false)
+	want("and the others", got, note, "um1."+tokens.CA+".server.my-own-password", false)
 	third, rotated, err := tokens.Rotate(ctx, ServerID)
 	if err != nil {
 		t.Fatal(err)
@@ -213,6 +213,41 @@ func TestTokensOfSeveralServers(t *testing.T) {
 	a.Given = third.Line()
 	got, note = ensure(a)
 	want("a revoked one", got, note, "", true)
+}
+
+// TestShortPasswords: a new one is refused; one that the cluster has from before goes on and is named.
+func TestShortPasswords(t *testing.T) {
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
+	l := LongLived{ID: ServerID, Kind: token.Server, File: filepath.Join(t.TempDir(), "token"), Given: "hunter2"}
+	if _, err := tokens.Ensure(t.Context(), l, quiet); err == nil || !strings.Contains(err.Error(), "less than 12 characters") {
+		t.Errorf("a new cluster: %v", err)
+	}
+	old := Record{ID: ServerID, Kind: token.Server, Password: true, hash: token.HashSecret("hunter2")}
+	if _, err := tokens.secrets().Create(t.Context(), old.secret(), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for given, want := range map[string]string{"hunter2": "less than 12", "hunter3": "it is not used", "hunter2-hunter2": ""} {
+		l.Given = given
+		if _, err := tokens.secrets().Update(t.Context(), old.secret(), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		note, err := tokens.Ensure(t.Context(), l, quiet)
+		if err != nil || (note == "") != (want == "") || !strings.Contains(note, want) {
+			t.Errorf("%s: %q, %v", given, note, err)
+		}
+		r, err := tokens.get(t.Context(), ServerID)
+		if kept := r.hash == old.hash; err != nil || kept == (want == "") {
+			t.Errorf("%s: the old one is kept: %v, %v", given, kept, err)
+		}
+	}
+	// As k3s printed it: what counts is the password.
+	l.Given = "K10" + strings.Repeat("cd", 32) + "::server:hunter2-of-k3s"
+	if note, err := tokens.Ensure(t.Context(), l, quiet); err != nil || note != "" {
+		t.Errorf("%q, %v", note, err)
+	}
+	if raw, err := os.ReadFile(l.File); err != nil || strings.TrimSpace(string(raw)) != "um1."+hash+".server.hunter2-of-k3s" {
+		t.Errorf("%s, %v", raw, err)
+	}
 }
 
 func TestCreateAndRevoke(t *testing.T) {
