@@ -57,7 +57,7 @@ func TestAServerSendsNoPassword(t *testing.T) {
 	c := valid()
 	c.DataDir, c.RunDir, c.NodeName = t.TempDir(), t.TempDir(), "s2"
 	c.Server, c.Token = "https://"+l.Addr().String(), "hunter2-hunter2"
-	c.NodeIP = []string{"127.0.0.1"}
+	c.NodeIP = []string{"192.0.2.7"}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	_, err = Join(ctx, c, slog.New(slog.DiscardHandler))

@@ -67,7 +67,12 @@ func clock(p *atomic.Pointer[time.Time]) func() time.Time {
 
 func newServer(t *testing.T) *fakeServer {
 	t.Helper()
-	dir := t.TempDir()
+	return newServerIn(t, t.TempDir())
+}
+
+// newServerIn is newServer with authorities that may lie in dir.
+func newServerIn(t *testing.T, dir string) *fakeServer {
+	t.Helper()
 	s := &fakeServer{}
 	p, err := pki.Ensure(pki.Config{Dir: dir, Now: clock(&s.now)})
 	if err != nil {

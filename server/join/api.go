@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/metadata"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/pki"
@@ -77,7 +78,7 @@ type API struct {
 	work  chan struct{} // holds one for each request that has been let in
 
 	passwords *failures
-	refusals  *digest
+	refusals  *logging.Digest
 }
 
 // serving is what there is while Run runs.
@@ -93,6 +94,8 @@ const (
 	atOnce = 8
 	// patience is how long a request may take to send its body, and to wait for its turn.
 	patience = 10 * time.Second
+	// maxChain is how many certificates of a client are looked at.
+	maxChain = 8
 	// maxMessage is how long a refusal may be.
 	maxMessage = 500
 )
@@ -112,7 +115,7 @@ func New(cfg Config) *API {
 		cfg.IPs = func() []string { return nil }
 	}
 	cfg.Log = cfg.Log.With("component", "join")
-	return &API{cfg: cfg, work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: &digest{log: cfg.Log, now: cfg.Now}}
+	return &API{cfg: cfg, work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
 }
 
 // Run follows tokens and nodes until ctx ends, and lets requests in meanwhile.
@@ -207,13 +210,16 @@ func (a *API) identity(r *http.Request) (string, error) {
 	if !ok {
 		return "", errors.New("the client certificate is not a node's")
 	}
-	roots := x509.NewCertPool()
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.cfg.Signer.CAPEM(pki.ClientCA))
+	for _, c := range r.TLS.PeerCertificates[1:min(len(r.TLS.PeerCertificates), maxChain)] { // the client CA may be an intermediate
+		between.AddCert(c)
+	}
 	at := a.cfg.Now()
 	if at.After(c.NotAfter) {
 		at = c.NotAfter
 	}
-	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return "", errors.New("the client certificate was not issued by this cluster")
 	}
 	return name, nil
@@ -278,7 +284,7 @@ func (a *API) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		status = http.StatusInternalServerError
 	}
 	if e.Code != joinapi.Starting {
-		a.refusals.add(remote(r), e)
+		a.refusals.Add(remote(r).String(), e.Message)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

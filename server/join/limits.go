@@ -1,12 +1,9 @@
 package join
 
 import (
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
-
-	"github.com/umiak-io/umiak/internal/joinapi"
 )
 
 const (
@@ -65,28 +62,4 @@ func (f *failures) right(a netip.Addr) {
 	} else {
 		delete(f.count, k)
 	}
-}
-
-// digest logs refusals, one line every few seconds however many there are.
-type digest struct {
-	log *slog.Logger
-	now func() time.Time
-
-	mu      sync.Mutex
-	last    time.Time
-	skipped int
-}
-
-const digestEvery = 5 * time.Second
-
-func (d *digest) add(from netip.Addr, e *joinapi.Error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := d.now()
-	if since := now.Sub(d.last); since >= 0 && since < digestEvery {
-		d.skipped++
-		return
-	}
-	d.log.Warn("refused to let a node in", "from", from, "why", e.Message, "others-since-last-line", d.skipped)
-	d.last, d.skipped = now, 0
 }

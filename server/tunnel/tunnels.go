@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
@@ -30,6 +31,8 @@ type Tunnels struct {
 	id  Identity
 	log *slog.Logger
 
+	refusals *logging.Digest
+
 	mu      sync.Mutex
 	nodes   map[string][]*session // the newest first
 	changed chan struct{}         // closed when a node has connected, and replaced
@@ -42,7 +45,8 @@ var _ http.Handler = (*Tunnels)(nil)
 
 // NewTunnels makes an empty set.
 func NewTunnels(id Identity, log *slog.Logger) *Tunnels {
-	return &Tunnels{id: id, log: log.With("component", "tunnel"), nodes: map[string][]*session{}, changed: make(chan struct{})}
+	log = log.With("component", "tunnel")
+	return &Tunnels{id: id, log: log, refusals: logging.NewDigest(log, time.Now, "refused a tunnel"), nodes: map[string][]*session{}, changed: make(chan struct{})}
 }
 
 // Run ends all tunnels when ctx ends, and takes no more.
@@ -74,7 +78,7 @@ func (t *Tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if errors.As(err, &no) {
 			code = no.status
 		}
-		t.log.Warn("refused a tunnel", "from", r.RemoteAddr, "reason", err)
+		t.refusals.Add(r.RemoteAddr, err.Error())
 		w.Header().Set("Connection", "close")
 		http.Error(w, err.Error(), code)
 		return
