@@ -21,6 +21,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/internal/wallclock"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/join"
 	"github.com/umiak-io/umiak/server/keys"
@@ -213,11 +214,12 @@ func (s *Server) tokensChanged() {
 	}
 }
 
-// ensureTokens makes the tokens of the first start, and their files what the cluster has.
-func (s *Server) ensureTokens(ctx context.Context) error {
+// ensureTokens makes the tokens of the first start, and their files what the cluster has. It returns when one of them has to be
+// renewed, zero for never.
+func (s *Server) ensureTokens(ctx context.Context) (due time.Time, err error) {
 	tokens, _, err := s.tokens()
 	if err != nil {
-		return err
+		return due, err
 	}
 	notes := map[string]string{}
 	for _, t := range s.longLived() {
@@ -226,34 +228,52 @@ func (s *Server) ensureTokens(ctx context.Context) error {
 			if note != "" {
 				notes[t.ID] = note
 			}
+			if err == nil && t.ID == join.AgentID {
+				due, err = tokens.Renew(ctx, t, s.log.With("component", "join"))
+			}
 			return err
 		})
 		if err != nil {
-			return err
+			return due, err
 		}
 	}
 	old := s.tokenNotes.Swap(&notes)
 	for id, note := range notes {
 		if old == nil || (*old)[id] != note {
-			s.log.Warn("a token in the settings needs a look", "component", "join", "token", id, "why", note)
+			s.log.Warn("a token of the first start needs a look", "component", "join", "token", id, "why", note)
 		}
 	}
 	s.keysChanged() // what is sealed with the server token
-	return nil
+	return due, nil
 }
 
 // runTokens keeps the tokens of the first start and their files what they should be. Nothing waits for it: where a write
 // is refused, machines join with the tokens that there are.
 func (s *Server) runTokens(ctx context.Context, ready func()) error {
+	alarm, err := wallclock.NewAlarm()
+	if err != nil {
+		return err
+	}
+	defer alarm.Close()
 	for {
-		if err := s.ensureTokens(ctx); err != nil {
+		due, err := s.ensureTokens(ctx)
+		if err != nil {
 			return err
 		}
 		ready()
+		if !due.IsZero() {
+			if err := alarm.Set(max(time.Until(due), time.Minute)); err != nil {
+				return err
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.tokensWake:
+		case _, ok := <-alarm.Rung():
+			if !ok {
+				return alarm.Err()
+			}
 		}
 	}
 }

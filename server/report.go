@@ -79,7 +79,7 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 	}
 	if notes := s.tokenNotes.Load(); notes != nil {
 		for id, note := range *notes {
-			out.Rows = append(out.Rows, status.Row{Name: "setting of the " + id + " token", State: "look at this", Detail: note})
+			out.Rows = append(out.Rows, status.Row{Name: id + " token", State: "look at this", Detail: note})
 		}
 	}
 	if s.election != nil {

@@ -153,6 +153,9 @@ func printTokens(w io.Writer, list []join.Record, now time.Time) error {
 		if !r.Expires.IsZero() {
 			expires = r.Expires.UTC().Format("2006-01-02 15:04 UTC")
 		}
+		if r.Renews {
+			expires += ", renewed"
+		}
 		if r.UsesLeft != nil {
 			uses = fmt.Sprint(*r.UsesLeft)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -66,7 +67,16 @@ func (k *known) token(id, secret string, now time.Time) (Record, string) {
 			continue
 		}
 		r, err := parse(s)
-		if err != nil || id == "" && !r.Password || subtle.ConstantTimeCompare([]byte(r.hash), hash) != 1 {
+		if err != nil || id == "" && !r.Password {
+			continue
+		}
+		if subtle.ConstantTimeCompare([]byte(r.hash), hash) != 1 {
+			switch {
+			case subtle.ConstantTimeCompare([]byte(r.previous), hash) == 1 && now.Before(r.previousEnds):
+				return r, ""
+			case slices.Contains(r.former, string(hash)): // who knows it may know that it was one
+				return r, fmt.Sprintf("the secret of token %s was replaced; `umiak token create` on a server makes a token, and %s has the present one there", r.ID, "data-dir/server")
+			}
 			continue
 		}
 		switch st := r.State(now); st {

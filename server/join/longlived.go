@@ -108,6 +108,9 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note
 			return note, t.set(ctx, l, r, given, log)
 		}
 	}
+	if note == "" && l.ID == AgentID && r.hash != "" && !r.Password && !r.Renews && r.Expires.IsZero() {
+		note = "it never ends, as the first one of earlier releases; `umiak token rotate agent` gives one that ends, and that this server renews in " + l.File
+	}
 	return note, t.keep(ctx, l, r, log)
 }
 
@@ -120,6 +123,7 @@ func (t Tokens) set(ctx context.Context, l LongLived, r Record, given token.Toke
 		}
 		r.replace(h)
 		r.Kind, r.Password = l.Kind, true
+		r.lasting()
 		if err := t.seal(&r, own); err != nil {
 			return err
 		}
@@ -191,6 +195,9 @@ func (t Tokens) first(ctx context.Context, l LongLived) error {
 		return err
 	}
 	r.hash = token.HashSecret(tok.Secret)
+	if l.ID == AgentID && !r.Password {
+		r.renewing(t.now())
+	}
 	if err := t.seal(&r, tok); err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ const (
 
 	keyKind, keyHash, keyExpires, keyUses, keyText, keyPassword = "kind", "sha256", "expires", "uses-left", "description", "password"
 	keyFormer, keySealed, keySetOn                              = "former", "sealed", "set-on"
+	keyRenews, keyPrevious, keyPreviousEnds                     = "renews", "previous", "previous-ends"
 )
 
 // The two tokens that a cluster has from its first start on, until they are rotated or revoked.
@@ -59,11 +60,16 @@ type Record struct {
 	Password bool `json:"password,omitempty"`
 	// SetOn are the servers in whose settings the token stands, or stood when they last started.
 	SetOn []string `json:"setOn,omitempty"`
+	// Renews says that servers give it another secret before it ends.
+	Renews bool `json:"renews,omitempty"`
 
 	hash   string   // empty once it is revoked
 	former []string // hashes of secrets that were rotated away or revoked, the newest last
-	sealed []byte   // the token's line, for servers alone; nothing where it was made elsewhere
-	raw    *corev1.Secret
+	// previous is the hash of the secret before, which Renew replaced and which is taken until previousEnds.
+	previous     string
+	previousEnds time.Time
+	sealed       []byte // the token's line, for servers alone; nothing where it was made elsewhere
+	raw          *corev1.Secret
 }
 
 // maxFormer is how many secrets a token remembers that it had.
@@ -75,7 +81,7 @@ func (r *Record) replace(hash string) {
 		r.former = append(slices.DeleteFunc(r.former, func(h string) bool { return h == r.hash }), r.hash)
 		r.former = r.former[max(0, len(r.former)-maxFormer):]
 	}
-	r.hash, r.sealed = hash, nil
+	r.hash, r.sealed, r.previous, r.previousEnds = hash, nil, "", time.Time{}
 }
 
 // State says in a word whether the token can be used.
@@ -98,13 +104,19 @@ func parse(s *corev1.Secret) (Record, error) {
 		return Record{}, fmt.Errorf("secret %s is not a token", s.Name)
 	}
 	r := Record{ID: id, Description: string(s.Data[keyText]), Created: s.CreationTimestamp.Time, Password: string(s.Data[keyPassword]) == "true", hash: string(s.Data[keyHash]),
-		former: strings.Fields(string(s.Data[keyFormer])), SetOn: strings.Fields(string(s.Data[keySetOn])), sealed: s.Data[keySealed], raw: s}
+		former: strings.Fields(string(s.Data[keyFormer])), SetOn: strings.Fields(string(s.Data[keySetOn])), sealed: s.Data[keySealed],
+		Renews: string(s.Data[keyRenews]) == "true", previous: string(s.Data[keyPrevious]), raw: s}
 	var err error
 	if r.Kind, err = token.ParseKind(string(s.Data[keyKind])); err != nil {
 		return Record{}, fmt.Errorf("secret %s: %w", s.Name, err)
 	}
 	if v := string(s.Data[keyExpires]); v != "" {
 		if r.Expires, err = time.Parse(time.RFC3339, v); err != nil {
+			return Record{}, fmt.Errorf("secret %s: %w", s.Name, err)
+		}
+	}
+	if v := string(s.Data[keyPreviousEnds]); v != "" {
+		if r.previousEnds, err = time.Parse(time.RFC3339, v); err != nil {
 			return Record{}, fmt.Errorf("secret %s: %w", s.Name, err)
 		}
 	}
@@ -142,6 +154,12 @@ func (r Record) secret() *corev1.Secret {
 	if len(r.former) > 0 {
 		s.Data[keyFormer] = []byte(strings.Join(r.former, "\n"))
 	}
+	if r.Renews {
+		s.Data[keyRenews] = []byte("true")
+	}
+	if r.previous != "" {
+		s.Data[keyPrevious], s.Data[keyPreviousEnds] = []byte(r.previous), []byte(r.previousEnds.UTC().Format(time.RFC3339))
+	}
 	if len(r.SetOn) > 0 {
 		s.Data[keySetOn] = []byte(strings.Join(r.SetOn, "\n"))
 	}
@@ -161,6 +179,14 @@ type Tokens struct {
 	Former []string
 	// Secret is what only servers have; nil elsewhere. With it the tokens of the first start get to all servers' files.
 	Secret func() ([]byte, error)
+	Now    func() time.Time // time.Now
+}
+
+func (t Tokens) now() time.Time {
+	if t.Now == nil {
+		return time.Now()
+	}
+	return t.Now()
 }
 
 // purpose is that of what is sealed with Secret.
@@ -249,7 +275,7 @@ func (t Tokens) prune(ctx context.Context) error {
 		return err
 	}
 	for _, r := range list {
-		if r.Expires.IsZero() || time.Since(r.Expires) < kept {
+		if r.Expires.IsZero() || time.Since(r.Expires) < kept || r.ID == ServerID || r.ID == AgentID { // those two remember what they were
 			continue
 		}
 		if err := t.secrets().Delete(ctx, tokenPrefix+r.ID, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
@@ -303,6 +329,7 @@ func (t Tokens) Revoke(ctx context.Context, id string) error {
 	}
 	if id == ServerID || id == AgentID {
 		r.replace("")
+		r.lasting()
 		r.Password = false
 		_, err = t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{})
 	} else {
@@ -323,7 +350,9 @@ func (t Tokens) Rotate(ctx context.Context, id string) (token.Token, Record, err
 	}
 	tok := token.New(t.CA, id)
 	r.replace(token.HashSecret(tok.Secret))
-	r.Password = false
+	if r.Password = false; id == AgentID {
+		r.renewing(t.now())
+	}
 	if err := t.seal(&r, tok); err != nil {
 		return token.Token{}, Record{}, err
 	}

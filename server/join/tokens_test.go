@@ -1,6 +1,7 @@
 package join
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -342,4 +343,121 @@ func FuzzParseSecret(f *testing.F) {
 		_, _ = parse(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: tokenPrefix + "x"}, Type: tokenType,
 			Data: map[string][]byte{keyKind: []byte(kind), keyExpires: []byte(expires), keyUses: []byte(uses)}})
 	})
+}
+
+// TestTheAgentsTokenIsRenewed: each secret ends, the file always has a good one, and one that was copied is taken until its end.
+func TestTheAgentsTokenIsRenewed(t *testing.T) {
+	ctx, now := t.Context(), time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash, Now: func() time.Time { return now }, Secret: func() ([]byte, error) { return []byte("the servers' secret"), nil }}
+	file := func() LongLived {
+		return LongLived{ID: AgentID, Kind: token.Agent, File: filepath.Join(t.TempDir(), "agent-token")}
+	}
+	a, b := file(), file()
+	ensure := func(l LongLived) token.Token {
+		t.Helper()
+		if note, err := tokens.Ensure(ctx, l, quiet); err != nil || note != "" {
+			t.Fatalf("%q, %v", note, err)
+		}
+		next, err := tokens.Renew(ctx, l, quiet)
+		if err != nil || next.Sub(now) > agentTokenLife || !next.After(now) {
+			t.Fatalf("next %v, %v", next, err)
+		}
+		tok, err := l.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tok
+	}
+	taken := func(what string, tok token.Token, want bool) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(ctx)
+		k, stop, err := tokens.follow(ctx, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stop()
+		defer cancel()
+		r, why := k.token(tok.ID, tok.Secret, now)
+		if (why == "") != want || r.ID != AgentID {
+			t.Errorf("%s: taken %v, %s", what, why == "", why)
+		}
+	}
+	first := ensure(a)
+	ensure(b)
+	taken("the first one", first, true)
+	now = now.Add(agentTokenLife - agentTokenOverlap - time.Hour)
+	if ensure(a) != first {
+		t.Error("renewed too early")
+	}
+	now = now.Add(2 * time.Hour)
+	second := ensure(a)
+	if second == first {
+		t.Fatal("not renewed")
+	}
+	if ensure(b) != second {
+		t.Error("another server's file has not the new one")
+	}
+	taken("the first one, a month later", first, true)
+	taken("the second one", second, true)
+	now = now.Add(agentTokenOverlap)
+	taken("the first one after its end", first, false)
+	third := ensure(b)
+	taken("the second one beside the third", second, true)
+	// Rotating it ends both at once.
+	rotated, _, err := tokens.Rotate(ctx, AgentID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken("what was renewed away, after a rotation", second, false)
+	taken("the third one, after a rotation", third, false)
+	taken("the rotated one", rotated, true)
+	// All servers were off for long: tokens that have ended are cleared away, and this one is renewed and not made as it was.
+	now = now.Add(10 * agentTokenLife)
+	if _, _, err := tokens.Create(ctx, Spec{Kind: token.Agent}); err != nil {
+		t.Fatal(err)
+	}
+	after := ensure(a)
+	taken("the one that has ended", rotated, false)
+	taken("the one after it", after, true)
+	if err := tokens.Revoke(ctx, AgentID); err != nil {
+		t.Fatal(err)
+	}
+	taken("a revoked one", after, false)
+	if next, err := tokens.Renew(ctx, a, quiet); err != nil || !next.IsZero() {
+		t.Errorf("a revoked one is renewed: %v, %v", next, err)
+	}
+}
+
+// TestTheEndIsSetWhenTheClockIs: a first start at a wrong clock gives no token that has ended once the clock is right.
+func TestTheEndIsSetWhenTheClockIs(t *testing.T) {
+	now := time.Unix(1000, 0)
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash, Now: func() time.Time { return now }}
+	l := LongLived{ID: AgentID, Kind: token.Agent, File: filepath.Join(t.TempDir(), "agent-token")}
+	ends := func() time.Time {
+		t.Helper()
+		if _, err := tokens.Ensure(t.Context(), l, quiet); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tokens.Renew(t.Context(), l, quiet); err != nil {
+			t.Fatal(err)
+		}
+		r, err := tokens.get(t.Context(), AgentID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Expires
+	}
+	if at := ends(); !at.IsZero() {
+		t.Errorf("at a wrong clock: %v", at)
+	}
+	first, _ := l.read()
+	for _, at := range []time.Time{time.Date(2038, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)} { // far ahead, then right
+		now = at
+		if got := ends(); !got.Equal(at.Add(agentTokenLife)) {
+			t.Errorf("at %v it ends %v", at, got)
+		}
+	}
+	if tok, err := l.read(); err != nil || tok != first {
+		t.Errorf("the secret is another one: %v", err)
+	}
 }
