@@ -150,8 +150,8 @@ func (s *Server) publish(ctx context.Context) error {
 	return putRecord(ctx, c, want, revision)
 }
 
-// nextRecord is what the record should be. Where the server token was rotated on another server its secret is not
-// known here: keys that have changed since cannot be sealed until it is rotated again.
+// nextRecord is what the record should be. Without a server token whose secret is known here it has no keys: the token was
+// revoked, or rotated from a machine that is no server. They are sealed again once there is one.
 func (s *Server) nextRecord(have keys.Record) (want keys.Record, changed bool, err error) {
 	ca, _, err := s.caHash()
 	if err != nil {
@@ -161,7 +161,8 @@ func (s *Server) nextRecord(have keys.Record) (want keys.Record, changed bool, e
 	same := have.CA == want.CA && slices.Equal(have.Settings, want.Settings)
 	raw, err := os.ReadFile(s.dirs.ServerToken())
 	if errors.Is(err, fs.ErrNotExist) {
-		return want, !same, nil
+		// The token that the keys are sealed with was revoked: who has it opens nothing any more.
+		return want, !same || have.Sealed != nil, nil
 	}
 	if err != nil {
 		return want, false, fmt.Errorf("read the server token: %w", err)

@@ -119,7 +119,8 @@ func TestWhenTheRecordIsWritten(t *testing.T) {
 	if err := os.Remove(d.ServerToken()); err != nil {
 		t.Fatal(err)
 	}
-	next("rotated on another server", false, true)
+	next("revoked: whoever has the token opens nothing", true, false)
+	next("and nothing more", false, false)
 	s.cfg.ClusterDomain = "else.where"
 	if err := p.BeginRotation([]string{string(pki.ServerCA)}, ""); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons"
@@ -118,8 +119,17 @@ func (s *Server) certificateRows(context.Context) status.Section {
 	return out
 }
 
+// unprotected says what is wrong with the way to a database outside, empty if nothing is.
+func (s *Server) unprotected() string {
+	dc := s.datastoreConfig()
+	return external.Unprotected(dc.Endpoint, dc.TLS)
+}
+
 func (s *Server) datastoreRows(ctx context.Context) status.Section {
 	out := status.Section{Name: "Datastore"}
+	if why := s.unprotected(); why != "" {
+		out.Rows = append(out.Rows, status.Row{Name: "way to the database", State: "look at this", Detail: why + ": who stands between can change everything in the cluster; set datastore-cafile"})
+	}
 	st := s.datastore()
 	if st == nil {
 		return out

@@ -292,6 +292,9 @@ func full(err error) bool {
 }
 
 func (s *Server) serveDatastore(ctx context.Context, ready func()) error {
+	if why := s.unprotected(); why != "" {
+		s.log.Warn("the database is not protected: who stands between can change everything in the cluster, and become its administrator; set datastore-cafile", "component", "datastore", "why", why)
+	}
 	own := s.ownKeysCount()
 	st, err := datastore.Open(ctx, s.datastoreConfig())
 	if err != nil {
