@@ -150,7 +150,7 @@ func (s *Share) serve(ctx context.Context, st Store, listeners []net.Listener) e
 	defer stop()
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
-		l = tls.NewListener(netutil.LimitListener(l, connections), s.id.server(known))
+		l = tls.NewListener(netutil.LimitListener(newFair(l), connections), s.id.server(known))
 		go func() { failed <- srv.Serve(l) }()
 	}
 	var errs []error
