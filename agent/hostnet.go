@@ -84,8 +84,13 @@ func (a *Agent) runResolver(ctx context.Context, ready func()) error {
 
 func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 	m := a.member
+	pods := network.Bridge
+	if m.FlannelBackend == network.None {
+		pods = ""
+	}
 	s, err := once(&a.dns, func() (*dns.Server, error) {
 		return dns.New(dns.Config{
+			PodInterface: pods, NodeIPs: m.ips,
 			NodeName:      a.name,
 			ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.dirs.HostResolvConf(),
 			StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),

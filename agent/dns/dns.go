@@ -41,9 +41,13 @@ type Config struct {
 	NodeName      string       // for events; may be empty
 	ClusterDomain string       // as cluster.local
 	ClusterDNS    []netip.Addr // addresses of the DNS Service, one a family
-	ResolvConf    string       // the host's resolvers: a file that does not point back here
-	StateFile     string       // where the last good configuration is kept for a boot without a server
-	Client        kubernetes.Interface
+	// PodInterface is the one by which this node's pods send; empty where the user brings the network: then all are answered
+	// but who comes in by an interface with one of NodeIPs.
+	PodInterface string
+	NodeIPs      []netip.Addr
+	ResolvConf   string // the host's resolvers: a file that does not point back here
+	StateFile    string // where the last good configuration is kept for a boot without a server
+	Client       kubernetes.Interface
 	// Informers must not be narrowed by labels: headless Services and their slices are asked for too.
 	Informers informers.SharedInformerFactory
 	Events    record.EventRecorder // default: one of our own
@@ -61,7 +65,8 @@ type Server struct {
 	wake    chan struct{}
 	stop    <-chan struct{} // of Run
 
-	prepared atomic.Bool // address, route and table have been there
+	prepared  atomic.Bool // address, route and table have been there
+	unlimited atomic.Bool // the kernel cannot limit clients
 
 	port uint16 // that CoreDNS listens on, see freePort
 
@@ -167,7 +172,10 @@ func (s *Server) Resync() (bool, error) {
 	if !s.prepared.Load() {
 		return false, nil
 	}
-	return true, setupNetwork(s.cfg.ClusterDNS, s.port)
+	if err := setupAddresses(s.cfg.ClusterDNS); err != nil {
+		return true, err
+	}
+	return true, s.applyTable()
 }
 
 // ResolversChanged has the file of the host's resolvers read again.
@@ -183,13 +191,22 @@ func (s *Server) prepare() error {
 	if s.port, err = freePort(s.bind); err != nil {
 		return errors.Join(err, deleteTable()) // the one of before leads to whoever has its port now
 	}
-	if err := applyTable(s.cfg.ClusterDNS, s.port); err != nil {
+	if err := s.applyTable(); err != nil {
 		return err
 	}
 	// What the kernel remembers of an earlier run may lead to another port.
 	forgetFlows(s.bind, s.port)
 	s.prepared.Store(true)
 	return nil
+}
+
+// applyTable writes the table as it should be.
+func (s *Server) applyTable() error {
+	limited, err := layout{addrs: s.cfg.ClusterDNS, port: s.port, podInterface: s.cfg.PodInterface, nodeIPs: s.cfg.NodeIPs, limits: defaultLimits}.apply()
+	if was := s.unlimited.Swap(err == nil && !limited); !was && s.unlimited.Load() {
+		s.log.Warn("one client of this node's DNS can take all of it: the kernel has no nft_connlimit or nft_limit")
+	}
+	return err
 }
 
 func (s *Server) startInformers() {
@@ -441,6 +458,9 @@ func (s *Server) Status(context.Context) status.Section {
 	}
 	if s.cluster.Synced() {
 		row("server", "serving", fmt.Sprint(s.cfg.ClusterDNS))
+		if s.unlimited.Load() {
+			row("limits", "off", "the kernel has no nft_connlimit or nft_limit: one client can take all of this node's DNS")
+		}
 	} else {
 		row("server", "partly", "names of the cluster are not known yet: waiting for the API server")
 	}

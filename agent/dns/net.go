@@ -2,7 +2,6 @@ package dns
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,8 +12,6 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -107,14 +104,6 @@ func listenAddrs(clusterDNS []netip.Addr) []netip.Addr {
 		}
 	}
 	return out
-}
-
-// setupNetwork puts address, route and table on the node; what is there already stays.
-func setupNetwork(clusterDNS []netip.Addr, port uint16) error {
-	if err := setupAddresses(clusterDNS); err != nil {
-		return err
-	}
-	return applyTable(clusterDNS, port)
 }
 
 // setupAddresses puts addresses and routes on the node.
@@ -220,94 +209,6 @@ func deleteTable() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// applyTable replaces the table in one transaction.
-func applyTable(clusterDNS []netip.Addr, port uint16) error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: Table}
-	c.AddTable(t) // so that there is one to delete
-	c.DelTable(t)
-	c.AddTable(t)
-	prio := nftables.ChainPriority(natPriority)
-	for _, hook := range []struct {
-		name string
-		at   *nftables.ChainHook
-		from []netip.Addr
-	}{
-		{"prerouting", nftables.ChainHookPrerouting, clusterDNS},
-		// The host itself may also ask the server's own addresses.
-		{"output", nftables.ChainHookOutput, append(listenAddrs(clusterDNS), clusterDNS...)},
-	} {
-		ch := c.AddChain(&nftables.Chain{Name: hook.name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook.at, Priority: &prio})
-		for _, from := range hook.from {
-			to := AddrV4
-			if from.Is6() {
-				to = AddrV6
-			}
-			for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-				c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: dnat(from, netip.AddrPortFrom(to, port), proto)})
-			}
-		}
-	}
-	in := c.AddChain(&nftables.Chain{Name: "input", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
-	for _, a := range listenAddrs(clusterDNS) {
-		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: dropDirect(a)})
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", Table, err)
-	}
-	return nil
-}
-
-func daddr(a netip.Addr) []expr.Any {
-	family, offset := byte(unix.NFPROTO_IPV4), uint32(16)
-	if a.Is6() {
-		family, offset = unix.NFPROTO_IPV6, 24
-	}
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
-	}
-}
-
-// dnat: ip daddr FROM PROTO dport 53 dnat to TO
-func dnat(from netip.Addr, to netip.AddrPort, proto byte) []expr.Any {
-	family := uint32(unix.NFPROTO_IPV4)
-	if from.Is6() {
-		family = unix.NFPROTO_IPV6
-	}
-	return append(daddr(from),
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, 53)},
-		&expr.Counter{},
-		&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
-		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
-	)
-}
-
-// dropDirect: iifname != lo ip daddr A ct status & dnat == 0 drop. A neighbour on the wire that sets a
-// route to A through this node must find nothing there.
-func dropDirect(a netip.Addr) []expr.Any {
-	lo := make([]byte, unix.IFNAMSIZ)
-	copy(lo, "lo")
-	return append(daddr(a),
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ipsDstNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
-		&expr.Counter{},
-		&expr.Verdict{Kind: expr.VerdictDrop},
-	)
 }
 
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
