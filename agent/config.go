@@ -39,6 +39,7 @@ type Config struct {
 	KubeletPort      int    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
 	ShutdownGrace    string `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
 	ImageSharing     bool   `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	PodSourceCheck   bool   `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
 	ImageImportLimit int    `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
 
 	UpgradeSources    []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`

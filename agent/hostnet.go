@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/dns"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
@@ -35,7 +36,8 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
+		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, SourceCheck: a.cfg.PodSourceCheck,
+		Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
 		cfg.Others = a.share
@@ -115,6 +117,12 @@ func (a *Agent) watchTables(ctx context.Context, ready func()) error {
 		{Name: dns.Table, Put: func() (bool, error) {
 			if s := a.dns.Load(); s != nil {
 				return s.Resync()
+			}
+			return false, nil
+		}},
+		{Name: podsource.Table, Checks: true, Put: func() (bool, error) {
+			if n := a.network.Load(); n != nil {
+				return n.ResyncSources()
 			}
 			return false, nil
 		}},

@@ -21,6 +21,9 @@ func (a *Agent) Sources() []status.Source {
 			if doubt := wallclock.Doubt(time.Now()); doubt != "" {
 				rows = append(rows, status.Row{Name: "clock", State: "look at this", Detail: doubt + ": " + wallclock.Remedy})
 			}
+			if n := a.network.Load(); n != nil && n.SourceRemark() != "" {
+				rows = append(rows, status.Row{Name: "pods' sources", Detail: n.SourceRemark()})
+			}
 			return status.Section{Name: "Node", Rows: rows}
 		},
 		a.registries.Status,

@@ -55,17 +55,19 @@ type pluginConf struct {
 	PolicySocket string `json:"policySocket,omitempty"`
 	// StateDir is where portmap writes down the pods' ports.
 	StateDir string `json:"stateDir,omitempty"`
+	// SourceCheck has portmap keep the pod from sending with other addresses, see agent/dataplane/podsource.
+	SourceCheck bool `json:"sourceCheck,omitempty"`
 }
 
 // renderConf is the CNI configuration of a node with these pod ranges.
-func renderConf(ranges []netip.Prefix, mtu int, dirs layout.Dirs) ([]byte, error) {
+func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, dirs layout.Dirs) ([]byte, error) {
 	ipam := ipamConf{Type: "host-local", DataDir: dirs.CNIState()}
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
 	}
 	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
 		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true, ForceAddress: true, IPAM: ipam},
-		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts()},
+		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck},
 		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
 	}}, "", " ")
 	return append(raw, '\n'), err

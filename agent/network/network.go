@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/layout"
 )
@@ -46,6 +47,8 @@ type Config struct {
 	Backend     string // one of the constants above
 	ClusterCIDR []netip.Prefix
 	ServiceCIDR []netip.Prefix
+	// SourceCheck keeps pods from sending with other addresses than their own.
+	SourceCheck bool
 	Dirs        layout.Dirs
 	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
 	Watch, Self kubernetes.Interface
@@ -70,6 +73,8 @@ type Network struct {
 	cfg    Config
 	peers  *peers
 	ranges atomic.Pointer[[]netip.Prefix] // those for which rules have been written
+	// sources is why pods' sources are not checked, empty where they are; nil until that is known.
+	sources atomic.Pointer[string]
 }
 
 // Resync writes the rules again, if they have been written before: somebody has removed them. It says whether it did.
@@ -252,11 +257,51 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 	if err := n.rules(ranges); err != nil {
 		return err
 	}
-	raw, err := renderConf(ranges, mtu, n.cfg.Dirs)
+	raw, err := renderConf(ranges, mtu, n.checkSources(), n.cfg.Dirs)
 	if err != nil {
 		return err
 	}
 	return writeConf(n.cfg.Dirs.CNIConfig(), raw)
+}
+
+// checkSources has the pods that run send with their own addresses only, and reports whether those that come are to.
+func (n *Network) checkSources() bool {
+	remark, err := "", error(nil)
+	if !n.cfg.SourceCheck {
+		remark = "off (pod-source-check): pods may send with others' addresses"
+		err = podsource.Off()
+	} else if err = n.restoreSources(); err != nil && !errors.Is(err, podsource.ErrKept) {
+		remark = fmt.Sprintf("not checked: pods may send with others' addresses: %v", err)
+	}
+	if err != nil {
+		n.cfg.Log.Warn("cannot look after the addresses that pods send with", "error", err)
+	}
+	n.sources.Store(&remark)
+	return remark == ""
+}
+
+func (n *Network) restoreSources() error {
+	if err := n.cfg.Journal.Made(host.KindTable, podsource.Table); err != nil {
+		return err
+	}
+	_, err := podsource.Restore(podsource.Results, n.cfg.Dirs.CNIState())
+	return err
+}
+
+// ResyncSources puts back what somebody has removed of the checks of what pods send. It says whether it did.
+func (n *Network) ResyncSources() (bool, error) {
+	if r := n.sources.Load(); r == nil || *r != "" {
+		return false, nil
+	}
+	return podsource.Restore(podsource.Results, n.cfg.Dirs.CNIState())
+}
+
+// SourceRemark is what a person should know of the addresses that pods send with; empty if each has its own only.
+func (n *Network) SourceRemark() string {
+	if r := n.sources.Load(); r != nil {
+		return *r
+	}
+	return ""
 }
 
 // rules writes the table for pod ranges, none of which may be known.

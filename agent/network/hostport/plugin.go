@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/netpol/announce"
 )
 
@@ -35,6 +36,8 @@ type config struct {
 	PolicySocket string `json:"policySocket,omitempty"`
 	// StateDir is where the ports of each pod are written down, for Restore.
 	StateDir string `json:"stateDir,omitempty"`
+	// SourceCheck says that the pod is to send with its own addresses only.
+	SourceCheck bool `json:"sourceCheck,omitempty"`
 }
 
 type portMap struct {
@@ -129,6 +132,11 @@ func add(args *skel.CmdArgs) error {
 	if c.PrevResult == nil {
 		return errors.New("portmap must stand behind another plugin")
 	}
+	if c.SourceCheck {
+		if err := c.checkSource(args); err != nil {
+			return err
+		}
+	}
 	if len(maps) > 0 {
 		if err := c.add(args, maps); err != nil {
 			return err
@@ -158,6 +166,18 @@ func del(args *skel.CmdArgs) error {
 		return err
 	}
 	return remove(args.ContainerID)
+}
+
+// checkSource keeps the pod, which has not started yet, from sending with other addresses than its own.
+func (c *config) checkSource(args *skel.CmdArgs) error {
+	p, err := podsource.OfResult(c.PrevResult, args.IfName)
+	if err != nil {
+		return fmt.Errorf("read prevResult: %w", err)
+	}
+	if p == nil {
+		return nil
+	}
+	return podsource.Check(*p)
 }
 
 // add writes the pod's ports down, for Restore, and opens them.

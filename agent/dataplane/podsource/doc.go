@@ -1,0 +1,13 @@
+// Package podsource keeps pods from sending with addresses that are not theirs.
+//
+// A raw socket, which containers may have by default, sends whatever source its program writes; network policies and the
+// masquerading of who may leave the cluster go by the source. Each pod's interface on the host has a chain of its own at its
+// ingress (nftables family netdev, table umiak-source), before any bridge or policy sees the packet: it drops frames with
+// another hardware address, IPv4, ARP and IPv6 with another source, and neighbour advertisements for others. IPv6 link-local
+// and unspecified sources pass, which neighbour discovery needs. There is no set and no lookup: a packet is compared with
+// the constants of its own interface.
+//
+// The CNI plugin (agent/network/hostport) calls Check before a pod starts; agent/network calls Restore at each start, also
+// for pods of an older release, and agent/tables when somebody has removed chains. An interface that nobody knows has no
+// chain and is not checked: nothing is dropped by mistake. Pods of a network of the user's are not concerned.
+package podsource
