@@ -286,15 +286,19 @@ func (a *Agent) runTunnel(ctx context.Context, ready func()) error {
 func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	m := a.member
 	p, err := once(&a.proxy, func() (*proxy.Proxy, error) {
+		guard, _, _ := a.guard()
 		return proxy.New(proxy.Config{
 			NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.clusterCIDR, Informers: m.informers,
-			HostPorts: a.sayHostPorts, Log: a.log, Registerer: legacyregistry.Registerer(),
+			HostPorts: a.sayHostPorts, Guard: guard, Log: a.log, Registerer: legacyregistry.Registerer(),
 		})
 	})
 	if err != nil {
 		return err
 	}
 	m.informers.Start(ctx.Done())
+	var guarding sync.WaitGroup
+	defer guarding.Wait()
+	guarding.Go(func() { a.keepGuard(ctx, p) })
 	return p.Run(ctx, ready)
 }
 

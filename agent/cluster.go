@@ -37,6 +37,12 @@ type Servers interface {
 	Authorities(ctx context.Context, hash string) (has string, since time.Time, err error)
 }
 
+// Facts is what a Joiner also is that hears, while the node runs, when the cluster says something else than at its joining.
+type Facts interface {
+	// Facts are what the cluster has said last, and a channel that is closed when that changes.
+	Facts() (c Cluster, changed <-chan struct{})
+}
+
 // Backend is what a Joiner also is that may know the cluster's network before it has joined: at each start but the
 // first one of an agent.
 type Backend interface {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/agent/proxy"
 	"github.com/umiak-io/umiak/agent/watched"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
@@ -48,6 +49,9 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	now, changed := a.addrs.Now()
 	if len(now.IPs) == 0 {
 		return lifecycle.WakeOn(nodeip.ErrNone, changed)
+	}
+	if err := proxy.Exempt(ctx); err != nil {
+		a.log.Warn("a rule for Services that is wrong could keep this node from its servers", "component", "proxy", "error", err)
 	}
 	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: a.cfg.NodeExternalIP})
 	if err != nil {

@@ -65,6 +65,9 @@ func (a *Agent) proxyRows(context.Context) status.Section {
 		row.State = "starting"
 	}
 	out.Rows = append(out.Rows, row)
+	for _, r := range s.Refused {
+		out.Rows = append(out.Rows, status.Row{Name: "refused", Detail: r})
+	}
 	return out
 }
 

@@ -153,7 +153,7 @@ func (c Config) shared() []joinapi.Setting {
 		slices.Sort(l)
 		return list(slices.Compact(l))
 	}
-	return []joinapi.Setting{
+	out := []joinapi.Setting{
 		{Key: "cluster-cidr", Value: list(c.ClusterCIDR)},
 		{Key: "service-cidr", Value: list(c.ServiceCIDR)},
 		{Key: "service-node-port-range", Value: c.NodePorts},
@@ -164,4 +164,8 @@ func (c Config) shared() []joinapi.Setting {
 		{Key: "disable", Value: set(c.Disable)},
 		{Key: "https-listen-port", Value: strconv.Itoa(c.HTTPSPort)},
 	}
+	if len(c.ExternalIPs) > 0 { // older releases do not know it
+		out = append(out, joinapi.Setting{Key: "service-external-ips", Value: set(c.ExternalIPs)})
+	}
+	return out
 }

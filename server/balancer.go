@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
+	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/server/loadbalancer"
 )
 
@@ -39,15 +40,5 @@ func (s *Server) reservedPort(port int32, proto corev1.Protocol) string {
 	if nodePorts, err := utilnet.ParsePortRange(s.cfg.NodePorts); err == nil && nodePorts.Contains(int(port)) {
 		return "node ports (service-node-port-range)"
 	}
-	switch {
-	case proto == corev1.ProtocolTCP && int(port) == s.cfg.HTTPSPort:
-		return "the API server"
-	case proto == corev1.ProtocolTCP && port == 10250:
-		return "the kubelet"
-	case proto == corev1.ProtocolTCP && (port == 2379 || port == 2380):
-		return "etcd"
-	case proto == corev1.ProtocolUDP && (port == 8472 || port == 51820 || port == 51821):
-		return "the pods' network"
-	}
-	return ""
+	return systemports.Ports{API: s.cfg.HTTPSPort}.Holder(proto, int(port))
 }

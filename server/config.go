@@ -50,6 +50,7 @@ type Config struct {
 	ClusterDNS     []string `key:"cluster-dns" usage:"address of the DNS Service (default: the tenth of service-cidr)"`
 	ClusterDomain  string   `key:"cluster-domain" default:"cluster.local" usage:"domain of the cluster's names"`
 	LoadBalancers  []string `key:"load-balancer-pool" usage:"addresses for Services of type LoadBalancer, as ranges or prefixes that your network sends to the nodes (default: the nodes' addresses)"`
+	ExternalIPs    []string `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
 	FlannelBackend string   `key:"flannel-backend" default:"vxlan" usage:"vxlan, host-gw, wireguard-native, or none to bring another network"`
 
 	WriteKubeconfig     string   `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
@@ -187,6 +188,11 @@ func (c Config) Validate() error {
 	}
 	if _, err := loadbalancer.ParsePool(c.LoadBalancers); err != nil {
 		fail("load-balancer-pool", "%w", err)
+	}
+	for _, s := range c.ExternalIPs {
+		if p, err := netip.ParsePrefix(s); err != nil || p != p.Masked() {
+			fail("service-external-ips", "%q is not an address range such as 203.0.113.0/24", s)
+		}
 	}
 	if c.HTTPSPort < 1 || c.HTTPSPort > 65535 {
 		fail("https-listen-port", "%d is not a port, 1 to 65535", c.HTTPSPort)

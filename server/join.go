@@ -136,7 +136,7 @@ func (s *Server) clusterFacts() joinapi.Cluster {
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
 		ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
 		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts,
-		UpgradesOff: s.upgradesOff(),
+		UpgradesOff: s.upgradesOff(), ExternalIPs: c.ExternalIPs,
 	}
 }
 

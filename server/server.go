@@ -405,7 +405,7 @@ func (s *Server) settings() controlplane.Settings {
 	return controlplane.Settings{
 		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
-		ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), HighAvailability: datastore.Shared(s.datastoreConfig()),
+		ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(), HighAvailability: datastore.Shared(s.datastoreConfig()),
 		Files: controlplane.Files{
 			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
 			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),

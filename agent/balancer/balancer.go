@@ -20,6 +20,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/ownmark"
 )
 
 // Config says where to listen and whom to begin with.
@@ -378,7 +379,7 @@ func (b *Balancer) dial(ctx context.Context) (*server, *net.TCPConn, error) {
 // to; where there is none, patience costs nothing.
 func dialOne(ctx context.Context, addr string, several bool) (*net.TCPConn, error) {
 	limit := 10 * time.Second
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
+	d := net.Dialer{Control: ownmark.Control, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
 	if several {
 		limit = dialTimeout
 		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: time.Second, Count: 3}

@@ -61,7 +61,7 @@ func debugService(w Where) *ucli.Command {
 				return fmt.Errorf("ask the API server who this node is: %w", err)
 			}
 			user := me.Status.UserInfo.Username
-			e, err := proxy.Explain(c.Context, client, user[strings.LastIndexByte(user, ':')+1:], name)
+			e, err := proxy.Explain(c.Context, client, user[strings.LastIndexByte(user, ':')+1:], name, proxy.ReadGuard(dirs.ProxyGuard()))
 			if err != nil {
 				return err
 			}

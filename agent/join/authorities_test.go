@@ -1,11 +1,14 @@
 package join
 
 import (
+	"log/slog"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/joinclient"
+	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/internal/version"
 	serverjoin "github.com/umiak-io/umiak/server/join"
@@ -64,5 +67,41 @@ func TestANodeTakesOverAuthorities(t *testing.T) {
 	// A server that is behind the one that tells it: the node has what it got.
 	if has, _, err = j.Authorities(t.Context(), "of the next stage"); err != nil || has != hash() {
 		t.Errorf("from a server that is behind: %s, want %s, %v", has, hash(), err)
+	}
+}
+
+// TestLearn: what the cluster says to a node that joined before is kept and passed on, and an answer that is the same costs
+// nothing.
+func TestLearn(t *testing.T) {
+	dirs := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
+	j, err := New(Config{Dirs: dirs, Local: "127.0.0.1:6444", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := joinapi.Cluster{APIServer: "https://127.0.0.1:6444", ClusterDomain: "cluster.local"} // as a release without external IPs left it
+	j.adopt(&joined{Node: "n1", Lifetime: 1, Cluster: old})
+	_, changed := j.Facts()
+	same := old
+	same.APIServer = ""
+	if err := j.learn(same); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dirs.Joined()); err == nil {
+		t.Error("the same answer was written down")
+	}
+	same.ExternalIPs = []string{"203.0.113.0/24"}
+	if err := j.learn(same); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody hears of it")
+	}
+	if c, _ := j.Facts(); len(c.ExternalIPs) != 1 || c.APIServer != old.APIServer {
+		t.Errorf("%+v", c)
+	}
+	if last := j.last(); last == nil || len(last.Cluster.ExternalIPs) != 1 {
+		t.Errorf("%+v", last)
 	}
 }

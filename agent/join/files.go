@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -151,6 +152,10 @@ func (j *Joiner) adopt(s *joined) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.joined != nil && !reflect.DeepEqual(j.joined.Cluster, s.Cluster) {
+		close(j.news)
+		j.news = make(chan struct{})
+	}
 	j.joined, j.ends, j.state, j.detail, j.said = s, ends, "joined", "", ""
 }
 
@@ -279,6 +284,11 @@ func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
 	}
 	s := &joined{Node: node.Name, IPs: node.IPs, External: node.ExternalIPs, Cluster: resp.Cluster, Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
 	s.Cluster.APIServer = "https://" + j.cfg.Local
+	return j.remember(s)
+}
+
+// remember writes down what the cluster has said, and adopts it.
+func (j *Joiner) remember(s *joined) error {
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -53,6 +54,8 @@ type Joiner struct {
 	said   string // the last reason for waiting that was logged
 	skew   string // why this release does not go with the servers'
 	fresh  bool   // it has joined in this process
+	// news is closed when the cluster has said something else than before.
+	news chan struct{}
 }
 
 // New makes the folder for keys.
@@ -69,7 +72,7 @@ func New(cfg Config) (*Joiner, error) {
 			return nil, fmt.Errorf("make folder: %w", err)
 		}
 	}
-	return &Joiner{cfg: cfg, state: "starting"}, nil
+	return &Joiner{cfg: cfg, state: "starting", news: make(chan struct{})}, nil
 }
 
 // Join makes the machine a node, or finds that it is one already: then it returns without asking anybody.
@@ -111,6 +114,27 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 // Servers are all servers that are known, and a channel that is closed when the list changes: the node keeps a
 // tunnel to each.
 func (j *Joiner) Servers() (list []string, changed <-chan struct{}) { return j.cfg.Balancer.Servers() }
+
+// Facts are what the cluster has said last, see agent.Facts.
+func (j *Joiner) Facts() (c joinapi.Cluster, changed <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.joined != nil {
+		c = j.joined.Cluster
+	}
+	return c, j.news
+}
+
+// learn keeps what a server says of the cluster to a node that has joined before.
+func (j *Joiner) learn(c joinapi.Cluster) error {
+	s := j.current()
+	c.APIServer = s.Cluster.APIServer
+	if reflect.DeepEqual(c, s.Cluster) {
+		return nil
+	}
+	s.Cluster = c
+	return j.remember(&s)
+}
 
 // SetTaints asks the cluster to give this node the taints of its settings, see agent.Taints.
 func (j *Joiner) SetTaints(ctx context.Context, _ string, taints []corev1.Taint) error {
@@ -294,7 +318,7 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 	server, err := c.Post(ctx, j.cfg.Local, path, req, &resp)
 	j.compare(server)
 	if err == nil && path == joinapi.CheckPath {
-		return j.cfg.Balancer.Set(resp.Servers)
+		return errors.Join(j.cfg.Balancer.Set(resp.Servers), j.learn(resp.Cluster))
 	}
 	if err == nil {
 		if err = j.accept(&resp, ""); err != nil {

@@ -10,10 +10,34 @@ import (
 
 // ReadChains reads the digest of each chain, as Digest makes it. There is no table if there are no chains.
 func (t *Table) ReadChains() (map[string]uint64, error) {
-	type chain struct {
-		hook  ruleset.Hook
-		rules []uint64
+	chains, err := t.readChains()
+	if err != nil || len(chains) == 0 {
+		return nil, err
 	}
+	out := make(map[string]uint64, len(chains))
+	for name, c := range chains {
+		out[name] = digestOf(name, c.hook, c.rules)
+	}
+	return out, nil
+}
+
+// Begin reads, for each chain, whether r is its first rule. There is no table if there are no chains.
+func (t *Table) Begin(r ruleset.Rule) (map[string]bool, error) {
+	chains, err := t.readChains()
+	out := make(map[string]bool, len(chains))
+	for name, c := range chains {
+		out[name] = len(c.rules) > 0 && c.rules[0] == ruleHash(r)
+	}
+	return out, err
+}
+
+// chain is what identifies a chain in the kernel.
+type chain struct {
+	hook  ruleset.Hook
+	rules []uint64 // see ruleHash; 0 is a stranger's
+}
+
+func (t *Table) readChains() (map[string]*chain, error) {
 	fam := uint8(t.Family)
 	chains := map[string]*chain{}
 	err := t.Conn.Dump(fam, unix.NFT_MSG_GETCHAIN, func(b *Batch) {}, func(m Message) error {
@@ -90,11 +114,7 @@ func (t *Table) ReadChains() (map[string]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]uint64, len(chains))
-	for name, c := range chains {
-		out[name] = digestOf(name, c.hook, c.rules)
-	}
-	return out, nil
+	return chains, nil
 }
 
 // Shape is what identifies a set beside its name.

@@ -99,14 +99,23 @@ func (t *Table) AddChain(b *Batch, c ruleset.Chain) {
 
 // AddRules appends a chain's rules behind those that it has.
 func (t *Table) AddRules(b *Batch, c ruleset.Chain) error {
-	for _, r := range c.Rules {
+	return t.rules(b, c.Name, c.Rules, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
+}
+
+// InsertRule appends a rule that stands before those that the chain has.
+func (t *Table) InsertRule(b *Batch, chain string, r ruleset.Rule) error {
+	return t.rules(b, chain, []ruleset.Rule{r}, unix.NLM_F_CREATE)
+}
+
+func (t *Table) rules(b *Batch, chain string, rules []ruleset.Rule, flags uint16) error {
+	for _, r := range rules {
 		exprs, err := compile(t.Family, r, t.Words)
 		if err != nil {
 			return err
 		}
-		b.Msg(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
+		b.Msg(unix.NFT_MSG_NEWRULE, flags)
 		b.Str(unix.NFTA_RULE_TABLE, t.Name)
-		b.Str(unix.NFTA_RULE_CHAIN, c.Name)
+		b.Str(unix.NFTA_RULE_CHAIN, chain)
 		list := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range exprs {
 			switch e := e.(type) {

@@ -5,5 +5,5 @@
 // package nft brings what changed into the kernel through netlink. Health-check node ports and the
 // removal of conntrack entries whose UDP endpoint is gone are kube-proxy's own, too.
 //
-// Only the agent calls it. It imports nothing else of umiak.
+// Only the agent calls it.
 package proxy

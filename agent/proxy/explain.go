@@ -64,8 +64,8 @@ type EndpointExplanation struct {
 }
 
 // Explain says what the node of this name does for a Service. What should be comes from the API, by the
-// code that the proxy itself runs, and what is from the kernel.
-func Explain(ctx context.Context, client kubernetes.Interface, node string, svc types.NamespacedName) (*Explanation, error) {
+// code that the proxy itself runs, and what is from the kernel. guard is the running proxy's, nil where that is not known.
+func Explain(ctx context.Context, client kubernetes.Interface, node string, svc types.NamespacedName, guard *Guard) (*Explanation, error) {
 	s, err := client.CoreV1().Services(svc.Namespace).Get(ctx, svc.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("read Service: %w", err)
@@ -84,7 +84,7 @@ func Explain(ctx context.Context, client kubernetes.Interface, node string, svc 
 		return nil, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing can be lost
-	return explain(s, n, slices.Items, kernel{conn})
+	return explain(s, n, slices.Items, guard, kernel{conn})
 }
 
 // state is what there is on the node: the kernel, or what a test says.
@@ -124,9 +124,10 @@ func (kernel) flows(f ruleset.Family) ([]flow, error) {
 	return out, nil
 }
 
-func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, have state) (*Explanation, error) {
+func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, guard *Guard, have state) (*Explanation, error) {
 	out := &Explanation{Service: s.Namespace + "/" + s.Name, Type: string(s.Spec.Type), Node: n.Name, Remarks: remarks(s)}
 	node, ips := thisNode(n)
+	node.guard = guard
 	var errs []error
 	for _, fam := range []ruleset.Family{ruleset.IPv4, ruleset.IPv6} {
 		if !hasFamily(fam, ips) {
@@ -143,6 +144,7 @@ func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, have s
 		f.endpoints.update(f.eps)
 		ports, err := f.explain(node, have)
 		out.Ports = append(out.Ports, ports...)
+		out.Remarks = append(out.Remarks, f.refusals()...)
 		errs = append(errs, err)
 		out.Remarks = append(out.Remarks, heldRemarks(s, node, ips, fam)...)
 	}
@@ -226,8 +228,7 @@ func (f *family) explain(node nodeInfo, have state) ([]PortExplanation, error) {
 	flows, err := have.flows(f.cfg.Family)
 	errs := []error{err}
 	for name, port := range f.ports {
-		sp := servicePort(name, port, f.eps[name], node)
-		f.builder.Set(sp)
+		sp := f.set(name, port, node)
 		p := PortExplanation{Name: cmp.Or(name.Port, fmt.Sprint(port.Port())), Family: string(f.name)}
 		facts := f.builder.Explain(sp.Name)
 		var elems []rules.Elem

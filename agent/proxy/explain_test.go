@@ -68,7 +68,7 @@ func TestExplain(t *testing.T) {
 			node := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{v1.LabelTopologyZone: "z1"}, Annotations: map[string]string{names.HostPorts: "80/TCP"}},
 				Spec:   v1.NodeSpec{PodCIDRs: []string{"10.42.8.0/24"}},
 				Status: v1.NodeStatus{Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: labNode.String()}}}}
-			got, err := explain(c.svc, node, []discovery.EndpointSlice{*labSlice("web", v1.ProtocolTCP, 8080, c.eps...)}, c.have)
+			got, err := explain(c.svc, node, []discovery.EndpointSlice{*labSlice("web", v1.ProtocolTCP, 8080, c.eps...)}, nil, c.have)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -30,6 +31,7 @@ type table interface {
 // belongs to the sync loop.
 type family struct {
 	name      v1.IPFamily
+	log       *slog.Logger
 	cfg       rules.Config
 	services  *kubeproxy.ServiceChangeTracker
 	endpoints *endpointTracker
@@ -44,6 +46,8 @@ type family struct {
 	forget  bool // clients with affinity are to be looked through
 	started bool // conntrack was looked through once
 
+	refused map[string][]string // by Service port, what it asks for and does not get
+
 	health      healthcheck.ServiceHealthServer
 	healthPorts map[types.NamespacedName]uint16
 }
@@ -54,16 +58,21 @@ type nodeInfo struct {
 	topology map[string]string
 	podCIDRs []netip.Prefix
 	host     *hostPorts // nil: the host holds nothing
+	guard    *Guard     // nil: Services may take everything
 }
 
 func newFamily(fam rules.Family, cfg Config, p *Proxy) *family {
+	log := p.log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	f := &family{
-		name:   v1.IPv4Protocol,
+		name: v1.IPv4Protocol, log: log,
 		cfg:    rules.Config{Family: fam},
 		ports:  kubeproxy.ServicePortMap{},
 		eps:    kubeproxy.EndpointsMap{},
 		byName: map[types.NamespacedName][]kubeproxy.ServicePortName{},
-		gone:   kubeproxy.ServicePortMap{}, healthPorts: map[types.NamespacedName]uint16{},
+		gone:   kubeproxy.ServicePortMap{}, refused: map[string][]string{}, healthPorts: map[types.NamespacedName]uint16{},
 	}
 	if fam == rules.IPv6 {
 		f.name = v1.IPv6Protocol
@@ -139,9 +148,7 @@ func (f *family) read(node nodeInfo, all bool) (map[types.NamespacedName][]time.
 			if port == nil {
 				continue
 			}
-			sp := servicePort(name, port, f.eps[name], node)
-			want[sp.Name] = true
-			f.builder.Set(sp)
+			want[f.set(name, port, node).Name] = true
 			if port.HealthCheckNodePort() != 0 {
 				healthPort = uint16(port.HealthCheckNodePort())
 			}
@@ -153,6 +160,7 @@ func (f *family) read(node nodeInfo, all bool) (map[types.NamespacedName][]time.
 		for _, old := range f.builder.PortsOf(nn.String()) {
 			if !want[old] {
 				f.builder.Delete(old)
+				delete(f.refused, old)
 			}
 		}
 		if healthPort != f.healthPorts[nn] || healthPort != 0 {
@@ -223,6 +231,20 @@ func (f *family) write(ctx context.Context, log *slog.Logger) error {
 		f.forget = false
 	}
 	return nil
+}
+
+// set takes a Service port into the builder, without what it may not take.
+func (f *family) set(name kubeproxy.ServicePortName, port kubeproxy.ServicePort, node nodeInfo) rules.ServicePort {
+	sp := servicePort(name, port, f.eps[name], node)
+	refused := node.guard.restrict(&sp, port.Protocol())
+	if len(refused) > 0 && !slices.Equal(f.refused[sp.Name], refused) {
+		f.log.Warn("a Service does not get what it asks for", "why", refused[0], "more", len(refused)-1)
+	}
+	if delete(f.refused, sp.Name); len(refused) > 0 {
+		f.refused[sp.Name] = refused
+	}
+	f.builder.Set(sp)
+	return sp
 }
 
 func (f *family) count() (services, endpoints int) { return f.builder.Len(), f.builder.Endpoints() }

@@ -209,7 +209,7 @@ func (f *family) rebuild(services sets.Set[types.NamespacedName], node nodeInfo)
 	for nn := range services {
 		for _, name := range f.byName[nn] {
 			if port := f.ports[name]; port != nil {
-				f.builder.Set(servicePort(name, port, f.eps[name], node))
+				f.set(name, port, node)
 			}
 		}
 	}

@@ -38,6 +38,8 @@ type Config struct {
 	// Informers gives Services, EndpointSlices and Nodes. New registers its handlers; starting the factory
 	// is the caller's business.
 	Informers informers.SharedInformerFactory
+	// Guard is what Services may not take; nil: they may take everything. See Proxy.SetGuard.
+	Guard *Guard
 	// Recorder reports a health-check port that cannot be opened; nil is allowed.
 	Recorder events.EventRecorder
 	// HostPorts is told which ports that load balancers want are held by programs of this host, in the
@@ -62,8 +64,10 @@ type Status struct {
 	Syncs        uint64        `json:"syncs"`
 	// Repairs counts how often the whole table was compared with what it should be, after an error or
 	// because somebody else changed it.
-	Repairs   uint64 `json:"repairs"`
-	LastError string `json:"lastError,omitempty"`
+	Repairs uint64 `json:"repairs"`
+	// Refused are addresses and ports that Services ask for and do not get, with the reason; at most maxRefused a family.
+	Refused   []string `json:"refused,omitempty"`
+	LastError string   `json:"lastError,omitempty"`
 }
 
 // Proxy serves the Services of a cluster on one node.
@@ -80,7 +84,8 @@ type Proxy struct {
 	mu       sync.Mutex // guards what follows
 	topology map[string]string
 	podCIDRs []netip.Prefix
-	nodeSeen bool // the node changed in a way that matters to every Service
+	guard    *Guard
+	nodeSeen bool // the node or the guard changed in a way that matters to every Service
 	status   Status
 	health   healthcheck.ProxyHealth
 }
@@ -96,7 +101,7 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log.With("component", "proxy"),
 		wake: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
-		topology: map[string]string{}, host: newHostPorts(cfg),
+		topology: map[string]string{}, host: newHostPorts(cfg), guard: cfg.Guard,
 	}
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		if len(cfg.NodeIPs) > 0 && !hasFamily(f, cfg.NodeIPs) {
@@ -125,6 +130,16 @@ func hasFamily(f rules.Family, addrs []netip.Addr) bool {
 
 // Cleanup removes the tables of the proxy, whoever made them. It is no error if there are none.
 func Cleanup(ctx context.Context) error {
+	return eachTable(func(t *nft.Table) error { return t.Delete(ctx) })
+}
+
+// Exempt lets umiak's own connections to servers pass the tables that an earlier process has left. It is to be called before
+// the first of them: rules are learned only from a server.
+func Exempt(ctx context.Context) error {
+	return eachTable(func(t *nft.Table) error { return t.Exempt(ctx) })
+}
+
+func eachTable(do func(*nft.Table) error) error {
 	conn, err := netfilter.Dial()
 	if err != nil {
 		return err
@@ -134,7 +149,7 @@ func Cleanup(ctx context.Context) error {
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		t, err := nft.NewTable(conn, rules.Config{Family: f})
 		if err == nil {
-			err = t.Delete(ctx)
+			err = do(t)
 		}
 		errs = append(errs, err)
 	}
@@ -303,13 +318,14 @@ func (p *Proxy) tableTouched() {
 func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 	start := time.Now()
 	p.mu.Lock()
-	node := nodeInfo{name: p.cfg.NodeName, topology: p.topology, podCIDRs: p.podCIDRs, host: p.host}
+	node := nodeInfo{name: p.cfg.NodeName, topology: p.topology, podCIDRs: p.podCIDRs, host: p.host, guard: p.guard}
 	all := p.nodeSeen
 	p.nodeSeen = false
 	p.mu.Unlock()
 
 	var errs []error
 	repairs, services, endpoints := uint64(0), 0, 0
+	var refused []string
 	full := false
 	var triggers []map[types.NamespacedName][]time.Time
 	stales := make([]stale, len(p.families))
@@ -337,6 +353,7 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 		flows.clean(stale)
 		s, e := f.count()
 		services, endpoints = services+s, endpoints+e
+		refused = append(refused, f.refusals()...)
 		metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(f.name)).SetToCurrentTime()
 	}
 	took := time.Since(start)
@@ -351,7 +368,7 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 	}
 	p.health.LastUpdated = now
 	p.status = Status{Ready: true, Services: services, Endpoints: endpoints, LastSync: now, LastDuration: took,
-		Syncs: p.status.Syncs + 1, Repairs: p.status.Repairs + repairs}
+		Syncs: p.status.Syncs + 1, Repairs: p.status.Repairs + repairs, Refused: refused}
 	for i, f := range p.families {
 		fam := string(f.name)
 		metrics.SyncProxyRulesLatency.WithLabelValues(fam).Observe(took.Seconds())

@@ -113,6 +113,8 @@ type Cluster struct {
 	NodePorts string `json:"nodePorts"`
 	// UpgradesOff says that the cluster never asks for an upgrade of its nodes: nobody else is to be believed who does.
 	UpgradesOff bool `json:"upgradesOff,omitempty"`
+	// ExternalIPs are the ranges of which spec.externalIPs of Services may be.
+	ExternalIPs []string `json:"externalIPs,omitempty"`
 }
 
 // Code says what kind of refusal an Error is.

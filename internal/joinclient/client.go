@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/ownmark"
 	"github.com/umiak-io/umiak/internal/token"
 )
 
@@ -59,7 +60,7 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 		// Also one that the server might not choose by itself, because it has ended.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate, nil }
 	}
-	tr := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 15 * time.Second}
+	tr := &http.Transport{DialContext: ownmark.Dialer().DialContext, TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 15 * time.Second}
 	defer tr.CloseIdleConnections()
 	body, err := json.Marshal(request)
 	if err != nil {

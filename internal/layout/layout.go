@@ -66,6 +66,9 @@ func (d Dirs) StatusSocket() string { return d.run("status.sock") }
 // ControlSocket is where root's commands have the running process do something; 0600.
 func (d Dirs) ControlSocket() string { return d.run("control.sock") }
 
+// ProxyGuard is what the service proxy does not let Services take, for `umiak debug service`.
+func (d Dirs) ProxyGuard() string { return d.run("proxy-guard.json") }
+
 // PolicySocket is where the CNI plugin announces pods, so that their network policies are in force first.
 func (d Dirs) PolicySocket() string { return d.run("policy.sock") }
 

@@ -57,7 +57,7 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
-	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes())
+	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(), admission.NewServices(s.Services))
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
 	if !given(s.APIServerArgs, metricFlags...) {

@@ -11,6 +11,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	apicompatibility "k8s.io/apiserver/pkg/util/compatibility"
+
+	"github.com/umiak-io/umiak/server/admission"
 )
 
 // Settings are what the three components need to know. Paths are absolute.
@@ -31,6 +33,9 @@ type Settings struct {
 
 	// UpgradesOff lets nobody ask nodes for an upgrade.
 	UpgradesOff bool
+
+	// Services are the limits of what Services may take.
+	Services admission.Limits
 
 	Files Files
 

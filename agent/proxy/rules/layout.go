@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/ownmark"
 )
 
 // TableName is the name of our tables, one a family. Nothing outside of them is ever touched.
@@ -97,6 +99,13 @@ var (
 	origVIP = []Term{OrigDaddr, L4, OrigDport}
 )
 
+// OwnPasses is the first rule of OwnChains, those that see what this machine sends: umiak's own connections to servers pass
+// before any Service is looked at, so that no rule, also a stale one, cuts the node off.
+var (
+	OwnPasses = Rule{Marked{Mark: ownmark.Mark}, Verdict("accept")}
+	OwnChains = []string{"nat-output", "firewall-output", "filter-output"}
+)
+
 // Layout returns the fixed chains of the table.
 //
 // Priorities, and why: destination NAT is at dstnat (-100), where everybody's is. The firewall for load
@@ -158,6 +167,9 @@ func (c Config) Layout() []Chain {
 		}
 	}
 	refuseServices := append(refuse(DropServices, RejectServices, vip), jump("refuse", InSet{Key: []Term{Daddr}, Set: name(ClusterIPs)}))
+	own := func(in ...Rule) []Rule {
+		return append([]Rule{OwnPasses}, in...)
+	}
 	firewall := []Rule{{New{}, InSet{Key: vip, Set: name(Firewalled)},
 		InSet{Key: []Term{Daddr, L4, Dport, Saddr}, Set: name(FirewallAllowed), Not: true}, Verdict("drop")}}
 	newOnly := func(in []Rule) []Rule {
@@ -180,13 +192,13 @@ func (c Config) Layout() []Chain {
 		{Name: "refuse-services", Rules: refuseServices},
 		{Name: "refuse-node-ports", Rules: refuse(DropNodePorts, RejectNodePorts, ports)},
 		base("nat-prerouting", "nat", "prerouting", -100, jump("services")),
-		base("nat-output", "nat", "output", -100, jump("services")),
+		base("nat-output", "nat", "output", -100, own(jump("services"))...),
 		base("nat-postrouting", "nat", "postrouting", 99, jump("masquerading")),
 		base("firewall-prerouting", "filter", "prerouting", -110, firewall...),
-		base("firewall-output", "filter", "output", -110, firewall...),
+		base("firewall-output", "filter", "output", -110, own(firewall...)...),
 		base("filter-input", "filter", "input", -110, newOnly(isNodePort("refuse-node-ports"))...),
 		base("filter-forward", "filter", "forward", -110, newOnly(nil)...),
-		base("filter-output", "filter", "output", -90, newOnly(isNodePort("refuse-node-ports"))...),
+		base("filter-output", "filter", "output", -90, own(newOnly(isNodePort("refuse-node-ports"))...)...),
 	}
 }
 

@@ -1,0 +1,180 @@
+package admission
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/admission/initializer"
+	"k8s.io/apiserver/pkg/warning"
+	"k8s.io/client-go/informers"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	api "k8s.io/kubernetes/pkg/apis/core"
+
+	"github.com/umiak-io/umiak/internal/systemports"
+)
+
+// ServicesPlugin is the name of the plugin Services, as in --disable-admission-plugins.
+const ServicesPlugin = "UmiakServices"
+
+// Limits are what Services may not take.
+type Limits struct {
+	// ExternalIPs are the ranges of which spec.externalIPs may be.
+	ExternalIPs []netip.Prefix
+	// Inside are the ranges of pods and Services.
+	Inside []netip.Prefix
+	// Ports are the system's on the addresses of nodes and of Servers, which are asked each time: there may be servers without
+	// a node.
+	Ports   systemports.Ports
+	Servers func() []netip.Addr
+}
+
+// Services refuses Services that ask for an address, or a port of one, that is not theirs: every node would send them what
+// others mean for the system. What a Service had before stays with it; nodes make no rules for it (agent/proxy.Guard).
+type Services struct {
+	*admission.Handler
+	limits Limits
+	nodes  corelisters.NodeLister
+}
+
+var (
+	_ admission.ValidationInterface                = (*Services)(nil)
+	_ initializer.WantsExternalKubeInformerFactory = (*Services)(nil)
+)
+
+// NewServices makes the plugin.
+func NewServices(l Limits) *Services {
+	return &Services{Handler: admission.NewHandler(admission.Create, admission.Update), limits: l}
+}
+
+// Name is ServicesPlugin.
+func (*Services) Name() string { return ServicesPlugin }
+
+// Register adds the plugin to those that an API server can have.
+func (s *Services) Register(plugins *admission.Plugins) {
+	plugins.Register(ServicesPlugin, func(io.Reader) (admission.Interface, error) { return s, nil })
+}
+
+// SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.
+func (s *Services) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
+	s.nodes = f.Core().V1().Nodes().Lister()
+	s.SetReadyFunc(f.Core().V1().Nodes().Informer().HasSynced)
+}
+
+// ValidateInitialization implements admission.InitializationValidator.
+func (s *Services) ValidateInitialization() error {
+	if s.nodes == nil {
+		return errors.New("no lister of Nodes")
+	}
+	return nil
+}
+
+// Validate implements admission.ValidationInterface.
+func (s *Services) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if a.GetResource().GroupResource() != api.Resource("services") {
+		return nil
+	}
+	svc, ok := a.GetObject().(*api.Service)
+	if !ok || len(svc.Spec.ExternalIPs)+len(svc.Status.LoadBalancer.Ingress) == 0 {
+		return nil
+	}
+	if !s.WaitForReady() {
+		return admission.NewForbidden(a, errors.New("the API server does not know the cluster's Nodes yet; try again"))
+	}
+	old, _ := a.GetOldObject().(*api.Service)
+	had := wants(old)
+	system, err := s.system()
+	if err != nil {
+		return admission.NewForbidden(a, fmt.Errorf("list Nodes: %w", err))
+	}
+	for _, w := range wants(svc) {
+		why := s.refusal(w, system)
+		switch {
+		case why == "":
+		case slices.Contains(had, w):
+			warning.AddWarning(ctx, "", why+"; nodes do not serve it")
+		default:
+			return admission.NewForbidden(a, errors.New(why))
+		}
+	}
+	return nil
+}
+
+// want is one address and port that a Service asks for.
+type want struct {
+	address  string
+	external bool // by spec.externalIPs, otherwise by status.loadBalancer
+	protocol api.Protocol
+	port     int32
+}
+
+func wants(s *api.Service) (out []want) {
+	if s == nil {
+		return nil
+	}
+	add := func(address string, external bool) {
+		for _, p := range s.Spec.Ports {
+			out = append(out, want{address, external, p.Protocol, p.Port})
+		}
+	}
+	for _, ip := range s.Spec.ExternalIPs {
+		add(ip, true)
+	}
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if in.IP != "" {
+			add(in.IP, false)
+		}
+	}
+	return out
+}
+
+// refusal says why a Service may not have what it wants; empty if it may.
+func (s *Services) refusal(w want, system []netip.Addr) string {
+	ip, err := netip.ParseAddr(w.address)
+	if err != nil {
+		return "" // the API server's own validation refuses it
+	}
+	ip = ip.Unmap()
+	field := "status.loadBalancer.ingress"
+	if w.external {
+		field = "spec.externalIPs"
+	}
+	in := func(p netip.Prefix) bool { return p.Contains(ip) }
+	switch {
+	case w.external && !slices.ContainsFunc(s.limits.ExternalIPs, in):
+		return fmt.Sprintf("%s: %s is in no range of the servers' setting service-external-ips", field, ip)
+	case ip.IsLoopback(), ip.IsUnspecified(), ip.IsLinkLocalUnicast(), ip.IsMulticast():
+		return fmt.Sprintf("%s: %s is an address of every machine or of none", field, ip)
+	case slices.ContainsFunc(s.limits.Inside, in):
+		return fmt.Sprintf("%s: %s belongs to the cluster's pods or Services", field, ip)
+	}
+	holder := s.limits.Ports.Holder(corev1.Protocol(cmp.Or(w.protocol, api.ProtocolTCP)), int(w.port))
+	if holder != "" && slices.Contains(system, ip) {
+		return fmt.Sprintf("%s: port %d/%s of %s belongs to %s", field, w.port, w.protocol, ip, holder)
+	}
+	return ""
+}
+
+// system are the addresses of servers and nodes.
+func (s *Services) system() ([]netip.Addr, error) {
+	out := s.limits.Servers()
+	nodes, err := s.nodes.List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		for _, a := range n.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil {
+				out = append(out, ip.Unmap())
+			}
+		}
+	}
+	return out, nil
+}
