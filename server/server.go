@@ -234,7 +234,7 @@ func (s *Server) Parts() []lifecycle.Part {
 }
 
 // restartable are the parts of the control plane that can be started again alone: their failure is not the API's. A
-// failure of any other ends the process, and so does one of the datastore but where its disk is full.
+// failure of any other ends the process, and so does one of the datastore but where its disk is full or it was open before.
 var restartable = []string{"datastore", "kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}
 
 // runControllers runs the controller manager. Where upstream's cannot be started again in a process because its start has
@@ -260,6 +260,7 @@ func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
 // runDatastore opens the datastore, tells the API server where it is, and serves it.
 func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	for {
+		before := s.datastore()
 		err := s.serveDatastore(ctx, ready)
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -268,7 +269,11 @@ func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 			return &lifecycle.Anew{Part: "datastore", Err: fmt.Errorf("the disk of %s is full, free some space: %w", s.dirs.DB(), err)}
 		case full(err):
 			return fmt.Errorf("the disk of %s is full, free some space: %w", s.dirs.DB(), err)
-		case !errors.Is(err, errReopen):
+		case errors.Is(err, errReopen):
+		case before != nil && before == s.datastore():
+			// It has been open in this process, and now cannot be, as a database that fails over.
+			return err
+		default:
 			return lifecycle.Permanent(err)
 		}
 		if s.muffle != nil {
