@@ -65,7 +65,7 @@ mkdir -m 700 /run/small/pki /run/small/db; mount --bind /run/small/pki $d/pki; m
 				return fmt.Errorf("status does not say that writes fail: %w\n%s", err, out)
 			}
 			if lineWith(out, []string{"datastore", "unhealthy", "writes fail"}) == "" || err == nil {
-				return fmt.Errorf("status ends with %v, or has the component for healthy:\n%s", err, out)
+				return fmt.Errorf("status ends with 0 (%t), or has the component for healthy:\n%s", err == nil, out)
 			}
 			return nil
 		}))

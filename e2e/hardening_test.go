@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-
 	"github.com/umiak-io/umiak/e2e/cluster"
 )
 
@@ -91,4 +90,3 @@ spec:
 		}))
 	}
 }
-

@@ -478,11 +478,11 @@ func node(t *testing.T, k *kubernetes.Clientset) {
 	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("creates another node: %v", err)
 	}
-	large := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Images: []corev1.ContainerImage{{}}}}
+	large := corev1.NodeStatus{Images: []corev1.ContainerImage{{}}}
 	for i := range 20_000 {
-		large.Status.Images[0].Names = append(large.Status.Images[0].Names, fmt.Sprintf("r.test/%d:1", i))
+		large.Images[0].Names = append(large.Images[0].Names, fmt.Sprintf("r.test/%d:1", i))
 	}
-	if body, err := json.Marshal(map[string]any{"status": map[string]any{"images": large.Status.Images}}); err != nil {
+	if body, err := json.Marshal(map[string]any{"status": map[string]any{"images": large.Images}}); err != nil {
 		t.Error(err)
 	} else if _, err := k.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType, body, metav1.PatchOptions{}, "status"); !apierrors.IsForbidden(err) {
 		t.Errorf("reports 20,000 images: %v", err)

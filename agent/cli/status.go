@@ -67,7 +67,7 @@ func Status(w Where) *ucli.Command {
 			} else {
 				err = rep.Print(c.App.Writer)
 			}
-			if err == nil && !(rep.Ready && rep.Healthy()) {
+			if err == nil && (!rep.Ready || !rep.Healthy()) {
 				return ucli.Exit("", 1)
 			}
 			return err

@@ -48,7 +48,7 @@ func exchange(ctx context.Context, network string, server netip.AddrPort) error 
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // what was sent has been answered
 	// A query that comes before its server reads waits in the socket.
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {

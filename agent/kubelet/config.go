@@ -185,6 +185,9 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	return nil
 }
 
+// seccompFlag is the flag for what SeccompDefault is in the configuration.
+const seccompFlag = "seccomp-default"
+
 // podPids is how many processes and threads a pod may have.
 const podPids = 4096
 
@@ -234,6 +237,9 @@ func (c Config) applyArgs(s, ours *options.KubeletServer) error {
 	_, _, args := configurationFiles(c.Args)
 	if err := componentflags.Set(fs, key, args, func(name, _ string) string { return never[name] }); err != nil {
 		return err
+	}
+	if fs.Changed(seccompFlag) { // upstream takes either of flag and configuration for true
+		s.KubeletConfiguration.SeccompDefault = s.KubeletFlags.SeccompDefault
 	}
 	var errs []error
 	for flag, what := range instead(ours, s, func(o owned) string { return o.flag }) {

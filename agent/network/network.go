@@ -266,7 +266,8 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 
 // checkSources has the pods that run send with their own addresses only, and reports whether those that come are to.
 func (n *Network) checkSources() bool {
-	remark, err := "", error(nil)
+	var remark string
+	var err error
 	if !n.cfg.SourceCheck {
 		remark = "off (pod-source-check): pods may send with others' addresses"
 		err = podsource.Off()

@@ -316,7 +316,7 @@ func unusedServiceIsRejected(t *testing.T) {
 	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
-	defer netlink.LinkDel(veth) //nolint:errcheck // it goes with the namespace
+	defer netlink.LinkDel(veth)
 	ran("address", "add", "10.99.0.1/24", "dev", "theirs")
 	ran("link", "set", "dev", "theirs", "up")
 	if err := netns.Set(pod); err != nil {

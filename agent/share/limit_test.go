@@ -1,6 +1,7 @@
 package share
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
@@ -54,7 +55,7 @@ func TestOneAddressCannotTakeAll(t *testing.T) {
 	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Errorf("one more: %v", err)
-	} else if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+	} else if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 		t.Error("one more stays open")
 	}
 	dial("127.0.0.3")

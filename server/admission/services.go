@@ -76,13 +76,16 @@ func (s *Services) ValidateInitialization() error {
 	return nil
 }
 
+// external are a Service's external IPs. They are deprecated, and as long as the API has them somebody may use them.
+func external(s *api.Service) []string { return s.Spec.ExternalIPs } //nolint:staticcheck // see above
+
 // Validate implements admission.ValidationInterface.
 func (s *Services) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != api.Resource("services") {
 		return nil
 	}
 	svc, ok := a.GetObject().(*api.Service)
-	if !ok || len(svc.Spec.ExternalIPs)+len(svc.Status.LoadBalancer.Ingress) == 0 {
+	if !ok || len(external(svc))+len(svc.Status.LoadBalancer.Ingress) == 0 {
 		return nil
 	}
 	if !s.WaitForReady() {
@@ -124,7 +127,7 @@ func wants(s *api.Service) (out []want) {
 			out = append(out, want{address, external, p.Protocol, p.Port})
 		}
 	}
-	for _, ip := range s.Spec.ExternalIPs {
+	for _, ip := range external(s) {
 		add(ip, true)
 	}
 	for _, in := range s.Status.LoadBalancer.Ingress {

@@ -22,7 +22,7 @@ func TestServices(t *testing.T) {
 		{Type: corev1.NodeInternalIP, Address: "10.93.0.3"}, {Type: corev1.NodeInternalIP, Address: "fd93::3"}, {Type: corev1.NodeHostName, Address: "n1"}}}}
 	type m = []string
 	svc := func(external, ingress m, ports ...int32) *api.Service {
-		s := &api.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "ns"}, Spec: api.ServiceSpec{ExternalIPs: external}}
+		s := &api.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "ns"}, Spec: api.ServiceSpec{ExternalIPs: external}} //nolint:staticcheck // what is refused here
 		for _, p := range ports {
 			s.Spec.Ports = append(s.Spec.Ports, api.ServicePort{Protocol: api.ProtocolTCP, Port: p})
 		}

@@ -288,14 +288,14 @@ func TestRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	restore := func() (put bool, err error, have []string) {
+	restore := func() (put bool, have []string, err error) {
 		l.node.Do(func() {
 			put, err = Restore(results, state)
 			have, _ = chains()
 		})
-		return put, err, have
+		return put, have, err
 	}
-	if put, err, have := restore(); put || err != nil || have != nil {
+	if put, have, err := restore(); put || err != nil || have != nil {
 		t.Fatal(put, err, have)
 	}
 	keep("umiak-1-eth0", state, l.pod(l.evil, 11))
@@ -303,10 +303,10 @@ func TestRestore(t *testing.T) {
 	gone := l.pod(l.friend, 12)
 	gone.Interface = "vgone"
 	keep("umiak-3-eth0", state, gone)
-	if put, err, have := restore(); !put || err != nil || !slices.Equal(have, []string{"vevileth0"}) {
+	if put, have, err := restore(); !put || err != nil || !slices.Equal(have, []string{"vevileth0"}) {
 		t.Fatal(put, err, have)
 	}
-	if put, err, _ := restore(); put || err != nil {
+	if put, _, err := restore(); put || err != nil {
 		t.Error(put, err)
 	}
 	if got := l.send(own, "10.42.0.12"); got != nil {
@@ -320,7 +320,7 @@ func TestRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.node.Do(func() { nettest.NFT(t, "flush ruleset") })
-	if put, err, have := restore(); !put || err == nil || !slices.Equal(have, []string{"vevileth0"}) {
+	if put, have, err := restore(); !put || err == nil || !slices.Equal(have, []string{"vevileth0"}) {
 		t.Fatal(put, err, have)
 	}
 	// The pod goes, and with it, at the next one at the latest, its chain.
@@ -330,7 +330,7 @@ func TestRestore(t *testing.T) {
 		}
 	})
 	l.check(l.pod(l.friend, 12))
-	if _, _, have := restore(); !slices.Equal(have, []string{"vfriendeth0"}) {
+	if _, have, _ := restore(); !slices.Equal(have, []string{"vfriendeth0"}) {
 		t.Error(have)
 	}
 	l.node.Do(func() {
