@@ -92,9 +92,14 @@ func (s *Server) followAddresses(ctx context.Context, ready func()) error {
 		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() { cancel(s.publishAddresses(ctx)) }()
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		cancel(s.publishAddresses(ctx))
+	}()
 	err := s.addrs.Run(ctx, ready)
+	cancel(nil)
+	<-published // the next run has the same certificate in hand
 	if moved := new(nodeip.Moved); errors.As(err, &moved) {
 		return &lifecycle.Anew{Part: nodeip.Part, Err: moved}
 	}

@@ -113,7 +113,7 @@ func (i *Importer) run(ctx context.Context) error {
 	mounts := mounted.Watch(ctx) // the only change of a path that inotify does not report
 	defer func() {
 		cancel()
-		_ = <-mounts.Ended
+		<-mounts.Ended //nolint:errcheck // told to end
 	}()
 	if i.known, err = loadState(i.cfg.State); err != nil {
 		return err

@@ -162,7 +162,7 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	case <-gone:
 		m.log.Info("the Node with a foreign pod range is gone, the controllers start again and give ranges", "node", foreign.Name)
 		stop()
-		_ = <-done // they have been told to end
+		<-done //nolint:errcheck // told to end
 		return true, nil
 	}
 	if err != nil && ctx.Err() == nil {

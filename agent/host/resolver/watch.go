@@ -68,7 +68,7 @@ func (r *Resolver) Run(ctx context.Context, ready func()) error {
 	mounts := mounted.Watch(watching)
 	defer func() {
 		stop()
-		_ = <-mounts.Ended
+		<-mounts.Ended //nolint:errcheck // told to end
 	}()
 	watched := r.watch(files)
 	// What has changed between reading and watching.
