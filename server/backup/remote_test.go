@@ -184,7 +184,7 @@ func (e endless) Upload(ctx context.Context, _, _ string) error {
 
 func TestAServerThatStopsDoesNotWaitForTheNetwork(t *testing.T) {
 	k, _ := keeper(t)
-	k.Config.S3 = s3.Config{Bucket: "snaps"}
+	k.Config.S3, k.Config.S3Unencrypted = s3.Config{Bucket: "snaps"}, true
 	k.Config.Disable = true
 	e := endless{begun: make(chan struct{})}
 	k.Open = func() (bucket, error) { return e, nil }
