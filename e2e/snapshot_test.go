@@ -170,7 +170,7 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 	prepare(b)
 	var flags []string
 	for key, value := range settings {
-		flags = append(flags, "--"+key, value)
+		flags = append(flags, "--"+key+"="+value)
 	}
 	list, err = b.Umiak(b.soon(), append([]string{"snapshot", "list"}, flags...)...)
 	if err != nil || !strings.Contains(list, name) {
