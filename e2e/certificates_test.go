@@ -261,7 +261,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	e.must(err)
 	var list []struct{ Name, State, UsedBy string }
 	e.must(json.Unmarshal([]byte(out), &list))
-	if len(list) < 4+6+2+3 {
+	if len(list) < 4+7+2+3 {
 		t.Errorf("%d certificates: %s", len(list), out)
 	}
 	for _, c := range list {
@@ -282,7 +282,7 @@ subjects: [{kind: ServiceAccount, name: default}]
 	}
 	out, err = e.Umiak(e.soon(), "certificate", "rotate")
 	e.must(err)
-	if strings.Count(out, "renewed") != 6+3 {
+	if strings.Count(out, "renewed") != 7+3 {
 		t.Errorf("rotate says:\n%s", out)
 	}
 	for port, serial := range was {

@@ -242,7 +242,7 @@ func TestControlPlane(t *testing.T) {
 	if line, err := p.out.ReadBytes('\n'); err != nil || json.Unmarshal(line, &st) != nil {
 		t.Fatalf("status: %s, %v", line, err)
 	}
-	if st.Datastore == nil || len(st.Components) < 4 || len(st.Certificates) < 4+6+3 {
+	if st.Datastore == nil || len(st.Components) < 4 || len(st.Certificates) < 4+7+3 {
 		t.Errorf("status: %+v", st)
 	}
 	k := p.admin(t)

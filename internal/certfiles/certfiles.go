@@ -76,6 +76,7 @@ var (
 		"front-proxy.crt":        {usedBy: "API server, towards aggregated API servers", lifetime: LeafLifetime},
 		"controller-manager.crt": {usedBy: "controller manager, towards the API server", lifetime: LeafLifetime},
 		"scheduler.crt":          {usedBy: "scheduler, towards the API server", lifetime: LeafLifetime},
+		"server.crt":             {usedBy: "umiak's own work, towards the API server", lifetime: LeafLifetime},
 		"admin.crt":              {usedBy: "umiak kubectl and admin.kubeconfig", lifetime: AdminLifetime},
 	}
 	agent = map[string]use{
