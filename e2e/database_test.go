@@ -35,18 +35,25 @@ func (e *env) postgres(l *machine.LAN) string {
 	return e.endpoint
 }
 
-// TestServersOnOneDatabase: a second server needs the database and the server token, and nothing else.
-func TestServersOnOneDatabase(t *testing.T) {
-	t.Parallel()
+// twoOnDatabase starts a server on a PostgreSQL of its own, and makes another, which is not started, for the same: secret is
+// the server token that it needs.
+func twoOnDatabase(t *testing.T, first, next string) (e *env, second *cluster.Cluster, endpoint, secret string) {
+	t.Helper()
 	l := lan(t)
-	e := off(t, cluster.Options{Name: "pg1", LAN: l})
-	endpoint := e.postgres(l)
+	e = off(t, cluster.Options{Name: first, LAN: l})
+	endpoint = e.postgres(l)
 	e.must(e.Configure(map[string]string{"datastore-endpoint": endpoint}))
 	e.must(e.Start())
 	e.ready()
-	secret, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
+	raw, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
 	e.must(err)
-	second := e.serverOn(l, "pg2", nil)
+	return e, e.serverOn(l, next, nil), endpoint, strings.TrimSpace(string(raw))
+}
+
+// TestServersOnOneDatabase: a second server needs the database and the server token, and nothing else.
+func TestServersOnOneDatabase(t *testing.T) {
+	t.Parallel()
+	e, second, endpoint, secret := twoOnDatabase(t, "pg1", "pg2")
 	refused := func(want string, settings map[string]string) {
 		e.Helper()
 		settings["datastore-endpoint"] = endpoint
@@ -57,15 +64,15 @@ func TestServersOnOneDatabase(t *testing.T) {
 		case <-e.soon().Done():
 			e.Errorf("a second server runs with %v", settings)
 		}
-		if tail := second.LogTail(5); !strings.Contains(tail, want) || strings.Contains(tail, strings.TrimSpace(string(secret))) {
+		if tail := second.LogTail(5); !strings.Contains(tail, want) || strings.Contains(tail, secret) {
 			e.Errorf("want %s, got\n%s", want, tail)
 		}
 	}
 	refused("set its server token", map[string]string{})
 	refused("this is not the cluster's server token", map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
-	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`, map[string]string{"token": strings.TrimSpace(string(secret)), "cluster-domain": "else.where"})
+	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`, map[string]string{"token": secret, "cluster-domain": "else.where"})
 
-	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": strings.TrimSpace(string(secret))}))
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret}))
 	e.must(second.Start())
 	e.must(second.Ready(e.within(2 * patience)))
 	nodes, err := second.Kube.CoreV1().Nodes().List(e.soon(), metav1.ListOptions{})
@@ -101,16 +108,8 @@ func TestServersOnOneDatabase(t *testing.T) {
 // TestKeysOfServersOnOneDatabase: the keys of Secrets, tokens and authorities of two servers on PostgreSQL are replaced.
 func TestKeysOfServersOnOneDatabase(t *testing.T) {
 	t.Parallel()
-	l := lan(t)
-	e := off(t, cluster.Options{Name: "pk1", LAN: l})
-	endpoint := e.postgres(l)
-	e.must(e.Configure(map[string]string{"datastore-endpoint": endpoint}))
-	e.must(e.Start())
-	e.ready()
-	secret, err := os.ReadFile(e.hostPath(cluster.Dirs().ServerToken()))
-	e.must(err)
-	second := e.serverOn(l, "pk2", nil)
-	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": strings.TrimSpace(string(secret))}))
+	e, second, endpoint, secret := twoOnDatabase(t, "pk1", "pk2")
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret}))
 	e.must(second.Start())
 	e.must(second.Ready(e.within(2 * patience)))
 
@@ -126,7 +125,7 @@ func TestKeysOfServersOnOneDatabase(t *testing.T) {
 	e.sameKeys(many, "key3", e.Cluster, second)
 
 	e.sub("a token that was rotated away stays in the settings", func(e *env) {
-		old := strings.TrimSpace(string(secret))
+		old := secret
 		e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": old}))
 		e.rotatesTokens(e.Cluster, second)
 		now, err := os.ReadFile(second.M.Host(cluster.Dirs().ServerToken()))

@@ -254,9 +254,6 @@ func (s *Server) ReportTo(r lifecycle.Reporter) { s.reporter = r }
 // controlplane.ControllerManager. Call it before the parts run.
 func (s *Server) OnVolumeControllers(f func()) { s.plane.ControllerManager.VolumeControllersMade = f }
 
-// AdminKubeconfig is the file with which everything may be done.
-func (s *Server) AdminKubeconfig() string { return s.dirs.AdminKubeconfig() }
-
 // runDatastore opens the datastore, tells the API server where it is, and serves it.
 func (s *Server) runDatastore(ctx context.Context, ready func()) error {
 	for {

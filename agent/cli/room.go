@@ -7,8 +7,7 @@ import (
 	"log/slog"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
@@ -20,7 +19,7 @@ var room = lifecycle.Policy{First: time.Second, Most: 10 * time.Second}
 func WithRoom[T any](ctx context.Context, p *Preparation, log *slog.Logger, build func() (T, error)) (T, error) {
 	for attempt := 1; ; attempt++ {
 		out, err := build()
-		if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		if !atomicfile.NoSpace(err) {
 			return out, err
 		}
 		log.Warn("the disk is full: make room", "error", err, "attempt", attempt)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
 // What follows tries what a node needs of its machine. Parts try before they start what can start only once, and
@@ -60,7 +62,7 @@ func TryDisk(dir string) error {
 		err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
 	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case atomicfile.NoSpace(err):
 		return fmt.Errorf("the disk of %s is full (%w): make room", dir, err)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("the disk of %s is read-only (%w): mount it for writing, and look into the kernel's log for a fault of the disk", dir, err)

@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/status"
 	driver "modernc.org/sqlite"
 	lib "modernc.org/sqlite/lib"
+
+	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
 // What can be wrong with the folder or the file; Open's errors wrap one of these.
@@ -41,7 +43,7 @@ func explain(err error) error {
 		}
 	}
 	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case atomicfile.NoSpace(err):
 		return fmt.Errorf("%w (%w)", ErrFull, err)
 	case errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w file system (%w)", ErrReadOnly, err)

@@ -8,7 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
+
+// NoSpace reports whether a write failed because the disk, or the quota on it, is full.
+func NoSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // Write replaces path with data: temporary file beside it, fsync, rename, fsync of the folder. The file
 // has exactly the mode given, whatever the umask. The folder must exist.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
@@ -52,7 +53,7 @@ func Hold(file string) (release func(), err error) {
 		return nil, fmt.Errorf("lock %s: %w", file, err)
 	}
 	// The number is for people: on a full disk, the lock holds without it.
-	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil && !atomicfile.NoSpace(err) {
 		_ = f.Close()
 		return nil, fmt.Errorf("write %s: %w", file, err)
 	}

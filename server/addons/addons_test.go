@@ -156,7 +156,7 @@ func serve(dir, port string) error {
 	}
 	go func() {
 		if g.WaitReady(ctx) == nil {
-			fmt.Println(s.AdminKubeconfig())
+			fmt.Println(c.Dirs().AdminKubeconfig())
 		}
 	}()
 	return g.Run(ctx)
