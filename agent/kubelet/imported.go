@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -44,22 +45,51 @@ func (k *Kubelet) followImports(ctx context.Context, records *pullrecords.Record
 		k.cfg.Log.Error("an image that is imported while the kubelet pulls it can be used only after the next start", "error", err)
 		return
 	}
-	for ctx.Err() == nil {
-		err := k.cfg.Images.Follow(ctx, func(ctx context.Context) error {
-			all, err := k.cfg.Images.All(ctx)
-			for _, img := range all {
+	grant := func(ctx context.Context, those func(pullrecords.Image) bool) error {
+		all, err := k.cfg.Images.All(ctx)
+		for _, img := range all {
+			if those(img) {
 				records.Grant(ctx, pulls, img)
 			}
-			return err
+		}
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		k.again(ctx, "following the kubelet's pulls of imported images", func() error {
+			return records.WatchPulls(ctx, func(ctx context.Context, names []string) {
+				if err := grant(ctx, func(i pullrecords.Image) bool { return i.Named(names) }); err != nil && ctx.Err() == nil {
+					k.cfg.Log.Warn("while an image is pulled, pods may not be let use what was imported", "images", names, "error", err)
+				}
+			})
 		})
+	})
+	k.again(ctx, "following imported images", func() error {
+		return k.cfg.Images.Follow(ctx, func(ctx context.Context) error {
+			return grant(ctx, func(pullrecords.Image) bool { return true })
+		})
+	})
+}
+
+// again calls follow until ctx ends; what ends before is begun again, after longer and longer pauses.
+func (k *Kubelet) again(ctx context.Context, what string, follow func() error) {
+	pause := time.Second // containerd is being started again
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := follow()
 		if ctx.Err() != nil {
 			return
 		}
-		k.cfg.Log.Warn("following imported images ended, beginning again", "error", err)
+		if time.Since(began) > time.Minute {
+			pause = time.Second
+		}
+		k.cfg.Log.Warn(what+" ended, beginning again", "in", pause, "error", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Second): // containerd is being started again
+		case <-time.After(pause):
 		}
+		pause = min(2*pause, time.Minute)
 	}
 }
 

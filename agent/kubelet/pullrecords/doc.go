@@ -8,7 +8,7 @@
 //
 // So imported images get a record of their own, which says what the import means: all pods of the node may use this content. A record holds
 // for one content under one repository's name; private images stay what they were. Prepare writes the records before the kubelet reads
-// them, Grant has a running kubelet write them.
+// them, Grant has a running kubelet write them, WatchPulls says when one that is pulled meanwhile needs it again.
 //
 // The package imports the kubelet's own store of records, and nothing of umiak; agent/kubelet calls it.
 package pullrecords

@@ -33,7 +33,8 @@ type Recorder interface {
 // Records are the kubelet's records of pulls on the disk.
 type Records struct {
 	pulled  pullmanager.PullRecordsAccessor
-	pulling string
+	pulling string // the folder of pulls that have begun
+	done    string // the folder of images that were pulled
 }
 
 // Open opens the records in a kubelet's directory.
@@ -42,7 +43,8 @@ func Open(ctx context.Context, kubeletDir string) (*Records, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the kubelet's records of pulls: %w", err)
 	}
-	return &Records{pulled, filepath.Join(kubeletDir, "image_manager", "pulling")}, nil
+	dir := filepath.Join(kubeletDir, "image_manager")
+	return &Records{pulled, filepath.Join(dir, "pulling"), filepath.Join(dir, "pulled")}, nil
 }
 
 // Prepare writes the records of imported images, and removes what is left of pulls that were broken off and brought nothing but what was
@@ -150,6 +152,20 @@ func repositories(names []string) []string {
 // removeIntents removes the records of pulls that have begun, but for those of images that are there and were not imported: of these
 // nobody knows with whose credentials they came.
 func (r *Records) removeIntents(unknown map[string]bool) error {
+	return r.intents(func(path, image string) error {
+		if unknown[image] {
+			return nil
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// intents calls each for every record of a pull that has begun, with the full name of the image; it is empty where the record cannot be
+// read, after a power cut.
+func (r *Records) intents(each func(path, image string) error) error {
 	entries, err := os.ReadDir(r.pulling)
 	if err != nil {
 		return err
@@ -165,14 +181,13 @@ func (r *Records) removeIntents(unknown map[string]bool) error {
 		var intent struct {
 			Image string `json:"image"`
 		}
+		image := ""
 		if json.Unmarshal(text, &intent) == nil && intent.Image != "" {
-			if n, err := reference.ParseDockerRef(intent.Image); err == nil && unknown[n.String()] {
-				continue
+			if n, err := reference.ParseDockerRef(intent.Image); err == nil {
+				image = n.String()
 			}
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, each(path, image))
 	}
 	return errors.Join(errs...)
 }

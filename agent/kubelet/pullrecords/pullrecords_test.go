@@ -5,8 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"k8s.io/klog/v2"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
@@ -179,6 +182,48 @@ func TestAnImportWhileTheKubeletRuns(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "image_manager", "pulling", "*")); len(left) > 0 {
 		t.Errorf("intents: %v", left)
+	}
+}
+
+// TestTheKubeletDropsRecords: on a disk that is nearly full the kubelet drops the records of all images that it may not remove.
+func TestTheKubeletDropsRecords(t *testing.T) {
+	drop := func(k *pullmanager.PullManager) { k.PruneUnknownRecords(t.Context(), nil, time.Now().Add(time.Minute)) }
+	begin := func(k *pullmanager.PullManager) {
+		if err := k.RecordPullIntent(klog.FromContext(t.Context()), "app:1"); err != nil {
+			t.Error(err)
+		}
+	}
+	for name, happens := range map[string]func(*pullmanager.PullManager){
+		"before a pull": func(k *pullmanager.PullManager) { drop(k); begin(k) },
+		"during a pull": func(k *pullmanager.PullManager) { begin(k); drop(k) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			records := prepare(t, dir, app)
+			k := kubelet(t, dir, app)
+			ctx, stop := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer stop()
+			wg.Go(func() {
+				err := records.WatchPulls(ctx, func(ctx context.Context, names []string) {
+					if !app.Named(names) || private.Named(names) {
+						t.Errorf("names: %v", names)
+					}
+					records.Grant(ctx, k, app)
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			happens(k)
+			for deadline := time.Now().Add(10 * time.Second); !usable(t, k, "app:1", publicID); {
+				if time.Now().After(deadline) {
+					t.Fatal("the imported image is not usable while it is pulled")
+				}
+				runtime.Gosched()
+			}
+		})
 	}
 }
 
