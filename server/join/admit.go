@@ -99,6 +99,9 @@ func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password 
 		}
 	}
 	if old == nil {
+		if err := a.mayClaim(ctx, s, rec.ID); err != nil {
+			return err
+		}
 		err := s.tokens.use(ctx, rec.ID)
 		if err == nil {
 			err = s.tokens.claim(ctx, name, password, rec.ID, kind)

@@ -79,6 +79,7 @@ type API struct {
 
 	passwords *failures
 	refusals  *logging.Digest
+	claims    claims
 }
 
 // serving is what there is while Run runs.

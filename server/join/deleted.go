@@ -14,7 +14,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/internal/names"
-	"github.com/umiak-io/umiak/internal/token"
 )
 
 // followNodes gives up what the cluster keeps for a node when the Node is deleted: its name, so that whoever joins
@@ -45,19 +44,14 @@ func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *servi
 		if !cache.WaitForCacheSync(ctx.Done(), inf.HasSynced) {
 			return
 		}
+		a.claims.follow(there)
 		all, err := s.known.secrets.List(labels.SelectorFromSet(labels.Set{Label: labelNode}))
 		if err != nil {
 			return
 		}
 		for _, secret := range all {
 			name := secret.Name[:max(0, len(secret.Name)-len(nodeSuffix))]
-			if a.cfg.Servers.Holds(name) || string(secret.Data[keyKind]) == string(token.Server) {
-				continue // it may be a server without a node; `umiak server forget` frees its name
-			}
-			if secret.CreationTimestamp.IsZero() || time.Since(secret.CreationTimestamp.Time) < unregistered {
-				continue
-			}
-			if !there(name) {
+			if !there(name) && a.abandoned(secret) {
 				a.free(ctx, s, name)
 			}
 		}
