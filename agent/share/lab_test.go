@@ -41,6 +41,7 @@ type memory struct {
 	mu     sync.Mutex
 	blobs  map[digest.Digest][]byte
 	images map[string]digest.Digest
+	labels map[digest.Digest]map[string]string
 	// cut ends reading behind so many bytes, as when a blob is removed meanwhile.
 	cut int64
 	// hold keeps all reads but the first waiting.
@@ -49,7 +50,7 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{blobs: map[digest.Digest][]byte{}, images: map[string]digest.Digest{}}
+	return &memory{blobs: map[digest.Digest][]byte{}, images: map[string]digest.Digest{}, labels: map[digest.Digest]map[string]string{}}
 }
 
 func (m *memory) put(raw []byte) digest.Digest {
@@ -65,6 +66,15 @@ func (m *memory) swap(d digest.Digest, raw []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.blobs[d] = raw
+}
+
+// pulled notes on blobs what containerd notes of where they were pulled from.
+func (m *memory) pulled(registry, repositories string, blobs ...digest.Digest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range blobs {
+		m.labels[d] = map[string]string{"containerd.io/distribution.source." + registry: repositories}
+	}
 }
 
 // cutAt has reads end behind so many bytes.
@@ -95,9 +105,23 @@ func (m *memory) get(d digest.Digest) ([]byte, error) {
 	return nil, errdefs.ErrNotFound
 }
 
-func (m *memory) Size(_ context.Context, d digest.Digest) (int64, error) {
+func (m *memory) Info(_ context.Context, d digest.Digest) (content.Info, error) {
 	raw, err := m.get(d)
-	return int64(len(raw)), err
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return content.Info{Digest: d, Size: int64(len(raw)), Labels: m.labels[d]}, err
+}
+
+func (m *memory) Images(_ context.Context, repository string) ([]digest.Digest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []digest.Digest
+	for name, d := range m.images {
+		if repositoryOf(name) == repository {
+			out = append(out, d)
+		}
+	}
+	return out, nil
 }
 
 func (m *memory) Image(_ context.Context, name string) (digest.Digest, error) {

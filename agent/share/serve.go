@@ -50,7 +50,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var err error
 	if want.kind == blobs {
-		err = h.blob(w, r, want.digest)
+		err = h.blob(w, r, want)
 	} else {
 		err = h.manifest(w, r, want)
 	}
@@ -70,6 +70,8 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, want want) er
 		if d, err = h.store.Image(r.Context(), want.image()); err != nil {
 			return err
 		}
+	} else if _, err := h.of(r.Context(), want); err != nil {
+		return err
 	}
 	raw, err := h.small(r.Context(), d)
 	if err != nil {
@@ -91,10 +93,11 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, want want) er
 
 // small reads a blob that may be a manifest.
 func (h *handler) small(ctx context.Context, d digest.Digest) ([]byte, error) {
-	size, err := h.store.Size(ctx, d)
+	info, err := h.store.Info(ctx, d)
 	if err != nil {
 		return nil, err
 	}
+	size := info.Size
 	if size > largestManifest {
 		return nil, fmt.Errorf("%s is too large for a manifest: %w", d, errdefs.ErrNotFound)
 	}
@@ -112,8 +115,9 @@ func (h *handler) small(ctx context.Context, d digest.Digest) ([]byte, error) {
 
 // blob gives a blob, or the part of it that is asked for. A node whose places are all taken says that it is busy,
 // also to who asks only whether it has it.
-func (h *handler) blob(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
-	size, err := h.store.Size(r.Context(), d)
+func (h *handler) blob(w http.ResponseWriter, r *http.Request, want want) error {
+	d := want.digest
+	size, err := h.of(r.Context(), want)
 	if err != nil {
 		return err
 	}

@@ -210,7 +210,7 @@ func TestTheRegistrySaysWhatANameIs(t *testing.T) {
 		}
 	}
 	// The same content comes from the neighbour.
-	srv.store.image("elsewhere.test/x:1", layer(2))
+	srv.store.image(app+":as-imported", layer(2))
 	asked.Clear()
 	if _, _, err := ag.pull(t.Context(), r, app+":1"); err != nil {
 		t.Fatal(err)
@@ -230,6 +230,7 @@ func TestABadNeighbour(t *testing.T) {
 	d := good.store.image(app+":1", body)
 	blob := digest.FromBytes(body)
 	bad.store.image(app+":1", body)
+	bad.store.pulled("registry.test", "app", d, blob)
 	bad.store.swap(blob, layer(9)) // a rotten disk
 	bad.store.swap(d, append(bytes.Clone(good.store.blobs[d]), ' '))
 	// It is asked first.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
+	"strconv"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -16,12 +19,14 @@ import (
 
 // Store is what this node has. What it has not is errdefs.ErrNotFound.
 type Store interface {
-	// Size is that of a blob.
-	Size(ctx context.Context, d digest.Digest) (int64, error)
+	// Info is what is known of a blob: its size, and labels that say where it was pulled from.
+	Info(ctx context.Context, d digest.Digest) (content.Info, error)
 	// Open reads a blob, which may be removed meanwhile.
 	Open(ctx context.Context, d digest.Digest) (content.ReaderAt, error)
 	// Image is the digest of an image's manifest or index.
 	Image(ctx context.Context, name string) (digest.Digest, error)
+	// Images are the digests of all images of a repository, which comes with its registry.
+	Images(ctx context.Context, repository string) ([]digest.Digest, error)
 }
 
 // store is the node's containerd.
@@ -34,9 +39,8 @@ func openStore(socket string) (store, error) {
 
 func (s store) Close() error { return s.c.Close() }
 
-func (s store) Size(ctx context.Context, d digest.Digest) (int64, error) {
-	i, err := s.c.ContentStore().Info(namespaces.WithNamespace(ctx, images.Namespace), d)
-	return i.Size, err
+func (s store) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
+	return s.c.ContentStore().Info(namespaces.WithNamespace(ctx, images.Namespace), d)
 }
 
 func (s store) Open(ctx context.Context, d digest.Digest) (content.ReaderAt, error) {
@@ -46,6 +50,21 @@ func (s store) Open(ctx context.Context, d digest.Digest) (content.ReaderAt, err
 func (s store) Image(ctx context.Context, name string) (digest.Digest, error) {
 	i, err := s.c.ImageService().Get(namespaces.WithNamespace(ctx, images.Namespace), name)
 	return i.Target.Digest, err
+}
+
+func (s store) Images(ctx context.Context, repository string) ([]digest.Digest, error) {
+	named := "name~=" + strconv.Quote("^"+regexp.QuoteMeta(repository)+"[:@]")
+	list, err := s.c.ImageService().List(namespaces.WithNamespace(ctx, images.Namespace), named)
+	if err != nil {
+		return nil, err
+	}
+	var out []digest.Digest
+	for _, i := range list {
+		if repositoryOf(i.Name) == repository && !slices.Contains(out, i.Target.Digest) {
+			out = append(out, i.Target.Digest)
+		}
+	}
+	return out, nil
 }
 
 // readAhead is how much is taken from containerd at once: each is a request over its socket.
