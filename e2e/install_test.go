@@ -284,8 +284,9 @@ func TestInstall(t *testing.T) {
 		if n.Labels["from"] != "env" || len(taintsAsked(n)) != 2 {
 			b.Errorf("labels %v, taints %v", n.Labels, n.Spec.Taints)
 		}
-		for file, mode := range map[string]os.FileMode{"token": 0o600, "config.yaml.d/50-install.yaml": 0o600, "umiak.env": 0o600} {
-			info, err := os.Stat(b.hostPath("/etc/umiak", file))
+		for file, mode := range map[string]os.FileMode{"umiak/token": 0o600, "umiak/config.yaml.d/50-install.yaml": 0o600, "umiak/umiak.env": 0o600,
+			"systemd/system/umiak.service": 0o600} {
+			info, err := os.Stat(b.hostPath("/etc", file))
 			if err != nil || info.Mode().Perm() != mode {
 				b.Errorf("%s: %v, %v", file, info, err)
 			}

@@ -14,6 +14,7 @@ import (
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	apiadmission "k8s.io/apiserver/pkg/admission"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/flagz"
 	encryptionconfig "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -59,7 +60,9 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 	a.late.log = a.log
 	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(), admission.NewServices(s.Services))
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
-	err := parse(a.opts.Flags(), apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
+	sets := a.opts.Flags()
+	err := parse(sets, apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
+	a.opts.Flagz = flagz.NamedFlagSetsReader{FlagSets: sets}
 	if !given(s.APIServerArgs, metricFlags...) {
 		a.opts.Metrics = nil
 	}

@@ -111,3 +111,25 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		t.Errorf("got %+v", rep)
 	}
 }
+
+// TestBenchmarkOfTheControllers: what the CIS benchmark wants of those that do not listen, so that e2e cannot ask them (TestCISBenchmark).
+func TestBenchmarkOfTheControllers(t *testing.T) {
+	s := Settings{Files: Files{ServiceAccountKey: "a", ServerCA: "b"}}
+	for what, f := range map[string]struct {
+		flags flags
+		want  flags
+	}{
+		"controllers": {controllerManagerFlags(s), flags{{"terminated-pod-gc-threshold", "1000"}, {"profiling", "false"}, {"use-service-account-credentials", "true"},
+			{"service-account-private-key-file", "a"}, {"root-ca-file", "b"}, {"secure-port", "0"}}},
+		"scheduler": {schedulerFlags(s), flags{{"profiling", "false"}, {"secure-port", "0"}}},
+	} {
+		for _, w := range f.want {
+			if !slices.Contains(f.flags, w) {
+				t.Errorf("%s: no %s=%s in %v", what, w.name, w.value, f.flags)
+			}
+		}
+		if slices.ContainsFunc(f.flags, func(f flag) bool { return f.name == "feature-gates" }) {
+			t.Errorf("%s: a gate is set, RotateKubeletServerCertificate perhaps", what)
+		}
+	}
+}
