@@ -126,10 +126,15 @@ type cisRule struct {
 func (e *env) cis() *cisNode {
 	e.Helper()
 	b := &cisNode{flags: map[string]string{}, server: cluster.Dirs().Server(), agent: cluster.Dirs().Agent()}
-	for _, line := range strings.Split(e.kubectl("get", "--raw", "/flagz"), "\n") {
-		if name, value, ok := strings.Cut(line, "="); ok {
-			b.flags[strings.TrimSpace(name)] = strings.Trim(value, "[]")
-		}
+	// As text the separator is drawn by lot, so that nobody reads it by program.
+	raw, err := e.Kube.Discovery().RESTClient().Get().AbsPath("/flagz").SetHeader("Accept", "application/json;g=config.k8s.io;v=v1beta1;as=Flagz").DoRaw(e.soon())
+	e.must(err)
+	var running struct {
+		Flags map[string]string `json:"flags"`
+	}
+	e.must(json.Unmarshal(raw, &running))
+	for name, value := range running.Flags {
+		b.flags[name] = strings.Trim(value, "[]")
 	}
 	var c struct {
 		Kubelet *json.RawMessage `json:"kubeletconfig"`
@@ -145,7 +150,6 @@ func (e *env) cis() *cisNode {
 		b.encryption = m[1]
 	}
 	b.auditPolicy = read("audit-policy-file")
-	var err error
 	b.strangers, _, err = e.strangerGets("https", netip.MustParseAddrPort("127.0.0.1:6443"), "/version")
 	e.must(err)
 	b.wrongFiles = e.wrongFiles
