@@ -142,6 +142,8 @@ func TestJoin(t *testing.T) {
 		t.Errorf("status: %v\n%s", err, status)
 	}
 
+	e.sub("a node that lies", func(e *env) { e.liar(one, two, e.pod(named("b"), isReady)) })
+
 	e.sub("without its server", func(e *env) {
 		before := e.pod(named("b"), isReady)
 		svc := e.service("svc-b").Spec.ClusterIP
@@ -188,15 +190,15 @@ func TestJoin(t *testing.T) {
 
 	e.sub("a deleted node", func(e *env) {
 		e.kubectl("drain", "ag1", "--ignore-daemonsets", "--force")
+		e.shutOut(one, two)
 		e.must(one.Stop(e.soon()))
-		e.kubectl("delete", "node", "ag1")
 		// Its name becomes free by itself.
 		secrets := e.Kube.CoreV1().Secrets("kube-system")
 		e.must(cluster.Gone(e.soon(), secrets, "ag1.node-password.umiak", func(ctx context.Context) error {
 			_, err := secrets.Get(ctx, "ag1.node-password.umiak", metav1.GetOptions{})
 			return err
 		}))
-		// Without a token it is told so; with one it is back, and the name is its own again.
+		// Without a token it is told so, and makes no Node; with one it is back, and the name is its own again.
 		e.must(one.Start("--server", e.url()))
 		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 			out, _ := one.Umiak(ctx, "status")
@@ -205,7 +207,13 @@ func TestJoin(t *testing.T) {
 			}
 			return nil
 		}))
+		if !strings.Contains(one.LogTail(1000), "restart it with a token") {
+			t.Errorf("the log of a deleted node does not say what to do:\n%s", one.LogTail(20))
+		}
 		e.must(one.Stop(e.soon()))
+		if _, err := e.Kube.CoreV1().Nodes().Get(e.ctx, "ag1", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("a deleted node that was started without a token: %v", err)
+		}
 		e.must(one.Start("--server", e.url(), "--token", strings.TrimSpace(string(agentToken))))
 		_, err := cluster.Until(e.soon(), secrets, named("ag1.node-password.umiak"), func(*corev1.Secret) (bool, string) { return true, "" })
 		e.must(err)
@@ -326,6 +334,11 @@ func TestJoinRefused(t *testing.T) {
 	parsed, err := token.Parse(good)
 	e.must(err)
 
+	others := 0 // no two nodes may have the same address
+	other := func() string {
+		others++
+		return fmt.Sprintf("192.0.2.%d", others)
+	}
 	refused := func(t *testing.T, code joinapi.Code, word string, resp *joinapi.NodeResponse, err *joinapi.Error) {
 		t.Helper()
 		if resp != nil || err == nil || err.Code != code || !strings.Contains(err.Message, word) {
@@ -412,11 +425,11 @@ func TestJoinRefused(t *testing.T) {
 
 		once := e.token("--single-use")
 		for i := range 2 {
-			if _, err = k.node(once, newIdentity(t, "once", ip).req); err != nil {
+			if _, err = k.node(once, newIdentity(t, "once", "192.0.2.200").req); err != nil {
 				t.Fatalf("time %d: %v", i, err) // the same machine may ask again
 			}
 		}
-		resp, err = k.node(once, newIdentity(t, "twice", ip).req)
+		resp, err = k.node(once, newIdentity(t, "twice", other()).req)
 		refused(t, joinapi.BadToken, "used up", resp, err)
 	})
 	t.Run("single use at once", func(t *testing.T) {
@@ -424,7 +437,7 @@ func TestJoinRefused(t *testing.T) {
 		var in atomic.Int32
 		var wg sync.WaitGroup
 		for i := range 10 {
-			n := newIdentity(t, fmt.Sprintf("race-%d", i), ip)
+			n := newIdentity(t, fmt.Sprintf("race-%d", i), other())
 			wg.Go(func() {
 				if resp, _ := k.node(once, n.req); resp != nil {
 					in.Add(1)
@@ -447,6 +460,17 @@ func TestJoinRefused(t *testing.T) {
 		for _, name := range []string{"door", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
 			resp, err := k.node(good, newIdentity(t, name, ip).req)
 			refused(t, joinapi.BadRequest, "node name", resp, err)
+		}
+	})
+	t.Run("addresses", func(t *testing.T) {
+		once := e.token("--single-use")
+		resp, err := k.node(once, newIdentity(t, "squatter", ip).req)
+		refused(t, joinapi.Busy, "is that of node mine, which runs", resp, err)
+		if _, err := e.Kube.CoreV1().Secrets("kube-system").Get(e.ctx, "squatter.node-password.umiak", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("what was refused has left something: %v", err)
+		}
+		if _, err := k.node(once, newIdentity(t, "honest", other()).req); err != nil {
+			t.Errorf("the token of a join that was refused: %v", err)
 		}
 	})
 	t.Run("certificates", func(t *testing.T) {
@@ -490,7 +514,7 @@ func TestJoinRefused(t *testing.T) {
 		}
 		r, err := k.ask(joinapi.RenewPath, good, raw)
 		refused(t, joinapi.BadIdentity, "certificate is needed", r, err)
-		raw, _ = json.Marshal(newIdentity(t, "once", ip).req)
+		raw, _ = json.Marshal(newIdentity(t, "once", other()).req)
 		r, err = with.ask(joinapi.RenewPath, "", raw)
 		refused(t, joinapi.BadIdentity, "asks for the certificates of node once", r, err)
 		stolen := n.req
@@ -539,7 +563,7 @@ func TestJoinRefused(t *testing.T) {
 		var slowest time.Duration
 		for i := 0; i < 20 || sent.Load() < 2000 && ctx.Err() == nil; i++ {
 			at := time.Now()
-			if _, err := goodOnes.node(good, newIdentity(t, fmt.Sprintf("good-%d", i), ip).req); err != nil {
+			if _, err := goodOnes.node(good, newIdentity(t, fmt.Sprintf("good-%d", i), other()).req); err != nil {
 				t.Errorf("good join %d: %v", i, err)
 			}
 			slowest = max(slowest, time.Since(at))

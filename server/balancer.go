@@ -26,8 +26,8 @@ func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
 		return err
 	}
 	c, err := loadbalancer.New(loadbalancer.Config{
-		Client: client, Planner: loadbalancer.Planner{Pool: pool, Reserved: s.reservedPort},
-		Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Log: s.log,
+		Client: client, Planner: loadbalancer.Planner{Pool: pool, Reserved: s.reservedPort, Disputed: s.join.Disputed, Supported: s.join.Supported},
+		Changed: s.join.AddressesChanged, Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Log: s.log,
 	})
 	if err != nil {
 		return err

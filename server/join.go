@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,8 +158,12 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 			return nil, err // where there is a file the CA was replaced, and runJoinAPI says what is set in vain
 		}
 	}
+	self := ""
+	if !s.cfg.DisableAgent {
+		self = name
+	}
 	return join.New(join.Config{
-		Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published,
+		Self: self, Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published,
 		Names: append(l.DNSNames, name), IPs: func() []string { return s.servingLeaf().IPs }, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
 	}), nil
 }
@@ -287,6 +292,7 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	s.join.Know(tokens.Client)
 	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, s.etcdName(), s.servingLeaf().DNSNames) }); err != nil {
 		s.log.Warn("other servers do not know the names of this one (tls-san), and may give them to a node", "component", "join", "error", err)
 	}
@@ -320,7 +326,7 @@ func (s *Server) reserveName(ctx context.Context, ready func()) error {
 	}
 	var taken bool
 	err = soon(ctx, func() (err error) {
-		taken, err = tokens.Reserve(ctx, node, password)
+		taken, err = tokens.Reserve(ctx, node, password, s.ownAddresses())
 		return err
 	})
 	if err != nil {
@@ -373,4 +379,10 @@ func (s *Server) insist(ctx context.Context, f func() error) error {
 			pause = min(2*pause, 30*time.Second)
 		}
 	}
+}
+
+// ownAddresses are those of the node on this machine.
+func (s *Server) ownAddresses() []netip.Addr {
+	now, _ := s.addrs.Now()
+	return now.IPs
 }

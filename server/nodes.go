@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/netip"
 
 	"github.com/umiak-io/umiak/internal/tunnelwire"
@@ -10,8 +11,21 @@ import (
 
 // reachNodes takes nodes' tunnels and has the API server use them.
 func (s *Server) reachNodes() error {
-	s.tunnels = tunnel.NewTunnels(tunnel.Identity{ClientCA: s.pki.CACert(pki.ClientCA)}, s.log)
-	d := &tunnel.Dialer{Nodes: tunnel.NewNodes(prefixes(s.cfg.ClusterCIDR)), Tunnels: s.tunnels, PodsByTunnel: s.cfg.DisableAgent}
+	s.tunnels = tunnel.NewTunnels(tunnel.Identity{
+		ClientCA: s.pki.CACert(pki.ClientCA),
+		Admits: func(ctx context.Context, node string, key []byte) error {
+			if !s.join.Knows() { // webhooks that this start needs may be behind a tunnel; it is looked at again then
+				return nil
+			}
+			return s.join.Admits(ctx, node, key, false)
+		},
+	}, s.log)
+	s.join.OnLeave(func(node string) { go s.tunnels.Left(node) })
+	nodes := tunnel.NewNodes(prefixes(s.cfg.ClusterCIDR))
+	nodes.Disputed = func(node string, addr netip.Addr) bool {
+		return s.join.Disputed(node, addr) || s.join.Unregistered(node, addr)
+	}
+	d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.tunnels, PodsByTunnel: s.cfg.DisableAgent}
 	if !s.cfg.DisableAgent {
 		name := s.cfg.NodeName
 		d.Self = name

@@ -142,11 +142,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	if err := s.prepare(o.pki); err != nil {
 		return nil, err
 	}
-	s.plane, err = controlplane.New(s.settings(), s.health, log)
-	if err != nil {
+	if s.join, err = s.newJoinAPI(); err != nil {
 		return nil, err
 	}
-	if s.join, err = s.newJoinAPI(); err != nil {
+	s.plane, err = controlplane.New(s.settings(), s.health, log)
+	if err != nil {
 		return nil, err
 	}
 	s.plane.APIServer.Front(joinapi.Prefix, s.join)
@@ -407,7 +407,7 @@ func (s *Server) settings() controlplane.Settings {
 	return controlplane.Settings{
 		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
-		ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(), HighAvailability: datastore.Shared(s.datastoreConfig()),
+		Nodes: s.join, ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(), HighAvailability: datastore.Shared(s.datastoreConfig()),
 		Files: controlplane.Files{
 			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
 			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),

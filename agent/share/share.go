@@ -141,7 +141,7 @@ func freeBind(network, _ string, c syscall.RawConn) error {
 func (s *Share) serve(ctx context.Context, st Store, listeners []net.Listener) error {
 	known := func(node string) bool { _, ok := s.nodes.get(node); return ok }
 	srv := &http.Server{
-		Handler: newHandler(st, s.nodes.selfIsServer, &s.count),
+		Handler: stillKnown(known, newHandler(st, s.nodes.selfIsServer, &s.count)),
 		// Not ReadTimeout: it would end a transfer that takes longer.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idle, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
@@ -164,6 +164,22 @@ func (s *Share) serve(ctx context.Context, st Store, listeners []net.Listener) e
 		<-ctx.Done()
 	}
 	return errors.Join(errs...)
+}
+
+// stillKnown refuses a node that was deleted after it had connected, and closes the connection.
+func stillKnown(known func(node string) bool, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil {
+			refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+			return
+		}
+		if node, err := nodeOf(*r.TLS); err != nil || !known(node) {
+			w.Header().Set("Connection", "close")
+			refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func (s *Share) set(state, detail string) {

@@ -14,6 +14,10 @@ const (
 	// want are held by a program of the host: 53/UDP,80/TCP.
 	HostPorts = "umiak.io/host-ports"
 
+	// ConfirmedAddresses is the annotation of a Node with which an administrator says that these addresses are the node's:
+	// 192.0.2.1,2001:db8::1. A node cannot set it.
+	ConfirmedAddresses = "umiak.io/confirmed-addresses"
+
 	// SetLabels is the annotation in which a node records the labels that its settings have given its Node, as a JSON object.
 	SetLabels = "umiak.io/set-labels"
 
@@ -38,6 +42,14 @@ const (
 	// NodeUserPrefix is what stands before the node's name in a kubelet's user's.
 	NodeUserPrefix = "system:node:"
 )
+
+// MachineOf is the node whose kubelet or agent has a certificate with this common name and these organizations.
+func MachineOf(commonName string, organizations []string) (node string, ok bool) {
+	if node, ok = strings.CutPrefix(commonName, NodeUserPrefix); ok && node != "" && slices.Contains(organizations, NodesGroup) {
+		return node, true
+	}
+	return AgentOf(commonName, organizations)
+}
 
 // AgentOf is the node whose agent has a certificate with this common name and these organizations, if it is an agent's.
 func AgentOf(commonName string, organizations []string) (node string, ok bool) {

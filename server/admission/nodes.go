@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 
 	"k8s.io/apiserver/pkg/admission"
@@ -29,15 +30,29 @@ const (
 // Annotations with which an administrator overwrites the address at which flannel's nodes are reached.
 var overwrites = []string{"flannel.alpha.coreos.com/public-ip-overwrite", "flannel.alpha.coreos.com/public-ipv6-overwrite"}
 
+// Addresses decides about the addresses of nodes.
+type Addresses interface {
+	// Foreign says why an address cannot be a node's at all; nil if it can.
+	Foreign(ctx context.Context, node string, addr netip.Addr) error
+	// Refuse says why a node may not report an address in its status; nil if it may. An external one may be a router's.
+	Refuse(ctx context.Context, node string, addr netip.Addr, external bool) error
+}
+
+// Annotations in which flannel's nodes say at which address they are reached.
+var publicIPs = []string{"flannel.alpha.coreos.com/public-ip", "flannel.alpha.coreos.com/public-ipv6"}
+
 // Nodes refuses what a kubelet or an agent writes into its own Node and can use against others: pod ranges, which the
-// cluster gives, and lists without end. Upstream's NodeRestriction has refused changes of other Nodes before.
-type Nodes struct{ *admission.Handler }
+// cluster gives, addresses that are not its own, and lists without end. Upstream's NodeRestriction has refused changes of other Nodes before.
+type Nodes struct {
+	*admission.Handler
+	addresses Addresses
+}
 
 var _ admission.ValidationInterface = (*Nodes)(nil)
 
 // NewNodes makes the plugin.
-func NewNodes() *Nodes {
-	return &Nodes{Handler: admission.NewHandler(admission.Create, admission.Update)}
+func NewNodes(addresses Addresses) *Nodes {
+	return &Nodes{Handler: admission.NewHandler(admission.Create, admission.Update), addresses: addresses}
 }
 
 // Name is NodesPlugin.
@@ -49,7 +64,7 @@ func (n *Nodes) Register(plugins *admission.Plugins) {
 }
 
 // Validate implements admission.ValidationInterface.
-func (n *Nodes) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (n *Nodes) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != api.Resource("nodes") || !isNode(a) {
 		return nil
 	}
@@ -65,6 +80,9 @@ func (n *Nodes) Validate(_ context.Context, a admission.Attributes, _ admission.
 		if err := check(node, old); err != nil {
 			return admission.NewForbidden(a, err)
 		}
+	}
+	if err := n.ownAddresses(ctx, node, old); err != nil {
+		return admission.NewForbidden(a, err)
 	}
 	return nil
 }
@@ -113,10 +131,48 @@ func sameRanges(now, old *api.Node) error {
 
 // sameOverwrites refuses addresses of the overlay that a node gives itself.
 func sameOverwrites(now, old *api.Node) error {
-	for _, key := range overwrites {
+	for _, key := range append(slices.Clone(overwrites), names.ConfirmedAddresses) {
 		if now.Annotations[key] != old.Annotations[key] {
 			return fmt.Errorf("a node may not set the annotation %s, an administrator may", key)
 		}
 	}
 	return nil
+}
+
+// ownAddresses refuses addresses that are not the node's. Those it has had stay: what has been admitted is not judged again at
+// each heartbeat.
+func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
+	had := map[api.NodeAddress]bool{}
+	for _, a := range old.Status.Addresses {
+		had[a] = true
+	}
+	for _, a := range now.Status.Addresses {
+		external := a.Type == api.NodeExternalIP
+		if had[a] || a.Type != api.NodeInternalIP && !external {
+			continue
+		}
+		err := onAddress(a.Address, func(ip netip.Addr) error { return n.addresses.Refuse(ctx, now.Name, ip, external) })
+		if err != nil {
+			return fmt.Errorf("node %s may not have the address %.64s: %w", now.Name, a.Address, err)
+		}
+	}
+	for i, key := range publicIPs {
+		v := now.Annotations[key]
+		if v == "" || v == old.Annotations[key] || v == old.Annotations[overwrites[i]] {
+			continue
+		}
+		// It may be the address of the interface that flannel-iface names, which the node does not register.
+		if err := onAddress(v, func(ip netip.Addr) error { return n.addresses.Foreign(ctx, now.Name, ip) }); err != nil {
+			return fmt.Errorf("annotation %s: node %s may not have the address %.64s: %w", key, now.Name, v, err)
+		}
+	}
+	return nil
+}
+
+func onAddress(text string, f func(netip.Addr) error) error {
+	ip, err := netip.ParseAddr(text)
+	if err != nil || ip.Zone() != "" {
+		return errors.New("it is not an IP address")
+	}
+	return f(ip.Unmap())
 }

@@ -1,7 +1,10 @@
 package admission
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,7 +65,69 @@ func TestNodes(t *testing.T) {
 		}
 		a := admission.NewAttributesRecord(c.now, old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), sub, op, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{c.group}})
-		if err := NewNodes().Validate(t.Context(), a, nil); (err != nil) != c.refused {
+		if err := NewNodes(free{}).Validate(t.Context(), a, nil); (err != nil) != c.refused {
+			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
+		}
+	}
+}
+
+// free is a network in which node n1 has registered 192.0.2.1 and, as a router's, 198.51.100.1; 192.0.2.2 is another's.
+type free struct{}
+
+func (free) Foreign(_ context.Context, _ string, a netip.Addr) error {
+	if a.String() == "192.0.2.2" {
+		return errors.New("it is that of node n2")
+	}
+	return nil
+}
+
+func (f free) Refuse(ctx context.Context, node string, a netip.Addr, external bool) error {
+	if a.String() == "192.0.2.1" || external && a.String() == "198.51.100.1" {
+		return nil
+	}
+	return errors.Join(f.Foreign(ctx, node, a), errors.New("not registered"))
+}
+
+// TestAddressesOfNodes: a node reports the addresses that it has registered and those that it has had, and is reached by the overlay at
+// none that is another's.
+func TestAddressesOfNodes(t *testing.T) {
+	with := func(kind api.NodeAddressType, addrs ...string) *api.Node {
+		n := &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+		for _, a := range addrs {
+			n.Status.Addresses = append(n.Status.Addresses, api.NodeAddress{Type: kind, Address: a})
+		}
+		return n
+	}
+	noted := func(key, v string) *api.Node {
+		return &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{key: v}}}
+	}
+	overwritten := noted(overwrites[0], "192.0.2.2")
+	both := overwritten.DeepCopy()
+	both.Annotations[publicIPs[0]] = "192.0.2.2"
+	none := with("")
+	for _, c := range []struct {
+		name     string
+		old, now *api.Node
+		refused  bool
+	}{
+		{"registered", none, with(api.NodeInternalIP, "192.0.2.1"), false},
+		{"not registered", none, with(api.NodeInternalIP, "192.0.2.3"), true},
+		{"another's", none, with(api.NodeInternalIP, "192.0.2.1", "192.0.2.2"), true},
+		{"mapped", none, with(api.NodeInternalIP, "::ffff:192.0.2.2"), true},
+		{"no address", none, with(api.NodeInternalIP, "x"), true},
+		{"a name", none, with(api.NodeHostName, "n1"), false},
+		{"as it was", with(api.NodeInternalIP, "192.0.2.3"), with(api.NodeInternalIP, "192.0.2.3"), false},
+		{"as it was, of another kind", with(api.NodeExternalIP, "192.0.2.3"), with(api.NodeInternalIP, "192.0.2.3"), true},
+		{"a router's", none, with(api.NodeExternalIP, "198.51.100.1"), false},
+		{"a router's as its own", none, with(api.NodeInternalIP, "198.51.100.1"), true},
+		{"the overlay's", none, noted(publicIPs[0], "192.0.2.1"), false},
+		{"flannel-iface", none, noted(publicIPs[0], "203.0.113.1"), false},
+		{"the overlay's at another's", none, noted(publicIPs[0], "192.0.2.2"), true},
+		{"the overlay's where an administrator says", overwritten, both, false},
+	} {
+		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), "status", admission.Update, nil, false,
+			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{"system:nodes"}})
+		if err := NewNodes(free{}).Validate(t.Context(), a, nil); (err != nil) != c.refused {
 			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
 		}
 	}

@@ -35,6 +35,7 @@ type APIServer struct {
 	log      *slog.Logger
 	opts     *options.ServerRunOptions
 	fronts   []front
+	guard    *guard
 	egress   Egress
 	alone    atomic.Pointer[soleServer] // nil where there may be others
 	// Stalled, if set, reports whether the datastore does not answer. Set it before Run.
@@ -58,7 +59,8 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
-	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(), admission.NewServices(s.Services))
+	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services))
+	a.guard = newGuard(s.Nodes)
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	sets := a.opts.Flags()
 	err := parse(sets, apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
@@ -248,7 +250,9 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		openHealth(&outer.Config)
 	}
 	chain := outer.BuildHandlerChainFunc
-	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler { return a.behind(chain(h, c)) }
+	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		return a.behind(chain(a.guard.before(h), c))
+	}
 	if a.sole() {
 		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)
 		if err != nil {

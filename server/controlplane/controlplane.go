@@ -31,6 +31,9 @@ type Settings struct {
 	// ClusterIPRouting is off on a server without an agent, where no Service address is reachable.
 	ClusterIPRouting bool
 
+	// Nodes are those that have joined.
+	Nodes Nodes
+
 	// UpgradesOff lets nobody ask nodes for an upgrade.
 	UpgradesOff bool
 

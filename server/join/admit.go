@@ -42,10 +42,17 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	if err != nil {
 		return nil, err
 	}
+	n.from = remote(r)
 	if err := a.yield(ctx, s, n.name, req.Password); err != nil {
 		return nil, err
 	}
+	if err := a.contested(ctx, s, n); err != nil {
+		return nil, err
+	}
 	if err := a.admit(ctx, s, rec, n.name, req.Password, token.Agent); err != nil {
+		return nil, err
+	}
+	if err := a.register(ctx, s, n); err != nil {
 		return nil, err
 	}
 	resp, err := a.answer(ctx, s, n)
@@ -158,11 +165,20 @@ func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.Res
 	if err != nil {
 		return nil, err
 	}
+	n.from = remote(r)
 	if n.name != name {
 		return nil, joinapi.Refuse(joinapi.BadIdentity, "node %s asks for the certificates of node %s", name, n.name)
 	}
 	if err := a.checkOwner(ctx, s, name, req.Password); err != nil {
 		return nil, err
+	}
+	if err := a.register(ctx, s, n); err != nil {
+		// A write that is refused, as by a webhook whose pod runs on this node, keeps no node from renewing as it is.
+		var refusal *joinapi.Error
+		if errors.As(err, &refusal) || r.URL.Path != joinapi.CheckPath && !a.members.recordless(name) {
+			return nil, err
+		}
+		a.cfg.Log.Warn("cannot record the addresses of a node", "node", name, "error", err)
 	}
 	if r.URL.Path == joinapi.CheckPath {
 		servers, err := a.servers(ctx, s)
@@ -232,12 +248,18 @@ func (a *API) reserved(ctx context.Context, s *serving, names []string) (reserve
 			out.ips = append(out.ips, ip.Unmap())
 		}
 	}
-	for _, s := range slices.Concat(a.cfg.Cluster.ClusterCIDR, a.cfg.Cluster.ServiceCIDR) {
+	out.ranges = a.members.ranges
+	return out, nil
+}
+
+// rangesOf are those of Services and pods.
+func rangesOf(c joinapi.Cluster) (out []netip.Prefix) {
+	for _, s := range slices.Concat(c.ClusterCIDR, c.ServiceCIDR) {
 		if p, err := netip.ParsePrefix(s); err == nil {
-			out.ranges = append(out.ranges, p)
+			out = append(out, p)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // servers are the addresses that the API servers have published.
@@ -264,7 +286,11 @@ func (a *API) answer(ctx context.Context, s *serving, n *node) (*joinapi.NodeRes
 	agent := user
 	agent.CommonName, agent.Organization = names.AgentUserPrefix+n.name, []string{names.AgentsGroup}
 	serving := user
-	serving.CA, serving.Server, serving.DNSNames, serving.IPs = pki.ServerCA, true, []string{n.name}, slices.Concat(n.ips, n.external)
+	external := slices.DeleteFunc(slices.Clone(n.external), func(s string) bool {
+		ip, err := netip.ParseAddr(s)
+		return err != nil || a.members.Disputed(n.name, ip)
+	})
+	serving.CA, serving.Server, serving.DNSNames, serving.IPs = pki.ServerCA, true, []string{n.name}, slices.Concat(n.ips, external)
 	out := &joinapi.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers, LifetimeSeconds: int64(NodeLifetime / time.Second),
 		ServerCA: string(a.cfg.Signer.CAPEM(pki.ServerCA)), ClientCA: string(a.cfg.Signer.CAPEM(pki.ClientCA))}
 	for _, c := range []struct {

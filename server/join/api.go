@@ -39,6 +39,8 @@ type Config struct {
 	Signer  Signer
 	Cluster joinapi.Cluster // what nodes are told
 	Servers Servers         // takes servers in
+	// Self is the node on this machine, empty where there is none.
+	Self string
 	// Own is this server's address as HOST:PORT, for agents, until the cluster has published it; empty while it has none.
 	Own func() string
 	// Names are the API server's, which no node may have.
@@ -77,6 +79,7 @@ type API struct {
 	ready atomic.Pointer[serving]
 	work  chan struct{} // holds one for each request that has been let in
 
+	members   *Members
 	passwords *failures
 	refusals  *logging.Digest
 	claims    claims
@@ -86,6 +89,7 @@ type API struct {
 type serving struct {
 	tokens Tokens
 	known  *known
+	since  time.Time // the server's start, or later
 }
 
 var _ http.Handler = (*API)(nil)
@@ -116,12 +120,13 @@ func New(cfg Config) *API {
 		cfg.IPs = func() []string { return nil }
 	}
 	cfg.Log = cfg.Log.With("component", "join")
-	return &API{cfg: cfg, work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
+	return &API{cfg: cfg, members: newMembers(cfg.Self, rangesOf(cfg.Cluster)...), work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
 }
 
 // Run follows tokens and nodes until ctx ends, and lets requests in meanwhile.
 func (a *API) Run(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, tokens Tokens, ready func()) error {
-	k, stop, err := tokens.follow(ctx, a.cfg.TokensChanged)
+	a.members.ask(client)
+	k, stop, err := tokens.follow(ctx, a.cfg.TokensChanged, a.members)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -129,10 +134,11 @@ func (a *API) Run(ctx context.Context, client kubernetes.Interface, meta metadat
 		return err
 	}
 	defer stop()
-	a.ready.Store(&serving{tokens: tokens, known: k})
+	now := &serving{tokens: tokens, known: k, since: a.cfg.Now()}
+	a.ready.Store(now)
 	defer a.ready.Store(nil)
 	ready()
-	a.followNodes(ctx, meta, &serving{tokens: tokens, known: k})
+	a.followNodes(ctx, meta, now)
 	<-ctx.Done()
 	return nil
 }

@@ -34,9 +34,11 @@ type reserved struct {
 
 // node is a request that has been checked.
 type node struct {
-	name                    string
+	name, password          string
+	from                    netip.Addr // where the request comes from
 	ips                     []string
 	external                []string // as far as no server has them
+	seen                    []string // the external ones, also those that a server has
 	kubelet, agent, serving *x509.CertificateRequest
 }
 
@@ -68,7 +70,7 @@ func covers(dnsName, node string) bool {
 
 // check takes a request apart. What it returns holds nothing that was not asked for and allowed.
 func check(r *joinapi.NodeRequest, res reserved) (*node, error) {
-	n := &node{name: r.Name}
+	n := &node{name: r.Name, password: r.Password}
 	if err := checkName(r.Name, r.Password, res.names); err != nil {
 		return nil, err
 	}
@@ -95,7 +97,10 @@ func check(r *joinapi.NodeRequest, res reserved) (*node, error) {
 			return nil, fmt.Errorf("external address %q is not an IP address", s)
 		}
 		// Behind one router a node has the address of a server: then its certificate goes without.
-		if ip = ip.Unmap(); res.allows(ip) == nil && !slices.Contains(n.ips, ip.String()) {
+		if ip = ip.Unmap(); res.external(ip) == nil {
+			n.seen = append(n.seen, ip.String())
+		}
+		if res.allows(ip) == nil && !slices.Contains(n.ips, ip.String()) {
 			n.external = append(n.external, ip.String())
 		}
 	}
@@ -131,11 +136,16 @@ func check(r *joinapi.NodeRequest, res reserved) (*node, error) {
 
 // allows says why no node can have an address.
 func (r reserved) allows(ip netip.Addr) error {
-	switch {
-	case !ip.IsGlobalUnicast(): // loopback, link-local, multicast, unspecified
-		return errors.New("it is not an address by which other machines reach a node")
-	case slices.Contains(r.ips, ip):
+	if slices.Contains(r.ips, ip) {
 		return errors.New("it is an address of the API server")
+	}
+	return r.external(ip)
+}
+
+// external says why no node can be reached at an address through a router, behind which a server may be as well.
+func (r reserved) external(ip netip.Addr) error {
+	if !ip.IsGlobalUnicast() { // loopback, link-local, multicast, unspecified
+		return errors.New("it is not an address by which other machines reach a node")
 	}
 	for _, p := range r.ranges {
 		if p.Contains(ip) {

@@ -47,10 +47,11 @@ func TestTenThousandNames(t *testing.T) {
 	api := New(Config{Signer: signer, Servers: &cluster{}, Own: func() string { return "" }, Now: clock, Log: quiet})
 	run(t, api, tokens)
 
-	k := key(t)
+	k, asked := key(t), 0
 	ask := func(tok token.Token, node string) (int, string) {
 		req := joinapi.NodeRequest{Password: strings.Repeat("p", 32)}
-		req.Name, req.IPs = node, []string{"10.0.0.7"}
+		asked++
+		req.Name, req.IPs = node, []string{fmt.Sprintf("10.0.%d.%d", asked/256, asked%256)}
 		req.Kubelet = csr(t, k, name("system:node:"+node, "system:nodes"), nil)
 		req.Agent = csr(t, k, name("umiak:agent:"+node, "umiak:agents"), nil)
 		req.Serving = csr(t, k, name("system:node:"+node, "system:nodes"), []string{node})

@@ -22,8 +22,8 @@ type known struct {
 }
 
 // follow watches the Secrets until ctx ends, and returns when the first list is there. It calls changed for the two
-// tokens of the first start.
-func (t Tokens) follow(ctx context.Context, changed func()) (*known, func(), error) {
+// tokens of the first start, and tells members of nodes.
+func (t Tokens) follow(ctx context.Context, changed func(), members *Members) (*known, func(), error) {
 	f := informers.NewSharedInformerFactoryWithOptions(t.Client, 0, informers.WithNamespace(Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = Label }),
 		informers.WithTransform(func(o any) (any, error) {
@@ -36,9 +36,18 @@ func (t Tokens) follow(ctx context.Context, changed func()) (*known, func(), err
 	tell := func(o any) {
 		if s, ok := o.(*corev1.Secret); ok && (s.Name == tokenPrefix+ServerID || s.Name == tokenPrefix+AgentID) {
 			changed()
+		} else if ok {
+			members.set(s)
 		}
 	}
-	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) { tell(o) }})
+	reg, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) { tell(o) }, DeleteFunc: func(o any) {
+		if d, ok := o.(cache.DeletedFinalStateUnknown); ok {
+			o = d.Obj
+		}
+		if s, ok := o.(*corev1.Secret); ok {
+			members.gone(s)
+		}
+	}})
 	if err != nil {
 		return nil, nil, fmt.Errorf("watch tokens: %w", err)
 	}
@@ -48,6 +57,10 @@ func (t Tokens) follow(ctx context.Context, changed func()) (*known, func(), err
 			f.Shutdown()
 			return nil, nil, fmt.Errorf("watch tokens: %w", context.Cause(ctx))
 		}
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), reg.HasSynced) { // what members know
+		f.Shutdown()
+		return nil, nil, fmt.Errorf("watch tokens: %w", context.Cause(ctx))
 	}
 	return &known{inf.Lister().Secrets(Namespace)}, f.Shutdown, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -52,8 +53,15 @@ func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind 
 	return nil
 }
 
-// Reserve keeps a node name for the server's own node, whoever had it. It says whether that was somebody.
-func (t Tokens) Reserve(ctx context.Context, node, password string) (taken bool, err error) {
+// Reserve keeps a node name and addresses for the server's own node, whoever had them. It says whether somebody had the name.
+func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.Addr) (taken bool, err error) {
+	if taken, err = t.reserve(ctx, node, password); err != nil {
+		return taken, err
+	}
+	return taken, t.record(ctx, node, func(m *member) (addresses, []string) { return addresses{IPs: ips}, m.keys })
+}
+
+func (t Tokens) reserve(ctx context.Context, node, password string) (taken bool, err error) {
 	err = t.claim(ctx, node, password, "", token.Server)
 	if !errors.Is(err, errNameTaken) {
 		return false, err

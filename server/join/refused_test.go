@@ -27,7 +27,7 @@ func TestAStartThatWritesNothing(t *testing.T) {
 	})
 	start := func() error {
 		_, err := tokens.Ensure(t.Context(), l, quiet)
-		_, taken := tokens.Reserve(t.Context(), "n", "password")
+		_, taken := tokens.Reserve(t.Context(), "n", "password", nil)
 		return errors.Join(err, taken)
 	}
 	if err := start(); err != nil {
@@ -37,7 +37,7 @@ func TestAStartThatWritesNothing(t *testing.T) {
 	if err := start(); err != nil {
 		t.Errorf("the second start: %v", err)
 	}
-	if _, err := tokens.Reserve(t.Context(), "n", "another's"); err == nil {
+	if _, err := tokens.Reserve(t.Context(), "n", "another's", nil); err == nil {
 		t.Error("what has to be written is not tried")
 	}
 }

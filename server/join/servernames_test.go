@@ -16,7 +16,7 @@ import (
 // TestNamesOfServers: names in the certificates of all servers are no node's, however they are written.
 func TestNamesOfServers(t *testing.T) {
 	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
-	known, stop, err := tokens.follow(t.Context(), func() {})
+	known, stop, err := tokens.follow(t.Context(), func() {}, newMembers(""))
 	if err != nil {
 		t.Fatal(err)
 	}

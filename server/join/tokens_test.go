@@ -305,7 +305,7 @@ func TestReserve(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []bool{true, false} {
-		if taken, err := tokens.Reserve(t.Context(), "n", "the server's"); err != nil || taken != want {
+		if taken, err := tokens.Reserve(t.Context(), "n", "the server's", nil); err != nil || taken != want {
 			t.Errorf("time %d: %v, %v", i, taken, err)
 		}
 	}
@@ -371,7 +371,7 @@ func TestTheAgentsTokenIsRenewed(t *testing.T) {
 	taken := func(what string, tok token.Token, want bool) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(ctx)
-		k, stop, err := tokens.follow(ctx, func() {})
+		k, stop, err := tokens.follow(ctx, func() {}, newMembers(""))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,6 +33,8 @@ import (
 type Config struct {
 	Client  kubernetes.Interface // as an administrator
 	Planner Planner
+	// Changed returns a channel that is closed when Planner's functions may say something else; nil means they do not.
+	Changed func() <-chan struct{}
 	// Disabled takes back what was given before, once, and does nothing more.
 	Disabled bool
 	Recorder record.EventRecorder // default: one of our own
@@ -137,14 +139,25 @@ func (c *Controller) serve(ctx context.Context) error {
 		return nil
 	}
 	c.changed()
+	news := c.news()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.wake:
 			c.retry(ctx, w.sync)
+		case <-news:
+			news = c.news() // before the next sync, which knows all until then
+			c.changed()
 		}
 	}
+}
+
+func (c *Controller) news() <-chan struct{} {
+	if c.cfg.Changed == nil {
+		return nil
+	}
+	return c.cfg.Changed()
 }
 
 func nodeMatters(a, b *corev1.Node) bool { return !reflect.DeepEqual(nodeOf(a), nodeOf(b)) }

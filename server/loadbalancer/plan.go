@@ -21,11 +21,12 @@ const Condition = "umiak.io/LoadBalancer"
 const (
 	Served       = "Served"
 	SomeNodes    = "ServedOnSomeNodes"
-	PortConflict = "PortConflict"      // another Service has it
-	HostHasPort  = "HostPortInUse"     // a program on the nodes has it
-	Reserved     = "PortReserved"      // umiak or node ports have it
-	NoAddress    = "NoAddress"         // no node, no endpoint here with policy Local, pool used up
-	NotOurs      = "AddressNotOffered" // spec.loadBalancerIP is neither a node's nor the pool's
+	PortConflict = "PortConflict"        // another Service has it
+	HostHasPort  = "HostPortInUse"       // a program on the nodes has it
+	Reserved     = "PortReserved"        // umiak or node ports have it
+	NoAddress    = "NoAddress"           // no node, no endpoint here with policy Local, pool used up
+	NotConfirmed = "AddressNotConfirmed" // only the node itself says that it is its
+	NotOurs      = "AddressNotOffered"   // spec.loadBalancerIP is neither a node's nor the pool's
 )
 
 // portKey is a port of a protocol.
@@ -71,16 +72,23 @@ type Planner struct {
 	Pool Pool
 	// Reserved are ports that no Service gets on a node's address, and what for.
 	Reserved func(port int32, proto corev1.Protocol) string
+	// Disputed reports whether an address that a node says it has is another's; nil means none is.
+	Disputed func(node string, addr netip.Addr) bool
+	// Supported reports whether more than the node itself says that an address is its; nil means so it is. An administrator says
+	// so with names.ConfirmedAddresses.
+	Supported func(node string, addr netip.Addr) bool
 }
 
 // node is what counts of a Node.
 type node struct {
-	name    string
-	addrs   []netip.Addr
-	held    map[portKey]bool
-	kubelet int32
-	ready   bool
-	exclude bool
+	name  string
+	addrs []netip.Addr
+	// confirmed are the addresses that an administrator says it has.
+	confirmed []netip.Addr
+	held      map[portKey]bool
+	kubelet   int32
+	ready     bool
+	exclude   bool
 }
 
 func nodeOf(n *corev1.Node) node {
@@ -89,6 +97,11 @@ func nodeOf(n *corev1.Node) node {
 	out.exclude = out.exclude || n.DeletionTimestamp != nil
 	for _, c := range n.Status.Conditions {
 		out.ready = out.ready || c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}
+	for s := range strings.SplitSeq(n.Annotations[names.ConfirmedAddresses], ",") {
+		if ip, err := netip.ParseAddr(strings.TrimSpace(s)); err == nil && len(out.confirmed) < maxAddresses {
+			out.confirmed = append(out.confirmed, ip.Unmap())
+		}
 	}
 	// External addresses first: they are the ones to tell others. Packets to them often arrive with the
 	// internal one, when a router translates, so both are served.
@@ -150,12 +163,16 @@ type run struct {
 func (p Planner) Plan(nodes []*corev1.Node, services []*corev1.Service, local func(types.NamespacedName) map[string]bool) map[types.NamespacedName]Result {
 	r := run{Planner: p, byAddr: map[netip.Addr]*node{}, owner: map[slot]types.NamespacedName{}, used: map[netip.Addr]bool{}}
 	for _, n := range nodes {
-		r.nodes = append(r.nodes, nodeOf(n))
+		x := nodeOf(n)
+		if p.Disputed != nil {
+			x.addrs = slices.DeleteFunc(x.addrs, func(a netip.Addr) bool { return p.Disputed(x.name, a) })
+		}
+		r.nodes = append(r.nodes, x)
 	}
 	slices.SortFunc(r.nodes, func(a, b node) int { return strings.Compare(a.name, b.name) })
 	for i := range r.nodes {
 		for _, a := range r.nodes[i].addrs {
-			if r.byAddr[a] == nil {
+			if r.byAddr[a] == nil && r.unsupported(r.nodes[i], a) == nil {
 				r.byAddr[a] = &r.nodes[i]
 			}
 		}
@@ -235,6 +252,15 @@ func (r *run) check(s *corev1.Service, a netip.Addr) *refusal {
 	return nil
 }
 
+// unsupported says why an address is not used that a node says it has; nil if it is.
+func (r *run) unsupported(n node, a netip.Addr) *refusal {
+	if r.Supported == nil || slices.Contains(n.confirmed, a) || r.Supported(n.name, a) {
+		return nil
+	}
+	return &refusal{NotConfirmed, fmt.Sprintf("only node %s itself says that it has the address %s, from which no server was asked; if it is right, run `umiak kubectl annotate node %s %s=%s --overwrite`",
+		n.name, a, n.name, names.ConfirmedAddresses, a)}
+}
+
 // families are those of a Service, as "is IPv4".
 func families(s *corev1.Service) []bool {
 	if len(s.Spec.IPFamilies) == 0 {
@@ -281,7 +307,9 @@ func (r *run) onNodes(s *corev1.Service, wish netip.Addr, local map[string]bool)
 					continue
 				}
 				offered = true
-				if no := r.check(s, a); no != nil {
+				if no := r.unsupported(n, a); no != nil {
+					refused = append(refused, *no)
+				} else if no := r.check(s, a); no != nil {
 					refused = append(refused, *no)
 				} else if !slices.Contains(out.Addrs, a) {
 					out.Addrs = append(out.Addrs, a)

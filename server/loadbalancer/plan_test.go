@@ -240,3 +240,40 @@ func TestNodeIsBounded(t *testing.T) {
 		t.Errorf("%d addresses and %d ports are kept", len(got.addrs), len(got.held))
 	}
 }
+
+// TestUnsupportedAddress: an address that only a node's own word supports, as a LAN host's, is offered when an administrator says
+// that it is right.
+func TestUnsupportedAddress(t *testing.T) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+		Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeExternalIP, Address: "192.0.2.100"}},
+	}}
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "s"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 7000}}}}
+	p := Planner{Supported: func(_ string, a netip.Addr) bool { return a.String() == "192.0.2.1" }}
+	got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]
+	if len(got.Addrs) != 1 || got.Addrs[0].String() != "192.0.2.1" || got.Reason != SomeNodes || !strings.Contains(got.Message, "annotate node n umiak.io/confirmed-addresses=192.0.2.100") {
+		t.Errorf("%+v", got)
+	}
+	n.Annotations = map[string]string{names.ConfirmedAddresses: "192.0.2.9, 192.0.2.100"}
+	if got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]; len(got.Addrs) != 2 || got.Reason != Served {
+		t.Errorf("confirmed: %+v", got)
+	}
+}
+
+// TestDisputedAddress: an address that a Node says it has, and is another's, is in no Service's status by that Node, whichever comes
+// first by name.
+func TestDisputedAddress(t *testing.T) {
+	victim := netip.MustParseAddr("192.0.2.1")
+	for _, liar := range []string{"a", "z"} {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: liar}, Status: corev1.NodeStatus{
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: victim.String()}, {Type: corev1.NodeInternalIP, Address: "192.0.2.2"}},
+		}}
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "s"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 7000}}}}
+		p := Planner{Disputed: func(node string, a netip.Addr) bool { return a == victim && node != "m" }}
+		got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]
+		if len(got.Addrs) != 1 || got.Addrs[0].String() != "192.0.2.2" {
+			t.Errorf("%s: %v", liar, got)
+		}
+	}
+}

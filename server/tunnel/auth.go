@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,6 +17,8 @@ type Identity struct {
 	// ClientCA is the file with the certificates of the CA that signs them. It is read at each request: a CA
 	// may be replaced, and nodes connect seldom.
 	ClientCA string
+	// Admits refuses nodes that are not the cluster's any more by the public key of their certificate; nil admits all.
+	Admits func(ctx context.Context, node string, key []byte) error
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -62,5 +65,15 @@ func (i Identity) node(r *http.Request) (string, error) {
 	if !ok || len(name) > 253 {
 		return "", &refusal{http.StatusForbidden, "the certificate is not an agent's"}
 	}
+	if err := i.admits(r.Context(), name, leaf.RawSubjectPublicKeyInfo); err != nil {
+		return "", &refusal{http.StatusUnauthorized, err.Error()}
+	}
 	return name, nil
+}
+
+func (i Identity) admits(ctx context.Context, node string, key []byte) error {
+	if i.Admits == nil {
+		return nil
+	}
+	return i.Admits(ctx, node, key)
 }

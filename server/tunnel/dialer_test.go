@@ -272,6 +272,20 @@ func TestWhoseAnAddressIsNot(t *testing.T) {
 	}
 }
 
+// A Node that says it has another's address gets nothing that goes there, be it the older one.
+func TestDisputedAddresses(t *testing.T) {
+	for _, age := range []int{1, 9} {
+		nodes, _ := following(t, object("victim", 5, 10250, nil, "192.0.2.1"), object("a-liar", age, 10250, nil, "192.0.2.1", "192.0.2.2"))
+		nodes.Disputed = func(node string, a netip.Addr) bool { return a.String() == "192.0.2.1" && node != "victim" }
+		if p, _ := nodes.Lookup("192.0.2.1"); p.Node != "victim" {
+			t.Errorf("the address is that of %q", p.Node)
+		}
+		if p, _ := nodes.Lookup("a-liar"); p.Address.String() != "192.0.2.2" {
+			t.Errorf("the liar is reached at %s", p.Address)
+		}
+	}
+}
+
 // What is dialed while the list of nodes is not there yet may be a node's name.
 func TestANameWaitsForTheListOfNodes(t *testing.T) {
 	nodes := tunnel.NewNodes(clusterRanges)

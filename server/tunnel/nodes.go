@@ -36,7 +36,9 @@ type Place struct {
 // Nodes knows which node an address belongs to.
 type Nodes struct {
 	cluster []netip.Prefix
-	synced  cache.DoneChecker // set by Follow
+	// Disputed reports whether an address that a node says it has is another's; nil means none is. Set it before Follow.
+	Disputed func(node string, addr netip.Addr) bool
+	synced   cache.DoneChecker // set by Follow
 
 	mu    sync.RWMutex
 	nodes map[string]*node
@@ -212,13 +214,16 @@ func (n *Nodes) Lookup(host string) (Place, bool) {
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
 		if x := n.nodes[strings.ToLower(host)]; x != nil {
-			return x.host(), true
+			return n.host(x), true
 		}
 		return Place{}, false
 	}
 	ip = ip.Unmap()
-	if list := n.addrs[ip]; len(list) > 0 {
-		p := list[0].host()
+	for _, x := range n.addrs[ip] {
+		if n.disputed(x, ip) {
+			continue
+		}
+		p := n.host(x)
 		p.Address = ip
 		return p, true
 	}
@@ -242,10 +247,17 @@ func older(a, b *node) int {
 	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name))
 }
 
-func (n *node) host() Place {
-	p := Place{Kind: Host, Node: n.name, KubeletPort: n.port}
-	if len(n.addrs) > 0 {
-		p.Address = n.addrs[0]
+func (n *Nodes) disputed(x *node, ip netip.Addr) bool {
+	return n.Disputed != nil && n.Disputed(x.name, ip)
+}
+
+func (n *Nodes) host(x *node) Place {
+	p := Place{Kind: Host, Node: x.name, KubeletPort: x.port}
+	for _, a := range x.addrs {
+		if !n.disputed(x, a) {
+			p.Address = a
+			break
+		}
 	}
 	return p
 }

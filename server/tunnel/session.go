@@ -22,6 +22,7 @@ var errEnded = errors.New("the tunnel ended")
 // session is one connection from a node, over which this server is the client.
 type session struct {
 	node   string
+	key    []byte // the public key of the certificate with which it was opened
 	remote string
 	since  time.Time
 	conn   *tunnelwire.Conn

@@ -93,8 +93,34 @@ func (t *Tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.log.Warn("cannot take a tunnel", "node", node, "from", r.RemoteAddr, "error", err)
 		return
 	}
+	s.key = r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo
 	t.add(s)
+	t.Left(node) // it may have left meanwhile
 }
+
+// Left ends the tunnels of a node, or of all where it is empty, that are not the cluster's any more.
+func (t *Tunnels) Left(node string) {
+	var list []*session
+	t.mu.Lock()
+	for name, sessions := range t.nodes {
+		if node == "" || name == node {
+			list = append(list, sessions...)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range list {
+		ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+		err := t.id.admits(ctx, s.node, s.key)
+		cancel()
+		if err != nil {
+			t.log.Info("ending a tunnel", "node", s.node, "why", err)
+			s.close()
+		}
+	}
+}
+
+// leaveTime is how long it may take to find out whether a node is the cluster's.
+const leaveTime = 10 * time.Second
 
 func wellFormed(r *http.Request) error {
 	switch {
