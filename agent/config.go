@@ -31,16 +31,17 @@ type Config struct {
 	KubeletArg     []string `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
 	KubeletConfigs string   `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
 
-	ResolvConf       string `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
-	PrivateRegistry  string `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
-	Snapshotter      string `key:"snapshotter" default:"overlayfs" usage:"containerd snapshotter: overlayfs or native"`
-	CgroupRoot       string `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
-	FlannelIface     string `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
-	KubeletPort      int    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
-	ShutdownGrace    string `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
-	ImageSharing     bool   `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
-	PodSourceCheck   bool   `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
-	ImageImportLimit int    `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
+	ResolvConf       string   `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
+	PrivateRegistry  string   `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
+	Snapshotter      string   `key:"snapshotter" default:"overlayfs" usage:"containerd snapshotter: overlayfs or native"`
+	CgroupRoot       string   `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
+	FlannelIface     string   `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
+	KubeletPort      int      `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
+	KubeletPortFrom  []string `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
+	ShutdownGrace    string   `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
+	ImageSharing     bool     `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	PodSourceCheck   bool     `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
+	ImageImportLimit int      `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
 
 	UpgradeSources    []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`
 	NoDefaultRegistry bool     `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
@@ -103,10 +104,28 @@ func (c Config) Validate() error {
 	if c.KubeletPort < 1 || c.KubeletPort > 65535 {
 		fail("kubelet-port", "%d is not a port, 1 to 65535", c.KubeletPort)
 	}
+	if _, err := c.KubeletRanges(); err != nil {
+		errs = append(errs, err)
+	}
 	errs = append(errs, kubelet.Config{
 		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: c.KubeletPort, ShutdownGrace: grace,
 	}.Check())
 	return errors.Join(errs...)
+}
+
+// KubeletRanges are those of kubelet-port-from; an address is a range of its own.
+func (c Config) KubeletRanges() (out []netip.Prefix, err error) {
+	for _, s := range c.KubeletPortFrom {
+		p, err := netip.ParsePrefix(s)
+		if a, notRange := netip.ParseAddr(s); err != nil && notRange == nil && a.Zone() == "" {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("kubelet-port-from: %q is not a range as 192.168.1.0/24", s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }
 
 // Grace is shutdown-grace-period. The kubelet needs a second for critical pods and one for the others.

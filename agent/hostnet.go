@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/dns"
@@ -17,6 +18,7 @@ import (
 	"github.com/umiak-io/umiak/agent/network/hostport"
 	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/status"
 )
 
 // followAddresses has the process execute itself anew when the node has other addresses than the kubelet was started
@@ -34,13 +36,20 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	if own := a.ownNetwork.Load(); own != nil && *own != (m.FlannelBackend == network.None) {
 		return fmt.Errorf("the cluster's flannel-backend has become %s since this node joined; restart umiak on it", m.FlannelBackend)
 	}
+	from, err := a.cfg.KubeletRanges()
+	if err != nil {
+		return err
+	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, SourceCheck: a.cfg.PodSourceCheck,
+		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, SourceCheck: a.cfg.PodSourceCheck, KubeletPort: a.cfg.KubeletPort, KubeletFrom: from,
 		Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
 		cfg.Others = a.share
+	}
+	if s, ok := a.joiner.(Servers); ok {
+		cfg.Servers = func() ([]netip.Addr, <-chan struct{}) { return addressesOf(s.Servers()) }
 	}
 	n, err := network.New(cfg)
 	if err != nil {
@@ -52,6 +61,34 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 		return lifecycle.WakeOn(err, changed)
 	}
 	return err
+}
+
+// addressesOf takes those of a list of HOST:PORT that are addresses.
+func addressesOf(servers []string, changed <-chan struct{}) (out []netip.Addr, _ <-chan struct{}) {
+	for _, s := range servers {
+		if ap, err := netip.ParseAddrPort(s); err == nil {
+			out = append(out, ap.Addr().Unmap())
+		}
+	}
+	return out, changed
+}
+
+// portRows are what a person should know of ports that are the cluster's alone: whom they were closed to.
+func portRows(n *network.Network) (rows []status.Row) {
+	if _, ok := n.Closed(); !ok {
+		return nil
+	}
+	refused, err := peerports.Counts()
+	if err != nil {
+		return []status.Row{{Name: "ports", State: "unknown", Detail: err.Error()}}
+	}
+	if refused.Kubelet > 0 {
+		rows = append(rows, status.Row{Name: "kubelet's port", State: "closed", Detail: fmt.Sprintf("%d connections from outside the cluster were refused; kubelet-port-from lets ranges in", refused.Kubelet)})
+	}
+	if refused.VXLAN > 0 {
+		rows = append(rows, status.Row{Name: "vxlan", State: "closed", Detail: fmt.Sprintf("%d packets from addresses of no node were dropped", refused.VXLAN)})
+	}
+	return rows
 }
 
 // runRoutes lets the host reach Services without a default route.
@@ -117,6 +154,12 @@ func (a *Agent) watchTables(ctx context.Context, ready func()) error {
 		{Name: dns.Table, Put: func() (bool, error) {
 			if s := a.dns.Load(); s != nil {
 				return s.Resync()
+			}
+			return false, nil
+		}},
+		{Name: peerports.Table, Put: func() (bool, error) {
+			if n := a.network.Load(); n != nil {
+				return n.ResyncPorts()
 			}
 			return false, nil
 		}},

@@ -21,8 +21,11 @@ func (a *Agent) Sources() []status.Source {
 			if doubt := wallclock.Doubt(time.Now()); doubt != "" {
 				rows = append(rows, status.Row{Name: "clock", State: "look at this", Detail: doubt + ": " + wallclock.Remedy})
 			}
-			if n := a.network.Load(); n != nil && n.SourceRemark() != "" {
-				rows = append(rows, status.Row{Name: "pods' sources", Detail: n.SourceRemark()})
+			if n := a.network.Load(); n != nil {
+				if r := n.SourceRemark(); r != "" {
+					rows = append(rows, status.Row{Name: "pods' sources", Detail: r})
+				}
+				rows = append(rows, portRows(n)...)
 			}
 			return status.Section{Name: "Node", Rows: rows}
 		},

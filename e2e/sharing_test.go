@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -148,6 +149,38 @@ func TestImageSharing(t *testing.T) {
 		out, err := e.exec(e.soon(), "tagone", "", "/bin/sh", "-c", "printf 'GET /v2/ HTTP/1.0\r\n\r\n' | nc "+one.M.IP+" 5001")
 		if !strings.Contains(out, "400 Bad Request") {
 			e.Errorf("a pod: %q, %v", out, err)
+		}
+	})
+	e.sub("the kubelet's port is for nodes and pods", func(e *env) {
+		by := func(do func(func() error) error, to *machine.Machine) error {
+			return do(func() error {
+				c, err := net.DialTimeout("tcp", to.IP+":10250", patience)
+				if err == nil {
+					err = c.Close()
+				}
+				return err
+			})
+		}
+		for _, to := range []*machine.Machine{e.M, one.M} {
+			// A host of the LAN; the rules come when the node has seen all others.
+			e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+				if err := by(l.Do, to); err == nil {
+					return fmt.Errorf("a host of the LAN connects to %s:10250", to.IP)
+				}
+				return nil
+			}))
+			e.must(by(two.M.Do, to))
+			for _, pod := range []string{"tagone", "tagtwo"} { // as Prometheus would
+				out, err := e.exec(e.soon(), pod, "", "/bin/sh", "-c", "printf 'GET /metrics HTTP/1.0\r\n\r\n' | nc "+to.IP+" 10250")
+				if !strings.Contains(out, "HTTP request to an HTTPS server") {
+					e.Errorf("pod %s at %s:10250: %q, %v", pod, to.IP, out, err)
+				}
+			}
+			_ = e.logs("tagone", "c")
+		}
+		out, err := one.Umiak(e.soon(), "status")
+		if err != nil || !strings.Contains(out, "kubelet-port-from") {
+			e.Errorf("status of one does not say that somebody was refused: %v\n%s", err, out)
 		}
 	})
 	e.sub("an agent does not make itself a server", func(e *env) {

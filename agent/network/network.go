@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/layout"
@@ -52,6 +53,12 @@ type Config struct {
 	Dirs        layout.Dirs
 	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
 	Watch, Self kubernetes.Interface
+	// KubeletPort is closed to others than nodes, servers, pods and the ranges KubeletFrom; 0 is not closed. With a network
+	// of the user's it is closed only if there are ranges.
+	KubeletPort int
+	KubeletFrom []netip.Prefix
+	// Servers are API servers besides those that are nodes; nil is none.
+	Servers Servers
 	// Others are told of the nodes as well; nil where there is nobody.
 	Others  Observer
 	Journal *host.Journal
@@ -75,6 +82,9 @@ type Network struct {
 	ranges atomic.Pointer[[]netip.Prefix] // those for which rules have been written
 	// sources is why pods' sources are not checked, empty where they are; nil until that is known.
 	sources atomic.Pointer[string]
+	synced  chan struct{} // closed when all nodes were seen once
+	seen    sync.Once
+	closed  atomic.Pointer[peerports.Rules] // what has been written
 }
 
 // Resync writes the rules again, if they have been written before: somebody has removed them. It says whether it did.
@@ -102,7 +112,7 @@ func New(cfg Config) (*Network, error) {
 		return nil, fmt.Errorf("flannel-backend: %q is not one of vxlan, host-gw, wireguard-native, none", cfg.Backend)
 	}
 	cfg.Log = cfg.Log.With("component", "network")
-	return &Network{cfg: cfg, peers: newPeers(cfg.NodeName)}, nil
+	return &Network{cfg: cfg, peers: newPeers(cfg.NodeName), synced: make(chan struct{})}, nil
 }
 
 // Run connects the pods until ctx ends. It is ready once pods can be given addresses. When it ends it
@@ -118,16 +128,21 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 		ready()
-		if n.cfg.Others != nil {
-			n.watchNodes(ctx)
+		if n.cfg.Others == nil && len(n.cfg.KubeletFrom) == 0 {
+			<-ctx.Done()
+			return nil
 		}
-		<-ctx.Done()
-		return nil
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	wg.Go(func() { n.closePorts(ctx) })
+	if n.cfg.Backend == None {
+		n.watchNodes(ctx)
+		<-ctx.Done()
+		return nil
+	}
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
@@ -161,6 +176,10 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 	}
 }
 
+func (n *Network) believed() believed {
+	return believed{self: n.cfg.NodeName, cluster: n.cfg.ClusterCIDR, services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}
+}
+
 // session runs flannel's backend for as long as the node keeps its ranges.
 func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -178,7 +197,7 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 		return err
 	}
 	m := &manager{peers: n.peers, config: conf, client: n.cfg.Self, ranges: ranges, log: n.cfg.Log,
-		others: believed{self: n.cfg.NodeName, cluster: n.cfg.ClusterCIDR, services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}}
+		others: n.believed()}
 	be, err := backend.NewManager(ctx, m, ext).GetBackend(name)
 	if err != nil {
 		return fmt.Errorf("start flannel backend %s: %w", n.cfg.Backend, err)
@@ -411,6 +430,13 @@ func (n *Network) watchNodes(ctx context.Context) {
 			},
 		},
 		Transform: n.slim,
+	})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if cache.WaitFor(ctx, "", c.HasSyncedChecker()) {
+			n.seen.Do(func() { close(n.synced) })
+		}
 	})
 	c.Run(ctx.Done())
 }
