@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
@@ -19,6 +22,7 @@ import (
 	"github.com/umiak-io/umiak/agent/tables"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/status"
+	"github.com/umiak-io/umiak/internal/systemports"
 )
 
 // followAddresses has the process execute itself anew when the node has other addresses than the kubelet was started
@@ -40,9 +44,13 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	held, err := a.heldPorts()
+	if err != nil {
+		return err
+	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, SourceCheck: a.cfg.PodSourceCheck, KubeletPort: a.cfg.KubeletPort, KubeletFrom: from,
+		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, SourceCheck: a.cfg.PodSourceCheck, KubeletPort: a.cfg.KubeletPort, KubeletFrom: from, Held: held,
 		Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
@@ -61,6 +69,26 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 		return lifecycle.WakeOn(err, changed)
 	}
 	return err
+}
+
+// heldPorts are the node's own, which no pod gets.
+func (a *Agent) heldPorts() (out []hostport.Held, err error) {
+	m := a.member
+	u, err := url.Parse(m.APIServer)
+	if err != nil {
+		return nil, fmt.Errorf("address of the API: %w", err)
+	}
+	api, err := strconv.Atoi(u.Port())
+	if err != nil {
+		return nil, fmt.Errorf("address of the API %s: %w", m.APIServer, err)
+	}
+	_, elsewhere := a.joiner.(Facts)
+	node := systemports.Node{Server: !elsewhere, API: api, Kubelet: a.cfg.KubeletPort, Sharing: a.cfg.ImageSharing,
+		VXLAN: m.FlannelBackend == network.VXLAN, WireGuard: m.FlannelBackend == network.WireGuard}
+	for _, h := range node.Held() {
+		out = append(out, hostport.Held{Protocol: strings.ToLower(string(h.Protocol)), Port: h.Port, Holder: h.Holder})
+	}
+	return out, nil
 }
 
 // addressesOf takes those of a list of HOST:PORT that are addresses.

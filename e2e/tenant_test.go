@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
+	"github.com/umiak-io/umiak/e2e/images"
 )
 
 const tenant = `
@@ -21,6 +22,15 @@ kind: RoleBinding
 metadata: {name: tenant}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
 subjects: [{kind: ServiceAccount, name: tenant, namespace: %s}]
+`
+
+const hostPort = `
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: %q, ports: [{containerPort: 8080, hostPort: %d}]}]
 `
 
 const thief = `{"apiVersion":"v1","kind":"Service","metadata":{"name":%q},"spec":{"externalIPs":[%q],"ports":[{"port":%d}]}}`
@@ -62,6 +72,23 @@ spec: {type: LoadBalancer, loadBalancerClass: example.org/own, ports: [{port: 64
 		t.Errorf("%v: %s", err, out)
 	}
 	c, err := e.M.Dial(e.soon(), "tcp", net.JoinHostPort(e.M.IP, "6443"))
+	e.must(err)
+	_ = c.Close()
+
+	// A pod's hostPort takes no port of the system.
+	for port, holder := range map[int]string{6443: "the API server", 10250: "the kubelet", 5001: "image sharing"} {
+		name := fmt.Sprintf("port%d", port)
+		e.apply(fmt.Sprintf(hostPort, name, images.App1, port))
+		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+			out, err := e.Kubectl(e.soon(), "-n", e.ns, "get", "events", "--field-selector=involvedObject.name="+name, "-o", "jsonpath={.items[*].message}")
+			if want := fmt.Sprintf("hostPort :%d/TCP of this node belongs to %s", port, holder); err == nil && !strings.Contains(out, want) {
+				err = fmt.Errorf("no Event of pod %s says %q: %s", name, want, out)
+			}
+			return err
+		}))
+		e.kubectl("delete", "pod", name, "--now", "--wait=false")
+	}
+	c, err = e.M.Dial(e.soon(), "tcp", net.JoinHostPort(e.M.IP, "6443"))
 	e.must(err)
 	_ = c.Close()
 

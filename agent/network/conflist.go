@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/umiak-io/umiak/agent/network/hostport"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/layout"
 )
@@ -57,17 +58,19 @@ type pluginConf struct {
 	StateDir string `json:"stateDir,omitempty"`
 	// SourceCheck has portmap keep the pod from sending with other addresses, see agent/dataplane/podsource.
 	SourceCheck bool `json:"sourceCheck,omitempty"`
+	// Held are the node's ports that portmap leads to no pod.
+	Held []hostport.Held `json:"held,omitempty"`
 }
 
 // renderConf is the CNI configuration of a node with these pod ranges.
-func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, dirs layout.Dirs) ([]byte, error) {
+func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, held []hostport.Held, dirs layout.Dirs) ([]byte, error) {
 	ipam := ipamConf{Type: "host-local", DataDir: dirs.CNIState()}
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
 	}
 	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
 		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true, ForceAddress: true, IPAM: ipam},
-		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck},
+		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: held},
 		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
 	}}, "", " ")
 	return append(raw, '\n'), err

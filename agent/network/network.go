@@ -25,6 +25,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/network/hostport"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
@@ -50,7 +51,9 @@ type Config struct {
 	ServiceCIDR []netip.Prefix
 	// SourceCheck keeps pods from sending with other addresses than their own.
 	SourceCheck bool
-	Dirs        layout.Dirs
+	// Held are ports of the node that no pod gets by hostPort.
+	Held []hostport.Held
+	Dirs layout.Dirs
 	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
 	Watch, Self kubernetes.Interface
 	// KubeletPort is closed to others than nodes, servers, pods and the ranges KubeletFrom; 0 is not closed. With a network
@@ -276,7 +279,7 @@ func (n *Network) local(ranges []netip.Prefix, mtu int) error {
 	if err := n.rules(ranges); err != nil {
 		return err
 	}
-	raw, err := renderConf(ranges, mtu, n.checkSources(), n.cfg.Dirs)
+	raw, err := renderConf(ranges, mtu, n.checkSources(), n.cfg.Held, n.cfg.Dirs)
 	if err != nil {
 		return err
 	}

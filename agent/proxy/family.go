@@ -149,8 +149,8 @@ func (f *family) read(node nodeInfo, all bool) (map[types.NamespacedName][]time.
 				continue
 			}
 			want[f.set(name, port, node).Name] = true
-			if port.HealthCheckNodePort() != 0 {
-				healthPort = uint16(port.HealthCheckNodePort())
+			if p := port.HealthCheckNodePort(); p != 0 && !node.guard.holds(p) {
+				healthPort = uint16(p)
 			}
 			if port.Protocol() == v1.ProtocolUDP {
 				st.ports[name] = port

@@ -67,6 +67,11 @@ func (g *Guard) holder(a netip.Addr, proto v1.Protocol, port uint16) string {
 	return ""
 }
 
+// holds reports whether a TCP port of the node belongs to the system.
+func (g *Guard) holds(port int) bool {
+	return g != nil && g.Ports.Holder(v1.ProtocolTCP, port) != ""
+}
+
 // restrict takes from a Service port what it may not have, and returns that with the reasons.
 func (g *Guard) restrict(sp *rules.ServicePort, proto v1.Protocol) (refused []string) {
 	if g == nil {

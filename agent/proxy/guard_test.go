@@ -109,4 +109,17 @@ func TestGuardChanges(t *testing.T) {
 	if len(f.refusals()) != 0 {
 		t.Error(f.refusals())
 	}
+	// The proxy listens itself where a balancer is to ask for the health of a Service.
+	for port, want := range map[int32]int{10250: 0, 32000: 1} {
+		h := labService("health", "10.43.0.10", func(s *v1.Service) {
+			s.Spec.Type, s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = v1.ServiceTypeLoadBalancer, v1.ServiceExternalTrafficPolicyLocal, port
+		})
+		f.services.Update(nil, h)
+		f.read(node, false)
+		if len(f.healthPorts) != want {
+			t.Errorf("health check port %d: %v", port, f.healthPorts)
+		}
+		f.services.Update(h, nil)
+		f.read(node, false)
+	}
 }

@@ -16,6 +16,49 @@ const (
 	wireguard, wireguard6      = 51820, 51821
 )
 
+// Node is what decides which ports of its own a node needs.
+type Node struct {
+	// Server says that this is a server's own node.
+	Server bool
+	// API is the port at which the node reaches the API: the API server's own on a server, the local balancer's elsewhere.
+	API, Kubelet int
+	// Sharing says that the node gives images to others, VXLAN and WireGuard that the pods' network is one of these.
+	Sharing, VXLAN, WireGuard bool
+}
+
+// Held is a port with what it belongs to.
+type Held struct {
+	Protocol corev1.Protocol
+	Port     int
+	Holder   string
+}
+
+// Held returns the ports that no pod gets by hostPort: what comes there would go to the pod, and not to the system.
+func (n Node) Held() []Held {
+	out := []Held{{corev1.ProtocolTCP, n.Kubelet, "the kubelet"}}
+	add := func(proto corev1.Protocol, holder string, ports ...int) {
+		for _, p := range ports {
+			out = append(out, Held{proto, p, holder})
+		}
+	}
+	if n.Server {
+		add(corev1.ProtocolTCP, "the API server", n.API)
+		add(corev1.ProtocolTCP, "etcd", etcdClients, etcdPeers)
+	} else {
+		add(corev1.ProtocolTCP, "the node's way to the servers", n.API)
+	}
+	if n.Sharing {
+		add(corev1.ProtocolTCP, "image sharing", imageSharing)
+	}
+	if n.VXLAN {
+		add(corev1.ProtocolUDP, "the pods' network", vxlan)
+	}
+	if n.WireGuard {
+		add(corev1.ProtocolUDP, "the pods' network", wireguard, wireguard6)
+	}
+	return out
+}
+
 // Holder says what a port belongs to, as "the kubelet"; empty if it is free.
 func (p Ports) Holder(proto corev1.Protocol, port int) string {
 	if p.API == 0 {

@@ -263,6 +263,67 @@ func comesBack(t *testing.T, maps []mapping) {
 	must(t, install("bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
 }
 
+// TestPortsOfTheSystem: a pod that asks for a port of the system does not start, and what comes there goes to the system.
+func TestPortsOfTheSystem(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	must(t, netlink.LinkSetUp(lo))
+	l, err := net.Listen("tcp", ":6443")
+	must(t, err)
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "API server")
+			_ = c.Close()
+		}
+	}()
+	pod(t, "brs", "10.42.0.1/24", "10.42.0.5/24")
+	const held = `"held":[{"protocol":"tcp","port":6443,"holder":"the API server"},{"protocol":"udp","port":8472,"holder":"the pods' network"}]`
+	ask := func(held, port string) error {
+		return add(&skel.CmdArgs{ContainerID: "eeee", IfName: "eth0", Netns: "/x", StdinData: []byte(`{"cniVersion":"1.0.0","name":"umiak","type":"portmap",` + held +
+			`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"},` + port + `]},` + result + `}`)})
+	}
+	const attack = `{"hostPort":6443,"containerPort":8080,"protocol":"tcp"}`
+	// As it was: the pod takes it.
+	must(t, ask("", attack))
+	if got, _ := get("127.0.0.1:6443"); got == "API server" {
+		t.Error("the attack has no effect without the list; this test shows nothing")
+	}
+	must(t, remove("eeee"))
+	for port, want := range map[string]string{
+		attack: "hostPort :6443/TCP of this node belongs to the API server",
+		`{"hostPort":6443,"containerPort":8080,"protocol":"TCP","hostIP":"127.0.0.1"}`:      "belongs to the API server",
+		`{"hostPort":6443,"containerPort":8080,"protocol":"tcp","hostIP":"::"}`:             "belongs to the API server",
+		`{"hostPort":8472,"containerPort":8080,"protocol":"udp"}`:                           "belongs to the pods' network",
+		`{"hostPort":53,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.53"}`:       "name servers of this machine",
+		`{"hostPort":225,"containerPort":8080,"protocol":"udp","hostIP":"169.254.53.53"}`:   "name servers of this machine",
+		`{"hostPort":53,"containerPort":8080,"protocol":"tcp","hostIP":"::ffff:127.1.1.1"}`: "name servers of this machine",
+		`{"hostPort":6443,"containerPort":8080,"protocol":"udp"}`:                           "",
+		`{"hostPort":53,"containerPort":8080,"protocol":"udp"}`:                             "",
+		`{"hostPort":53,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.1"}`:        "",
+		`{"hostPort":0,"containerPort":6443,"protocol":"tcp"}`:                              "",
+	} {
+		err := ask(held+",", port)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", port, err)
+		}
+		if n, _ := count("eeee"); err != nil && n != 0 {
+			t.Errorf("%s: refused, and %d ports lead to the pod", port, n)
+		}
+		if got, err := get("127.0.0.1:6443"); got != "API server" {
+			t.Errorf("%s: at the API server's port: %q, %v", port, got, err)
+		}
+		must(t, remove("eeee"))
+	}
+}
+
 func TestRemoveWithoutTable(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/netpol/announce"
+	"github.com/umiak-io/umiak/internal/names"
 )
 
 // Main is the program.
@@ -38,6 +40,15 @@ type config struct {
 	StateDir string `json:"stateDir,omitempty"`
 	// SourceCheck says that the pod is to send with its own addresses only.
 	SourceCheck bool `json:"sourceCheck,omitempty"`
+	// Held are the ports that pods do not get.
+	Held []Held `json:"held,omitempty"`
+}
+
+// Held is a port of the host that belongs to the system.
+type Held struct {
+	Protocol string `json:"protocol"` // in lower case
+	Port     int    `json:"port"`
+	Holder   string `json:"holder"`
 }
 
 type portMap struct {
@@ -132,6 +143,9 @@ func add(args *skel.CmdArgs) error {
 	if c.PrevResult == nil {
 		return errors.New("portmap must stand behind another plugin")
 	}
+	if err := c.free(); err != nil {
+		return err
+	}
 	if c.SourceCheck {
 		if err := c.checkSource(args); err != nil {
 			return err
@@ -166,6 +180,39 @@ func del(args *skel.CmdArgs) error {
 		return err
 	}
 	return remove(args.ContainerID)
+}
+
+// dnsPort is where programs of the host ask for names.
+const dnsPort = 53
+
+// free refuses a pod that asks for a port of the system: what comes there would go to the pod. The kubelet makes an Event of
+// the refusal.
+func (c *config) free() error {
+	for _, m := range c.RuntimeConfig.PortMaps {
+		holder := ""
+		for _, h := range c.Held {
+			if h.Port == m.HostPort && h.Protocol == strings.ToLower(m.Protocol) {
+				holder = h.Holder
+			}
+		}
+		if a, err := netip.ParseAddr(m.HostIP); err == nil && m.HostPort != 0 && hostsOwn(a.Unmap(), m.HostPort) {
+			holder = "the name servers of this machine"
+		}
+		if holder != "" {
+			return fmt.Errorf("hostPort %s of this node belongs to %s: take another port, or a Service",
+				net.JoinHostPort(m.HostIP, fmt.Sprintf("%d/%s", m.HostPort, strings.ToUpper(m.Protocol))), holder)
+		}
+	}
+	return nil
+}
+
+// hostsOwn reports whether a port of an address is one at which name servers of the host, or the node's, answer programs of
+// the host and pods.
+func hostsOwn(a netip.Addr, port int) bool {
+	if s := a.String(); s == names.DNSv4 || s == names.DNSv6 {
+		return true
+	}
+	return port == dnsPort && (a.IsLoopback() || a.IsLinkLocalUnicast()) && a != netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }
 
 // checkSource keeps the pod, which has not started yet, from sending with other addresses than its own.
