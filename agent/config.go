@@ -20,7 +20,7 @@ type Config struct {
 	Server string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
 	Token  string `key:"token" secret:"true" usage:"token with which to join"`
 	// On a command line everybody on the machine can read a token.
-	TokenFile    string `key:"token-file" usage:"file that holds the token"`
+	TokenFile    string `key:"token-file" secret:"file" usage:"file that holds the token"`
 	BalancerPort int    `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
 	NodeName       string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`

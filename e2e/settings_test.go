@@ -92,11 +92,63 @@ func TestSettingsThatChange(t *testing.T) {
 	}
 	e.sh("hostname short")
 	e.Kube = nil // another cluster
+	e.sh("cat > /etc/umiak/admission.yaml <<'EOF'\n" + admissionConfig + "EOF")
+	e.must(e.Configure(map[string]string{"kube-apiserver-arg": `["admission-control-config-file=/etc/umiak/admission.yaml", "enable-admission-plugins=EventRateLimit"]`}))
 	e.must(e.Start())
 	e.must(e.APIReady(e.soon()))
+	e.admissionConfigured()
 	if n := e.oneNode(func(*corev1.Node) error { return nil }); n.Name != "short" {
 		t.Errorf("with a shorter host name the node is %s", n.Name)
 	}
+}
+
+// admissionConfig is that of docs/hardening.md.
+const admissionConfig = `
+apiVersion: apiserver.config.k8s.io/v1
+kind: AdmissionConfiguration
+plugins:
+  - name: PodSecurity
+    configuration:
+      apiVersion: pod-security.admission.config.k8s.io/v1
+      kind: PodSecurityConfiguration
+      defaults: {enforce: baseline, warn: restricted}
+      exemptions: {namespaces: [kube-system]}
+  - name: EventRateLimit
+    configuration:
+      apiVersion: eventratelimit.admission.k8s.io/v1alpha1
+      kind: Configuration
+      limits: [{type: Namespace, qps: 5, burst: 20}]
+`
+
+// admissionConfigured: pods have a minimum of security without a label, and one namespace does not flood the others with Events.
+func (e *env) admissionConfigured() {
+	e.Helper()
+	pod := func(ns string) error {
+		_, err := e.KubectlInput(e.soon(), strings.NewReader(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"hostNetwork":true,"containers":[{"name":"c","image":"x"}]}}`),
+			"-n", ns, "create", "--dry-run=server", "-f", "-")
+		return err
+	}
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error { // its ServiceAccount comes a moment after the API
+		if err := pod("default"); err == nil || !strings.Contains(err.Error(), "violates PodSecurity") {
+			return fmt.Errorf("hostNetwork in a namespace without a level: %w", errors.Join(errors.New("not refused by Pod Security"), err))
+		}
+		return pod("kube-system")
+	}))
+	event := func(ns string) error {
+		_, err := e.Kube.CoreV1().Events(ns).Create(e.soon(), &corev1.Event{ObjectMeta: metav1.ObjectMeta{GenerateName: "flood-"},
+			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: "p"}, Reason: "Flood", Type: corev1.EventTypeNormal}, metav1.CreateOptions{})
+		return err
+	}
+	var limited error
+	for range 200 {
+		if limited = event("default"); limited != nil {
+			break
+		}
+	}
+	if limited == nil || !strings.Contains(limited.Error(), "limit reached on type Namespace") {
+		e.Errorf("200 Events at once: %v", limited)
+	}
+	e.must(event("kube-public"))
 }
 
 // oneNode waits until there is one Node, which is ready and as it should be.

@@ -31,9 +31,9 @@ type Config struct {
 
 	Server         string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
 	Token          string `key:"token" secret:"true" usage:"token or password with which machines join (default: made at the first start, in data-dir/server/token)"`
-	TokenFile      string `key:"token-file" usage:"file that holds the token"`
+	TokenFile      string `key:"token-file" secret:"file" usage:"file that holds the token"`
 	AgentToken     string `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
-	AgentTokenFile string `key:"agent-token-file" usage:"file that holds agent-token"`
+	AgentTokenFile string `key:"agent-token-file" secret:"file" usage:"file that holds agent-token"`
 
 	NodeName string `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 

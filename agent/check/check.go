@@ -42,6 +42,8 @@ type Config struct {
 	// BalancerPort is where an agent's components reach the servers; 0 on a server.
 	BalancerPort int
 	Registries   string // the registries.yaml
+	// Exposed are sentences about files with secrets of the settings that others than root can read.
+	Exposed []string
 }
 
 func ok(name, format string, a ...any) Result {
@@ -60,7 +62,7 @@ func missing(name, fix, format string, a ...any) Result {
 func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
-		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings,
+		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings, secretFiles,
 		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {

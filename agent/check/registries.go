@@ -5,9 +5,11 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/umiak-io/umiak/agent/registries"
+	"github.com/umiak-io/umiak/internal/exposed"
 )
 
 // registrySettings reads the file with mirrors and credentials as the node does.
@@ -24,6 +26,21 @@ func registrySettings(_ context.Context, cfg Config) []Result {
 		return []Result{warn(name, "put the files in place, or correct their names in "+cfg.Registries, "%s", oneLine(err))}
 	}
 	return []Result{ok(name, "%s: mirrors for %d registries, settings for %d hosts", cfg.Registries, len(s.Mirrors), len(s.Configs))}
+}
+
+// secretFiles names files with secrets that others than root can read.
+func secretFiles(_ context.Context, cfg Config) (out []Result) {
+	files := slices.Clone(cfg.Exposed)
+	if s, err := registries.Read(cfg.Registries); err == nil && s.Secret() {
+		if why := exposed.File(cfg.Registries); why != "" {
+			files = append(files, why)
+		}
+	}
+	for _, why := range files {
+		what, remedy, _ := strings.Cut(why, ": ")
+		out = append(out, warn("files with secrets", remedy, "%s", what))
+	}
+	return out
 }
 
 // oneLine joins an error's lines: a result is printed as one.

@@ -29,3 +29,32 @@ func TestRegistrySettings(t *testing.T) {
 		}
 	}
 }
+
+func TestSecretFiles(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "secrets") // the test's own folder is 0700
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "registries.yaml")
+	const secret, none = "configs: {a: {auth: {username: u, password: p}}}", "mirrors: {docker.io: {endpoint: [mirror.local]}}"
+	for _, c := range []struct {
+		text string
+		mode os.FileMode
+		want int
+	}{{secret, 0o644, 2}, {secret, 0o600, 1}, {none, 0o644, 1}} {
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		got := secretFiles(t.Context(), Config{Registries: path, Exposed: []string{"/etc/x holds a secret: chmod 600 /etc/x"}})
+		if len(got) != c.want || got[0].State != Warn || got[0].Fix != "chmod 600 /etc/x" {
+			t.Errorf("%s, %o: %+v", c.text, c.mode, got)
+		}
+	}
+}

@@ -52,6 +52,7 @@ func Check(w Where) *ucli.Command {
 			if err != nil {
 				return BadConfig(err)
 			}
+			cfg.Exposed = config.Exposed(c, w.Known...)
 			results := check.Run(c.Context, cfg)
 			show := check.Print
 			if js {

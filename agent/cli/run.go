@@ -65,6 +65,13 @@ func Agent() *ucli.Command {
 	}
 }
 
+// WarnExposed logs which files with secrets of the settings others than root can read.
+func WarnExposed(c *ucli.Context, log *slog.Logger, settings ...any) {
+	for _, why := range config.Exposed(c, settings...) {
+		log.Warn(why)
+	}
+}
+
 // runAgent runs a node whose server is another machine.
 func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	server, tok, err := whomToJoin(cfg)
@@ -75,6 +82,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err != nil {
 		return err
 	}
+	WarnExposed(c, log, &cfg)
 	if err := egress.Exempt(); err != nil {
 		return err
 	}

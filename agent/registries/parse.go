@@ -25,6 +25,16 @@ type Settings struct {
 	MirrorsOnly bool
 }
 
+// Secret reports whether the settings hold a password or a token.
+func (s *Settings) Secret() bool {
+	for _, h := range s.Configs {
+		if h.Secret != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // Unreadable is an error that names the files of the settings that cannot be used now. They are read at each pull, so that is no reason to
 // refuse the settings.
 func (s *Settings) Unreadable() error {

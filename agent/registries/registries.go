@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/umiak-io/umiak/internal/exposed"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -126,6 +127,11 @@ func (r *Registries) load() {
 	default:
 		next.settings = before.settings
 		r.log.Error("registry settings are wrong, the ones before stay in use", "error", err)
+	}
+	if err == nil && next.settings.Secret() {
+		if why := exposed.File(r.path); why != "" {
+			r.log.Warn(why)
+		}
 	}
 	r.now.Store(next)
 }

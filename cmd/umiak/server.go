@@ -40,6 +40,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
+			agentcli.WarnExposed(c, log, &sc, &ac)
 			release, err := agentcli.Own(sc.Dirs(), log)
 			if err != nil {
 				return err

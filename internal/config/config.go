@@ -35,7 +35,8 @@ const (
 // field is one setting: where its values go and what the tags say.
 type field struct {
 	key, def, usage string
-	secret          bool
+	secret          bool // the value is one
+	secretFile      bool // the file that it names holds one
 	dst             []reflect.Value
 	found           bool // in a file
 }
@@ -176,7 +177,7 @@ func collect(dst []any) []*field {
 			}
 			f := byKey[key]
 			if f == nil {
-				f = &field{key: key, def: sf.Tag.Get("default"), usage: sf.Tag.Get("usage"), secret: sf.Tag.Get("secret") == "true"}
+				f = &field{key: key, def: sf.Tag.Get("default"), usage: sf.Tag.Get("usage"), secret: sf.Tag.Get("secret") == "true", secretFile: sf.Tag.Get("secret") == "file"}
 				byKey[key] = f
 				out = append(out, f)
 			} else if f.dst[0].Type() != fv.Type() || f.def != sf.Tag.Get("default") {

@@ -17,7 +17,7 @@ type Config struct {
 	Retention      int    `key:"snapshot-retention" default:"5" usage:"how many scheduled snapshots to keep"`
 	Dir            string `key:"snapshot-dir" usage:"folder for snapshots (default: server/snapshots in data-dir)"`
 	S3Unencrypted  bool   `key:"snapshot-s3-unencrypted" usage:"keep snapshots in the bucket that no passphrase encrypts: who reads it has the cluster"`
-	PassphraseFile string `key:"snapshot-passphrase-file" usage:"file with the passphrase that encrypts snapshots (default: not encrypted)"`
+	PassphraseFile string `key:"snapshot-passphrase-file" secret:"file" usage:"file with the passphrase that encrypts snapshots (default: not encrypted)"`
 	Disable        bool   `key:"disable-snapshots" usage:"make no scheduled snapshots"`
 	S3             s3.Config
 }

@@ -18,7 +18,7 @@ type Config struct {
 	Region        string        `key:"snapshot-s3-region" default:"us-east-1" usage:"region of the bucket"`
 	AccessKey     string        `key:"snapshot-s3-access-key" usage:"id of the key for the S3 server"`
 	SecretKey     string        `key:"snapshot-s3-secret-key" secret:"true" usage:"the key itself"`
-	SecretKeyFile string        `key:"snapshot-s3-secret-key-file" usage:"file that holds the key"`
+	SecretKeyFile string        `key:"snapshot-s3-secret-key-file" secret:"file" usage:"file that holds the key"`
 	EndpointCA    string        `key:"snapshot-s3-endpoint-ca" usage:"file with the certificates of authorities that the S3 server's is signed by"`
 	SkipSSLVerify bool          `key:"snapshot-s3-skip-ssl-verify" usage:"do not verify the S3 server's certificate"`
 	Insecure      bool          `key:"snapshot-s3-insecure" usage:"speak plain HTTP to the S3 server"`

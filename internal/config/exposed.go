@@ -1,0 +1,72 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/internal/exposed"
+)
+
+// Exposed returns a sentence for each file with a secret of the settings that others than root can read: files of settings, the
+// service's environment, and files that settings name. Load has filled in the structs that dst points to.
+func Exposed(c *cli.Context, dst ...any) []string {
+	fields := collect(dst)
+	main := DefaultFile
+	if v := os.Getenv(envPrefix + "CONFIG"); v != "" {
+		main = v
+	}
+	for _, name := range []string{"config", "c"} {
+		if v, ok := flagOf(c, name); ok {
+			main, _ = v.(string)
+			break
+		}
+	}
+	var named []string
+	all, _ := files(main, false) // Load has said what is wrong
+	for _, file := range all {
+		raw, err := os.ReadFile(file)
+		if err == nil && holdsSecret(raw, index(fields)) {
+			named = append(named, file)
+		}
+	}
+	etc := filepath.Dir(main)
+	service, _ := ServiceEnvironment(etc)
+	for _, f := range fields {
+		if f.secret && isSecret(service[envOf(f.key)]) {
+			named = append(named, filepath.Join(etc, serviceEnvironment))
+		}
+		if path, ok := f.dst[0].Interface().(string); ok && f.secretFile && path != "" {
+			named = append(named, path)
+		}
+	}
+	var out []string
+	for _, file := range named {
+		if why := exposed.File(file); why != "" && !slices.Contains(out, why) {
+			out = append(out, why)
+		}
+	}
+	return out
+}
+
+// holdsSecret reports whether a file of settings sets one that is secret.
+func holdsSecret(raw []byte, byKey map[string]*field) bool {
+	doc, err := document(raw)
+	if err != nil || doc == nil {
+		return false
+	}
+	for i := 0; i+1 < len(doc.Content); i += 2 {
+		if f := byKey[doc.Content[i].Value]; f != nil && f.secret && isSecret(doc.Content[i+1].Value) {
+			return true
+		}
+	}
+	return false
+}
+
+// isSecret reports whether the value of a secret setting is one: a URL is if it has a password.
+func isSecret(v string) bool {
+	return v != "" && (!strings.Contains(v, "://") || strings.Contains(v, "@"))
+}
