@@ -143,7 +143,8 @@ func TestJoin(t *testing.T) {
 	}
 
 	e.sub("a node that lies", func(e *env) { e.liar(one, two, e.pod(named("b"), isReady)) })
-
+	e.sub("with the credentials of an agent", func(e *env) { e.attacked(one, two) })
+	e.sub("a Node with 100,000 names of images", func(e *env) { e.longList(one, e.Cluster, one, two) })
 	e.sub("without its server", func(e *env) {
 		before := e.pod(named("b"), isReady)
 		svc := e.service("svc-b").Spec.ClusterIP

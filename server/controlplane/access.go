@@ -32,6 +32,9 @@ const (
 	AgentUserPrefix   = names.AgentUserPrefix
 )
 
+// agentRole is the name of the roles of AgentsGroup.
+const agentRole = "umiak:agent"
+
 // hooks run when the API server has begun to answer; /readyz waits for them. The first two stand in for two of upstream's,
 // under their names: those wait a second before they begin and then send their 200 requests one after the other, which is
 // most of the time that an API server needs to become ready. The policy is upstream's, and so is the code that compares and
@@ -59,17 +62,16 @@ func runHook(f func(context.Context, *rest.Config) error) genericapiserver.PostS
 	return func(ctx genericapiserver.PostStartHookContext) error { return f(ctx, ctx.LoopbackClientConfig) }
 }
 
-// ownRoles are what umiak's own identities may do.
+// ownRoles are what umiak's own identities may do. Of Pods agents see little, see server/podview.
 func ownRoles() []rbacv1.ClusterRole {
 	read := []string{"get", "list", "watch"}
 	return []rbacv1.ClusterRole{
 		{
-			ObjectMeta: metav1.ObjectMeta{Name: "umiak:agent"},
+			ObjectMeta: metav1.ObjectMeta{Name: agentRole},
 			Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"services", "namespaces", "pods", "nodes"}, Verbs: read},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
-				{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies", "servicecidrs"}, Verbs: read},
-				{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch", "update"}},
+				{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: read},
 			},
 		},
 		{
@@ -90,16 +92,18 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	return []rbacv1.ClusterRoleBinding{
 		bind("umiak:kubelet-client", "system:kubelet-api-admin", rbacv1.UserKind, KubeletClientUser),
 		bind("umiak:admins", "cluster-admin", rbacv1.GroupKind, names.AdminsGroup),
-		bind("umiak:agents", "umiak:agent", rbacv1.GroupKind, AgentsGroup),
+		bind("umiak:agents", agentRole, rbacv1.GroupKind, AgentsGroup),
 		bind("umiak:monitoring", "umiak:monitoring", rbacv1.GroupKind, "system:monitoring"),
 	}
 }
 
-// ownNamespaceRole lets agents follow the two ConfigMaps with which users set up DNS.
+// ownNamespaceRole lets agents follow the two ConfigMaps with which users set up DNS, and say in Events what is wrong with them.
 func ownNamespaceRole() (rbacv1.Role, rbacv1.RoleBinding) {
-	meta := metav1.ObjectMeta{Name: "umiak:agent", Namespace: metav1.NamespaceSystem}
+	meta := metav1.ObjectMeta{Name: agentRole, Namespace: metav1.NamespaceSystem}
 	return rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
 			APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns", "coredns-custom"}, Verbs: []string{"get", "list", "watch"},
+		}, {
+			APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"},
 		}}}, rbacv1.RoleBinding{
 			ObjectMeta: meta,
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name},
@@ -122,7 +126,9 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 	var g errgroup.Group
 	g.SetLimit(16)
 	role := func(r reconciliation.RuleOwner, m reconciliation.RuleOwnerModifier) {
-		o := reconciliation.ReconcileRoleOptions{Role: r, Client: knownRole{m, have}, Confirm: true}
+		// What an earlier release has given agents and this one does not goes away; upstream's roles keep what users have added.
+		agents := r.GetName() == agentRole
+		o := reconciliation.ReconcileRoleOptions{Role: r, Client: knownRole{m, have}, Confirm: true, RemoveExtraPermissions: agents}
 		g.Go(func() error { return retry(ctx, func() error { _, err := o.Run(); return err }) })
 	}
 	binding := func(b reconciliation.RoleBinding, m reconciliation.RoleBindingModifier) {

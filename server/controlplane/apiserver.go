@@ -24,8 +24,10 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
+	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/tlspolicy"
 	"github.com/umiak-io/umiak/server/admission"
+	"github.com/umiak-io/umiak/server/podview"
 )
 
 // APIServer is kube-apiserver.
@@ -59,7 +61,7 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
-	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services))
+	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services), admission.NewKubelets())
 	a.guard = newGuard(s.Nodes)
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	sets := a.opts.Flags()
@@ -251,7 +253,7 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	}
 	chain := outer.BuildHandlerChainFunc
 	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return a.behind(chain(a.guard.before(h), c))
+		return a.behind(chain(a.guard.before(podview.For(names.AgentsGroup, h)), c))
 	}
 	if a.sole() {
 		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)

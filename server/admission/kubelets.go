@@ -1,0 +1,192 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/admission/initializer"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/apis/certificates"
+	api "k8s.io/kubernetes/pkg/apis/core"
+
+	"github.com/umiak-io/umiak/internal/names"
+)
+
+// KubeletsPlugin is the name of the plugin Kubelets, as in --disable-admission-plugins.
+const KubeletsPlugin = "UmiakKubelets"
+
+// StaticPods is the label of a namespace, with the value "allow", in which nodes may show the Pods of their files. In kube-system
+// they always may.
+const StaticPods = "umiak.io/static-pods"
+
+// Kubelets refuses what a kubelet may do upstream and can use against others, besides its own Node:
+//   - Events of other things than its Node and the Pods that run there: people and programs act on Events.
+//   - Mirror Pods, which stand for files on the node, in the namespaces of tenants: with the labels of a tenant's Pods they would
+//     get the traffic of his Services and what his NetworkPolicies allow.
+//   - Requests for certificates: a node renews its own by the join API.
+//
+// An agent's rights are its role's.
+type Kubelets struct {
+	*admission.Handler
+	pods       corelisters.PodLister
+	volumes    corelisters.PersistentVolumeLister
+	namespaces corelisters.NamespaceLister
+	client     kubernetes.Interface
+}
+
+var (
+	_ admission.ValidationInterface                = (*Kubelets)(nil)
+	_ initializer.WantsExternalKubeInformerFactory = (*Kubelets)(nil)
+	_ initializer.WantsExternalKubeClientSet       = (*Kubelets)(nil)
+)
+
+// NewKubelets makes the plugin.
+func NewKubelets() *Kubelets {
+	return &Kubelets{Handler: admission.NewHandler(admission.Create, admission.Update)}
+}
+
+// Name is KubeletsPlugin.
+func (*Kubelets) Name() string { return KubeletsPlugin }
+
+// Register adds the plugin to those that an API server can have.
+func (k *Kubelets) Register(plugins *admission.Plugins) {
+	plugins.Register(KubeletsPlugin, func(io.Reader) (admission.Interface, error) { return k, nil })
+}
+
+// SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.
+func (k *Kubelets) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
+	// Upstream's node authorizer and namespace lifecycle have them already.
+	pods, volumes, namespaces := f.Core().V1().Pods(), f.Core().V1().PersistentVolumes(), f.Core().V1().Namespaces()
+	k.pods, k.volumes, k.namespaces = pods.Lister(), volumes.Lister(), namespaces.Lister()
+	synced := []cache.InformerSynced{pods.Informer().HasSynced, volumes.Informer().HasSynced, namespaces.Informer().HasSynced}
+	k.SetReadyFunc(func() bool { return !slices.ContainsFunc(synced, func(f cache.InformerSynced) bool { return !f() }) })
+}
+
+// SetExternalKubeClientSet implements initializer.WantsExternalKubeClientSet.
+func (k *Kubelets) SetExternalKubeClientSet(c kubernetes.Interface) { k.client = c }
+
+// ValidateInitialization implements admission.InitializationValidator.
+func (k *Kubelets) ValidateInitialization() error {
+	if k.pods == nil || k.client == nil {
+		return errors.New("no lister of Pods, or no client")
+	}
+	return nil
+}
+
+// Validate implements admission.ValidationInterface.
+func (k *Kubelets) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if !slices.Contains(a.GetUserInfo().GetGroups(), names.NodesGroup) {
+		return nil
+	}
+	var err error
+	switch r := a.GetResource().GroupResource(); {
+	case r.Resource == "events":
+		err = k.events(ctx, a)
+	case r == api.Resource("pods") && a.GetSubresource() == "" && a.GetOperation() == admission.Create:
+		err = k.mirror(a.GetNamespace())
+	case r == certificates.Resource("certificatesigningrequests") && a.GetOperation() == admission.Create:
+		err = errors.New("umiak renews the certificates of its nodes by itself, a node has none to ask for")
+	}
+	if err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	return nil
+}
+
+// mirror refuses a Pod that stands for a file in a namespace that does not expect any. Upstream's NodeRestriction has refused all others.
+func (k *Kubelets) mirror(namespace string) error {
+	if namespace == metav1.NamespaceSystem {
+		return nil
+	}
+	if !k.WaitForReady() {
+		return errNotYet
+	}
+	if ns, err := k.namespaces.Get(namespace); err == nil && ns.Labels[StaticPods] == "allow" {
+		return nil
+	}
+	return fmt.Errorf("the node runs the Pod of its file, but does not show it in namespace %s: label the namespace %s=allow, or put the Pod into kube-system", namespace, StaticPods)
+}
+
+var errNotYet = errors.New("the API server does not know the cluster's Pods and namespaces yet; try again")
+
+// events refuses Events that a node may not make.
+func (k *Kubelets) events(ctx context.Context, a admission.Attributes) error {
+	node, ok := strings.CutPrefix(a.GetUserInfo().GetName(), names.NodeUserPrefix)
+	if !ok {
+		return errors.New("the user is no node")
+	}
+	for _, obj := range []any{a.GetObject(), a.GetOldObject()} {
+		ev, ok := obj.(*api.Event)
+		if !ok {
+			continue // there is no old one
+		}
+		if err := k.about(ctx, node, ev); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// about refuses an Event that a node may not make.
+func (k *Kubelets) about(ctx context.Context, node string, ev *api.Event) error {
+	o := ev.InvolvedObject
+	var may bool
+	var err error
+	switch {
+	case o.Kind == "Node":
+		may = o.Name == node && ev.Namespace == metav1.NamespaceDefault
+	case !k.WaitForReady():
+		err = errNotYet
+	case o.Kind == "Pod":
+		may, err = k.runs(ctx, node, o.Name, o.Namespace)
+		may = may && ev.Namespace == o.Namespace
+	case o.Kind == "PersistentVolumeClaim": // of the kubelet that grows it
+		may, err = k.claims(node, o.Name, o.Namespace)
+		may = may && ev.Namespace == o.Namespace
+	case o.Kind == "PersistentVolume":
+		if pv, e1 := k.volumes.Get(o.Name); e1 == nil && pv.Spec.ClaimRef != nil && ev.Namespace == metav1.NamespaceDefault {
+			may, err = k.claims(node, pv.Spec.ClaimRef.Name, pv.Spec.ClaimRef.Namespace)
+		}
+	}
+	if err == nil && !may {
+		err = fmt.Errorf("a node may make Events of itself and of the Pods that run there, not of %s %s in namespace %s", o.Kind, o.Name, ev.Namespace)
+	}
+	return err
+}
+
+// runs reports whether a Pod runs on a node. A kubelet may know of a Pod before this server's cache does.
+func (k *Kubelets) runs(ctx context.Context, node, name, namespace string) (bool, error) {
+	if p, err := k.pods.Pods(namespace).Get(name); err == nil && p.Spec.NodeName == node {
+		return true, nil
+	}
+	p, err := k.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get the Pod of an Event: %w", err)
+	}
+	return p.Spec.NodeName == node, nil
+}
+
+// claims reports whether a Pod on a node uses a claim.
+func (k *Kubelets) claims(node, name, namespace string) (bool, error) {
+	pods, err := k.pods.Pods(namespace).List(labels.Everything())
+	return slices.ContainsFunc(pods, func(p *corev1.Pod) bool {
+		return p.Spec.NodeName == node && slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == name || v.Ephemeral != nil && p.Name+"-"+v.Name == name
+		})
+	}), err
+}
