@@ -136,7 +136,7 @@ func (e *env) attacked(from, victim *cluster.Cluster) {
 		for _, part := range []func() []func(context.Context) error{i.resources, i.paths, i.verbs, i.joining, i.kubelets, i.sightings, func() []func(context.Context) error { return i.sharing(victim) }} {
 			work := part()
 			tried += len(work)
-			g, ctx := errgroup.WithContext(e.soon())
+			g, ctx := errgroup.WithContext(e.within(2 * patience))
 			g.SetLimit(16)
 			for _, f := range work {
 				g.Go(func() error { return f(ctx) })
@@ -637,7 +637,7 @@ func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 		e.Cleanup(func() { _ = all.Delete(context.Background(), name, metav1.DeleteOptions{}) })
 	}
 	add("long", "10.42.201.0/24", "192.0.2.201")
-	for range 3 { // each change is another one to work on
+	for range 2 { // each change is another one to work on
 		_, err = all.Patch(e.ctx, "long", types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 		e.must(err)
 		patch = bytes.Replace(patch, []byte("reg.test/a/"), []byte("reg.test/b/"), 1)
