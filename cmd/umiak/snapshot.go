@@ -131,6 +131,9 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 					if errors.Is(err, snapshot.ErrEncrypted) || errors.Is(err, snapshot.ErrPassphrase) {
 						return fmt.Errorf("%w; give the right one with --snapshot-passphrase-file", err)
 					}
+					if errors.Is(err, snapshot.ErrPlain) {
+						return fmt.Errorf("%w: somebody else may have put it there; if you know that it is yours, restore it with --snapshot-passphrase-file ''", err)
+					}
 					if err != nil {
 						return err
 					}

@@ -28,6 +28,9 @@ var (
 	ErrNewer      = errors.New("the snapshot was written by a newer version")
 	ErrPassphrase = errors.New("wrong passphrase")
 	ErrEncrypted  = errors.New("the snapshot is encrypted and no passphrase was given")
+	// ErrPlain: that a file is encrypted stands in the file itself. Who can write where snapshots lie could put another there, with keys
+	// and manifests of their own, so whoever has a passphrase gets no other.
+	ErrPlain = errors.New("the snapshot is not encrypted and a passphrase was given")
 )
 
 const (
@@ -355,10 +358,13 @@ func read(r io.ReaderAt, size int64, passphrase string, v Visitor) (Info, error)
 		return info, err
 	}
 	var in io.Reader = io.NewSectionReader(r, f.start, f.end-f.start)
-	if f.Encrypted {
+	switch {
+	case f.Encrypted:
 		if in, err = decrypt(in, passphrase); err != nil {
 			return info, err
 		}
+	case passphrase != "":
+		return info, ErrPlain
 	}
 	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20), zstd.WithDecoderLowmem(true))
 	if err != nil {

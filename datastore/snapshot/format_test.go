@@ -143,7 +143,7 @@ func TestRefusals(t *testing.T) {
 		path, pass string
 		want       error
 	}{
-		{sealed, "wrong", ErrPassphrase}, {sealed, "", ErrEncrypted},
+		{sealed, "wrong", ErrPassphrase}, {sealed, "", ErrEncrypted}, {put("plain", write(t, 3, "")), "right", ErrPlain},
 		{put("other", []byte("SQLite format 3\x00 and so on and on")), "", ErrForeign},
 		{put("newer", bytes.Replace(write(t, 1, ""), []byte(`"format":1`), []byte(`"format":7`), 1)), "", ErrNewer},
 		{filepath.Join(dir, "none"), "", os.ErrNotExist},

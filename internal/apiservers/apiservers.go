@@ -14,10 +14,17 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Of are the addresses, as HOST:PORT, that the slices of the Service default/kubernetes name.
+// name is that of the slice that API servers publish. Whoever may change Services in the namespace default could give this one a
+// selector, and pods of theirs would stand in other slices of it.
+const name = "kubernetes"
+
+// Of are the addresses, as HOST:PORT, that the API servers have published among the slices of the Service default/kubernetes.
 func Of(slicesOf []discoveryv1.EndpointSlice) []string {
 	var out []string
 	for _, s := range slicesOf {
+		if s.Name != name {
+			continue
+		}
 		for _, p := range s.Ports {
 			if p.Port == nil || p.Name != nil && *p.Name != "https" {
 				continue

@@ -81,6 +81,9 @@ func external(s *api.Service) []string { return s.Spec.ExternalIPs } //nolint:st
 
 // Validate implements admission.ValidationInterface.
 func (s *Services) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if err := ofTheAPI(a); err != nil {
+		return admission.NewForbidden(a, err)
+	}
 	if a.GetResource().GroupResource() != api.Resource("services") {
 		return nil
 	}
