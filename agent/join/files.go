@@ -246,6 +246,9 @@ func ensureKey(file string) (*ecdsa.PrivateKey, error) {
 	return key, atomicfile.Write(file, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
 }
 
+// maxLifetime bounds what a server may say of how long certificates are good, which the time of renewal is computed from.
+const maxLifetime = 100 * 365 * 24 * time.Hour
+
 // accept checks an answer and writes it down. pinned is the hash that the server CA must have, where the
 // node does not know it yet.
 func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
@@ -265,8 +268,13 @@ func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
 			return fmt.Errorf("the server's answer cannot be used: certificate %s: %w", id, err)
 		}
 	}
-	if !x509.NewCertPool().AppendCertsFromPEM([]byte(resp.ClientCA)) || resp.LifetimeSeconds <= 0 {
-		return errors.New("the server's answer cannot be used: it is incomplete")
+	for _, ca := range []string{resp.ServerCA, resp.ClientCA} {
+		if !x509.NewCertPool().AppendCertsFromPEM([]byte(ca)) {
+			return errors.New("the server's answer cannot be used: an authority is missing")
+		}
+	}
+	if resp.LifetimeSeconds <= 0 || resp.LifetimeSeconds > int64(maxLifetime/time.Second) {
+		return fmt.Errorf("the server's answer cannot be used: certificates for %d seconds", resp.LifetimeSeconds)
 	}
 	if err := j.cfg.Balancer.Set(resp.Servers); err != nil {
 		return fmt.Errorf("the server's answer cannot be used: %w", err)
