@@ -135,34 +135,54 @@ type Store struct {
 	wg      sync.WaitGroup
 	socket  string
 	writes  *writes
+	metrics prometheus.Collector // registered while it is open; nil where nobody wants them
 
 	mu     sync.Mutex
 	client *clientv3.Client
 }
 
-// Open connects. A database that is not there yet is waited for.
+// Open connects. A database that is not there yet, or takes no writes for now, is waited for.
 func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 	kind, err := Kind(cfg.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("datastore-endpoint: %w", err)
 	}
 	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub, failing: cfg.Failing}}
-	// The driver works until the last client is gone, which is later than ctx.
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if kind == "etcd" {
-		return s, nil
-	}
-	stop := context.AfterFunc(ctx, s.cancel) // while it connects
-	s.backend, err = s.connect()
-	if stop(); err != nil {
+	said := ""
+	for wait := firstWait; ; wait = min(2*wait, longestWait) {
+		// The driver works until the last client is gone, which is later than ctx.
+		s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+		if kind == "etcd" {
+			return s, nil
+		}
+		stop := context.AfterFunc(ctx, s.cancel) // while it connects
+		err = s.connect()
+		if stop(); err == nil {
+			return s, nil
+		}
 		s.cancel()
-		return nil, fmt.Errorf("open %s at %s: %w", kind, Address(cfg.Endpoint), cfg.scrub(err))
+		s.wg.Wait()
+		away := unwritable(err) || lost(err)
+		err = fmt.Errorf("open %s at %s: %w", kind, Address(cfg.Endpoint), cfg.scrub(err))
+		if !away || ctx.Err() != nil {
+			return nil, err
+		}
+		if said != err.Error() {
+			said = err.Error()
+			cfg.Log.Warn("the database cannot be used yet, as while it fails over; trying again", "error", err)
+		}
+		pause(ctx, wait)
 	}
-	return s, nil
 }
 
+// How long is waited between attempts to open a database.
+const (
+	firstWait   = time.Second
+	longestWait = 5 * time.Second
+)
+
 // connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.
-func (s *Store) connect() (server.Backend, error) {
+func (s *Store) connect() error {
 	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
 	sql := func(drive drivers.Constructor) drivers.Constructor {
 		return makeTruthful(surviving(drive, s.writes), s.cfg.scrub)
@@ -174,17 +194,29 @@ func (s *Store) connect() (server.Backend, error) {
 	if s.kind == "NATS" {
 		own = 5 * time.Minute
 	}
+	metrics := prometheus.NewRegistry() // of this attempt: kine registers its own without taking them away
 	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
-		MetricsRegisterer: s.cfg.Registerer, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
+		MetricsRegisterer: metrics, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
 		BackendTLSConfig:     tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile, KeyFile: s.cfg.TLS.KeyFile},
 		CompactInterval:      own, CompactMinRetain: 0, CompactTimeout: 5 * time.Second, CompactBatchSize: 1000,
 		PollInterval: time.Second, PollBatchSize: 500,
 	})
-	if s.kind == "NATS" && err == nil {
+	if err != nil {
+		return err
+	}
+	if s.kind == "NATS" {
 		b = recorded{b, s.writes}
 	}
-	return b, err
+	s.backend = b
+	if s.cfg.Registerer == nil {
+		return nil
+	}
+	if err := s.cfg.Registerer.Register(metrics); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	s.metrics = metrics
+	return nil
 }
 
 // Endpoint is for kube-apiserver.
@@ -210,6 +242,11 @@ func (s *Store) Run(ctx context.Context, l net.Listener, ready func()) (err erro
 		defer s.mu.Unlock()
 		if s.client != nil {
 			err = errors.Join(err, s.client.Close())
+		}
+	}()
+	defer func() {
+		if s.metrics != nil {
+			s.cfg.Registerer.Unregister(s.metrics)
 		}
 	}()
 	defer s.wg.Wait()

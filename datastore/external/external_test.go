@@ -21,6 +21,7 @@ import (
 
 	_ "github.com/go-sql-driver/mysql" // the driver "mysql"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -312,6 +313,85 @@ func execute(t *testing.T, db *sql.DB, q string) {
 	}
 }
 
+// telling closes a channel when a text is written.
+type telling struct {
+	text string
+	once sync.Once
+	said chan struct{}
+}
+
+func (w *telling) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte(w.text)) {
+		w.once.Do(func() { close(w.said) })
+	}
+	return len(b), nil
+}
+
+// waits has a database be read-only when it is opened, as while it fails over, and opens it twice in a process.
+func waits(t *testing.T, endpoint string, tls external.TLS, readOnly, cure func()) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	told := &telling{text: "cannot be used yet", said: make(chan struct{})}
+	reg := prometheus.NewRegistry()
+	families := func() int {
+		f, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(f)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
+	cfg := external.Config{Endpoint: endpoint, TLS: tls, Log: slog.New(slog.NewTextHandler(told, nil)), EmulatedVersion: "3.6.11", Progress: time.Minute, Registerer: reg}
+	readOnly()
+	var s *external.Store
+	opened := make(chan error, 1)
+	go func() {
+		var err error
+		s, err = external.Open(ctx, cfg, socket)
+		opened <- err
+	}()
+	select {
+	case <-told.said:
+	case err := <-opened:
+		t.Fatalf("a read-only database was opened: %v", err)
+	case <-ctx.Done():
+		t.Fatal("nothing is said of a read-only database")
+	}
+	cure()
+	for range 2 {
+		if err := <-opened; err != nil {
+			t.Fatal(err)
+		}
+		if families() == 0 {
+			t.Error("an open database has no metrics")
+		}
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run, stop := context.WithCancel(ctx)
+		up, done := make(chan struct{}), make(chan error, 1)
+		go func() { done <- s.Run(run, l, func() { close(up) }) }()
+		select {
+		case <-up:
+		case err := <-done:
+			t.Fatalf("run: %v", err)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := families(); n != 0 {
+			t.Errorf("a closed database has %d metrics", n)
+		}
+		s, err = external.Open(ctx, cfg, socket)
+		opened <- err
+	}
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // survives has a database be read-only for a while. Connections that are made meanwhile stay read-only afterwards, as
 // those to a server stay that was the primary before a failover.
 func survives(t *testing.T, endpoint string, tls external.TLS, code string, readOnly, cure func()) {
@@ -415,6 +495,10 @@ func TestPostgreSQL(t *testing.T) {
 				exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'failover'")
 			},
 			func() { exec("ALTER DATABASE failover RESET default_transaction_read_only") })
+		exec("CREATE DATABASE waits")
+		waits(t, strings.ReplaceAll(endpoint, "NAME", "waits"), external.TLS{CAFile: d.ca},
+			func() { exec("ALTER DATABASE waits SET default_transaction_read_only = on") },
+			func() { exec("ALTER DATABASE waits RESET default_transaction_read_only") })
 	})
 }
 
@@ -438,6 +522,8 @@ func TestMariaDB(t *testing.T) {
 		survives(t, strings.ReplaceAll(endpoint, "NAME", "failover"), external.TLS{CAFile: d.ca}, "1792",
 			func() { exec("SET GLOBAL tx_read_only = ON"); exec("KILL USER umiak") },
 			func() { exec("SET GLOBAL tx_read_only = OFF") })
+		waits(t, strings.ReplaceAll(endpoint, "NAME", "waits"), external.TLS{CAFile: d.ca},
+			func() { exec("SET GLOBAL tx_read_only = ON") }, func() { exec("SET GLOBAL tx_read_only = OFF") })
 	})
 }
 
