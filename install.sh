@@ -84,6 +84,16 @@ main() {
 	program) only_program=yes ;;
 	*) die "INSTALL_UMIAK_ONLY=$INSTALL_UMIAK_ONLY: there is only program" ;;
 	esac
+	for name in SKIP_START SKIP_ENABLE SKIP_CHECK ALLOW_OLDER; do
+		eval "value=\${INSTALL_UMIAK_$name:-}"
+		case $value in
+		'' | true | false) ;;
+		*) die "INSTALL_UMIAK_$name=$value: say true or false" ;;
+		esac
+	done
+	case ${INSTALL_UMIAK_TIMEOUT:-1} in
+	*[!0-9]* | 0*) die "INSTALL_UMIAK_TIMEOUT=$INSTALL_UMIAK_TIMEOUT: say a number of seconds, such as 300" ;;
+	esac
 	with_sudo=$(as_root "$@")
 	if [ -n "${INSTALL_UMIAK_EXEC:-}" ]; then
 		words "$INSTALL_UMIAK_EXEC" >/dev/null || die "INSTALL_UMIAK_EXEC=$INSTALL_UMIAK_EXEC: its quotes do not match"
@@ -108,6 +118,7 @@ main() {
 	done
 	[ "$(uname -s)" = Linux ] || die "this is $(uname -s); Umiak runs on Linux"
 	[ -n "$dry" ] || [ "$(id -u)" = 0 ] || die "this must be run as root" "curl -sfL … | $with_sudo"
+	has sha256sum || die "sha256sum is missing, which checks what is downloaded" "install coreutils"
 	bin_dir
 	architecture
 	init_system
@@ -226,7 +237,7 @@ decide_role() {
 make_stage() {
 	[ -z "$dry" ] || { stage=$(mktemp -d) && : >"$stage/bundle"; return 0; }
 	if works; then die "another install.sh is at work, process $(cut -d ' ' -f 1 $WORKING)"; fi
-	mkdir -p "$BIN_DIR"
+	mkdir -p "$BIN_DIR" 2>/dev/null || die "cannot make $BIN_DIR" "set INSTALL_UMIAK_BIN_DIR to a folder that can be written"
 	if [ -e $UNFINISHED ]; then
 		sh $UNFINISHED
 		changed=yes # what runs is not what is there now
@@ -235,7 +246,8 @@ make_stage() {
 		[ ! -r "$f" ] || while IFS=$TAB read -r _ to _ old; do rm -f "$to.umiak-new" "$old"; done <"$f"
 	done
 	rm -rf "$BIN_DIR"/.umiak-install.* $UNFINISHED.new
-	stage=$(mktemp -d "$BIN_DIR/.umiak-install.XXXXXX") || die "cannot write to $BIN_DIR"
+	stage=$(mktemp -d "$BIN_DIR/.umiak-install.XXXXXX") ||
+		die "cannot write to $BIN_DIR" "is it read-only or full? Set INSTALL_UMIAK_BIN_DIR to another folder"
 	chmod 700 "$stage"
 	: >"$stage/bundle"
 }
@@ -271,6 +283,7 @@ keep() {
 	case $2 in *"
 "*) die "$1: a value of more than one line cannot be kept" "put it into $ETC/config.yaml" ;; esac
 	case $1 in
+	config) die "--config cannot be kept: commands would not find that file" "put the settings into $ETC/config.yaml" ;;
 	token)
 		umask 077
 		printf '%s\n' "$2" >"$stage/token"
@@ -305,10 +318,12 @@ collect() {
 			;;
 		--?*)
 			key=${1#--}
-			case ${2:-} in
-			'' | --*) keep "$key" true ;;
-			*) keep "$key" "$2"; shift ;;
-			esac
+			if [ $# -eq 1 ]; then keep "$key" true; else
+				case $2 in
+				--*) keep "$key" true ;;
+				*) keep "$key" "$2"; shift ;; # '' is a value as well
+				esac
+			fi
 			;;
 		*) die "unknown argument $1" "settings are --NAME VALUE or --NAME=VALUE" ;;
 		esac
@@ -638,7 +653,8 @@ unit() {
 	TasksMax=infinity
 	LimitNOFILE=1048576
 	LimitNPROC=infinity
-	LimitCORE=infinity
+	# The process holds the cluster's keys.
+	LimitCORE=0
 	OOMScoreAdjust=-999
 
 	[Install]
