@@ -245,6 +245,9 @@ func TestInstall(t *testing.T) {
 	b.sub("Refused", func(b *box) {
 		b.refused(m, m.now, "", "server --node-naem x", "node-naem", "nothing was changed")
 		b.refused(m, m.now, "", "server extra", "unknown argument extra")
+		b.refused(m, m.now, "", "server --config /etc/x.yaml", "--config cannot be kept")
+		b.refused(m, m.now, "INSTALL_UMIAK_TIMEOUT=5m", "", "say a number of seconds")
+		b.refused(m, m.now, "INSTALL_UMIAK_SKIP_START=1", "", "say true or false")
 		b.refused(m, m.now, "INSTALL_UMIAK_VERSION=v9", "", "404", "SHA256SUMS")
 		b.refused(m, m.now, "INSTALL_UMIAK_BIN_DIR=bin", "", "not an absolute path")
 		b.refused(m, m.now, "INSTALL_UMIAK_KEY_FILE=/etc/os-release", "", "signature")

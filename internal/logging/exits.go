@@ -23,9 +23,10 @@ import (
 // Kubernetes) into an error of a part. The goroutine that wished it ends. What it cannot catch is listed in
 // docs/architecture.md.
 type Exits struct {
-	c    chan error
-	last atomic.Pointer[fatal]
-	take atomic.Pointer[func(component string, reason error) bool]
+	c     chan error
+	last  atomic.Pointer[fatal]
+	final atomic.Pointer[fatal] // of klog.Fatal and its like, which end the process next
+	take  atomic.Pointer[func(component string, reason error) bool]
 }
 
 // fatal is the last error that a library has logged: it stands before a wish to end the process.
@@ -61,8 +62,8 @@ func (e *Exits) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// note keeps what a library has logged as an error.
-func (e *Exits) note(component string, r slog.Record) {
+// note keeps what a library has logged as an error; final is for the last words of one that ends the process.
+func (e *Exits) note(component string, r slog.Record, final bool) {
 	text := r.Message
 	r.Attrs(func(a slog.Attr) bool {
 		if a.Key == "err" || a.Key == "error" {
@@ -70,14 +71,21 @@ func (e *Exits) note(component string, r slog.Record) {
 		}
 		return true
 	})
-	e.last.Store(&fatal{component, shorten(strings.TrimSpace(text)), time.Now()})
+	l := &fatal{component, shorten(strings.TrimSpace(text)), time.Now()}
+	e.last.Store(l)
+	if final {
+		e.final.Store(l)
+	}
 }
 
 // exit stands in for os.Exit.
 func (e *Exits) exit(code int) {
 	component, _ := origin()
 	reason := fmt.Sprintf("it ended with status %d", code)
-	if l := e.last.Load(); l != nil && (l.component == component || time.Since(l.at) < time.Second) {
+	// Others may have logged an error since, as on a machine where all that waits gives up at once.
+	if l := e.final.Swap(nil); l != nil {
+		reason = l.message
+	} else if l := e.last.Load(); l != nil && (l.component == component || time.Since(l.at) < time.Second) {
 		reason = l.message
 	}
 	e.wish(component, errors.New(reason))

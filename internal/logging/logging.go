@@ -169,7 +169,8 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	if !h.Enabled(ctx, r.Level) {
 		return nil // logr does not ask for errors
 	}
-	if r.Level == slog.LevelInfo && inFatal() {
+	final := inFatal()
+	if r.Level == slog.LevelInfo && final {
 		r.Level = slog.LevelError
 	}
 	fn := ""
@@ -179,7 +180,7 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	}
 	name := component(fn)
 	if r.Level >= slog.LevelError {
-		exits.note(name, r)
+		exits.note(name, r, final)
 	}
 	if h.muffled.Load() && muffled[name] || h.limits != nil && expected(r) {
 		return nil
