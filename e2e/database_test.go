@@ -72,9 +72,23 @@ func TestServersOnOneDatabase(t *testing.T) {
 	refused("this is not the cluster's server token", map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
 	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`, map[string]string{"token": secret, "cluster-domain": "else.where"})
 
-	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret}))
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret, "tls-san": `["B.example.org", "*.apps.example.org"]`}))
 	e.must(second.Start())
 	e.must(second.Ready(e.within(2 * patience)))
+	e.sub("a node with a name of the other server's", func(e *env) {
+		tok := e.token("--ttl", "1h")
+		for _, name := range []string{"b.example.org", "console.apps.example.org", "pg1", "pg2"} {
+			for _, c := range []*cluster.Cluster{e.Cluster, second} {
+				k, body := knock(e.T, second.M, c.M.IP+":6443", nil), newIdentity(e.T, name, "10.255.0.7").req
+				e.must(cluster.Eventually(e.soon(), func(context.Context) error { // each hears of the other's names, and of the token, a moment later
+					if _, err := k.node(tok, body); err == nil || !strings.Contains(err.Message, "is a name of the API server") {
+						return notYet("node "+name+" at "+c.M.Name, err)
+					}
+					return nil
+				}))
+			}
+		}
+	})
 	nodes, err := second.Kube.CoreV1().Nodes().List(e.soon(), metav1.ListOptions{})
 	if err != nil || len(nodes.Items) != 2 {
 		t.Errorf("%d nodes, %v", len(nodes.Items), err)

@@ -137,11 +137,18 @@ func footprint(ctx context.Context, o options, s stack, r *report) error {
 	if err := sleep(ctx, o.settle); err != nil {
 		return err
 	}
-	before, begun := usageOf(s), time.Now()
+	audit := func() float64 { return 0 }
+	if a, ok := s.(audited); ok {
+		audit = a.auditBytes
+	}
+	before, begun, logged := usageOf(s), time.Now(), audit()
 	if err := sleep(ctx, o.over); err != nil {
 		return err
 	}
 	after, took := usageOf(s), time.Since(begun)
+	if written := audit() - logged; written > 0 { // it may have been rotated
+		r.add("audit log: written", "MB/h", written/1e6/took.Hours())
+	}
 	groups := map[string]*usage{}
 	var total usage
 	for id, u := range after {

@@ -34,6 +34,9 @@ type stack interface {
 	stop() error
 }
 
+// audited is a stack with an audit log.
+type audited interface{ auditBytes() float64 }
+
 // umiakStack is umiak as a user gets it: the image lies in the images folder and is imported while the
 // cluster starts.
 type umiakStack struct {
@@ -70,6 +73,17 @@ func (u *umiakStack) config() (*rest.Config, error) {
 }
 
 func (u *umiakStack) processes() []machine.Process { return u.c.M.Processes() }
+
+// auditBytes is how long its audit log is, 0 where a build has none.
+func (u *umiakStack) auditBytes() float64 {
+	st, err := os.Stat(u.c.M.Host(filepath.Join(cluster.Dirs().Server(), "audit", "audit.log")))
+	if err != nil {
+		return 0
+	}
+	return float64(st.Size())
+}
+
+var _ audited = (*umiakStack)(nil)
 
 func (u *umiakStack) stop() error {
 	if u.c == nil {

@@ -26,6 +26,8 @@ func commands() map[string]command {
 		"tcp":     {"ADDR: what the server at ADDR says of this connection", dialTCP},
 		"udp":     {"ADDR: what the server at ADDR says of a datagram", dialUDP},
 		"lookup":  {"host|srv|ptr NAME: sorted answers, a line each", lookup},
+		"forge":   {"SOURCE ADDR: sends a datagram to ADDR with another's source", forge},
+		"flood":   {"ADDR SECONDS: asks the name server at ADDR as fast as it can; how often", flood},
 		"hog":     {"MIB: takes memory until it is killed", hog},
 		"signals": {"[FILE]: prints each signal; ends at TERM after writing FILE", signals},
 		"slow":    {"SECONDS: takes that long to stop after TERM", slow},
