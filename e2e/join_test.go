@@ -189,6 +189,8 @@ func TestJoin(t *testing.T) {
 		}
 	})
 
+	e.sub("two machines swap their addresses", func(e *env) { e.swap(one, two, "b") })
+
 	e.sub("a deleted node", func(e *env) {
 		e.kubectl("drain", "ag1", "--ignore-daemonsets", "--force")
 		e.shutOut(one, two)

@@ -238,3 +238,38 @@ func (e *env) shutOut(node, other *cluster.Cluster) {
 		e.Errorf("the deleted node: %v", err)
 	}
 }
+
+// swap gives each of two agents the address of the other: pod is on the second.
+func (e *env) swap(one, two *cluster.Cluster, pod string) {
+	gateway := e.M.LAN().Gateway()
+	for _, c := range []*cluster.Cluster{one, two} {
+		_, err := c.M.Run(e.soon(), "ip", "address", "del", c.M.IP+"/24", "dev", "eth0")
+		e.must(err)
+	}
+	one.M.IP, two.M.IP = two.M.IP, one.M.IP
+	for _, c := range []*cluster.Cluster{one, two} {
+		_, err := c.M.Run(e.soon(), "sh", "-c", "ip address add "+c.M.IP+"/24 dev eth0 && ip route replace default via "+gateway)
+		e.must(err)
+	}
+	for _, c := range []*cluster.Cluster{one, two} {
+		_, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Nodes(), named(c.M.Name), func(n *corev1.Node) (bool, string) {
+			for _, a := range n.Status.Addresses {
+				if a.Type == corev1.NodeInternalIP {
+					return a.Address == c.M.IP, fmt.Sprintf("%s, not %s", a.Address, c.M.IP)
+				}
+			}
+			return false, "no address"
+		})
+		if err != nil {
+			e.Fatalf("the address of %s: %v\n%s", c.M.Name, err, c.LogTail(20))
+		}
+		e.nodeReady(c.M.Name, c)
+	}
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+		out, err := e.in(pod, "get", "http://127.0.0.1:8080/")
+		if err == nil && !strings.HasPrefix(out, pod+" ") {
+			err = fmt.Errorf("got %q", out)
+		}
+		return err
+	}))
+}
