@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -49,7 +50,7 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 	if err := a.contested(ctx, s, n); err != nil {
 		return nil, err
 	}
-	if err := a.admit(ctx, s, rec, n.name, req.Password, token.Agent); err != nil {
+	if err := a.admit(ctx, s, rec, n.name, req.Password, token.Agent, n.fill); err != nil {
 		return nil, err
 	}
 	if err := a.register(ctx, s, n); err != nil {
@@ -94,8 +95,8 @@ func (a *API) yield(ctx context.Context, s *serving, name, password string) erro
 const unused = 5 * time.Minute
 
 // admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
-// get the answer may ask again with the token that let it in.
-func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string, kind token.Kind) error {
+// get the answer may ask again with the token that let it in. fill, which may be nil, adds to the Secret that is made.
+func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string, kind token.Kind, fill func(*corev1.Secret) error) error {
 	old := s.known.node(name)
 	if old != nil && !owns(old, password) { // yield may have freed it, of which the watch has not heard
 		var err error
@@ -111,7 +112,7 @@ func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password 
 		}
 		err := s.tokens.use(ctx, rec.ID)
 		if err == nil {
-			err = s.tokens.claim(ctx, name, password, rec.ID, kind)
+			err = s.tokens.claim(ctx, name, password, rec.ID, kind, fill)
 		}
 		switch {
 		case errors.Is(err, errNameTaken):

@@ -83,7 +83,7 @@ func TestTenThousandNames(t *testing.T) {
 		last = body
 	}
 	for i := range 10_000 - byRequest {
-		err := api.admit(ctx, api.ready.Load(), Record{ID: leaked.ID}, fmt.Sprintf("more-%d", i), strings.Repeat("p", 32), token.Agent)
+		err := api.admit(ctx, api.ready.Load(), Record{ID: leaked.ID}, fmt.Sprintf("more-%d", i), strings.Repeat("p", 32), token.Agent, nil)
 		var refusal *joinapi.Error
 		if !errors.As(err, &refusal) || refusal.Code != joinapi.Busy {
 			t.Fatalf("name %d: %v", byRequest+i, err)

@@ -46,7 +46,7 @@ func becomes(t *testing.T, what string, ok func() bool) {
 // joins has a node claim its name and register addresses with a key of its own.
 func joins(t *testing.T, a *API, s *serving, name string, ips ...string) *node {
 	t.Helper()
-	if err := s.tokens.claim(t.Context(), name, "password of "+name, "", token.Agent); err != nil {
+	if err := s.tokens.claim(t.Context(), name, "password of "+name, "", token.Agent, nil); err != nil {
 		t.Fatal(err)
 	}
 	k := key(t)
@@ -134,7 +134,7 @@ func TestAddressesAreOneNodes(t *testing.T) {
 	}
 	// A machine that was renamed is the same machine.
 	alive("n3", 0)
-	if err := s.tokens.claim(t.Context(), "renamed", "password of n3", "", token.Agent); err != nil {
+	if err := s.tokens.claim(t.Context(), "renamed", "password of n3", "", token.Agent, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.vacate(t.Context(), s, &node{name: "renamed", password: "password of n3"}, netip.MustParseAddr("192.0.2.1")); err != nil {
@@ -168,7 +168,7 @@ func TestWhoIsAdmitted(t *testing.T) {
 		t.Error("this server's node from elsewhere")
 	}
 	// A node of an earlier release has no record: its name is enough.
-	if err := s.tokens.claim(t.Context(), "early", "password", "", token.Agent); err != nil {
+	if err := s.tokens.claim(t.Context(), "early", "password", "", token.Agent, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := admits("early", []byte("x"), false); err != nil {

@@ -31,9 +31,15 @@ func owns(s *corev1.Secret, password string) bool {
 }
 
 // claim keeps a node name for whoever knows the password: the first who comes. It writes only where nobody has the
-// name: a write goes through the webhooks of the cluster's users, which may need this very node.
-func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind token.Kind) error {
+// name: a write goes through the webhooks of the cluster's users, which may need this very node. fill, which may be nil, adds
+// to the Secret.
+func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind token.Kind, fill func(*corev1.Secret) error) error {
 	s := nodeSecret(node, password, tokenID, kind)
+	if fill != nil {
+		if err := fill(s); err != nil {
+			return err
+		}
+	}
 	old, err := t.secrets().Get(ctx, s.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		if _, err = t.secrets().Create(ctx, s, metav1.CreateOptions{}); err == nil {
@@ -62,7 +68,7 @@ func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.
 }
 
 func (t Tokens) reserve(ctx context.Context, node, password string) (taken bool, err error) {
-	err = t.claim(ctx, node, password, "", token.Server)
+	err = t.claim(ctx, node, password, "", token.Server, nil)
 	if !errors.Is(err, errNameTaken) {
 		return false, err
 	}

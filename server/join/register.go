@@ -79,6 +79,15 @@ func (a *API) register(ctx context.Context, s *serving, n *node) error {
 	return err
 }
 
+// fill writes down in a Secret that is new what a node has.
+func (n *node) fill(s *corev1.Secret) error {
+	now, err := n.addresses()
+	if err != nil {
+		return err
+	}
+	return put(s, n.proves(now, &member{}), keysOf(nil, n.kubelet, n.agent))
+}
+
 // addresses are those of a request that has been checked.
 func (n *node) addresses() (out addresses, err error) {
 	for _, l := range []struct {

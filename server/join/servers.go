@@ -53,7 +53,7 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 		return nil, err
 	}
 	// The name is claimed last, so that a join that fails leaves none behind.
-	if err := a.admit(ctx, s, rec, req.Name, req.Password, token.Server); err != nil {
+	if err := a.admit(ctx, s, rec, req.Name, req.Password, token.Server, nil); err != nil {
 		if err := a.cfg.Servers.Withdraw(context.WithoutCancel(ctx), &req); err != nil {
 			a.cfg.Log.Warn("cannot take out a server whose join was refused", "server", req.Name, "error", err)
 		}

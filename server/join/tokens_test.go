@@ -290,10 +290,10 @@ func TestCreateAndRevoke(t *testing.T) {
 
 func TestReserve(t *testing.T) {
 	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
-	if err := tokens.claim(t.Context(), "n", "somebody's", "id", token.Agent); err != nil {
+	if err := tokens.claim(t.Context(), "n", "somebody's", "id", token.Agent, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := tokens.claim(t.Context(), "n", "another's", "id", token.Agent); !errors.Is(err, errNameTaken) {
+	if err := tokens.claim(t.Context(), "n", "another's", "id", token.Agent, nil); !errors.Is(err, errNameTaken) {
 		t.Error(err)
 	}
 	held, err := tokens.secrets().Get(t.Context(), "n"+nodeSuffix, metav1.GetOptions{})
