@@ -56,7 +56,8 @@ func (a *API) register(ctx context.Context, s *serving, n *node) error {
 		return err
 	}
 	if rec := s.known.node(n.name); rec != nil {
-		if m, ok := memberOf(rec); ok && m.holds(n.proves(now, m)) && slices.Equal(m.keys, keysOf(m.keys, n.kubelet, n.agent)) {
+		others := func(ip netip.Addr) bool { return a.members.Disputed(n.name, ip) } // while it is being taken away
+		if m, ok := memberOf(rec); ok && m.holds(n.proves(now, m)) && slices.Equal(m.keys, keysOf(m.keys, n.kubelet, n.agent)) && !slices.ContainsFunc(now.IPs, others) {
 			return nil
 		}
 	}
