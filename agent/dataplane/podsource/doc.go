@@ -2,9 +2,10 @@
 //
 // A raw socket, which containers may have by default, sends whatever source its program writes; network policies and the
 // masquerading of who may leave the cluster go by the source. Each pod's interface on the host has a chain of its own at its
-// ingress (nftables family netdev, table umiak-source), before any bridge or policy sees the packet: it drops frames with
-// another hardware address, IPv4, ARP and IPv6 with another source, and neighbour advertisements for others. IPv6 link-local
-// and unspecified sources pass, which neighbour discovery needs. There is no set and no lookup: a packet is compared with
+// ingress (nftables family netdev, table umiak-source), before any bridge or policy sees the packet: it drops frames
+// that are not IPv4, ARP or IPv6 or have a VLAN tag, frames with another hardware address, IPv4, ARP and IPv6 with another source,
+// neighbour discovery for others, in fragments or as a router, and IPv6 whose headers cannot be followed. IPv6 link-local and
+// unspecified sources pass, which neighbour discovery needs. There is no set and no lookup: a packet is compared with
 // the constants of its own interface.
 //
 // The CNI plugin (agent/network/hostport) calls Check before a pod starts; agent/network calls Restore at each start, also

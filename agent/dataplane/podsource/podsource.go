@@ -1,11 +1,15 @@
 package podsource
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -47,7 +51,8 @@ func Off() error {
 	return nil
 }
 
-// put writes the chains of pods in one transaction, each anew where replace says so, otherwise where there is none.
+// put writes the chains of pods in one transaction, each anew where replace says so, otherwise where the one that is there
+// has other rules.
 func put(pods []Pod, replace bool) error {
 	there, err := chains()
 	if err != nil {
@@ -62,24 +67,27 @@ func put(pods []Pod, replace bool) error {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	t := c.AddTable(table())
-	for _, name := range there {
-		if !here[name] || replace && slices.ContainsFunc(pods, func(p Pod) bool { return p.Interface == name }) {
-			ch := &nftables.Chain{Name: name, Table: t}
+	stale := func(ch chain) bool {
+		return !here[ch.device] || slices.ContainsFunc(pods, func(p Pod) bool { return p.Interface == ch.device && (replace || p.chain() != ch) })
+	}
+	for _, old := range there {
+		if stale(old) {
+			ch := &nftables.Chain{Name: old.name(), Table: t}
 			c.FlushChain(ch)
 			c.DelChain(ch)
 		}
 	}
 	for _, p := range pods {
-		if !replace && slices.Contains(there, p.Interface) {
+		if !replace && slices.Contains(there, p.chain()) {
 			continue
 		}
 		policy := nftables.ChainPolicyAccept
 		ch := c.AddChain(&nftables.Chain{
-			Name: p.Interface, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
+			Name: p.chain().name(), Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
 			Priority: nftables.ChainPriorityFilter, Device: p.Interface, Policy: &policy,
 		})
 		for _, r := range p.rules() {
-			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: append(r, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})})
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: r})
 		}
 	}
 	if err := c.Flush(); err != nil {
@@ -88,8 +96,29 @@ func put(pods []Pod, replace bool) error {
 	return nil
 }
 
-// chains are the interfaces that have one.
-func chains() ([]string, error) {
+// chain is the chain of an interface. Its name is the interface's and, after a point, a digest of its rules, by which those of
+// an older release are known; they have none.
+type chain struct{ device, digest string }
+
+func (c chain) name() string { return strings.TrimSuffix(c.device+"."+c.digest, ".") }
+
+func (p Pod) chain() chain {
+	h := sha256.New()
+	for _, r := range p.rules() {
+		for _, e := range r {
+			raw, _ := expr.Marshal(unix.NFPROTO_NETDEV, e) // what cannot be written is refused when it is written
+			_, _ = h.Write(raw)
+		}
+		_, _ = h.Write([]byte("\n"))
+	}
+	return chain{p.Interface, hex.EncodeToString(h.Sum(nil)[:digestLen/2])}
+}
+
+// digestLen is the length of a digest in a chain's name.
+const digestLen = 12
+
+// chains are those that are there.
+func chains() ([]chain, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
@@ -98,11 +127,16 @@ func chains() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list chains of nftables table %s: %w", Table, err)
 	}
-	var out []string
+	var out []chain
 	for _, ch := range list {
-		if ch.Table.Name == Table {
-			out = append(out, ch.Name)
+		if ch.Table.Name != Table {
+			continue
 		}
+		one := chain{device: ch.Name}
+		if i := strings.LastIndexByte(ch.Name, '.'); i >= 0 && len(ch.Name)-i-1 == digestLen {
+			one = chain{ch.Name[:i], ch.Name[i+1:]}
+		}
+		out = append(out, one)
 	}
 	return out, nil
 }
@@ -122,15 +156,24 @@ func interfaces() (map[string]bool, error) {
 
 // Where things stand in a frame.
 const (
-	ethSource          = 6
+	ethSource, ethType = 6, 12
 	arpSender          = 14 // of Ethernet and IPv4
 	v4Source, v6Source = 12, 8
-	v6Next             = 6
-	advertised         = 8 // the target of a neighbour advertisement
-	advertisement      = 136
+	fragmentHeader     = 44
+	fragmentOffset     = 2 // in the fragment header, the upper 13 bits of 16
+	ndTarget           = 8 // of a neighbour solicitation or advertisement
 )
 
-// rules match what the pod may not send, each with the drop still to come.
+// Types of ICMPv6 messages (RFC 4861): all that lies between the first and the last is neighbour discovery.
+const (
+	routerSolicitation    = 133
+	routerAdvertisement   = 134
+	neighborSolicitation  = 135
+	neighborAdvertisement = 136
+	redirect              = 137
+)
+
+// rules drop what the pod may not send, in the order in which they are tried.
 func (p Pod) rules() [][]expr.Any {
 	var v4, v6 []netip.Addr
 	for _, a := range p.Addrs {
@@ -141,19 +184,64 @@ func (p Pod) rules() [][]expr.Any {
 		}
 	}
 	linkLocal := netip.MustParsePrefix("fe80::/10")
-	var out [][]expr.Any
+	unspecified := netip.IPv6Unspecified()
+	// As the frame arrived: a tag that the kernel has already taken off stands there again. Tagged frames come without the tag to
+	// the node and to other pods, and neither this table nor bridge-nf looks into all of them.
+	out := [][]expr.Any{drop(notKind(unix.ETH_P_IP), notKind(unix.ETH_P_ARP), notKind(unix.ETH_P_IPV6))}
 	if len(p.MAC) == 6 {
-		out = append(out, compare(expr.PayloadBaseLLHeader, ethSource, p.MAC, expr.CmpOpNeq))
+		out = append(out, drop(compare(expr.PayloadBaseLLHeader, ethSource, p.MAC, expr.CmpOpNeq)))
 	}
+	foreign := slices.Concat(none(expr.PayloadBaseTransportHeader, ndTarget, v6), outside(expr.PayloadBaseTransportHeader, ndTarget, linkLocal))
 	return append(out,
-		slices.Concat(ether(unix.ETH_P_IP), none(expr.PayloadBaseNetworkHeader, v4Source, v4)),
-		slices.Concat(ether(unix.ETH_P_ARP), none(expr.PayloadBaseNetworkHeader, arpSender, v4)),
-		slices.Concat(ether(unix.ETH_P_IPV6), none(expr.PayloadBaseNetworkHeader, v6Source, append(slices.Clone(v6), netip.IPv6Unspecified())),
+		drop(ether(unix.ETH_P_IP), none(expr.PayloadBaseNetworkHeader, v4Source, v4)),
+		drop(ether(unix.ETH_P_ARP), none(expr.PayloadBaseNetworkHeader, arpSender, v4)),
+		drop(ether(unix.ETH_P_IPV6), none(expr.PayloadBaseNetworkHeader, v6Source, append(slices.Clone(v6), unspecified)),
 			outside(expr.PayloadBaseNetworkHeader, v6Source, linkLocal)),
-		slices.Concat(ether(unix.ETH_P_IPV6), compare(expr.PayloadBaseNetworkHeader, v6Next, []byte{unix.IPPROTO_ICMPV6}, expr.CmpOpEq),
-			compare(expr.PayloadBaseTransportHeader, 0, []byte{advertisement}, expr.CmpOpEq),
-			none(expr.PayloadBaseTransportHeader, advertised, v6), outside(expr.PayloadBaseTransportHeader, advertised, linkLocal)),
+		drop(icmpv6(neighborAdvertisement, neighborAdvertisement), foreign),
+		// Without a source it asks whether somebody has the address already: who hears that of its own gives it up.
+		drop(icmpv6(neighborSolicitation, neighborSolicitation),
+			compare(expr.PayloadBaseNetworkHeader, v6Source, unspecified.AsSlice(), expr.CmpOpEq), foreign),
+		drop(icmpv6(routerAdvertisement, routerAdvertisement)),
+		drop(icmpv6(redirect, redirect)),
+		drop(icmpv6(routerSolicitation, redirect), fragment(&expr.Exthdr{Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}})), // RFC 6980
+		// What follows is about IPv6 whose headers lead to no protocol, because the rest of them comes in another fragment
+		// (RFC 7112): the rules above have not seen what it is.
+		slices.Concat(ether(unix.ETH_P_IPV6), protocol(), verdict(expr.VerdictAccept)),
+		slices.Concat(ether(unix.ETH_P_IPV6), fragment(&expr.Exthdr{Offset: fragmentOffset, Len: 2},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xf8}, Xor: []byte{0, 0}},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}}), verdict(expr.VerdictAccept)),
+		drop(ether(unix.ETH_P_IPV6)),
 	)
+}
+
+// drop is a rule that counts and drops what matches all of the parts.
+func drop(parts ...[]expr.Any) []expr.Any {
+	return append(slices.Concat(parts...), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+// notKind matches frames that have another type, or a tag, where the type stands.
+func notKind(kind uint16) []expr.Any {
+	return compare(expr.PayloadBaseLLHeader, ethType, binary.BigEndian.AppendUint16(nil, kind), expr.CmpOpNeq)
+}
+
+// protocol loads the protocol behind the extension headers. It matches if they lead to one.
+func protocol() []expr.Any { return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}} }
+
+// icmpv6 matches messages of types, behind whatever extension headers.
+func icmpv6(first, last byte) []expr.Any {
+	return slices.Concat(ether(unix.ETH_P_IPV6), protocol(), []expr.Any{
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{first}, ToData: []byte{last}},
+	})
+}
+
+// fragment loads from the first fragment header of a packet and matches what follows.
+func fragment(load *expr.Exthdr, match ...expr.Any) []expr.Any {
+	load.DestRegister, load.Type, load.Op = 1, fragmentHeader, expr.ExthdrOpIpv6
+	return append([]expr.Any{load}, match...)
 }
 
 // ether matches the kind of frame.

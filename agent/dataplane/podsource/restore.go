@@ -22,7 +22,7 @@ const Results = "/var/lib/cni/results"
 // ErrKept means that of some pod it cannot be read what the CNI library keeps; all others are looked after.
 var ErrKept = errors.New("what the CNI library keeps of a pod cannot be read")
 
-// Restore puts back the chains that are missing, of all pods that the CNI library knows of in the folder results and whose
+// Restore puts back the chains that are missing or have an older release's rules, of all pods that the CNI library knows of in the folder results and whose
 // address is kept in the folder state; it says whether there were any. Where the kernel has no such chains, that is an error.
 func Restore(results, state string) (bool, error) {
 	pods, bad := running(results, state)
@@ -30,7 +30,7 @@ func Restore(results, state string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	missing := slices.DeleteFunc(pods, func(p Pod) bool { return slices.Contains(there, p.Interface) })
+	missing := slices.DeleteFunc(pods, func(p Pod) bool { return slices.Contains(there, p.chain()) })
 	// Without pods, too: so that it is known whether the kernel can do it.
 	return len(missing) > 0, errors.Join(put(missing, false), bad)
 }
