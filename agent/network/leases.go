@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -19,20 +20,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/umiak-io/umiak/internal/overlaykey"
 )
 
 // The annotations by which flannel's nodes tell each other how to be reached. They are flannel's own, so
 // that nodes of one cluster may run different versions.
 const (
-	annPrefix     = "flannel.alpha.coreos.com/"
-	annManaged    = annPrefix + "kube-subnet-manager"
-	annType       = annPrefix + "backend-type"
-	annData       = annPrefix + "backend-data"
-	annV6Data     = annPrefix + "backend-v6-data"
-	annPublicIP   = annPrefix + "public-ip"
-	annPublicIPv6 = annPrefix + "public-ipv6"
-	annOverride   = annPrefix + "public-ip-overwrite"
-	annOverride6  = annPrefix + "public-ipv6-overwrite"
+	annManaged = "flannel.alpha.coreos.com/kube-subnet-manager"
+	annType    = overlaykey.Type
+)
+
+var (
+	annData, annV6Data         = overlaykey.V4.Data, overlaykey.V6.Data
+	annPublicIP, annPublicIPv6 = overlaykey.V4.Public, overlaykey.V6.Public
+	annOverride, annOverride6  = overlaykey.V4.Overwrite, overlaykey.V6.Overwrite
 )
 
 // peer is what is kept of a node; the rest of the object is dropped before it is stored.
@@ -40,6 +42,7 @@ type peer struct {
 	name        string
 	created     time.Time
 	addrs       []netip.Addr
+	internal    []netip.Addr // of addrs; the others may be a router's
 	ranges      []netip.Prefix
 	annotations map[string]string
 }
@@ -56,6 +59,9 @@ func peerOf(n *v1.Node) peer {
 	for _, a := range addressesOf(n) {
 		if ip, err := netip.ParseAddr(a.Address); err == nil && ip.Zone() == "" {
 			p.addrs = append(p.addrs, ip.Unmap())
+			if a.Type == v1.NodeInternalIP {
+				p.internal = append(p.internal, ip.Unmap())
+			}
 		}
 	}
 	for _, c := range n.Spec.PodCIDRs[:min(len(n.Spec.PodCIDRs), maxRanges)] {
@@ -92,7 +98,8 @@ func rangeOf(ranges []netip.Prefix, v4 bool) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// lease is how flannel's backends see a node; ok is false where the node has not said yet how to be reached.
+// lease is how flannel's backends see a node that has been accepted; ok is false where the node has not said yet how to be
+// reached.
 func (p peer) lease(v4, v6 bool) (l lease.Lease, ok bool) {
 	if p.annotations[annManaged] != "true" {
 		return l, false
@@ -100,20 +107,25 @@ func (p peer) lease(v4, v6 bool) (l lease.Lease, ok bool) {
 	l.Attrs.BackendType = p.annotations[annType]
 	// A node may be reached in one family of two.
 	addr, err := ip.ParseIP4(p.annotations[annPublicIP])
-	if r, has := rangeOf(p.ranges, true); v4 && err == nil && has && validData(p.annotations[annData]) {
+	if r, has := rangeOf(p.ranges, true); v4 && err == nil && has {
 		l.EnableIPv4, l.Subnet, l.Attrs.PublicIP = true, ip4Net(r), addr
-		l.Attrs.BackendData = json.RawMessage(p.annotations[annData])
+		l.Attrs.BackendData = data(p.annotations[annData])
 	}
 	addr6, err := ip.ParseIP6(p.annotations[annPublicIPv6])
-	if r, has := rangeOf(p.ranges, false); v6 && err == nil && has && validData(p.annotations[annV6Data]) {
+	if r, has := rangeOf(p.ranges, false); v6 && err == nil && has {
 		l.EnableIPv6, l.IPv6Subnet, l.Attrs.PublicIPv6 = true, ip6Net(r), addr6
-		l.Attrs.BackendV6Data = json.RawMessage(p.annotations[annV6Data])
+		l.Attrs.BackendV6Data = data(p.annotations[annV6Data])
 	}
 	return l, l.EnableIPv4 || l.EnableIPv6
 }
 
-// validData keeps what a node wrote into its annotation from being taken for more than JSON; host-gw has none.
-func validData(s string) bool { return s == "" || json.Valid([]byte(s)) }
+// data is what the backend is given, nil for nothing: host-gw has none.
+func data(s string) json.RawMessage {
+	if s == "" {
+		return nil
+	}
+	return json.RawMessage(s)
+}
 
 func ip4Net(p netip.Prefix) ip.IP4Net {
 	return ip.IP4Net{IP: ip.FromIP(p.Addr().AsSlice()), PrefixLen: uint(p.Bits())}
@@ -333,11 +345,11 @@ func sortedNames(m map[string]lease.Lease) []string {
 func (m *manager) GetStoredMacAddresses(context.Context) (v4, v6 string) {
 	own, _ := m.peers.own()
 	mac := func(key string) string {
-		var d struct{ VtepMAC string }
-		if json.Unmarshal([]byte(own.annotations[key]), &d) != nil {
+		end, err := overlaykey.Parse(overlaykey.VXLAN, own.annotations[key])
+		if err != nil {
 			return ""
 		}
-		return d.VtepMAC
+		return net.HardwareAddr(end.Key).String()
 	}
 	return mac(annData), mac(annV6Data)
 }

@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -61,13 +62,23 @@ func FuzzLease(f *testing.F) {
 		if r, err := netip.ParsePrefix(cidr); err == nil {
 			p.ranges = append(p.ranges, r.Masked())
 		}
-		l, ok := p.lease(v4, v6)
-		if ok {
-			if l.EnableIPv4 != v4 || l.EnableIPv6 != v6 || v4 && l.Subnet.Empty() && l.Subnet.PrefixLen != 0 {
-				t.Fatalf("%+v", l)
+		all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+		accepted, refused := believed{self: "self", backend: "vxlan", cluster: all, services: nil}.accept(map[string]peer{"n": p})
+		l, ok := accepted["n"].lease(v4, v6)
+		if !ok {
+			return
+		}
+		if kind != "vxlan" || l.EnableIPv4 == l.EnableIPv6 {
+			t.Fatalf("%+v, refused %q", l, refused)
+		}
+		for _, raw := range []json.RawMessage{l.Attrs.BackendData, l.Attrs.BackendV6Data} {
+			if raw == nil {
+				continue
 			}
-			if _, err := json.Marshal(l); err != nil && data != "" {
-				t.Fatalf("%v", err)
+			var d struct{ VtepMAC string } // as flannel's backend reads it
+			err := json.Unmarshal(raw, &d)
+			if mac, bad := net.ParseMAC(d.VtepMAC); err != nil || bad != nil || len(mac) != 6 || mac[0]&1 != 0 {
+				t.Fatalf("%s: %v, %v", raw, err, bad)
 			}
 		}
 	})
@@ -97,16 +108,22 @@ func TestAccept(t *testing.T) {
 		return out
 	}
 	addr := func(s string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(s)} }
-	b := believed{self: "self", cluster: ranges("10.42.0.0/16", "fd42::/56"), services: ranges("10.43.0.0/16"), ips: addr("192.168.0.9")}
+	b := believed{self: "self", backend: "vxlan", cluster: ranges("10.42.0.0/16", "fd42::/56"), services: ranges("10.43.0.0/16"), ips: addr("192.168.0.9")}
 	at := func(age int, p peer) peer {
 		p.created = time.Unix(int64(1000-age), 0)
 		p.addrs = addr(p.annotations[annPublicIP])
+		p.internal = p.addrs
 		return p
 	}
 	const mac1, mac2, mac3 = "aa:00:00:00:00:01", "aa:00:00:00:00:02", "aa:00:00:00:00:03"
 	self, old := at(1, node("self", "10.42.0.0/24", "192.168.0.9", mac1)), at(9, node("old", "10.42.2.0/24", "192.168.0.2", mac2))
 	younger := func(cidr, public, mac string) peer { return at(5, node("young", cidr, public, mac)) }
-	elsewhere := func(p peer) peer { p.addrs = addr("192.168.0.3"); return p }
+	says := func(data string) peer {
+		p := younger("10.42.3.0/24", "192.168.0.3", "")
+		p.annotations[annData] = data
+		return p
+	}
+	elsewhere := func(p peer) peer { p.addrs, p.internal = addr("192.168.0.3"), addr("192.168.0.3"); return p }
 	overwritten := elsewhere(younger("10.42.3.0/24", "192.168.0.77", mac3))
 	overwritten.annotations[annOverride] = "192.168.0.77"
 	for _, c := range []struct {
@@ -132,6 +149,14 @@ func TestAccept(t *testing.T) {
 		{"reached by flannel-iface", elsewhere(younger("10.42.3.0/24", "172.16.0.3", mac3)), true},
 		{"reached where an administrator says", overwritten, true},
 		{"the MAC of an older one", younger("10.42.3.0/24", "192.168.0.3", mac2), false},
+		{"the MAC of an older one, with dashes", younger("10.42.3.0/24", "192.168.0.3", "AA-00-00-00-00-02"), false},
+		{"the MAC of an older one, with points", younger("10.42.3.0/24", "192.168.0.3", "aa00.0000.0002"), false},
+		{"the MAC of an older one, with a key", says(`{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`), false},
+		{"the MAC of an older one, twice", says(`{"VNI":1,"VtepMAC":"aa:00:00:00:00:03","vtepmac":"aa:00:00:00:00:02"}`), false},
+		{"no MAC", says(`{}`), false},
+		{"nothing", says(`null`), false},
+		{"no data", says(``), false},
+		{"another network", says(`{"VNI":2,"VtepMAC":"aa:00:00:00:00:03"}`), false},
 		{"the MAC of this one", younger("10.42.3.0/24", "192.168.0.3", mac1), false},
 	} {
 		all := map[string]peer{"self": self, "old": old, "young": c.p}
@@ -146,11 +171,59 @@ func TestAccept(t *testing.T) {
 			t.Errorf("%s: this node's ranges are %v", c.name, got)
 		}
 	}
-	// A machine that was renamed has the same tunnel as its former Node.
+	// A machine that was renamed has the tunnel of its former Node, if it has the address.
 	renamed := at(5, node("young", "10.42.3.0/24", "192.168.0.2", mac2))
-	accepted, refused := b.accept(map[string]peer{"self": self, "old": old, "young": renamed})
-	if _, ok := accepted["young"].lease(true, true); !ok {
-		t.Errorf("a renamed machine is refused: %q", refused)
+	for _, has := range []bool{true, false} {
+		accepted, refused := b.accept(map[string]peer{"self": self, "old": old, "young": renamed})
+		_, young := accepted["young"].lease(true, true)
+		if _, older := accepted["old"].lease(true, true); young != has || older == has || len(refused) != 1 {
+			t.Errorf("a renamed machine has a lease: %v, its former Node: %v, refused %q", young, older, refused)
+		}
+		old = at(9, node("old", "10.42.2.0/24", "172.16.0.2", mac2)) // by flannel-iface
+		old.addrs, renamed = addr("192.168.0.2"), elsewhere(at(5, node("young", "10.42.3.0/24", "172.16.0.2", mac2)))
+	}
+}
+
+// TestAcceptWireGuard: a node has one key in both families, and nobody else has it, however it is written.
+func TestAcceptWireGuard(t *testing.T) {
+	addrs := func(list ...string) (out []netip.Addr) {
+		for _, s := range list {
+			out = append(out, netip.MustParseAddr(s))
+		}
+		return out
+	}
+	const key, other = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=", "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyE="
+	wg := func(name string, age int64, n int, data string) peer {
+		v4, v6 := fmt.Sprintf("192.168.0.%d", n), fmt.Sprintf("fd00::%d", n)
+		return peer{name: name, created: time.Unix(1000-age, 0), addrs: addrs(v4, v6),
+			ranges:      []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.42.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd42:0:0:%d::/64", n))},
+			annotations: map[string]string{annManaged: "true", annType: "wireguard", annPublicIP: v4, annPublicIPv6: v6, annData: data, annV6Data: data}}
+	}
+	b := believed{self: "self", backend: "wireguard", ips: addrs("192.168.0.9"), cluster: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
+	for data, ok := range map[string]bool{
+		`{"PublicKey":"` + other + `","Port":51820}`:                  true,
+		`{"PublicKey":"` + other + `"}`:                               true, // older releases of flannel
+		`{"PublicKey":"` + key + `","Port":51820}`:                    false,
+		`{"PublicKey":"` + key + `","VtepMAC":"x"}`:                   false,
+		`{"PublicKey":"` + key[:20] + `\n` + key[20:] + `"}`:          false,
+		`{"PublicKey":"` + strings.Replace(key, "A=", "B=", 1) + `"}`: false, // the same 32 bytes
+		`{"PublicKey":"AAAA"}`:                                        false,
+		`{"PublicKey":"` + other + `"}{}`:                             false,
+		`{}`:                                                          false,
+	} {
+		accepted, refused := b.accept(map[string]peer{"old": wg("old", 9, 2, `{"PublicKey":"`+key+`","Port":51820}`), "young": wg("young", 5, 3, data)})
+		l, has := accepted["young"].lease(true, true)
+		if has != ok || has && !(l.EnableIPv4 && l.EnableIPv6) || (len(refused) == 0) != ok {
+			t.Errorf("%s: %+v, refused %q", data, l, refused)
+		}
+		if l, has := accepted["old"].lease(true, true); !has || !l.EnableIPv4 || !l.EnableIPv6 {
+			t.Errorf("%s: the older node's lease is %+v", data, l)
+		}
+	}
+	vxlan := wg("young", 5, 3, `{"PublicKey":"`+other+`"}`)
+	vxlan.annotations[annType] = "vxlan"
+	if accepted, refused := b.accept(map[string]peer{"young": vxlan}); len(refused) != 2 || accepted["young"].annotations[annPublicIP] != "" {
+		t.Errorf("another backend: %q", refused)
 	}
 }
 

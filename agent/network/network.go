@@ -27,6 +27,7 @@ import (
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/network/hostport"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/overlaykey"
 )
 
 // The backends, as a user names them.
@@ -179,8 +180,19 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 	}
 }
 
+// flannelBackend is flannel's name of the backend, empty with a network of the user's.
+func (n *Network) flannelBackend() string {
+	switch n.cfg.Backend {
+	case WireGuard:
+		return overlaykey.WireGuard
+	case None:
+		return ""
+	}
+	return n.cfg.Backend
+}
+
 func (n *Network) believed() believed {
-	return believed{self: n.cfg.NodeName, cluster: n.cfg.ClusterCIDR, services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}
+	return believed{self: n.cfg.NodeName, backend: n.flannelBackend(), cluster: n.cfg.ClusterCIDR, services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}
 }
 
 // session runs flannel's backend for as long as the node keeps its ranges.
@@ -191,10 +203,7 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	if err != nil {
 		return err
 	}
-	name := n.cfg.Backend
-	if name == WireGuard {
-		name = "wireguard" // flannel's word for it
-	}
+	name := n.flannelBackend()
 	conf, err := flannelConfig(name, n.reachable(ext))
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -206,12 +207,18 @@ func TestVXLAN(t *testing.T) {
 		}
 		return len(slices.DeleteFunc(r, func(r netlink.Route) bool { return r.Gw == nil }))
 	}
-	for i, cidr := range []string{"203.0.113.0/24", "192.168.77.100/32", "10.42.4.2/32", "10.42.0.0/16", "10.42.5.0/24"} {
+	// So do nodes with the second one's key in other words, and with none, by which flannel would wait for a minute.
+	for i, liar := range []struct{ cidr, data string }{
+		{cidr: "203.0.113.0/24"}, {cidr: "192.168.77.100/32"}, {cidr: "10.42.4.2/32"}, {cidr: "10.42.0.0/16"},
+		{"10.42.6.0/24", `{"VNI":1,"VtepMAC":"AA-00-00-00-00-02"}`}, {"10.42.7.0/24", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`}, {"10.42.8.0/24", `{}`},
+		{cidr: "10.42.5.0/24"},
+	} {
+		cidr, data := liar.cidr, cmp.Or(liar.data, `{"VNI":1,"VtepMAC":"aa:00:00:00:01:0`+strconv.Itoa(i)+`"}`)
 		liar := other.DeepCopy()
 		liar.Name, liar.Spec.PodCIDRs = "liar"+strconv.Itoa(i), []string{cidr}
 		liar.CreationTimestamp = metav1.NewTime(time.Now().Add(time.Duration(i) * time.Second))
 		liar.Annotations[annPublicIP] = "192.168.77.1" + strconv.Itoa(i)
-		liar.Annotations[annData] = `{"VNI":1,"VtepMAC":"aa:00:00:00:01:0` + strconv.Itoa(i) + `"}`
+		liar.Annotations[annData] = data
 		if _, err := client.CoreV1().Nodes().Create(ctx, liar, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -219,6 +226,12 @@ func TestVXLAN(t *testing.T) {
 	wait(t, "the second route", func() bool { return count() > 1 })
 	if n := count(); n != 2 || !routed() {
 		t.Errorf("%d routes by the overlay, want those to the two nodes with ranges of their own", n)
+	}
+	fdb, err := netlink.NeighList(l.Index, unix.AF_BRIDGE)
+	if err != nil || !slices.ContainsFunc(fdb, func(n netlink.Neigh) bool {
+		return n.HardwareAddr.String() == "aa:00:00:00:00:02" && n.IP.String() == "192.168.77.2"
+	}) {
+		t.Errorf("what is for the second node goes elsewhere: %v, %v", fdb, err)
 	}
 	if err := client.CoreV1().Nodes().Delete(ctx, "n2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)

@@ -8,10 +8,15 @@ import (
 	"net/netip"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/admission/initializer"
+	"k8s.io/client-go/informers"
+	listers "k8s.io/client-go/listers/core/v1"
 	api "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/overlaykey"
 )
 
 // NodesPlugin is the name of the plugin Nodes, as in --disable-admission-plugins.
@@ -27,9 +32,6 @@ const (
 	maxImageNames = 4096
 )
 
-// Annotations with which an administrator overwrites the address at which flannel's nodes are reached.
-var overwrites = []string{"flannel.alpha.coreos.com/public-ip-overwrite", "flannel.alpha.coreos.com/public-ipv6-overwrite"}
-
 // Addresses decides about the addresses of nodes.
 type Addresses interface {
 	// Foreign says why an address cannot be a node's at all; nil if it can.
@@ -38,17 +40,23 @@ type Addresses interface {
 	Refuse(ctx context.Context, node string, addr netip.Addr, external bool) error
 }
 
-// Annotations in which flannel's nodes say at which address they are reached.
-var publicIPs = []string{"flannel.alpha.coreos.com/public-ip", "flannel.alpha.coreos.com/public-ipv6"}
+// families hold the annotations in which flannel's nodes say how they are reached.
+var families = []overlaykey.Family{overlaykey.V4, overlaykey.V6}
 
 // Nodes refuses what a kubelet or an agent writes into its own Node and can use against others: pod ranges, which the
-// cluster gives, addresses that are not its own, and lists without end. Upstream's NodeRestriction has refused changes of other Nodes before.
+// cluster gives, addresses that are not its own, another's key of the overlay, and lists without end. Upstream's NodeRestriction has
+// refused changes of other Nodes before.
 type Nodes struct {
 	*admission.Handler
 	addresses Addresses
+	nodes     listers.NodeLister
 }
 
-var _ admission.ValidationInterface = (*Nodes)(nil)
+var (
+	_ admission.ValidationInterface                = (*Nodes)(nil)
+	_ admission.InitializationValidator            = (*Nodes)(nil)
+	_ initializer.WantsExternalKubeInformerFactory = (*Nodes)(nil)
+)
 
 // NewNodes makes the plugin.
 func NewNodes(addresses Addresses) *Nodes {
@@ -60,7 +68,22 @@ func (*Nodes) Name() string { return NodesPlugin }
 
 // Register adds the plugin to those that an API server can have.
 func (n *Nodes) Register(plugins *admission.Plugins) {
-	plugins.Register(NodesPlugin, func(io.Reader) (admission.Interface, error) { return n, nil })
+	plugins.Register(NodesPlugin, func(io.Reader) (admission.Interface, error) { return NewNodes(n.addresses), nil })
+}
+
+// SetExternalKubeInformerFactory has the plugin read Nodes from the informer that the API server has of them.
+func (n *Nodes) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
+	nodes := f.Core().V1().Nodes()
+	n.nodes = nodes.Lister()
+	n.SetReadyFunc(nodes.Informer().HasSynced)
+}
+
+// ValidateInitialization implements admission.InitializationValidator.
+func (n *Nodes) ValidateInitialization() error {
+	if n.nodes == nil {
+		return errors.New(NodesPlugin + " has no informer of nodes")
+	}
+	return nil
 }
 
 // Validate implements admission.ValidationInterface.
@@ -82,6 +105,9 @@ func (n *Nodes) Validate(ctx context.Context, a admission.Attributes, _ admissio
 		}
 	}
 	if err := n.ownAddresses(ctx, node, old); err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	if err := n.ownKey(node, old); err != nil {
 		return admission.NewForbidden(a, err)
 	}
 	return nil
@@ -131,7 +157,7 @@ func sameRanges(now, old *api.Node) error {
 
 // sameOverwrites refuses addresses of the overlay that a node gives itself.
 func sameOverwrites(now, old *api.Node) error {
-	for _, key := range append(slices.Clone(overwrites), names.ConfirmedAddresses) {
+	for _, key := range []string{overlaykey.V4.Overwrite, overlaykey.V6.Overwrite, names.ConfirmedAddresses} {
 		if now.Annotations[key] != old.Annotations[key] {
 			return fmt.Errorf("a node may not set the annotation %s, an administrator may", key)
 		}
@@ -156,9 +182,10 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 			return fmt.Errorf("node %s may not have the address %.64s: %w", now.Name, a.Address, err)
 		}
 	}
-	for i, key := range publicIPs {
+	for _, f := range families {
+		key := f.Public
 		v := now.Annotations[key]
-		if v == "" || v == old.Annotations[key] || v == old.Annotations[overwrites[i]] {
+		if v == "" || v == old.Annotations[key] || v == old.Annotations[f.Overwrite] {
 			continue
 		}
 		// It may be the address of the interface that flannel-iface names, which the node does not register.
@@ -167,6 +194,49 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 		}
 	}
 	return nil
+}
+
+// ownKey refuses a key of the overlay that another Node has: what is sent to that one would go to this one. What has been
+// admitted stays, as above. The first Node that has a key keeps it, so that a node cannot take a younger one's.
+func (n *Nodes) ownKey(now, old *api.Node) error {
+	for _, f := range families {
+		same := func(key string) bool { return now.Annotations[key] == old.Annotations[key] }
+		if now.Annotations[f.Public] == "" || same(overlaykey.Type) && same(f.Data) && same(f.Public) {
+			continue
+		}
+		end, err := overlaykey.Parse(now.Annotations[overlaykey.Type], now.Annotations[f.Data])
+		if err != nil {
+			return fmt.Errorf("annotation %s: %w", f.Data, err)
+		}
+		if end.Key == "" {
+			continue
+		}
+		if !n.WaitForReady() {
+			return errors.New("the server is starting, try again")
+		}
+		all, err := n.nodes.List(labels.Everything())
+		if err != nil {
+			return fmt.Errorf("list nodes: %w", err)
+		}
+		for _, o := range all {
+			theirs, err := overlaykey.Parse(o.Annotations[overlaykey.Type], o.Annotations[f.Data])
+			if o.Name == now.Name || err != nil || theirs.Key != end.Key || overlaykey.Shares(now.Annotations[f.Public], o.Annotations[f.Public], internal(now)) {
+				continue
+			}
+			return fmt.Errorf("annotation %s: node %s may not have the key of node %s; if it is the same machine, delete that Node", f.Data, now.Name, o.Name)
+		}
+	}
+	return nil
+}
+
+// internal are a node's internal addresses.
+func internal(n *api.Node) (out []netip.Addr) {
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == api.NodeInternalIP {
+			out = append(out, ip.Unmap())
+		}
+	}
+	return out
 }
 
 func onAddress(text string, f func(netip.Addr) error) error {

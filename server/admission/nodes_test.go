@@ -7,11 +7,16 @@ import (
 	"net/netip"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
 	api "k8s.io/kubernetes/pkg/apis/core"
+
+	"github.com/umiak-io/umiak/internal/overlaykey"
 )
 
 // TestNodes: what a node may say of itself, and that others may say more.
@@ -34,7 +39,7 @@ func TestNodes(t *testing.T) {
 		})
 	}
 	addresses := node(func(n *api.Node) { n.Status.Addresses = make([]api.NodeAddress, 10_000) })
-	overwrite := node(func(n *api.Node) { n.Annotations = map[string]string{overwrites[0]: "192.0.2.1"} })
+	overwrite := node(func(n *api.Node) { n.Annotations = map[string]string{overlaykey.V4.Overwrite: "192.0.2.1"} })
 	const kubelet, agent, admin = "system:nodes", "umiak:agents", "system:masters"
 	for _, c := range []struct {
 		name     string
@@ -101,9 +106,9 @@ func TestAddressesOfNodes(t *testing.T) {
 	noted := func(key, v string) *api.Node {
 		return &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{key: v}}}
 	}
-	overwritten := noted(overwrites[0], "192.0.2.2")
+	overwritten := noted(overlaykey.V4.Overwrite, "192.0.2.2")
 	both := overwritten.DeepCopy()
-	both.Annotations[publicIPs[0]] = "192.0.2.2"
+	both.Annotations[overlaykey.V4.Public] = "192.0.2.2"
 	none := with("")
 	for _, c := range []struct {
 		name     string
@@ -120,14 +125,62 @@ func TestAddressesOfNodes(t *testing.T) {
 		{"as it was, of another kind", with(api.NodeExternalIP, "192.0.2.3"), with(api.NodeInternalIP, "192.0.2.3"), true},
 		{"a router's", none, with(api.NodeExternalIP, "198.51.100.1"), false},
 		{"a router's as its own", none, with(api.NodeInternalIP, "198.51.100.1"), true},
-		{"the overlay's", none, noted(publicIPs[0], "192.0.2.1"), false},
-		{"flannel-iface", none, noted(publicIPs[0], "203.0.113.1"), false},
-		{"the overlay's at another's", none, noted(publicIPs[0], "192.0.2.2"), true},
+		{"the overlay's", none, noted(overlaykey.V4.Public, "192.0.2.1"), false},
+		{"flannel-iface", none, noted(overlaykey.V4.Public, "203.0.113.1"), false},
+		{"the overlay's at another's", none, noted(overlaykey.V4.Public, "192.0.2.2"), true},
 		{"the overlay's where an administrator says", overwritten, both, false},
 	} {
 		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), "status", admission.Update, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{"system:nodes"}})
 		if err := NewNodes(free{}).Validate(t.Context(), a, nil); (err != nil) != c.refused {
+			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
+		}
+	}
+}
+
+// TestKeysOfNodes: a node has a key of the overlay that no other Node has, however it is written; what it has had stays.
+func TestKeysOfNodes(t *testing.T) {
+	const typ, data, public = "flannel.alpha.coreos.com/backend-type", "flannel.alpha.coreos.com/backend-data", "flannel.alpha.coreos.com/public-ip"
+	const wg, wgKey = "wireguard", "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="
+	f := informers.NewSharedInformerFactory(fake.NewClientset(
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{typ: "vxlan", public: "192.0.2.1", data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:01"}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{typ: "vxlan", public: "192.0.2.2", data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n3", Annotations: map[string]string{typ: wg, public: "192.0.2.3", data: `{"PublicKey":"` + wgKey + `","Port":51820}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "former", Annotations: map[string]string{typ: "vxlan", public: "192.0.2.1", data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`}}},
+	), 0)
+	n := NewNodes(free{})
+	n.SetExternalKubeInformerFactory(f)
+	f.Start(t.Context().Done())
+	f.WaitForCacheSync(t.Context().Done())
+	node := func(kind, at, text string) *api.Node {
+		return &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{typ: kind, public: at, data: text}},
+			Status: api.NodeStatus{Addresses: []api.NodeAddress{{Type: api.NodeInternalIP, Address: "192.0.2.1"}, {Type: api.NodeExternalIP, Address: "198.51.100.1"}}}}
+	}
+	own := node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:01"}`)
+	stolen := node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`)
+	for _, c := range []struct {
+		name     string
+		old, now *api.Node
+		refused  bool
+	}{
+		{"its own", own, own, false},
+		{"another", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:03"}`), false},
+		{"another's", own, stolen, true},
+		{"another's, before this was checked", stolen, stolen, false},
+		{"another's, with dashes", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"AA-00-00-00-00-02"}`), true},
+		{"another's, with more beside", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`), true},
+		{"none", own, node("vxlan", "192.0.2.1", `{}`), true},
+		{"another's of WireGuard", own, node(wg, "192.0.2.1", `{"PublicKey":"`+wgKey+`"}`), true},
+		{"another's, by the type", node("host-gw", "192.0.2.1", stolen.Annotations[data]), stolen, true},
+		{"host-gw", own, node("host-gw", "192.0.2.1", "null"), false},
+		{"that of its machine's former Node", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`), false},
+		{"the same, reached elsewhere", own, node("vxlan", "198.51.100.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`), true},
+		{"nothing any more", own, &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, false},
+	} {
+		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), "", admission.Update, nil, false,
+			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{"system:nodes"}})
+		c.old.Status = c.now.Status
+		if err := n.Validate(t.Context(), a, nil); (err != nil) != c.refused {
 			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
 		}
 	}
