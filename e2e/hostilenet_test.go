@@ -325,6 +325,7 @@ spec:
 `)
 	e.pod(named("ported"), isReady)
 
+	e.sub("forged sources", func(e *env) { e.ownSourcesOnly("old", "ported", "fd77::2") })
 	e.sub("host ports come back", func(e *env) {
 		e.dials(e.M.IP + ":18088")
 		e.sh("nft flush ruleset")

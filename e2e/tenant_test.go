@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -200,9 +201,14 @@ func (e *env) tenantRights() {
 	}
 }
 
-// tenantSources are datagrams from a Pod's raw socket: its own address arrives, and no other, whatever the kernel checks besides.
-func (e *env) tenantSources() {
-	evil, friend := e.pod(named("evil"), isReady), e.pod(named("friend"), isReady)
+// tenantSources are datagrams from a tenant's Pod.
+func (e *env) tenantSources() { e.ownSourcesOnly("evil", "friend", "") }
+
+// ownSourcesOnly sends datagrams from a Pod's raw socket to its node, in IPv6 to the address that is given as well: the Pod's own
+// address arrives, and no other, whatever the kernel checks besides.
+func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
+	e.Helper()
+	evil, friend := e.pod(named(pod), isReady), e.pod(named(neighbour), isReady)
 	checked := func(context.Context) error {
 		out, err := e.nft("list", "table", "netdev", "umiak-source")
 		if err == nil && !strings.Contains(out, evil.Status.PodIP) {
@@ -219,7 +225,7 @@ func (e *env) tenantSources() {
 	arrive := func(what, to string, own string, sources ...string) {
 		e.Helper()
 		for _, src := range append(sources, own) {
-			if out, err := e.in("evil", "forge", src, net.JoinHostPort(to, port)); err != nil {
+			if out, err := e.in(pod, "forge", src, net.JoinHostPort(to, port)); err != nil {
 				e.Fatalf("%s: send as %s: %q, %v", what, src, out, err)
 			}
 		}
@@ -247,10 +253,15 @@ func (e *env) tenantSources() {
 		e.must(err)
 		arrive("rp_filter="+rp, e.M.IP, evil.Status.PodIP, forged...)
 	}
-	for _, ip := range evil.Status.PodIPs {
-		if a := netip.MustParseAddr(ip.IP); a.Is6() {
-			arrive("IPv6", "fd42::1", ip.IP, "2001:db8::1", "fd75:6d69:616b::53")
+	if nodeV6 != "" {
+		v6 := func(p *corev1.Pod) string {
+			i := slices.IndexFunc(p.Status.PodIPs, func(ip corev1.PodIP) bool { return netip.MustParseAddr(ip.IP).Is6() })
+			if i < 0 {
+				e.Fatalf("%s has no IPv6 address: %v", p.Name, p.Status.PodIPs)
+			}
+			return p.Status.PodIPs[i].IP
 		}
+		arrive("IPv6", nodeV6, v6(evil), "2001:db8::1", v6(friend), "fd42::fa", "fd42::1:2", nodeV6, "fd43::a", "fd75:6d69:616b::53")
 	}
 	// They are checked again when somebody has flushed all rules.
 	_, err = e.nft("delete", "table", "netdev", "umiak-source")
