@@ -93,5 +93,8 @@ func (a *Agent) policyRows(context.Context) status.Section {
 		row.State, row.Detail = "none", ""
 	}
 	out.Rows = append(out.Rows, row)
+	for _, r := range s.Refused {
+		out.Rows = append(out.Rows, status.Row{Name: "refused", Detail: r})
+	}
 	return out
 }

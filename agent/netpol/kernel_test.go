@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -81,6 +82,46 @@ func TestIncrementsInTheKernel(t *testing.T) {
 				t.Fatalf("nft lists\n%q\nafter increments and\n%q\nmade anew", grown, made)
 			}
 		}
+	}
+}
+
+// TestManyExceptionsInTheKernel: exceptions of IPv6 do not become ranges, of which the kernel would make up to 250 prefixes each.
+func TestManyExceptionsInTheKernel(t *testing.T) {
+	conn := nettest.Alone(t)
+	for _, f := range both {
+		block, base := "0.0.0.0/0", netip.MustParseAddr("10.0.0.0")
+		if f == ruleset.IPv6 {
+			block, base = "::/0", netip.MustParseAddr("fd42::")
+		}
+		peer := rules.Peer{Block: netip.MustParsePrefix(block)}
+		for i := range 5000 {
+			raw := base.AsSlice()
+			raw[len(raw)-3], raw[len(raw)-2], raw[len(raw)-1] = byte(i>>8), byte(i), byte(7*i)
+			a, _ := netip.AddrFromSlice(raw)
+			peer.Except = append(peer.Except, netip.PrefixFrom(a, a.BitLen()))
+		}
+		b, tb := rules.NewBuilder(f), newTable(conn, f)
+		if _, err := tb.sync(context.Background(), b); err != nil {
+			t.Fatal(err)
+		}
+		b.Flush()
+		b.SetPolicy(rules.Policy{Namespace: "ns", Name: "p", Isolates: [2]bool{true, true}, Rules: [2][]rules.Rule{{{Peers: []rules.Peer{peer}}}}})
+		if refused := b.Refused(); refused != nil {
+			t.Fatal(refused)
+		}
+		elems := 0
+		for s := range b.Sets() {
+			for range b.Elems(f, s.Name) {
+				elems++
+			}
+		}
+		if elems > len(peer.Except)+1 {
+			t.Errorf("%s: %d exceptions are %d elements", f, len(peer.Except), elems)
+		}
+		if err := tb.apply(context.Background(), b.Flush()[f]); err != nil {
+			t.Fatal(err)
+		}
+		inKernel(t, tb, b)
 	}
 }
 

@@ -65,6 +65,9 @@ type Status struct {
 	Repairs uint64 `json:"repairs"`
 	// Ended counts open connections that were ended because a policy forbade them.
 	Ended uint64 `json:"ended"`
+	// Refused names policies that allow nothing, because they exceed what they may cost a node, with the bound; not all
+	// where they are many.
+	Refused []string `json:"refused,omitempty"`
 	// Warning says what policies are not enforced on.
 	Warning   string `json:"warning,omitempty"`
 	LastError string `json:"lastError,omitempty"`
@@ -133,6 +136,7 @@ func (p *Policies) Status() Status {
 	s.Policies = len(p.policies)
 	if p.session != nil {
 		s.Pods, s.LocalPods = p.session.rules.Pods(), p.session.rules.LocalPods()
+		s.Refused = p.session.refused
 	}
 	return s
 }
@@ -246,9 +250,7 @@ func (p *Policies) hadNone() bool {
 
 // setPolicies takes policies from the watch; if all is set, there are no others.
 func (p *Policies) setPolicies(all bool, objs ...any) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	keep := map[types.NamespacedName]bool{}
+	keep, now := map[types.NamespacedName]bool{}, map[types.NamespacedName]policyInfo{}
 	for _, o := range objs {
 		np, ok := o.(*networking.NetworkPolicy)
 		if !ok {
@@ -256,17 +258,23 @@ func (p *Policies) setPolicies(all bool, objs ...any) {
 		}
 		name := types.NamespacedName{Namespace: np.Namespace, Name: np.Name}
 		keep[name] = true
-		if old, ok := p.policies[name]; ok && old.uid == np.UID && old.generation == np.Generation && np.Generation != 0 {
-			continue // not its spec
+		if p.hasSpec(name, np) {
+			continue
 		}
+		// Before the lock, which pods that start wait for: this grows with the object, what is done under the lock is bounded.
 		r, err := policyOf(np)
 		if err != nil {
 			p.log.Error("cannot enforce a policy", "error", err)
 			continue
 		}
-		p.policies[name] = policyInfo{r, np.UID, np.Generation}
+		now[name] = policyInfo{rules.Limit(r), np.UID, np.Generation}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, info := range now {
+		p.policies[name] = info
 		if p.session != nil {
-			p.session.rules.SetPolicy(r)
+			p.session.rules.SetPolicy(info.Policy)
 		}
 	}
 	if all {
@@ -277,13 +285,37 @@ func (p *Policies) setPolicies(all bool, objs ...any) {
 			}
 		}
 	}
+	p.logRefused()
 	p.changed()
+}
+
+// hasSpec reports whether a policy's spec is the one that is known already.
+func (p *Policies) hasSpec(name types.NamespacedName, np *networking.NetworkPolicy) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, ok := p.policies[name]
+	return ok && old.uid == np.UID && old.generation == np.Generation && np.Generation != 0
+}
+
+// logRefused logs which policies exceed what they may cost, once for each. The caller holds the lock.
+func (p *Policies) logRefused() {
+	if p.session == nil {
+		return
+	}
+	before := p.session.refused
+	p.session.refused = p.session.rules.Refused()
+	for _, r := range p.session.refused {
+		if !slices.Contains(before, r) {
+			p.log.Warn("network policies exceed what they may cost a node", "what", r)
+		}
+	}
 }
 
 func (p *Policies) removePolicy(namespace, name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.forget(types.NamespacedName{Namespace: namespace, Name: name})
+	p.logRefused()
 	p.changed()
 }
 

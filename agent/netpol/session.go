@@ -34,6 +34,7 @@ type session struct {
 	foreign chan struct{}
 
 	rules           *rules.Builder
+	refused         []string                          // what the rules refuse
 	pods            map[types.NamespacedName]*podInfo // of this node
 	podsKnown       bool
 	namespacesKnown bool
@@ -93,6 +94,7 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 	}
 	s.rules.SetLocal(p.local)
 	p.session = s
+	p.logRefused()
 	p.status.Ready = false
 	p.status.Warning = bridgeWarning(p.families)
 	if p.status.Warning != "" {

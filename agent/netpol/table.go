@@ -197,6 +197,7 @@ func (t *table) replace(ctx context.Context, w *rules.Builder) (synced, error) {
 		c.SetChains = append(c.SetChains, ch)
 	}
 	slices.SortFunc(c.SetChains, func(a, b ruleset.Chain) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(c.Add, rules.Elem.Compare) // exceptions of blocks are there before the blocks
 	b := t.Batch()
 	t.Anew(b)
 	if err := t.change(b, c); err != nil {

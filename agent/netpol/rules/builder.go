@@ -17,8 +17,11 @@ type Builder struct {
 
 	pods       map[string]*pod
 	namespaces map[string]*namespace
+	tenants    map[string]*tenant // by namespace, those that have policies
 	policies   map[string]*policy
 	addrs      map[netip.Addr]*address
+	named      map[string]map[string]struct{} // elements of the sets of named ports, by set, whether or not a policy uses it
+	peers      map[string]*peerSet
 	selectors  map[string]*selector
 	index      map[bucket]map[*selector]struct{}
 	groups     map[string]*group
@@ -46,15 +49,22 @@ type address struct {
 	claims []*pod
 }
 
-// selector is what policies select pods by, each but once. It has a set of its members' addresses if it
-// stands for peers, and policies if it stands for their subjects.
+// selector is what policies select pods by, each but once. It belongs to sets of addresses if it stands for peers,
+// and to policies if it stands for their subjects.
 type selector struct {
-	key, set   string
+	key        string
 	namespace  string // where namespaces is nil
 	namespaces labels.Selector
 	pods       labels.Selector
-	peers      int
+	peers      map[*peerSet]struct{}
 	policies   map[*policy]struct{}
+}
+
+// peerSet is the set of the addresses of the pods that any of some selectors selects: the peers of a rule.
+type peerSet struct {
+	name      string
+	selectors []*selector
+	uses      int
 }
 
 // bucket is where selectors are found that may select a pod: by a label that the pod or its namespace
@@ -74,7 +84,7 @@ type policy struct {
 
 // uses is what a policy's rules refer to.
 type uses struct {
-	peers  []*selector
+	peers  []*peerSet
 	static []string // sets of blocks and ports
 	named  []string // sets of named ports
 }
@@ -89,6 +99,7 @@ type group struct {
 func NewBuilder(families ...ruleset.Family) *Builder {
 	b := &Builder{
 		families: families, pods: map[string]*pod{}, namespaces: map[string]*namespace{}, policies: map[string]*policy{},
+		tenants: map[string]*tenant{}, named: map[string]map[string]struct{}{}, peers: map[string]*peerSet{},
 		addrs: map[netip.Addr]*address{}, selectors: map[string]*selector{}, index: map[bucket]map[*selector]struct{}{},
 		groups: map[string]*group{}, out: newStore(),
 	}
@@ -105,9 +116,6 @@ func NewBuilder(families ...ruleset.Family) *Builder {
 
 // Families are those that the builder was made for.
 func (b *Builder) Families() []ruleset.Family { return b.families }
-
-// Policies is how many policies there are.
-func (b *Builder) Policies() int { return len(b.policies) }
 
 // Pods is how many pods there are, in the whole cluster.
 func (b *Builder) Pods() int { return len(b.pods) }
@@ -181,9 +189,6 @@ func (b *Builder) dropNamespace(name string) {
 
 // PodKeys are namespace/name of all pods.
 func (b *Builder) PodKeys() []string { return slices.Collect(maps.Keys(b.pods)) }
-
-// PolicyKeys are namespace/name of all policies.
-func (b *Builder) PolicyKeys() []string { return slices.Collect(maps.Keys(b.policies)) }
 
 // SetPod says what a pod looks like now.
 func (b *Builder) SetPod(in Pod) {
@@ -291,14 +296,14 @@ func better(a, b *pod) bool {
 // contribute puts an address into all sets that its owner belongs to, or takes it out.
 func (b *Builder) contribute(x *address, p *pod, add bool) {
 	for _, s := range p.selectors {
-		if s.peers > 0 {
-			b.out.element(s.set, x.key, "", add)
+		// Sets may have several of the pod's selectors. All that an address is in, it leaves or joins at once, so
+		// nothing needs to be counted.
+		for set := range s.peers {
+			b.out.element(set.name, x.key, "", add)
 		}
 	}
 	for _, port := range p.Ports {
-		if name := namedSet(port.Protocol, port.Name); b.out.hasSet(name) {
-			b.out.element(name, namedKey(x.key, port), "", add)
-		}
+		b.call(namedSet(port.Protocol, port.Name), namedKey(x.key, port), add)
 	}
 	if !p.Local {
 		return
@@ -318,6 +323,24 @@ func (b *Builder) contributeGroups(x *address, p *pod, add bool) {
 	if any {
 		b.out.element(isolated.Name, x.key, "", add)
 		b.out.element(self.Name, x.key+x.key, "", add)
+	}
+}
+
+// call puts what a pod calls by name into the set of that name, or takes it out.
+func (b *Builder) call(set, key string, add bool) {
+	all := b.named[set]
+	switch {
+	case !add:
+		if delete(all, key); len(all) == 0 {
+			delete(b.named, set)
+		}
+	case all == nil:
+		b.named[set] = map[string]struct{}{key: {}}
+	default:
+		all[key] = struct{}{}
+	}
+	if b.out.hasSet(set) {
+		b.out.element(set, key, "", add)
 	}
 }
 
@@ -380,70 +403,6 @@ func (b *Builder) group(d Direction, policies []string) *group {
 		b.out.setChain(c)
 	}
 	return g
-}
-
-// SetPolicy says what a policy looks like now.
-func (b *Builder) SetPolicy(in Policy) {
-	if in.Pods == nil {
-		in.Pods = labels.Everything()
-	}
-	k := key(in.Namespace, in.Name)
-	old := b.policies[k]
-	now := &policy{Policy: in, key: k}
-	b.policies[k] = now
-	now.subject = b.acquire(in.Namespace, nil, in.Pods)
-	now.subject.policies[now] = struct{}{}
-	for d := range now.chains {
-		name := policyChain(Direction(d), k)
-		if in.Isolates[d] {
-			now.chains[d] = name
-			b.out.setChain(ruleset.Chain{Name: name, Rules: b.compile(now, Direction(d))})
-		} else if old != nil && old.chains[d] != "" {
-			b.out.deleteChain(name)
-		}
-	}
-	var subjects []*selector
-	if old != nil {
-		delete(old.subject.policies, old)
-		if old.Isolates != in.Isolates || old.subject != now.subject {
-			subjects = append(subjects, old.subject, now.subject)
-		}
-	} else {
-		subjects = append(subjects, now.subject)
-	}
-	b.regroupSubjects(subjects)
-	if old != nil {
-		b.drop(old)
-	}
-}
-
-// DeletePolicy says that a policy is gone.
-func (b *Builder) DeletePolicy(namespace, name string) {
-	k := key(namespace, name)
-	old := b.policies[k]
-	if old == nil {
-		return
-	}
-	delete(b.policies, k)
-	delete(old.subject.policies, old)
-	for _, c := range old.chains {
-		if c != "" {
-			b.out.deleteChain(c)
-		}
-	}
-	b.regroupSubjects([]*selector{old.subject})
-	b.drop(old)
-}
-
-// drop gives up what an earlier version of a policy used.
-func (b *Builder) drop(old *policy) {
-	for _, s := range old.uses.peers {
-		b.leavePeers(s)
-	}
-	for _, s := range slices.Concat(old.uses.static, old.uses.named) {
-		b.out.deleteSet(s)
-	}
-	b.leave(old.subject)
 }
 
 // regroupSubjects finds the policies of local pods anew, those that the selectors select.

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -12,12 +13,8 @@ import (
 func (b *Builder) useNamed(protocol uint8, name string) string {
 	set := namedSet(protocol, name)
 	if b.out.addSet(namedSpec(set)) {
-		for _, x := range b.addrs {
-			for _, port := range x.owner.Ports {
-				if port.Protocol == protocol && port.Name == name {
-					b.out.element(set, namedKey(x.key, port), "", true)
-				}
-			}
+		for key := range b.named[set] {
+			b.out.element(set, key, "", true)
 		}
 	}
 	return set
@@ -38,7 +35,8 @@ func (b *Builder) compile(p *policy, d Direction) []ruleset.Rule {
 	return out
 }
 
-// peerMatches are the ways in which a packet can be from, or for, one of the peers.
+// peerMatches are the ways in which a packet can be from, or for, one of the peers: at most two, however many peers there
+// are, since each is multiplied by the ways of the ports.
 func (b *Builder) peerMatches(p *policy, d Direction, peers []Peer) []ruleset.Rule {
 	if len(peers) == 0 {
 		return []ruleset.Rule{nil}
@@ -46,37 +44,45 @@ func (b *Builder) peerMatches(p *policy, d Direction, peers []Peer) []ruleset.Ru
 	what := peerTerm(d)
 	var out []ruleset.Rule
 	var blocks []Peer
-	var seen []*selector
+	selectors := map[*selector]bool{}
 	for _, x := range peers {
 		if x.Block.IsValid() {
 			blocks = append(blocks, x)
-			continue
+		} else {
+			selectors[b.acquire(p.Namespace, x.Namespaces, x.Pods)] = true
 		}
-		s := b.acquire(p.Namespace, x.Namespaces, x.Pods)
-		if slices.Contains(seen, s) {
-			continue
-		}
-		seen = append(seen, s)
-		b.usePeers(s)
-		p.uses.peers = append(p.uses.peers, s)
-		out = append(out, ruleset.Rule{in(s.set, what)})
 	}
-	if all := spans(blocks); len(all) > 0 {
-		var name strings.Builder
+	if len(selectors) > 0 {
+		set := b.usePeers(slices.SortedFunc(maps.Keys(selectors), func(x, y *selector) int { return strings.Compare(x.key, y.key) }))
+		p.uses.peers = append(p.uses.peers, set)
+		out = append(out, ruleset.Rule{in(set.name, what)})
+	}
+	allowed, barred := ranges(blocks)
+	if len(allowed) == 0 {
+		return out
+	}
+	match := ruleset.Rule{in(b.useRanges(p, blockPrefix, allowed), what, ruleset.L4)}
+	if len(barred) > 0 {
+		match = append(match, ruleset.InSet{Key: []ruleset.Term{what, ruleset.L4}, Set: b.useRanges(p, barredPrefix, barred), Not: true})
+	}
+	return append(out, match)
+}
+
+// useRanges counts one more user of a set of ranges.
+func (b *Builder) useRanges(p *policy, prefix string, all []span) string {
+	var name strings.Builder
+	for _, s := range all {
+		name.WriteString(s.from.String() + "-" + s.to.String() + " ")
+	}
+	set := prefix + short(name.String())
+	if b.out.addSet(blockSpec(set)) {
 		for _, s := range all {
-			name.WriteString(s.from.String() + "-" + s.to.String() + " ")
+			from, to := ruleset.PutProto(s.from.AsSlice(), 0), ruleset.PutProto(s.to.AsSlice(), 255)
+			b.out.element(set, string(from)+string(to), "", true)
 		}
-		set := blockPrefix + short(name.String())
-		if b.out.addSet(blockSpec(set)) {
-			for _, s := range all {
-				from, to := ruleset.PutProto(s.from.AsSlice(), 0), ruleset.PutProto(s.to.AsSlice(), 255)
-				b.out.element(set, string(from)+string(to), "", true)
-			}
-		}
-		p.uses.static = append(p.uses.static, set)
-		out = append(out, ruleset.Rule{in(set, what, ruleset.L4)})
 	}
-	return out
+	p.uses.static = append(p.uses.static, set)
+	return set
 }
 
 // portMatches are the ways in which a packet can be for one of the ports.
@@ -104,13 +110,13 @@ func (b *Builder) portMatches(p *policy, ports []Port) []ruleset.Rule {
 		p.uses.static = append(p.uses.static, set)
 		out = append(out, ruleset.Rule{in(set, ruleset.L4, ruleset.Dport)})
 	}
-	var seen []string
+	seen := map[string]bool{}
 	for _, n := range ports {
-		if n.Name == "" || slices.Contains(seen, namedSet(n.Protocol, n.Name)) {
+		if n.Name == "" || seen[namedSet(n.Protocol, n.Name)] {
 			continue
 		}
 		set := b.useNamed(n.Protocol, n.Name)
-		seen = append(seen, set)
+		seen[set] = true
 		p.uses.named = append(p.uses.named, set)
 		// Of whoever the packet is for: that is the pod itself, or the peer.
 		out = append(out, ruleset.Rule{in(set, ruleset.Daddr, ruleset.L4, ruleset.Dport)})

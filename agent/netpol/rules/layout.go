@@ -35,8 +35,11 @@ var baseChains = []string{"filter-egress", "filter-ingress", "new-connection"}
 const (
 	peerPrefix  = "peer-"
 	blockPrefix = "block-"
-	portsPrefix = "ports-"
-	namedPrefix = "named-"
+	// Sets of a table that is made anew are filled in the order of their names: these, which take away from what a block
+	// allows, before blocks.
+	barredPrefix = "barred-"
+	portsPrefix  = "ports-"
+	namedPrefix  = "named-"
 )
 
 func peerSpec(name string) ruleset.SetSpec {

@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
-
-	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
 )
 
 // Pod is a pod with addresses of its own: not one in its node's network, nor one that has ended.
@@ -40,6 +38,10 @@ type Policy struct {
 	// Isolates says for each direction whether only what Rules allow may pass.
 	Isolates [2]bool
 	Rules    [2][]Rule
+
+	// What Limit has found out. refused says why the policy allows nothing, empty where it is in force as it is.
+	cost    cost
+	refused string
 }
 
 // Direction is seen from the pod that a policy selects.
@@ -83,63 +85,6 @@ func short(text string) string {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(text))
 	return hex.EncodeToString(h.Sum(nil))
-}
-
-// A span is a range of addresses of one family, both ends included.
-type span struct{ from, to netip.Addr }
-
-// spans are the addresses of the blocks without their exceptions, in order, without overlap.
-func spans(blocks []Peer) []span {
-	var out []span
-	for _, b := range blocks {
-		p := b.Block.Masked()
-		left := []span{{p.Addr(), ruleset.LastAddr(p)}}
-		for _, e := range b.Except {
-			if e.IsValid() && e.Addr().Is4() == p.Addr().Is4() {
-				e = e.Masked()
-				left = without(left, span{e.Addr(), ruleset.LastAddr(e)})
-			}
-		}
-		out = append(out, left...)
-	}
-	slices.SortFunc(out, func(a, b span) int {
-		if c := a.from.Compare(b.from); c != 0 {
-			return c
-		}
-		return a.to.Compare(b.to)
-	})
-	merged := out[:0]
-	for _, s := range out {
-		if n := len(merged); n > 0 {
-			last := &merged[n-1]
-			if next := last.to.Next(); last.from.Is4() == s.from.Is4() && (!next.IsValid() || s.from.Compare(next) <= 0) {
-				if s.to.Compare(last.to) > 0 {
-					last.to = s.to
-				}
-				continue
-			}
-		}
-		merged = append(merged, s)
-	}
-	return merged
-}
-
-// without cuts a span out of others.
-func without(in []span, cut span) []span {
-	var out []span
-	for _, s := range in {
-		if cut.to.Less(s.from) || s.to.Less(cut.from) {
-			out = append(out, s)
-			continue
-		}
-		if s.from.Less(cut.from) {
-			out = append(out, span{s.from, cut.from.Prev()})
-		}
-		if cut.to.Less(s.to) {
-			out = append(out, span{cut.to.Next(), s.to})
-		}
-	}
-	return out
 }
 
 // numbered are the ports that have numbers: in order, without overlap.

@@ -1,7 +1,9 @@
 package rules
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -90,7 +92,7 @@ func (b *Builder) acquire(ns string, namespaces, pods labels.Selector) *selector
 	if s := b.selectors[k]; s != nil {
 		return s
 	}
-	s := &selector{key: k, set: peerPrefix + short(k), namespace: ns, namespaces: namespaces, pods: pods, policies: map[*policy]struct{}{}}
+	s := &selector{key: k, namespace: ns, namespaces: namespaces, pods: pods, peers: map[*peerSet]struct{}{}, policies: map[*policy]struct{}{}}
 	b.selectors[k] = s
 	at := s.bucket()
 	if b.index[at] == nil {
@@ -105,37 +107,74 @@ func (b *Builder) acquire(ns string, namespaces, pods labels.Selector) *selector
 	return s
 }
 
-// usePeers and leavePeers count who needs the set of a selector's members.
-func (b *Builder) usePeers(s *selector) {
-	if s.peers++; s.peers > 1 {
-		return
-	}
-	b.out.addSet(peerSpec(s.set))
-	b.candidates(s, func(p *pod, n *namespace) {
-		if s.selects(p, n) {
-			b.owned(p, func(x *address) { b.out.element(s.set, x.key, "", true) })
+// usePeers and leavePeers count who needs the set of the members of selectors, which are in the order of their keys.
+func (b *Builder) usePeers(selectors []*selector) *peerSet {
+	var keys strings.Builder
+	for _, s := range selectors {
+		// One alone has the name that it always had, so that a table of an earlier release is adopted.
+		if len(selectors) > 1 {
+			fmt.Fprintf(&keys, "%d:", len(s.key))
 		}
-	})
-}
-
-func (b *Builder) leavePeers(s *selector) {
-	if s.peers--; s.peers == 0 {
-		b.out.deleteSet(s.set)
-		b.leave(s)
+		keys.WriteString(s.key)
 	}
+	name := peerPrefix + short(keys.String())
+	set := b.peers[name]
+	if set != nil {
+		set.uses++
+		return set
+	}
+	set = &peerSet{name: name, selectors: selectors, uses: 1}
+	b.peers[name] = set
+	b.out.addSet(peerSpec(name))
+	for _, s := range selectors {
+		s.peers[set] = struct{}{}
+		b.candidates(s, func(p *pod, n *namespace) {
+			if s.selects(p, n) {
+				b.owned(p, func(x *address) { b.out.element(name, x.key, "", true) })
+			}
+		})
+	}
+	return set
 }
 
-// leave forgets a selector that nobody uses.
-func (b *Builder) leave(s *selector) {
-	if s.peers > 0 || len(s.policies) > 0 || b.selectors[s.key] != s {
+func (b *Builder) leavePeers(set *peerSet) {
+	if set.uses--; set.uses > 0 {
 		return
 	}
-	delete(b.selectors, s.key)
-	at := s.bucket()
-	if delete(b.index[at], s); len(b.index[at]) == 0 {
-		delete(b.index, at)
+	delete(b.peers, set.name)
+	b.out.deleteSet(set.name)
+	for _, s := range set.selectors {
+		delete(s.peers, set)
 	}
-	b.candidates(s, func(p *pod, _ *namespace) {
-		p.selectors = slices.DeleteFunc(p.selectors, func(x *selector) bool { return x == s })
-	})
+	b.leave(set.selectors...)
+}
+
+// leave forgets those selectors that nobody uses.
+func (b *Builder) leave(selectors ...*selector) {
+	gone := map[*selector]bool{}
+	for _, s := range selectors {
+		if len(s.peers) > 0 || len(s.policies) > 0 || b.selectors[s.key] != s {
+			continue
+		}
+		gone[s] = true
+		delete(b.selectors, s.key)
+		at := s.bucket()
+		if delete(b.index[at], s); len(b.index[at]) == 0 {
+			delete(b.index, at)
+		}
+	}
+	forget := func(p *pod) {
+		p.selectors = slices.DeleteFunc(p.selectors, func(x *selector) bool { return gone[x] })
+	}
+	// A pod may have many of many selectors; then it is looked at once, not once for each.
+	const few = 8
+	if len(gone) > few {
+		for _, p := range b.pods {
+			forget(p)
+		}
+		return
+	}
+	for s := range gone {
+		b.candidates(s, func(p *pod, _ *namespace) { forget(p) })
+	}
 }

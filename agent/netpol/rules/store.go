@@ -78,6 +78,22 @@ type set struct {
 	spec  ruleset.SetSpec
 	elems map[string]string
 	uses  int
+	// ordered are the ranges by length of their keys, in order; nil until somebody asks.
+	ordered map[int][]string
+}
+
+// ranges are the elements of a set of ranges whose ends have this length, in order.
+func (s *set) ranges(length int) []string {
+	if s.ordered == nil {
+		s.ordered = map[int][]string{}
+		for k := range s.elems {
+			s.ordered[len(k)/2] = append(s.ordered[len(k)/2], k)
+		}
+		for _, all := range s.ordered {
+			slices.Sort(all)
+		}
+	}
+	return s.ordered[length]
 }
 
 type elemKey struct{ set, key string }
@@ -137,6 +153,7 @@ func (s *store) element(set, key, val string, add bool) {
 		}
 		s.elemsWere[k] = was
 	}
+	x.ordered = nil
 	if add {
 		x.elems[key] = val
 	} else {

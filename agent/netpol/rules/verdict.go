@@ -2,6 +2,7 @@ package rules
 
 import (
 	"net/netip"
+	"sort"
 	"strings"
 
 	"github.com/umiak-io/umiak/agent/netfilter/ruleset"
@@ -129,12 +130,10 @@ func (r *run) in(name, key string) bool {
 		_, ok := s.elems[key]
 		return ok
 	}
-	for e := range s.elems {
-		if len(e) == 2*len(key) && within(r.f, s.spec.Key, key, e[:len(key)], e[len(key):]) {
-			return true
-		}
-	}
-	return false
+	// Ranges of a set do not overlap in their first field, and those of ports only have one protocol each.
+	all := s.ranges(len(key))
+	n := sort.Search(len(all), func(i int) bool { return all[i][:len(key)] > key })
+	return n > 0 && within(r.f, s.spec.Key, key, all[n-1][:len(key)], all[n-1][len(key):])
 }
 
 // within compares field by field, as the kernel does.
