@@ -48,6 +48,8 @@ func (n *Network) closePorts(ctx context.Context) {
 }
 
 func (n *Network) closeTo(rules peerports.Rules) error {
+	n.closing.Lock()
+	defer n.closing.Unlock()
 	if err := n.cfg.Journal.Made(host.KindTable, peerports.Table); err != nil {
 		return err
 	}
@@ -85,6 +87,8 @@ func (n *Network) peerRules(all map[string]peer, servers []netip.Addr) peerports
 
 // ResyncPorts writes the rules of closed ports again, if they have been written before. It says whether it did.
 func (n *Network) ResyncPorts() (bool, error) {
+	n.closing.Lock() // what is read is what is written
+	defer n.closing.Unlock()
 	r := n.closed.Load()
 	if r == nil || r.Kubelet == 0 && !r.VXLAN {
 		return false, nil

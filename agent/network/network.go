@@ -88,6 +88,7 @@ type Network struct {
 	sources atomic.Pointer[string]
 	synced  chan struct{} // closed when all nodes were seen once
 	seen    sync.Once
+	closing sync.Mutex
 	closed  atomic.Pointer[peerports.Rules] // what has been written
 }
 
