@@ -127,7 +127,16 @@ func (a *Agent) runRoutes(ctx context.Context, ready func()) error {
 			ranges = append(ranges, p)
 		}
 	}
-	return serviceroute.New(ranges, a.log).Run(ctx, ready)
+	return serviceroute.New(ranges, a.loopbackIsBack, a.log).Run(ctx, ready)
+}
+
+// loopbackIsBack has the node's DNS make good the address that the loopback interface has lost.
+func (a *Agent) loopbackIsBack() {
+	if s := a.dns.Load(); s != nil {
+		if _, err := s.Resync(); err != nil {
+			a.log.Warn("cannot put the addresses of the node's DNS back", "component", "dns", "error", err)
+		}
+	}
 }
 
 func hasFamily(addrs []netip.Addr, v4 bool) bool {

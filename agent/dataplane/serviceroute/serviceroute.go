@@ -23,18 +23,20 @@ const protocol = 0x76
 // Routes keeps the routes to some address ranges.
 type Routes struct {
 	ranges []netip.Prefix
+	up     func()
 	log    *slog.Logger
 }
 
-// New returns routes to the ranges. The kernel is not touched yet.
-func New(ranges []netip.Prefix, log *slog.Logger) *Routes {
-	return &Routes{ranges: ranges, log: log.With("component", "routes")}
+// New returns routes to the ranges. The kernel is not touched yet. up is called when the loopback interface is up again,
+// which has lost its routes and its IPv6 addresses, after the routes are back; it must not block. nil is allowed.
+func New(ranges []netip.Prefix, up func(), log *slog.Logger) *Routes {
+	return &Routes{ranges: ranges, up: up, log: log.With("component", "routes")}
 }
 
 // Run adds the routes and puts them back whenever somebody removes them, until ctx ends. They stay when it returns:
 // pods run on.
 func (r *Routes) Run(ctx context.Context, ready func()) error {
-	return netlinkwatch.Follow(ctx, netlinkwatch.Kinds{Routes: true}, func(m netlinkwatch.Messages) error {
+	return netlinkwatch.Follow(ctx, netlinkwatch.Kinds{Routes: true, Links: true}, func(m netlinkwatch.Messages) error {
 		return r.follow(ctx, m, ready)
 	})
 }
@@ -45,12 +47,27 @@ func (r *Routes) follow(ctx context.Context, m netlinkwatch.Messages, ready func
 		return err
 	}
 	ready()
+	was := true
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.Lost:
 			return nil
+		case c, ok := <-m.Links:
+			if !ok {
+				return nil
+			}
+			if c.Attrs().Flags&net.FlagLoopback == 0 {
+				continue
+			}
+			now := c.Attrs().Flags&net.FlagUp != 0
+			if now && !was {
+				if err := r.back(); err != nil {
+					return err
+				}
+			}
+			was = now
 		case c, ok := <-m.Routes:
 			if !ok {
 				return nil
@@ -67,6 +84,19 @@ func (r *Routes) follow(ctx context.Context, m netlinkwatch.Messages, ready func
 			}
 		}
 	}
+}
+
+// back makes good what the loopback interface has lost when somebody took it down. The kernel says nothing of the IPv4
+// routes that go with it.
+func (r *Routes) back() error {
+	if _, err := r.set(); err != nil {
+		return err
+	}
+	r.log.Warn("somebody took the loopback interface down, the route to Services is back", "ranges", r.ranges)
+	if r.up != nil {
+		r.up()
+	}
+	return nil
 }
 
 // set adds what is missing, takes away what an earlier run had for other ranges, and returns how many it added.

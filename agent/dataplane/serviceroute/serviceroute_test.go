@@ -82,7 +82,8 @@ func TestServicesWithoutDefaultRoute(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, ready := make(chan error, 1), make(chan struct{})
-	r := New([]netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")}, slog.New(slog.DiscardHandler))
+	up := make(chan struct{}, 1)
+	r := New([]netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")}, func() { up <- struct{}{} }, slog.New(slog.DiscardHandler))
 	go func() { ended <- r.Run(ctx, func() { close(ready) }) }()
 	<-ready
 	reach := func(when string) {
@@ -105,6 +106,14 @@ func TestServicesWithoutDefaultRoute(t *testing.T) {
 	reach("after a flush")
 	run(t, "ip", "route", "del", "10.43.0.0/16")
 	reach("after a removal")
+	run(t, "ip", "link", "set", "lo", "down")
+	run(t, "ip", "link", "set", "lo", "up")
+	reach("after the loopback interface was down")
+	select {
+	case <-up:
+	case <-time.After(10 * time.Second):
+		t.Error("nobody is told that the loopback interface is up again")
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

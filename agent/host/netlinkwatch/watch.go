@@ -9,12 +9,13 @@ import (
 )
 
 // Kinds selects what to follow.
-type Kinds struct{ Routes, Addrs bool }
+type Kinds struct{ Routes, Addrs, Links bool }
 
 // Messages are the kernel's, from the moment at which a subscription began.
 type Messages struct {
 	Routes <-chan netlink.RouteUpdate // nil unless asked for
 	Addrs  <-chan netlink.AddrUpdate  // nil unless asked for
+	Links  <-chan netlink.LinkUpdate  // nil unless asked for
 	// Lost receives a value when messages were lost or none will come any more. One of the other channels may be closed
 	// before that.
 	Lost <-chan struct{}
@@ -42,7 +43,7 @@ func once(kinds Kinds, follow func(Messages) error) error {
 		}
 	}
 	m := Messages{Lost: lost}
-	var errRoutes, errAddrs error
+	var errRoutes, errAddrs, errLinks error
 	if kinds.Routes {
 		c := make(chan netlink.RouteUpdate, 64)
 		errRoutes = netlink.RouteSubscribeWithOptions(c, done, netlink.RouteSubscribeOptions{ErrorCallback: broken})
@@ -57,8 +58,15 @@ func once(kinds Kinds, follow func(Messages) error) error {
 			defer drain(c)
 		}
 	}
-	if err := errors.Join(errRoutes, errAddrs); err != nil {
-		return fmt.Errorf("listen for changes of routes and addresses: %w", err)
+	if kinds.Links {
+		c := make(chan netlink.LinkUpdate, 64)
+		errLinks = netlink.LinkSubscribeWithOptions(c, done, netlink.LinkSubscribeOptions{ErrorCallback: broken})
+		if m.Links = c; errLinks == nil {
+			defer drain(c)
+		}
+	}
+	if err := errors.Join(errRoutes, errAddrs, errLinks); err != nil {
+		return fmt.Errorf("listen for changes of routes, addresses and links: %w", err)
 	}
 	return follow(m)
 }

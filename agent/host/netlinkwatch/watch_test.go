@@ -31,7 +31,7 @@ func TestFollow(t *testing.T) {
 	defer cancel()
 	ended := errors.New("enough")
 	begun := 0
-	err = Follow(ctx, Kinds{Routes: true, Addrs: true}, func(m Messages) error {
+	err = Follow(ctx, Kinds{Routes: true, Addrs: true, Links: true}, func(m Messages) error {
 		begun++
 		a, err := netlink.ParseAddr("192.0.2.7/32")
 		if err != nil {
@@ -45,8 +45,13 @@ func TestFollow(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		for route, addr := false, false; !route || !addr; {
+		if err := netlink.LinkSetMTU(lo, 65000+begun); err != nil {
+			return err
+		}
+		for route, addr, link := false, false, false; !route || !addr || !link; {
 			select {
+			case <-m.Links:
+				link = true
 			case <-m.Routes:
 				route = true
 			case u := <-m.Addrs:
