@@ -129,6 +129,9 @@ func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, guard 
 	node, ips := thisNode(n)
 	node.guard = guard
 	var errs []error
+	if cost := costOf(s); cost > mostOfService {
+		out.Remarks, s = append(out.Remarks, tooCostly(nameOf(s), cost)), trimmed(s)
+	}
 	for _, fam := range []ruleset.Family{ruleset.IPv4, ruleset.IPv6} {
 		if !hasFamily(fam, ips) {
 			continue

@@ -37,11 +37,7 @@ func (p *Proxy) register() error {
 		if s := cmp.Or(after, before); p.host.service(types.NamespacedName{Namespace: s.Namespace, Name: s.Name}, after) {
 			p.changed()
 		}
-		for _, f := range p.families {
-			if f.services.Update(before, after) {
-				p.changed()
-			}
-		}
+		p.updateService(before, after)
 	}
 	err := add(p.cfg.Informers.Core().V1().Services().Informer(), cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(o any) { update(nil, service(o)) },

@@ -79,6 +79,7 @@ type Proxy struct {
 	wake     chan struct{}
 	foreign  chan struct{}
 	host     *hostPorts
+	bounds   *bounds
 	wrap     func(table) table // for tests that make writes fail
 
 	mu       sync.Mutex // guards what follows
@@ -101,7 +102,7 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log.With("component", "proxy"),
 		wake: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
-		topology: map[string]string{}, host: newHostPorts(cfg), guard: cfg.Guard,
+		topology: map[string]string{}, host: newHostPorts(cfg), bounds: newBounds(), guard: cfg.Guard,
 	}
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		if len(cfg.NodeIPs) > 0 && !hasFamily(f, cfg.NodeIPs) {
@@ -325,7 +326,7 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 
 	var errs []error
 	repairs, services, endpoints := uint64(0), 0, 0
-	var refused []string
+	refused := p.bounds.refusals()
 	full := false
 	var triggers []map[types.NamespacedName][]time.Time
 	stales := make([]stale, len(p.families))

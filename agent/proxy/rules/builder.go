@@ -151,7 +151,10 @@ func (b *Builder) noteForget(old, now *ServicePort) {
 		return
 	}
 	left := func(old, now []netip.AddrPort) bool {
-		return slices.ContainsFunc(old, func(e netip.AddrPort) bool { return !slices.Contains(now, e) })
+		return slices.ContainsFunc(old, func(e netip.AddrPort) bool {
+			_, stays := slices.BinarySearchFunc(now, e, netip.AddrPort.Compare) // normalize sorts them
+			return !stays
+		})
 	}
 	same := now.Affinity != 0 && old.ClusterIP == now.ClusterIP && old.Port == now.Port && old.NodePort == now.NodePort &&
 		old.InternalLocal == now.InternalLocal && old.ExternalLocal == now.ExternalLocal &&

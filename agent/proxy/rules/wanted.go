@@ -80,29 +80,38 @@ func (b *Builder) wanted(e *ServicePort, add func(set SetID, key, val string)) {
 	for _, a := range e.ExternalIPs {
 		outerIP(vip(a))
 	}
+	sources := b.sources(e)
 	for _, a := range e.LoadBalancerIPs {
 		k := vip(a)
 		outerIP(k)
-		if len(e.SourceRanges) == 0 {
-			continue
+		if sources != "" {
+			add(Firewalled, k, sources)
 		}
-		ranges := e.SourceRanges
-		for _, own := range e.LoadBalancerIPs {
-			// A node that holds the address itself comes with it as source.
-			if !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(own) }) {
-				ranges = append(slices.Clip(ranges), netip.PrefixFrom(own, own.BitLen()))
-			}
-		}
-		var val []byte
-		for _, p := range ranges {
-			val = ruleset.PutAddr(ruleset.PutAddr(val, p.Addr()), ruleset.LastAddr(p))
-		}
-		add(Firewalled, k, string(val))
 	}
 	if e.NodePort != 0 {
 		outer(string(ruleset.PutPort(ruleset.PutProto(buf[:0], e.Protocol), e.NodePort)),
 			NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, RejectNodePorts, DropNodePorts, StickyNodePorts)
 	}
+}
+
+// sources are the ranges that may use a Service port's load balancer, one after the other, empty where everybody may. They
+// are the same, and held once, for all its addresses.
+func (b *Builder) sources(e *ServicePort) string {
+	if len(e.SourceRanges) == 0 || len(e.LoadBalancerIPs) == 0 {
+		return ""
+	}
+	ranges := slices.Clone(e.SourceRanges)
+	for _, own := range e.LoadBalancerIPs {
+		// A node that holds the address itself comes with it as source.
+		if !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(own) }) {
+			ranges = append(ranges, netip.PrefixFrom(own, own.BitLen()))
+		}
+	}
+	var val []byte
+	for _, p := range ranges {
+		val = ruleset.PutAddr(ruleset.PutAddr(val, p.Addr()), ruleset.LastAddr(p))
+	}
+	return string(val)
 }
 
 // class says to which class a fact belongs.
