@@ -424,7 +424,7 @@ func (i *intruder) current(ctx context.Context, item, main, sub, what, root stri
 	}
 	resp, err := i.admin.Do(req)
 	if err == nil {
-		defer resp.Body.Close() //nolint:errcheck // read only
+		defer resp.Body.Close()
 		var o map[string]any
 		if resp.StatusCode == http.StatusOK && json.NewDecoder(resp.Body).Decode(&o) == nil {
 			if m, ok := o["metadata"].(map[string]any); ok {

@@ -64,7 +64,7 @@ func (i *intruder) tunnel() {
 	raw, err := i.from.M.Dial(i.soon(), "tcp", net.JoinHostPort(i.M.IP, "6443"))
 	i.must(err)
 	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{i.cert}, NextProtos: []string{"http/1.1"}}) //nolint:gosec // an attacker does not care
-	defer c.Close()                                                                                                                        //nolint:errcheck // it has ended
+	defer c.Close()
 	i.must(c.SetDeadline(time.Now().Add(20 * time.Second)))
 	_, err = fmt.Fprintf(c, "GET %s?node=%s HTTP/1.1\r\nHost: kubernetes\r\nConnection: Upgrade\r\nUpgrade: %s\r\nUmiak-Node: %[2]s\r\n\r\n", tunnelwire.Path, i.victim, tunnelwire.Protocol)
 	i.must(err)

@@ -219,7 +219,7 @@ func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
 	e.must(checked(e.ctx))
 	var sock net.PacketConn
 	e.must(e.M.Do(func() (err error) { sock, err = net.ListenPacket("udp", ":0"); return err }))
-	defer sock.Close() //nolint:errcheck // nothing is written
+	defer sock.Close()
 	_, port, err := net.SplitHostPort(sock.LocalAddr().String())
 	e.must(err)
 	arrive := func(what, to string, own string, sources ...string) {

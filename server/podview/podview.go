@@ -34,7 +34,7 @@ func For(group string, next http.Handler) http.Handler {
 			return
 		}
 		// What is not known to be something else is narrowed.
-		if hasInfo && !(info.IsResourceRequest && info.APIGroup == "" && info.Resource == "pods") {
+		if hasInfo && (!info.IsResourceRequest || info.APIGroup != "" || info.Resource != "pods") {
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -29,7 +29,8 @@ func forge(_ context.Context, args []string, _ io.Writer) error {
 		return err
 	}
 	body := slices.Concat([]byte{0x30, 0x39}, binary.BigEndian.AppendUint16(nil, dst.Port()), []byte{0, 10, 0, 0, 'h', 'i'}) // UDP; in IPv4 it may go without a checksum
-	family, packet, to := unix.AF_INET, slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}, src.AsSlice(), dst.Addr().AsSlice(), body), unix.Sockaddr(nil)
+	family, packet := unix.AF_INET, slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}, src.AsSlice(), dst.Addr().AsSlice(), body)
+	var to unix.Sockaddr
 	if src.Is4() {
 		to = &unix.SockaddrInet4{Addr: dst.Addr().As4()}
 	} else {
@@ -74,9 +75,9 @@ func flood(ctx context.Context, args []string, out io.Writer) error {
 		}
 	}()
 	query := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x0akubernetes\x07default\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01")
-	sent := 0
+	sent, d := 0, net.Dialer{}
 	for ctx.Err() == nil {
-		c, err := net.Dial("udp", args[0]) // a new port each time, so that each is a connection to conntrack
+		c, err := d.DialContext(ctx, "udp", args[0]) // a new port each time, so that each is a connection to conntrack
 		if err != nil {
 			continue
 		}
