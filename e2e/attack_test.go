@@ -653,5 +653,14 @@ func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 			return err
 		}))
 	}
+	// The key of its tunnel is no other's, in whatever letters: what is sent to it would go to the other.
+	patch, err = json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{
+		"flannel.alpha.coreos.com/backend-data": `{"VNI":1,"VtepMAC":"02-00-00-00-00-05"}`,
+	}}})
+	e.must(err)
+	code, answer, err = i.ask(e.soon(), http.MethodPatch, "/api/v1/nodes/"+from.M.Name, "application/merge-patch+json", patch)
+	if err != nil || code != http.StatusForbidden || !strings.Contains(answer, "the key of node fresh") {
+		e.Errorf("a kubelet names the tunnel of another node as its own: %d %.300s, %v", code, answer, err)
+	}
 	e.Logf("a new range is routed everywhere after %v beside a Node with 100,000 names", time.Since(began).Round(time.Millisecond))
 }
