@@ -60,13 +60,14 @@ type Controller struct {
 	queue     workqueue.TypedRateLimitingInterface[string]
 	drift     workqueue.TypedRateLimiter[string]
 
-	mu    sync.Mutex
-	items map[string]*item        // by id
-	owner map[manifest.Key]string // which manifest an object belongs to
-	scan  error                   // why the folder could not be read
-	full  string                  // which folder has held files since the start, by manifest.Identity
-	look  look
-	gate  gate
+	mu     sync.Mutex
+	items  map[string]*item        // by id
+	owner  map[manifest.Key]string // which manifest an object belongs to
+	scopes map[schema.GroupKind]scope
+	scan   error  // why the folder could not be read
+	full   string // which folder has held files since the start, by manifest.Identity
+	look   look
+	gate   gate
 }
 
 // item is one manifest in memory.
@@ -100,7 +101,7 @@ func New(cfg Config) (*Controller, error) {
 		cfg: cfg, log: cfg.Log.With("component", "addons"),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryMin, retryMax)),
 		drift: workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, retryMax),
-		items: map[string]*item{}, owner: map[manifest.Key]string{},
+		items: map[string]*item{}, owner: map[manifest.Key]string{}, scopes: map[schema.GroupKind]scope{},
 		folder: manifest.NewFolder(cfg.Dir), poked: make(chan struct{}, 1),
 	}
 	if c.cfg.Left == nil {

@@ -8,15 +8,13 @@ import (
 	"strings"
 
 	core "k8s.io/api/core/v1"
-
-	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
 // pruneUnwanted removes what this server's file, or the program's manifest, names no longer and no other server's file
 // does. It returns why some of it stays, if that is more than a matter of a moment. doubt is a reason to keep everything.
-func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, wanted map[manifest.Key]bool, doubt string) (held []string, err error) {
+func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, stay *wanted, doubt string) (held []string, err error) {
 	unwanted := func(e entry) bool {
-		return !wanted[e.key()] && (len(e.By) == 0 || slices.Contains(e.By, c.cfg.Server))
+		return !stay.has(e) && (len(e.By) == 0 || slices.Contains(e.By, c.cfg.Server))
 	}
 	n := 0
 	for _, e := range rec.Items {
@@ -50,7 +48,7 @@ func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, 
 			return nil, err
 		}
 	}
-	return c.prune(ctx, id, rec, func(e entry) bool { return !wanted[e.key()] && len(e.By) == 0 })
+	return c.prune(ctx, id, rec, stay, func(e entry) bool { return !stay.has(e) && len(e.By) == 0 })
 }
 
 // names says whether an object is there because of the server's file.
@@ -100,7 +98,7 @@ func (c *Controller) remove(ctx context.Context, id string, it *item, rec *recor
 			before = rec.clone()
 		}
 	}
-	held, err := c.prune(ctx, id, rec, func(e entry) bool { return len(e.By) == 0 })
+	held, err := c.prune(ctx, id, rec, newWanted(), func(e entry) bool { return len(e.By) == 0 })
 	switch {
 	case err != nil:
 		if errStore := c.store(ctx, id, rec, before); errors.Is(errStore, errStale) {
@@ -124,7 +122,7 @@ func (c *Controller) remove(ctx context.Context, id string, it *item, rec *recor
 func (c *Controller) disable(ctx context.Context, id string, it *item, rec *record) error {
 	before, count := rec.clone(), len(rec.Items)
 	rec.leave(c.cfg.Server)
-	held, err := c.prune(ctx, id, rec, func(e entry) bool { return len(e.By) == 0 })
+	held, err := c.prune(ctx, id, rec, newWanted(), func(e entry) bool { return len(e.By) == 0 })
 	if err == nil && len(held) == 0 && len(rec.Servers) == 0 {
 		return c.end(ctx, id, it, Disabled)
 	}
@@ -170,7 +168,7 @@ func (c *Controller) hold(ctx context.Context, id string, rec, before *record, w
 }
 
 // prune removes the entries that are unwanted, the last applied first. It returns why some of them stay.
-func (c *Controller) prune(ctx context.Context, id string, rec *record, unwanted func(entry) bool) (held []string, err error) {
+func (c *Controller) prune(ctx context.Context, id string, rec *record, stay *wanted, unwanted func(entry) bool) (held []string, err error) {
 	var errs []error
 	for _, e := range slices.Backward(slices.Clone(rec.Items)) {
 		if !unwanted(e) {
@@ -181,7 +179,7 @@ func (c *Controller) prune(ctx context.Context, id string, rec *record, unwanted
 			c.awaits(id)
 			continue
 		}
-		what, err := c.pruneOne(ctx, id, e)
+		what, err := c.pruneOne(ctx, id, stay, e)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("prune %s: %w", e.key(), err))
 			continue
@@ -193,7 +191,7 @@ func (c *Controller) prune(ctx context.Context, id string, rec *record, unwanted
 	return held, errors.Join(errs...)
 }
 
-func (c *Controller) pruneOne(ctx context.Context, id string, e entry) (string, error) {
+func (c *Controller) pruneOne(ctx context.Context, id string, stay *wanted, e entry) (string, error) {
 	if other := c.ownerOf(e.key()); other != "" && other != id {
 		return "now belongs to manifest " + c.nameOf(other), nil
 	}
@@ -210,6 +208,8 @@ func (c *Controller) pruneOne(ctx context.Context, id string, e entry) (string, 
 		return "", err
 	case live == nil:
 		return "is gone already", nil
+	case stay.uids[live.UID]:
+		return "is in the file by another API group", nil
 	case live.Labels[labelManifest] != id || ownedFields(live) == "":
 		return "was left: it no longer carries the label of this manifest", nil
 	case e.Adopted:

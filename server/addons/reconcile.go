@@ -10,6 +10,7 @@ import (
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
@@ -103,7 +104,7 @@ func (c *Controller) present(ctx context.Context, id string, file manifest.File,
 		}
 		return err
 	}
-	wanted, err := c.applyAll(ctx, id, rec, objs)
+	stay, err := c.applyAll(ctx, id, rec, objs)
 	if errors.Is(err, errStale) {
 		return err
 	}
@@ -111,7 +112,7 @@ func (c *Controller) present(ctx context.Context, id string, file manifest.File,
 	if doubt == "" && file.Ragged && !was.Ragged {
 		doubt = "it ends in the middle of a line, as a copy does that was broken off"
 	}
-	held, errPrune := c.pruneUnwanted(ctx, id, rec, wanted, doubt)
+	held, errPrune := c.pruneUnwanted(ctx, id, rec, stay, doubt)
 	err = errors.Join(err, errPrune)
 	switch rec.State, rec.Error = Applied, ""; {
 	case err != nil:
@@ -163,41 +164,50 @@ type target struct {
 }
 
 // applyAll applies what differs, changes rec accordingly, and returns what is to stay.
-func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs []*unstructured.Unstructured) (wanted map[manifest.Key]bool, err error) {
+func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs []*unstructured.Unstructured) (stay *wanted, err error) {
 	var errs []error
-	wanted = map[manifest.Key]bool{}
-	var todo []*unstructured.Unstructured
-	for _, o := range objs {
-		k := manifest.KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
-		if other := c.ownerOf(k); other != id {
-			errs = append(errs, fmt.Errorf("%s also stands in manifest %s, which comes first", k, c.nameOf(other)))
-			continue
-		}
-		wanted[k] = true
-		todo = append(todo, o)
-	}
+	stay = newWanted()
+	todo := objs
 	// Kinds of a CustomResourceDefinition in the same file become known on the way, so the rest of the
 	// file is done in a second pass once it was applied.
 	var groups []string // of kinds that are not there yet
 	for pass := 0; len(todo) > 0; pass++ {
 		var later []*unstructured.Unstructured
-		targets, unknown, err := c.resolve(ctx, id, todo, pass > 0)
+		targets, unresolved, err := c.resolve(ctx, id, todo, pass > 0)
 		errs = append(errs, err)
-		definesKinds := false
-		if err := c.prepare(ctx, id, rec, targets); err != nil {
-			return wanted, errors.Join(append(errs, err)...)
-		}
+		var mine []target
 		for _, t := range targets {
-			applied, err := c.applyOne(ctx, rec, t)
+			switch other := c.ownerOf(t.key); {
+			case other != id:
+				errs = append(errs, fmt.Errorf("%s also stands in manifest %s, which comes first", t.key, c.nameOf(other)))
+			case stay.keys[t.key]:
+				errs = append(errs, fmt.Errorf("%s stands in the file twice: its kind has no namespaces", t.key))
+			default:
+				stay.keys[t.key] = true
+				mine = append(mine, t)
+			}
+		}
+		for _, o := range unresolved.all() { // whether it has a namespace is not known
+			if c.owns(id, o) {
+				stay.unresolved(o)
+			}
+		}
+		definesKinds := false
+		if err := c.prepare(ctx, id, rec, mine); err != nil {
+			return stay, errors.Join(append(errs, err)...)
+		}
+		for _, t := range mine {
+			uid, applied, err := c.applyOne(ctx, rec, t)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", t.key, err))
 			}
+			stay.uids[uid] = true
 			definesKinds = definesKinds || applied && t.key.Kind == "CustomResourceDefinition"
 		}
 		if definesKinds && pass == 0 {
-			later = unknown
+			later = unresolved.unknown
 		} else {
-			for _, o := range unknown {
+			for _, o := range unresolved.unknown {
 				groups = append(groups, o.GroupVersionKind().Group)
 				errs = append(errs, fmt.Errorf("%s %s: %w", o.GroupVersionKind(), o.GetName(), errNoKind))
 			}
@@ -205,7 +215,7 @@ func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs 
 		todo = later
 	}
 	c.kinds.await(id, groups)
-	return wanted, errors.Join(errs...)
+	return stay, errors.Join(errs...)
 }
 
 func (c *Controller) nameOf(id string) string {
@@ -217,8 +227,16 @@ func (c *Controller) nameOf(id string) string {
 	return id
 }
 
-// resolve finds each object's place, gives it our labels, and returns those whose kind is not known.
-func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructured.Unstructured, fresh bool) (out []target, unknown []*unstructured.Unstructured, err error) {
+// unresolved are objects whose place in the API could not be found.
+type unresolved struct {
+	unknown []*unstructured.Unstructured // their kind is not known
+	failed  []*unstructured.Unstructured // asking for it failed
+}
+
+func (u unresolved) all() []*unstructured.Unstructured { return slices.Concat(u.unknown, u.failed) }
+
+// resolve finds each object's place, gives it our labels, and returns those that have none.
+func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructured.Unstructured, fresh bool) (out []target, none unresolved, err error) {
 	var errs []error
 	refreshed := map[string]bool{}
 	for _, o := range objs {
@@ -229,42 +247,54 @@ func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructure
 		}
 		refreshed[gvk.GroupVersion().String()] = true
 		if errors.Is(err, errNoKind) {
-			unknown = append(unknown, o)
+			none.unknown = append(none.unknown, o)
 			continue
+		}
+		if err == nil {
+			err = c.watches.ensure(ctx, res, gvk.GroupKind())
 		}
 		if err != nil {
+			none.failed = append(none.failed, o)
 			errs = append(errs, fmt.Errorf("%s %s: %w", gvk.Kind, o.GetName(), err))
 			continue
 		}
-		if err := c.watches.ensure(ctx, res, gvk.GroupKind()); err != nil {
-			errs = append(errs, fmt.Errorf("%s %s: %w", gvk.Kind, o.GetName(), err))
+		c.learn(gvk.GroupKind(), res.Namespaced)
+		t, err := newTarget(id, o, res)
+		if err != nil {
+			none.failed = append(none.failed, o)
+			errs = append(errs, err)
 			continue
-		}
-		o = o.DeepCopy()
-		switch {
-		case !res.Namespaced:
-			o.SetNamespace("")
-		case o.GetNamespace() == "":
-			o.SetNamespace(meta.NamespaceDefault)
-		}
-		l := o.GetLabels()
-		if l == nil {
-			l = map[string]string{}
-		}
-		l[labelManifest], l[labelPartOf] = id, setID(id)
-		o.SetLabels(l)
-		t := target{obj: o, res: res, key: manifest.KeyOf(gvk.GroupKind(), o.GetNamespace(), o.GetName())}
-		if gvk.GroupKind() != core.SchemeGroupVersion.WithKind("Secret").GroupKind() {
-			b, err := o.MarshalJSON() // maps are written in the order of their keys
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", t.key, err))
-				continue
-			}
-			t.sum = hash(b)
 		}
 		out = append(out, t)
 	}
-	return out, unknown, errors.Join(errs...)
+	return out, none, errors.Join(errs...)
+}
+
+// newTarget is the object as it is to be applied.
+func newTarget(id string, o *unstructured.Unstructured, res resource) (target, error) {
+	o = o.DeepCopy()
+	switch {
+	case !res.Namespaced:
+		o.SetNamespace("")
+	case o.GetNamespace() == "":
+		o.SetNamespace(meta.NamespaceDefault)
+	}
+	l := o.GetLabels()
+	if l == nil {
+		l = map[string]string{}
+	}
+	l[labelManifest], l[labelPartOf] = id, setID(id)
+	o.SetLabels(l)
+	t := target{obj: o, res: res, key: fileKey(o)}
+	if o.GroupVersionKind().GroupKind() == core.SchemeGroupVersion.WithKind("Secret").GroupKind() {
+		return t, nil
+	}
+	b, err := o.MarshalJSON() // maps are written in the order of their keys
+	if err != nil {
+		return target{}, fmt.Errorf("%s: %w", t.key, err)
+	}
+	t.sum = hash(b)
+	return t, nil
 }
 
 // prepare writes the record with all that is about to be made, so that nothing is ever applied that a
@@ -310,20 +340,21 @@ func (c *Controller) prepare(ctx context.Context, id string, rec *record, target
 	return nil
 }
 
-func (c *Controller) applyOne(ctx context.Context, rec *record, t target) (applied bool, err error) {
+// applyOne applies an object unless it is as it should be. uid is the live object's.
+func (c *Controller) applyOne(ctx context.Context, rec *record, t target) (uid types.UID, applied bool, err error) {
 	e, _ := rec.find(t.key)
-	live, there := c.watches.fields(t.res, t.obj.GetNamespace(), t.obj.GetName())
+	live, uid, there := c.watches.fields(t.res, t.obj.GetNamespace(), t.obj.GetName())
 	if there && e.Fields != "" && live == e.Fields && t.sum != "" && e.Desired == t.sum {
-		return false, nil
+		return uid, false, nil
 	}
 	m, err := c.client.apply(ctx, t.res, t.obj)
 	if err != nil {
-		return false, err
+		return uid, false, err
 	}
 	e.APIVersion, e.Kind, e.Namespace, e.Name = t.obj.GetAPIVersion(), t.obj.GetKind(), t.obj.GetNamespace(), t.obj.GetName()
 	e.Desired, e.Fields = t.sum, ownedFields(m)
 	rec.put(e)
-	return true, nil
+	return m.UID, true, nil
 }
 
 func limit(s string) string {

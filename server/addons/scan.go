@@ -328,10 +328,11 @@ func (c *Controller) claim() {
 		ids = append(ids, id)
 	}
 	slices.SortFunc(ids, func(a, b string) int { return strings.Compare(c.items[a].file.Name, c.items[b].file.Name) })
+	c.recall()
 	owner := map[manifest.Key]string{}
 	for _, id := range ids {
 		for _, o := range c.items[id].objs {
-			k := manifest.KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
+			k := c.keyOf(o)
 			if _, taken := owner[k]; !taken {
 				owner[k] = id
 			}

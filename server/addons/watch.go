@@ -8,6 +8,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/cache"
@@ -118,13 +119,13 @@ func listWatch(api metadata.ResourceInterface, selector string) *cache.ListWatch
 	}
 }
 
-// fields returns the hash of the fields that we own in the live object.
-func (w *watches) fields(r resource, namespace, name string) (string, bool) {
+// fields returns the hash of the fields that we own in the live object, and its UID.
+func (w *watches) fields(r resource, namespace, name string) (string, types.UID, bool) {
 	w.mu.Lock()
 	k := w.m[r.GroupVersionResource]
 	w.mu.Unlock()
 	if k == nil {
-		return "", false
+		return "", "", false
 	}
 	key := name
 	if namespace != "" {
@@ -132,7 +133,8 @@ func (w *watches) fields(r resource, namespace, name string) (string, bool) {
 	}
 	obj, ok, err := k.store.GetByKey(key)
 	if err != nil || !ok {
-		return "", false
+		return "", "", false
 	}
-	return obj.(*meta.PartialObjectMetadata).Annotations[fieldsAnnotation], true
+	o := obj.(*meta.PartialObjectMetadata)
+	return o.Annotations[fieldsAnnotation], o.UID, true
 }
