@@ -67,7 +67,9 @@ type Controller struct {
 	scan   error  // why the folder could not be read
 	full   string // which folder has held files since the start, by manifest.Identity
 	look   look
-	gate   gate
+	// overlooked are files that are not applied and seem to be meant to be, each with the reason.
+	overlooked map[string]string
+	gate       gate
 }
 
 // item is one manifest in memory.

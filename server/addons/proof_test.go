@@ -374,6 +374,39 @@ func TestFolderMovedAway(t *testing.T) {
 	f.eventually("w2 being pruned", func() bool { return f.configMap("w2") == nil })
 }
 
+// TestFolderReplacedByLink: what is behind a link to a folder is not looked at, so it is not known to be gone.
+func TestFolderReplacedByLink(t *testing.T) {
+	f := newFixture(t)
+	f.start()
+	f.write("team/a.yaml", cm("k1", "1"))
+	f.write("B.YAML", cm("k2", "1"))
+	f.is("team/a", addons.Applied)
+	have := f.uids("k1")
+	team, away := filepath.Join(f.dir, "team"), filepath.Join(t.TempDir(), "team")
+	f.must(os.Rename(team, away))
+	f.must(os.Symlink(away, team))
+	f.heldBecause("team/a", "links to folders are not followed")
+	f.stop()
+	f.start()
+	f.heldBecause("team/a", "links to folders are not followed")
+	f.same(have)
+	rows := fmt.Sprint(f.Section(t.Context()).Rows)
+	for _, say := range []string{team + " overlooked", filepath.Join(f.dir, "B.YAML") + " overlooked"} {
+		if !strings.Contains(rows, say) {
+			t.Errorf("status does not say %q: %s", say, rows)
+		}
+	}
+	f.must(os.Remove(team))
+	f.must(os.Rename(away, team))
+	f.is("team/a", addons.Applied)
+	f.same(have)
+	f.must(os.Rename(team, away))
+	f.must(os.Symlink(away, team))
+	f.heldBecause("team/a", "remove the link")
+	f.must(os.Remove(team)) // a person's word
+	f.eventually("its being pruned", func() bool { return f.configMap("k1") == nil && len(f.Status()) == 0 })
+}
+
 // server is a second one, with a folder of its own.
 func (f *fixture) server(name string) *fixture {
 	f.t.Helper()

@@ -47,6 +47,7 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	scan, err := c.folder.Read(now)
 	fresh := err == nil && c.follow(w, scan.Dirs)
 	c.links = scan.Links
+	c.overlook(scan.Overlooked)
 	places := c.places()
 	identity := manifest.Identity(c.cfg.Dir)
 	c.mu.Lock()
@@ -119,6 +120,19 @@ func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh 
 	return fresh
 }
 
+// overlook notes which files are not applied that seem to be meant to be. A folder that cannot be read has none.
+func (c *Controller) overlook(files map[string]string) {
+	c.mu.Lock()
+	was := c.overlooked
+	c.overlooked = files
+	c.mu.Unlock()
+	for _, p := range slices.Sorted(maps.Keys(files)) {
+		if was[p] != files[p] {
+			c.log.Warn("file in the manifests folder is not applied", "file", p, "error", files[p])
+		}
+	}
+}
+
 // affected says whether something that was mounted or unmounted may concern the folder. Each pod mounts something.
 func (c *Controller) affected() bool {
 	for d, identity := range c.dirs {
@@ -175,7 +189,10 @@ func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[st
 		held, skip = c.scan.Error(), it.file.Skip
 	} else if user && it.rec != nil {
 		h, mine := it.rec.Servers[c.cfg.Server]
+		behind := scan.Behind(it.file.Name)
 		switch {
+		case mine && behind != "":
+			held = fmt.Sprintf("its file %s is not there: %s; to have its objects pruned, remove the link", h.Path, behind)
 		case mine && (h.Place == "" || h.Place != places[filepath.Dir(h.Path)]):
 			held = fmt.Sprintf("its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
 		case mine && lost:

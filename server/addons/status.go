@@ -118,6 +118,14 @@ func (c *Controller) Section(ctx context.Context) status.Section {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	const most = 20
+	for i, p := range slices.Sorted(maps.Keys(c.overlooked)) {
+		if i == most {
+			s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "overlooked", Detail: fmt.Sprintf("%d more, see the log", len(c.overlooked)-most)})
+			break
+		}
+		s.Rows = append(s.Rows, status.Row{Name: p, State: "overlooked", Detail: c.overlooked[p]})
+	}
 	switch {
 	case c.scan != nil:
 		s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "unreadable", Detail: c.scan.Error()})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,14 +58,30 @@ type Scan struct {
 	// Busy says what else is under way in the folder, or could not be looked into: a file that is being written under
 	// another name, git, a folder that cannot be read. What is missing elsewhere may come from there.
 	Busy []string
+	// Unfollowed are links, by their path in the folder, behind which there may be a folder that is not looked into, each with
+	// the reason: what was below a name of theirs has not been taken away.
+	Unfollowed map[string]string
+	// Overlooked are files, and links to folders, that look as if they were meant to be applied and are not, each with the reason.
+	Overlooked map[string]string
 	// Changed is when the folder was last seen to change, or first seen.
 	Changed time.Time
+}
+
+// Behind says why a file of that name may be there all the same, behind a link that is not followed; it is empty if it cannot.
+func (s Scan) Behind(name string) string {
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if why := s.Unfollowed[dir]; why != "" {
+			return why
+		}
+	}
+	return ""
 }
 
 // Read finds the manifests in the folder. Links to files are followed, as is the folder itself; links to folders are not
 // (they may form circles). A file that cannot be read is in the result with its error; the folder itself must be readable.
 func (f *Folder) Read(now time.Time) (Scan, error) {
-	s := Scan{Empty: true, Files: map[string]File{}, Skips: map[string]bool{}, Dirs: map[string]string{}, Unsettled: map[string]string{}}
+	s := Scan{Empty: true, Files: map[string]File{}, Skips: map[string]bool{}, Dirs: map[string]string{}, Unsettled: map[string]string{},
+		Unfollowed: map[string]string{}, Overlooked: map[string]string{}}
 	root, err := filepath.EvalSymlinks(f.dir)
 	if err == nil {
 		err = readable(root)
@@ -177,8 +194,14 @@ func (r *reading) file(p string, e fs.DirEntry) {
 		r.s.Skips[strings.TrimSuffix(base, extension(base))] = true
 		return
 	}
+	regular := e.Type().IsRegular()
+	if e.Type()&fs.ModeSymlink != 0 && !hidden(e.Name()) {
+		regular = r.link(p, rel)
+	}
 	if !isManifest(rel) {
-		r.other(p, e)
+		if regular {
+			r.other(p, e)
+		}
 		return
 	}
 	r.s.Links = r.s.Links || e.Type()&fs.ModeSymlink != 0
@@ -221,9 +244,22 @@ func (r *reading) file(p string, e fs.DirEntry) {
 	r.s.Files[f.Name] = f
 }
 
-// other looks at a file that is no manifest: it may become one, as those of rsync do.
+// link looks where a link leads that may stand for a folder, and says whether that is a regular file.
+func (r *reading) link(p, rel string) (regular bool) {
+	st, err := os.Stat(p)
+	switch {
+	case err != nil:
+		r.s.Unfollowed[rel] = fmt.Sprintf("%s is a link to what is not there: %v", r.shown(p), err)
+	case st.IsDir():
+		why := r.shown(p) + " is a link to a folder; links to folders are not followed, put the folder itself there, or mount it"
+		r.s.Unfollowed[rel], r.s.Overlooked[r.shown(p)] = why, why
+	}
+	return err == nil && st.Mode().IsRegular()
+}
+
+// other looks at a file that is no manifest: it may become one, as those of rsync do, or be meant to be one.
 func (r *reading) other(p string, e fs.DirEntry) {
-	if !e.Type().IsRegular() || swap(e.Name()) {
+	if swap(e.Name()) {
 		return
 	}
 	c, err := look(p)
@@ -236,6 +272,10 @@ func (r *reading) other(p string, e fs.DirEntry) {
 		r.busy(p, "is open for writing")
 	case c.writers == unknown && partial(e.Name()):
 		r.busy(p, "looks like half a copy of rsync")
+	default:
+		if why := overlooked(e.Name(), c.data); why != "" {
+			r.s.Overlooked[r.shown(p)] = why
+		}
 	}
 }
 

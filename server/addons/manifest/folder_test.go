@@ -206,6 +206,66 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// TestLinkToAFolder in the place of the folder hides what was in it, and takes nothing away.
+func TestLinkToAFolder(t *testing.T) {
+	f := newFolder(t)
+	elsewhere := t.TempDir()
+	for _, c := range []struct{ name, target string }{
+		{"team", elsewhere}, {"team.yaml", elsewhere}, {"gone", filepath.Join(elsewhere, "gone")}, {"root", "/"}, {"sub/self", ".."},
+	} {
+		f.must(os.MkdirAll(filepath.Dir(filepath.Join(f.dir, c.name)), 0o755))
+		f.must(os.Symlink(c.target, filepath.Join(f.dir, c.name)))
+	}
+	s := f.after(0)
+	for name, want := range map[string]bool{
+		"team/a": true, "team/x/y": true, "team.yaml/a": true, "gone/a": true, "root/a": true, "sub/self/a": true, "team": false, "teams/a": false, "sub/a": false,
+	} {
+		if why := s.Behind(name); (why != "") != want || want && !strings.Contains(why, "is a link to") {
+			t.Errorf("%s: %q", name, why)
+		}
+	}
+	for _, link := range []string{"team", "team.yaml", "root", "sub/self"} {
+		if why := s.Overlooked[filepath.Join(f.dir, link)]; !strings.Contains(why, "links to folders are not followed") {
+			t.Errorf("%s: %q", link, why)
+		}
+	}
+	if len(s.Overlooked) != 4 {
+		t.Errorf("%v", s.Overlooked)
+	}
+}
+
+// TestOverlooked: what people take for a manifest is not passed over without a word.
+func TestOverlooked(t *testing.T) {
+	f := newFolder(t)
+	const object = "# mine\n---\napiVersion: v1\nkind: ConfigMap\n"
+	for name, c := range map[string]struct{ text, says string }{
+		"a.YAML":          {object, "small letters, .yaml"},
+		"b.Json":          {"{}", "small letters, .json"},
+		"c.yml.gz":        {"\x1f\x8b", "unpacked"},
+		"d.txt":           {object, "looks like a manifest"},
+		"sub/e":           {"kind: Pod\r\napiVersion: v1\r\n", "looks like a manifest"},
+		"f.yaml.txt":      {"{\n \"kind\": \"Pod\", \"apiVersion\": \"v1\"}", "looks like a manifest"},
+		"g.yml~":          {object, ""},
+		".h.YAML":         {object, ""},
+		"i.yaml.bak":      {object, ""},
+		"j.yaml.disabled": {object, ""},
+		"k.skip":          {"", ""},
+		"README.md":       {"# Title\napiVersion: v1\n", ""},
+		"l.sh":            {"#!/bin/sh\nkubectl apply\n", ""},
+		"m.yaml":          {object, ""},
+		"n":               {"", ""},
+	} {
+		p := f.put(name, c.text)
+		if got := f.after(0).Overlooked[p]; (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	f.must(os.Symlink("d.txt", filepath.Join(f.dir, "o.YML")))
+	if got := f.after(0).Overlooked[filepath.Join(f.dir, "o.YML")]; !strings.Contains(got, "small letters, .yml") {
+		t.Errorf("a link: %q", got)
+	}
+}
+
 // TestUnreadableFolder: what is in it is not known, and so nothing is that may have moved there.
 func TestUnreadableFolder(t *testing.T) {
 	f := newFolder(t)

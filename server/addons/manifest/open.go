@@ -39,9 +39,9 @@ func read(p string) (content, error) {
 	})
 }
 
-// look is read without the data.
+// look is read with no more than the beginning of the data.
 func look(p string) (content, error) {
-	return inspect(p, func(*os.File, int64) ([]byte, error) { return nil, nil })
+	return inspect(p, func(f *os.File, _ int64) ([]byte, error) { return io.ReadAll(io.LimitReader(f, 4<<10)) })
 }
 
 func inspect(p string, read func(f *os.File, size int64) ([]byte, error)) (c content, err error) {
