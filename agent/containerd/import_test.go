@@ -233,6 +233,9 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	eventually(t, "umount while nothing reads there", func() bool { return n.enter("umount", n.folder()).Run() == nil })
 	n.archive(n.folder(), "back.tar", "registry.test/back:1")
 	eventually(t, "and taken away again", c.pinned(ctx, "registry.test/back:1"))
+	if !c.pinned(ctx, "registry.test/there:1")() || !c.pinned(ctx, "registry.test/mounted:1")() {
+		t.Error("what was on the disk that is not there any more is unpinned")
+	}
 
 	// An image of an archive that is removed or unpinned behind our back comes back.
 	img := c.hasImage(ctx, "registry.test/back:1")

@@ -170,7 +170,7 @@ func TestWhatIsOverlooked(t *testing.T) {
 
 func TestStateSurvivesDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
-	want := map[string]known{"a.tar": {identity{Size: 1, Inode: 2}, imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
+	want := map[string]known{"a.tar": {identity: identity{Size: 1, Inode: 2}, imported: imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
 	if err := saveState(path, want); err != nil {
 		t.Fatal(err)
 	}

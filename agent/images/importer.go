@@ -58,6 +58,9 @@ func (s Status) String() string {
 	case Failed:
 		return fmt.Sprintf("%s: %s", s.File, s.Error)
 	}
+	if s.Error != "" {
+		return fmt.Sprintf("%s: %s: %s", s.File, s.State, s.Error)
+	}
 	return fmt.Sprintf("%s: %s", s.File, s.State)
 }
 
@@ -336,6 +339,9 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 
 	if ok && before.identity == id {
 		if all, err := present(ctx, c, before.imported); err != nil || all {
+			if err == nil && before.Place != mounted.At(i.cfg.Dir) {
+				err = i.note(ctx, c, name, before)
+			}
 			return before.imported, false, errors.Join(err, before.unusable())
 		}
 	} else if got, found := i.sameContent(f, id); found {
@@ -343,7 +349,7 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 		if all, err := present(ctx, c, got); err != nil {
 			return imported{}, false, err
 		} else if all {
-			return got, false, errors.Join(i.note(ctx, c, name, known{id, got}), got.unusable())
+			return got, false, errors.Join(i.note(ctx, c, name, known{identity: id, imported: got}), got.unusable())
 		}
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -364,11 +370,11 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 	}
 	if err != nil {
 		if len(got.Images) > 0 {
-			err = errors.Join(err, i.note(ctx, c, name, known{id, got}))
+			err = errors.Join(err, i.note(ctx, c, name, known{identity: id, imported: got}))
 		}
 		return imported{}, false, err
 	}
-	return got, true, errors.Join(i.note(ctx, c, name, known{id, got}), got.unusable())
+	return got, true, errors.Join(i.note(ctx, c, name, known{identity: id, imported: got}), got.unusable())
 }
 
 // sameContent finds a known archive with the same content. Only a file of the same size is read.
@@ -393,6 +399,7 @@ func (i *Importer) sameContent(f io.Reader, id identity) (imported, bool) {
 // note records what came out of an archive. What an archive of this name brought before, and no archive brings now, is unpinned first: after a
 // kill in between it is done again.
 func (i *Importer) note(ctx context.Context, c *client.Client, name string, k known) error {
+	k.Place = mounted.At(i.cfg.Dir)
 	i.mu.Lock()
 	before := i.known[name]
 	i.known[name] = k
@@ -418,44 +425,5 @@ func (i *Importer) unpin(ctx context.Context, c *client.Client, images map[strin
 		if err := unpin(ctx, c, img, digest); err != nil {
 			i.cfg.Log.Warn("image stays pinned", "image", img, "error", err)
 		}
-	}
-}
-
-// forgetGone unpins the images of archives that were taken out of the folder, unless another brings them too. While the folder itself is
-// not there, and where a link leads nowhere, a disk may be missing: nothing is taken for gone then.
-func (i *Importer) forgetGone(ctx context.Context, c *client.Client) {
-	if st, err := os.Stat(i.cfg.Dir); err != nil || !st.IsDir() {
-		return
-	}
-	isGone := func(name string) bool {
-		_, err := os.Lstat(filepath.Join(i.cfg.Dir, name))
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	i.mu.Lock()
-	maps.DeleteFunc(i.status, func(name string, _ *Status) bool { return name != i.cfg.Dir && isGone(name) })
-	gone := map[string]known{}
-	for name, k := range i.known {
-		if isGone(name) {
-			gone[name] = k
-			delete(i.known, name)
-		}
-	}
-	unclaimed := map[string]string{}
-	for _, k := range gone {
-		maps.Copy(unclaimed, i.unclaimed(k.imported))
-	}
-	i.mu.Unlock()
-	if len(gone) == 0 {
-		return
-	}
-	i.unpin(ctx, c, unclaimed)
-	i.mu.Lock()
-	err := saveState(i.cfg.State, i.known)
-	i.mu.Unlock()
-	if err != nil {
-		i.cfg.Log.Warn("note what was imported", "error", err)
-	}
-	for name := range gone {
-		i.cfg.Log.Info("image archive is gone, its images are left to garbage collection", "file", name)
 	}
 }

@@ -42,6 +42,9 @@ func identify(f interface{ Stat() (fs.FileInfo, error) }) (identity, error) {
 type known struct {
 	identity
 	imported
+	// Place is the mounted file system that the folder was on (mounted.At): only there the archive's absence means anything. It is empty
+	// in the notes of versions before it.
+	Place string `json:"place,omitempty"`
 }
 
 // loadState reads the notes. Damaged notes are no notes: the archives are imported again.

@@ -48,6 +48,7 @@ func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *even
 	switch v := v.(type) {
 	case *apievents.ImageDelete:
 		name = v.Name
+		i.giveUp(name)
 	case *apievents.ImageUpdate:
 		if name = v.Name; v.Labels[pinnedLabel] == pinnedValue {
 			return

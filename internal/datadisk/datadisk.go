@@ -47,8 +47,7 @@ func Check(etc, dataDir string) error {
 		return err
 	}
 	n, noted := notes.of(dataDir)
-	place, mark := mounted.At(dataDir), read(dataDir)
-	if !noted || n.Place == "" || place == n.Place || mark == n.Mark {
+	if !noted || n.Place == "" || mounted.Still(dataDir, n.Place) || read(dataDir) == n.Mark {
 		return nil
 	}
 	return fmt.Errorf("%w: %s is not on the disk on which they were; mount that, and umiak starts; for a new node or cluster instead, uninstall umiak, or remove %s",

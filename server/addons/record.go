@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -90,6 +91,9 @@ type holding struct {
 	// Ragged files end in the middle of a line as a matter of course.
 	Ragged bool `json:"ragged,omitempty"`
 }
+
+// place is the folder with the file, and what was mounted there.
+func (h holding) place() holding { return holding{Path: filepath.Dir(h.Path), Place: h.Place} }
 
 func (r *record) clone() *record {
 	c := *r

@@ -158,28 +158,28 @@ func (c *Controller) faulty() bool {
 	return false
 }
 
-// places tells where the folders are now in which the manifests of records were. File systems may take long to answer, so
-// c.mu is not held.
-func (c *Controller) places() map[string]string {
-	out := map[string]string{}
+// places tells of the folders in which the manifests of records were whether they are on the file system that they were on. File
+// systems may take long to answer, so c.mu is not held.
+func (c *Controller) places() map[holding]bool {
+	out := map[holding]bool{}
 	c.mu.Lock()
 	for _, it := range c.items {
 		if it.rec != nil {
 			if h, mine := it.rec.Servers[c.cfg.Server]; mine {
-				out[filepath.Dir(h.Path)] = ""
+				out[h.place()] = false
 			}
 		}
 	}
 	c.mu.Unlock()
-	for dir := range out {
-		out[dir] = mounted.At(dir)
+	for h := range out {
+		out[h] = mounted.Still(h.Path, h.Place)
 	}
 	return out
 }
 
 // miss notes that a manifest has no file any more. It says whether that is news. lost is whether the folder may have been
 // emptied by a fault. c.mu is held.
-func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[string]string, lost bool) bool {
+func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[holding]bool, lost bool) bool {
 	held, skip := "", scan.Skips[it.file.Name]
 	user := it.file.Origin != manifest.Embedded
 	if c.scan != nil && user {
@@ -193,7 +193,7 @@ func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[st
 		switch {
 		case mine && behind != "":
 			held = fmt.Sprintf("its file %s is not there: %s; to have its objects pruned, remove the link", h.Path, behind)
-		case mine && (h.Place == "" || h.Place != places[filepath.Dir(h.Path)]):
+		case mine && !places[h.place()]:
 			held = fmt.Sprintf("its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
 		case mine && lost:
 			held = fmt.Sprintf("its file %s is not there, nor any other: the folder was empty when umiak started, or is a new one, and may have lost its files; "+

@@ -165,7 +165,7 @@ func whose(servers map[string]holding, left map[string]bool) string {
 
 // wayOut says how to get rid of objects that are held, without their file.
 func wayOut(id string) string {
-	return fmt.Sprintf("its objects stay until it is there again; to give them up, kubectl -n %s delete configmap %s, and they are yours to delete", recordNamespace, recordName(id))
+	return fmt.Sprintf("its objects stay until it is there again, and go when it is removed then; to give them up, kubectl -n %s delete configmap %s, and they are yours to delete", recordNamespace, recordName(id))
 }
 
 // firstPass counts down the embedded manifests.

@@ -1,0 +1,61 @@
+package mounted
+
+import (
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// isDevice says whether a file system's id is nothing but the number of its device, in the kernel's encoding, or 0.
+func isDevice(low, high, major, minor uint32) bool {
+	return high == 0 && (low == 0 || low == minor&0xff|major<<8|(minor&^0xff)<<12)
+}
+
+// fsGetUUID is FS_IOC_GETFSUUID of linux/fs.h, _IOR(0x15, 0, struct fsuuid2).
+const fsGetUUID = 0x80111500
+
+// fsUUID is struct fsuuid2.
+type fsUUID struct {
+	size uint8
+	uuid [16]byte
+}
+
+// byUUID is where udev links the devices by the UUIDs of their file systems.
+const byUUID = "/dev/disk/by-uuid"
+
+// uuid returns what names the file system at dir, which is on the device: by the kernel's word, or by udev's, as there are file systems
+// whose UUID the kernel does not know. It is "" if neither tells.
+func uuid(dir, links string, major, minor uint32) string {
+	if id := kernelUUID(dir); id != "" {
+		return id
+	}
+	names, err := os.ReadDir(links)
+	if err != nil {
+		return "" // no udev
+	}
+	for _, n := range names {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(links, n.Name()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
+			unix.Major(uint64(st.Rdev)) == major && unix.Minor(uint64(st.Rdev)) == minor { //nolint:unconvert // not the same type on all machines
+			return strings.ToLower(strings.ReplaceAll(n.Name(), "-", "")) // as the kernel's
+		}
+	}
+	return ""
+}
+
+func kernelUUID(dir string) string {
+	d, err := os.Open(dir)
+	if err != nil {
+		return ""
+	}
+	defer d.Close() //nolint:errcheck // only asked
+	var u fsUUID
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), fsGetUUID, uintptr(unsafe.Pointer(&u))); errno != 0 || int(u.size) > len(u.uuid) {
+		return ""
+	}
+	return hex.EncodeToString(u.uuid[:u.size])
+}
