@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/agent/kubelet"
+	"github.com/umiak-io/umiak/agent/share"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
 )
@@ -59,8 +60,28 @@ func (c Config) Name() (string, error) {
 // FindName finds, or claims, the node's name.
 func (c Config) FindName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName} }
 
-// Validate returns all that is wrong, each with its key and the remedy.
+// Validate returns all that is wrong, each with its key and the remedy. It reads the files that settings name.
 func (c Config) Validate() error {
+	k, err := c.kubelet()
+	if err == nil {
+		err = k.CheckFiles()
+	}
+	return errors.Join(c.ValidateValues(), err)
+}
+
+// PassedOver returns a sentence for each file that looks as if it were read for these settings and is not.
+func (c Config) PassedOver() []string {
+	return kubelet.Config{ConfigDir: c.KubeletConfigs}.PassedOver()
+}
+
+// kubelet is what the settings say of the kubelet.
+func (c Config) kubelet() (kubelet.Config, error) {
+	grace, err := c.Grace()
+	return kubelet.Config{Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: c.KubeletPort, ShutdownGrace: grace}, err
+}
+
+// ValidateValues is Validate for settings of another machine, whose files are not here.
+func (c Config) ValidateValues() error {
 	var errs []error
 	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
 	for key, dir := range map[string]string{"data-dir": c.DataDir, "run-dir": c.RunDir, "cgroup-root": c.CgroupRoot} {
@@ -78,16 +99,12 @@ func (c Config) Validate() error {
 	if _, err := c.Name(); err != nil {
 		errs = append(errs, err)
 	}
-	for key, list := range map[string][]string{"node-ip": c.NodeIP, "node-external-ip": c.NodeExternalIP} {
-		for _, a := range list {
-			if _, err := netip.ParseAddr(a); err != nil {
-				fail(key, "%q is not an IP address", a)
-			}
+	for _, a := range c.NodeExternalIP {
+		if _, err := netip.ParseAddr(a); err != nil {
+			fail("node-external-ip", "%q is not an IP address", a)
 		}
 	}
-	if len(c.NodeIP) > 2 {
-		fail("node-ip", "one address a family, at most two")
-	}
+	errs = append(errs, checkNodeIPs(c.NodeIP), c.checkPorts())
 	if c.BalancerPort < 1 || c.BalancerPort > 65535 {
 		fail("lb-server-port", "%d is not a port, 1 to 65535", c.BalancerPort)
 	}
@@ -97,7 +114,7 @@ func (c Config) Validate() error {
 	if c.Snapshotter != "overlayfs" && c.Snapshotter != "native" {
 		fail("snapshotter", "%q is neither overlayfs nor native", c.Snapshotter)
 	}
-	grace, err := c.Grace()
+	k, err := c.kubelet()
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -107,9 +124,51 @@ func (c Config) Validate() error {
 	if _, err := c.KubeletRanges(); err != nil {
 		errs = append(errs, err)
 	}
-	errs = append(errs, kubelet.Config{
-		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: c.KubeletPort, ShutdownGrace: grace,
-	}.Check())
+	errs = append(errs, k.Check())
+	return errors.Join(errs...)
+}
+
+// checkNodeIPs returns what is wrong with node-ip. The kubelet reports no address of these kinds.
+func checkNodeIPs(list []string) error {
+	var errs []error
+	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf("node-ip: "+format, a...)) }
+	families := map[bool]string{}
+	for _, s := range list {
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" {
+			fail("%q is not an IP address", s)
+			continue
+		}
+		a = a.Unmap()
+		switch {
+		case a.IsUnspecified():
+			fail("%s stands for any address; name the one at which other nodes reach this node, or leave it out", s)
+		case a.IsLoopback():
+			fail("%s is this machine's own loopback, at which no other node reaches it", s)
+		case a.IsMulticast():
+			fail("%s is a multicast address, no node's", s)
+		case a.IsLinkLocalUnicast():
+			fail("%s is a link-local address, which Kubernetes takes for no node", s)
+		}
+		if other := families[a.Is4()]; other != "" {
+			fail("%s and %s are of the same family; one IPv4 and one IPv6 address at most", other, s)
+		}
+		families[a.Is4()] = s
+	}
+	return errors.Join(errs...)
+}
+
+// checkPorts returns an error where two parts of the node would listen on the same port.
+func (c Config) checkPorts() error {
+	var errs []error
+	if c.BalancerPort == c.KubeletPort {
+		errs = append(errs, fmt.Errorf("lb-server-port: %d is kubelet-port as well", c.BalancerPort))
+	}
+	for key, p := range map[string]int{"lb-server-port": c.BalancerPort, "kubelet-port": c.KubeletPort} {
+		if c.ImageSharing && p == share.Port {
+			errs = append(errs, fmt.Errorf("%s: %d is the port of image-sharing", key, p))
+		}
+	}
 	return errors.Join(errs...)
 }
 

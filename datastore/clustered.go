@@ -17,6 +17,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // Cluster is what a Store offers besides where it is a member of an etcd cluster.
@@ -178,7 +179,7 @@ func seed(ctx context.Context, cfg Config, c etcd.Config) (n int, err error) {
 
 // setAside puts SQLite's files into a folder whose name says what they are.
 func setAside(dir string, log *slog.Logger) error {
-	files, err := filepath.Glob(filepath.Join(dir, "state.db*"))
+	files, err := listing.Match(dir, "state.db*")
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -37,7 +36,10 @@ type Config struct {
 
 	NodeName string `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 
-	BindAddress      string   `key:"bind-address" usage:"address to listen on (default: all)"`
+	BindAddress string `key:"bind-address" usage:"address to listen on (default: all)"`
+	// KubeletPort and ImageSharing are the node's.
+	KubeletPort      int      `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
+	ImageSharing     bool     `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
 	HTTPSPort        int      `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
 	AdvertiseAddress string   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
 	NodeIP           []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
@@ -146,8 +148,11 @@ func (c Config) KubeconfigMode() uint32 {
 	return uint32(m)
 }
 
-// Validate returns all that is wrong, each with its key and the remedy.
-func (c Config) Validate() error {
+// Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings name.
+func (c Config) Validate() error { return errors.Join(c.ValidateValues(), c.checkFiles()) }
+
+// ValidateValues is Validate for settings of another machine, whose files are not here.
+func (c Config) ValidateValues() error {
 	var errs []error
 	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
 	for key, list := range map[string][]string{"cluster-cidr": c.ClusterCIDR, "service-cidr": c.ServiceCIDR} {
@@ -215,11 +220,7 @@ func (c Config) Validate() error {
 	if _, err := utilnet.ParsePortRange(c.NodePorts); err != nil {
 		fail("service-node-port-range", "%q is not a range of ports such as 30000-32767", c.NodePorts)
 	}
-	if c.AuditPolicy != "" {
-		if _, err := os.Stat(c.AuditPolicy); err != nil {
-			fail("audit-policy", "%w", err)
-		}
-	}
+	errs = append(errs, c.checkRanges(), c.checkNames(), c.checkPorts())
 	for key, pair := range map[string][2]string{"token": {c.Token, c.TokenFile}, "agent-token": {c.AgentToken, c.AgentTokenFile}} {
 		if pair[0] != "" && pair[1] != "" && key != "token" { // the agent's settings say so of token
 			fail(key+"-file", "%s is set as well; set one of them", key)
@@ -240,7 +241,7 @@ func (c Config) Validate() error {
 	if _, err := c.nodeName().Find(); err != nil {
 		errs = append(errs, err)
 	}
-	if len(errs) == 0 { // the components' own flags are made of what is checked above
+	if errors.Join(errs...) == nil { // the components' own flags are made of what is checked above
 		errs = append(errs, c.checkArgs())
 	}
 	return errors.Join(errs...)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -96,5 +98,86 @@ func TestDatastoreSettings(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("want %q, got %v", want, err)
 		}
+	}
+}
+
+// TestSettingsThatCannotWorkAreRefused: check and install.sh ask Validate before a server is stopped for its settings.
+func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	text := write("text", "no such thing\n")
+	for want, change := range map[string]func(*Config){
+		"cluster-cidr: 10.42.0.0/25 has no room for a node's range, which is a /24": func(c *Config) { c.ClusterCIDR = []string{"10.42.0.0/25"} },
+		"cluster-cidr: fd00::/40 is too large":                                      func(c *Config) { c.ClusterCIDR, c.ServiceCIDR = []string{"fd00::/40"}, []string{"fd01::/112"} },
+		"cluster-cidr: 10.0.0.0/8 is too large": func(c *Config) {
+			c.ClusterCIDR, c.ServiceCIDR, c.ControllerArg = []string{"10.0.0.0/8"}, []string{"172.16.0.0/16"}, []string{"node-cidr-mask-size=25"}
+		},
+		"service-cidr: 10.43.0.0/30 is too small":                                                  func(c *Config) { c.ServiceCIDR = []string{"10.43.0.0/30"} },
+		"cluster-dns: 9.9.9.9 is outside of service-cidr":                                          func(c *Config) { c.ClusterDNS = []string{"9.9.9.9"} },
+		"cluster-dns: 10.43.0.1 is taken":                                                          func(c *Config) { c.ClusterDNS = []string{"10.43.0.1"} },
+		`tls-san: "münchen.local" is not a name for a certificate: certificates have names in ASC`: func(c *Config) { c.TLSSAN = []string{"münchen.local"} },
+		`tls-san: "https://x:6443" is not a name`:                                                  func(c *Config) { c.TLSSAN = []string{"https://x:6443"} },
+		`tls-san: "a.b c.d" is not a name`:                                                         func(c *Config) { c.TLSSAN = []string{"a.b c.d"} },
+		"advertise-address: 0.0.0.0 is no address":                                                 func(c *Config) { c.AdvertiseAddress = "0.0.0.0" },
+		"https-listen-port: 10250 is the port of the kubelet as well":                              func(c *Config) { c.HTTPSPort, c.KubeletPort = 10250, 10250 },
+		"audit-policy: /tmp is not a regular file":                                                 func(c *Config) { c.AuditPolicy = "/tmp" },
+		"audit-policy: " + text + " is not an audit policy":                                        func(c *Config) { c.AuditPolicy = text },
+		"kube-scheduler-arg: config: open /nope":                                                   func(c *Config) { c.SchedulerArg = []string{"config=/nope"} },
+		"kube-scheduler-arg: config: " + text:                                                      func(c *Config) { c.SchedulerArg = []string{"--config=" + text} },
+		"kube-apiserver-arg: audit-policy-file: open /nope":                                        func(c *Config) { c.APIServerArg = []string{"audit_policy_file=/nope"} },
+		"kube-apiserver-arg: oidc-ca-file: stat /nope":                                             func(c *Config) { c.APIServerArg = []string{"oidc-ca-file=/nope"} },
+		"datastore-cafile: open /nope":                                                             func(c *Config) { c.DatastoreEndpoint, c.DatastoreCA = "https://e:2379", "/nope" },
+		"datastore-cafile: " + text + " holds no certificate":                                      func(c *Config) { c.DatastoreEndpoint, c.DatastoreCA = "https://e:2379", text },
+		"datastore-keyfile: open /nope": func(c *Config) {
+			c.DatastoreEndpoint, c.DatastoreCert, c.DatastoreKey = "https://e:2379", text, "/nope"
+		},
+		"datastore-certfile: tls: ":  func(c *Config) { c.DatastoreEndpoint, c.DatastoreCert, c.DatastoreKey = "https://e:2379", text, text },
+		"snapshot-passphrase-file: ": func(c *Config) { c.Snapshots.PassphraseFile = "/nope" },
+	} {
+		c := valid()
+		change(&c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+	for name, change := range map[string]func(*Config){
+		"names": func(c *Config) {
+			c.TLSSAN = []string{"pi.local", "*.example.com", "my_host", "Pi", "10.0.0.1", "fd00::1", "xn--mnchen-3ya.local"}
+		},
+		"largest": func(c *Config) { c.ClusterCIDR, c.ServiceCIDR = []string{"10.0.0.0/8"}, []string{"172.16.0.0/16"} },
+		"two": func(c *Config) {
+			c.ClusterCIDR, c.ServiceCIDR = []string{"10.42.0.0/16", "fd00:42::/56"}, []string{"10.43.0.0/16", "fd00:43::/112"}
+		},
+		"small": func(c *Config) {
+			c.ClusterCIDR, c.ControllerArg = []string{"10.42.0.0/25"}, []string{"node-cidr-mask-size=27"}
+		},
+		"dns": func(c *Config) { c.ServiceCIDR, c.ClusterDNS = []string{"10.43.0.0/29"}, []string{"10.43.0.5"} },
+		"audit rules": func(c *Config) {
+			c.AuditPolicy = write("audit", "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: None}]\n")
+		},
+		"scheduler": func(c *Config) {
+			c.SchedulerArg = []string{"config=" + write("sched", "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n")}
+		},
+	} {
+		c := valid()
+		change(&c)
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// All at once; files of another machine are not looked for.
+	c := valid()
+	c.AuditPolicy, c.TLSSAN, c.ClusterDNS = "/nope", []string{"a b"}, []string{"9.9.9.9"}
+	if err := c.Validate(); strings.Count(err.Error(), "\n") != 2 {
+		t.Error(err)
+	}
+	if err := c.ValidateValues(); strings.Contains(err.Error(), "/nope") {
+		t.Error(err)
 	}
 }

@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/snapshot"
@@ -14,6 +17,9 @@ import (
 // SaveStopped makes a snapshot of a server that does not run.
 func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string) (_ *backup.Saved, err error) {
 	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log}
+	if _, err := os.Stat(s.dirs.Server()); errors.Is(err, fs.ErrNotExist) { // the lock would make the data directory
+		return nil, fmt.Errorf("save snapshot: no server has run here: there is no %s", s.dirs.Server())
+	}
 	release, err := instance.Acquire(s.dirs)
 	if err != nil {
 		return nil, fmt.Errorf("save snapshot: %w", err)

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 const (
@@ -62,7 +64,7 @@ func roomy() string {
 
 // removeAbandoned removes what a process left that had no time to: the power went, or it was killed.
 func removeAbandoned(dir string) {
-	all, _ := filepath.Glob(filepath.Join(dir, unpacked+"*"))
+	all, _ := listing.Match(dir, unpacked+"*") // tidying up
 	for _, d := range all {
 		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(d), unpacked), "-")
 		if n, err := strconv.Atoi(pid); err == nil && n > 0 && errors.Is(unix.Kill(n, 0), unix.ESRCH) {

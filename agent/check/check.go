@@ -44,6 +44,8 @@ type Config struct {
 	Registries   string // the registries.yaml
 	// Exposed are sentences about files with secrets of the settings that others than root can read.
 	Exposed []string
+	// Remarks are sentences about what looks like a setting and does nothing.
+	Remarks []string
 }
 
 func ok(name, format string, a ...any) Result {
@@ -62,7 +64,7 @@ func missing(name, fix, format string, a ...any) Result {
 func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
-		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings, secretFiles,
+		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings, secretFiles, unusedSettings,
 		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
 	} {
 		if ctx.Err() != nil {

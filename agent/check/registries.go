@@ -43,5 +43,13 @@ func secretFiles(_ context.Context, cfg Config) (out []Result) {
 	return out
 }
 
+// unusedSettings names what looks like a setting and does nothing.
+func unusedSettings(_ context.Context, cfg Config) (out []Result) {
+	for _, why := range cfg.Remarks {
+		out = append(out, warn("settings", "correct the name, or remove it", "%s", why))
+	}
+	return out
+}
+
 // oneLine joins an error's lines: a result is printed as one.
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

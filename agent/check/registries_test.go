@@ -58,3 +58,10 @@ func TestSecretFiles(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatDoesNothingAmongTheSettingsIsAWarning(t *testing.T) {
+	got := unusedSettings(t.Context(), Config{Remarks: []string{"UMIAK_NOD_NAME in the environment does nothing"}})
+	if len(got) != 1 || got[0].State != Warn || !Fit(got) || got[0].Detail != "UMIAK_NOD_NAME in the environment does nothing" {
+		t.Errorf("%+v", got)
+	}
+}

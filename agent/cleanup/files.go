@@ -16,6 +16,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/folders"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // removeFiles removes what upstream code writes to fixed places outside the node's directories.
@@ -25,7 +26,7 @@ func (c *cleaner) removeFiles(context.Context) error {
 
 // removeShimSockets removes the sockets of shims, whose addresses stand in their bundles.
 func (c *cleaner) removeShimSockets() error {
-	bundles, err := filepath.Glob(filepath.Join(c.Dirs.ContainerdState(), "io.containerd.runtime.v2.task/*/*"))
+	bundles, err := listing.Match(filepath.Join(c.Dirs.ContainerdState(), "io.containerd.runtime.v2.task"), "*", "*")
 	if err != nil {
 		return err
 	}

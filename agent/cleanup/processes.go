@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // inode identifies a file, directory or namespace whatever path it is seen under.
@@ -61,8 +63,8 @@ func (c *cleaner) stopPods(ctx context.Context) error {
 // left in the pods' cgroups.
 func (c *cleaner) pods() ([]int, error) {
 	bundles := map[inode]bool{}
-	for _, pattern := range []string{"io.containerd.runtime.v2.task/*/*", "io.containerd.sandbox.controller.v1.shim/*/*"} {
-		dirs, err := filepath.Glob(filepath.Join(c.Dirs.ContainerdState(), pattern))
+	for _, name := range []string{"io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"} {
+		dirs, err := listing.Match(filepath.Join(c.Dirs.ContainerdState(), name), "*", "*")
 		if err != nil {
 			return nil, err
 		}

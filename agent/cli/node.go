@@ -53,6 +53,7 @@ func Check(w Where) *ucli.Command {
 				return BadConfig(err)
 			}
 			cfg.Exposed = config.Exposed(c, w.Known...)
+			cfg.Remarks = remarks(c, append([]any{&w}, w.Known...))
 			results := check.Run(c.Context, cfg)
 			show := check.Print
 			if js {

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,11 +68,23 @@ func Agent() *ucli.Command {
 	}
 }
 
-// WarnExposed logs which files with secrets of the settings others than root can read.
-func WarnExposed(c *ucli.Context, log *slog.Logger, settings ...any) {
-	for _, why := range config.Exposed(c, settings...) {
+// WarnSettings logs what is odd about the settings and is no reason to refuse them: files with secrets that others than root can read,
+// and what looks like a setting and does nothing.
+func WarnSettings(c *ucli.Context, log *slog.Logger, settings ...any) {
+	for _, why := range slices.Concat(config.Exposed(c, settings...), remarks(c, settings)) {
 		log.Warn(why)
 	}
+}
+
+// remarks names what looks like a setting of the structs and does nothing.
+func remarks(c *ucli.Context, settings []any) []string {
+	out := config.Remarks(c, settings...)
+	for _, s := range settings {
+		if cfg, ok := s.(*agent.Config); ok {
+			out = append(out, cfg.PassedOver()...)
+		}
+	}
+	return out
 }
 
 // runAgent runs a node whose server is another machine.
@@ -82,7 +97,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err != nil {
 		return err
 	}
-	WarnExposed(c, log, &cfg)
+	WarnSettings(c, log, &cfg, &lc)
 	if err := egress.Exempt(); err != nil {
 		return err
 	}
@@ -324,12 +339,21 @@ func NoArgs(c *ucli.Context) error {
 	return nil
 }
 
+// withRemedy is the text of an error, with what to do where another user than root is refused something.
+func withRemedy(err error, uid int) string {
+	msg := err.Error()
+	if uid != 0 && errors.Is(err, fs.ErrPermission) && !strings.Contains(msg, "as root") {
+		msg += "; run this as root"
+	}
+	return msg
+}
+
 // Exit prints what ended a command and returns the process's exit code.
 func Exit(program string, err error, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if msg := err.Error(); msg != "" {
+	if msg := withRemedy(err, os.Geteuid()); msg != "" {
 		fmt.Fprintf(stderr, "%s: %s\n", program, msg)
 	}
 	var code ucli.ExitCoder

@@ -127,6 +127,8 @@ var (
 func onUsageError(c *ucli.Context, err error, _ bool) error {
 	text := err.Error()
 	switch m := undefined.FindStringSubmatch(text); {
+	case m != nil && belongsBelow(c.Command, m[1]):
+		return Usagef(c, "%s belongs behind the command, as `%s COMMAND %s …`", dashed(m[1]), helpName(c), dashed(m[1]))
 	case m != nil:
 		if near := config.Nearest(m[1], flagNames(c.Command)); near != "" {
 			return Usagef(c, "unknown flag %s; did you mean %s?", dashed(m[1]), dashed(near))
@@ -147,6 +149,11 @@ func onUsageError(c *ucli.Context, err error, _ bool) error {
 		return Usagef(c, "%s and %s are the same flag", dashed(m[1]), dashed(m[2]))
 	}
 	return Usagef(c, "%s", text)
+}
+
+// belongsBelow reports whether a command below cmd takes a flag.
+func belongsBelow(cmd *ucli.Command, flag string) bool {
+	return cmd != nil && slices.ContainsFunc(cmd.Subcommands, func(sub *ucli.Command) bool { return slices.Contains(flagNames(sub), flag) })
 }
 
 func dashed(name string) string {

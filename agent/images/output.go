@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // output is a file that gets its name when it is complete. Until then it has none at all where the file system can do that, so that
@@ -42,7 +44,7 @@ func create(name string) (*output, error) {
 
 // removeLeftovers removes what nobody writes any more.
 func removeLeftovers(dir string) {
-	all, _ := filepath.Glob(filepath.Join(escape(dir), hiddenName+"*")) // the pattern is sound
+	all, _ := listing.Match(dir, hiddenName+"*") // tidying up
 	for _, name := range all {
 		f, err := os.Open(name)
 		if err != nil {
@@ -53,19 +55,6 @@ func removeLeftovers(dir string) {
 		}
 		_ = f.Close()
 	}
-}
-
-// escape makes a folder's name a pattern that matches it alone.
-func escape(dir string) string {
-	var out []rune
-	for _, r := range dir {
-		switch r {
-		case '*', '?', '[', '\\':
-			out = append(out, '\\')
-		}
-		out = append(out, r)
-	}
-	return string(out)
 }
 
 // commit gives the file its name, in place of one that has it now.

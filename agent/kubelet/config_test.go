@@ -143,7 +143,7 @@ func TestFilesOfKubeletConfiguration(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		head + "port: 1\n": "port cannot be set: set kubelet-port", head + "authentication: {x509: {clientCAFile: /x}}\n": "authentication.x509 cannot be set", head + "nonsense: 1\n": "nonsense",
-		"maxPods: 3\n": "x.yaml", "kind: Pod\napiVersion: v1\n": "x.yaml", "": "x.yaml", head + "cgroupRoot: /x\n": "set cgroup-root",
+		"maxPods: 3\n": "x.yaml", head + "maxPods: 30\n---\nmaxPods: 40\n": "a second document begins here", "kind: Pod\napiVersion: v1\n": "x.yaml", "": "x.yaml", head + "cgroupRoot: /x\n": "set cgroup-root",
 	} {
 		file := write("wrong/x.yaml", name)
 		c := config("config=" + file)
@@ -195,5 +195,44 @@ func TestWithoutTheCapability(t *testing.T) {
 	}
 	if len(c.remarks()) == 0 {
 		t.Error("not told")
+	}
+}
+
+// TestCredentialProvidersThatUpstreamWouldEndTheProcessFor: what would be os.Exit in the kubelet is an error before.
+func TestCredentialProvidersThatUpstreamWouldEndTheProcessFor(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		file := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), mode)); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	const head = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\n"
+	const good = head + "providers: [{name: ecr, matchImages: ['*.example.com'], defaultCacheDuration: 1h, apiVersion: credentialprovider.kubelet.k8s.io/v1}]\n"
+	bin := filepath.Dir(write("bin/ecr", "#!/bin/sh\n", 0o755))
+	write("plain/ecr", "no program", 0o644)
+	for name, c := range map[string]struct{ file, bin, want string }{
+		"fine":            {write("good.yaml", good, 0o600), bin, ""},
+		"no file":         {"/nope", bin, "image-credential-provider-config: stat /nope"},
+		"no folder":       {write("good.yaml", good, 0o600), "/nope", "image-credential-provider-bin-dir: stat /nope"},
+		"folder alone":    {"", bin, "needs image-credential-provider-config"},
+		"no providers":    {write("none.yaml", head, 0o600), bin, "at least 1 item"},
+		"another kind":    {write("pod.yaml", "apiVersion: v1\nkind: Pod\n", 0o600), bin, "image-credential-provider-config: "},
+		"two documents":   {write("two.yaml", good+"---\n"+good, 0o600), bin, "a second document begins here"},
+		"no program":      {write("good.yaml", good, 0o600), t.TempDir(), "the program of ecr"},
+		"not executable":  {write("good.yaml", good, 0o600), filepath.Join(dir, "plain"), "the program of ecr"},
+		"a field too few": {write("few.yaml", head+"providers: [{name: ecr}]\n", 0o600), bin, "matchImages"},
+	} {
+		args := []string{"image-credential-provider-bin-dir=" + c.bin}
+		if c.file != "" {
+			args = append(args, "image_credential_provider_config="+c.file)
+		}
+		for range 2 { // the check may be made again in the same process
+			err := (Config{Args: args, Port: 1}).CheckFiles()
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
 	}
 }

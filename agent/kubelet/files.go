@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
@@ -16,6 +14,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
 	"sigs.k8s.io/yaml"
+
+	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
 // dropins lists the files of KubeletConfiguration in dir, in the order of their names: *.conf, as the kubelet reads them, and
@@ -24,20 +24,26 @@ func dropins(dir string, needed bool) ([]string, error) {
 	if dir == "" {
 		return nil, nil
 	}
-	entries, err := os.ReadDir(dir)
+	files, _, err := yamlfile.Folder(dir, extensions...)
 	if err != nil {
 		if !needed && errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 		return nil, fmt.Errorf("read the kubelet's configuration: %w", err)
 	}
-	var out []string
-	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); !e.IsDir() && slices.Contains([]string{".conf", ".yaml", ".yml"}, ext) {
-			out = append(out, filepath.Join(dir, e.Name()))
-		}
+	return files, nil
+}
+
+// extensions are the ends of the names of files of KubeletConfiguration.
+var extensions = []string{".conf", ".yaml", ".yml"}
+
+// PassedOver returns a sentence for each file in the folder of KubeletConfiguration that looks as if it were read and is not.
+func (c Config) PassedOver() (out []string) {
+	_, over, _ := yamlfile.Folder(c.ConfigDir, extensions...) // Check says what is wrong with the folder
+	for _, file := range over {
+		out = append(out, file+" is not read: the names of files of KubeletConfiguration end in .yaml, .yml or .conf")
 	}
-	return out, nil
+	return out
 }
 
 // mergeFile lays a file of KubeletConfiguration over conf, field by field: what the file does not name stays.
@@ -51,9 +57,12 @@ func mergeFile(conf *kubeletconfig.KubeletConfiguration, file string) error {
 		return fmt.Errorf("read %s: %w", file, err)
 	}
 	// The kubelet's own loader takes unknown and repeated fields.
-	text, err := os.ReadFile(file)
+	text, err := yamlfile.Read(file)
 	if err != nil {
 		return fmt.Errorf("read the kubelet's configuration: %w", err)
+	}
+	if _, err := yamlfile.Document(text); err != nil {
+		return fmt.Errorf("%s:%w", file, err)
 	}
 	if err := yaml.UnmarshalStrict(text, &kubeletv1beta1.KubeletConfiguration{}); err != nil {
 		return fmt.Errorf("%s: %s", file, strings.ReplaceAll(err.Error(), "\n", " "))

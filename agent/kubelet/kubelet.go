@@ -224,6 +224,9 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 	if _, err := tls.LoadX509KeyPair(k.server.TLSCertFile, k.server.TLSPrivateKeyFile); err != nil {
 		return fmt.Errorf("load the node's serving certificate: %w", err)
 	}
+	if err := checkProviders(k.server.ImageCredentialProviderConfigPath, k.server.ImageCredentialProviderBinDir); err != nil {
+		return err
+	}
 	addr := net.JoinHostPort(k.server.Address, strconv.Itoa(int(k.server.Port)))
 	if err := host.TryPort(ctx, "tcp", addr, "set kubelet-port"); err != nil {
 		return err

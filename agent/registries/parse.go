@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
 // wildcard stands for every registry, or host, that has no entry of its own.
@@ -88,15 +90,14 @@ func Parse(name string, text []byte) (*Settings, error) {
 	if len(text) > maxSize {
 		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxSize)
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
-		// The parser's own message has the line.
-		return nil, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+	doc, err := yamlfile.Document(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s:%w", name, err)
 	}
 	p := &parser{name: name}
 	s := &Settings{Mirrors: map[string]Mirror{}, Configs: map[string]Host{}}
-	if len(doc.Content) > 0 {
-		p.object(doc.Content[0], "", map[string]func(*yaml.Node, string){
+	if doc != nil {
+		p.object(doc, "", map[string]func(*yaml.Node, string){
 			"mirrors": func(n *yaml.Node, at string) {
 				p.named(n, at, registryKey, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
 			},

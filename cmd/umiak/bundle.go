@@ -80,12 +80,12 @@ func checkBundled(serverFile, agentFile string) error {
 		var sc server.Config
 		var ac agent.Config
 		var lc logging.Config
-		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc), sc.Validate(), ac.Validate(), lc.Validate())
+		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc), sc.ValidateValues(), ac.ValidateValues(), lc.Validate())
 	}
 	if agentFile != "" {
 		var ac agent.Config
 		var lc logging.Config
-		errs = append(errs, config.Check(agentFile, &ac, &lc), ac.Validate(), lc.Validate())
+		errs = append(errs, config.Check(agentFile, &ac, &lc), ac.ValidateValues(), lc.Validate())
 	}
 	return errors.Join(errs...)
 }

@@ -34,12 +34,12 @@ func kubectlCommand(where agentcli.Where) *cli.Command {
 		SkipFlagParsing: true, // everything behind it is kubectl's
 		Action: func(c *cli.Context) error {
 			args := append([]string{"kubectl"}, c.Args().Slice()...)
-			if findsServer(args[1:]) {
+			if own := ownArgs(args[1:]); findsServer(own) {
 				dirs, err := where.Dirs(c)
 				if err != nil {
 					return err
 				}
-				if err := useAdmin(dirs.AdminKubeconfig(), args[1:]); err != nil {
+				if err := useAdmin(dirs.AdminKubeconfig(), own); err != nil {
 					return err
 				}
 			}
@@ -49,8 +49,11 @@ func kubectlCommand(where agentcli.Where) *cli.Command {
 			// The discovery rates are those of kubectl's own main.
 			flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().
 				WithDiscoveryBurst(300).WithDiscoveryQPS(50).WithWarningPrinter(streams)
-			if findsServer(args[1:]) {
-				flags.WrapConfigFn = neverLocalhost
+			flags.WrapConfigFn = func(cfg *rest.Config) *rest.Config {
+				if namesServer(flags, cfg.Host) {
+					return cfg
+				}
+				return neverLocalhost(cfg)
 			}
 			kubectl := cmd.NewDefaultKubectlCommandWithArgs(cmd.KubectlOptions{
 				Arguments: args, IOStreams: streams, ConfigFlags: flags,
@@ -65,14 +68,23 @@ func kubectlCommand(where agentcli.Where) *cli.Command {
 	}
 }
 
-// findsServer reports whether kubectl is left to find the server by itself.
+// ownArgs are the arguments that are kubectl's own: what follows a double dash is the command line of a program in a container.
+func ownArgs(args []string) []string {
+	if i := slices.Index(args, "--"); i >= 0 {
+		return args[:i]
+	}
+	return args
+}
+
+// findsServer reports whether kubectl, with these arguments of its own, is left to find the server by itself.
 func findsServer(args []string) bool {
 	if os.Getenv("KUBECONFIG") != "" || os.Getenv("KUBERNETES_SERVICE_HOST") != "" { // the second: in a pod
 		return false
 	}
 	return !slices.ContainsFunc(args, func(a string) bool {
 		name, _, _ := strings.Cut(a, "=")
-		return name == "--kubeconfig" || name == "--server" || name == "-s"
+		short := len(a) > 1 && a[0] == '-' && a[1] == 's' // -s URL, -s=URL, -sURL
+		return name == "--kubeconfig" || name == "--server" || short
 	})
 }
 
@@ -113,6 +125,23 @@ func needsNoServer(args []string) bool {
 		}
 	}
 	return true
+}
+
+// namesServer reports whether a flag or a kubeconfig names the server at host.
+func namesServer(flags *genericclioptions.ConfigFlags, host string) bool {
+	if flags.APIServer != nil && *flags.APIServer != "" {
+		return true
+	}
+	raw, err := flags.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return false
+	}
+	for _, c := range raw.Clusters {
+		if c.Server == host {
+			return true
+		}
+	}
+	return false
 }
 
 // neverLocalhost keeps kubectl from asking whoever listens at the default address of its library, where nothing says which

@@ -24,7 +24,7 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 			Flags: w.Flags(),
 			Action: func(c *cli.Context) error {
 				if c.NArg() != 1 {
-					return errors.New("say which server: `umiak server forget NAME`, or its address; `umiak status` lists the members")
+					return agentcli.Usagef(c, "server forget takes one NAME or ADDRESS; `umiak status` lists the members")
 				}
 				dirs, err := w.Dirs(c)
 				if err != nil {

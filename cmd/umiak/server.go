@@ -40,7 +40,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			agentcli.WarnExposed(c, log, &sc, &ac)
+			agentcli.WarnSettings(c, log, &sc, &ac, &lc)
 			release, err := agentcli.Own(sc.Dirs(), log)
 			if err != nil {
 				return err

@@ -289,6 +289,12 @@ func TestListAndPrune(t *testing.T) {
 		m.save(s, at.Add(time.Duration(i/2)*time.Hour)) // two in one second
 	}
 	own := m.save(s, at, func(c *snapshot.Save) { c.Name = "before-upgrade" })
+	// A folder's name is no pattern.
+	odd := filepath.Join(m.dirs.Server(), "s[n]ap*")
+	if err := os.Rename(dir, odd); err != nil {
+		t.Fatal(err)
+	}
+	dir, own.Path = odd, filepath.Join(odd, filepath.Base(own.Path))
 	junk := filepath.Join(dir, "scheduled-m1-x"+snapshot.Suffix)
 	old := filepath.Join(dir, ".snapshot-1.tmp")
 	for _, p := range []string{junk, old} {
@@ -302,6 +308,9 @@ func TestListAndPrune(t *testing.T) {
 	l, err := snapshot.List(dir)
 	if err != nil || len(l) != 6 || !errors.Is(l[5].Err, snapshot.ErrTruncated) || l[0].Time.Before(l[4].Time) {
 		t.Fatalf("%v, %v", l, err)
+	}
+	if _, err := snapshot.List(junk); err == nil {
+		t.Error("what cannot be read as a folder has no snapshots, and that is no error")
 	}
 	removed, err := snapshot.Prune(dir, "scheduled", "m1", 3)
 	if err != nil || len(removed) != 1 || removed[0] != l[3].Path && removed[0] != l[4].Path {

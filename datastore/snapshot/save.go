@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // Suffix ends the names of snapshots.
@@ -198,7 +199,7 @@ func (c Save) unchanged(ctx context.Context, st State, cluster string, files []F
 // List returns the snapshots in a folder, the newest first, and what merely has the name of one last. A
 // folder that is not there holds none.
 func List(dir string) ([]Entry, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "*"+Suffix))
+	names, err := listing.Match(dir, "*"+Suffix)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
@@ -262,7 +263,8 @@ func Prune(dir, name, node string, keep int) ([]string, error) {
 		}
 		removed = append(removed, e.Path)
 	}
-	left, _ := filepath.Glob(filepath.Join(dir, tempPattern))
+	left, err := listing.Match(dir, tempPattern)
+	errs = append(errs, err)
 	for _, p := range left {
 		// One that is being written now is younger.
 		if st, err := os.Stat(p); err == nil && time.Since(st.ModTime()) > time.Hour {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 const (
@@ -88,7 +89,7 @@ func writeReport(rep *Recovery) error {
 
 // lastRecovery returns the newest report that is still there.
 func lastRecovery(dir string) *Recovery {
-	reports, _ := filepath.Glob(filepath.Join(dir, "broken-*", "report.json"))
+	reports, _ := listing.Match(dir, "broken-*", "report.json")
 	slices.Sort(reports)
 	for _, p := range slices.Backward(reports) {
 		b, err := os.ReadFile(p)
@@ -113,8 +114,10 @@ func finishRecovery(path string, log *slog.Logger) error {
 		return err
 	}
 	dir := filepath.Dir(path)
-	kept, _ := filepath.Glob(filepath.Join(dir, "broken-*"))
-	slices.Sort(kept)
+	kept, err := listing.Match(dir, "broken-*")
+	if err != nil {
+		return err
+	}
 	if len(kept) == 0 { // stopped before the folder was made: salvage again, it is cheap
 		return os.Remove(recovered)
 	}

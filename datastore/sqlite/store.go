@@ -18,6 +18,7 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 	"github.com/umiak-io/umiak/datastore/internal/ttl"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // File is the database in a folder.
@@ -140,7 +141,11 @@ func (s *Store) prepareFile(ctx context.Context) error {
 	}
 	st, err := os.Stat(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if kept, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), "broken-*", "state.db")); len(kept) > 0 {
+		kept, err := listing.Match(filepath.Dir(s.path), "broken-*", "state.db")
+		if err != nil {
+			return err
+		}
+		if len(kept) > 0 {
 			return fmt.Errorf("%w: state.db is gone but %s is there: put a state.db back, or remove the broken-* folders to start empty", ErrDamaged, kept[len(kept)-1])
 		}
 		if _, err := os.Stat(s.path + "-wal"); err == nil {

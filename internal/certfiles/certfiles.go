@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // How long what umiak issues lives. The last third is for renewal.
@@ -95,11 +96,8 @@ func Inspect(dirs layout.Dirs, now time.Time, warn time.Duration) ([]Certificate
 		prefix, dir string
 		uses        map[string]use
 	}{{"", dirs.ServerPKI(), server}, {"node ", dirs.AgentPKI(), agent}} {
-		files, err := filepath.Glob(filepath.Join(place.dir, "*.crt"))
+		files, err := listing.Match(place.dir, "*.crt")
 		if err != nil {
-			return nil, fmt.Errorf("list certificates: %w", err)
-		}
-		if _, err := os.ReadDir(place.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("list certificates (run this as root): %w", err)
 		}
 		for _, f := range files {

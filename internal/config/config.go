@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
 // DefaultFile is read when --config is not given; it need not exist.
@@ -99,22 +101,16 @@ func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
 	fields := collect(dst)
 	defaults(fields)
 	byKey := index(fields)
-	main, asked := DefaultFile, false
-	if v := os.Getenv(envPrefix + "CONFIG"); v != "" {
-		main, asked = v, true
-	}
-	for _, name := range []string{"config", "c"} {
-		if v, ok := flagOf(c, name); ok {
-			main, asked = fmt.Sprint(v), true
-			break
-		}
-	}
+	main, asked := mainFile(c)
 	s := Settings{File: main, sources: map[string]Source{}}
 	var errs []error
-	files, err := files(main, asked)
+	found, err := find(main, asked)
 	errs = append(errs, err)
-	for _, file := range files {
+	for _, file := range found.main {
 		errs = append(errs, loadFile(file, byKey)...)
+	}
+	for _, file := range found.dropIns {
+		errs = append(errs, loadDropIn(file, byKey)...)
 	}
 	for _, f := range fields {
 		if f.found {
@@ -281,25 +277,39 @@ func (f *field) show(v string) string {
 
 func envOf(key string) string { return envPrefix + strings.ToUpper(strings.ReplaceAll(key, "-", "_")) }
 
-// files lists what to read in order. Only a file that was asked for must exist.
-func files(main string, asked bool) ([]string, error) {
-	var out []string
+// files are what to read of settings: the file that the user names, where it exists, and the drop-ins after it.
+type files struct {
+	main, dropIns []string
+	passedOver    []string // files in the folder of drop-ins that look as if they were read
+}
+
+// find lists what to read in order. Only a file that was asked for must exist.
+func find(main string, asked bool) (out files, err error) {
 	switch _, err := os.Stat(main); {
 	case err == nil:
-		out = append(out, main)
+		out.main = []string{main}
 	case asked || !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("read settings: %w", err)
+		return files{}, fmt.Errorf("read settings: %w", err)
 	}
-	dropins, err := os.ReadDir(main + ".d")
+	out.dropIns, out.passedOver, err = yamlfile.Folder(main+".d", ".yaml", ".yml")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read settings: %w", err)
-	}
-	for _, e := range dropins { // sorted by name
-		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") {
-			out = append(out, filepath.Join(main+".d", e.Name()))
-		}
+		return files{}, fmt.Errorf("read settings: %w", err)
 	}
 	return out, nil
+}
+
+// mainFile is the file of settings that a flag or a variable names, or the default.
+func mainFile(c *cli.Context) (path string, asked bool) {
+	path = DefaultFile
+	if v := os.Getenv(envPrefix + "CONFIG"); v != "" {
+		path, asked = v, true
+	}
+	for _, name := range []string{"config", "c"} {
+		if v, ok := flagOf(c, name); ok {
+			return fmt.Sprint(v), true
+		}
+	}
+	return path, asked
 }
 
 // Check returns what is wrong with a file of settings for the structs that dst points to, which it fills. Nothing but the file

@@ -9,29 +9,26 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/internal/exposed"
+	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
 // Exposed returns a sentence for each file with a secret of the settings that others than root can read: files of settings, the
 // service's environment, and files that settings name. Load has filled in the structs that dst points to.
 func Exposed(c *cli.Context, dst ...any) []string {
 	fields := collect(dst)
-	main := DefaultFile
-	if v := os.Getenv(envPrefix + "CONFIG"); v != "" {
-		main = v
-	}
-	for _, name := range []string{"config", "c"} {
-		if v, ok := flagOf(c, name); ok {
-			main, _ = v.(string)
-			break
-		}
-	}
+	main, _ := mainFile(c)
 	var named []string
-	all, _ := files(main, false) // Load has said what is wrong
-	for _, file := range all {
-		raw, err := os.ReadFile(file)
-		if err == nil && holdsSecret(raw, index(fields)) {
+	found, _ := find(main, false) // Load has said what is wrong
+	note := func(file string, read func(string) ([]byte, error)) {
+		if raw, err := read(file); err == nil && holdsSecret(raw, index(fields)) {
 			named = append(named, file)
 		}
+	}
+	for _, file := range found.main {
+		note(file, os.ReadFile)
+	}
+	for _, file := range found.dropIns {
+		note(file, yamlfile.Read)
 	}
 	etc := filepath.Dir(main)
 	service, _ := ServiceEnvironment(etc)
@@ -54,7 +51,7 @@ func Exposed(c *cli.Context, dst ...any) []string {
 
 // holdsSecret reports whether a file of settings sets one that is secret.
 func holdsSecret(raw []byte, byKey map[string]*field) bool {
-	doc, err := document(raw)
+	doc, err := yamlfile.Document(raw)
 	if err != nil || doc == nil {
 		return false
 	}

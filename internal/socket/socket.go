@@ -47,6 +47,15 @@ func Client(path string) *http.Client {
 	}}}
 }
 
+// Probe returns an error, as Unanswered words it, where nobody listens at path.
+func Probe(ctx context.Context, path string) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return Unanswered(ctx, path, err)
+	}
+	return conn.Close()
+}
+
 // Unanswered words the error of a request that got no answer.
 func Unanswered(ctx context.Context, path string, err error) error {
 	switch {

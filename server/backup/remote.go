@@ -15,6 +15,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/listing"
 	"github.com/umiak-io/umiak/server/backup/s3"
 )
 
@@ -236,7 +237,7 @@ func mark(file string) string {
 
 // waiting are the files that have a mark, the oldest first, and the marks of files that are no more.
 func waiting(dir string) (files, orphans []string) {
-	marks, _ := filepath.Glob(filepath.Join(dir, ".*"+snapshot.Suffix+markEnd)) // a bad pattern is its only error
+	marks, _ := listing.Match(dir, ".*"+snapshot.Suffix+markEnd) // who lists the snapshots says that the folder cannot be read
 	times := map[string]int64{}
 	for _, m := range marks {
 		f := filepath.Join(dir, strings.TrimSuffix(strings.TrimPrefix(filepath.Base(m), "."), markEnd))

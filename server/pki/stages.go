@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // Files are those of SharedFiles that there are at one stage of a rotation, by name. rotations.json is not among
@@ -287,7 +288,7 @@ var errCut = errors.New("cut off")
 
 // removeStages removes what a crash has left of elsewhere.
 func removeStages(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, stagePrefix+"*"))
+	left, err := listing.Match(dir, stagePrefix+"*")
 	for _, d := range left {
 		err = errors.Join(err, os.RemoveAll(d))
 	}

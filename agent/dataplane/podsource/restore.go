@@ -9,11 +9,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // Results is the folder in which the CNI library keeps what each pod was given.
@@ -41,7 +42,7 @@ func running(results, state string) (out []Pod, bad error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := filepath.Glob(filepath.Join(results, "umiak-*"))
+	files, err := listing.Match(results, "umiak-*")
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/listing"
 )
 
 // state is what is written down of a pod. The folder is on a tmpfs: rules do not survive a reboot either.
@@ -103,7 +105,7 @@ func lock(dir string) (unlock func(), err error) {
 
 // running reads the pods that are there. What is left of others is removed.
 func running(dir string) ([]state, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	files, err := listing.Match(dir, "*.json")
 	if err != nil {
 		return nil, err
 	}
