@@ -80,7 +80,8 @@ func (c Config) kubelet() (kubelet.Config, error) {
 	return kubelet.Config{Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: c.KubeletPort, ShutdownGrace: grace}, err
 }
 
-// ValidateValues is Validate for settings of another machine, whose files are not here.
+// ValidateValues is Validate for settings of another machine, whose files are not here, and for a start, where the kubelet
+// waits for them.
 func (c Config) ValidateValues() error {
 	var errs []error
 	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }

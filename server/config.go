@@ -149,7 +149,14 @@ func (c Config) KubeconfigMode() uint32 {
 }
 
 // Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings name.
-func (c Config) Validate() error { return errors.Join(c.ValidateValues(), c.checkFiles()) }
+func (c Config) Validate() error {
+	_, err := c.Snapshots.Passphrase() // has its key
+	return errors.Join(c.ValidateStart(), err)
+}
+
+// ValidateStart is Validate but for files without which a server starts all the same: the part that needs one waits for it,
+// as where its disk is not mounted yet.
+func (c Config) ValidateStart() error { return errors.Join(c.ValidateValues(), c.checkFiles()) }
 
 // ValidateValues is Validate for settings of another machine, whose files are not here.
 func (c Config) ValidateValues() error {

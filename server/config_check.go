@@ -55,6 +55,7 @@ func (c Config) checkRanges() error {
 		}
 		in := slices.IndexFunc(services, func(p netip.Prefix) bool { return p.Contains(a) })
 		switch {
+		case slices.Contains(c.Disable, "dns"): // the user's own, wherever it is
 		case in < 0 && len(c.ClusterDNS) > 0:
 			fail("cluster-dns", "%s is outside of service-cidr %s; it is the address of a Service", s, strings.Join(c.ServiceCIDR, ","))
 		case in < 0:
@@ -153,9 +154,6 @@ func (c Config) checkFiles() error {
 			_, err := tls.X509KeyPair(cert, key)
 			fail("datastore-certfile", err)
 		}
-	}
-	if _, err := c.Snapshots.Passphrase(); err != nil {
-		errs = append(errs, err) // with its key
 	}
 	for key, args := range map[string][]string{"kube-apiserver-arg": c.APIServerArg, "kube-controller-manager-arg": c.ControllerArg, "kube-scheduler-arg": c.SchedulerArg} {
 		for _, arg := range args {

@@ -158,6 +158,7 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 			c.ClusterCIDR, c.ControllerArg = []string{"10.42.0.0/25"}, []string{"node-cidr-mask-size=27"}
 		},
 		"dns": func(c *Config) { c.ServiceCIDR, c.ClusterDNS = []string{"10.43.0.0/29"}, []string{"10.43.0.5"} },
+		"a DNS of one's own": func(c *Config) { c.Disable, c.ClusterDNS = []string{"dns"}, []string{"169.254.20.10"} },
 		"audit rules": func(c *Config) {
 			c.AuditPolicy = write("audit", "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: None}]\n")
 		},
@@ -170,6 +171,11 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 		if err := c.Validate(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	start := valid()
+	start.Snapshots.PassphraseFile = "/not/mounted/yet"
+	if err := start.ValidateStart(); err != nil {
+		t.Errorf("the server does not start without a file that only snapshots need: %v", err)
 	}
 	// All at once; files of another machine are not looked for.
 	c := valid()

@@ -60,7 +60,7 @@ func Agent() *ucli.Command {
 			if err := NoArgs(c); err != nil {
 				return err
 			}
-			if err := errors.Join(config.Load(c, &cfg, &lc), cfg.Validate(), lc.Validate()); err != nil {
+			if err := errors.Join(config.Load(c, &cfg, &lc), cfg.ValidateValues(), lc.Validate()); err != nil {
 				return BadConfig(err)
 			}
 			return runAgent(c, cfg, lc)

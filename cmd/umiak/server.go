@@ -33,7 +33,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err := agentcli.NoArgs(c); err != nil {
 				return err
 			}
-			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.Validate(), ac.Validate(), lc.Validate()); err != nil {
+			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.ValidateStart(), ac.ValidateValues(), lc.Validate()); err != nil {
 				return agentcli.BadConfig(err)
 			}
 			log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
