@@ -157,7 +157,7 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 		"small": func(c *Config) {
 			c.ClusterCIDR, c.ControllerArg = []string{"10.42.0.0/25"}, []string{"node-cidr-mask-size=27"}
 		},
-		"dns": func(c *Config) { c.ServiceCIDR, c.ClusterDNS = []string{"10.43.0.0/29"}, []string{"10.43.0.5"} },
+		"dns":                func(c *Config) { c.ServiceCIDR, c.ClusterDNS = []string{"10.43.0.0/29"}, []string{"10.43.0.5"} },
 		"a DNS of one's own": func(c *Config) { c.Disable, c.ClusterDNS = []string{"dns"}, []string{"169.254.20.10"} },
 		"audit rules": func(c *Config) {
 			c.AuditPolicy = write("audit", "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: None}]\n")
