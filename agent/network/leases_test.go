@@ -213,7 +213,7 @@ func TestAcceptWireGuard(t *testing.T) {
 	} {
 		accepted, refused := b.accept(map[string]peer{"old": wg("old", 9, 2, `{"PublicKey":"`+key+`","Port":51820}`), "young": wg("young", 5, 3, data)})
 		l, has := accepted["young"].lease(true, true)
-		if has != ok || has && !(l.EnableIPv4 && l.EnableIPv6) || (len(refused) == 0) != ok {
+		if has != ok || has && (!l.EnableIPv4 || !l.EnableIPv6) || (len(refused) == 0) != ok {
 			t.Errorf("%s: %+v, refused %q", data, l, refused)
 		}
 		if l, has := accepted["old"].lease(true, true); !has || !l.EnableIPv4 || !l.EnableIPv6 {
