@@ -103,6 +103,9 @@ func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 		return err
 	}
 	defer unlock()
+	if err := k.awaitReady(ctx); err != nil {
+		return err
+	}
 	cfg := rest.CopyConfig(k.REST)
 	cfg.QPS = -1 // priority and fairness of the API server is the limit
 	objects, err := dynamic.NewForConfig(cfg)
@@ -286,6 +289,9 @@ func (k *Keeper) waitLoaded(ctx context.Context) error {
 	defer cancel()
 	_, hash, err := load(k.File)
 	if err != nil {
+		return err
+	}
+	if err := k.awaitReady(ctx); err != nil {
 		return err
 	}
 	all, err := k.servers(ctx)
