@@ -167,6 +167,12 @@ func TestEgress(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir)
 	k := p.admin(t)
+	// The node has joined.
+	if _, err := k.CoreV1().Secrets(metav1.NamespaceSystem).Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "n1.node-password.umiak", Labels: map[string]string{"umiak.io/join": "node"}}, Type: "umiak.io/node-password",
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	n, ca := newFarNode(t, dir)
 	farObjects(t, k, n)
 	get := func(path string) (string, error) {

@@ -172,7 +172,7 @@ configs:
 	settings("mirrors: [")
 	eventually(t, "the error is logged", func() bool {
 		log, _ := os.ReadFile(n.log.Name())
-		return strings.Contains(string(log), "registries.yaml: ")
+		return strings.Contains(string(log), "registries.yaml:1: this is not YAML")
 	})
 	if err := pull("third.invalid/library/box:1", nil); err != nil {
 		t.Error(err)
