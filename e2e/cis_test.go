@@ -33,8 +33,9 @@ func TestCISBenchmark(t *testing.T) {
 			ids = append(ids, fmt.Sprintf("%s.%d", section, i+1))
 		}
 	}
+	checks := b.checks()
 	for _, id := range ids {
-		check, checked := b.checks()[id]
+		check, checked := checks[id]
 		switch {
 		case checked && explained[id]:
 			t.Errorf("%s is checked, and docs/hardening.md says why it does not pass", id)
@@ -136,11 +137,7 @@ func (e *env) cis() *cisNode {
 	for name, value := range running.Flags {
 		b.flags[name] = strings.Trim(value, "[]")
 	}
-	var c struct {
-		Kubelet *json.RawMessage `json:"kubeletconfig"`
-	}
-	e.must(json.Unmarshal([]byte(e.kubectl("get", "--raw", "/api/v1/nodes/"+e.M.Name+"/proxy/configz")), &c))
-	e.must(json.Unmarshal(*c.Kubelet, &b.kubelet))
+	e.kubeletConfig(&b.kubelet)
 	read := func(flag string) string {
 		raw, err := os.ReadFile(e.hostPath(b.flags[flag]))
 		e.must(err)
@@ -155,6 +152,16 @@ func (e *env) cis() *cisNode {
 	b.wrongFiles = e.wrongFiles
 	b.bindings = e.bindings()
 	return b
+}
+
+// kubeletConfig decodes the configuration with which the node's kubelet runs, a KubeletConfiguration.
+func (e *env) kubeletConfig(into any) {
+	e.Helper()
+	var c struct {
+		Kubelet json.RawMessage `json:"kubeletconfig"`
+	}
+	e.must(json.Unmarshal([]byte(e.kubectl("get", "--raw", "/api/v1/nodes/"+e.M.Name+"/proxy/configz")), &c))
+	e.must(json.Unmarshal(c.Kubelet, into))
 }
 
 // wrongFiles says which files are not root's or may be more than a mode allows.
@@ -316,7 +323,7 @@ func weakSuite(suites []string) string {
 
 func (b *cisNode) kubeletChecks(out map[string]func() string, files func(id string, mode fs.FileMode, paths ...string)) {
 	k := &b.kubelet
-	rotates, forbidden := k.FeatureGates["RotateKubeletServerCertificate"]
+	rotates, given := k.FeatureGates["RotateKubeletServerCertificate"]
 	for id, ok := range map[string]bool{
 		"4.2.1":  k.Authentication.Anonymous.Enabled != nil && !*k.Authentication.Anonymous.Enabled,
 		"4.2.2":  k.Authorization.Mode == "Webhook",
@@ -325,7 +332,7 @@ func (b *cisNode) kubeletChecks(out map[string]func() string, files func(id stri
 		"4.2.5":  k.StreamingIdleTimeout != "0s",
 		"4.2.8":  k.EventRecordQPS > 0,
 		"4.2.9":  k.TLSCertFile != "" && k.TLSPrivateKeyFile != "",
-		"4.2.11": !forbidden || rotates,
+		"4.2.11": !given || rotates,
 		"4.2.12": len(k.TLSCipherSuites) > 0 && weakSuite(k.TLSCipherSuites) == "",
 		"4.2.13": k.PodPidsLimit > 0,
 		"4.2.14": k.SeccompDefault,

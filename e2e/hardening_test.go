@@ -17,18 +17,15 @@ import (
 // TestHardening: what docs/hardening.md says is on without a flag, and the modes of files.
 func TestHardening(t *testing.T) {
 	e := share(t)
-	var got struct {
-		Kubelet struct {
-			SeccompDefault  bool     `json:"seccompDefault"`
-			PodPidsLimit    int      `json:"podPidsLimit"`
-			TLSCipherSuites []string `json:"tlsCipherSuites"`
-			TLSMinVersion   string   `json:"tlsMinVersion"`
-			ReadOnlyPort    int      `json:"readOnlyPort"`
-		} `json:"kubeletconfig"`
+	var k struct {
+		SeccompDefault  bool     `json:"seccompDefault"`
+		PodPidsLimit    int      `json:"podPidsLimit"`
+		TLSCipherSuites []string `json:"tlsCipherSuites"`
+		TLSMinVersion   string   `json:"tlsMinVersion"`
+		ReadOnlyPort    int      `json:"readOnlyPort"`
 	}
-	raw := e.kubectl("get", "--raw", "/api/v1/nodes/"+e.M.Name+"/proxy/configz")
-	e.must(json.Unmarshal([]byte(raw), &got))
-	if k := got.Kubelet; !k.SeccompDefault || k.PodPidsLimit != 4096 || len(k.TLSCipherSuites) == 0 || k.TLSMinVersion != "VersionTLS12" || k.ReadOnlyPort != 0 {
+	e.kubeletConfig(&k)
+	if !k.SeccompDefault || k.PodPidsLimit != 4096 || len(k.TLSCipherSuites) == 0 || k.TLSMinVersion != "VersionTLS12" || k.ReadOnlyPort != 0 {
 		t.Errorf("kubelet: %+v", k)
 	}
 	e.apply(`
