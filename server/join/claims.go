@@ -2,7 +2,6 @@ package join
 
 import (
 	"context"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,7 +74,7 @@ func (a *API) pending(s *serving, id string) (out []*corev1.Secret) {
 		return nil // a lister of what is in memory does not fail
 	}
 	for _, secret := range all {
-		name, ok := strings.CutSuffix(secret.Name, nodeSuffix)
+		name, ok := nodeOf(secret)
 		if ok && string(secret.Data[keyToken]) == id && !(*there)(name) {
 			out = append(out, secret)
 		}
@@ -95,7 +94,8 @@ func (a *API) freePending(ctx context.Context, s *serving, id string) {
 			return
 		}
 		if a.abandoned(secret) {
-			a.free(ctx, s, strings.TrimSuffix(secret.Name, nodeSuffix))
+			name, _ := nodeOf(secret) // pending are nodes'
+			a.free(ctx, s, name)
 			freed++
 		}
 	}
@@ -104,7 +104,7 @@ func (a *API) freePending(ctx context.Context, s *serving, id string) {
 // abandoned reports whether a name without a Node has been held for longer than a node takes to register. A server may be one
 // without a node; `umiak server forget` frees its name.
 func (a *API) abandoned(secret *corev1.Secret) bool {
-	name := strings.TrimSuffix(secret.Name, nodeSuffix)
+	name, _ := nodeOf(secret)
 	return string(secret.Data[keyKind]) != string(token.Server) && !a.cfg.Servers.Holds(name) &&
 		!secret.CreationTimestamp.IsZero() && a.cfg.Now().Sub(secret.CreationTimestamp.Time) >= unregistered
 }

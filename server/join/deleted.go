@@ -50,8 +50,7 @@ func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *servi
 			return
 		}
 		for _, secret := range all {
-			name := secret.Name[:max(0, len(secret.Name)-len(nodeSuffix))]
-			if !there(name) && a.abandoned(secret) {
+			if name, ok := nodeOf(secret); ok && !there(name) && a.abandoned(secret) {
 				a.free(ctx, s, name)
 			}
 		}

@@ -63,10 +63,11 @@ type member struct {
 
 // memberOf reads a Secret; ok is false where it is not a node's.
 func memberOf(s *corev1.Secret) (m *member, ok bool) {
-	if s.Type != nodeType || len(s.Name) <= len(nodeSuffix) || s.Name[len(s.Name)-len(nodeSuffix):] != nodeSuffix {
+	name, ok := nodeOf(s)
+	if !ok || s.Type != nodeType {
 		return nil, false
 	}
-	m = &member{name: s.Name[:len(s.Name)-len(nodeSuffix)], created: s.CreationTimestamp.Time, server: string(s.Data[keyKind]) == string(token.Server)}
+	m = &member{name: name, created: s.CreationTimestamp.Time, server: string(s.Data[keyKind]) == string(token.Server)}
 	if raw, ok := s.Data[keyAddresses]; ok {
 		m.addrs = &addresses{}
 		_ = json.Unmarshal(raw, m.addrs) // what cannot be read grants nothing

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,6 +25,12 @@ const (
 )
 
 var errNameTaken = errors.New("another machine has joined under this name")
+
+// nodeOf is the node whose password a Secret holds, by the Secret's name.
+func nodeOf(s *corev1.Secret) (name string, ok bool) {
+	name, ok = strings.CutSuffix(s.Name, nodeSuffix)
+	return name, ok && name != ""
+}
 
 // owns says whether a password is the one that a node joined with.
 func owns(s *corev1.Secret, password string) bool {
