@@ -19,27 +19,27 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-base/metrics/legacyregistry"
 
-	"github.com/umiak-io/umiak/agent/bundle"
-	"github.com/umiak-io/umiak/agent/containerd"
-	"github.com/umiak-io/umiak/agent/dns"
+	"github.com/umiak-io/umiak/agent/dataplane/dns"
+	"github.com/umiak-io/umiak/agent/dataplane/netpol"
+	"github.com/umiak-io/umiak/agent/dataplane/network"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/agent/host/resolver"
-	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
-	"github.com/umiak-io/umiak/agent/netpol"
-	"github.com/umiak-io/umiak/agent/network"
-	"github.com/umiak-io/umiak/agent/proxy"
-	"github.com/umiak-io/umiak/agent/registries"
-	"github.com/umiak-io/umiak/agent/share"
+	"github.com/umiak-io/umiak/agent/runtime/containerd"
+	"github.com/umiak-io/umiak/agent/runtime/images"
+	"github.com/umiak-io/umiak/agent/runtime/imageshare"
+	"github.com/umiak-io/umiak/agent/runtime/programs"
+	"github.com/umiak-io/umiak/agent/runtime/registries"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
-	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/internal/version"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // Agent is one node: what it is and, once it has joined, what it knows of its cluster.
@@ -64,7 +64,7 @@ type Agent struct {
 	registries *registries.Registries
 	images     *images.Importer
 	found      *found
-	share      *share.Share // where images are not shared, it knows no other nodes
+	share      *imageshare.Share // where images are not shared, it knows no other nodes
 
 	// member is set by the part "join"; the parts that wait for it read it.
 	member     *member
@@ -129,7 +129,7 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 		return nil, err
 	}
 	a.found = &found{Finder: own, ids: map[digest.Digest]string{}}
-	a.share = share.New(share.Config{
+	a.share = imageshare.New(imageshare.Config{
 		Node: a.name, Registry: a.registries, Socket: a.dirs.ContainerdSocket(), PKI: a.dirs.AgentPKI(), Own: own, Log: log,
 	})
 	return a, nil
@@ -214,7 +214,7 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err := a.showFolders(); err != nil {
 		return err
 	}
-	programs, err := bundle.Unpack(ctx, a.dirs.Bundle())
+	programs, err := programs.Unpack(ctx, a.dirs.Bundle())
 	if err != nil {
 		return err
 	}
@@ -305,9 +305,9 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 // sayHostPorts tells the cluster, by the Node, which ports that load balancers want this host uses itself.
 func (a *Agent) sayHostPorts(ctx context.Context, held string) error {
 	if held == "" {
-		return a.annotate(ctx, names.HostPorts, nil)
+		return a.annotate(ctx, wellknown.HostPorts, nil)
 	}
-	return a.annotate(ctx, names.HostPorts, held)
+	return a.annotate(ctx, wellknown.HostPorts, held)
 }
 
 // annotate says something on the Node; nil takes it away.

@@ -4,14 +4,14 @@ import (
 	"context"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 )
 
 // Cluster is what a node learns from the cluster when it joins.
-type Cluster = joinapi.Cluster
+type Cluster = joinwire.Cluster
 
 // Node is what a node says of itself when it joins.
-type Node = joinapi.Node
+type Node = joinwire.Node
 
 // Joiner gives a node its identity. Join writes into the node's directories (see internal/layout)
 //

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/agent/kubelet"
-	"github.com/umiak-io/umiak/agent/share"
+	"github.com/umiak-io/umiak/agent/runtime/imageshare"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
 )
@@ -166,7 +166,7 @@ func (c Config) checkPorts() error {
 		errs = append(errs, fmt.Errorf("lb-server-port: %d is kubelet-port as well", c.BalancerPort))
 	}
 	for key, p := range map[string]int{"lb-server-port": c.BalancerPort, "kubelet-port": c.KubeletPort} {
-		if c.ImageSharing && p == share.Port {
+		if c.ImageSharing && p == imageshare.Port {
 			errs = append(errs, fmt.Errorf("%s: %d is the port of image-sharing", key, p))
 		}
 	}

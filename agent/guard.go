@@ -7,12 +7,12 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/umiak-io/umiak/agent/proxy"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy"
 	"github.com/umiak-io/umiak/internal/systemports"
 )
 
 // guard is what Services may not take on this node, and channels that are closed when that may have changed. Servers that are
-// known by name alone are not among it: umiak's own connections to them pass the proxy's tables in any case, see internal/ownmark.
+// known by name alone are not among it: umiak's own connections to them pass the proxy's tables in any case, see internal/packetmark.
 func (a *Agent) guard() (g *proxy.Guard, servers, facts <-chan struct{}) {
 	c, list, own := a.member.Cluster, []string(nil), true
 	if s, ok := a.joiner.(Servers); ok {

@@ -8,9 +8,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/umiak-io/umiak/agent/images"
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/kubelet/pullrecords"
+	"github.com/umiak-io/umiak/agent/runtime/images"
 	"github.com/umiak-io/umiak/internal/status"
 )
 

@@ -7,7 +7,7 @@ import (
 	"os"
 
 	"github.com/umiak-io/umiak/agent/host"
-	"github.com/umiak-io/umiak/agent/images"
+	"github.com/umiak-io/umiak/agent/runtime/images"
 )
 
 // machine is what the parts of a node know of the machine that they run on.

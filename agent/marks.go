@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // Taints is what a Joiner also is that sets the taints of the node's settings: a node may not change those of its own Node.
@@ -72,7 +72,7 @@ func (a *Agent) setLabels(ctx context.Context, want map[string]string) error {
 // which labels are the settings'.
 func labelPatch(node *corev1.Node, want map[string]string) ([]byte, error) {
 	had := map[string]string{}
-	if text := node.Annotations[names.SetLabels]; text != "" {
+	if text := node.Annotations[wellknown.SetLabels]; text != "" {
 		if err := json.Unmarshal([]byte(text), &had); err != nil {
 			had = map[string]string{} // somebody has edited it: what it named is theirs now
 		}
@@ -91,13 +91,13 @@ func labelPatch(node *corev1.Node, want map[string]string) ([]byte, error) {
 	if len(labels) == 0 && maps.Equal(had, want) {
 		return nil, nil
 	}
-	meta := map[string]any{"labels": labels, "annotations": map[string]any{names.SetLabels: nil}}
+	meta := map[string]any{"labels": labels, "annotations": map[string]any{wellknown.SetLabels: nil}}
 	if len(want) > 0 {
 		text, err := json.Marshal(want)
 		if err != nil {
 			return nil, fmt.Errorf("encode labels: %w", err)
 		}
-		meta["annotations"] = map[string]any{names.SetLabels: string(text)}
+		meta["annotations"] = map[string]any{wellknown.SetLabels: string(text)}
 	}
 	return json.Marshal(map[string]any{"metadata": meta})
 }

@@ -8,7 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 func TestLabelsOfTheSettingsComeAndGoAndThoseOfOthersStay(t *testing.T) {
@@ -28,7 +28,7 @@ func TestLabelsOfTheSettingsComeAndGoAndThoseOfOthersStay(t *testing.T) {
 		"changed by somebody":     {m{"a": "kubectl"}, `{"a":"1"}`, m{"a": "1"}, `{"metadata":{"annotations":{"umiak.io/set-labels":"{\"a\":\"1\"}"},"labels":{"a":"1"}}}`},
 		"a record that is broken": {m{"a": "1"}, `{`, nil, ""},
 	} {
-		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: c.labels, Annotations: m{names.SetLabels: c.had}}}
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: c.labels, Annotations: m{wellknown.SetLabels: c.had}}}
 		got, err := labelPatch(n, c.want)
 		if err != nil || string(got) != c.patch {
 			t.Errorf("%s: %s, %v", name, got, err)

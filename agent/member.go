@@ -10,10 +10,10 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/umiak-io/umiak/agent/dataplane/informercache"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
-	"github.com/umiak-io/umiak/agent/proxy"
-	"github.com/umiak-io/umiak/agent/watched"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
@@ -84,7 +84,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	if m.agent, err = client(a.dirs.AgentKubeconfig(), "umiak-agent"); err != nil {
 		return err
 	}
-	m.informers = watched.Until(ctx.Done(), watched.New(m.agent, a.name))
+	m.informers = informercache.Until(ctx.Done(), informercache.New(m.agent, a.name))
 	var v4, v6 bool
 	for _, p := range m.clusterCIDR {
 		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()

@@ -18,8 +18,8 @@ import (
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/snapshot"
-	"github.com/umiak-io/umiak/datastore/storetest"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/testing/storetest"
 	"github.com/umiak-io/umiak/server/pki"
 )
 

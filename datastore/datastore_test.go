@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/umiak-io/umiak/datastore"
-	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/internal/testing/storetest"
 )
 
 // start opens a datastore in dir and serves it until the test ends or stop is called.

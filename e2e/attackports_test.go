@@ -14,7 +14,7 @@ import (
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/images"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
 
@@ -24,19 +24,19 @@ func (i *intruder) joining() (out []func(context.Context) error) {
 	raw, err := os.ReadFile(i.from.M.Host(cluster.Dirs().NodePassword()))
 	i.must(err)
 	password := strings.TrimSpace(string(raw))
-	for _, path := range []string{joinapi.NodePath, joinapi.RenewPath, joinapi.CheckPath, joinapi.TaintsPath, joinapi.ServerPath, joinapi.ServerCheckPath, joinapi.Prefix, joinapi.Prefix + "x"} {
+	for _, path := range []string{joinwire.NodePath, joinwire.RenewPath, joinwire.CheckPath, joinwire.TaintsPath, joinwire.ServerPath, joinwire.ServerCheckPath, joinwire.Prefix, joinwire.Prefix + "x"} {
 		for scope, c := range map[string]struct{ name, password string }{"own": {i.node, password}, "other": {i.victim, password}, "guessed": {i.node, strings.Repeat("p", 32)}, "empty": {i.node, ""}} {
 			id := newIdentity(i.T, c.name, i.from.M.IP)
 			id.req.Password = c.password
 			var body any = id.req
 			switch path {
-			case joinapi.TaintsPath:
+			case joinwire.TaintsPath:
 				if c.name != i.node {
 					continue // there is no name in it: it is the certificate's
 				}
-				body = joinapi.TaintsRequest{Password: c.password}
-			case joinapi.ServerPath, joinapi.ServerCheckPath:
-				body = joinapi.ServerRequest{Name: c.name, Password: c.password, Datastore: joinapi.Etcd, Peer: i.from.M.IP + ":2380"}
+				body = joinwire.TaintsRequest{Password: c.password}
+			case joinwire.ServerPath, joinwire.ServerCheckPath:
+				body = joinwire.ServerRequest{Name: c.name, Password: c.password, Datastore: joinwire.Etcd, Peer: i.from.M.IP + ":2380"}
 			}
 			text, err := json.Marshal(body)
 			i.must(err)

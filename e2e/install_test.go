@@ -25,7 +25,7 @@ import (
 	"github.com/umiak-io/umiak/e2e/images"
 	"github.com/umiak-io/umiak/e2e/machine"
 	"github.com/umiak-io/umiak/e2e/release"
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // mirror is a web server with releases, at the LAN's gateway.
@@ -684,7 +684,7 @@ func (b *box) upgradeCluster(m *mirror, agents []*box, next string) {
 	}
 
 	b.sub("Crashes", func(b *box) {
-		out, err := upgrade("--version", crashes, "--name", "bad", "--node-selector", names.ServerRole+"!=true")
+		out, err := upgrade("--version", crashes, "--name", "bad", "--node-selector", wellknown.ServerRole+"!=true")
 		if err == nil || !strings.Contains(out, "no such thing as a cluster") {
 			b.Errorf("%v\n%s", err, out)
 		}

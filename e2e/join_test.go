@@ -29,7 +29,7 @@ import (
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/machine"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/token"
 )
 
@@ -226,7 +226,7 @@ func TestJoin(t *testing.T) {
 
 // identity is what a joining machine makes for itself.
 type identity struct {
-	req joinapi.NodeRequest
+	req joinwire.NodeRequest
 	key *ecdsa.PrivateKey
 }
 
@@ -236,7 +236,7 @@ func newIdentity(t *testing.T, name, ip string) *identity {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &identity{key: key, req: joinapi.NodeRequest{Name: name, IPs: []string{ip}, Password: strings.Repeat("p", 30) + name}}
+	i := &identity{key: key, req: joinwire.NodeRequest{Name: name, IPs: []string{ip}, Password: strings.Repeat("p", 30) + name}}
 	i.req.Kubelet = i.csr(t, "system:node:"+name, "system:nodes", nil, nil)
 	i.req.Agent = i.csr(t, "umiak:agent:"+name, "umiak:agents", nil, nil)
 	i.req.Serving = i.csr(t, "system:node:"+name, "system:nodes", []string{name}, []net.IP{net.ParseIP(ip)})
@@ -272,7 +272,7 @@ func knock(t *testing.T, from *machine.Machine, addr string, cert *tls.Certifica
 }
 
 // ask posts a body and returns the refusal, or the answer.
-func (k *knocker) ask(path, tok string, body []byte) (*joinapi.NodeResponse, *joinapi.Error) {
+func (k *knocker) ask(path, tok string, body []byte) (*joinwire.NodeResponse, *joinwire.Error) {
 	k.t.Helper()
 	r, err := http.NewRequest(http.MethodPost, "https://"+k.addr+path, bytes.NewReader(body))
 	if err != nil {
@@ -287,21 +287,21 @@ func (k *knocker) ask(path, tok string, body []byte) (*joinapi.NodeResponse, *jo
 	}
 	resp, err := k.http.Do(r)
 	if err != nil {
-		return nil, &joinapi.Error{Code: "network", Message: err.Error()}
+		return nil, &joinwire.Error{Code: "network", Message: err.Error()}
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, &joinapi.Error{Code: "network", Message: err.Error()}
+		return nil, &joinwire.Error{Code: "network", Message: err.Error()}
 	}
 	if resp.StatusCode != http.StatusOK {
-		e := &joinapi.Error{}
+		e := &joinwire.Error{}
 		if err := json.Unmarshal(raw, e); err != nil {
-			e.Code, e.Message = joinapi.Code(resp.Status), string(raw)
+			e.Code, e.Message = joinwire.Code(resp.Status), string(raw)
 		}
 		return nil, e
 	}
-	out := &joinapi.NodeResponse{}
+	out := &joinwire.NodeResponse{}
 	if err := json.Unmarshal(raw, out); err != nil {
 		k.t.Fatalf("%v: %s", err, raw)
 	}
@@ -309,20 +309,20 @@ func (k *knocker) ask(path, tok string, body []byte) (*joinapi.NodeResponse, *jo
 }
 
 // notYet says that a token is not refused as it is to be.
-func notYet(what string, err *joinapi.Error) error {
+func notYet(what string, err *joinwire.Error) error {
 	if err == nil {
 		return fmt.Errorf("%s is taken", what)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-func (k *knocker) node(tok string, req joinapi.NodeRequest) (*joinapi.NodeResponse, *joinapi.Error) {
+func (k *knocker) node(tok string, req joinwire.NodeRequest) (*joinwire.NodeResponse, *joinwire.Error) {
 	k.t.Helper()
 	raw, err := json.Marshal(req)
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	return k.ask(joinapi.NodePath, tok, raw)
+	return k.ask(joinwire.NodePath, tok, raw)
 }
 
 // TestJoinRefused: what may not join does not, and does not keep others from it.
@@ -342,7 +342,7 @@ func TestJoinRefused(t *testing.T) {
 		others++
 		return fmt.Sprintf("192.0.2.%d", others)
 	}
-	refused := func(t *testing.T, code joinapi.Code, word string, resp *joinapi.NodeResponse, err *joinapi.Error) {
+	refused := func(t *testing.T, code joinwire.Code, word string, resp *joinwire.NodeResponse, err *joinwire.Error) {
 		t.Helper()
 		if resp != nil || err == nil || err.Code != code || !strings.Contains(err.Message, word) {
 			t.Errorf("want %s (%s), got %+v, %v", code, word, err, resp != nil)
@@ -376,13 +376,13 @@ func TestJoinRefused(t *testing.T) {
 	t.Run("tokens", func(t *testing.T) {
 		n := newIdentity(t, "n1", ip)
 		resp, err := k.node("", n.req)
-		refused(t, joinapi.BadToken, "needed", resp, err)
+		refused(t, joinwire.BadToken, "needed", resp, err)
 		resp, err = k.node(token.New(parsed.CA, "nosuch").Line(), n.req)
-		refused(t, joinapi.BadToken, "not known", resp, err)
+		refused(t, joinwire.BadToken, "not known", resp, err)
 		resp, err = k.node(token.New(parsed.CA, parsed.ID).Line(), n.req) // a known id with a wrong secret: of another cluster
-		refused(t, joinapi.BadToken, "not known", resp, err)
+		refused(t, joinwire.BadToken, "not known", resp, err)
 		resp, err = k.node("password", n.req)
-		refused(t, joinapi.BadToken, "not known", resp, err)
+		refused(t, joinwire.BadToken, "not known", resp, err)
 
 		short := e.token("--ttl", "1s")
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
@@ -393,14 +393,14 @@ func TestJoinRefused(t *testing.T) {
 			return err
 		}))
 		resp, err = k.node(short, n.req)
-		refused(t, joinapi.BadToken, "expired", resp, err)
+		refused(t, joinwire.BadToken, "expired", resp, err)
 
 		gone := e.token()
 		id := strings.Split(gone, ".")[2]
 		_, errV := e.Umiak(e.soon(), "token", "revoke", id)
 		e.must(errV)
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-			if _, err := k.node(gone, n.req); err == nil || err.Code != joinapi.BadToken {
+			if _, err := k.node(gone, n.req); err == nil || err.Code != joinwire.BadToken {
 				return notYet("the revoked token", err)
 			}
 			return nil
@@ -415,7 +415,7 @@ func TestJoinRefused(t *testing.T) {
 			t.Errorf("rotate prints %q, the file holds %q: %v", rotated, after, errR)
 		}
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-			if _, err := k.node(string(before), n.req); err == nil || err.Code != joinapi.BadToken {
+			if _, err := k.node(string(before), n.req); err == nil || err.Code != joinwire.BadToken {
 				return notYet("the old token", err)
 			}
 			return nil
@@ -433,7 +433,7 @@ func TestJoinRefused(t *testing.T) {
 			}
 		}
 		resp, err = k.node(once, newIdentity(t, "twice", other()).req)
-		refused(t, joinapi.BadToken, "used up", resp, err)
+		refused(t, joinwire.BadToken, "used up", resp, err)
 	})
 	t.Run("single use at once", func(t *testing.T) {
 		once := e.token("--single-use")
@@ -459,16 +459,16 @@ func TestJoinRefused(t *testing.T) {
 		thief := newIdentity(t, "mine", ip)
 		thief.req.Password = strings.Repeat("x", 32)
 		resp, err := k.node(good, thief.req)
-		refused(t, joinapi.NameTaken, "another machine", resp, err)
+		refused(t, joinwire.NameTaken, "another machine", resp, err)
 		for _, name := range []string{"door", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
 			resp, err := k.node(good, newIdentity(t, name, ip).req)
-			refused(t, joinapi.BadRequest, "node name", resp, err)
+			refused(t, joinwire.BadRequest, "node name", resp, err)
 		}
 	})
 	t.Run("addresses", func(t *testing.T) {
 		once := e.token("--single-use")
 		resp, err := k.node(once, newIdentity(t, "squatter", ip).req)
-		refused(t, joinapi.Busy, "is that of node mine, which runs", resp, err)
+		refused(t, joinwire.Busy, "is that of node mine, which runs", resp, err)
 		if _, err := e.Kube.CoreV1().Secrets("kube-system").Get(e.ctx, "squatter.node-password.umiak", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 			t.Errorf("what was refused has left something: %v", err)
 		}
@@ -498,7 +498,7 @@ func TestJoinRefused(t *testing.T) {
 			n := newIdentity(t, "n2", ip)
 			change(n)
 			resp, err := k.node(good, n.req)
-			if resp != nil || err.Code != joinapi.BadRequest {
+			if resp != nil || err.Code != joinwire.BadRequest {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -512,34 +512,34 @@ func TestJoinRefused(t *testing.T) {
 		block, _ := pem.Decode([]byte(resp.Agent))
 		with := knock(t, attacker.M, e.M.IP+":6443", &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: n.key})
 		raw, _ := json.Marshal(n.req)
-		if _, err := with.ask(joinapi.RenewPath, "", raw); err != nil {
+		if _, err := with.ask(joinwire.RenewPath, "", raw); err != nil {
 			t.Errorf("an honest renewal: %v", err)
 		}
-		r, err := k.ask(joinapi.RenewPath, good, raw)
-		refused(t, joinapi.BadIdentity, "certificate is needed", r, err)
+		r, err := k.ask(joinwire.RenewPath, good, raw)
+		refused(t, joinwire.BadIdentity, "certificate is needed", r, err)
 		raw, _ = json.Marshal(newIdentity(t, "once", other()).req)
-		r, err = with.ask(joinapi.RenewPath, "", raw)
-		refused(t, joinapi.BadIdentity, "asks for the certificates of node once", r, err)
+		r, err = with.ask(joinwire.RenewPath, "", raw)
+		refused(t, joinwire.BadIdentity, "asks for the certificates of node once", r, err)
 		stolen := n.req
 		stolen.Password = strings.Repeat("x", 32)
 		raw, _ = json.Marshal(stolen)
-		r, err = with.ask(joinapi.RenewPath, "", raw)
-		refused(t, joinapi.NameTaken, "another machine", r, err)
+		r, err = with.ask(joinwire.RenewPath, "", raw)
+		refused(t, joinwire.NameTaken, "another machine", r, err)
 		block, _ = pem.Decode([]byte(resp.Kubelet))
 		kubelet := knock(t, attacker.M, e.M.IP+":6443", &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: n.key})
-		r, err = kubelet.ask(joinapi.RenewPath, "", raw)
-		refused(t, joinapi.BadIdentity, "not a node's", r, err)
+		r, err = kubelet.ask(joinwire.RenewPath, "", raw)
+		refused(t, joinwire.BadIdentity, "not a node's", r, err)
 	})
 	t.Run("bodies", func(t *testing.T) {
 		n := newIdentity(t, "n3", ip)
 		raw, _ := json.Marshal(n.req)
 		for what, body := range map[string][]byte{
 			"empty": nil, "not JSON": []byte("{"), "a list": []byte("[]"), "two": append(raw, raw...),
-			"unknown field": []byte(`{"name":"n3","admin":true}`), "too long": bytes.Repeat([]byte(" "), joinapi.MaxBody+1),
+			"unknown field": []byte(`{"name":"n3","admin":true}`), "too long": bytes.Repeat([]byte(" "), joinwire.MaxBody+1),
 			"much too long": append(raw, bytes.Repeat([]byte(" "), 8<<20)...),
 			"deep":          bytes.Repeat([]byte(`{"ips":`), 5000),
 		} {
-			if resp, err := k.ask(joinapi.NodePath, good, body); resp != nil || err.Code != joinapi.BadRequest && err.Code != "network" {
+			if resp, err := k.ask(joinwire.NodePath, good, body); resp != nil || err.Code != joinwire.BadRequest && err.Code != "network" {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -554,7 +554,7 @@ func TestJoinRefused(t *testing.T) {
 		for range 16 {
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					if _, err := k.ask(joinapi.NodePath, bad, raw); err != nil && err.Code == joinapi.BadToken {
+					if _, err := k.ask(joinwire.NodePath, bad, raw); err != nil && err.Code == joinwire.BadToken {
 						sent.Add(1)
 					} else {
 						odd.Add(1)

@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/umiak-io/umiak/e2e/cluster"
-	"github.com/umiak-io/umiak/internal/powercut"
+	"github.com/umiak-io/umiak/internal/testing/powercut"
 )
 
 // disk is a device below a folder of a machine that forgets what was not synced.

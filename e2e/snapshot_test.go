@@ -18,7 +18,7 @@ import (
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/machine"
 	"github.com/umiak-io/umiak/internal/status"
-	"github.com/umiak-io/umiak/server/backup/s3/s3test"
+	"github.com/umiak-io/umiak/internal/testing/s3server"
 )
 
 // identities are what must not change: UIDs by kind and name.
@@ -133,7 +133,7 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	srv := s3test.StartAt(t, l.Gateway(), l.Do)
+	srv := s3server.StartAt(t, l.Gateway(), l.Do)
 	ca, err := os.ReadFile(srv.Config.EndpointCA)
 	if err != nil {
 		t.Fatal(err)

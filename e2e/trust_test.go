@@ -21,7 +21,7 @@ import (
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/machine"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
 
@@ -83,7 +83,7 @@ func (b *broken) renew(path string, addrs ...string) (int, string) {
 		b.Fatal("the agent's key is of another kind")
 	}
 	name := b.node.M.Name
-	i := &identity{key: key, req: joinapi.NodeRequest{Name: name, IPs: addrs, Password: strings.TrimSpace(string(password))}}
+	i := &identity{key: key, req: joinwire.NodeRequest{Name: name, IPs: addrs, Password: strings.TrimSpace(string(password))}}
 	var ips []net.IP
 	for _, a := range addrs {
 		ips = append(ips, net.ParseIP(a))
@@ -118,7 +118,7 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 		if what == "one that it has not registered" {
 			continue
 		}
-		if code, body := b.renew(joinapi.RenewPath, own, a); code == http.StatusOK {
+		if code, body := b.renew(joinwire.RenewPath, own, a); code == http.StatusOK {
 			e.Errorf("a node gets a certificate for %s, %s: %s", a, what, body)
 		}
 	}
@@ -131,7 +131,7 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 	e.logs(pod.Name, "")
 
 	// It registers the address of a machine that is no node: nobody else has it, but nothing supports it either.
-	if code, body := b.renew(joinapi.RenewPath, own, host); code != http.StatusOK {
+	if code, body := b.renew(joinwire.RenewPath, own, host); code != http.StatusOK {
 		e.Fatalf("a node registers an address that nobody has: %d %s", code, body)
 	}
 	e.apply(fmt.Sprintf(balancedAt, pod.Name))
@@ -197,8 +197,8 @@ func (e *env) shutOut(node, other *cluster.Cluster) {
 			return b.ask(other.M.IP+":5001", "agent-client", http.MethodGet, "/v2/", "", nil)
 		},
 		"a tunnel": func() (int, string) { return b.ask(b.api, "agent-client", http.MethodGet, tunnelwire.Path, "", nil) },
-		"a check":  func() (int, string) { return b.renew(joinapi.CheckPath, node.M.IP) },
-		"renewal":  func() (int, string) { return b.renew(joinapi.RenewPath, node.M.IP) },
+		"a check":  func() (int, string) { return b.renew(joinwire.CheckPath, node.M.IP) },
+		"renewal":  func() (int, string) { return b.renew(joinwire.RenewPath, node.M.IP) },
 	}
 	for what, try := range tries {
 		if what == "a tunnel" {

@@ -11,32 +11,32 @@ import (
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/internal/joinapi"
-	"github.com/umiak-io/umiak/server/join"
-	"github.com/umiak-io/umiak/server/keys"
+	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
+	"github.com/umiak-io/umiak/server/joinapi"
 )
 
 // admission takes more servers into the cluster.
 type admission struct{ s *Server }
 
-var _ join.Servers = admission{}
+var _ joinapi.Servers = admission{}
 
 // Datastore is what more servers could share with this one.
-func (a admission) Datastore() joinapi.Datastore { return sharedDatastore(a.s.datastoreConfig()) }
+func (a admission) Datastore() joinwire.Datastore { return sharedDatastore(a.s.datastoreConfig()) }
 
 // sharedDatastore is empty where the datastore is one server's alone.
-func sharedDatastore(c datastore.Config) joinapi.Datastore {
+func sharedDatastore(c datastore.Config) joinwire.Datastore {
 	switch {
 	case c.Endpoint != "":
-		return joinapi.External
+		return joinwire.External
 	case datastore.Clustered(c):
-		return joinapi.Etcd
+		return joinwire.Etcd
 	}
 	return ""
 }
 
 // Settings are those that this server's configuration has.
-func (a admission) Settings() []joinapi.Setting { return a.s.cfg.shared() }
+func (a admission) Settings() []joinwire.Setting { return a.s.cfg.shared() }
 
 // probeTimeout is how long a connection may take between two servers.
 const probeTimeout = 3 * time.Second
@@ -53,20 +53,20 @@ func probe(ctx context.Context, address string) error {
 }
 
 // Check says whether a server that wants to join can be reached by this one, and whom it must reach.
-func (a admission) Check(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {
-	if r.Datastore != joinapi.Etcd {
-		return &joinapi.ServerResponse{}, nil
+func (a admission) Check(ctx context.Context, r *joinwire.ServerRequest) (*joinwire.ServerResponse, error) {
+	if r.Datastore != joinwire.Etcd {
+		return &joinwire.ServerResponse{}, nil
 	}
 	cluster := a.s.EtcdCluster()
 	if cluster == nil {
-		return nil, joinapi.Refuse(joinapi.Starting, "the server is starting, try again")
+		return nil, joinwire.Refuse(joinwire.Starting, "the server is starting, try again")
 	}
 	if err := probe(ctx, r.Peer); err != nil {
-		return nil, joinapi.Refuse(joinapi.Busy, "server %s cannot reach %s (%v): servers need 2380/tcp of each other, in both directions; open it in the firewall of %s", a.s.etcdName(), r.Peer, err, r.Name)
+		return nil, joinwire.Refuse(joinwire.Busy, "server %s cannot reach %s (%v): servers need 2380/tcp of each other, in both directions; open it in the firewall of %s", a.s.etcdName(), r.Peer, err, r.Name)
 	}
-	out := &joinapi.ServerResponse{}
+	out := &joinwire.ServerResponse{}
 	for _, m := range cluster.Members() {
-		out.Members = append(out.Members, joinapi.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner, Needed: m.Leader || m.Self})
+		out.Members = append(out.Members, joinwire.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner, Needed: m.Leader || m.Self})
 	}
 	return out, nil
 }
@@ -78,7 +78,7 @@ func (a admission) Holds(name string) bool {
 }
 
 // Withdraw takes the member out that Admit has made.
-func (a admission) Withdraw(ctx context.Context, r *joinapi.ServerRequest) error {
+func (a admission) Withdraw(ctx context.Context, r *joinwire.ServerRequest) error {
 	cluster := a.s.EtcdCluster()
 	if cluster == nil {
 		return nil
@@ -90,28 +90,28 @@ func (a admission) Withdraw(ctx context.Context, r *joinapi.ServerRequest) error
 }
 
 // Admit hands the cluster's keys out and, where the servers are etcd themselves, makes room for one more.
-func (a admission) Admit(ctx context.Context, r *joinapi.ServerRequest) (*joinapi.ServerResponse, error) {
-	out := &joinapi.ServerResponse{}
+func (a admission) Admit(ctx context.Context, r *joinwire.ServerRequest) (*joinwire.ServerResponse, error) {
+	out := &joinwire.ServerResponse{}
 	var err error
-	if out.Files, err = keys.Collect(a.s.dirs); err != nil {
+	if out.Files, err = sharedfiles.Collect(a.s.dirs); err != nil {
 		return nil, err
 	}
-	if r.Datastore != joinapi.Etcd {
+	if r.Datastore != joinwire.Etcd {
 		return out, nil
 	}
 	cluster := a.s.EtcdCluster()
 	if cluster == nil {
-		return nil, joinapi.Refuse(joinapi.Starting, "the server is starting, try again")
+		return nil, joinwire.Refuse(joinwire.Starting, "the server is starting, try again")
 	}
 	members, err := cluster.AddLearner(ctx, r.Name, r.Peer)
 	switch {
 	case errors.Is(err, etcd.ErrTaken):
-		return nil, joinapi.Refuse(joinapi.NameTaken, "%v", err)
+		return nil, joinwire.Refuse(joinwire.NameTaken, "%v", err)
 	case err != nil: // too few of its members answer, or another one is being taken in
-		return nil, joinapi.Refuse(joinapi.Busy, "the cluster can take no server in at this moment: %v", err)
+		return nil, joinwire.Refuse(joinwire.Busy, "the cluster can take no server in at this moment: %v", err)
 	}
 	for _, m := range members {
-		out.Members = append(out.Members, joinapi.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner})
+		out.Members = append(out.Members, joinwire.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner})
 	}
 	return out, nil
 }
@@ -146,14 +146,14 @@ func (a admission) Dismiss(ctx context.Context, name string) error {
 
 // shared are the settings that all servers must have alike: what nodes are told, what several servers write
 // into the same objects, and what is deployed.
-func (c Config) shared() []joinapi.Setting {
+func (c Config) shared() []joinwire.Setting {
 	list := func(l []string) string { return strings.Join(l, ",") }
 	set := func(l []string) string {
 		l = slices.Clone(l)
 		slices.Sort(l)
 		return list(slices.Compact(l))
 	}
-	out := []joinapi.Setting{
+	out := []joinwire.Setting{
 		{Key: "cluster-cidr", Value: list(c.ClusterCIDR)},
 		{Key: "service-cidr", Value: list(c.ServiceCIDR)},
 		{Key: "service-node-port-range", Value: c.NodePorts},
@@ -165,7 +165,7 @@ func (c Config) shared() []joinapi.Setting {
 		{Key: "https-listen-port", Value: strconv.Itoa(c.HTTPSPort)},
 	}
 	if len(c.ExternalIPs) > 0 { // older releases do not know it
-		out = append(out, joinapi.Setting{Key: "service-external-ips", Value: set(c.ExternalIPs)})
+		out = append(out, joinwire.Setting{Key: "service-external-ips", Value: set(c.ExternalIPs)})
 	}
 	return out
 }

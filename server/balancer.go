@@ -9,7 +9,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/umiak-io/umiak/internal/systemports"
-	"github.com/umiak-io/umiak/server/loadbalancer"
+	"github.com/umiak-io/umiak/server/servicelb"
 )
 
 // ServiceLB is the name by which --disable leaves out the load balancer.
@@ -17,7 +17,7 @@ const ServiceLB = "servicelb"
 
 // runLoadBalancer gives Services of type LoadBalancer their addresses.
 func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
-	pool, err := loadbalancer.ParsePool(s.cfg.LoadBalancers)
+	pool, err := servicelb.ParsePool(s.cfg.LoadBalancers)
 	if err != nil {
 		return fmt.Errorf("load-balancer-pool: %w", err)
 	}
@@ -25,8 +25,8 @@ func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	c, err := loadbalancer.New(loadbalancer.Config{
-		Client: client, Planner: loadbalancer.Planner{Pool: pool, Reserved: s.reservedPort, Disputed: s.join.Disputed, Supported: s.join.Supported},
+	c, err := servicelb.New(servicelb.Config{
+		Client: client, Planner: servicelb.Planner{Pool: pool, Reserved: s.reservedPort, Disputed: s.join.Disputed, Supported: s.join.Supported},
 		Changed: s.join.AddressesChanged, Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Log: s.log,
 	})
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 	"github.com/umiak-io/umiak/internal/nodename"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
-	"github.com/umiak-io/umiak/server/keys"
-	"github.com/umiak-io/umiak/server/loadbalancer"
+	"github.com/umiak-io/umiak/server/servicelb"
 )
 
 // Config is what a user may set on a server.
@@ -198,7 +198,7 @@ func (c Config) ValidateValues() error {
 			}
 		}
 	}
-	if _, err := loadbalancer.ParsePool(c.LoadBalancers); err != nil {
+	if _, err := servicelb.ParsePool(c.LoadBalancers); err != nil {
 		fail("load-balancer-pool", "%w", err)
 	}
 	for _, s := range c.ExternalIPs {
@@ -240,7 +240,7 @@ func (c Config) ValidateValues() error {
 			switch tok, err := token.Parse(t); {
 			case err != nil:
 				fail(key, "%w", err)
-			case tok.Weak() && !keys.Placed(c.Dirs()) && (key != "token" || c.Server == ""): // a server that runs already goes on, and says so in its status
+			case tok.Weak() && !sharedfiles.Placed(c.Dirs()) && (key != "token" || c.Server == ""): // a server that runs already goes on, and says so in its status
 				fail(key, "it has %d characters, and a password needs %d at least, since it can be guessed: take a longer one, leave it out so that a token is made, or, where there is a server already, set the line in its data-dir/server/token", len(tok.Secret), token.MinPassword)
 			}
 		}

@@ -10,7 +10,7 @@ import (
 	"strconv"
 
 	"github.com/umiak-io/umiak/internal/certfiles"
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
@@ -94,7 +94,7 @@ func (s *Server) leaves() []pki.Leaf {
 		return l
 	}
 	// The administrator's rights come by a ClusterRoleBinding: a file that was lost can be made worthless without a new CA.
-	admin := client("admin", pki.ClientCA, "umiak:admin", names.AdminsGroup)
+	admin := client("admin", pki.ClientCA, "umiak:admin", wellknown.AdminsGroup)
 	admin.Lifetime, admin.Steady = certfiles.AdminLifetime, false // it is read when it is used
 	admin.Renewed = func() error { return s.writeAdmin(admin) }
 	return []pki.Leaf{

@@ -20,12 +20,12 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/wallclock"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
-	"github.com/umiak-io/umiak/server/join"
-	"github.com/umiak-io/umiak/server/keys"
+	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -131,9 +131,9 @@ func (s *Server) issueNode(node agent.Node) error {
 }
 
 // clusterFacts is what every node is told.
-func (s *Server) clusterFacts() joinapi.Cluster {
+func (s *Server) clusterFacts() joinwire.Cluster {
 	c := s.cfg
-	return joinapi.Cluster{
+	return joinwire.Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
 		ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
 		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts,
@@ -142,7 +142,7 @@ func (s *Server) clusterFacts() joinapi.Cluster {
 }
 
 // newJoinAPI is what other machines join through.
-func (s *Server) newJoinAPI() (*join.API, error) {
+func (s *Server) newJoinAPI() (*joinapi.API, error) {
 	l := s.servingLeaf()
 	name := s.cfg.NodeName
 	ca, former, err := s.caHash()
@@ -154,7 +154,7 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 			continue
 		}
 		_, err := t.Check(t.ID+" token", append(former, ca)...)
-		if _, missing := os.Stat(t.File); err != nil && (!errors.Is(err, join.ErrOtherCA) || missing != nil) {
+		if _, missing := os.Stat(t.File); err != nil && (!errors.Is(err, joinapi.ErrOtherCA) || missing != nil) {
 			return nil, err // where there is a file the CA was replaced, and runJoinAPI says what is set in vain
 		}
 	}
@@ -162,7 +162,7 @@ func (s *Server) newJoinAPI() (*join.API, error) {
 	if !s.cfg.DisableAgent {
 		self = name
 	}
-	return join.New(join.Config{
+	return joinapi.New(joinapi.Config{
 		Self: self, Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published,
 		Names: append(l.DNSNames, name), IPs: func() []string { return s.servingLeaf().IPs }, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
 	}), nil
@@ -178,37 +178,37 @@ func (s *Server) published() string {
 }
 
 // longLived are the two tokens of the first start.
-func (s *Server) longLived() []join.LongLived {
+func (s *Server) longLived() []joinapi.LongLived {
 	// Validate has read the files.
 	srv, _ := token.FromSettings(s.cfg.Token, s.cfg.TokenFile)
 	if s.cfg.Server != "" {
 		srv = "" // it is the one with which this server joins
 	}
 	agt, _ := token.FromSettings(s.cfg.AgentToken, s.cfg.AgentTokenFile)
-	return []join.LongLived{
-		{ID: join.ServerID, Kind: token.Server, File: s.dirs.ServerToken(), Given: srv, Joined: keys.Joined(s.dirs), Server: s.cfg.NodeName},
-		{ID: join.AgentID, Kind: token.Agent, File: s.dirs.AgentToken(), Given: agt, Server: s.cfg.NodeName},
+	return []joinapi.LongLived{
+		{ID: joinapi.ServerID, Kind: token.Server, File: s.dirs.ServerToken(), Given: srv, Joined: sharedfiles.Joined(s.dirs), Server: s.cfg.NodeName},
+		{ID: joinapi.AgentID, Kind: token.Agent, File: s.dirs.AgentToken(), Given: agt, Server: s.cfg.NodeName},
 	}
 }
 
 func (s *Server) caHash() (current string, former []string, err error) {
-	return join.CAHash(s.pki.CAPEM(pki.ServerCA))
+	return joinapi.CAHash(s.pki.CAPEM(pki.ServerCA))
 }
 
 // tokens are the cluster's, through the API server of this process.
-func (s *Server) tokens() (join.Tokens, *rest.Config, error) {
+func (s *Server) tokens() (joinapi.Tokens, *rest.Config, error) {
 	rc, err := s.ownConfig()
 	if err != nil {
-		return join.Tokens{}, nil, err
+		return joinapi.Tokens{}, nil, err
 	}
 	rest.AddUserAgent(rc, "umiak-join")
 	rc.QPS = -1 // it is let in by turns, and talks to its own process
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
-		return join.Tokens{}, nil, fmt.Errorf("make client: %w", err)
+		return joinapi.Tokens{}, nil, fmt.Errorf("make client: %w", err)
 	}
 	ca, former, err := s.caHash()
-	return join.Tokens{Client: client, CA: ca, Former: former, Secret: s.sealSecret}, rc, err
+	return joinapi.Tokens{Client: client, CA: ca, Former: former, Secret: s.sealSecret}, rc, err
 }
 
 // tokensChanged has the files of the tokens of the first start looked at again.
@@ -233,7 +233,7 @@ func (s *Server) ensureTokens(ctx context.Context) (due time.Time, err error) {
 			if note != "" {
 				notes[t.ID] = note
 			}
-			if err == nil && t.ID == join.AgentID {
+			if err == nil && t.ID == joinapi.AgentID {
 				due, err = tokens.Renew(ctx, t, s.log.With("component", "join"))
 			}
 			return err

@@ -14,13 +14,13 @@ import (
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/joinclient"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/version"
-	"github.com/umiak-io/umiak/server/join"
-	"github.com/umiak-io/umiak/server/keys"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
+	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -28,14 +28,14 @@ import (
 // cluster's keys are there. Otherwise the server that cfg names takes it in: Join waits for that server, writes the
 // cluster's keys, and returns what WithEtcdMembers wants. It may be broken off, and goes on at the next start. The data directory must be locked by the caller.
 func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, error) {
-	if cfg.Server == "" && cfg.DatastoreEndpoint != "" && !keys.Placed(cfg.Dirs()) {
+	if cfg.Server == "" && cfg.DatastoreEndpoint != "" && !sharedfiles.Placed(cfg.Dirs()) {
 		if err := recall(ctx, cfg, log); err != nil {
 			return nil, fmt.Errorf("start with the database: %w", err)
 		}
 		return nil, nil
 	}
 	if cfg.ClusterReset { // this server is the cluster's first one from now on
-		return nil, keys.UnmarkJoined(cfg.Dirs())
+		return nil, sharedfiles.UnmarkJoined(cfg.Dirs())
 	}
 	if cfg.Server == "" {
 		return nil, nil
@@ -66,7 +66,7 @@ func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, err
 	if j.request.Password, err = token.SecretFile(j.dirs.NodePassword()); err != nil {
 		return fail(err)
 	}
-	var resp *joinapi.ServerResponse
+	var resp *joinwire.ServerResponse
 	err = joinclient.Insist(ctx, func(ctx context.Context) (err error) {
 		resp, err = j.ask(ctx)
 		return err
@@ -74,7 +74,7 @@ func Join(ctx context.Context, cfg Config, log *slog.Logger) ([]etcd.Member, err
 	if err != nil {
 		return fail(err)
 	}
-	if err := errors.Join(keys.MarkJoined(j.dirs), keys.Place(j.dirs, resp.Files)); err != nil {
+	if err := errors.Join(sharedfiles.MarkJoined(j.dirs), sharedfiles.Place(j.dirs, resp.Files)); err != nil {
 		return fail(err)
 	}
 	var members []etcd.Member
@@ -91,7 +91,7 @@ type joining struct {
 	log     *slog.Logger
 	addr    string // of a server, HOST:PORT
 	token   token.Token
-	request joinapi.ServerRequest
+	request joinwire.ServerRequest
 	listen  string // where members are listened for
 	said    string
 
@@ -112,9 +112,9 @@ func newJoining(cfg Config, log *slog.Logger) (*joining, error) {
 		return nil, err
 	}
 	j.listen = net.JoinHostPort(bindAddress(cfg), strconv.Itoa(EtcdPort))
-	j.request = joinapi.ServerRequest{Name: name, Datastore: joinapi.Etcd, Peer: peer, Settings: cfg.shared()}
+	j.request = joinwire.ServerRequest{Name: name, Datastore: joinwire.Etcd, Peer: peer, Settings: cfg.shared()}
 	if cfg.DatastoreEndpoint != "" {
-		j.request.Datastore, j.request.Peer = joinapi.External, ""
+		j.request.Datastore, j.request.Peer = joinwire.External, ""
 	}
 	return j, nil
 }
@@ -150,7 +150,7 @@ func (j *joining) before() (bool, error) {
 	case datastore.BackendSQLite:
 		return false, fmt.Errorf("this machine has a cluster of its own, whose state is in %s: run `umiak cleanup --purge` to give that up, or leave `server` out to keep it", path)
 	}
-	if !keys.Placed(j.dirs) {
+	if !sharedfiles.Placed(j.dirs) {
 		return false, nil
 	}
 	// From an attempt that was broken off, or a database outside has the state.
@@ -159,18 +159,18 @@ func (j *joining) before() (bool, error) {
 		return false, fmt.Errorf("read the server CA: %w", err)
 	}
 	if j.token.CA == "" {
-		if j.token.CA, _, err = join.CAHash(raw); err != nil { // a password says nothing; these keys do
+		if j.token.CA, _, err = joinapi.CAHash(raw); err != nil { // a password says nothing; these keys do
 			return false, err
 		}
 	}
 	if !token.HoldsCA(raw, j.token.CA) {
 		return false, fmt.Errorf("the keys in %s are another cluster's than the token's: run `umiak cleanup --purge` if they are not needed any more", j.dirs.ServerPKI())
 	}
-	return j.request.Datastore == joinapi.External, nil
+	return j.request.Datastore == joinwire.External, nil
 }
 
 // ask makes one attempt.
-func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
+func (j *joining) ask(ctx context.Context) (*joinwire.ServerResponse, error) {
 	if err := token.CheckClock(time.Now()); err != nil {
 		return nil, err
 	}
@@ -178,18 +178,18 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	var resp joinapi.ServerResponse
+	var resp joinwire.ServerResponse
 	c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.token, Now: time.Now, Version: version.Version}
-	if j.request.Datastore == joinapi.Etcd {
+	if j.request.Datastore == joinwire.Etcd {
 		c.Etcd = etcd.Version()
 	}
 	if err := j.reach(ctx, c); err != nil {
 		return nil, err
 	}
-	server, err := c.Post(ctx, j.addr, joinapi.ServerPath, j.request, &resp)
+	server, err := c.Post(ctx, j.addr, joinwire.ServerPath, j.request, &resp)
 	if err == nil {
 		if skew := version.ServerFits(version.Version, server); skew != nil {
-			err = joinapi.Refuse(joinapi.BadVersion, "%v", skew)
+			err = joinwire.Refuse(joinwire.BadVersion, "%v", skew)
 		}
 	}
 	return &resp, err
@@ -198,7 +198,7 @@ func (j *joining) ask(ctx context.Context) (*joinapi.ServerResponse, error) {
 // reach tries whether this server and the members of an etcd cluster reach each other, before it is made one of them: it
 // could not catch up otherwise, and would be in the way of others.
 func (j *joining) reach(ctx context.Context, c joinclient.Client) error {
-	if j.request.Datastore != joinapi.Etcd {
+	if j.request.Datastore != joinwire.Etcd {
 		return nil
 	}
 	var lc net.ListenConfig
@@ -221,8 +221,8 @@ func (j *joining) reach(ctx context.Context, c joinclient.Client) error {
 		_ = l.Close()
 		<-done
 	}()
-	var resp joinapi.ServerResponse
-	if _, err := c.Post(ctx, j.addr, joinapi.ServerCheckPath, j.request, &resp); err != nil {
+	var resp joinwire.ServerResponse
+	if _, err := c.Post(ctx, j.addr, joinwire.ServerCheckPath, j.request, &resp); err != nil {
 		return err
 	}
 	for _, m := range resp.Members {

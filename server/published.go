@@ -15,36 +15,36 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/umiak-io/umiak/datastore"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/cluster/kv"
 	"github.com/umiak-io/umiak/server/cluster/rotation"
-	"github.com/umiak-io/umiak/server/join"
-	"github.com/umiak-io/umiak/server/keys"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
+	"github.com/umiak-io/umiak/server/joinapi"
 )
 
 // errForeign means that the datastore belongs to another cluster.
 var errForeign = errors.New("the datastore holds another cluster than the one whose keys are in data-dir/server/pki; with its server token as `token`, and without that folder, this server joins it. If it was a server of this cluster: the cluster's keys were replaced while it was away; run `umiak cleanup --purge`, and let it join again")
 
 // record reads what the datastore keeps about the cluster, and the revision of that, 0 if there is nothing.
-func record(ctx context.Context, c clientv3.KV) (r keys.Record, revision int64, err error) {
-	resp, err := c.Get(ctx, keys.Key)
+func record(ctx context.Context, c clientv3.KV) (r sharedfiles.Record, revision int64, err error) {
+	resp, err := c.Get(ctx, sharedfiles.Key)
 	if err != nil {
 		return r, 0, fmt.Errorf("read the cluster's record: %w", err)
 	}
 	if len(resp.Kvs) == 0 {
 		return r, 0, nil
 	}
-	r, err = keys.Parse(resp.Kvs[0].Value)
+	r, err = sharedfiles.Parse(resp.Kvs[0].Value)
 	return r, resp.Kvs[0].ModRevision, err
 }
 
-func putRecord(ctx context.Context, c clientv3.KV, r keys.Record, revision int64) error {
+func putRecord(ctx context.Context, c clientv3.KV, r sharedfiles.Record, revision int64) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write the cluster's record: %w", err)
 	}
-	return kv.PutIf(ctx, c, keys.Key, string(raw), revision)
+	return kv.PutIf(ctx, c, sharedfiles.Key, string(raw), revision)
 }
 
 // claim makes the datastore this cluster's before anything is written there, or finds that it is another's: two
@@ -74,7 +74,7 @@ func (s *Server) claim(ctx context.Context, st datastore.Store, own bool) error 
 			// Another server with other keys was faster with those, and is about to write the record. It is that one's cluster.
 			return errForeign
 		case revision == 0 || own && r.CA != ca:
-			if err := putRecord(ctx, c, keys.Record{CA: ca, Settings: s.cfg.shared()}, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
+			if err := putRecord(ctx, c, sharedfiles.Record{CA: ca, Settings: s.cfg.shared()}, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
 				return err
 			}
 			own = false
@@ -142,9 +142,9 @@ func (s *Server) publish(ctx context.Context) error {
 	if err != nil || !changed {
 		return err
 	}
-	if diff := joinapi.Differences(have.Settings, want.Settings); len(diff) > 0 {
+	if diff := joinwire.Differences(have.Settings, want.Settings); len(diff) > 0 {
 		if list, _ := s.others.list(); len(list) > 0 {
-			return fmt.Errorf("%w, of which %s run: %s", errSettings, strings.Join(list, ", "), join.Describe(diff))
+			return fmt.Errorf("%w, of which %s run: %s", errSettings, strings.Join(list, ", "), joinapi.Describe(diff))
 		}
 	}
 	return putRecord(ctx, c, want, revision)
@@ -152,12 +152,12 @@ func (s *Server) publish(ctx context.Context) error {
 
 // nextRecord is what the record should be. Without a server token whose secret is known here it has no keys: the token was
 // revoked, or rotated from a machine that is no server. They are sealed again once there is one.
-func (s *Server) nextRecord(have keys.Record) (want keys.Record, changed bool, err error) {
+func (s *Server) nextRecord(have sharedfiles.Record) (want sharedfiles.Record, changed bool, err error) {
 	ca, _, err := s.caHash()
 	if err != nil {
 		return want, false, err
 	}
-	want = keys.Record{CA: ca, Settings: s.cfg.shared()}
+	want = sharedfiles.Record{CA: ca, Settings: s.cfg.shared()}
 	same := have.CA == want.CA && slices.Equal(have.Settings, want.Settings)
 	raw, err := os.ReadFile(s.dirs.ServerToken())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -171,11 +171,11 @@ func (s *Server) nextRecord(have keys.Record) (want keys.Record, changed bool, e
 	if err != nil {
 		return want, false, fmt.Errorf("read the server token: %w", err)
 	}
-	files, err := keys.Collect(s.dirs)
+	files, err := sharedfiles.Collect(s.dirs)
 	if err != nil {
 		return want, false, err
 	}
-	seal, err := keys.SealOf(files, tok.Secret)
+	seal, err := sharedfiles.SealOf(files, tok.Secret)
 	if err != nil || same && have.Seal == seal {
 		return want, false, err
 	}
@@ -208,14 +208,14 @@ func recall(ctx context.Context, cfg Config, log *slog.Logger) error {
 		if tok.Secret == "" {
 			return errors.New("the database holds a cluster: set its server token as token (data-dir/server/token on another server)")
 		}
-		if diff := joinapi.Differences(r.Settings, cfg.shared()); len(diff) > 0 {
-			return errors.New(join.Describe(diff))
+		if diff := joinwire.Differences(r.Settings, cfg.shared()); len(diff) > 0 {
+			return errors.New(joinapi.Describe(diff))
 		}
 		files, err := r.Files(tok.Secret)
 		if err != nil {
 			return fmt.Errorf("token: %w", err)
 		}
-		if err := errors.Join(keys.MarkJoined(cfg.Dirs()), keys.Place(cfg.Dirs(), files)); err != nil {
+		if err := errors.Join(sharedfiles.MarkJoined(cfg.Dirs()), sharedfiles.Place(cfg.Dirs(), files)); err != nil {
 			return err
 		}
 		log.Info("this server is one more of the cluster in the database")

@@ -10,8 +10,8 @@ import (
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/server/cluster/rotation"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/encryption"
-	"github.com/umiak-io/umiak/server/keys"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -87,7 +87,7 @@ func TestWhenTheRecordIsWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &Server{dirs: d, pki: p, cfg: Config{ClusterDomain: "cluster.local"}}
-	var have keys.Record
+	var have sharedfiles.Record
 	next := func(what string, changed, sealed bool) {
 		t.Helper()
 		want, c, err := s.nextRecord(have)

@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons"
-	"github.com/umiak-io/umiak/server/election"
+	"github.com/umiak-io/umiak/server/cluster/leader"
 )
 
 // runManifests keeps the packaged manifests and the user's applied.
@@ -84,13 +84,13 @@ func (s *Server) componentRows(ctx context.Context) status.Section {
 		}
 	}
 	if s.election != nil {
-		leader := s.election.Leader()
-		row := status.Row{Name: "controllers and scheduler", State: "elsewhere", Detail: "on server " + leader}
-		switch leader {
+		elected := s.election.Leader()
+		row := status.Row{Name: "controllers and scheduler", State: "elsewhere", Detail: "on server " + elected}
+		switch elected {
 		case s.etcdName():
 			row.State, row.Detail = "here", ""
 		case "":
-			row.State, row.Detail = "nowhere", "no server is known to run them: the lease "+election.Lease+" has no holder or cannot be read"
+			row.State, row.Detail = "nowhere", "no server is known to run them: the lease "+leader.Lease+" has no holder or cannot be read"
 		}
 		out.Rows = append(out.Rows, row)
 		failing := s.election.Failing()

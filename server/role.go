@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // markNode gives this server's Node the role by which people, and what is made for other distributions, know servers.
@@ -29,12 +29,12 @@ func (s *Server) markNode(ctx context.Context, ready func()) error {
 	_, err = watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
 		n, ok := e.Object.(*corev1.Node)
 		if ok {
-			_, marked = n.Labels[names.ServerRole]
+			_, marked = n.Labels[wellknown.ServerRole]
 		}
 		return ok && e.Type != watch.Deleted, nil
 	})
 	if err == nil && !marked {
-		patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:"true"}}}`, names.ServerRole)
+		patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:"true"}}}`, wellknown.ServerRole)
 		_, err = client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
 	if err != nil && ctx.Err() == nil {

@@ -25,15 +25,15 @@ import (
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/instance"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/server/cluster/leader"
 	"github.com/umiak-io/umiak/server/cluster/rotation"
 	"github.com/umiak-io/umiak/server/controlplane"
-	"github.com/umiak-io/umiak/server/election"
-	"github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/tunnel"
 )
@@ -54,13 +54,13 @@ type Server struct {
 	tunnels   *tunnel.Tunnels
 	health    *controlplane.Health
 	snapshots *backup.Keeper
-	join      *join.API
+	join      *joinapi.API
 	manifests atomic.Pointer[addons.Controller]
 	reporter  lifecycle.Reporter // nil where there is no node
 
 	// Nil where this server can have no others beside it.
 	others   *others
-	election *election.Election
+	election *leader.Election
 	rotation *rotation.Member
 	keysWake chan struct{}
 	started  time.Time
@@ -149,9 +149,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	if err != nil {
 		return nil, err
 	}
-	s.plane.APIServer.Front(joinapi.Prefix, s.join)
+	s.plane.APIServer.Front(joinwire.Prefix, s.join)
 	if sharedDatastore(s.datastoreConfig()) != "" {
-		s.others, s.election = newOthers(s.published()), election.New(s.etcdName(), log)
+		s.others, s.election = newOthers(s.published()), leader.New(s.etcdName(), log)
 	}
 	if err := s.reachNodes(); err != nil {
 		return nil, err

@@ -34,11 +34,11 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
-	"github.com/umiak-io/umiak/internal/apart"
 	settings "github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/testing/testns"
+	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(apart.Run(func() int {
+	os.Exit(testns.Run(func() int {
 		if err := loopback(); err != nil {
 			fmt.Fprintln(os.Stderr, "set up loopback (needs root):", err)
 			return 1
@@ -308,7 +308,7 @@ func TestControlPlane(t *testing.T) {
 	}
 	t.Run("the administrator's rights come by a binding", func(t *testing.T) {
 		who, err := k.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-		if err != nil || !slices.Contains(who.Status.UserInfo.Groups, names.AdminsGroup) || slices.Contains(who.Status.UserInfo.Groups, "system:masters") {
+		if err != nil || !slices.Contains(who.Status.UserInfo.Groups, wellknown.AdminsGroup) || slices.Contains(who.Status.UserInfo.Groups, "system:masters") {
 			t.Errorf("%+v, %v", who, err)
 		}
 	})

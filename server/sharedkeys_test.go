@@ -13,8 +13,8 @@ import (
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/server/cluster/rotation"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/encryption"
-	"github.com/umiak-io/umiak/server/keys"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -49,9 +49,9 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 			t.Helper()
 			d := layout.Dirs{Data: t.TempDir()}
 			if from != nil {
-				files, err := keys.Collect(from.dirs)
+				files, err := sharedfiles.Collect(from.dirs)
 				if err == nil {
-					err = keys.Place(d, files)
+					err = sharedfiles.Place(d, files)
 				}
 				if err != nil {
 					t.Fatal(err)

@@ -1,9 +1,9 @@
-// Package bundle carries the programs that a node runs beside umiak itself, and puts them on disk.
+// Package bundle packs all that machines without network need into one file, a bundle: the programs of a release,
+// container images, manifests and settings; and reads one again.
 //
-// runc, the containerd shim, the CNI plugins (one multi-call program) and pause travel inside the binary
-// as one compressed archive, made by scripts/build and embedded under the build tag "bundle". Unpack puts
-// them under the node's data directory, in a folder named after their content. In a binary that was built
-// without the tag the same programs are looked up on PATH.
+// A bundle is a tar with one folder. What lies in that folder is a release (so its install.sh installs from it), and
+// beside it images/, manifests/, config/ and BUNDLE.SHA256SUMS, the sums of all files. Those find damage, not malice:
+// what is signed is the release.
 //
-// The package imports nothing of umiak but atomicfile; the agent's assembly and the commands call it.
+// `umiak bundle` calls it, and `umiak upgrade` to unpack what it is given. It imports agent/runtime/images and layout of umiak.
 package bundle

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/umiak-io/umiak/agent/registries"
-	"github.com/umiak-io/umiak/internal/exposed"
+	"github.com/umiak-io/umiak/agent/runtime/registries"
+	"github.com/umiak-io/umiak/internal/secretfiles"
 )
 
 // registrySettings reads the file with mirrors and credentials as the node does.
@@ -32,7 +32,7 @@ func registrySettings(_ context.Context, cfg Config) []Result {
 func secretFiles(_ context.Context, cfg Config) (out []Result) {
 	files := slices.Clone(cfg.Exposed)
 	if s, err := registries.Read(cfg.Registries); err == nil && s.Secret() {
-		if why := exposed.File(cfg.Registries); why != "" {
+		if why := secretfiles.File(cfg.Registries); why != "" {
 			files = append(files, why)
 		}
 	}

@@ -19,14 +19,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/host"
-	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
 // TestMain runs the tests in network and mount namespaces of their own, which end with them.
 func TestMain(m *testing.M) {
-	os.Exit(apart.Run(func() int {
+	os.Exit(testns.Run(func() int {
 		if os.Geteuid() == 0 {
 			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 				panic(err)

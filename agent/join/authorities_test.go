@@ -6,12 +6,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/joinclient"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/internal/version"
-	serverjoin "github.com/umiak-io/umiak/server/join"
+	serverjoin "github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -24,7 +24,7 @@ func TestReleasesThatDoNotGoTogether(t *testing.T) {
 	for release, want := range map[string]string{"v1.99.0+umiak1": "must not be newer", "v1.20.0": "minor versions older"} {
 		j := m.joiner(t, s, once)
 		j.cfg.Version = release
-		if _, err := j.Join(t.Context(), n1); !joinclient.IsCode(err, joinapi.BadVersion) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), version.Version) {
+		if _, err := j.Join(t.Context(), n1); !joinclient.IsCode(err, joinwire.BadVersion) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), version.Version) {
 			t.Errorf("%s: %v", release, err)
 		}
 	}
@@ -33,7 +33,7 @@ func TestReleasesThatDoNotGoTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	j.cfg.Version = "v1.99.0"
-	if err := j.renew(t.Context(), joinapi.RenewPath); err != nil {
+	if err := j.renew(t.Context(), joinwire.RenewPath); err != nil {
 		t.Errorf("one that has joined: %v", err)
 	}
 	rows := j.Section(t.Context()).Rows
@@ -78,7 +78,7 @@ func TestLearn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := joinapi.Cluster{APIServer: "https://127.0.0.1:6444", ClusterDomain: "cluster.local"} // as a release without external IPs left it
+	old := joinwire.Cluster{APIServer: "https://127.0.0.1:6444", ClusterDomain: "cluster.local"} // as a release without external IPs left it
 	j.adopt(&joined{Node: "n1", Lifetime: 1, Cluster: old})
 	_, changed := j.Facts()
 	same := old

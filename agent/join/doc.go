@@ -5,5 +5,5 @@
 // are away. It renews the certificates in the running process, and follows the list of servers for the
 // balancer. It implements agent.Joiner.
 //
-// agent/cli calls it. It may import agent/balancer and internal/.
+// cmd/internal/nodecmd calls it. It may import agent/apibalancer and internal/.
 package join

@@ -27,9 +27,9 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/joinapi"
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // The files of the node's identity, see agent.Joiner.
@@ -48,16 +48,16 @@ func (j *Joiner) file(name string) string { return filepath.Join(j.cfg.Dirs.Agen
 // joined is what the node keeps of the last answer, besides certificates. It is written last, so that
 // where it is, everything else is.
 type joined struct {
-	Node     string          `json:"node"`
-	IPs      []string        `json:"ips"`
-	External []string        `json:"externalIPs,omitempty"`
-	Cluster  joinapi.Cluster `json:"cluster"`
-	Lifetime time.Duration   `json:"lifetime"`
+	Node     string           `json:"node"`
+	IPs      []string         `json:"ips"`
+	External []string         `json:"externalIPs,omitempty"`
+	Cluster  joinwire.Cluster `json:"cluster"`
+	Lifetime time.Duration    `json:"lifetime"`
 }
 
 func parseJoined(raw []byte) (*joined, error) {
 	var s joined
-	if err := joinapi.DecodeAnswer(bytes.NewReader(raw), &s); err != nil {
+	if err := joinwire.DecodeAnswer(bytes.NewReader(raw), &s); err != nil {
 		return nil, err
 	}
 	if s.Node == "" || s.Lifetime <= 0 || s.Cluster.APIServer == "" {
@@ -186,7 +186,7 @@ func (j *Joiner) due() time.Time {
 }
 
 // request makes what is missing of keys and password, and asks for certificates.
-func (j *Joiner) request() (*joinapi.NodeRequest, error) {
+func (j *Joiner) request() (*joinwire.NodeRequest, error) {
 	j.mu.Lock()
 	n := j.node
 	j.mu.Unlock()
@@ -194,9 +194,9 @@ func (j *Joiner) request() (*joinapi.NodeRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &joinapi.NodeRequest{Name: n.Name, IPs: n.IPs, ExternalIPs: n.ExternalIPs, Password: password}
-	kubelet := pkix.Name{CommonName: names.NodeUserPrefix + n.Name, Organization: []string{names.NodesGroup}}
-	agent := pkix.Name{CommonName: names.AgentUserPrefix + n.Name, Organization: []string{names.AgentsGroup}}
+	req := &joinwire.NodeRequest{Name: n.Name, IPs: n.IPs, ExternalIPs: n.ExternalIPs, Password: password}
+	kubelet := pkix.Name{CommonName: wellknown.NodeUserPrefix + n.Name, Organization: []string{wellknown.NodesGroup}}
+	agent := pkix.Name{CommonName: wellknown.AgentUserPrefix + n.Name, Organization: []string{wellknown.AgentsGroup}}
 	var ips []net.IP
 	for _, s := range n.IPs {
 		ips = append(ips, net.ParseIP(s))
@@ -251,7 +251,7 @@ const maxLifetime = 100 * 365 * 24 * time.Hour
 
 // accept checks an answer and writes it down. pinned is the hash that the server CA must have, where the
 // node does not know it yet.
-func (j *Joiner) accept(resp *joinapi.NodeResponse, pinned string) error {
+func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 	j.mu.Lock()
 	node := j.node
 	j.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/umiak-io/umiak/agent/balancer"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/agent/apibalancer"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 )
@@ -37,14 +37,14 @@ func FuzzAccept(f *testing.F) {
 		f.Fatal(err)
 	}
 	crt, own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw})
-	for _, change := range []func(r *joinapi.NodeResponse){
-		func(*joinapi.NodeResponse) {},
-		func(r *joinapi.NodeResponse) { r.ServerCA = "" },
-		func(r *joinapi.NodeResponse) { r.LifetimeSeconds = 1 << 62 },
-		func(r *joinapi.NodeResponse) { r.Servers = []string{"no port"} },
-		func(r *joinapi.NodeResponse) { r.Kubelet = "x" },
+	for _, change := range []func(r *joinwire.NodeResponse){
+		func(*joinwire.NodeResponse) {},
+		func(r *joinwire.NodeResponse) { r.ServerCA = "" },
+		func(r *joinwire.NodeResponse) { r.LifetimeSeconds = 1 << 62 },
+		func(r *joinwire.NodeResponse) { r.Servers = []string{"no port"} },
+		func(r *joinwire.NodeResponse) { r.Kubelet = "x" },
 	} {
-		r := &joinapi.NodeResponse{Kubelet: string(crt), Agent: string(crt), Serving: string(crt), ServerCA: string(crt), ClientCA: string(crt), LifetimeSeconds: 3600, Servers: []string{"192.0.2.1:6443"}}
+		r := &joinwire.NodeResponse{Kubelet: string(crt), Agent: string(crt), Serving: string(crt), ServerCA: string(crt), ClientCA: string(crt), LifetimeSeconds: 3600, Servers: []string{"192.0.2.1:6443"}}
 		change(r)
 		text, err := json.Marshal(r)
 		if err != nil {
@@ -54,12 +54,12 @@ func FuzzAccept(f *testing.F) {
 		f.Add(text, "ab")
 	}
 	f.Fuzz(func(t *testing.T, text []byte, pinned string) {
-		var resp joinapi.NodeResponse
+		var resp joinwire.NodeResponse
 		if json.Unmarshal(text, &resp) != nil {
 			return
 		}
 		dirs := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
-		lb, err := balancer.New(balancer.Config{Listen: "127.0.0.1:6444", File: filepath.Join(dirs.Data, "servers.json"), Given: "192.0.2.1:6443", Log: quiet})
+		lb, err := apibalancer.New(apibalancer.Config{Listen: "127.0.0.1:6444", File: filepath.Join(dirs.Data, "servers.json"), Given: "192.0.2.1:6443", Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/joinapi"
 	"github.com/umiak-io/umiak/internal/joinclient"
-	serverjoin "github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/internal/joinwire"
+	serverjoin "github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -109,7 +109,7 @@ func TestClientCAThatIsAnIntermediate(t *testing.T) {
 				t.Fatalf("the certificate is issued by %s", by)
 			}
 			j.cfg.Token.Secret = ""
-			for _, path := range []string{joinapi.CheckPath, joinapi.RenewPath} {
+			for _, path := range []string{joinwire.CheckPath, joinwire.RenewPath} {
 				if err := j.renew(t.Context(), path); err != nil {
 					t.Errorf("%s: %v", path, err)
 				}
@@ -127,7 +127,7 @@ func TestClientCAThatIsAnIntermediate(t *testing.T) {
 				pair.Certificate[1] = b.Bytes
 			}
 			c := joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: pair, Now: time.Now}
-			if _, err := c.Post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, &joinapi.NodeResponse{}); !joinclient.IsCode(err, joinapi.BadIdentity) {
+			if _, err := c.Post(t.Context(), s.Listener.Addr().String(), joinwire.RenewPath, req, &joinwire.NodeResponse{}); !joinclient.IsCode(err, joinwire.BadIdentity) {
 				t.Errorf("a chain to a foreign root: %v", err)
 			}
 		})

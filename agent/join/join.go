@@ -15,9 +15,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/umiak-io/umiak/agent/balancer"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/agent/apibalancer"
 	"github.com/umiak-io/umiak/internal/joinclient"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/token"
@@ -33,7 +33,7 @@ type Config struct {
 	Token  token.Token // zero on a node that has joined before
 	// Local is where the balancer listens.
 	Local    string
-	Balancer *balancer.Balancer
+	Balancer *apibalancer.Balancer
 	Version  string // of this release
 	Log      *slog.Logger
 	Now      func() time.Time // time.Now
@@ -46,7 +46,7 @@ type Joiner struct {
 	renewing sync.Mutex // one answer at a time is written down
 
 	mu     sync.Mutex
-	node   joinapi.Node
+	node   joinwire.Node
 	joined *joined // nil until the node has joined
 	ends   time.Time
 	state  string // for status
@@ -76,7 +76,7 @@ func New(cfg Config) (*Joiner, error) {
 }
 
 // Join makes the machine a node, or finds that it is one already: then it returns without asking anybody.
-func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster, error) {
+func (j *Joiner) Join(ctx context.Context, node joinwire.Node) (*joinwire.Cluster, error) {
 	j.mu.Lock()
 	j.node = node
 	j.mu.Unlock()
@@ -116,7 +116,7 @@ func (j *Joiner) Join(ctx context.Context, node joinapi.Node) (*joinapi.Cluster,
 func (j *Joiner) Servers() (list []string, changed <-chan struct{}) { return j.cfg.Balancer.Servers() }
 
 // Facts are what the cluster has said last, see agent.Facts.
-func (j *Joiner) Facts() (c joinapi.Cluster, changed <-chan struct{}) {
+func (j *Joiner) Facts() (c joinwire.Cluster, changed <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.joined != nil {
@@ -126,7 +126,7 @@ func (j *Joiner) Facts() (c joinapi.Cluster, changed <-chan struct{}) {
 }
 
 // learn keeps what a server says of the cluster to a node that has joined before.
-func (j *Joiner) learn(c joinapi.Cluster) error {
+func (j *Joiner) learn(c joinwire.Cluster) error {
 	s := j.current()
 	c.APIServer = s.Cluster.APIServer
 	if reflect.DeepEqual(c, s.Cluster) {
@@ -146,7 +146,7 @@ func (j *Joiner) SetTaints(ctx context.Context, _ string, taints []corev1.Taint)
 	if err != nil {
 		return err
 	}
-	_, err = c.Post(ctx, j.cfg.Local, joinapi.TaintsPath, joinapi.TaintsRequest{Password: password, Taints: taints}, &joinapi.TaintsResponse{})
+	_, err = c.Post(ctx, j.cfg.Local, joinwire.TaintsPath, joinwire.TaintsRequest{Password: password, Taints: taints}, &joinwire.TaintsResponse{})
 	return err
 }
 
@@ -183,13 +183,13 @@ func (j *Joiner) enroll(ctx context.Context) error {
 	for _, addr := range addrs {
 		ca, err := j.fetchCA(ctx, addr)
 		if err == nil {
-			var resp joinapi.NodeResponse
+			var resp joinwire.NodeResponse
 			c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.cfg.Token, Now: j.cfg.Now, Version: j.cfg.Version}
 			var server string
-			if server, err = c.Post(ctx, addr, joinapi.NodePath, req, &resp); err == nil {
+			if server, err = c.Post(ctx, addr, joinwire.NodePath, req, &resp); err == nil {
 				// A server of an older release has not looked.
 				if err := version.NodeFits(j.cfg.Version, server); err != nil {
-					return joinapi.Refuse(joinapi.BadVersion, "%v", err)
+					return joinwire.Refuse(joinwire.BadVersion, "%v", err)
 				}
 				if err := j.accept(&resp, token.HashCA(ca)); err != nil {
 					return err
@@ -276,12 +276,12 @@ func (j *Joiner) Run(ctx context.Context, ready func()) error {
 // tend renews the certificates if they are due, and finds out once after a start whether the cluster still
 // knows the node. Before that it is known to be so only where the node has just joined.
 func (j *Joiner) tend(ctx context.Context, known *bool) error {
-	path, what := joinapi.RenewPath, "cannot renew its certificates"
+	path, what := joinwire.RenewPath, "cannot renew its certificates"
 	if j.due().After(j.cfg.Now()) {
 		if *known || j.justJoined() {
 			return nil
 		}
-		path, what = joinapi.CheckPath, "joined before"
+		path, what = joinwire.CheckPath, "joined before"
 	}
 	err := j.renew(ctx, path)
 	if err == nil {
@@ -314,10 +314,10 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	var resp joinapi.NodeResponse
+	var resp joinwire.NodeResponse
 	server, err := c.Post(ctx, j.cfg.Local, path, req, &resp)
 	j.compare(server)
-	if err == nil && path == joinapi.CheckPath {
+	if err == nil && path == joinwire.CheckPath {
 		return errors.Join(j.cfg.Balancer.Set(resp.Servers), j.learn(resp.Cluster))
 	}
 	if err == nil {
@@ -327,7 +327,7 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 		j.cfg.Log.Info("renewed the node's certificates", "until", j.end())
 		return nil
 	}
-	if (joinclient.IsCode(err, joinapi.UnknownNode) || joinclient.IsCode(err, joinapi.BadIdentity)) && j.cfg.Token.Secret != "" {
+	if (joinclient.IsCode(err, joinwire.UnknownNode) || joinclient.IsCode(err, joinwire.BadIdentity)) && j.cfg.Token.Secret != "" {
 		if again := j.enroll(ctx); again != nil {
 			return fmt.Errorf("%w; joining again: %w", err, again)
 		}
@@ -342,7 +342,7 @@ func (j *Joiner) Authorities(ctx context.Context, hash string) (has string, sinc
 	if has, since, err = j.authorities(); err != nil || has == hash {
 		return has, since, err
 	}
-	if err := j.renew(ctx, joinapi.RenewPath); err != nil {
+	if err := j.renew(ctx, joinwire.RenewPath); err != nil {
 		return has, since, err
 	}
 	return j.authorities()

@@ -27,12 +27,12 @@ import (
 	metafake "k8s.io/client-go/metadata/fake"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/umiak-io/umiak/agent/balancer"
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/agent/apibalancer"
 	"github.com/umiak-io/umiak/internal/joinclient"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
-	serverjoin "github.com/umiak-io/umiak/server/join"
+	serverjoin "github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -51,7 +51,7 @@ type fakeServer struct {
 // oneServer is a cluster of one server that takes no others in: a node asks nothing else of it.
 type oneServer struct{ serverjoin.Servers }
 
-func (oneServer) Datastore() joinapi.Datastore          { return "" }
+func (oneServer) Datastore() joinwire.Datastore         { return "" }
 func (oneServer) Holds(string) bool                     { return false }
 func (oneServer) Dismiss(context.Context, string) error { return nil }
 
@@ -92,7 +92,7 @@ func newServerIn(t *testing.T, dir string) *fakeServer {
 	}
 	s.pki, s.kube = p, fake.NewClientset()
 	s.tokens = serverjoin.Tokens{CA: hash, Client: s.kube}
-	s.api = serverjoin.New(serverjoin.Config{Signer: p, Servers: oneServer{}, Cluster: joinapi.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" }, Log: quiet, Now: clock(&s.now)})
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Servers: oneServer{}, Cluster: joinwire.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" }, Log: quiet, Now: clock(&s.now)})
 	s.Server = httptest.NewUnstartedServer(s.api)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -142,7 +142,7 @@ func (s *fakeServer) token(t *testing.T, spec serverjoin.Spec) token.Token {
 // machine is a node that joins.
 type machine struct {
 	dirs layout.Dirs
-	lb   *balancer.Balancer
+	lb   *apibalancer.Balancer
 	addr string
 	now  atomic.Pointer[time.Time]
 }
@@ -158,7 +158,7 @@ func newMachine(t *testing.T, s *fakeServer) *machine {
 	if err := os.MkdirAll(m.dirs.Agent(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if m.lb, err = balancer.New(balancer.Config{Listen: m.addr, File: m.dirs.Servers(), Given: s.Listener.Addr().String(), Log: quiet}); err != nil {
+	if m.lb, err = apibalancer.New(apibalancer.Config{Listen: m.addr, File: m.dirs.Servers(), Given: s.Listener.Addr().String(), Log: quiet}); err != nil {
 		t.Fatal(err)
 	}
 	run(t, m.lb.Run)
@@ -189,7 +189,7 @@ func (m *machine) joiner(t *testing.T, s *fakeServer, tok token.Token) *Joiner {
 	return j
 }
 
-var n1 = joinapi.Node{Name: "n1", IPs: []string{"192.0.2.7"}}
+var n1 = joinwire.Node{Name: "n1", IPs: []string{"192.0.2.7"}}
 
 func (m *machine) cert(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
@@ -204,7 +204,7 @@ func TestOnlyWhoHasAuthenticatedLearnsTheServersRelease(t *testing.T) {
 	s := newServer(t)
 	tok := s.token(t, serverjoin.Spec{})
 	for secret, told := range map[string]bool{"": false, "wrong": false, tok.Secret: true} {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+joinapi.NodePath, strings.NewReader("{}"))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+joinwire.NodePath, strings.NewReader("{}"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +217,7 @@ func TestOnlyWhoHasAuthenticatedLearnsTheServersRelease(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if has := resp.Header.Get(joinapi.VersionHeader) != ""; has != told || resp.StatusCode == http.StatusOK {
+		if has := resp.Header.Get(joinwire.VersionHeader) != ""; has != told || resp.StatusCode == http.StatusOK {
 			t.Errorf("good token %v: %s, %v", told, resp.Status, resp.Header)
 		}
 	}
@@ -276,10 +276,10 @@ func TestRefusals(t *testing.T) {
 	s := newServer(t)
 	good := s.token(t, serverjoin.Spec{})
 	m := newMachine(t, s)
-	refused := func(m *machine, tok token.Token, node joinapi.Node, code joinapi.Code) {
+	refused := func(m *machine, tok token.Token, node joinwire.Node, code joinwire.Code) {
 		t.Helper()
 		_, err := m.joiner(t, s, tok).Join(t.Context(), node)
-		var e *joinapi.Error
+		var e *joinwire.Error
 		if !errors.As(err, &e) || e.Code != code {
 			t.Errorf("want %s, got %v", code, err)
 		}
@@ -287,9 +287,9 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("the secret stands in %v", err)
 		}
 	}
-	refused(m, token.New(s.tokens.CA, "other"), n1, joinapi.BadToken)
-	refused(m, token.Token{Secret: "a-password"}, n1, joinapi.BadToken)
-	refused(m, good, joinapi.Node{Name: "n1", IPs: []string{"127.0.0.1"}}, joinapi.BadRequest)
+	refused(m, token.New(s.tokens.CA, "other"), n1, joinwire.BadToken)
+	refused(m, token.Token{Secret: "a-password"}, n1, joinwire.BadToken)
+	refused(m, good, joinwire.Node{Name: "n1", IPs: []string{"127.0.0.1"}}, joinwire.BadRequest)
 	if _, err := m.joiner(t, s, token.New(strings.Repeat("0", 64), good.ID)).Join(t.Context(), n1); !errors.Is(err, token.ErrWrongServer) {
 		t.Error(err)
 	}
@@ -299,7 +299,7 @@ func TestRefusals(t *testing.T) {
 	if _, err := m.joiner(t, s, good).Join(t.Context(), n1); err != nil {
 		t.Fatal(err)
 	}
-	refused(newMachine(t, s), good, n1, joinapi.NameTaken)
+	refused(newMachine(t, s), good, n1, joinwire.NameTaken)
 }
 
 func TestPassword(t *testing.T) {
@@ -310,7 +310,7 @@ func TestPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, func() bool {
-		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2-hunter2"}).Join(t.Context(), joinapi.Node{Name: "p", IPs: []string{"192.0.2.21"}})
+		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2-hunter2"}).Join(t.Context(), joinwire.Node{Name: "p", IPs: []string{"192.0.2.21"}})
 		return err == nil
 	})
 	raw, err := os.ReadFile(file)
@@ -325,14 +325,14 @@ func TestPassword(t *testing.T) {
 		t.Error(err)
 	}
 	// A few wrong ones, and the address has to wait, but not with a token.
-	var e *joinapi.Error
+	var e *joinwire.Error
 	for range 12 {
-		_, err = newMachine(t, s).joiner(t, s, token.Token{Secret: "wrong"}).try(t, joinapi.Node{Name: "x", IPs: []string{"192.0.2.22"}})
+		_, err = newMachine(t, s).joiner(t, s, token.Token{Secret: "wrong"}).try(t, joinwire.Node{Name: "x", IPs: []string{"192.0.2.22"}})
 	}
-	if !errors.As(err, &e) || e.Code != joinapi.Busy {
+	if !errors.As(err, &e) || e.Code != joinwire.Busy {
 		t.Errorf("%v", err)
 	}
-	if _, err := newMachine(t, s).joiner(t, s, s.token(t, serverjoin.Spec{})).Join(t.Context(), joinapi.Node{Name: "y", IPs: []string{"192.0.2.23"}}); err != nil {
+	if _, err := newMachine(t, s).joiner(t, s, s.token(t, serverjoin.Spec{})).Join(t.Context(), joinwire.Node{Name: "y", IPs: []string{"192.0.2.23"}}); err != nil {
 		t.Error(err)
 	}
 }
@@ -379,7 +379,7 @@ func TestAPasswordIsSentOnce(t *testing.T) {
 }
 
 // try is one attempt.
-func (j *Joiner) try(t *testing.T, n joinapi.Node) (*joined, error) {
+func (j *Joiner) try(t *testing.T, n joinwire.Node) (*joined, error) {
 	j.node = n
 	err := j.enroll(t.Context())
 	return j.joined, err
@@ -412,7 +412,7 @@ func TestRenewal(t *testing.T) {
 
 	// A restart with another address: the certificate follows, through the balancer.
 	j = m.joiner(t, s, token.Token{})
-	moved := joinapi.Node{Name: "n1", IPs: []string{"192.0.2.8"}}
+	moved := joinwire.Node{Name: "n1", IPs: []string{"192.0.2.8"}}
 	if _, err := j.Join(t.Context(), moved); err != nil {
 		t.Fatal(err)
 	}
@@ -432,17 +432,17 @@ func TestRenewal(t *testing.T) {
 	if err := s.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), "n1.node-password.umiak", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	var e *joinapi.Error
+	var e *joinwire.Error
 	until(t, func() bool {
-		err := j.renew(t.Context(), joinapi.CheckPath)
-		return errors.As(err, &e) && e.Code == joinapi.UnknownNode
+		err := j.renew(t.Context(), joinwire.CheckPath)
+		return errors.As(err, &e) && e.Code == joinwire.UnknownNode
 	})
 	until(t, func() bool {
-		err := j.renew(t.Context(), joinapi.RenewPath)
-		return errors.As(err, &e) && e.Code == joinapi.UnknownNode
+		err := j.renew(t.Context(), joinwire.RenewPath)
+		return errors.As(err, &e) && e.Code == joinwire.UnknownNode
 	})
 	j.cfg.Token = s.token(t, serverjoin.Spec{})
-	until(t, func() bool { return j.renew(t.Context(), joinapi.RenewPath) == nil })
+	until(t, func() bool { return j.renew(t.Context(), joinwire.RenewPath) == nil })
 }
 
 // A box that lay in a drawer for a year: its certificates have ended, and it comes back.
@@ -459,14 +459,14 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if !j.due().Before(later) {
 		t.Fatalf("due %s", j.due())
 	}
-	if err := j.renew(t.Context(), joinapi.RenewPath); err != nil {
+	if err := j.renew(t.Context(), joinwire.RenewPath); err != nil {
 		t.Error(err)
 	}
 	if err := os.WriteFile(m.dirs.NodePassword(), []byte(strings.Repeat("x", 32)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var e *joinapi.Error
-	if err := j.renew(t.Context(), joinapi.RenewPath); !errors.As(err, &e) || e.Code != joinapi.NameTaken {
+	var e *joinwire.Error
+	if err := j.renew(t.Context(), joinwire.RenewPath); !errors.As(err, &e) || e.Code != joinwire.NameTaken {
 		t.Errorf("without its password: %v", err)
 	}
 	// A certificate of another cluster says nothing here, and its server is not taken for one of this.
@@ -475,7 +475,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(), other.Listener.Addr().String(), joinapi.RenewPath, &joinapi.NodeRequest{}, &joinapi.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
+	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(), other.Listener.Addr().String(), joinwire.RenewPath, &joinwire.NodeRequest{}, &joinwire.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
 		t.Errorf("a server of another cluster: %v", err)
 	}
 	m2 := newMachine(t, other)
@@ -490,7 +490,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign, Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinapi.RenewPath, req, &joinapi.NodeResponse{}); !errors.As(err, &e) || e.Code != joinapi.BadIdentity {
+	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign, Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinwire.RenewPath, req, &joinwire.NodeResponse{}); !errors.As(err, &e) || e.Code != joinwire.BadIdentity {
 		t.Errorf("with a foreign certificate: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/ownmark"
+	"github.com/umiak-io/umiak/internal/packetmark"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
@@ -73,7 +73,7 @@ func New(cfg Config) *Tunnels {
 		cfg.Allow.Own = MachineAddresses
 	}
 	if cfg.Dial == nil {
-		cfg.Dial = ownmark.Dialer().DialContext
+		cfg.Dial = packetmark.Dialer().DialContext
 	}
 	if cfg.Connect == nil {
 		cfg.Connect = (&net.Dialer{}).DialContext

@@ -12,9 +12,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/umiak-io/umiak/agent/airgap"
+	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/egress"
+	"github.com/umiak-io/umiak/internal/httpproxy"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
@@ -62,12 +62,12 @@ func Run(ctx context.Context, cfg Config) error {
 	defer release()
 	source := ""
 	if cfg.From != "" {
-		dir, remove, err := airgap.Folder(cfg.From)
+		dir, remove, err := bundle.Folder(cfg.From)
 		if err != nil {
 			return fmt.Errorf("release in %s: %w", cfg.From, err)
 		}
 		defer remove()
-		if !airgap.HasRelease(dir) {
+		if !bundle.HasRelease(dir) {
 			return cfg.place(dir)
 		}
 		source = dir
@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", script, ErrNotInstalled)
 	}
-	env := slices.DeleteFunc(egress.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
+	env := slices.DeleteFunc(httpproxy.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
 	if source != "" {
 		env = append(env, "INSTALL_UMIAK_SOURCE="+source)
 	} else {
@@ -106,21 +106,21 @@ func Run(ctx context.Context, cfg Config) error {
 
 // place puts what is in a bundle without a release where it belongs.
 func (cfg Config) place(dir string) error {
-	if _, err := os.Stat(filepath.Join(dir, airgap.Sums)); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, bundle.Sums)); err != nil {
 		return fmt.Errorf("%s is neither a release nor a bundle", cfg.From)
 	}
 	if cfg.DryRun {
-		targets, err := airgap.Targets(dir, true, cfg.Dirs)
+		targets, err := bundle.Targets(dir, true, cfg.Dirs)
 		for _, t := range targets {
 			fmt.Fprintln(cfg.Out, "would place", t.Path)
 		}
 		return err
 	}
-	placed, err := airgap.Place(dir, cfg.Dirs)
+	placed, err := bundle.Place(dir, cfg.Dirs)
 	for _, p := range placed {
 		fmt.Fprintln(cfg.Out, "placed", p)
 	}
-	if err == nil && slices.Contains(placed, airgap.Settings) {
+	if err == nil && slices.Contains(placed, bundle.Settings) {
 		fmt.Fprintln(cfg.Out, "the settings count from the next start of umiak on")
 	}
 	return err

@@ -9,14 +9,14 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/agent"
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/logging"
-	"github.com/umiak-io/umiak/internal/plaintext"
+	"github.com/umiak-io/umiak/internal/termtext"
 	"github.com/umiak-io/umiak/internal/version"
 )
 
 func main() {
-	os.Exit(run(context.Background(), os.Args, plaintext.Terminal(os.Stdout), plaintext.Terminal(os.Stderr)))
+	os.Exit(run(context.Background(), os.Args, termtext.Terminal(os.Stdout), termtext.Terminal(os.Stderr)))
 }
 
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {

@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent"
-	"github.com/umiak-io/umiak/agent/airgap"
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	"github.com/umiak-io/umiak/agent/bundle"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
@@ -53,7 +53,7 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			}
 			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM) // so that nothing is left behind
 			defer stop()
-			made, err := airgap.Create(ctx, airgap.Config{Out: c.String("out"), Release: c.String("release"), Key: c.String("key"),
+			made, err := bundle.Create(ctx, bundle.Config{Out: c.String("out"), Release: c.String("release"), Key: c.String("key"),
 				Etc: filepath.Dir(config.DefaultFile), Arches: c.StringSlice("arch"), Programs: !c.Bool("no-programs"),
 				Images: c.StringSlice("image"), Archives: c.StringSlice("images"), AllPlatforms: c.Bool("all-platforms"), Socket: dirs.ContainerdSocket(),
 				Manifests: c.StringSlice("manifest"), ServerConfig: c.String("server-config"), AgentConfig: c.String("agent-config"),

@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/certfiles"
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/instance"

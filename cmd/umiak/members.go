@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/server"
 )

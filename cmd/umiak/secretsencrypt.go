@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/client-go/tools/clientcmd"
 
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"

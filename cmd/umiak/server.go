@@ -8,9 +8,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/agent"
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/egress"
+	"github.com/umiak-io/umiak/internal/httpproxy"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
 )
@@ -46,7 +46,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			defer release()
-			if err := egress.Exempt(sc.InternalNames()...); err != nil {
+			if err := httpproxy.Exempt(sc.InternalNames()...); err != nil {
 				return err
 			}
 			prep := agentcli.Prepare(c.Context, sc.Dirs(), log)

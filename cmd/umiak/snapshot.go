@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/agent"
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/control"

@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/control"
@@ -25,7 +25,7 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server"
-	"github.com/umiak-io/umiak/server/join"
+	"github.com/umiak-io/umiak/server/joinapi"
 )
 
 // tokenCommand makes and ends the tokens with which machines join.
@@ -71,7 +71,7 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			tok, rec, err := t.Create(c.Context, join.Spec{Kind: kind, Description: c.String("description"), TTL: ttl, SingleUse: c.Bool("single-use")})
+			tok, rec, err := t.Create(c.Context, joinapi.Spec{Kind: kind, Description: c.String("description"), TTL: ttl, SingleUse: c.Bool("single-use")})
 			if err != nil {
 				return err
 			}
@@ -84,7 +84,7 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			switch {
 			case js:
 				return agentcli.PrintJSON(c, struct {
-					join.Record
+					joinapi.Record
 					Token string `json:"token"`
 					Join  string `json:"joinCommand,omitempty"`
 				}{rec, tok.Line(), line})
@@ -99,7 +99,7 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 }
 
 // joinLine is what to run on the machine that is to join.
-func joinLine(ctx context.Context, t join.Tokens, kind token.Kind, tok token.Token) (string, error) {
+func joinLine(ctx context.Context, t joinapi.Tokens, kind token.Kind, tok token.Token) (string, error) {
 	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
 	if err != nil {
 		return "", fmt.Errorf("find the servers: %w", err)
@@ -131,7 +131,7 @@ func tokenList(where agentcli.Where) *cli.Command {
 			}
 			if js {
 				type withState struct {
-					join.Record
+					joinapi.Record
 					State string `json:"state"`
 				}
 				out := []withState{}
@@ -145,7 +145,7 @@ func tokenList(where agentcli.Where) *cli.Command {
 	}
 }
 
-func printTokens(w io.Writer, list []join.Record, now time.Time) error {
+func printTokens(w io.Writer, list []joinapi.Record, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "ID\tKIND\tSTATE\tEXPIRES\tUSES LEFT\tDESCRIPTION")
 	for _, r := range list {
@@ -209,7 +209,7 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 			}
 			id := c.Args().First()
 			if id == "" {
-				id = join.AgentID
+				id = joinapi.AgentID
 			}
 			t, dirs, err := tokens(c, where)
 			if err != nil {
@@ -221,7 +221,7 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 			}
 			fmt.Fprintln(c.App.Writer, tok.Line())
 			if len(rec.SetOn) > 0 {
-				key := map[string]string{join.ServerID: "token", join.AgentID: "agent-token"}[id]
+				key := map[string]string{joinapi.ServerID: "token", joinapi.AgentID: "agent-token"}[id]
 				fmt.Fprintf(c.App.ErrWriter, "these servers have the old one in their settings (%s, %s-file): %s; it is not used any more: set the new one there, or none\n", key, key, strings.Join(rec.SetOn, ", "))
 			}
 			if file := tokenFile(dirs, id); file != "" {
@@ -231,7 +231,7 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 					}
 				}
 			}
-			if id != join.ServerID {
+			if id != joinapi.ServerID {
 				return nil
 			}
 			// What is sealed with the old secret in the datastore is to be sealed with the new one.
@@ -252,29 +252,29 @@ func exists(file string) bool {
 // tokenFile is where a server keeps a token of the first start.
 func tokenFile(d layout.Dirs, id string) string {
 	switch id {
-	case join.ServerID:
+	case joinapi.ServerID:
 		return d.ServerToken()
-	case join.AgentID:
+	case joinapi.AgentID:
 		return d.AgentToken()
 	}
 	return ""
 }
 
 // tokens are those of the cluster.
-func tokens(c *cli.Context, where agentcli.Where) (join.Tokens, layout.Dirs, error) {
+func tokens(c *cli.Context, where agentcli.Where) (joinapi.Tokens, layout.Dirs, error) {
 	rc, dirs, err := admin(c, where, "umiak-token")
 	if err != nil {
-		return join.Tokens{}, dirs, err
+		return joinapi.Tokens{}, dirs, err
 	}
 	if err := rest.LoadTLSFiles(rc); err != nil {
-		return join.Tokens{}, dirs, fmt.Errorf("read the CA of %s: %w", rc.Host, err)
+		return joinapi.Tokens{}, dirs, fmt.Errorf("read the CA of %s: %w", rc.Host, err)
 	}
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
-		return join.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
+		return joinapi.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
 	}
-	ca, former, err := join.CAHash(rc.CAData)
-	t := join.Tokens{Client: client, CA: ca, Former: former}
+	ca, former, err := joinapi.CAHash(rc.CAData)
+	t := joinapi.Tokens{Client: client, CA: ca, Former: former}
 	if key := filepath.Join(dirs.ServerPKI(), "service-account.key"); exists(key) { // on a server
 		t.Secret = func() ([]byte, error) { return os.ReadFile(key) }
 	}

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
-	agentcli "github.com/umiak-io/umiak/agent/cli"
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	upgradesapi "github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/upgrades"

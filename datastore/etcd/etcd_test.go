@@ -22,7 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/internal/testing/storetest"
 	"github.com/umiak-io/umiak/server/pki"
 )
 

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/internal/testing/storetest"
 )
 
 // three makes a cluster of three members.

@@ -16,7 +16,7 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
-	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/internal/testing/storetest"
 	"github.com/umiak-io/umiak/server/pki"
 )
 

@@ -27,7 +27,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/umiak-io/umiak/datastore/external"
-	"github.com/umiak-io/umiak/datastore/storetest"
+	"github.com/umiak-io/umiak/internal/testing/storetest"
 	"github.com/umiak-io/umiak/server/pki"
 )
 

@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
 // The test binary runs itself as the program that is killed. UMIAK_CHILD says what it does: "load" writes
@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	switch os.Getenv("UMIAK_CHILD") {
 	case "":
 		// In mount namespaces of others, which might be copied from ours while a FUSE disk is mounted, it would live on.
-		os.Exit(apart.Run(func() int {
+		os.Exit(testns.Run(func() int {
 			if os.Geteuid() == 0 {
 				if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 					fmt.Fprintln(os.Stderr, "make mounts private:", err)

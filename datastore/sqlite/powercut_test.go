@@ -11,7 +11,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/umiak-io/umiak/internal/powercut"
+	"github.com/umiak-io/umiak/internal/testing/powercut"
 )
 
 // powerCuts runs rounds on a disk that loses what was not synced.

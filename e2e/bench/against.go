@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/umiak-io/umiak/internal/comparison"
+	"github.com/umiak-io/umiak/internal/testing/comparison"
 )
 
 // against runs a benchmark on another build and on this one.

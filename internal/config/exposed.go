@@ -8,7 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/umiak-io/umiak/internal/exposed"
+	"github.com/umiak-io/umiak/internal/secretfiles"
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
@@ -42,7 +42,7 @@ func Exposed(c *cli.Context, dst ...any) []string {
 	}
 	var out []string
 	for _, file := range named {
-		if why := exposed.File(file); why != "" && !slices.Contains(out, why) {
+		if why := secretfiles.File(file); why != "" && !slices.Contains(out, why) {
 			out = append(out, why)
 		}
 	}

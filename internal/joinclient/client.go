@@ -14,8 +14,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/joinapi"
-	"github.com/umiak-io/umiak/internal/ownmark"
+	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/packetmark"
 	"github.com/umiak-io/umiak/internal/token"
 )
 
@@ -60,7 +60,7 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 		// Also one that the server might not choose by itself, because it has ended.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate, nil }
 	}
-	tr := &http.Transport{DialContext: ownmark.Dialer().DialContext, TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 15 * time.Second}
+	tr := &http.Transport{DialContext: packetmark.Dialer().DialContext, TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 15 * time.Second}
 	defer tr.CloseIdleConnections()
 	body, err := json.Marshal(request)
 	if err != nil {
@@ -73,9 +73,9 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 		return "", fmt.Errorf("ask %s: %w", addr, err)
 	}
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set(joinapi.VersionHeader, c.Version)
+	r.Header.Set(joinwire.VersionHeader, c.Version)
 	if c.Etcd != "" {
-		r.Header.Set(joinapi.EtcdHeader, c.Etcd)
+		r.Header.Set(joinwire.EtcdHeader, c.Etcd)
 	}
 	if c.Certificate == nil {
 		r.SetBasicAuth(c.Token.ID, c.Token.Secret)
@@ -86,15 +86,15 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 		return "", c.explain(addr, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
-	server = resp.Header.Get(joinapi.VersionHeader)
+	server = resp.Header.Get(joinwire.VersionHeader)
 	if resp.StatusCode != http.StatusOK {
-		var e joinapi.Error
-		if err := joinapi.DecodeAnswer(resp.Body, &e); err != nil || e.Code == "" {
+		var e joinwire.Error
+		if err := joinwire.DecodeAnswer(resp.Body, &e); err != nil || e.Code == "" {
 			return server, fmt.Errorf("ask %s: it answers %s", addr, resp.Status)
 		}
 		return server, fmt.Errorf("server %s: %w", addr, &e)
 	}
-	if err := joinapi.DecodeAnswer(resp.Body, answer); err != nil {
+	if err := joinwire.DecodeAnswer(resp.Body, answer); err != nil {
 		return server, fmt.Errorf("read the answer of %s: %w", addr, err)
 	}
 	return server, nil

@@ -1,4 +1,4 @@
-// Package joinclient asks servers' join API (internal/joinapi): one request to one server, which errors are
+// Package joinclient asks servers' join API (internal/joinwire): one request to one server, which errors are
 // worth asking again for, and how long to wait in between.
 //
 // agent/join joins nodes with it, server joins servers. It may import internal/.

@@ -7,7 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/joinapi"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
@@ -17,20 +17,20 @@ func Definite(err error) bool {
 	if errors.Is(err, token.ErrWrongServer) {
 		return true
 	}
-	var e *joinapi.Error
+	var e *joinwire.Error
 	if !errors.As(err, &e) {
 		return false
 	}
 	switch e.Code {
-	case joinapi.Starting, joinapi.Busy, joinapi.ServerFailed:
+	case joinwire.Starting, joinwire.Busy, joinwire.ServerFailed:
 		return false
 	}
 	return true
 }
 
 // IsCode says whether a server has refused for this reason.
-func IsCode(err error, code joinapi.Code) bool {
-	var e *joinapi.Error
+func IsCode(err error, code joinwire.Code) bool {
+	var e *joinwire.Error
 	return errors.As(err, &e) && e.Code == code
 }
 
@@ -57,7 +57,7 @@ func Insist(ctx context.Context, try func(context.Context) error, wait func(erro
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case Definite(err) && (!IsCode(err, joinapi.BadToken) || tries >= tokenTries):
+		case Definite(err) && (!IsCode(err, joinwire.BadToken) || tries >= tokenTries):
 			return err
 		}
 		wait(err)

@@ -10,12 +10,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/mounted"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
 // TestMain runs the tests in namespaces of their own, since they mount.
-func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run, syscall.CLONE_NEWNS)) }
+func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run, syscall.CLONE_NEWNS)) }
 
 func TestWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

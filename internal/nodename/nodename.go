@@ -21,7 +21,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/layout"
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // MaxLength is how long a name may be: the Node has it as the value of a label.
@@ -158,6 +158,6 @@ func (f Finder) kept() (string, error) {
 	if err != nil {
 		return "", nil //nolint:nilerr // as above
 	}
-	name, _ := strings.CutPrefix(c.Subject.CommonName, names.NodeUserPrefix)
+	name, _ := strings.CutPrefix(c.Subject.CommonName, wellknown.NodeUserPrefix)
 	return name, nil
 }

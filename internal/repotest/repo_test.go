@@ -108,16 +108,24 @@ func TestImports(t *testing.T) {
 			for _, imp := range f.Imports {
 				path := strings.Trim(imp.Path.Value, `"`)
 				for _, r := range forbidden {
-					if under(dir, r.dir) && under(path, r.imports) && !strings.HasSuffix(p, "_test.go") {
+					if under(dir, r.dir) && under(path, r.imports) && (!forTests(dir, p) || under(dir, "e2e") && !strings.HasSuffix(p, "_test.go")) {
 						t.Errorf("%s imports %s: %s", p, path, r.reason)
 					}
 				}
-				if strings.HasPrefix(path, "github.com/umiak-io/umiak/cmd") || under(path, "github.com/umiak-io/umiak/e2e") && !under(dir, "e2e") {
+				if under(path, "github.com/umiak-io/umiak/cmd") && !under(dir, "cmd") || under(path, "github.com/umiak-io/umiak/e2e") && !under(dir, "e2e") {
 					t.Errorf("%s imports %s, which is for nobody to import", p, path)
+				}
+				if under(path, "github.com/umiak-io/umiak/internal/testing") && !forTests(dir, p) {
+					t.Errorf("%s imports %s, which is for tests alone", p, path)
 				}
 			}
 		}
 	}
+}
+
+// forTests reports whether a file is no part of a program that users run: tests, their helpers and the benchmarks.
+func forTests(dir, file string) bool {
+	return strings.HasSuffix(file, "_test.go") || under(dir, "internal/testing") || under(dir, "e2e") || under(dir, "agent/dataplane/proxy/bench")
 }
 
 func under(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }

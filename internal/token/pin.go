@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/ownmark"
+	"github.com/umiak-io/umiak/internal/packetmark"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
@@ -68,7 +68,7 @@ func FetchKnownCA(ctx context.Context, addr string, cas []byte, now func() time.
 func fetchCA(ctx context.Context, addr string, want func(*x509.Certificate) bool, now func() time.Time) (*x509.Certificate, error) {
 	var ca *x509.Certificate
 	d := tls.Dialer{
-		NetDialer: &net.Dialer{Timeout: 10 * time.Second, Control: ownmark.Control},
+		NetDialer: &net.Dialer{Timeout: 10 * time.Second, Control: packetmark.Control},
 		Config: &tls.Config{
 			MinVersion: tls.VersionTLS12, ServerName: ServerName,
 			// The chain is checked below, against what the token says.

@@ -33,10 +33,10 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
-	"github.com/umiak-io/umiak/internal/apart"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/addons"
@@ -60,7 +60,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(apart.Run(func() int {
+	os.Exit(testns.Run(func() int {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

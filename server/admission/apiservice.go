@@ -11,7 +11,7 @@ import (
 	api "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/discovery"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // apiService is the name of the Service of the API servers, in the namespace default.
@@ -43,5 +43,5 @@ func ofTheAPI(a admission.Attributes) error {
 // administers reports whether somebody has all rights anyway: an API server itself, or an administrator.
 func administers(u user.Info) bool {
 	return u != nil && (u.GetName() == user.APIServerUser || slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) ||
-		slices.Contains(u.GetGroups(), names.AdminsGroup))
+		slices.Contains(u.GetGroups(), wellknown.AdminsGroup))
 }

@@ -21,7 +21,7 @@ import (
 	"k8s.io/kubernetes/pkg/apis/certificates"
 	api "k8s.io/kubernetes/pkg/apis/core"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // KubeletsPlugin is the name of the plugin Kubelets, as in --disable-admission-plugins.
@@ -87,7 +87,7 @@ func (k *Kubelets) ValidateInitialization() error {
 
 // Validate implements admission.ValidationInterface.
 func (k *Kubelets) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	if !slices.Contains(a.GetUserInfo().GetGroups(), names.NodesGroup) {
+	if !slices.Contains(a.GetUserInfo().GetGroups(), wellknown.NodesGroup) {
 		return nil
 	}
 	var err error
@@ -123,7 +123,7 @@ var errNotYet = errors.New("the API server does not know the cluster's Pods and 
 
 // events refuses Events that a node may not make.
 func (k *Kubelets) events(ctx context.Context, a admission.Attributes) error {
-	node, ok := strings.CutPrefix(a.GetUserInfo().GetName(), names.NodeUserPrefix)
+	node, ok := strings.CutPrefix(a.GetUserInfo().GetName(), wellknown.NodeUserPrefix)
 	if !ok {
 		return errors.New("the user is no node")
 	}

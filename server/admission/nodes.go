@@ -15,8 +15,8 @@ import (
 	listers "k8s.io/client-go/listers/core/v1"
 	api "k8s.io/kubernetes/pkg/apis/core"
 
-	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/overlaykey"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // NodesPlugin is the name of the plugin Nodes, as in --disable-admission-plugins.
@@ -116,7 +116,7 @@ func (n *Nodes) Validate(ctx context.Context, a admission.Attributes, _ admissio
 // isNode reports whether the request is a kubelet's or an agent's.
 func isNode(a admission.Attributes) bool {
 	groups := a.GetUserInfo().GetGroups()
-	return slices.Contains(groups, names.NodesGroup) || slices.Contains(groups, names.AgentsGroup)
+	return slices.Contains(groups, wellknown.NodesGroup) || slices.Contains(groups, wellknown.AgentsGroup)
 }
 
 // bounded refuses lists that would keep every reader of Nodes busy. What others have made longer may stay so.
@@ -157,7 +157,7 @@ func sameRanges(now, old *api.Node) error {
 
 // sameOverwrites refuses addresses of the overlay that a node gives itself.
 func sameOverwrites(now, old *api.Node) error {
-	for _, key := range []string{overlaykey.V4.Overwrite, overlaykey.V6.Overwrite, names.ConfirmedAddresses} {
+	for _, key := range []string{overlaykey.V4.Overwrite, overlaykey.V6.Overwrite, wellknown.ConfirmedAddresses} {
 		if now.Annotations[key] != old.Annotations[key] {
 			return fmt.Errorf("a node may not set the annotation %s, an administrator may", key)
 		}

@@ -37,7 +37,7 @@ type Limits struct {
 }
 
 // Services refuses Services that ask for an address, or a port of one, that is not theirs: every node would send them what
-// others mean for the system. What a Service had before stays with it; nodes make no rules for it (agent/proxy.Guard).
+// others mean for the system. What a Service had before stays with it; nodes make no rules for it (agent/dataplane/proxy.Guard).
 type Services struct {
 	*admission.Handler
 	limits Limits

@@ -14,8 +14,8 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/testing/s3server"
 	"github.com/umiak-io/umiak/server/backup/s3"
-	"github.com/umiak-io/umiak/server/backup/s3/s3test"
 )
 
 // away is a bucket behind a network that may be away, and counts what it is asked.
@@ -43,7 +43,7 @@ func (a *away) Upload(ctx context.Context, file, info string) error {
 func withBucket(t *testing.T) (*Keeper, *fake, *away) {
 	t.Helper()
 	k, f := keeper(t)
-	k.Config.S3, k.Config.S3Unencrypted = s3test.Start(t).Config, true
+	k.Config.S3, k.Config.S3Unencrypted = s3server.Start(t).Config, true
 	b, err := k.Config.open()
 	if err != nil {
 		t.Fatal(err)

@@ -21,15 +21,15 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // The identities that umiak's own certificates carry besides upstream's.
 const (
 	KubeletClientUser = "umiak:kubelet-client" // the API server towards kubelets
 	FrontProxyUser    = "umiak:front-proxy"    // the API server towards aggregated ones
-	AgentsGroup       = names.AgentsGroup      // the proxy, DNS and overlay of every node
-	AgentUserPrefix   = names.AgentUserPrefix
+	AgentsGroup       = wellknown.AgentsGroup  // the proxy, DNS and overlay of every node
+	AgentUserPrefix   = wellknown.AgentUserPrefix
 )
 
 // agentRole is the name of the roles of AgentsGroup.
@@ -91,7 +91,7 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	}
 	return []rbacv1.ClusterRoleBinding{
 		bind("umiak:kubelet-client", "system:kubelet-api-admin", rbacv1.UserKind, KubeletClientUser),
-		bind("umiak:admins", "cluster-admin", rbacv1.GroupKind, names.AdminsGroup),
+		bind("umiak:admins", "cluster-admin", rbacv1.GroupKind, wellknown.AdminsGroup),
 		bind("umiak:agents", agentRole, rbacv1.GroupKind, AgentsGroup),
 		bind("umiak:monitoring", "umiak:monitoring", rbacv1.GroupKind, "system:monitoring"),
 	}

@@ -24,8 +24,8 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
-	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/tlspolicy"
+	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server/admission"
 	"github.com/umiak-io/umiak/server/podview"
 )
@@ -253,7 +253,7 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	}
 	chain := outer.BuildHandlerChainFunc
 	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return a.behind(chain(a.guard.before(podview.For(names.AgentsGroup, h)), c))
+		return a.behind(chain(a.guard.before(podview.For(wellknown.AgentsGroup, h)), c))
 	}
 	if a.sole() {
 		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)

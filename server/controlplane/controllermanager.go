@@ -69,7 +69,7 @@ func controllerManagerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.ControllerManagerKubeconfig)
 	f.set("secure-port", "0")      // its health and metrics are the API server's
-	f.set("leader-elect", "false") // who runs it sees to that, see server/election
+	f.set("leader-elect", "false") // who runs it sees to that, see server/cluster/leader
 	f.set("profiling", "false")
 	f.set("use-service-account-credentials", "true")
 	// Over loopback a limit only delays: at the default of 20 a second the first ServiceAccount is 8 s late.

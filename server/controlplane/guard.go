@@ -11,7 +11,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server/admission"
 )
 
@@ -60,7 +60,7 @@ func (g *guard) before(next http.Handler) http.Handler {
 			return
 		}
 		leaf := r.TLS.PeerCertificates[0]
-		node, ok := names.MachineOf(leaf.Subject.CommonName, leaf.Subject.Organization)
+		node, ok := wellknown.MachineOf(leaf.Subject.CommonName, leaf.Subject.Organization)
 		if !ok {
 			next.ServeHTTP(w, r)
 			return

@@ -38,7 +38,7 @@ func schedulerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.SchedulerKubeconfig)
 	f.set("secure-port", "0")      // its health and metrics are the API server's
-	f.set("leader-elect", "false") // who runs it sees to that, see server/election
+	f.set("leader-elect", "false") // who runs it sees to that, see server/cluster/leader
 	f.set("profiling", "false")
 	f.set("kube-api-qps", "300")
 	f.set("kube-api-burst", "600")

@@ -9,7 +9,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/names"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // Identity says which client certificates are agents'.
@@ -61,7 +61,7 @@ func (i Identity) node(r *http.Request) (string, error) {
 		}
 		return "", &refusal{http.StatusUnauthorized, "the certificate is not from this cluster"}
 	}
-	name, ok := names.AgentOf(leaf.Subject.CommonName, leaf.Subject.Organization)
+	name, ok := wellknown.AgentOf(leaf.Subject.CommonName, leaf.Subject.Organization)
 	if !ok || len(name) > 253 {
 		return "", &refusal{http.StatusForbidden, "the certificate is not an agent's"}
 	}

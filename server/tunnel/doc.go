@@ -6,5 +6,5 @@
 // API server's own informer. Dialer puts the two together; the API server makes all its connections to
 // nodes and pods with Dialer.DialContext.
 //
-// It imports internal/tunnelwire, internal/names, internal/logging and internal/status and nothing else of umiak; server/ wires it.
+// It imports internal/tunnelwire, internal/wellknown, internal/logging and internal/status and nothing else of umiak; server/ wires it.
 package tunnel

@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	agenttunnel "github.com/umiak-io/umiak/agent/tunnel"
-	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/tunnel"
 )
@@ -31,7 +31,7 @@ const (
 
 // TestMain gives the tests a network namespace of their own, in which there are addresses of pods.
 func TestMain(m *testing.M) {
-	os.Exit(apart.Run(func() int {
+	os.Exit(testns.Run(func() int {
 		if err := addresses(); err != nil {
 			fmt.Fprintln(os.Stderr, "set up loopback (needs root):", err)
 			return 1

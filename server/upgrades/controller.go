@@ -27,7 +27,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/umiak-io/umiak/internal/upgrades"
-	"github.com/umiak-io/umiak/server/lean"
+	"github.com/umiak-io/umiak/server/cachetrim"
 )
 
 // Config is what the server gives.
@@ -125,7 +125,7 @@ func (w *worker) stop() {
 // watch follows Nodes and budgets.
 func (w *worker) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	f := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(lean.Object))
+	f := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(cachetrim.Object))
 	w.end = func() { cancel(); f.Shutdown() }
 	nodes, budgets := f.Core().V1().Nodes().Informer(), f.Policy().V1().PodDisruptionBudgets()
 	var synced []cache.DoneChecker

@@ -11,9 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/upgrades"
 	umiakversion "github.com/umiak-io/umiak/internal/version"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // Patience is how long a node may take before the Upgrade has failed on it.
@@ -222,7 +222,7 @@ func compare(a, b bool) int {
 	return -1
 }
 
-func isServer(n *corev1.Node) bool  { _, ok := n.Labels[names.ServerRole]; return ok }
+func isServer(n *corev1.Node) bool  { _, ok := n.Labels[wellknown.ServerRole]; return ok }
 func version(n *corev1.Node) string { return n.Status.NodeInfo.KubeletVersion }
 
 // request is what a node was asked for.

@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/umiak-io/umiak/internal/names"
 	"github.com/umiak-io/umiak/internal/upgrades"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 var now = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
@@ -29,7 +29,7 @@ func node(name, version string, changes ...change) *corev1.Node {
 	return n
 }
 
-func server(n *corev1.Node) { n.Labels[names.ServerRole] = "true" }
+func server(n *corev1.Node) { n.Labels[wellknown.ServerRole] = "true" }
 func down(n *corev1.Node) {
 	n.Status.Conditions[0] = corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "no news"}
 }

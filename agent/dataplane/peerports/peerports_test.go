@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/agent/proxy/nettest"
+	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/agent/proxy/nettest"
+	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
 // tagged puts VLAN tags, the outermost first, before a payload. A tag is its type and its VLAN.

@@ -14,11 +14,11 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
 // TestMain runs the tests in a network namespace of their own.
-func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run)) }
+func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run)) }
 
 func run(t *testing.T, name string, args ...string) {
 	t.Helper()

@@ -13,11 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
 // TestMain runs the tests in a network namespace of their own.
-func TestMain(m *testing.M) { os.Exit(apart.Run(m.Run)) }
+func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run)) }
 
 // list reads addresses; those that belong to a default route have a * behind them.
 func list(text string) []address {

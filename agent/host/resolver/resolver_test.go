@@ -15,12 +15,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/umiak-io/umiak/internal/apart"
+	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
 // TestMain runs the tests in a mount namespace of their own.
 func TestMain(m *testing.M) {
-	os.Exit(apart.Run(func() int {
+	os.Exit(testns.Run(func() int {
 		if os.Geteuid() == 0 {
 			_ = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		}

@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
-	"github.com/umiak-io/umiak/internal/golden"
+	"github.com/umiak-io/umiak/internal/testing/golden"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/egress"
+	"github.com/umiak-io/umiak/internal/httpproxy"
 )
 
 // What can be wrong; errors wrap one of these.
@@ -65,7 +65,7 @@ func Open(cfg Config) (*Bucket, error) {
 		return nil, err
 	}
 	transport := &http.Transport{
-		Proxy: egress.Proxy(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
+		Proxy: httpproxy.Proxy(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
 		ResponseHeaderTimeout: time.Minute, IdleConnTimeout: 5 * time.Second, MaxIdleConnsPerHost: heads,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: cfg.SkipSSLVerify},
 	}

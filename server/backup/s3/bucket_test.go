@@ -18,8 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/umiak-io/umiak/internal/testing/s3server"
 	"github.com/umiak-io/umiak/server/backup/s3"
-	"github.com/umiak-io/umiak/server/backup/s3/s3test"
 )
 
 func open(t *testing.T, c s3.Config) *s3.Bucket {
@@ -47,7 +47,7 @@ func file(t *testing.T, name string, data []byte) string {
 var large = bytes.Repeat([]byte("0123456789abcdef"), 20<<16)
 
 func TestRoundTrip(t *testing.T) {
-	srv := s3test.Start(t)
+	srv := s3server.Start(t)
 	key := file(t, "key", []byte(srv.Config.SecretKey+"\n"))
 	cfg := srv.Config
 	cfg.SecretKey, cfg.SecretKeyFile = "", key
@@ -96,7 +96,7 @@ func TestRoundTrip(t *testing.T) {
 
 // TestErrorsSayWhere also asks that none holds the key.
 func TestErrorsSayWhere(t *testing.T) {
-	srv := s3test.Start(t)
+	srv := s3server.Start(t)
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func TestErrorsSayWhere(t *testing.T) {
 }
 
 func TestWhatIsNotWholeIsRefused(t *testing.T) {
-	srv := s3test.Start(t)
+	srv := s3server.Start(t)
 	b := open(t, srv.Config)
 	if err := b.Upload(t.Context(), file(t, "a.snap", large), ""); err != nil {
 		t.Fatal(err)

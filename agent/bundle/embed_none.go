@@ -1,8 +1,0 @@
-//go:build !bundle
-
-package bundle
-
-var (
-	archive   []byte
-	archiveID string
-)

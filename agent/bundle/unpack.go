@@ -1,0 +1,101 @@
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/listing"
+)
+
+const (
+	maxFiles = 5000
+	maxBytes = 64 << 30
+	unpacked = "umiak-unpacked-"
+)
+
+// Folder returns where the files of a release or a bundle are, given its folder or archive, and what removes them if
+// they were unpacked for it.
+func Folder(from string) (dir string, remove func(), err error) {
+	if from, err = filepath.Abs(from); err != nil {
+		return "", nil, err
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		return "", nil, err
+	}
+	if info.IsDir() {
+		return from, func() {}, nil
+	}
+	removeAbandoned(roomy())
+	if dir, err = os.MkdirTemp(roomy(), fmt.Sprintf("%s%d-", unpacked, os.Getpid())); err != nil {
+		return "", nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	f, err := os.Open(from)
+	if err == nil {
+		err = errors.Join(unpack(f, dir), f.Close())
+	}
+	if err != nil {
+		remove()
+		return "", nil, err
+	}
+	return dir, remove, nil
+}
+
+// roomy is a folder for large files that are not kept: /tmp is memory on many machines.
+func roomy() string {
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		return dir
+	}
+	if info, err := os.Stat("/var/tmp"); err == nil && info.IsDir() {
+		return "/var/tmp"
+	}
+	return os.TempDir()
+}
+
+// removeAbandoned removes what a process left that had no time to: the power went, or it was killed.
+func removeAbandoned(dir string) {
+	all, _ := listing.Match(dir, unpacked+"*") // tidying up
+	for _, d := range all {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(d), unpacked), "-")
+		if n, err := strconv.Atoi(pid); err == nil && n > 0 && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
+			_ = os.RemoveAll(d)
+		}
+	}
+}
+
+// inBundle is the name of an archive's file in a bundle or a release, "" if it can have none.
+func inBundle(name string) string {
+	parts := strings.Split(path.Clean("/"+name), "/")[1:]
+	for i, p := range parts[:len(parts)-1] {
+		if slices.Contains(folders, p) {
+			return path.Join(parts[i:]...)
+		}
+	}
+	return parts[len(parts)-1]
+}
+
+// unpack writes the files of an archive into a folder.
+func unpack(r io.Reader, dir string) error {
+	return each(r, func(name string, r io.Reader) error {
+		file := filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		return errors.Join(err, f.Close())
+	})
+}

@@ -1,4 +1,0 @@
-// Package cli holds the commands that concern one node: `umiak` and `umiak-agent` both offer them.
-//
-// Commands parse, call one function of another package and print; they decide nothing.
-package cli

@@ -1,0 +1,433 @@
+package netpol
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
+	"github.com/umiak-io/umiak/agent/dataplane/netpol/announce"
+	"github.com/umiak-io/umiak/agent/dataplane/netpol/rules"
+)
+
+// writer is what the rules are written to; *table is one.
+type writer interface {
+	apply(ctx context.Context, c rules.Change) error
+	sync(ctx context.Context, w *rules.Builder) (synced, error)
+}
+
+// session is what there is while the cluster has policies. Its state is guarded by the lock of Policies.
+type session struct {
+	p       *Policies
+	tables  map[ruleset.Family]writer
+	flows   *flows
+	wake    chan struct{}
+	urgent  chan struct{} // somebody waits
+	foreign chan struct{}
+
+	rules           *rules.Builder
+	refused         []string                          // what the rules refuse
+	pods            map[types.NamespacedName]*podInfo // of this node
+	podsKnown       bool
+	namespacesKnown bool
+	// revision counts changes of the rules, applied is the last one that the kernel has.
+	revision, applied uint64
+	resync            bool
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// changed says that the rules may have changed. The caller holds the lock.
+func (s *session) changed() {
+	s.revision++
+	signal(s.wake)
+}
+
+// enforce runs a session until there are no policies, or ctx ends.
+func (p *Policies) enforce(ctx context.Context, ready func()) error {
+	p.note(false)
+	conn, err := netfilter.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	watcher, err := netfilter.NewWatcher(conn, rules.TableName)
+	if err != nil {
+		return err
+	}
+	s := &session{p: p, tables: map[ruleset.Family]writer{}, wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
+		rules: rules.NewBuilder(p.families...), pods: map[types.NamespacedName]*podInfo{}, resync: true}
+	for _, f := range p.families {
+		s.tables[f] = newTable(conn, f)
+	}
+	if s.flows, err = newFlows(); err != nil {
+		return err
+	}
+	defer s.flows.handle.Close()
+	s.flows.allowed, s.flows.ended = s.allowed, s.ended
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel(nil)
+	background.Go(func() {
+		if err := watcher.Run(ctx, func() { signal(s.foreign) }); err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	})
+	p.mu.Lock()
+	for _, info := range p.policies {
+		s.rules.SetPolicy(info.Policy)
+	}
+	s.rules.SetLocal(p.local)
+	p.session = s
+	p.logRefused()
+	p.status.Ready = false
+	p.status.Warning = bridgeWarning(p.families)
+	if p.status.Warning != "" {
+		p.log.Error(p.status.Warning)
+	}
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.session = nil
+		p.tell()
+	}()
+	background.Go(func() { s.followPods(ctx) })
+	background.Go(func() { s.followNamespaces(ctx) })
+	background.Go(func() { s.flows.run(ctx, p.families) })
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.loop(ctx, ready)
+}
+
+// wait returns when the state of the cluster is known.
+func (s *session) wait(ctx context.Context) error {
+	select {
+	case <-s.p.nodes.Done():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for {
+		s.p.mu.Lock()
+		known, some, news := s.podsKnown && s.namespacesKnown, len(s.p.policies) > 0, s.p.news
+		s.p.mu.Unlock()
+		if known || !some {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// How long a change waits for others that come with it. A rollout is many changes in a row; each costs a
+// commit, and the kernel has to wait for all packets that are under way.
+const (
+	minDelay = 2 * time.Millisecond
+	maxDelay = 20 * time.Millisecond
+)
+
+// loop writes whenever something has changed.
+func (s *session) loop(ctx context.Context, ready func()) error {
+	timer := time.NewTimer(0) // fires at once, for the first sync
+	defer timer.Stop()
+	armed := true
+	arm := func(d time.Duration) {
+		if !armed || d == 0 {
+			timer.Reset(d)
+			armed = true
+		}
+	}
+	delay, retry := minDelay, time.Duration(0)
+	var last time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.wake:
+			arm(delay)
+			continue
+		case <-s.urgent:
+			if retry == 0 {
+				arm(0)
+			}
+			continue
+		case <-s.foreign:
+			// An iptables-style tool may write rule by rule: repair once, when it is through.
+			s.resync = true
+			s.p.log.Warn("somebody changed the table, repairing it", "table", rules.TableName)
+			arm(maxDelay)
+			continue
+		case <-timer.C:
+			armed = false
+		}
+		s.p.mu.Lock()
+		over := len(s.p.policies) == 0
+		s.p.mu.Unlock()
+		if over {
+			return nil
+		}
+		start := time.Now()
+		if err := s.write(ctx); err != nil {
+			// Repaired from whatever state it is in, soon at first, then less often.
+			retry = min(max(2*retry, 50*time.Millisecond), 10*time.Second)
+			s.p.log.Error("cannot write the rules of network policies, trying again", "error", err, "in", retry)
+			arm(retry)
+			continue
+		}
+		retry = 0
+		ready()
+		// Under constant change, wait longer, so that commits take a small part of the time.
+		took := time.Since(start)
+		if start.Sub(last) < 2*maxDelay {
+			delay = min(max(2*delay, 4*took), max(maxDelay, 2*took))
+		} else {
+			delay = minDelay
+		}
+		last = time.Now()
+	}
+}
+
+// write brings all that has changed into the kernel.
+func (s *session) write(ctx context.Context) error {
+	p := s.p
+	start := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	revision, resync := s.revision, s.resync
+	changes := s.rules.Flush()
+	var errs []error
+	forbids := resync
+	for f, t := range s.tables {
+		c := changes[f]
+		forbids = forbids || c.Forbids()
+		if !resync {
+			errs = append(errs, t.apply(ctx, c))
+			continue
+		}
+		done, err := t.sync(ctx, s.rules)
+		errs = append(errs, err)
+		if err == nil {
+			p.log.Info("network policies are in force", "family", f, "replaced", done.replaced, "added", done.added, "deleted", done.deleted,
+				"policies", s.rules.Policies(), "pods", s.rules.Pods(), "took", time.Since(start).Round(time.Microsecond))
+		}
+	}
+	err := errors.Join(errs...)
+	s.resync = err != nil
+	if err != nil {
+		p.status.LastError = err.Error()
+		return err
+	}
+	s.applied = revision
+	p.status.Ready, p.status.LastError = true, ""
+	p.status.LastSync, p.status.LastDuration = time.Now(), time.Since(start)
+	p.status.Syncs++
+	if resync {
+		p.status.Repairs++
+	}
+	p.tell()
+	if forbids {
+		s.flows.check()
+	}
+	return nil
+}
+
+func (s *session) allowed(packet rules.Packet) bool {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	return s.rules.Verdict(packet)
+}
+
+func (s *session) ended(n uint, err error) {
+	if err != nil {
+		s.p.log.Error("cannot look through open connections", "error", err)
+	}
+	if n == 0 {
+		return
+	}
+	s.p.log.Debug("ended connections that policies forbid", "connections", n)
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	s.p.status.Ended += uint64(n)
+}
+
+// setPods takes pods from the watch; if all is set, there are no others.
+func (s *session) setPods(all bool, objs ...any) {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	keep := map[string]bool{}
+	for _, o := range objs {
+		obj, ok := o.(*v1.Pod)
+		if !ok {
+			continue
+		}
+		info := podOf(obj)
+		if info == nil {
+			s.dropPod(obj.Namespace, obj.Name)
+			continue
+		}
+		if all {
+			keep[obj.Namespace+"/"+obj.Name] = true
+		}
+		name := types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name}
+		if info.node == s.p.cfg.NodeName {
+			s.pods[name] = info
+		}
+		s.setPod(info)
+	}
+	if all {
+		s.podsKnown = true
+		for _, k := range s.rules.PodKeys() {
+			if !keep[k] {
+				ns, name, _ := cache.SplitMetaNamespaceKey(k)
+				s.dropPod(ns, name)
+			}
+		}
+	}
+	s.p.changed()
+}
+
+// setPod gives a pod to the rules, with the addresses that were announced.
+func (s *session) setPod(info *podInfo) {
+	var more []netip.Addr
+	if a, ok := s.p.announced[types.NamespacedName{Namespace: info.namespace, Name: info.name}]; ok && a.UID == info.uid && info.node == s.p.cfg.NodeName {
+		more = a.Addrs
+	}
+	s.rules.SetPod(info.pod(s.p.cfg.NodeName, more))
+}
+
+func (s *session) removePod(namespace, name string) {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	s.dropPod(namespace, name)
+	s.p.changed()
+}
+
+func (s *session) dropPod(namespace, name string) {
+	k := types.NamespacedName{Namespace: namespace, Name: name}
+	if info := s.pods[k]; info != nil && s.p.announced[k].UID == info.uid {
+		delete(s.p.announced, k)
+	}
+	delete(s.pods, k)
+	s.rules.DeletePod(namespace, name)
+}
+
+func (s *session) setNamespaces(all bool, objs ...any) {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	keep := map[string]bool{}
+	for _, o := range objs {
+		if n, ok := o.(*v1.Namespace); ok {
+			keep[n.Name] = true
+			s.rules.SetNamespace(n.Name, n.Labels)
+		}
+	}
+	if all {
+		s.namespacesKnown = true
+		for _, name := range s.rules.Namespaces() {
+			if !keep[name] {
+				s.rules.DeleteNamespace(name)
+			}
+		}
+	}
+	s.p.changed()
+}
+
+func (s *session) removeNamespace(name string) {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	s.rules.DeleteNamespace(name)
+	s.p.changed()
+}
+
+// patience is how long a pod waits for the watch to bring it. After that it starts with its address cut
+// off until the watch does.
+const patience = 2 * time.Second
+
+// announce is called before a pod runs. It returns when its policies are in force.
+func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
+	name := types.NamespacedName{Namespace: a.Namespace, Name: a.Name}
+	p.mu.Lock()
+	if a.Gone {
+		if p.announced[name].Container == a.Container {
+			delete(p.announced, name)
+			if s := p.session; s != nil && s.pods[name] != nil {
+				s.setPod(s.pods[name])
+				s.changed()
+			}
+		}
+		p.mu.Unlock()
+		return nil
+	}
+	p.announced[name] = a
+	for other, b := range p.announced {
+		if other != name && slices.ContainsFunc(b.Addrs, func(x netip.Addr) bool { return slices.Contains(a.Addrs, x) }) {
+			delete(p.announced, other) // it has lost them without a word
+			if s := p.session; s != nil && s.pods[other] != nil {
+				s.setPod(s.pods[other])
+				s.changed()
+			}
+		}
+	}
+	p.mu.Unlock()
+	if len(a.Addrs) == 0 {
+		return nil
+	}
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	told := uint64(0) // the revision that has the pod
+	var of *session
+	for {
+		p.mu.Lock()
+		s, news, known, some := p.session, p.news, p.known, len(p.policies) > 0
+		if s != of {
+			of, told = s, 0
+		}
+		if s != nil && told == 0 && s.pods[name] != nil && s.pods[name].uid == a.UID {
+			s.setPod(s.pods[name])
+			s.revision++
+			told = s.revision
+			signal(s.urgent)
+		}
+		inForce := known && !some && s == nil || s != nil && told != 0 && s.applied >= told
+		settled := known && (s == nil || s.applied != 0)
+		p.mu.Unlock()
+		if inForce {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-late.C:
+			if !known && p.hadNone() {
+				p.log.Warn("the API server does not answer, and there were no network policies: a pod starts without", "pod", name)
+				return nil
+			}
+			if !settled {
+				late.Reset(patience)
+				continue
+			}
+			p.log.Warn("the API server does not tell of a pod that starts; it is cut off until then", "pod", name)
+			return nil
+		}
+	}
+}

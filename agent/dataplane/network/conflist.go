@@ -1,0 +1,96 @@
+package network
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
+	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/layout"
+)
+
+// confName sorts before what a user may put beside it; containerd takes the first file.
+const confName = "10-umiak.conflist"
+
+// Bridge is the interface that all pods of the node hang on.
+const Bridge = "cni0"
+
+type conflist struct {
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"`
+	Plugins    []any  `json:"plugins"`
+}
+
+type bridgeConf struct {
+	Type        string `json:"type"`
+	Bridge      string `json:"bridge"`
+	MTU         int    `json:"mtu,omitempty"`
+	HairpinMode bool   `json:"hairpinMode"`
+	// The bridge plugin adds the default route by itself with this one; a route in ipam beside it fails.
+	IsDefaultGateway bool `json:"isDefaultGateway"`
+	// Where a node got another range, the bridge gives up the old address.
+	ForceAddress bool     `json:"forceAddress"`
+	IPAM         ipamConf `json:"ipam"`
+}
+
+type ipamConf struct {
+	Type    string        `json:"type"`
+	DataDir string        `json:"dataDir"`
+	Ranges  [][]rangeConf `json:"ranges"`
+}
+
+type rangeConf struct {
+	Subnet string `json:"subnet"`
+}
+
+type pluginConf struct {
+	Type         string          `json:"type"`
+	Capabilities map[string]bool `json:"capabilities"`
+	// PolicySocket is where portmap, which is ours, announces the pod to agent/dataplane/netpol.
+	PolicySocket string `json:"policySocket,omitempty"`
+	// StateDir is where portmap writes down the pods' ports.
+	StateDir string `json:"stateDir,omitempty"`
+	// SourceCheck has portmap keep the pod from sending with other addresses, see agent/dataplane/podsource.
+	SourceCheck bool `json:"sourceCheck,omitempty"`
+	// Held are the node's ports that portmap leads to no pod.
+	Held []hostport.Held `json:"held,omitempty"`
+}
+
+// renderConf is the CNI configuration of a node with these pod ranges.
+func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, held []hostport.Held, dirs layout.Dirs) ([]byte, error) {
+	ipam := ipamConf{Type: "host-local", DataDir: dirs.CNIState()}
+	for _, r := range ranges {
+		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
+	}
+	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
+		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true, ForceAddress: true, IPAM: ipam},
+		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: held},
+		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
+	}}, "", " ")
+	return append(raw, '\n'), err
+}
+
+// writeConf puts the configuration in place unless it is there already: containerd reloads on every write.
+func writeConf(dir string, raw []byte) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	path := filepath.Join(dir, confName)
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, raw) {
+		return nil
+	}
+	return atomicfile.Write(path, raw, 0o600)
+}
+
+func removeConf(dir string) error {
+	if err := os.Remove(filepath.Join(dir, confName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove CNI configuration: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,394 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/kubernetes/pkg/proxy/conntrack"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	"k8s.io/kubernetes/pkg/proxy/metrics"
+
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy/nft"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
+)
+
+// Config is what a Proxy needs; it is not changed afterwards.
+type Config struct {
+	// NodeName is this node.
+	NodeName string
+	// NodeIPs are its addresses. Their families are those that are served; if there are none, both are.
+	NodeIPs []netip.Addr
+	// ClusterCIDR are the addresses of all pods. What goes to a ClusterIP from elsewhere is masqueraded.
+	ClusterCIDR []netip.Prefix
+	// NodePortAddresses limits on which of the node's addresses node ports answer, a list for both
+	// families; for a family that is not in it, all addresses but loopback ones do.
+	NodePortAddresses []netip.Prefix
+	// Informers gives Services, EndpointSlices and Nodes. New registers its handlers; starting the factory
+	// is the caller's business.
+	Informers informers.SharedInformerFactory
+	// Guard is what Services may not take; nil: they may take everything. See Proxy.SetGuard.
+	Guard *Guard
+	// Recorder reports a health-check port that cannot be opened; nil is allowed.
+	Recorder events.EventRecorder
+	// HostPorts is told which ports that load balancers want are held by programs of this host, in the
+	// form of names.HostPorts, when that is not what the Node says; nil is allowed.
+	HostPorts func(ctx context.Context, held string) error
+	Log       *slog.Logger
+	// Registerer gets what kube-proxy has no metric for; nil is allowed. Metrics under kube-proxy's names
+	// are in Kubernetes' own registry, where those of all components are.
+	Registerer prometheus.Registerer
+}
+
+// Status is what a Proxy is doing.
+type Status struct {
+	Ready bool `json:"ready"`
+	// Services counts ports of Services, one a family; Endpoints how often an endpoint stands behind
+	// one of their addresses.
+	Services  int `json:"services"`
+	Endpoints int `json:"endpoints"`
+	// LastSync is when the kernel last took a change, and how long that took from reading the changes.
+	LastSync     time.Time     `json:"lastSync"`
+	LastDuration time.Duration `json:"lastDuration"`
+	Syncs        uint64        `json:"syncs"`
+	// Repairs counts how often the whole table was compared with what it should be, after an error or
+	// because somebody else changed it.
+	Repairs uint64 `json:"repairs"`
+	// Refused are addresses and ports that Services ask for and do not get, with the reason; at most maxRefused a family.
+	Refused   []string `json:"refused,omitempty"`
+	LastError string   `json:"lastError,omitempty"`
+}
+
+// Proxy serves the Services of a cluster on one node.
+type Proxy struct {
+	cfg      Config
+	log      *slog.Logger
+	synced   []cache.DoneChecker
+	families []*family
+	wake     chan struct{}
+	foreign  chan struct{}
+	host     *hostPorts
+	bounds   *bounds
+	wrap     func(table) table // for tests that make writes fail
+
+	mu       sync.Mutex // guards what follows
+	topology map[string]string
+	podCIDRs []netip.Prefix
+	guard    *Guard
+	nodeSeen bool // the node or the guard changed in a way that matters to every Service
+	status   Status
+	health   healthcheck.ProxyHealth
+}
+
+// New prepares a Proxy and registers its handlers with the informers. Nothing touches the kernel yet.
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.NodeName == "" || cfg.Informers == nil {
+		return nil, errors.New("new service proxy: NodeName and Informers are needed")
+	}
+	p := &Proxy{
+		cfg: cfg, log: cfg.Log.With("component", "proxy"),
+		wake: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
+		topology: map[string]string{}, host: newHostPorts(cfg), bounds: newBounds(), guard: cfg.Guard,
+	}
+	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
+		if len(cfg.NodeIPs) > 0 && !hasFamily(f, cfg.NodeIPs) {
+			continue
+		}
+		p.families = append(p.families, newFamily(f, cfg, p))
+	}
+	if len(p.families) == 0 {
+		return nil, fmt.Errorf("new service proxy: node addresses %v are of no family", cfg.NodeIPs)
+	}
+	registerMetrics(cfg.Registerer, p)
+	if err := p.register(); err != nil {
+		return nil, fmt.Errorf("watch Services: %w", err)
+	}
+	return p, nil
+}
+
+func hasFamily(f rules.Family, addrs []netip.Addr) bool {
+	for _, a := range addrs {
+		if f.Has(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Cleanup removes the tables of the proxy, whoever made them. It is no error if there are none.
+func Cleanup(ctx context.Context) error {
+	return eachTable(func(t *nft.Table) error { return t.Delete(ctx) })
+}
+
+// Exempt lets umiak's own connections to servers pass the tables that an earlier process has left. It is to be called before
+// the first of them: rules are learned only from a server.
+func Exempt(ctx context.Context) error {
+	return eachTable(func(t *nft.Table) error { return t.Exempt(ctx) })
+}
+
+func eachTable(do func(*nft.Table) error) error {
+	conn, err := netfilter.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing can be lost
+	var errs []error
+	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
+		t, err := nft.NewTable(conn, rules.Config{Family: f})
+		if err == nil {
+			err = do(t)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Status returns what the proxy is doing.
+func (p *Proxy) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.status
+}
+
+// Health is for the health-check node ports: they fail while the proxy cannot write its rules.
+func (p *Proxy) Health() healthcheck.ProxyHealth {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.health
+	h.CurrentTime = time.Now()
+	return h
+}
+
+// changed wakes the loop.
+func (p *Proxy) changed() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// How long a change waits for others that come with it. A rollout of a large Service is many changes in a
+// row; each costs a commit, and the kernel has to wait for all packets that are under way.
+const (
+	minDelay = 2 * time.Millisecond
+	maxDelay = 20 * time.Millisecond
+)
+
+// Run serves until ctx ends. The rules stay: connections go on while umiak restarts, and the next Run
+// adopts them.
+func (p *Proxy) Run(ctx context.Context, ready func()) error {
+	conn, err := netfilter.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing can be lost
+	for _, f := range p.families {
+		if f.table, err = nft.NewTable(conn, f.cfg); err != nil {
+			return err
+		}
+		if p.wrap != nil {
+			f.table = p.wrap(f.table)
+		}
+	}
+	watcher, err := netfilter.NewWatcher(conn, rules.TableName)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() {
+		if err := watcher.Run(ctx, p.tableTouched); err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	})
+	flows := newFlows(conntrack.New(), p.log)
+	background.Go(func() { flows.run(ctx) })
+	background.Go(func() { p.host.run(ctx) })
+	defer cancel(nil)
+	defer p.closeHealth()
+
+	if !cache.WaitFor(ctx, "service proxy", p.synced...) {
+		return context.Cause(ctx)
+	}
+	// The first sync reads what an earlier process left.
+	for _, f := range p.families {
+		f.resync = true
+	}
+	return p.loop(ctx, flows, ready)
+}
+
+// loop syncs whenever something has changed.
+func (p *Proxy) loop(ctx context.Context, flows *flows, ready func()) error {
+	timer := time.NewTimer(0) // fires at once, for the first sync
+	defer timer.Stop()
+	armed := true
+	delay, retry := minDelay, time.Duration(0)
+	var last time.Time
+	var foreign backoff
+	var repairIn, lookAgain <-chan time.Time
+	repairing := false
+	arm := func(d time.Duration) {
+		if !armed {
+			timer.Reset(d)
+			armed = true
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+				return err
+			}
+			return nil
+		case <-p.wake:
+			arm(delay)
+			continue
+		case <-p.foreign:
+			if repairIn == nil {
+				d := foreign.next(time.Now())
+				p.log.Warn("somebody changed the table, repairing it", "table", rules.TableName, "in", d)
+				repairIn = time.After(d)
+			}
+			continue
+		case <-repairIn:
+			repairIn = nil
+			for _, f := range p.families {
+				f.resync = true
+			}
+			repairing = true
+		case <-lookAgain:
+			p.host.again()
+			lookAgain = nil
+		case <-timer.C:
+			armed = false
+		}
+		start := time.Now()
+		err := p.sync(ctx, flows)
+		if err != nil {
+			// Repaired from whatever state it is in, soon at first, then less often.
+			retry = min(max(2*retry, 50*time.Millisecond), 10*time.Second)
+			p.log.Error("cannot write the rules of Services, trying again", "error", err, "in", retry)
+			arm(retry)
+			continue
+		}
+		retry = 0
+		ready()
+		if repairing {
+			foreign.repaired(time.Now(), time.Since(start))
+			repairing = false
+		}
+		if lookAgain == nil && p.host.any() {
+			lookAgain = time.After(recheck)
+		}
+		// Under constant change, wait longer, so that commits take a small part of the time.
+		took := time.Since(start)
+		if start.Sub(last) < 2*maxDelay {
+			delay = min(max(2*delay, 4*took), max(maxDelay, 2*took))
+		} else {
+			delay = minDelay
+		}
+		last = time.Now()
+	}
+}
+
+// tableTouched is called when somebody else changed our table.
+func (p *Proxy) tableTouched() {
+	select {
+	case p.foreign <- struct{}{}:
+	default:
+	}
+}
+
+// sync brings all that has changed into the kernel.
+func (p *Proxy) sync(ctx context.Context, flows *flows) error {
+	start := time.Now()
+	p.mu.Lock()
+	node := nodeInfo{name: p.cfg.NodeName, topology: p.topology, podCIDRs: p.podCIDRs, host: p.host, guard: p.guard}
+	all := p.nodeSeen
+	p.nodeSeen = false
+	p.mu.Unlock()
+
+	var errs []error
+	repairs, services, endpoints := uint64(0), 0, 0
+	refused := p.bounds.refusals()
+	full := false
+	var triggers []map[types.NamespacedName][]time.Time
+	stales := make([]stale, len(p.families))
+	for i, f := range p.families {
+		trig, stale := f.read(node, all)
+		triggers, stales[i] = append(triggers, trig), stale
+	}
+	moved := p.host.decide(func(nn types.NamespacedName, hp hostPort) bool {
+		return slices.ContainsFunc(p.families, func(f *family) bool { return f.servesItself(nn, hp, p.cfg.NodeIPs) })
+	})
+	for i, f := range p.families {
+		f.rebuild(moved, node)
+		stale := stales[i]
+		wasResync := f.resync
+		full = full || wasResync
+		if err := f.write(ctx, p.log); err != nil {
+			errs = append(errs, err)
+			f.started = false // look through all of conntrack once the rules are right
+			metrics.NFTablesSyncFailuresTotal.WithLabelValues(string(f.name)).Inc()
+			continue
+		}
+		if wasResync {
+			repairs++
+		}
+		flows.clean(stale)
+		s, e := f.count()
+		services, endpoints = services+s, endpoints+e
+		refused = append(refused, f.refusals()...)
+		metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(f.name)).SetToCurrentTime()
+	}
+	took := time.Since(start)
+	err := errors.Join(errs...)
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.health.Healthy = err == nil
+	if err != nil {
+		p.status.LastError = err.Error()
+		return err
+	}
+	p.health.LastUpdated = now
+	p.status = Status{Ready: true, Services: services, Endpoints: endpoints, LastSync: now, LastDuration: took,
+		Syncs: p.status.Syncs + 1, Repairs: p.status.Repairs + repairs, Refused: refused}
+	for i, f := range p.families {
+		fam := string(f.name)
+		metrics.SyncProxyRulesLatency.WithLabelValues(fam).Observe(took.Seconds())
+		if full {
+			metrics.SyncFullProxyRulesLatency.WithLabelValues(fam).Observe(took.Seconds())
+		} else {
+			metrics.SyncPartialProxyRulesLatency.WithLabelValues(fam).Observe(took.Seconds())
+		}
+		for _, times := range triggers[i] {
+			for _, t := range times {
+				metrics.NetworkProgrammingLatency.WithLabelValues(fam).Observe(now.Sub(t).Seconds())
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Proxy) closeHealth() {
+	for _, f := range p.families {
+		f.closeHealth()
+	}
+}

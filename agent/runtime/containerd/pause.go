@@ -1,0 +1,167 @@
+package containerd
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/containerd/plugin"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// PauseImage is the image of every pod's first container. It is made from the bundle's pause program
+// and never pulled.
+const PauseImage = "umiak.io/pause:1"
+
+// PinnedLabel keeps the kubelet's image garbage collection away from an image.
+const (
+	PinnedLabel = "io.cri-containerd.pinned"
+	PinnedValue = "pinned"
+	// ManagedLabel marks images that the CRI service shows.
+	ManagedLabel = "io.cri-containerd.image"
+	ManagedValue = "managed"
+)
+
+// platform is what this machine runs.
+func platform() string { return platforms.Format(platforms.DefaultSpec()) }
+
+// ensurePause makes the pause image, before the CRI service looks at which images there are.
+func ensurePause(ic *plugin.InitContext, program, snapshotter string) error {
+	bin, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	img, err := newPause(bin, platforms.DefaultSpec())
+	if err != nil {
+		return err
+	}
+	c, err := client.New("", client.WithInMemoryServices(ic), client.WithDefaultNamespace(Namespace), client.WithDefaultPlatform(platforms.Default()))
+	if err != nil {
+		return err
+	}
+	if err := defaultSnapshotter(ic.Context, c, snapshotter); err != nil {
+		return err
+	}
+	ctx, release, err := c.WithLease(namespaces.WithNamespace(ic.Context, Namespace))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = release(context.WithoutCancel(ctx)) }()
+	return img.put(ctx, c, snapshotter)
+}
+
+// defaultSnapshotter notes which snapshotter the kubelet's images are unpacked with, where containerd's
+// clients (ctr, nerdctl, agent/runtime/images) look for it.
+func defaultSnapshotter(ctx context.Context, c *client.Client, name string) error {
+	ns := c.NamespaceService()
+	if err := ns.Create(ctx, Namespace, nil); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if l, err := ns.Labels(ctx, Namespace); err != nil || l[defaults.DefaultSnapshotterNSLabel] == name {
+		return err
+	}
+	return ns.SetLabel(ctx, Namespace, defaults.DefaultSnapshotterNSLabel, name)
+}
+
+// blob is one piece of an image's content.
+type blob struct {
+	desc ocispec.Descriptor
+	data []byte
+}
+
+// pause is the image: one file, one layer. The same program gives the same digests.
+type pause struct{ layer, config, manifest blob }
+
+func newPause(program []byte, p ocispec.Platform) (pause, error) {
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	// Writing to memory does not fail.
+	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "pause", Mode: 0o555, Size: int64(len(program)), ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR})
+	_, _ = w.Write(program)
+	_ = w.Close()
+
+	var out pause
+	out.layer = newBlob(ocispec.MediaTypeImageLayer, layer.Bytes())
+	config, err := json.Marshal(ocispec.Image{
+		Platform: p,
+		Config:   ocispec.ImageConfig{Entrypoint: []string{"/pause"}, User: "65535:65535", WorkingDir: "/"},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{out.layer.desc.Digest}},
+	})
+	if err != nil {
+		return out, err
+	}
+	out.config = newBlob(ocispec.MediaTypeImageConfig, config)
+	manifest, err := json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config:    out.config.desc,
+		Layers:    []ocispec.Descriptor{out.layer.desc},
+	})
+	if err != nil {
+		return out, err
+	}
+	out.manifest = newBlob(ocispec.MediaTypeImageManifest, manifest)
+	return out, nil
+}
+
+func newBlob(mediaType string, data []byte) blob {
+	return blob{ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}, data}
+}
+
+// put stores and unpacks the image, under its name and its id as a pull would.
+func (p pause) put(ctx context.Context, c *client.Client, snapshotter string) error {
+	labels := map[string]string{PinnedLabel: PinnedValue, ManagedLabel: ManagedValue}
+	store := c.ImageService()
+	got, err := store.Get(ctx, PauseImage)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	want := images.Image{Name: PauseImage, Target: p.manifest.desc, Labels: labels}
+	img := client.NewImage(c, want)
+	if err == nil && got.Target.Digest == p.manifest.desc.Digest && got.Labels[PinnedLabel] == PinnedValue {
+		if ok, err := img.IsUnpacked(ctx, snapshotter); err == nil && ok {
+			return nil
+		}
+	}
+	// What keeps a blob from being collected is a reference from the one above it.
+	gc := map[string]map[string]string{
+		p.manifest.desc.Digest.String(): {
+			"containerd.io/gc.ref.content.config": p.config.desc.Digest.String(),
+			"containerd.io/gc.ref.content.l.0":    p.layer.desc.Digest.String(),
+		},
+	}
+	for _, b := range []blob{p.layer, p.config, p.manifest} {
+		d := b.desc.Digest.String()
+		if err := content.WriteBlob(ctx, c.ContentStore(), "umiak-"+d, bytes.NewReader(b.data), b.desc, content.WithLabels(gc[d])); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{PauseImage, p.config.desc.Digest.String()} {
+		want.Name = name
+		if _, err := store.Update(ctx, want, "target", "labels"); errdefs.IsNotFound(err) {
+			_, err = store.Create(ctx, want)
+			if err != nil {
+				return err
+			}
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := img.Unpack(ctx, snapshotter); err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package imageshare
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// manifestsOfImage is how many manifests are looked through at most to find whether a repository's images refer to a blob.
+const manifestsOfImage = 1000
+
+// of returns the size of a blob that belongs to the repository that is asked for. All else is not found: whoever knows the
+// digest of a private image would otherwise get it under the name of a registry of their own.
+func (h *handler) of(ctx context.Context, want want) (size int64, err error) {
+	info, err := h.store.Info(ctx, want.digest)
+	if err != nil {
+		return 0, err
+	}
+	if pulledFrom(info.Labels, want) {
+		return info.Size, nil
+	}
+	// What was imported has no label, nor what came as part of another image.
+	ok, err := h.refers(ctx, want)
+	if err == nil && !ok {
+		err = fmt.Errorf("%s is no part of an image of %s: %w", want.digest, want.place(), errdefs.ErrNotFound)
+	}
+	return info.Size, err
+}
+
+// pulledFrom reports whether containerd has noted that a blob was pulled from a repository. It notes the registry without
+// its port.
+func pulledFrom(noted map[string]string, want want) bool {
+	u, err := url.Parse("dummy://" + want.registry)
+	if err != nil {
+		return false
+	}
+	return slices.Contains(strings.Split(noted[labels.LabelDistributionSource+"."+u.Hostname()], ","), want.repository)
+}
+
+// refers reports whether an image of the repository refers to a blob.
+func (h *handler) refers(ctx context.Context, want want) (bool, error) {
+	todo, err := h.store.Images(ctx, want.place())
+	if err != nil {
+		return false, err
+	}
+	seen := map[digest.Digest]bool{}
+	for len(todo) > 0 && len(seen) < manifestsOfImage {
+		d := todo[0]
+		todo = todo[1:]
+		if d == want.digest {
+			return true, nil
+		}
+		if seen[d] {
+			continue
+		}
+		seen[d] = true
+		raw, err := h.small(ctx, d)
+		if errdefs.IsNotFound(err) {
+			continue // as another platform's
+		}
+		if err != nil {
+			return false, err
+		}
+		manifests, parts := children(raw)
+		if slices.Contains(parts, want.digest) {
+			return true, nil
+		}
+		todo = append(todo, manifests...)
+	}
+	return false, nil
+}
+
+// children are the manifests and the other blobs to which a manifest or an index refers.
+func children(raw []byte) (manifests, parts []digest.Digest) {
+	type descriptor struct {
+		Digest digest.Digest `json:"digest"`
+	}
+	var m struct {
+		Manifests []descriptor `json:"manifests"`
+		Layers    []descriptor `json:"layers"`
+		Config    *descriptor  `json:"config"`
+	}
+	if json.Unmarshal(raw, &m) != nil {
+		return nil, nil
+	}
+	for _, d := range m.Manifests {
+		manifests = append(manifests, d.Digest)
+	}
+	if m.Config != nil {
+		parts = append(parts, m.Config.Digest)
+	}
+	for _, d := range m.Layers {
+		parts = append(parts, d.Digest)
+	}
+	return manifests, parts
+}

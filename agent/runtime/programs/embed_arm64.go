@@ -1,0 +1,11 @@
+//go:build bundle
+
+package programs
+
+import _ "embed"
+
+//go:embed programs_arm64.tar.zst
+var archive []byte
+
+//go:embed programs_arm64.id
+var archiveID string

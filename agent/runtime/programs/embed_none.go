@@ -1,0 +1,8 @@
+//go:build !bundle
+
+package programs
+
+var (
+	archive   []byte
+	archiveID string
+)

@@ -1,0 +1,291 @@
+package nodecmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	ucli "github.com/urfave/cli/v2"
+
+	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/check"
+	"github.com/umiak-io/umiak/agent/cleanup"
+	"github.com/umiak-io/umiak/agent/dataplane/dns"
+	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
+	"github.com/umiak-io/umiak/agent/runtime/containerd"
+	"github.com/umiak-io/umiak/agent/runtime/imageshare"
+	"github.com/umiak-io/umiak/agent/uninstall"
+	"github.com/umiak-io/umiak/agent/upgrade"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/datadisk"
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/logging"
+)
+
+// Node are the commands that look after a node.
+func Node(w Where) []*ucli.Command {
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w), Debug(w), Completion()}
+}
+
+// Check is `umiak check`.
+func Check(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "check",
+		Usage: "tell what this machine and its kernel lack",
+		Description: "Checks the settings as a start does, and tries for real what a node needs, in a network namespace that is thrown away.\n" +
+			"Changes nothing. Exits with 1 when something is missing, with 2 when settings cannot be used.\n\n" +
+			"  umiak check\n  umiak check --node-ip 192.168.1.10 --kubelet-arg max-pods=50\n  umiak check -o json",
+		Flags: append(config.Flags(append([]any{&w}, w.Known...)...), Output(),
+			&ucli.BoolFlag{Name: "agent-only", Usage: "do not look at what only a server needs"}),
+		Action: Prints(func(c *ucli.Context, js bool) error {
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			cfg, err := w.checkConfig(dirs, c.Bool("agent-only"))
+			if err != nil {
+				return BadConfig(err)
+			}
+			cfg.Exposed = config.Exposed(c, w.Known...)
+			cfg.Remarks = remarks(c, append([]any{&w}, w.Known...))
+			results := check.Run(c.Context, cfg)
+			show := check.Print
+			if js {
+				show = check.PrintJSON
+			}
+			if err := show(c.App.Writer, results); err != nil {
+				return err
+			}
+			if !check.Fit(results) {
+				return ucli.Exit("", 1)
+			}
+			return nil
+		}),
+	}
+}
+
+// checkConfig validates the settings in Known as a start does, and returns what the checks of the machine need to know of them.
+func (w *Where) checkConfig(dirs layout.Dirs, agentOnly bool) (check.Config, error) {
+	cfg := check.Config{Dirs: dirs, SharePort: imageshare.Port}
+	var errs []error
+	for _, known := range w.Known {
+		switch s := known.(type) {
+		case *agent.Config:
+			s.DataDir, s.RunDir = dirs.Data, dirs.Run
+			cfg.Registries = s.PrivateRegistry
+			cfg.CgroupRoot, cfg.NodePort, cfg.NodeName = s.CgroupRoot, s.KubeletPort, s.NodeName
+			errs = append(errs, s.Validate())
+			if agentOnly || w.AgentOnly {
+				errs = append(errs, checkJoin(*s))
+				cfg.BalancerPort = s.BalancerPort
+			}
+		case *logging.Config:
+			errs = append(errs, s.Validate())
+		}
+	}
+	if w.Server != nil {
+		s, err := w.Server()
+		cfg.Backend = s.FlannelBackend
+		if !agentOnly {
+			cfg.ServerPort = s.Port
+			errs = append(errs, err)
+		}
+	}
+	return cfg, errors.Join(errs...)
+}
+
+// checkJoin checks what only a node without a server of its own needs, where something of it is set: a machine may be looked at
+// before it is decided what it joins.
+func checkJoin(cfg agent.Config) error {
+	if cfg.Server == "" && cfg.Token == "" && cfg.TokenFile == "" {
+		return nil
+	}
+	_, _, err := whomToJoin(cfg)
+	return err
+}
+
+// Cleanup is `umiak cleanup`.
+func Cleanup(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "cleanup",
+		Usage: "stop all pods of this node and remove what it put on the machine",
+		Description: "Stops every pod and removes the mounts, network namespaces, interfaces, nftables tables and cgroups that this\n" +
+			"node made, and puts kernel settings back. umiak must have been stopped. May be run again.\n" +
+			"The cluster's state, images and volumes stay unless --purge is given.\n\n  umiak cleanup\n  umiak cleanup --purge",
+		Flags: w.Flags(&ucli.BoolFlag{Name: "purge", Usage: "remove the data directory as well: the cluster's state, images, volumes, identity"}),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.StoppedDirs(c)
+			if err != nil {
+				return err
+			}
+			return w.cleanup(c.Context, dirs, c.Bool("purge"), c.App.Writer)
+		},
+	}
+}
+
+func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
+	err := cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup}})
+	if err != nil || !purge {
+		return err
+	}
+	// Only now: what was not removed must be found again.
+	return errors.Join(instance.Registry(layout.Registry).Remove(dirs), datadisk.Forget(etc(), dirs.Data))
+}
+
+// Upgrade is `umiak upgrade`.
+func Upgrade(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "upgrade",
+		Usage: "bring this node to another version, or back if that does not become ready",
+		Description: "Runs the install.sh that installed this node: it checks the release's signature, keeps all settings, and starts the\n" +
+			"new version. When that does not become ready, the old one is put back. Pods run on all the while. In a cluster\n" +
+			"of more nodes: one after the other, servers first.\n\n" +
+			"  umiak upgrade --version v1.37.3+umiak1 --dry-run\n  umiak upgrade --version v1.37.3+umiak1\n  umiak upgrade --from /media/stick/umiak-v1.37.3+umiak1-linux-arm64.tar",
+		Flags: w.Flags(
+			&ucli.StringFlag{Name: "version", Usage: "a release, where install.sh found the one that runs"},
+			&ucli.StringFlag{Name: "from", Usage: "archive of a release, a bundle, or the folder of either"},
+			&ucli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
+			&ucli.BoolFlag{Name: "allow-older", Usage: "also to a release that is older than the one that runs"},
+			&ucli.StringSliceFlag{Name: "source", Hidden: true, Usage: "with --asked: a place of releases that this node's settings allow"},
+			&ucli.BoolFlag{Name: "asked", Hidden: true, Usage: "do what the cluster has asked of this node"}),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			cfg := upgrade.Config{Etc: etc(), Dirs: dirs, Lock: dirs.UpgradeLock(),
+				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), AllowOlder: c.Bool("allow-older"), Sources: c.StringSlice("source"), Out: c.App.Writer}
+			if c.Bool("asked") {
+				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
+			}
+			return upgrade.Run(c.Context, cfg)
+		},
+	}
+}
+
+// Uninstall is `umiak uninstall`.
+func Uninstall(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:  "uninstall",
+		Usage: "take back what install.sh did, with the cluster's state and settings",
+		Description: "Stops the service, does what `cleanup --purge` does, and removes /etc/umiak, the service's unit and the programs.\n" +
+			"Without --yes it only says what it would do. On a cluster of more nodes, `kubectl drain` and `kubectl delete node` come first.\n\n" +
+			"  umiak uninstall\n  umiak uninstall --yes\n  umiak uninstall --yes --keep-data",
+		Flags: w.Flags(&ucli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it"},
+			&ucli.BoolFlag{Name: "keep-data", Usage: "leave the data directory and the settings, for another installation"}),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.StoppedDirs(c)
+			if err != nil {
+				return err
+			}
+			all, err := nodes(dirs)
+			if err != nil {
+				return err
+			}
+			keep := c.Bool("keep-data")
+			for _, d := range all {
+				if err := datadisk.Check(etc(), d.Data); err != nil && !keep {
+					return fmt.Errorf("keys and data would be left: %w: %s is not on the disk on which they were; mount that, or, if it is gone for good, remove %s and uninstall again",
+						datadisk.ErrMissing, d.Data, filepath.Join(etc(), datadisk.File))
+				}
+			}
+			cfg := uninstall.Config{Etc: etc(), Keep: keep, Command: uninstall.Command, Out: c.App.Writer,
+				Cleanup: func(ctx context.Context) error {
+					var errs []error
+					for _, d := range all {
+						errs = append(errs, w.cleanup(ctx, d, !keep, c.App.Writer))
+					}
+					if err := os.Remove(uninstall.SettingsRead); !errors.Is(err, fs.ErrNotExist) {
+						errs = append(errs, err)
+					}
+					return errors.Join(errs...)
+				}}
+			if c.Bool("yes") {
+				return uninstall.Run(c.Context, cfg)
+			}
+			files, err := uninstall.Read(cfg.Etc)
+			if err != nil {
+				return err
+			}
+			if !keep {
+				files = append(files, cfg.Etc)
+				for _, d := range all {
+					files = append(files, d.Data)
+				}
+			}
+			fmt.Fprintf(c.App.Writer, "would stop the service and all pods, and remove:\n  %s\n", strings.Join(files, "\n  "))
+			return ucli.Exit("nothing was done; add --yes to do it", 1)
+		},
+	}
+}
+
+// nodes are the directories of all nodes that have run with the settings of this machine: the one that the settings name now,
+// and those that were noted, whatever named them then.
+func nodes(settings layout.Dirs) ([]layout.Dirs, error) {
+	all := []layout.Dirs{settings}
+	notes, err := datadisk.Read(etc())
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		if n.DataDir != filepath.Clean(settings.Data) {
+			all = append(all, layout.Dirs{Data: n.DataDir, Run: n.RunDir})
+		}
+	}
+	return all, nil
+}
+
+// Directories is `umiak directories`, for install.sh: the unit waits for the disk that has the data.
+func Directories(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:   "directories",
+		Usage:  "print the data directory and the run directory that the settings name, a line each",
+		Hidden: true,
+		Flags:  w.Flags(),
+		Action: func(c *ucli.Context) error {
+			if err := NoArgs(c); err != nil {
+				return err
+			}
+			dirs, err := w.StoppedDirs(c)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "%s\n%s\n", dirs.Data, dirs.Run)
+			return nil
+		},
+	}
+}
+
+// Ctr is `umiak ctr`.
+func Ctr(w Where) *ucli.Command {
+	return &ucli.Command{
+		Name:            "ctr",
+		Usage:           "containerd's own tool, on this node's containerd",
+		SkipFlagParsing: true, // everything behind it is ctr's
+		Action: func(c *ucli.Context) error {
+			dirs, err := w.Dirs(c)
+			if err != nil {
+				return err
+			}
+			if err := containerd.Ctr(c.Context, c.Args().Slice(), dirs.ContainerdSocket()); err != nil {
+				return fmt.Errorf("ctr: %w", err)
+			}
+			return nil
+		},
+	}
+}

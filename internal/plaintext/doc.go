@@ -1,2 +1,0 @@
-// Package plaintext keeps the words of others, as nodes and images, from commanding the terminal on which they are shown.
-package plaintext

@@ -1,3 +1,0 @@
-// Package s3test runs a real S3 server for tests: versitygw, which keeps objects as files and verifies
-// signatures. scripts/test installs it into .cache/bin. Tests of server/backup and e2e call it.
-package s3test
