@@ -1,8 +1,8 @@
 // Package images builds the container images of the tests, as archives that a user without internet would
 // copy into the images folder.
 //
-// There is one image, from Debian's static busybox and the program in app/. It is published under two tags,
-// App1 and App2, which differ in one environment variable, so that updates have something to update to.
+// There is one file system, from Debian's static busybox and the program in app/. It is published under several names:
+// App1 and App2 differ in one environment variable, so that updates have something to update to; Nginx serves at port 80.
 // Tests and benchmarks call the package; it needs the go tool and the package busybox-static.
 package images
 
@@ -35,7 +35,20 @@ const (
 	App2 = "registry.test/app:2"
 	// Bench has the name that the load programs in shared/peers use.
 	Bench = "docker.io/library/bb:1"
+	// Nginx has the name of the image in README.md and examples/, and listens at its port, 80.
+	Nginx = "docker.io/library/nginx:1.29-alpine"
 )
+
+// published maps each name to what its image does differently.
+var published = map[string]struct {
+	version string
+	cmd     []string
+}{
+	App1:  {"1", []string{"serve"}},
+	App2:  {"2", []string{"serve"}},
+	Bench: {"bench", []string{"serve"}},
+	Nginx: {"nginx", []string{"serve", "-http", ":80"}},
+}
 
 // Program builds app/ into a file and returns its path. The go tool's cache makes the second call cheap.
 func Program(ctx context.Context, dir string) (string, error) { return program(ctx, dir, arch(ctx)) }
@@ -80,7 +93,7 @@ func BuildFor(ctx context.Context, arch, busybox string) (Set, error) {
 		return nil, fmt.Errorf("build test image: %w", err)
 	}
 	set := Set{}
-	for ref, version := range map[string]string{App1: "1", App2: "2", Bench: "bench"} {
+	for ref, p := range published {
 		img, err := mutate.AppendLayers(empty.Image, layer)
 		if err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
@@ -91,7 +104,7 @@ func BuildFor(ctx context.Context, arch, busybox string) (Set, error) {
 		}
 		cfg = cfg.DeepCopy()
 		cfg.OS, cfg.Architecture = "linux", arch
-		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + version}, WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: []string{"serve"}}
+		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + p.version}, WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: p.cmd}
 		if set[ref], err = mutate.ConfigFile(img, cfg); err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
 		}

@@ -1,7 +1,8 @@
-// Command readme does on this machine what README tells a newcomer to do: scripts/up, a pod, scripts/down. Then it
-// compares what the machine has (mounts, interfaces, rules, cgroups, processes, sysctls, files) with what it had.
+// Command readme does on this machine what README.md shows a newcomer: scripts/up, the commands of "A first session",
+// scripts/down. Then it compares what the machine has (mounts, interfaces, rules, cgroups, processes, sysctls, files)
+// with what it had before.
 //
-// scripts/test calls it as its phase readme. It is for machines on which nothing else is Umiak's, as those of CI are.
+// scripts/test runs it as its phase readme. It is for machines on which nothing else is Umiak's, as those of CI are.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -31,7 +33,7 @@ func main() {
 	}
 }
 
-// settle is how long something that ends by itself may take to be gone.
+// settle bounds how long something may take to end, or to answer, after the command that causes it has returned.
 const settle = 15 * time.Second
 
 func run(ctx context.Context) (err error) {
@@ -69,7 +71,7 @@ func run(ctx context.Context) (err error) {
 	if err := m.command(ctx, "scripts/up"); err != nil {
 		return err
 	}
-	return m.pod(ctx)
+	return m.session(ctx)
 }
 
 // checkout is the working tree that is tried.
@@ -93,33 +95,78 @@ func output(cmd *exec.Cmd) error {
 
 func (c checkout) image() string { return filepath.Join(c.root, ".cache", "readme.tar") }
 
-// archive makes the image that a newcomer without a registry would bring.
+// archive writes the image of README.md's session to a file, as a newcomer without a registry would bring it.
 func (c checkout) archive(ctx context.Context) error {
 	set, err := images.Build(ctx)
 	if err != nil {
 		return err
 	}
-	return set.Write(c.image(), images.App1)
+	return set.Write(c.image(), images.Nginx)
 }
 
-// pod runs a pod as scripts/up says, looks at its log, and leaves it for scripts/down.
-func (c checkout) pod(ctx context.Context) error {
-	umiak := "dist/umiak"
-	for _, args := range [][]string{
-		{"images", "import", c.image()},
-		{"kubectl", "get", "nodes"},
-		{"kubectl", "run", "hello", "--image=" + images.App1, "--image-pull-policy=Never"},
-		{"kubectl", "wait", "--for=condition=Ready", "pod/hello", "--timeout=120s"},
-		{"kubectl", "exec", "hello", "--", "cat", "/etc/resolv.conf"},
-		{"kubectl", "logs", "hello"},
-		{"status"},
-	} {
-		if err := c.command(ctx, umiak, args...); err != nil {
-			_ = c.command(ctx, umiak, "kubectl", "describe", "pod", "hello")
+// session runs the commands of README.md's first session and then looks inside of the pod. It leaves the pod for scripts/down.
+func (c checkout) session(ctx context.Context) error {
+	lines, err := c.sessionLines()
+	if err != nil {
+		return err
+	}
+	lines = slices.Concat([]string{"dist/umiak images import " + c.image()}, lines, []string{
+		"dist/umiak kubectl exec deployment/hello -- cat /etc/resolv.conf",
+		"dist/umiak kubectl logs deployment/hello",
+		"dist/umiak status",
+	})
+	for _, l := range lines {
+		if err := c.line(ctx, l); err != nil {
+			_ = c.command(ctx, "dist/umiak", "kubectl", "describe", "pods")
 			return err
 		}
 	}
 	return nil
+}
+
+const heading = "## A first session"
+
+// sessionLines returns the commands of the section heading of README.md: the lines that begin with "    $ ".
+func (c checkout) sessionLines() ([]string, error) {
+	raw, err := os.ReadFile(filepath.Join(c.root, "README.md"))
+	if err != nil {
+		return nil, err
+	}
+	_, section, found := strings.Cut(string(raw), "\n"+heading+"\n")
+	if !found {
+		return nil, fmt.Errorf("README.md has no section %q", heading)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	var out []string
+	for l := range strings.Lines(section) {
+		if cmd, ok := strings.CutPrefix(strings.TrimRight(l, "\n"), "    $ "); ok {
+			out = append(out, strings.TrimPrefix(cmd, "sudo "))
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("section %q of README.md has no command", heading)
+	}
+	return out, nil
+}
+
+// line runs one command of the session in a shell. curl is repeated: a new endpoint reaches the node's rules a moment after the
+// Deployment is available, and nothing reports that.
+func (c checkout) line(ctx context.Context, line string) error {
+	deadline := time.Now().Add(settle)
+	for {
+		fmt.Println("$", line)
+		cmd := exec.CommandContext(ctx, "bash", "-o", "pipefail", "-c", line)
+		cmd.Dir = c.root
+		err := output(cmd)
+		if err == nil || !strings.HasPrefix(line, "curl ") || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }
 
 // snapshot leaves out the checkout, caches, and what belongs to other tests and to the package manager: scripts/up
