@@ -36,7 +36,7 @@ var plugins = []string{"main/bridge", "ipam/host-local", "main/loopback", "meta/
 
 // own are plugins of this module, by the name under which they are called: upstream's portmap calls the
 // program nft or iptables, which need not be there.
-var own = map[string]string{"portmap": "github.com/umiak-io/umiak/agent/network/hostport"}
+var own = map[string]string{"portmap": "github.com/umiak-io/umiak/agent/dataplane/network/hostport"}
 
 func main() {
 	if len(os.Args) != 3 {
