@@ -20,8 +20,7 @@ func Addresses(ctx context.Context, cfg Config, log *slog.Logger) (*nodeip.Track
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, addrs: t}
-	if cfg.AdvertiseAddress == "" && (cfg.Server != "" || datastore.Shared(s.datastoreConfig())) {
+	if cfg.AdvertiseAddress == "" && (cfg.Server != "" || datastore.Shared(cfg.datastoreConfig("", log))) {
 		if err := t.Wait(ctx); err != nil {
 			return nil, fmt.Errorf("wait for an address at which other servers reach this one: %w", err)
 		}
@@ -29,20 +28,22 @@ func Addresses(ctx context.Context, cfg Config, log *slog.Logger) (*nodeip.Track
 	return t, nil
 }
 
-// nodeIPs are the node's addresses, none where there are none yet, or where only the datastore is looked into.
+// nodeIPs returns the node's addresses, none while the machine has none.
 func (s *Server) nodeIPs() []netip.Addr {
-	if s.addrs == nil {
-		return nil
-	}
 	c, _ := s.addrs.Now()
 	return c.IPs
 }
 
-// advertise is where pods and other machines reach the API server, empty while the machine has no address.
-func (s *Server) advertise() string {
-	a, err := advertiseAddress(s.cfg, s.nodeIPs())
+// advertise returns where pods and other machines reach the API server, "" while the machine has no address.
+func (s *Server) advertise() string { return s.cfg.advertise(s.addrs) }
+
+// advertise returns where pods and other machines reach the API server of a machine with these addresses, "" while it has
+// none.
+func (c Config) advertise(t *nodeip.Tracker) string {
+	now, _ := t.Now()
+	a, err := advertiseAddress(c, now.IPs)
 	if err != nil {
-		return "" // New has refused what cannot be one
+		return "" // New has refused addresses that cannot be used
 	}
 	return a
 }

@@ -21,7 +21,7 @@ func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("load-balancer-pool: %w", err)
 	}
-	client, err := s.client("umiak-load-balancer", 0)
+	client, err := s.clients.Client("umiak-load-balancer", 0)
 	if err != nil {
 		return err
 	}

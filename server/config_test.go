@@ -62,7 +62,12 @@ func TestAServerSendsNoPassword(t *testing.T) {
 	c.NodeIP = []string{"192.0.2.7"}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	_, err = Join(ctx, c, slog.New(slog.DiscardHandler))
+	log := slog.New(slog.DiscardHandler)
+	addrs, err := Addresses(ctx, c, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Join(ctx, c, addrs, log)
 	if err == nil || !strings.Contains(err.Error(), "umiak token create --kind server") || strings.Contains(err.Error(), c.Token) {
 		t.Error(err)
 	}

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/control"
+	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -35,30 +35,9 @@ type RenewRequest struct {
 	Names []string `json:"names,omitempty"`
 }
 
-// RotateRequest asks to begin or to finish rotations of authorities and of the ServiceAccount key, or, with
-// Status, only which are under way.
-type RotateRequest struct {
-	Names  []string `json:"names,omitempty"`
-	From   string   `json:"from,omitempty"`
-	Finish bool     `json:"finish,omitempty"`
-	Force  bool     `json:"force,omitempty"`
-	Status bool     `json:"status,omitempty"`
-}
-
 // RenewResult is what was renewed.
 type RenewResult struct {
 	Renewed []pki.Certificate `json:"renewed"`
-}
-
-// RotateResult is what a rotation has changed and which are under way now.
-type RotateResult struct {
-	Finished []string       `json:"finished,omitempty"`
-	UnderWay []pki.Rotation `json:"underWay"`
-	// Announced is what all servers are to trust before it signs; Behind are those that do not yet.
-	Announced []string `json:"announced,omitempty"`
-	Behind    []string `json:"behind,omitempty"`
-	// Restart are servers that have to be started again before the rotation can be finished.
-	Restart []string `json:"restart,omitempty"`
 }
 
 // StoredRequest asks how many objects of the resources are stored with which key; the answer is
@@ -84,16 +63,28 @@ func (s *Server) control() *control.Server {
 			return RenewResult{list}, err
 		},
 		ActionRotate: func(ctx context.Context, raw json.RawMessage) (any, error) {
-			var r RotateRequest
+			var r cluster.RotateRequest
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
-			return s.rotate(ctx, r)
+			return s.cluster.Authorities.Rotate(ctx, r)
 		},
-		ActionForget: s.forgetAction,
-		ActionMoved:  s.movedAction,
+		ActionForget: func(ctx context.Context, raw json.RawMessage) (any, error) {
+			var r cluster.ForgetRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			return s.cluster.Admission.Forget(ctx, r)
+		},
+		ActionMoved: func(_ context.Context, raw json.RawMessage) (any, error) {
+			var r cluster.MovedRequest
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			return struct{}{}, s.cluster.Admission.Moved(r)
+		},
 		ActionSeal: func(context.Context, json.RawMessage) (any, error) {
-			s.keysChanged()
+			s.cluster.Record.Changed()
 			return struct{}{}, nil
 		},
 		ActionStored: func(ctx context.Context, raw json.RawMessage) (any, error) {
@@ -101,11 +92,7 @@ func (s *Server) control() *control.Server {
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
-			st := s.datastore()
-			if st == nil {
-				return nil, errors.New("the datastore is not open yet")
-			}
-			c, err := datastore.Client(ctx, st)
+			c, err := s.store.Client(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -117,7 +104,7 @@ func (s *Server) control() *control.Server {
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return nil, errors.New("read request: it is not JSON") // its words might quote a key
 			}
-			return struct{}{}, s.shareEncryption(ctx, r.Config)
+			return struct{}{}, s.cluster.Keys.ShareEncryption(ctx, r.Config)
 		},
 		ActionSave: func(ctx context.Context, raw json.RawMessage) (any, error) {
 			var r SaveRequest
@@ -127,19 +114,4 @@ func (s *Server) control() *control.Server {
 			return s.snapshots.Save(ctx, r.Name, r.Passphrase)
 		},
 	}}
-}
-
-// Rotate does what is asked for; it is also called for a server that does not run.
-func Rotate(p *pki.PKI, r RotateRequest) (RotateResult, error) {
-	var out RotateResult
-	var err error
-	switch {
-	case r.Status:
-	case r.Finish:
-		out.Finished, err = p.FinishRotation(r.Names)
-	default:
-		err = p.BeginRotation(r.Names, r.From)
-	}
-	out.UnderWay = append([]pki.Rotation{}, p.Rotations()...)
-	return out, err
 }

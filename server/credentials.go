@@ -37,8 +37,8 @@ rules:
 - level: None
 `
 
-// prepare makes every file that the components read.
-func (s *Server) prepare(cfg pki.Config) error {
+// prepare writes every file that the components read; more are certificates beside those of the control plane.
+func (s *Server) prepare(cfg pki.Config, more []pki.Leaf) error {
 	for _, dir := range []string{s.dirs.Server(), s.dirs.ServerKubeconfigs()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make folder: %w", err)
@@ -63,7 +63,7 @@ func (s *Server) prepare(cfg pki.Config) error {
 			return fmt.Errorf("make folder of audit-log: %w", err)
 		}
 	}
-	for _, l := range append(s.leaves(), s.etcdLeaves()...) {
+	for _, l := range append(s.leaves(), more...) {
 		if err := s.pki.Add(l); err != nil {
 			return err
 		}

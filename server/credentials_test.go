@@ -26,7 +26,7 @@ func testConfig(dir string) Config {
 func TestServingNamesFollowTheSettings(t *testing.T) {
 	dir := t.TempDir()
 	s := &Server{cfg: testConfig(dir), dirs: testConfig(dir).Dirs(), log: slog.New(slog.DiscardHandler), addrs: fixedAddress(t, "192.0.2.10")}
-	if err := s.prepare(pki.Config{}); err != nil {
+	if err := s.prepare(pki.Config{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	l := s.servingLeaf()

@@ -32,7 +32,7 @@ import (
 // Joiner gives the node on this machine its identity, from this server's own CAs. The server keeps the
 // node's certificates fresh.
 func (s *Server) Joiner() agent.Joiner {
-	if s.others == nil {
+	if !s.cluster.Several() {
 		return localJoiner{s}
 	}
 	return oneOfMany{localJoiner{s}}
@@ -44,11 +44,13 @@ type oneOfMany struct{ localJoiner }
 var _ agent.Servers = oneOfMany{}
 
 // Servers are the others.
-func (j oneOfMany) Servers() (list []string, changed <-chan struct{}) { return j.s.others.list() }
+func (j oneOfMany) Servers() (list []string, changed <-chan struct{}) {
+	return j.s.cluster.Peers.List()
+}
 
 // Authorities are those that this server keeps in the node's files.
 func (j oneOfMany) Authorities(context.Context, string) (has string, since time.Time, err error) {
-	return j.s.authoritiesHash(), j.s.started, nil
+	return j.s.cluster.Authorities.Hash(), j.s.cluster.Authorities.Started(), nil
 }
 
 type localJoiner struct{ s *Server }
@@ -163,8 +165,8 @@ func (s *Server) newJoinAPI() (*joinapi.API, error) {
 		self = name
 	}
 	return joinapi.New(joinapi.Config{
-		Self: self, Signer: s.pki, Cluster: s.clusterFacts(), Servers: admission{s}, Own: s.published,
-		Names: append(l.DNSNames, name), IPs: func() []string { return s.servingLeaf().IPs }, TokensChanged: s.tokensChanged, Etcd: etcd.Version(), Log: s.log,
+		Self: self, Signer: s.pki, Cluster: s.clusterFacts(), Servers: s.cluster.Admission, Own: s.published,
+		Names: append(l.DNSNames, name), IPs: func() []string { return s.servingLeaf().IPs }, TokensChanged: s.tokensWake.Set, Etcd: etcd.Version(), Log: s.log,
 	}), nil
 }
 
@@ -197,26 +199,17 @@ func (s *Server) caHash() (current string, former []string, err error) {
 
 // tokens are the cluster's, through the API server of this process.
 func (s *Server) tokens() (joinapi.Tokens, *rest.Config, error) {
-	rc, err := s.ownConfig()
+	rc, err := s.clients.Config("umiak-join")
 	if err != nil {
 		return joinapi.Tokens{}, nil, err
 	}
-	rest.AddUserAgent(rc, "umiak-join")
 	rc.QPS = -1 // it is let in by turns, and talks to its own process
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return joinapi.Tokens{}, nil, fmt.Errorf("make client: %w", err)
 	}
 	ca, former, err := s.caHash()
-	return joinapi.Tokens{Client: client, CA: ca, Former: former, Secret: s.sealSecret}, rc, err
-}
-
-// tokensChanged has the files of the tokens of the first start looked at again.
-func (s *Server) tokensChanged() {
-	select {
-	case s.tokensWake <- struct{}{}:
-	default:
-	}
+	return joinapi.Tokens{Client: client, CA: ca, Former: former, Secret: s.cluster.Secret}, rc, err
 }
 
 // ensureTokens makes the tokens of the first start, and their files what the cluster has. It returns when one of them has to be
@@ -248,7 +241,7 @@ func (s *Server) ensureTokens(ctx context.Context) (due time.Time, err error) {
 			s.log.Warn("a token of the first start needs a look", "component", "join", "token", id, "why", note)
 		}
 	}
-	s.keysChanged() // what is sealed with the server token
+	s.cluster.Record.Changed() // what is sealed with the server token
 	return due, nil
 }
 
@@ -293,7 +286,7 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 		return err
 	}
 	s.join.Know(tokens.Client)
-	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, s.etcdName(), s.servingLeaf().DNSNames) }); err != nil {
+	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, s.cfg.NodeName, s.servingLeaf().DNSNames) }); err != nil {
 		s.log.Warn("other servers do not know the names of this one (tls-san), and may give them to a node", "component", "join", "error", err)
 	}
 	meta, err := metadata.NewForConfig(rc)
@@ -356,27 +349,6 @@ func soon(ctx context.Context, f func() error) error {
 			return err
 		case <-time.After(pause):
 			pause = min(2*pause, time.Second)
-		}
-	}
-}
-
-// insist repeats what the API server may refuse for a while: at the first start, kube-system is made by
-// the API server itself, at about the same time; later, a disk may be full. It says what it waits for.
-func (s *Server) insist(ctx context.Context, f func() error) error {
-	pause := 100 * time.Millisecond
-	for {
-		err := f()
-		if err == nil {
-			return nil
-		}
-		if pause > time.Second {
-			s.log.Warn("cannot prepare joining yet, trying again", "component", "join", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-time.After(pause):
-			pause = min(2*pause, 30*time.Second)
 		}
 	}
 }

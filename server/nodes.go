@@ -9,9 +9,9 @@ import (
 	"github.com/umiak-io/umiak/server/tunnel"
 )
 
-// reachNodes takes nodes' tunnels and has the API server use them.
-func (s *Server) reachNodes() error {
-	s.tunnels = tunnel.NewTunnels(tunnel.Identity{
+// newTunnels returns the server's end of the nodes' tunnels.
+func (s *Server) newTunnels() *tunnel.Tunnels {
+	return tunnel.NewTunnels(tunnel.Identity{
 		ClientCA: s.pki.CACert(pki.ClientCA),
 		Admits: func(ctx context.Context, node string, key []byte) error {
 			if !s.join.Knows() { // webhooks that this start needs may be behind a tunnel; it is looked at again then
@@ -20,6 +20,10 @@ func (s *Server) reachNodes() error {
 			return s.join.Admits(ctx, node, key, false)
 		},
 	}, s.log)
+}
+
+// reachNodes makes the API server use the nodes' tunnels.
+func (s *Server) reachNodes() {
 	s.join.OnLeave(func(node string) { go s.tunnels.Left(node) })
 	nodes := tunnel.NewNodes(prefixes(s.cfg.ClusterCIDR))
 	nodes.Disputed = func(node string, addr netip.Addr) bool {
@@ -32,7 +36,6 @@ func (s *Server) reachNodes() error {
 	}
 	s.plane.APIServer.Front(tunnelwire.Path, s.tunnels)
 	s.plane.APIServer.DialWith(d)
-	return nil
 }
 
 // prefixes parses ranges that Validate has checked.

@@ -20,7 +20,7 @@ import (
 func (s *Server) markNode(ctx context.Context, ready func()) error {
 	ready() // the Node comes when the agent has joined
 	name := s.cfg.NodeName
-	client, err := s.client("umiak-node-role", 0)
+	client, err := s.clients.Client("umiak-node-role", 0)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -11,30 +10,25 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/datastore/external"
-	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/backup"
-	"github.com/umiak-io/umiak/server/cluster/leader"
-	"github.com/umiak-io/umiak/server/cluster/rotation"
+	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
+	"github.com/umiak-io/umiak/server/storage"
 	"github.com/umiak-io/umiak/server/tunnel"
 )
 
@@ -58,23 +52,17 @@ type Server struct {
 	manifests atomic.Pointer[addons.Controller]
 	reporter  lifecycle.Reporter // nil where there is no node
 
-	// Nil where this server can have no others beside it.
-	others   *others
-	election *leader.Election
-	rotation *rotation.Member
-	keysWake chan struct{}
-	started  time.Time
+	clients kubeclient.Source
+	store   *storage.Current
+	runner  *storage.Runner
+	cluster *cluster.Cluster
+	shared  joinwire.Datastore // "" where this server can have no others beside it
 
-	tokensWake chan struct{}
+	tokensWake lifecycle.Signal
 	tokenNotes atomic.Pointer[map[string]string] // what is wrong with tokens in the settings, by id
 
 	nodeName chan string // of this server's node, once it joins
 
-	members []etcd.Member // on a server that joins others for the first time
-	muffle  func(bool)
-
-	mu    sync.Mutex
-	store datastore.Store // nil until it is open
 }
 
 // Option changes what New makes.
@@ -94,6 +82,10 @@ func WithoutLock() Option { return func(o *options) { o.locked = true } }
 // WithAddresses gives the server the node's addresses, as Addresses has made them.
 func WithAddresses(t *nodeip.Tracker) Option { return func(o *options) { o.addrs = t } }
 
+// WithEtcdMembers makes the server start as a member of the etcd cluster with these members, as cluster.Join returns them.
+// They count only while the server has no state of its own.
+func WithEtcdMembers(members []etcd.Member) Option { return func(o *options) { o.members = members } }
+
 // WithMuffle has f called when the datastore stops taking writes, with true, and when it takes them again: what lives
 // from it has nothing to say meanwhile that helps anybody.
 func WithMuffle(f func(bool)) Option { return func(o *options) { o.muffle = f } }
@@ -111,7 +103,8 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	for _, f := range opts {
 		f(&o)
 	}
-	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, keysWake: make(chan struct{}, 1), nodeName: make(chan string, 1), release: func() {}, members: o.members, muffle: o.muffle, started: time.Now(), tokensWake: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, dirs: cfg.Dirs(), log: log, health: &controlplane.Health{}, nodeName: make(chan string, 1), release: func() {},
+		clients: cfg.clients(), store: &storage.Current{}, tokensWake: lifecycle.NewSignal()}
 	if s.addrs = o.addrs; s.addrs == nil {
 		if s.addrs, err = Addresses(ctx, cfg, log); err != nil {
 			return nil, err
@@ -121,7 +114,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.bind = bindAddress(cfg)
-	if sharedDatastore(s.datastoreConfig()) != "" { // the others are told one address, and all that is made here is of that one
+	dc := cfg.datastoreConfig("", log)
+	dc.Etcd.Join = o.members
+	s.shared = sharedDatastore(dc)
+	if s.shared != "" { // the others are told one address, and all that is made here is of that one
 		if err := s.takeAddress(); err != nil {
 			return nil, err
 		}
@@ -139,7 +135,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 	if err := s.claimName(); err != nil {
 		return nil, err
 	}
-	if err := s.prepare(o.pki); err != nil {
+	if err := s.prepare(o.pki, etcdLeaves(dc)); err != nil {
+		return nil, err
+	}
+	dc = s.cfg.datastoreConfig(s.advertise(), log)
+	dc.Registerer, dc.Etcd.Join = legacyregistry.Registerer(), o.members
+	s.tunnels = s.newTunnels()
+	if s.cluster, err = s.newCluster(len(o.members) > 0); err != nil {
 		return nil, err
 	}
 	if s.join, err = s.newJoinAPI(); err != nil {
@@ -150,23 +152,18 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, opts ...Option) (_ *
 		return nil, err
 	}
 	s.plane.APIServer.Front(joinwire.Prefix, s.join)
-	if sharedDatastore(s.datastoreConfig()) != "" {
-		s.others, s.election = newOthers(s.published()), leader.New(s.etcdName(), log)
-	}
-	if err := s.reachNodes(); err != nil {
-		return nil, err
-	}
-	if err := s.prepareRotation(); err != nil {
-		return nil, err
-	}
-	s.health.Register("datastore", s.checkDatastore)
-	s.plane.APIServer.Stalled = func(ctx context.Context) bool {
-		ctx, cancel := context.WithTimeout(ctx, stallTime)
-		defer cancel()
-		_, err := s.askDatastore(ctx)
-		return err != nil
-	}
-	s.snapshots = s.keeper()
+	s.reachNodes()
+	s.runner = storage.New(storage.Config{
+		Datastore: dc, Current: s.store, Claimer: s.cluster.Claimer(), Failing: o.muffle, Log: log,
+		Opened: func(st datastore.Store) {
+			s.plane.APIServer.UseDatastore(st.Endpoint(), st.VolatileEndpoint())
+			tls := st.TLS()
+			s.plane.APIServer.UseDatastoreTLS(tls.CAFile, tls.CertFile, tls.KeyFile)
+		},
+	})
+	s.health.Register("datastore", s.store.Check)
+	s.plane.APIServer.Stalled = s.store.Stalled
+	s.snapshots = s.cfg.snapshotKeeper(s.store.Snapshots, log)
 	return s, ctx.Err()
 }
 
@@ -195,16 +192,16 @@ func (s *Server) Parts() []lifecycle.Part {
 		// A start needs nothing but its first look, and nothing else ends when it fails.
 		lifecycle.Restart(lifecycle.Part{Name: nodeip.Part, Run: s.followAddresses}, lifecycle.Policy{}),
 		{Name: "control", Run: s.control().Run},
-		{Name: "datastore", Run: s.runDatastore},
+		{Name: "datastore", Run: s.runner.Run},
 		{Name: "node-tunnels", Run: s.tunnels.Run},
 		{Name: "kube-apiserver", After: []string{"datastore", "certificates", "node-tunnels"}, Run: s.plane.APIServer.Run},
 	}
 	alone, leader := func(_ string, run lifecycle.Run) lifecycle.Run { return run }, "kube-apiserver"
-	if s.others != nil {
+	if s.cluster.Several() {
 		parts = append(parts,
-			lifecycle.Part{Name: "other-servers", After: []string{"kube-apiserver"}, Run: s.followOthers},
-			lifecycle.Part{Name: "election", After: []string{"kube-apiserver"}, Run: s.runElection})
-		alone, leader = s.election.While, "election"
+			lifecycle.Part{Name: "other-servers", After: []string{"kube-apiserver"}, Run: s.cluster.Peers.Run},
+			lifecycle.Part{Name: "election", After: []string{"kube-apiserver"}, Run: s.cluster.Elect})
+		alone, leader = s.cluster.Election.While, "election"
 	}
 	parts = append(parts, []lifecycle.Part{
 		{Name: "kube-controller-manager", After: []string{leader}, Run: alone("kube-controller-manager", s.runControllers)},
@@ -220,10 +217,10 @@ func (s *Server) Parts() []lifecycle.Part {
 		parts = append(parts, lifecycle.Part{Name: "node-name", After: []string{"kube-apiserver"}, Run: s.reserveName},
 			lifecycle.Part{Name: "node-role", After: []string{"kube-apiserver"}, Run: s.markNode})
 	}
-	if s.others != nil {
+	if s.cluster.Several() {
 		parts = append(parts,
-			lifecycle.Part{Name: "cluster-keys", After: []string{"tokens", "join-api", "other-servers"}, Run: s.runKeys},
-			lifecycle.Part{Name: "shared-keys", After: []string{"datastore"}, Run: s.followShared})
+			lifecycle.Part{Name: "cluster-keys", After: []string{"tokens", "join-api", "other-servers"}, Run: s.cluster.Record.Run},
+			lifecycle.Part{Name: "shared-keys", After: []string{"datastore"}, Run: s.cluster.Keys.Run})
 	}
 	for i, p := range parts {
 		if slices.Contains(restartable, p.Name) {
@@ -254,123 +251,27 @@ func (s *Server) ReportTo(r lifecycle.Reporter) { s.reporter = r }
 // controlplane.ControllerManager. Call it before the parts run.
 func (s *Server) OnVolumeControllers(f func()) { s.plane.ControllerManager.VolumeControllersMade = f }
 
-// runDatastore opens the datastore, tells the API server where it is, and serves it.
-func (s *Server) runDatastore(ctx context.Context, ready func()) error {
-	for {
-		before := s.datastore()
-		err := s.serveDatastore(ctx, ready)
-		switch {
-		case err == nil || ctx.Err() != nil:
-			return err
-		case full(err) && errors.Is(err, etcd.ErrBroken):
-			return &lifecycle.Anew{Part: "datastore", Err: fmt.Errorf("the disk of %s is full, free some space: %w", s.dirs.DB(), err)}
-		case full(err):
-			return fmt.Errorf("the disk of %s is full, free some space: %w", s.dirs.DB(), err)
-		case errors.Is(err, errReopen):
-		case before != nil && before == s.datastore():
-			// It has been open in this process, and now cannot be, as a database that fails over.
-			return err
-		default:
-			return lifecycle.Permanent(err)
-		}
-		if s.muffle != nil {
-			s.muffle(false) // what is opened next does not know what this one has said
-		}
-		s.log.Info("the datastore is opened again with the certificates that were taken over", "component", "datastore")
-	}
-}
-
-// full says whether a datastore has ended because its disk is full. etcd hands on the words of such an error alone.
-func full(err error) bool {
-	if errors.Is(err, datastore.ErrFull) {
-		return true
-	}
-	for _, e := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
-		if errors.Is(err, e) || strings.Contains(err.Error(), e.Error()) {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *Server) serveDatastore(ctx context.Context, ready func()) error {
-	if why := s.unprotected(); why != "" {
-		s.log.Warn("the database is not protected: who stands between can change everything in the cluster, and become its administrator; set datastore-cafile", "component", "datastore", "why", why)
-	}
-	own := s.ownKeysCount()
-	st, err := datastore.Open(ctx, s.datastoreConfig())
-	if err != nil {
-		return fmt.Errorf("open: %w", err)
-	}
-	s.mu.Lock()
-	s.store = st
-	s.mu.Unlock()
-	s.plane.APIServer.UseDatastore(st.Endpoint(), st.VolatileEndpoint())
-	tls := st.TLS()
-	s.plane.APIServer.UseDatastoreTLS(tls.CAFile, tls.CertFile, tls.KeyFile)
-	if s.others == nil {
-		return st.Run(ctx, ready)
-	}
-	run, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	err = st.Run(run, func() {
-		ctx, cancel := context.WithTimeout(run, claimTime)
-		defer cancel()
-		if err := s.claim(ctx, st, own); err != nil {
-			fail(err)
-			return
-		}
-		ready()
+// newCluster returns this server's part in the cluster. Joining means that the server was taken into an etcd cluster and has
+// no state yet.
+func (s *Server) newCluster(joining bool) (*cluster.Cluster, error) {
+	return cluster.New(cluster.Config{
+		Name: s.cfg.NodeName, Address: s.published(), Dirs: s.dirs, Settings: s.cfg.shared(), Shared: s.shared,
+		Joining: joining, Reset: s.cfg.ClusterReset, PKI: s.pki, Datastore: s.store, Tunnels: s.tunnels, Clients: s.clients,
+		Tokens: func() (joinapi.Tokens, error) {
+			t, _, err := s.tokens()
+			return t, err
+		},
+		TakenOver: s.takenOver, Log: s.log,
 	})
-	if cause := context.Cause(run); ctx.Err() == nil && cause != nil {
-		err = errors.Join(cause, err)
+}
+
+// takenOver makes the parts of this server use the authorities and keys that are in force now.
+func (s *Server) takenOver() {
+	if err := s.plane.APIServer.ReloadAccountKeys(); err != nil {
+		s.log.Error("the API server does not verify ServiceAccount tokens with the keys of now; start this server again",
+			"component", "certificates", "error", err)
 	}
-	return err
-}
-
-func (s *Server) datastoreConfig() datastore.Config {
-	return datastore.Config{
-		Dir: s.dirs.DB(), Socket: s.dirs.DatastoreSocket(), VolatileSocket: s.dirs.VolatileSocket(),
-		Endpoint: s.cfg.DatastoreEndpoint, Log: s.log.With("component", "datastore"), Registerer: legacyregistry.Registerer(),
-		TLS:         external.TLS{CAFile: s.cfg.DatastoreCA, CertFile: s.cfg.DatastoreCert, KeyFile: s.cfg.DatastoreKey},
-		ClusterInit: s.cfg.ClusterInit, Etcd: s.etcdConfig(), Failing: s.muffle,
-	}
-}
-
-// keeper makes the snapshots of this server.
-func (s *Server) keeper() *backup.Keeper {
-	return &backup.Keeper{Config: s.cfg.Snapshots, Dirs: s.dirs, Node: s.cfg.NodeName, Log: s.log.With("component", "snapshots"), Source: func() snapshot.Source {
-		if st := s.datastore(); st != nil {
-			return st
-		}
-		return nil
-	}}
-}
-
-func (s *Server) datastore() datastore.Store {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.store
-}
-
-// stallTime is how long the datastore may take to answer when the server is to stop.
-const stallTime = 500 * time.Millisecond
-
-// checkDatastore returns what is wrong with the datastore; one that answers and takes no writes is not healthy.
-func (s *Server) checkDatastore(ctx context.Context) error {
-	d, err := s.askDatastore(ctx)
-	if err != nil {
-		return err
-	}
-	return d.Failing()
-}
-
-func (s *Server) askDatastore(ctx context.Context) (datastore.Status, error) {
-	st := s.datastore()
-	if st == nil {
-		return datastore.Status{}, errors.New("not open yet")
-	}
-	return st.Status(ctx)
+	s.tokensWake.Set() // they hold the hash of the CA
 }
 
 // bindAddress is where to listen: "::" takes both families, where there is IPv6 at all.
@@ -407,7 +308,7 @@ func (s *Server) settings() controlplane.Settings {
 	return controlplane.Settings{
 		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
-		Nodes: s.join, ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(), HighAvailability: datastore.Shared(s.datastoreConfig()),
+		Nodes: s.join, ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(), HighAvailability: s.cluster.Several(),
 		Files: controlplane.Files{
 			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
 			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),

@@ -25,16 +25,11 @@ func (s *Server) serviceLimits() plugins.Limits {
 	}
 }
 
-// serverAddresses are those of all servers, as far as they are known by now.
-func (s *Server) serverAddresses() (out []netip.Addr) {
-	var others []string
-	if s.others != nil {
-		others, _ = s.others.list()
-	}
-	for _, text := range append(others, s.published()) {
-		if ap, err := netip.ParseAddrPort(text); err == nil {
-			out = append(out, ap.Addr().Unmap())
-		}
+// serverAddresses returns the addresses of all servers that are known by now.
+func (s *Server) serverAddresses() []netip.Addr {
+	out := s.cluster.Peers.Addresses()
+	if a, err := netip.ParseAddr(s.advertise()); err == nil {
+		out = append(out, a.Unmap())
 	}
 	return out
 }

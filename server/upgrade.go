@@ -7,7 +7,6 @@ import (
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	upgradesapi "github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/internal/version"
@@ -24,11 +23,10 @@ func (s *Server) runUpgrades(ctx context.Context, ready func()) error {
 		<-ctx.Done()
 		return nil
 	}
-	rc, err := s.ownConfig()
+	rc, err := s.clients.Config("umiak-upgrades")
 	if err != nil {
 		return err
 	}
-	rest.AddUserAgent(rc, "umiak-upgrades")
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)

@@ -29,7 +29,7 @@ func (s *Server) webhookRows(ctx context.Context) status.Section {
 	if !s.plane.APIServer.Ready() {
 		return out
 	}
-	client, err := s.client("umiak-status", 0)
+	client, err := s.clients.Client("umiak-status", 0)
 	if err != nil {
 		return out
 	}

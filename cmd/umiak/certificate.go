@@ -28,6 +28,7 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -177,7 +178,7 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := server.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Force: c.Bool("force"), Status: c.Bool("status")}
+			r := cluster.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Force: c.Bool("force"), Status: c.Bool("status")}
 			if r.Status && (r.Finish || r.From != "" || len(r.Names) > 0) {
 				return agentcli.Usagef(c, "--status changes nothing and goes with nothing else")
 			}
@@ -208,7 +209,7 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 }
 
 // rotateCA has the running umiak do it, or does it on the files where none runs.
-func rotateCA(c *cli.Context, dirs layout.Dirs, r server.RotateRequest) (out server.RotateResult, running bool, err error) {
+func rotateCA(c *cli.Context, dirs layout.Dirs, r cluster.RotateRequest) (out cluster.RotateResult, running bool, err error) {
 	err = control.Call(c.Context, dirs.ControlSocket(), server.ActionRotate, r, &out)
 	if !errors.Is(err, socket.ErrNotRunning) {
 		return out, true, err
@@ -218,7 +219,7 @@ func rotateCA(c *cli.Context, dirs layout.Dirs, r server.RotateRequest) (out ser
 		return out, false, fmt.Errorf("umiak runs but does not answer: %w", err)
 	}
 	defer release()
-	out, err = server.RotateFiles(dirs, r)
+	out, err = cluster.RotateFiles(dirs, r)
 	return out, false, err
 }
 
@@ -234,7 +235,7 @@ func explainRotation(err error) error {
 	return err
 }
 
-func printRotation(w io.Writer, out server.RotateResult, running, statusOnly bool) {
+func printRotation(w io.Writer, out cluster.RotateResult, running, statusOnly bool) {
 	for _, n := range out.Finished {
 		fmt.Fprintf(w, "%s: finished; the old one is trusted no more\n", n)
 	}

@@ -10,6 +10,7 @@ import (
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/cluster"
 )
 
 // memberCommands are the commands of `umiak server` about the other servers.
@@ -30,8 +31,8 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 				if err != nil {
 					return err
 				}
-				var out server.ForgetResult
-				if err := control.Call(c.Context, dirs.ControlSocket(), server.ActionForget, server.ForgetRequest{Server: c.Args().First()}, &out); err != nil {
+				var out cluster.ForgetResult
+				if err := control.Call(c.Context, dirs.ControlSocket(), server.ActionForget, cluster.ForgetRequest{Server: c.Args().First()}, &out); err != nil {
 					return err
 				}
 				for _, line := range out.Done {
@@ -50,7 +51,7 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 				"run this on one of them, with the addresses of enough others. Nothing is restarted.\n\n  umiak server moved s2=10.1.0.2 s3=10.1.0.3",
 			Flags: w.Flags(),
 			Action: func(c *cli.Context) error {
-				r := server.MovedRequest{Addresses: map[string]string{}}
+				r := cluster.MovedRequest{Addresses: map[string]string{}}
 				for _, a := range c.Args().Slice() {
 					name, address, ok := strings.Cut(a, "=")
 					if !ok || name == "" || address == "" {

@@ -89,7 +89,7 @@ func newServer(ctx context.Context, sc *server.Config, prep *agentcli.Preparatio
 		return nil, err
 	}
 	prep.Step("the cluster's servers, which take this one in or give it the cluster's keys; the log says what stands in the way")
-	members, err := server.Join(ctx, *sc, log)
+	members, err := server.Join(ctx, *sc, addrs, log)
 	if err != nil {
 		return nil, err
 	}

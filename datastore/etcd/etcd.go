@@ -63,6 +63,9 @@ type TLS struct {
 	ClientCert, ClientKey string
 }
 
+// PeerPort is the port at which members reach each other.
+const PeerPort = 2380
+
 // Config says what the member is.
 type Config struct {
 	Dir    string // its files

@@ -23,8 +23,8 @@ var ErrElsewhere = errors.New("another server rotates the keys too; `umiak secre
 
 const purpose = "umiak encryption config"
 
-// Seal encrypts a configuration.
-func Seal(secret, raw []byte) ([]byte, error) {
+// sealConfig encrypts a configuration.
+func sealConfig(secret, raw []byte) ([]byte, error) {
 	key, err := seal.Key(secret, purpose)
 	if err != nil {
 		return nil, err
@@ -32,8 +32,8 @@ func Seal(secret, raw []byte) ([]byte, error) {
 	return seal.Seal(key, raw, []byte(SharedKey))
 }
 
-// Open decrypts what Seal has encrypted.
-func Open(secret, sealed []byte) ([]byte, error) {
+// openConfig decrypts what sealConfig has encrypted.
+func openConfig(secret, sealed []byte) ([]byte, error) {
 	key, err := seal.Key(secret, purpose)
 	if err != nil {
 		return nil, err
@@ -43,12 +43,6 @@ func Open(secret, sealed []byte) ([]byte, error) {
 		return nil, ErrSealed
 	}
 	return raw, err
-}
-
-// Ours says whether a configuration is of the form that umiak writes.
-func Ours(raw []byte) bool {
-	_, err := parse(raw)
-	return err == nil
 }
 
 // Compare says which of two configurations is further in the order of rotations: less than 0 if a is behind b.

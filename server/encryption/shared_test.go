@@ -63,30 +63,30 @@ func TestOrderOfARotation(t *testing.T) {
 
 func TestOnlyWhoHasTheSecretOpens(t *testing.T) {
 	raw := []byte("a key")
-	sealed, err := Seal([]byte("secret"), raw)
+	sealed, err := sealConfig([]byte("secret"), raw)
 	if err != nil || bytes.Contains(sealed, raw) {
 		t.Fatalf("%q, %v", sealed, err)
 	}
-	if got, err := Open([]byte("secret"), sealed); err != nil || !bytes.Equal(got, raw) {
+	if got, err := openConfig([]byte("secret"), sealed); err != nil || !bytes.Equal(got, raw) {
 		t.Errorf("%q, %v", got, err)
 	}
-	again, err := Seal([]byte("secret"), raw)
+	again, err := sealConfig([]byte("secret"), raw)
 	if err != nil || bytes.Equal(again, sealed) {
 		t.Errorf("twice the same: %v", err)
 	}
 	changed := bytes.Clone(sealed)
 	changed[len(changed)-1] ^= 1
 	for what, f := range map[string]func() ([]byte, error){
-		"another secret": func() ([]byte, error) { return Open([]byte("other"), sealed) },
-		"changed":        func() ([]byte, error) { return Open([]byte("secret"), changed) },
-		"cut":            func() ([]byte, error) { return Open([]byte("secret"), sealed[:10]) },
-		"nothing":        func() ([]byte, error) { return Open([]byte("secret"), nil) },
+		"another secret": func() ([]byte, error) { return openConfig([]byte("other"), sealed) },
+		"changed":        func() ([]byte, error) { return openConfig([]byte("secret"), changed) },
+		"cut":            func() ([]byte, error) { return openConfig([]byte("secret"), sealed[:10]) },
+		"nothing":        func() ([]byte, error) { return openConfig([]byte("secret"), nil) },
 	} {
 		if got, err := f(); !errors.Is(err, ErrSealed) {
 			t.Errorf("%s: %q, %v", what, got, err)
 		}
 	}
-	if _, err := Seal(nil, raw); err == nil {
+	if _, err := sealConfig(nil, raw); err == nil {
 		t.Error("sealed without a secret")
 	}
 }

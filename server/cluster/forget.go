@@ -1,8 +1,7 @@
-package server
+package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -29,39 +28,32 @@ type ForgetResult struct {
 	Done []string `json:"done"`
 }
 
-// MovedRequest says at which addresses servers are now that this one cannot find, by their names.
+// MovedRequest gives the addresses of servers that this one cannot find, by their names.
 type MovedRequest struct {
 	Addresses map[string]string `json:"addresses"`
 }
 
-// forgetTime is how long the steps of forgetting a server may take.
-const forgetTime = 20 * time.Second
+// forgetTimeout bounds the steps of forgetting a server together.
+const forgetTimeout = 20 * time.Second
 
-func (s *Server) forgetAction(ctx context.Context, raw json.RawMessage) (any, error) {
-	var r ForgetRequest
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return nil, fmt.Errorf("read request: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, forgetTime)
+// Forget removes a server from the etcd cluster, deletes its Node and frees its name. It refuses for one that is healthy.
+func (a *Admission) Forget(ctx context.Context, r ForgetRequest) (ForgetResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
 	defer cancel()
-	return s.forget(ctx, r.Server)
-}
-
-// forget takes a server out of the etcd cluster, deletes its Node and frees its name. One that is healthy stays.
-func (s *Server) forget(ctx context.Context, which string) (ForgetResult, error) {
 	var out ForgetResult
+	which := r.Server
 	name := which
-	if which == s.etcdName() {
+	if which == a.cfg.Name {
 		return out, fmt.Errorf("forget %s: it is this server", which)
 	}
-	tokens, _, err := s.tokens()
+	tokens, err := a.cfg.Tokens()
 	if err != nil {
 		return out, err
 	}
 	if err := healthyNode(ctx, tokens.Client, name); err != nil {
 		return out, fmt.Errorf("forget %s: %w", which, err)
 	}
-	if cluster := s.EtcdCluster(); cluster != nil {
+	if cluster := a.cfg.Datastore.Etcd(); cluster != nil {
 		m, err := cluster.Forget(ctx, which)
 		switch {
 		case err == nil:
@@ -73,7 +65,7 @@ func (s *Server) forget(ctx context.Context, which string) (ForgetResult, error)
 			return out, err
 		}
 	}
-	if name == "" { // it never told it
+	if name == "" { // it has never started
 		return out, nil
 	}
 	err = tokens.Client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
@@ -92,11 +84,12 @@ func (s *Server) forget(ctx context.Context, which string) (ForgetResult, error)
 	if err := tokens.WithdrawNames(ctx, name); err != nil {
 		return out, fmt.Errorf("forget %s: %w", which, err)
 	}
-	if err := s.forgetServer(ctx, name); err != nil {
+	if err := a.authorities.forget(ctx, name); err != nil {
 		return out, fmt.Errorf("forget %s: %w", which, err)
 	}
 	if len(out.Done) == 0 {
-		return out, fmt.Errorf("forget %s: there is no member, no node and no claimed name like this; `umiak status` lists the members", which)
+		return out, fmt.Errorf("forget %s: there is no member, no node and no claimed name like this; "+
+			"`umiak status` lists the members", which)
 	}
 	return out, nil
 }
@@ -112,30 +105,29 @@ func healthyNode(ctx context.Context, client kubernetes.Interface, name string) 
 	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
-			return fmt.Errorf("node %s is ready; stop that server first, or run `umiak kubectl delete node %s` if it is to go", name, name)
+			return fmt.Errorf("node %s is ready; stop that server first, or run `umiak kubectl delete node %s` if it is to go",
+				name, name)
 		}
 	}
 	return nil
 }
 
-func (s *Server) movedAction(_ context.Context, raw json.RawMessage) (any, error) {
-	var r MovedRequest
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return nil, fmt.Errorf("read request: %w", err)
-	}
-	cluster := s.EtcdCluster()
+// Moved tells the etcd member of this server where others are now.
+func (a *Admission) Moved(r MovedRequest) error {
+	cluster := a.cfg.Datastore.Etcd()
 	if cluster == nil {
-		return nil, errors.New("the state is not in etcd here, or it is not open yet: servers of a database need no address of each other")
+		return errors.New("the state is not in etcd here, or it is not open yet: servers of a database need no address of " +
+			"each other")
 	}
 	for name, address := range r.Addresses {
 		host := strings.Trim(address, "[]")
 		ip, err := netip.ParseAddr(host)
 		if err != nil {
-			return nil, fmt.Errorf("%s=%s: this is not an IP address", name, address)
+			return fmt.Errorf("%s=%s: this is not an IP address", name, address)
 		}
-		if err := cluster.Moved(name, net.JoinHostPort(ip.String(), strconv.Itoa(EtcdPort))); err != nil {
-			return nil, err
+		if err := cluster.Moved(name, net.JoinHostPort(ip.String(), strconv.Itoa(etcd.PeerPort))); err != nil {
+			return err
 		}
 	}
-	return struct{}{}, nil
+	return nil
 }

@@ -1,15 +1,14 @@
-package server
+package cluster
 
 import (
 	"errors"
-	"log/slog"
 	"os"
 	"sync"
 	"testing"
 
 	"github.com/umiak-io/umiak/datastore"
+	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
-	"github.com/umiak-io/umiak/server/cluster/rotation"
 	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
@@ -18,55 +17,53 @@ import (
 // TestTwoServersAtOnceOnAnEmptyDatabase: servers with keys of their own that start together with a database that is empty
 // end as one that has it and one that is refused, whichever of their steps come first.
 func TestTwoServersAtOnceOnAnEmptyDatabase(t *testing.T) {
-	server := func(name string) *Server {
+	server := func(name string, st datastore.Store) *Cluster {
 		t.Helper()
-		d := layout.Dirs{Data: t.TempDir()}
-		p, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()})
-		if err == nil {
-			err = encryption.Ensure(d.EncryptionConfig())
+		c := oneOfSeveral(t, name, layout.Dirs{Data: t.TempDir()}, st)
+		if err := encryption.Ensure(c.cfg.Dirs.EncryptionConfig()); err != nil {
+			t.Fatal(err)
 		}
+		return c
+	}
+	onEmpty := func(f func(st datastore.Store, first, second *Cluster) error) {
+		t.Helper()
+		withDatastore(t, func(st datastore.Store) error { return f(st, server("s1", st), server("s2", st)) })
+	}
+	claim := func(c *Cluster) error {
+		client, err := c.cfg.Datastore.Client(t.Context())
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-		log := slog.New(slog.DiscardHandler)
-		return &Server{dirs: d, pki: p, log: log, cfg: Config{ClusterDomain: "cluster.local", DatastoreEndpoint: "postgres://"},
-			rotation: rotation.New(rotation.Config{Name: name, PKI: p, TakenOver: func(*rotation.Record) {}, Log: log})}
+		defer client.Close()
+		return c.Record.Claim(t.Context(), client)
 	}
-	onEmpty := func(f func(st datastore.Store, first, second *Server) error) {
-		t.Helper()
-		dir := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
-		dc := datastore.Config{Dir: dir.DB(), Socket: dir.DatastoreSocket(), VolatileSocket: dir.VolatileSocket(), Log: slog.New(slog.DiscardHandler)}
-		if err := withStore(t.Context(), dc, func(st datastore.Store) error { return f(st, server("s1"), server("s2")) }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	onEmpty(func(st datastore.Store, first, second *Server) error {
+	onEmpty(func(st datastore.Store, first, second *Cluster) error {
 		c, err := datastore.Client(t.Context(), st)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		// The first is between its two steps: its authorities are there, the record is not.
-		if _, err := first.claimAuthorities(t.Context(), c, false); err != nil {
+		if _, err := first.Authorities.claim(t.Context(), c, false); err != nil {
 			return err
 		}
-		if err := second.claim(t.Context(), st, false); !errors.Is(err, errForeign) {
+		if err := claim(second); !errors.Is(err, errForeign) {
 			t.Errorf("the second one: %v", err)
 		}
-		if err := first.claim(t.Context(), st, false); err != nil {
+		if err := claim(first); err != nil {
 			t.Errorf("the first one: %v", err)
 		}
-		if err := second.claim(t.Context(), st, false); !errors.Is(err, errForeign) {
+		if err := claim(second); !errors.Is(err, errForeign) {
 			t.Errorf("the second one again: %v", err)
 		}
 		return nil
 	})
 	for range 3 { // whatever comes first
-		onEmpty(func(st datastore.Store, first, second *Server) error {
+		onEmpty(func(_ datastore.Store, first, second *Cluster) error {
 			var errs [2]error
 			var wg sync.WaitGroup
-			for i, s := range []*Server{first, second} {
-				wg.Go(func() { errs[i] = s.claim(t.Context(), st, false) })
+			for i, s := range []*Cluster{first, second} {
+				wg.Go(func() { errs[i] = claim(s) })
 			}
 			wg.Wait()
 			if errs[0] != nil && errs[1] != nil || !errors.Is(errors.Join(errs[:]...), errForeign) {
@@ -79,22 +76,19 @@ func TestTwoServersAtOnceOnAnEmptyDatabase(t *testing.T) {
 
 func TestWhenTheRecordIsWritten(t *testing.T) {
 	d := layout.Dirs{Data: t.TempDir()}
-	p, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := oneOfSeveral(t, "s1", d, nil)
+	r := c.Record
 	if err := encryption.Ensure(d.EncryptionConfig()); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{dirs: d, pki: p, cfg: Config{ClusterDomain: "cluster.local"}}
 	var have sharedfiles.Record
 	next := func(what string, changed, sealed bool) {
 		t.Helper()
-		want, c, err := s.nextRecord(have)
-		if err != nil || c != changed {
-			t.Fatalf("%s: changed %v, %v", what, c, err)
+		want, ch, err := r.next(have)
+		if err != nil || ch != changed {
+			t.Fatalf("%s: changed %v, %v", what, ch, err)
 		}
-		if c {
+		if ch {
 			have = want
 		}
 		if (have.Sealed != nil) != sealed {
@@ -121,8 +115,8 @@ func TestWhenTheRecordIsWritten(t *testing.T) {
 	}
 	next("revoked: whoever has the token opens nothing", true, false)
 	next("and nothing more", false, false)
-	s.cfg.ClusterDomain = "else.where"
-	if err := p.BeginRotation([]string{string(pki.ServerCA)}, ""); err != nil {
+	r.cfg.Settings = []joinwire.Setting{{Key: "cluster-domain", Value: "else.where"}}
+	if err := c.cfg.PKI.BeginRotation([]string{string(pki.ServerCA)}, ""); err != nil {
 		t.Fatal(err)
 	}
 	next("another CA, and no token to seal it with", true, false)

@@ -1,18 +1,16 @@
-package server
+package cluster
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/layout"
-	"github.com/umiak-io/umiak/server/cluster/rotation"
 	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
@@ -30,26 +28,24 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 		b.WriteString("  resources:\n  - secrets\n")
 		return []byte(b.String())
 	}
-	dir := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
-	dc := datastore.Config{Dir: dir.DB(), Socket: dir.DatastoreSocket(), VolatileSocket: dir.VolatileSocket(), Log: slog.New(slog.DiscardHandler)}
-	err := withStore(t.Context(), dc, func(st datastore.Store) error {
+	withDatastore(t, func(st datastore.Store) error {
 		c, err := datastore.Client(t.Context(), st)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		claim := func(s *Server, name string) {
+		claim := func(s *Cluster) {
 			t.Helper()
-			s.rotation = rotation.New(rotation.Config{Name: name, PKI: s.pki, TakenOver: func(*rotation.Record) {}, Log: s.log})
-			if _, err := s.rotation.Claim(t.Context(), c, false); err != nil {
+			if _, err := s.Authorities.claim(t.Context(), c, false); err != nil {
 				t.Fatal(err)
 			}
 		}
-		fresh := func(from *Server, file []byte) *Server {
+		names := 0
+		fresh := func(from *Cluster, file []byte) *Cluster {
 			t.Helper()
 			d := layout.Dirs{Data: t.TempDir()}
 			if from != nil {
-				files, err := sharedfiles.Collect(from.dirs)
+				files, err := sharedfiles.Collect(from.cfg.Dirs)
 				if err == nil {
 					err = sharedfiles.Place(d, files)
 				}
@@ -57,46 +53,44 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()})
-			if err == nil {
-				err = os.WriteFile(d.EncryptionConfig(), file, 0o600)
-			}
-			if err != nil {
+			names++
+			s := oneOfSeveral(t, fmt.Sprint("s", names), d, st)
+			if err := os.WriteFile(d.EncryptionConfig(), file, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			return &Server{dirs: d, pki: p, store: st, log: slog.New(slog.DiscardHandler), others: newOthers("10.0.0.1:6443"), keysWake: make(chan struct{}, 1)}
+			return s
 		}
-		sync := func(what string, s *Server, want []byte) {
+		sync := func(what string, s *Cluster, want []byte) {
 			t.Helper()
-			if err := s.syncEncryption(t.Context(), c); err != nil {
+			if err := s.Keys.encryption.Sync(t.Context(), c); err != nil {
 				t.Errorf("%s: %v", what, err)
 			}
-			if got, _ := os.ReadFile(s.dirs.EncryptionConfig()); !bytes.Equal(got, want) {
+			if got, _ := os.ReadFile(s.cfg.Dirs.EncryptionConfig()); !bytes.Equal(got, want) {
 				t.Errorf("%s: its file is\n%s", what, got)
 			}
 		}
 		one := config("key1")
 		s1 := fresh(nil, one)
-		claim(s1, "s1")
+		claim(s1)
 		sync("the first one", s1, one)
 		s2 := fresh(s1, one)
-		claim(s2, "s2")
+		claim(s2)
 		sync("another one", s2, one)
 		announced, further := config("key1", "key2"), config("key2", "key1")
-		if err := s1.shareEncryption(t.Context(), announced); err != nil {
+		if err := s1.Keys.ShareEncryption(t.Context(), announced); err != nil {
 			t.Error(err)
 		}
 		sync("who began", s1, announced)
 		sync("who is told", s2, announced)
 		for what, file := range map[string][]byte{"an older step": one, "another second key": bytes.Replace(announced, []byte("c2VjcmV0"), []byte("b3RoZXIh"), 2)} {
-			if err := s2.shareEncryption(t.Context(), file); !errors.Is(err, encryption.ErrElsewhere) {
+			if err := s2.Keys.ShareEncryption(t.Context(), file); !errors.Is(err, encryption.ErrElsewhere) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		if err := s2.shareEncryption(t.Context(), announced); err != nil {
+		if err := s2.Keys.ShareEncryption(t.Context(), announced); err != nil {
 			t.Errorf("once more: %v", err)
 		}
-		if err := os.WriteFile(s2.dirs.EncryptionConfig(), further, 0o600); err != nil {
+		if err := os.WriteFile(s2.cfg.Dirs.EncryptionConfig(), further, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		sync("who is further", s2, further)
@@ -111,9 +105,9 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = s2.watchShared(watching)
+			_ = s2.Keys.watch(watching)
 		}()
-		if err := s1.rotation.Rotate(t.Context(), c, []string{pki.ServiceAccount}, ""); err != nil {
+		if err := s1.Authorities.rotation.Rotate(t.Context(), c, []string{pki.ServiceAccount}, ""); err != nil {
 			t.Error(err)
 		}
 		stop()
@@ -129,7 +123,4 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }

@@ -1,4 +1,4 @@
-package server
+package cluster
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ func TestFilesOfOneServerOfSeveral(t *testing.T) {
 	if _, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()}); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{cfg: Config{DataDir: d.Data}, dirs: d}
+	a := &Authorities{cfg: Config{Dirs: d}}
 	ca := func() string {
 		t.Helper()
 		raw, err := os.ReadFile(d.ServerPKI() + "/client-ca.crt")
@@ -59,7 +59,7 @@ func TestFilesOfOneServerOfSeveral(t *testing.T) {
 	if out, err := RotateFiles(d, RotateRequest{Names: []string{"client-ca"}, Force: true}); err != nil || len(out.UnderWay) != 1 || !strings.Contains(ca(), before) || ca() == before {
 		t.Errorf("by force: %+v, %v", out, err)
 	}
-	if !s.ownKeysCount() {
+	if !a.filesInForce() {
 		t.Error("what was changed by force does not count")
 	}
 	if err := os.Remove(markFile(d)); err != nil {

@@ -1,4 +1,4 @@
-package server
+package storage
 
 import (
 	"context"
@@ -29,11 +29,11 @@ func TestWritesFail(t *testing.T) {
 		{"etcd", datastore.Status{Etcd: &etcd.Status{}}, true},
 		{"etcd, full", datastore.Status{Etcd: &etcd.Status{Alarms: []string{"NOSPACE"}}}, false},
 	} {
-		s := &Server{store: answering{status: c.status}}
-		if err := s.checkDatastore(t.Context()); (err == nil) != c.healthy {
+		s := Open(answering{status: c.status})
+		if err := s.Check(t.Context()); (err == nil) != c.healthy {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		if _, err := s.askDatastore(t.Context()); err != nil {
+		if _, err := s.Status(t.Context()); err != nil {
 			t.Errorf("%s: it answers, and %v", c.name, err)
 		}
 	}
