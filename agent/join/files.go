@@ -328,12 +328,9 @@ func (j *Joiner) writeKubeconfigs() error {
 	return nil
 }
 
-// writeIfChanged spares the flash.
 func writeIfChanged(file string, data []byte, mode fs.FileMode) error {
-	if old, err := os.ReadFile(file); err == nil && bytes.Equal(old, data) {
-		return os.Chmod(file, mode)
-	}
-	return atomicfile.Write(file, data, mode)
+	_, err := atomicfile.WriteIfChanged(file, data, mode)
+	return err
 }
 
 // client is the agent's own.

@@ -20,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/internal/version"
@@ -248,16 +249,17 @@ func (j *Joiner) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer alarm.Close()
-	known, pause := false, renewPause
+	known, pauses := false, retry.Backoff{First: renewPause, Limit: maxRenewPause}
 	for {
 		var next time.Duration
 		switch err := j.tend(ctx, &known); {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			next, pause = j.due().Sub(j.cfg.Now()), renewPause
+			next = j.due().Sub(j.cfg.Now())
+			pauses.Reset()
 		default:
-			next, pause = pause, min(2*pause, maxRenewPause)
+			next = pauses.Next()
 		}
 		if err := alarm.Set(min(next, 24*time.Hour)); err != nil {
 			return err

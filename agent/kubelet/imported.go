@@ -12,6 +12,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/images/pullmanager"
 
 	"github.com/umiak-io/umiak/agent/kubelet/pullrecords"
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // Images knows the images of the node.
@@ -72,25 +73,12 @@ func (k *Kubelet) followImports(ctx context.Context, records *pullrecords.Record
 	})
 }
 
-// again calls follow until ctx ends; what ends before is begun again, after longer and longer pauses.
+// again calls follow until ctx ends, and once more with back-off whenever it returns, as while containerd restarts.
 func (k *Kubelet) again(ctx context.Context, what string, follow func() error) {
-	pause := time.Second // containerd is being started again
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := follow()
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(began) > time.Minute {
-			pause = time.Second
-		}
-		k.cfg.Log.Warn(what+" ended, beginning again", "in", pause, "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, time.Minute)
+	ended := func(err error, pause time.Duration) {
+		k.cfg.Log.Warn(what+" ended, starting again", "in", pause, "error", err)
 	}
+	retry.Forever(ctx, retry.Backoff{}, time.Minute, ended, func(context.Context) error { return follow() })
 }
 
 // pullManager finds the kubelet's recorder of pulls, which no function returns: kubelet.Kubelet.containerRuntime, there

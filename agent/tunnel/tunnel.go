@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -22,6 +21,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/packetmark"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
@@ -29,12 +29,11 @@ import (
 // ServerName is the name that every server's certificate carries, whatever its addresses.
 const ServerName = "kubernetes"
 
-// How long to wait before connecting again: as many times longer as it has failed, and a random part less,
-// so that nodes do not come back all at once. A tunnel that held for a while begins anew.
+// Pauses before connecting again; see retry.Backoff. A tunnel that was open for longer than held begins with firstWait.
 const (
-	shortest = 100 * time.Millisecond
-	longWait = 5 * time.Second
-	held     = 10 * time.Second
+	firstWait   = 100 * time.Millisecond
+	longestWait = 5 * time.Second
+	held        = 10 * time.Second
 )
 
 // connectTimeout is for one attempt, all handshakes included.
@@ -176,7 +175,7 @@ func (l *link) row() status.Row {
 // keep has the tunnel open whenever that is possible.
 func (l *link) keep(ctx context.Context) {
 	defer l.stop()
-	wait, told := shortest, ""
+	wait, news := retry.Backoff{First: firstWait, Limit: longestWait, Spread: true}, retry.News{}
 	for ctx.Err() == nil {
 		began := time.Now()
 		opened, err := l.once(ctx)
@@ -184,20 +183,15 @@ func (l *link) keep(ctx context.Context) {
 			return
 		}
 		l.set("connecting", err)
-		// The same failure again and again is said once.
-		if opened || err.Error() != told {
+		if news.Is(err) || opened {
 			l.log.Warn("tunnel is closed, connecting again", "error", err)
-			told = err.Error()
 		}
 		if opened && time.Since(began) > held {
-			wait = shortest
+			wait.Reset()
 		}
-		select {
-		case <-ctx.Done():
+		if wait.Wait(ctx) != nil {
 			return
-		case <-time.After(wait/2 + rand.N(wait/2+1)):
 		}
-		wait = min(2*wait, longWait)
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/filelock"
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
 
@@ -153,7 +153,7 @@ func (s *following) step(ctx context.Context) (time.Duration, error) {
 		}
 		return 0, s.Say(ctx, a)
 	}
-	held := instance.Held(s.Lock) // asked for before the answer is, which comes first
+	held := filelock.Held(s.Lock) // asked for before the answer is, which comes first
 	a, err := read[upgrades.Answer](filepath.Join(s.Dir, answerFile))
 	switch {
 	case err != nil:

@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/filelock"
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
 
@@ -108,7 +108,7 @@ func TestFollower(t *testing.T) {
 		stop := r.run()
 		r.ask("a")
 		wait(r, r.starts)
-		release, err := instance.Hold(r.f.Lock)
+		release, err := filelock.Try(r.f.Lock)
 		if err != nil {
 			t.Fatal(err)
 		}

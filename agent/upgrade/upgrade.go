@@ -14,8 +14,8 @@ import (
 
 	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/internal/atomicfile"
+	"github.com/umiak-io/umiak/internal/filelock"
 	"github.com/umiak-io/umiak/internal/httpproxy"
-	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
@@ -52,8 +52,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(filepath.Dir(cfg.Lock), 0o711); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	release, err := instance.Hold(cfg.Lock)
-	if errors.Is(err, instance.ErrHeld) {
+	release, err := filelock.Try(cfg.Lock)
+	if errors.Is(err, filelock.ErrHeld) {
 		return fmt.Errorf("another upgrade of this node is running: %w", err)
 	}
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/filelock"
 )
 
 // archive is a tar of empty files.
@@ -45,10 +45,10 @@ func TestRunsTheInstaller(t *testing.T) {
 	if err := os.WriteFile(file, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if release, err := instance.Hold(cfg.Lock); err != nil {
+	if release, err := filelock.Try(cfg.Lock); err != nil {
 		t.Error(err)
 	} else {
-		if err := Run(t.Context(), cfg); !errors.Is(err, instance.ErrHeld) {
+		if err := Run(t.Context(), cfg); !errors.Is(err, filelock.ErrHeld) {
 			t.Errorf("beside another one: %v", err)
 		}
 		release()

@@ -26,6 +26,8 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"google.golang.org/grpc"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // Version is that of the etcd in this program.
@@ -350,7 +352,7 @@ func (s *Server) becomeReady(ctx context.Context) error {
 			if _, err := srv.PromoteMember(ctx, uint64(srv.MemberID())); err != nil {
 				s.cfg.Log.Debug("not promoted yet", "err", err)
 			}
-			if err := pause(ctx, promotePause); err != nil {
+			if err := retry.Sleep(ctx, promotePause); err != nil {
 				return err
 			}
 		}
@@ -362,33 +364,14 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	return nil
 }
 
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
 // keepAddress tells the cluster where this member is now. Another member may still have the address, until that one has
 // told its own.
 func (s *Server) keepAddress(ctx context.Context) {
-	for wait, said := time.Second, ""; ; wait = min(2*wait, time.Minute) {
-		err := s.updateAddress(ctx)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != said {
-			said = err.Error()
-			s.cfg.Log.Warn("cannot tell the cluster this server's new address yet, trying again", "error", err)
-		}
-		if pause(ctx, wait) != nil {
-			return
-		}
+	failed := func(err error, pause time.Duration) {
+		s.cfg.Log.Warn("cannot publish this server's new address in the cluster yet, trying again", "in", pause,
+			"error", err)
 	}
+	_ = retry.Do(ctx, retry.Backoff{}, failed, s.updateAddress) // it fails only when ctx ends
 }
 
 // updateAddress tells the cluster where this member is now, if that has changed.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 const (
@@ -21,7 +23,7 @@ const (
 // rarely two are busy with it.
 func (s *Server) maintain(ctx context.Context) {
 	offset := time.Duration(rand.Int64N(int64(maintainEvery)))
-	for pause(ctx, offset) == nil {
+	for retry.Sleep(ctx, offset) == nil {
 		offset = maintainEvery
 		err := s.defragIfPays(ctx)
 		if err != nil && ctx.Err() == nil {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // A machine that is taken in and never starts stays a learner without a name, and three of those keep everybody else
@@ -17,7 +19,7 @@ const (
 // removeStale runs until ctx ends.
 func (s *Server) removeStale(ctx context.Context) {
 	first := map[uint64]time.Time{}
-	for pause(ctx, staleEvery) == nil {
+	for retry.Sleep(ctx, staleEvery) == nil {
 		s.removeStaleAt(ctx, first, time.Now())
 	}
 }

@@ -26,6 +26,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // TLS are files with which a client proves itself and whom it trusts.
@@ -148,8 +150,8 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 		return nil, fmt.Errorf("datastore-endpoint: %w", err)
 	}
 	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub, failing: cfg.Failing}}
-	said := ""
-	for wait := firstWait; ; wait = min(2*wait, longestWait) {
+	news, pauses := retry.News{}, retry.Backoff{First: firstPause, Limit: longestPause}
+	for {
 		// The driver works until the last client is gone, which is later than ctx.
 		s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 		if kind == "etcd" {
@@ -167,18 +169,19 @@ func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 		if !away || ctx.Err() != nil {
 			return nil, err
 		}
-		if said != err.Error() {
-			said = err.Error()
+		if news.Is(err) {
 			cfg.Log.Warn("the database cannot be used yet, as while it fails over; trying again", "error", err)
 		}
-		pause(ctx, wait)
+		if pauses.Wait(ctx) != nil {
+			return nil, err
+		}
 	}
 }
 
-// How long is waited between attempts to open a database.
+// Pauses between attempts to open a database.
 const (
-	firstWait   = time.Second
-	longestWait = 5 * time.Second
+	firstPause   = time.Second
+	longestPause = 5 * time.Second
 )
 
 // connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.

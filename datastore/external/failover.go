@@ -27,6 +27,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // A database that fails over leaves connections behind that go on answering: the former primary is read-only now, and
@@ -134,7 +136,7 @@ func (p *pool) PrepareAfter(ctx context.Context, limit int64) (*query.Stmt, erro
 	p.prepared = p.renewals.Load()
 	s, err := p.Dialect.PrepareAfter(ctx, limit)
 	if err != nil {
-		pause(ctx, time.Second)
+		_ = retry.Sleep(ctx, time.Second)
 	}
 	return s, err
 }
@@ -151,15 +153,6 @@ func (p *pool) QueryAfter(ctx context.Context, s *query.Stmt, rev int64) (*sql.R
 	}
 	ctx, p.end = context.WithTimeout(ctx, pollTimeout) //nolint:gosec // ended by the next call: the rows need it
 	return p.Dialect.QueryAfter(ctx, s, rev)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // retrying is a Log that makes a write again on another connection where the first one's server takes none.

@@ -14,10 +14,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 	"github.com/umiak-io/umiak/datastore/internal/ttl"
+	"github.com/umiak-io/umiak/internal/filelock"
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
@@ -37,7 +37,7 @@ type Options struct {
 type Store struct {
 	path string
 	log  *slog.Logger
-	lock *os.File
+	lock func() // releases the lock of the folder; nil while it is not held
 
 	writeDB *sql.DB // one connection, the writer's
 	readers *sql.DB
@@ -114,20 +114,13 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	return s, nil
 }
 
-// lockDir takes the lock that only one process can hold; the kernel drops it when the process ends.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("take the lock: %w", err)
+// lockDir takes the lock of the folder, which one process at a time can have.
+func lockDir(dir string) (release func(), err error) {
+	release, err = filelock.Try(filepath.Join(dir, "lock"))
+	if errors.Is(err, filelock.ErrHeld) {
+		return nil, fmt.Errorf("%w: stop the other server or give this one its own --data-dir", ErrLocked)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: stop the other server or give this one its own --data-dir", ErrLocked)
-		}
-		return nil, fmt.Errorf("take the lock: %w", err)
-	}
-	return f, nil
+	return release, err
 }
 
 // prepareFile sees to it that there is a file of ours under the name: a new one if there was none, else
@@ -276,7 +269,7 @@ func (s *Store) Close() (err error) {
 func (s *Store) closeFiles() error {
 	err := s.disconnect()
 	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
+		s.lock()
 		s.lock = nil
 	}
 	return err

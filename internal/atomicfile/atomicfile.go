@@ -3,6 +3,7 @@
 package atomicfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,6 +35,16 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 		return err
 	}
 	return SyncDir(dir)
+}
+
+// WriteIfChanged is Write, but leaves a file alone that has this content and mode already, and reports whether it wrote.
+func WriteIfChanged(path string, data []byte, mode fs.FileMode) (changed bool, err error) {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		if fi, err := os.Stat(path); err == nil && fi.Mode().Perm() == mode {
+			return false, nil
+		}
+	}
+	return true, Write(path, data, mode)
 }
 
 func writeAll(f *os.File, data []byte) error {

@@ -34,3 +34,17 @@ func TestWriteReplacesAndLeavesNothingBeside(t *testing.T) {
 		t.Fatal("wrote into a folder that is not there")
 	}
 }
+
+func TestWriteIfChangedWritesWhatDiffers(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "key")
+	for _, c := range []struct {
+		data string
+		mode os.FileMode
+		want bool
+	}{{"one", 0o600, true}, {"one", 0o600, false}, {"two", 0o600, true}, {"two", 0o644, true}, {"two", 0o644, false}} {
+		changed, err := atomicfile.WriteIfChanged(p, []byte(c.data), c.mode)
+		if err != nil || changed != c.want {
+			t.Errorf("%q with mode %v: changed %v, %v, want %v", c.data, c.mode, changed, err, c.want)
+		}
+	}
+}

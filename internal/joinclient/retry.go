@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
@@ -49,7 +49,7 @@ func Insist(ctx context.Context, try func(context.Context) error, wait func(erro
 		return err
 	}
 	defer alarm.Close()
-	pause := firstPause
+	pauses := retry.Backoff{First: firstPause, Limit: maxPause, Spread: true}
 	for tries := 1; ; tries++ {
 		err := try(ctx)
 		switch {
@@ -62,10 +62,9 @@ func Insist(ctx context.Context, try func(context.Context) error, wait func(erro
 		}
 		wait(err)
 		// A thousand nodes that come back after a power cut do not all ask in the same moment.
-		if err := alarm.Set(pause/2 + rand.N(pause)); err != nil {
+		if err := alarm.Set(pauses.Next()); err != nil {
 			return err
 		}
-		pause = min(2*pause, maxPause)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", context.Cause(ctx), err)

@@ -21,6 +21,7 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -129,11 +130,11 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 		// What an earlier release has given agents and this one does not goes away; upstream's roles keep what users have added.
 		agents := r.GetName() == agentRole
 		o := reconciliation.ReconcileRoleOptions{Role: r, Client: knownRole{m, have}, Confirm: true, RemoveExtraPermissions: agents}
-		g.Go(func() error { return retry(ctx, func() error { _, err := o.Run(); return err }) })
+		g.Go(func() error { return retryStart(ctx, func() error { _, err := o.Run(); return err }) })
 	}
 	binding := func(b reconciliation.RoleBinding, m reconciliation.RoleBindingModifier) {
 		o := reconciliation.ReconcileRoleBindingOptions{RoleBinding: b, Client: knownBinding{m, have}, Confirm: true}
-		g.Go(func() error { return retry(ctx, func() error { _, err := o.Run(); return err }) })
+		g.Go(func() error { return retryStart(ctx, func() error { _, err := o.Run(); return err }) })
 	}
 	rbac, namespaces := client.RbacV1(), client.CoreV1().Namespaces()
 	for _, r := range concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles()) {
@@ -171,7 +172,7 @@ func ensurePriorityClasses(ctx context.Context, c *rest.Config) error {
 	}
 	classes := client.SchedulingV1().PriorityClasses()
 	for _, pc := range schedulingv1.SystemPriorityClasses() {
-		err := retry(ctx, func() error {
+		err := retryStart(ctx, func() error {
 			_, err := classes.Get(ctx, pc.Name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
 				_, err = classes.Create(ctx, pc, metav1.CreateOptions{})
@@ -197,7 +198,7 @@ type known struct {
 func listRoles(ctx context.Context, client kubernetes.Interface) (*known, error) {
 	k := &known{roles: map[string]reconciliation.RuleOwner{}, bindings: map[string]reconciliation.RoleBinding{}}
 	rbac := client.RbacV1()
-	err := retry(ctx, func() error {
+	err := retryStart(ctx, func() error {
 		cr, errCR := rbac.ClusterRoles().List(ctx, metav1.ListOptions{})
 		cb, errCB := rbac.ClusterRoleBindings().List(ctx, metav1.ListOptions{})
 		r, errR := rbac.Roles("").List(ctx, metav1.ListOptions{})
@@ -278,21 +279,10 @@ func concat[T any](lists ...[]T) (out []T) {
 	return out
 }
 
-// retry repeats a step while the server is coming up: its namespaces are made by another hook.
-func retry(ctx context.Context, step func() error) error {
+// retryStart repeats a step while the server is coming up: its namespaces are made by another hook.
+func retryStart(ctx context.Context, step func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // the hook as a whole is repeated
 	defer cancel()
-	wait := 20 * time.Millisecond
-	for {
-		err := step()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(wait):
-			wait = min(2*wait, time.Second)
-		}
-	}
+	pauses := retry.Backoff{First: 20 * time.Millisecond, Limit: time.Second}
+	return retry.Do(ctx, pauses, nil, func(context.Context) error { return step() })
 }

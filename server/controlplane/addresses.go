@@ -25,7 +25,7 @@ func awaitAddresses(ctx context.Context, c *rest.Config) error {
 		ObjectMeta: metav1.ObjectMeta{Name: "umiak-probe", Namespace: metav1.NamespaceSystem},
 		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 1}}},
 	}
-	_ = retry(ctx, func() error {
+	_ = retryStart(ctx, func() error {
 		_, err := client.CoreV1().Services(probe.Namespace).Create(ctx, probe, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		early := apierrors.IsNotFound(err) || // the namespace is made by another hook
 			apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed to allocate a serviceIP")

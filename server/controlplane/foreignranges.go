@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // Upstream's allocator of pod ranges lists all Nodes when it starts, gives up at the first range that it could not have
@@ -73,7 +74,7 @@ func (m *ControllerManager) blame(ctx context.Context, client kubernetes.Interfa
 // awaitGone returns when a Node is not there any more, or ctx ends.
 func awaitGone(ctx context.Context, client kubernetes.Interface, n *corev1.Node) {
 	one := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, n.Name).String()}
-	for pause := time.Second; ctx.Err() == nil; pause = min(2*pause, time.Minute) {
+	for pauses := (retry.Backoff{}); ctx.Err() == nil; {
 		if list, err := client.CoreV1().Nodes().List(ctx, one); err == nil {
 			if len(list.Items) == 0 || list.Items[0].UID != n.UID {
 				return
@@ -88,12 +89,11 @@ func awaitGone(ctx context.Context, client kubernetes.Interface, n *corev1.Node)
 					}
 				}
 				w.Stop()
-				pause = time.Second // watches end after some minutes
+				pauses.Reset() // watches end after some minutes
 			}
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
+		if pauses.Wait(ctx) != nil {
+			return
 		}
 	}
 }

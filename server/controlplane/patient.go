@@ -12,6 +12,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/runtime"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // hookPatience is how long /readyz waits for a hook.
@@ -49,23 +51,14 @@ func (l *late) patient(name string, hook genericapiserver.PostStartHookFunc) gen
 
 // insist repeats f until it succeeds or ctx ends.
 func (l *late) insist(ctx context.Context, name string, f func() error) {
-	said := ""
-	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+	failed := func(err error, pause time.Duration) {
+		l.log.Warn("the API server cannot write what it needs, trying again", "hook", name, "error", err, "in", pause)
+	}
+	_ = retry.Do(ctx, retry.Backoff{}, failed, func(context.Context) error {
 		err := f()
 		l.set(name, err)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if said != err.Error() {
-			said = err.Error()
-			l.log.Warn("the API server cannot write what it needs, trying again", "hook", name, "error", err, "in", pause)
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return
-		}
-	}
+		return err
+	}) // it fails only when ctx ends
 }
 
 func (l *late) set(name string, err error) {

@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -24,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/umiak-io/umiak/internal/apiservers"
+	"github.com/umiak-io/umiak/internal/filelock"
 )
 
 // Status is how things are.
@@ -174,20 +173,16 @@ func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 // String keeps secrets out of what is printed.
 func (k secretKey) String() string { return k.Key.String() }
 
-// lock keeps a second rotation out, until unlock or the end of the process.
+// lock lets one rotation run at a time.
 func lock(file string) (unlock func(), err error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	unlock, err = filelock.Try(file)
+	if errors.Is(err, filelock.ErrHeld) {
+		return nil, ErrBusy
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the encryption config (run this as root): %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close() // only a lock
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrBusy
-		}
-		return nil, fmt.Errorf("lock the encryption config: %w", err)
-	}
-	return func() { _ = f.Close() }, nil
+	return unlock, nil
 }
 
 // put has every server know a configuration.

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -87,21 +88,18 @@ func (a *API) free(ctx context.Context, s *serving, name string) {
 
 // dismiss tries until it is done, or the node is there again.
 func (a *API) dismiss(ctx context.Context, name string, there func(string) bool) {
-	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
-		err := a.cfg.Servers.Dismiss(ctx, name)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		a.cfg.Log.Warn("cannot take a deleted server out of the cluster yet, trying again", "server", name, "error", err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		if there(name) {
-			return
-		}
+	failed := func(err error, pause time.Duration) {
+		a.cfg.Log.Warn("cannot remove a deleted server from the cluster yet, trying again", "server", name, "in", pause,
+			"error", err)
 	}
+	tried := false
+	_ = retry.Do(ctx, retry.Backoff{}, failed, func(ctx context.Context) error {
+		if tried && there(name) {
+			return nil
+		}
+		tried = true
+		return a.cfg.Servers.Dismiss(ctx, name)
+	}) // it fails only when ctx ends
 }
 
 // unregistered is how long a node may take from joining until its Node is there.

@@ -219,10 +219,10 @@ func (a *authority) commit(path string) error {
 
 // publish writes the files that follow from the key's.
 func (a *authority) publish(path string) error {
-	if err := writeIfChanged(path+".crt", a.bundle(), 0o644); err != nil {
+	if err := WriteIfChanged(path+".crt", a.bundle(), 0o644); err != nil {
 		return err
 	}
-	return writeIfChanged(path+"-signer.crt", encodeCerts([]*x509.Certificate{a.cert}), 0o644)
+	return WriteIfChanged(path+"-signer.crt", encodeCerts([]*x509.Certificate{a.cert}), 0o644)
 }
 
 func selfSigned(c *x509.Certificate) bool {

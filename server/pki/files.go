@@ -1,7 +1,6 @@
 package pki
 
 import (
-	"bytes"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -18,24 +17,14 @@ func encodePublic(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
-// writeIfChanged spares the flash a write where the file has its content and mode already.
-func writeIfChanged(file string, data []byte, mode fs.FileMode) error {
-	old, err := os.ReadFile(file)
-	if err == nil && bytes.Equal(old, data) {
-		if fi, err := os.Stat(file); err == nil && fi.Mode().Perm() == mode {
-			return nil
-		}
-	}
-	return atomicfile.Write(file, data, mode)
-}
-
 // WriteIfChanged writes a file atomically unless it is there already as it should be; the folder is
 // made, with mode 0700, if it is missing.
 func WriteIfChanged(file string, data []byte, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("make folder: %w", err)
 	}
-	return writeIfChanged(file, data, mode)
+	_, err := atomicfile.WriteIfChanged(file, data, mode)
+	return err
 }
 
 // Kubeconfig describes a kubeconfig file.

@@ -295,7 +295,7 @@ func (p *PKI) writeRotations(m map[string]Rotation) error {
 	if err != nil {
 		return fmt.Errorf("note rotation: %w", err)
 	}
-	return writeIfChanged(p.rotationsFile(), raw, 0o600)
+	return WriteIfChanged(p.rotationsFile(), raw, 0o600)
 }
 
 // note writes down that a rotation begins.

@@ -43,7 +43,7 @@ func (p *PKI) publishServiceAccount(key crypto.Signer) error {
 			out = append(out, encodePublic(other)...)
 		}
 	}
-	return writeIfChanged(p.ServiceAccountPublicKey(), out, 0o644)
+	return WriteIfChanged(p.ServiceAccountPublicKey(), out, 0o644)
 }
 
 // publicKeys are those in PEM form, in DER form.

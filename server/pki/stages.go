@@ -265,7 +265,7 @@ func (p *PKI) replaceAll(have, files Files) error {
 		if strings.HasSuffix(name, ".key") {
 			mode = 0o600
 		}
-		if err := writeIfChanged(p.File(name), raw, mode); err != nil {
+		if err := WriteIfChanged(p.File(name), raw, mode); err != nil {
 			return err
 		}
 	}

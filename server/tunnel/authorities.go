@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
 
@@ -51,7 +52,7 @@ func (t *Tunnels) Authorities(node string) (hash string, since time.Time, ok boo
 
 // tell asks a node until it has what this server has.
 func (t *Tunnels) tell(s *session, hash string) {
-	for pause := shortestRenew; ; pause = min(2*pause, longestRenew) {
+	for pauses := (retry.Backoff{First: shortestRenew, Limit: longestRenew}); ; {
 		has, err := s.renew(hash)
 		t.mu.Lock()
 		if err == nil {
@@ -70,7 +71,7 @@ func (t *Tunnels) tell(s *session, hash string) {
 		select {
 		case <-s.conn.Ended():
 			return
-		case <-time.After(pause):
+		case <-time.After(pauses.Next()):
 		}
 	}
 }

@@ -15,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/informers"
@@ -26,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/server/cachetrim"
 )
@@ -57,15 +57,12 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	defer cancel()
 	resource := c.cfg.Dynamic.Resource(upgrades.Resource)
 	// The schema comes with the packaged manifests.
-	for b := (wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 100, Cap: time.Minute}); ; {
-		if _, err := resource.List(ctx, metav1.ListOptions{Limit: 1}); err == nil {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(b.Step()):
-		}
+	pauses := retry.Backoff{First: 100 * time.Millisecond}
+	if retry.Do(ctx, pauses, nil, func(ctx context.Context) error {
+		_, err := resource.List(ctx, metav1.ListOptions{Limit: 1})
+		return err
+	}) != nil {
+		return nil // ctx has ended
 	}
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
@@ -147,7 +144,7 @@ func (w *worker) watch(ctx context.Context) error {
 func (w *worker) work(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	retry := time.Second
+	pauses := retry.Backoff{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -160,10 +157,10 @@ func (w *worker) work(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			w.log.Warn("cannot go on with an upgrade, trying again", "error", err, "in", retry)
-			again, retry = retry, min(2*retry, time.Minute)
+			again = pauses.Next()
+			w.log.Warn("cannot go on with an upgrade, trying again", "error", err, "in", again)
 		default:
-			retry = time.Second
+			pauses.Reset()
 		}
 		timer.Stop()
 		if again > 0 {

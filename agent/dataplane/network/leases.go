@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/umiak-io/umiak/internal/overlaykey"
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // The annotations by which flannel's nodes tell each other how to be reached. They are flannel's own, so
@@ -257,18 +258,15 @@ func (m *manager) announce(ctx context.Context, annotations map[string]string) {
 		m.log.Error("cannot write annotations", "error", err)
 		return
 	}
-	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 30*time.Second) {
-		_, err := m.client.CoreV1().Nodes().Patch(ctx, m.peers.self, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		m.log.Warn("cannot tell other nodes how to reach this one's pods, trying again", "error", err, "after", wait)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return
-		}
+	pauses := retry.Backoff{First: 200 * time.Millisecond, Limit: 30 * time.Second}
+	failed := func(err error, pause time.Duration) {
+		m.log.Warn("cannot publish how other nodes reach this node's pods, trying again", "error", err, "in", pause)
 	}
+	_ = retry.Do(ctx, pauses, failed, func(ctx context.Context) error {
+		_, err := m.client.CoreV1().Nodes().Patch(ctx, m.peers.self, types.StrategicMergePatchType, patch,
+			metav1.PatchOptions{})
+		return err
+	}) // it fails only when ctx ends
 }
 
 // WatchLeases sends what changed among the nodes, beginning with all of them.

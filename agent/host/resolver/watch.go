@@ -116,8 +116,8 @@ func (r *Resolver) Run(ctx context.Context, ready func()) error {
 // refresh reads the host's servers and writes what has changed.
 func (r *Resolver) refresh() error {
 	f := find(r.cfg.Asked, r.etc, r.behind)
-	pods, err := writeIfChanged(r.cfg.PodFile, f.forPods(r.cfg.ClusterDNS))
-	host, errHost := writeIfChanged(r.cfg.HostFile, f.forHost())
+	pods, err := atomicfile.WriteIfChanged(r.cfg.PodFile, f.forPods(r.cfg.ClusterDNS), 0o644)
+	host, errHost := atomicfile.WriteIfChanged(r.cfg.HostFile, f.forHost(), 0o644)
 	if err := errors.Join(err, errHost); err != nil {
 		return fmt.Errorf("write name servers: %w", err)
 	}
@@ -135,13 +135,6 @@ func (r *Resolver) refresh() error {
 		}
 	}
 	return nil
-}
-
-func writeIfChanged(path string, data []byte) (bool, error) {
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
-		return false, nil
-	}
-	return true, atomicfile.Write(path, data, 0o644)
 }
 
 func (r *Resolver) sources() []string {

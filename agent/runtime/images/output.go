@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/internal/filelock"
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
@@ -36,7 +37,7 @@ func create(name string) (*output, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor
+	if err := filelock.TryFile(f); err != nil {
 		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close(), os.Remove(f.Name()))
 	}
 	return &output{File: f, name: name, hidden: f.Name()}, nil
@@ -50,7 +51,7 @@ func removeLeftovers(dir string) {
 		if err != nil {
 			continue
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil { //nolint:gosec // a descriptor
+		if filelock.TryFile(f) == nil {
 			_ = os.Remove(name)
 		}
 		_ = f.Close()

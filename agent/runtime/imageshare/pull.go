@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"regexp"
 	"slices"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // How long a pull waits for neighbours that are busy or do not answer, where no registry does: for the name that it
@@ -166,16 +167,14 @@ func (p *puller) elsewhere(ctx context.Context, w want) *http.Response {
 
 // insist asks again and again, ever less often, while that may be worth while.
 func insist(ctx context.Context, patience time.Duration, ask func() (_ *http.Response, again bool)) *http.Response {
-	wait := time.Second
-	for until := time.Now().Add(patience); ; wait = min(2*wait, 8*time.Second) {
+	pauses := retry.Backoff{Limit: 8 * time.Second, Spread: true}
+	for until := time.Now().Add(patience); ; {
 		resp, again := ask()
 		if resp != nil || !again || ctx.Err() != nil || time.Now().After(until) {
 			return resp
 		}
-		select {
-		case <-ctx.Done():
+		if pauses.Wait(ctx) != nil {
 			return nil
-		case <-time.After(wait/2 + rand.N(wait/2)):
 		}
 	}
 }

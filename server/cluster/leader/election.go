@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // Lease is the name of the lease, in kube-system.
@@ -205,7 +206,7 @@ const (
 func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 	return func(ctx context.Context, ready func()) error {
 		ready()
-		retry := firstRetry
+		pauses := retry.Backoff{First: firstRetry, Limit: lastRetry}
 		for {
 			term, done := e.join(ctx)
 			if term == nil {
@@ -225,15 +226,15 @@ func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 					e.log.Info("a part ended with an error because this server's term is over; it runs again in the next one", "part", name, "error", err)
 				}
 				e.recovered(name)
-				retry = firstRetry
+				pauses.Reset()
 			default:
 				if time.Since(begun) > lastRetry {
-					retry = firstRetry
+					pauses.Reset()
 				}
 				e.failed(name, err)
-				e.log.Error("a part failed and is run again", "part", name, "in", retry, "error", err)
-				pause(term, retry)
-				retry = min(2*retry, lastRetry)
+				pause := pauses.Next()
+				e.log.Error("a part failed and is run again", "part", name, "in", pause, "error", err)
+				_ = retry.Sleep(term, pause)
 			}
 			done()
 			if ends {
@@ -251,15 +252,6 @@ func safely(ctx context.Context, run lifecycle.Run, ready func()) (err error) {
 		}
 	}()
 	return run(ctx, ready)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 func (e *Election) failed(name string, err error) {
