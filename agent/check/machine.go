@@ -26,8 +26,8 @@ func privileges(context.Context, Config) []Result {
 		return []Result{missing("privileges", "", "%v", err)}
 	}
 	var lack []string
-	for bit, name := range map[int]string{host.CapSysAdmin: "CAP_SYS_ADMIN", host.CapNetAdmin: "CAP_NET_ADMIN"} {
-		if !caps.Has(bit) {
+	for _, name := range []string{host.CapNetAdmin, host.CapSysAdmin} {
+		if !caps.Has(name) {
 			lack = append(lack, name)
 		}
 	}

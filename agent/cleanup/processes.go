@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/prometheus/procfs"
+
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
@@ -127,32 +129,22 @@ type process struct {
 }
 
 func processes() (map[int]process, error) {
-	entries, err := os.ReadDir("/proc")
+	all, err := procfs.AllProcs()
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	out := map[int]process{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
-		if err != nil {
+	for _, p := range all {
+		stat, err := p.Stat()
+		if err != nil || stat.State == "Z" {
 			continue // it has ended
 		}
-		// pid (comm) state ppid …; comm may hold anything, so count from its last parenthesis.
-		i := bytes.LastIndexByte(stat, ')')
-		f := strings.Fields(string(stat[i+1:]))
-		if i < 0 || len(f) < 2 || f[0] == "Z" {
-			continue
+		argv, _ := p.CmdLine()
+		one := process{parent: stat.PPID, argv: argv}
+		if len(argv) > 0 {
+			one.argv0 = argv[0]
 		}
-		p := process{}
-		p.parent, _ = strconv.Atoi(f[1])
-		cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		p.argv = strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
-		p.argv0 = p.argv[0]
-		out[pid] = p
+		out[p.PID] = one
 	}
 	return out, nil
 }

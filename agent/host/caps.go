@@ -1,59 +1,43 @@
 package host
 
 import (
-	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/pkg/cap"
+	"github.com/moby/sys/userns"
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
 // The capabilities that umiak asks about, capabilities(7).
 const (
-	CapNetAdmin    = 12
-	CapSysModule   = 16
-	CapSysAdmin    = 21
-	CapSysResource = 24
+	CapNetAdmin    = "CAP_NET_ADMIN"
+	CapSysModule   = "CAP_SYS_MODULE"
+	CapSysAdmin    = "CAP_SYS_ADMIN"
+	CapSysResource = "CAP_SYS_RESOURCE"
 )
 
-// Capabilities is the effective set of this process.
-type Capabilities uint64
+// Capabilities are the names of the effective capabilities of this process.
+type Capabilities []string
 
-// Has says whether the capability is effective.
-func (c Capabilities) Has(bit int) bool { return c&(1<<bit) != 0 }
+// Has reports whether the capability is effective.
+func (c Capabilities) Has(name string) bool { return slices.Contains(c, name) }
 
-// DetectCapabilities reads the effective set.
+// DetectCapabilities reads the effective capabilities of this process.
 func DetectCapabilities() (Capabilities, error) {
-	raw, err := os.ReadFile("/proc/self/status")
+	c, err := cap.Current()
 	if err != nil {
-		return 0, fmt.Errorf("read capabilities: %w", err)
+		return nil, fmt.Errorf("read capabilities: %w", err)
 	}
-	return parseCapabilities(raw)
+	return c, nil
 }
 
-func parseCapabilities(status []byte) (Capabilities, error) {
-	for l := range bytes.Lines(status) {
-		if v, ok := strings.CutPrefix(string(l), "CapEff:"); ok {
-			n, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
-			if err != nil {
-				return 0, fmt.Errorf("read capabilities: %w", err)
-			}
-			return Capabilities(n), nil
-		}
-	}
-	return 0, fmt.Errorf("read capabilities: /proc/self/status has no CapEff")
-}
-
-// InUserNamespace says whether this process is root of a user namespace only, as in an unprivileged container.
-func InUserNamespace() bool {
-	raw, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false // a kernel without them
-	}
-	return !bytes.Equal(bytes.Join(bytes.Fields(raw), []byte(" ")), []byte("0 0 4294967295"))
-}
+// InUserNamespace reports whether this process runs in a user namespace of its own, as in an unprivileged container.
+func InUserNamespace() bool { return userns.RunningInUserNS() }
 
 // OOMScoreAdj is what this process's score is adjusted by now. Without CAP_SYS_RESOURCE the kernel lets
 // nobody lower it, not for a child either.
@@ -69,13 +53,17 @@ func OOMScoreAdj() (int, error) {
 	return n, nil
 }
 
-// SwapOn says whether any swap space is in use.
+// SwapOn reports whether any swap space is in use.
 func SwapOn() (bool, error) {
-	raw, err := os.ReadFile("/proc/swaps")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return false, fmt.Errorf("read swap spaces: %w", err)
 	}
-	return bytes.Count(raw, []byte("\n")) > 1, nil
+	all, err := fs.Swaps()
+	if err != nil {
+		return false, fmt.Errorf("read swap spaces: %w", err)
+	}
+	return len(all) > 0, nil
 }
 
 // OpenFiles is how many files the process may have open, and how many it may ask for.

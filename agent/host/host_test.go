@@ -50,15 +50,16 @@ func TestPodCgroups(t *testing.T) {
 	}
 }
 
-func TestParseCapabilities(t *testing.T) {
-	c, err := parseCapabilities([]byte("Name:\tx\nCapEff:\t000001ffffffffff\n"))
-	if err != nil || !c.Has(CapSysResource) {
-		t.Errorf("%x, %v", c, err)
+func TestCapabilitiesAreThoseOfTheProcess(t *testing.T) {
+	c, err := DetectCapabilities()
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, bad := range []string{"", "CapEff:\tzz\n"} {
-		if _, err := parseCapabilities([]byte(bad)); err == nil {
-			t.Errorf("accepted %q", bad)
-		}
+	if root := os.Geteuid() == 0 && !InUserNamespace(); root != c.Has(CapNetAdmin) {
+		t.Errorf("root outside of user namespaces: %v, capabilities %v", root, c)
+	}
+	if (Capabilities{CapSysAdmin}).Has(CapNetAdmin) {
+		t.Error("a capability that is not in the set is reported as effective")
 	}
 }
 

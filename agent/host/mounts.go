@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -70,16 +71,16 @@ func MountedElsewhere(dir, data string) (bool, error) {
 			continue
 		}
 		seen[ns] = true
-		raw, err := os.ReadFile(filepath.Join(p, "mountinfo"))
+		pid, _ := strconv.Atoi(filepath.Base(p))
+		mounts, err := mountinfo.PidMountInfo(pid)
 		if err != nil {
 			continue // it has ended
 		}
-		for line := range strings.Lines(string(raw)) {
-			f := strings.Fields(line)
-			if len(f) < 5 || !strings.HasSuffix(f[4], dir) {
+		for _, m := range mounts {
+			if !strings.HasSuffix(m.Mountpoint, dir) {
 				continue
 			}
-			at := filepath.Join(p, "root", f[4])
+			at := filepath.Join(p, "root", m.Mountpoint)
 			// A namespace with a /var of its own has a mount point of its own, too.
 			if above, err := os.Stat(filepath.Dir(at)); err != nil || !os.SameFile(above, up) {
 				continue

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,14 +27,7 @@ func (h Holder) String() string { return fmt.Sprintf("%s (process %d)", h.Progra
 // Holders finds the programs that listen on a port of this network namespace. network is tcp or udp. Programs whose
 // process cannot be seen, as those in another pid namespace, are missing.
 func Holders(network string, port uint16) []Holder {
-	inodes := map[string]bool{}
-	for _, file := range []string{network, network + "6"} {
-		// Of the thread: the process's own is the namespace of its first thread, which may have left this one.
-		raw, err := os.ReadFile("/proc/thread-self/net/" + file)
-		if err == nil {
-			listeningInodes(inodes, network, string(raw), port)
-		}
-	}
+	inodes := listeningSockets(network, port)
 	if len(inodes) == 0 {
 		return nil
 	}
@@ -57,20 +51,38 @@ func Holders(network string, port uint16) []Holder {
 	return out
 }
 
-// listeningInodes adds the sockets of a table as /proc/net/tcp or udp has it, as /proc/PID/fd links to them.
-func listeningInodes(into map[string]bool, network, table string, port uint16) {
-	want := fmt.Sprintf(":%04X", port)
-	for l := range strings.Lines(table) {
-		f := strings.Fields(l)
-		if len(f) < 10 || !strings.HasSuffix(f[1], want) {
-			continue
-		}
-		if network == "tcp" && f[3] != "0A" { // TCP_LISTEN
-			continue
-		}
-		into["socket:["+f[9]+"]"] = true
+// listeningSockets returns the sockets that listen on a port, as links in /proc/PID/fd name them.
+func listeningSockets(network string, port uint16) map[string]bool {
+	out := map[string]bool{}
+	// Of the thread: the process's own is the namespace of its first thread, which may have left this one.
+	fs, err := procfs.NewFS("/proc/thread-self")
+	if err != nil {
+		return out
 	}
+	const listening = 10 // TCP_LISTEN of the kernel's tcp_states.h
+	if network == "udp" {
+		for _, read := range []func() (procfs.NetUDP, error){fs.NetUDP, fs.NetUDP6} {
+			sockets, _ := read() // no IPv6, no table
+			for _, s := range sockets {
+				if s.LocalPort == uint64(port) {
+					out[socketLink(s.Inode)] = true
+				}
+			}
+		}
+		return out
+	}
+	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
+		sockets, _ := read() // no IPv6, no table
+		for _, s := range sockets {
+			if s.LocalPort == uint64(port) && s.St == listening {
+				out[socketLink(s.Inode)] = true
+			}
+		}
+	}
+	return out
 }
+
+func socketLink(inode uint64) string { return fmt.Sprintf("socket:[%d]", inode) }
 
 // ErrPortHeld means that another program listens on a port.
 var ErrPortHeld = errors.New("is held by")

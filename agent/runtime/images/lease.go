@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/prometheus/procfs"
 )
 
 const (
@@ -31,18 +32,15 @@ func owner(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		return "", err
 	}
-	// proc(5): the name, which may hold anything, ends with the last bracket; the start time is the 22nd field.
-	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	const start = 22 - 3
-	if len(fields) <= start {
-		return "", fmt.Errorf("read /proc/%d/stat: %d fields", pid, len(fields))
+	stat, err := p.Stat()
+	if err != nil {
+		return "", err
 	}
-	return fmt.Sprintf("%d/%s/%s", pid, fields[start], strings.TrimSpace(string(boot))), nil
+	return fmt.Sprintf("%d/%d/%s", pid, stat.Starttime, strings.TrimSpace(string(boot))), nil
 }
 
 // alive reports whether the process that owner named still runs.
