@@ -146,6 +146,7 @@ func (e *env) attacked(from, victim *cluster.Cluster) {
 		i.tunnel()
 	}
 	e.Logf("%d attempts in %v", tried, time.Since(began).Round(time.Millisecond))
+	a.podAddresses(victim)
 	a.compare()
 	a.policy()
 }
@@ -171,6 +172,40 @@ spec:
 			}
 			return nil
 		}))
+	}
+}
+
+// podAddresses reports addresses of others as those of a Pod of the attacker's node: traffic to Services and what
+// NetworkPolicies allow would follow them.
+func (a *attack) podAddresses(victim *cluster.Cluster) {
+	a.Helper()
+	i := a.intruder("kubelet", "kubelet-client")
+	own := a.pod(named("own"), isReady).Status
+	report := func(status map[string]any) (int, string) {
+		a.Helper()
+		raw, err := json.Marshal(map[string]any{"status": status})
+		a.must(err)
+		path := "/api/v1/namespaces/" + a.space + "/pods/own/status?dryRun=All"
+		code, answer, err := i.ask(a.soon(), http.MethodPatch, path, "application/strategic-merge-patch+json", raw)
+		a.must(err)
+		return code, answer
+	}
+	podIPs := func(ip string) map[string]any {
+		return map[string]any{"podIP": ip, "podIPs": []any{map[string]any{"$patch": "replace"}, map[string]any{"ip": ip}}}
+	}
+	hostIPs := func(ip string) map[string]any {
+		return map[string]any{"hostIP": ip, "hostIPs": []any{map[string]any{"$patch": "replace"}, map[string]any{"ip": ip}}}
+	}
+	if code, answer := report(podIPs(own.PodIP)); code != http.StatusOK {
+		a.Errorf("a kubelet reports the address that its Pod has: %d %.300s", code, answer)
+	}
+	for what, status := range map[string]map[string]any{
+		"another node's Pod": podIPs(a.pod(named("beside"), isReady).Status.PodIP), "another node": podIPs(victim.M.IP), "the server": podIPs(a.M.IP),
+		"a Service": podIPs("10.43.0.10"), "a machine of the LAN": podIPs(a.M.LAN().Gateway()), "another host": hostIPs(victim.M.IP),
+	} {
+		if code, answer := report(status); code != http.StatusForbidden || !strings.Contains(answer, "may not report") {
+			a.Errorf("a kubelet reports the address of %s for its Pod: %d %.300s", what, code, answer)
+		}
 	}
 }
 

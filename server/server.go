@@ -308,7 +308,9 @@ func (s *Server) settings() controlplane.Settings {
 	return controlplane.Settings{
 		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
-		Nodes: s.join, ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(), HighAvailability: s.cluster.Several(),
+		OtherIPAM: c.FlannelBackend == "none",
+		Nodes:     s.join, ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(),
+		HighAvailability: s.cluster.Several(),
 		Files: controlplane.Files{
 			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
 			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),

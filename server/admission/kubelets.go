@@ -31,16 +31,20 @@ const KubeletsPlugin = "UmiakKubelets"
 // they always may.
 const StaticPods = "umiak.io/static-pods"
 
-// Kubelets refuses what a kubelet may do upstream and can use against others, besides its own Node:
-//   - Events of other things than its Node and the Pods that run there: people and programs act on Events.
-//   - Mirror Pods, which stand for files on the node, in the namespaces of tenants: with the labels of a tenant's Pods they would
-//     get the traffic of his Services and what his NetworkPolicies allow.
-//   - Requests for certificates: a node renews its own by the join API.
+// Kubelets refuses requests that upstream allows a kubelet and that harm others, besides those for its own Node:
+//   - Events about anything but its Node and the Pods that run there: people and programs act on Events.
+//   - Mirror Pods, which stand for files on the node, in the namespaces of tenants: with the labels of a tenant's Pods they
+//     would receive the traffic of the tenant's Services and what the tenant's NetworkPolicies allow.
+//   - Addresses of Pods and of their host that are not the node's: EndpointSlices and NetworkPolicies are made from them.
+//   - Requests for certificates: a node renews its certificates through the join API.
 //
-// An agent's rights are its role's.
+// The rights of an agent are those of its role.
 type Kubelets struct {
 	*admission.Handler
+	addresses  Addresses
+	otherIPAM  bool
 	pods       corelisters.PodLister
+	nodes      corelisters.NodeLister
 	volumes    corelisters.PersistentVolumeLister
 	namespaces corelisters.NamespaceLister
 	client     kubernetes.Interface
@@ -52,9 +56,10 @@ var (
 	_ initializer.WantsExternalKubeClientSet       = (*Kubelets)(nil)
 )
 
-// NewKubelets makes the plugin.
-func NewKubelets() *Kubelets {
-	return &Kubelets{Handler: admission.NewHandler(admission.Create, admission.Update)}
+// NewKubelets makes the plugin. otherIPAM is for a cluster in which another network than umiak's, with ranges of its
+// choice, gives Pods their addresses.
+func NewKubelets(addresses Addresses, otherIPAM bool) *Kubelets {
+	return &Kubelets{Handler: admission.NewHandler(admission.Create, admission.Update), addresses: addresses, otherIPAM: otherIPAM}
 }
 
 // Name is KubeletsPlugin.
@@ -67,10 +72,11 @@ func (k *Kubelets) Register(plugins *admission.Plugins) {
 
 // SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.
 func (k *Kubelets) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
-	// Upstream's node authorizer and namespace lifecycle have them already.
-	pods, volumes, namespaces := f.Core().V1().Pods(), f.Core().V1().PersistentVolumes(), f.Core().V1().Namespaces()
-	k.pods, k.volumes, k.namespaces = pods.Lister(), volumes.Lister(), namespaces.Lister()
-	synced := []cache.InformerSynced{pods.Informer().HasSynced, volumes.Informer().HasSynced, namespaces.Informer().HasSynced}
+	// These informers exist: upstream's node authorizer and namespace lifecycle, and the plugin Nodes, use them.
+	core := f.Core().V1()
+	pods, nodes, volumes, namespaces := core.Pods(), core.Nodes(), core.PersistentVolumes(), core.Namespaces()
+	k.pods, k.nodes, k.volumes, k.namespaces = pods.Lister(), nodes.Lister(), volumes.Lister(), namespaces.Lister()
+	synced := []cache.InformerSynced{pods.Informer().HasSynced, nodes.Informer().HasSynced, volumes.Informer().HasSynced, namespaces.Informer().HasSynced}
 	k.SetReadyFunc(func() bool { return !slices.ContainsFunc(synced, func(f cache.InformerSynced) bool { return !f() }) })
 }
 
@@ -79,8 +85,8 @@ func (k *Kubelets) SetExternalKubeClientSet(c kubernetes.Interface) { k.client =
 
 // ValidateInitialization implements admission.InitializationValidator.
 func (k *Kubelets) ValidateInitialization() error {
-	if k.pods == nil || k.client == nil {
-		return errors.New("no lister of Pods, or no client")
+	if k.pods == nil || k.client == nil || k.addresses == nil {
+		return errors.New("no lister of Pods, no client, or nothing that knows the addresses of nodes")
 	}
 	return nil
 }
@@ -96,8 +102,10 @@ func (k *Kubelets) Validate(ctx context.Context, a admission.Attributes, _ admis
 		err = k.events(ctx, a)
 	case r == api.Resource("pods") && a.GetSubresource() == "" && a.GetOperation() == admission.Create:
 		err = k.mirror(a.GetNamespace())
+	case r == api.Resource("pods") && a.GetSubresource() == "status":
+		err = k.podStatus(ctx, a)
 	case r == certificates.Resource("certificatesigningrequests") && a.GetOperation() == admission.Create:
-		err = errors.New("umiak renews the certificates of its nodes by itself, a node has none to ask for")
+		err = errors.New("a node renews its certificates through umiak's join API, it does not request any here")
 	}
 	if err != nil {
 		return admission.NewForbidden(a, err)

@@ -29,7 +29,7 @@ func TestEventsOfKubelets(t *testing.T) {
 	}
 	cached := fake.NewClientset(pod("a", "mine", "n1", "c"), pod("a", "other", "n2", "d"), volume("pv", "a", "c"), volume("pv2", "a", "d"))
 	f := informers.NewSharedInformerFactory(cached, 0)
-	e := NewKubelets()
+	e := NewKubelets(free{}, false)
 	e.SetExternalKubeInformerFactory(f)
 	e.SetExternalKubeClientSet(fake.NewClientset(pod("a", "late", "n1", ""))) // what the cache does not have yet
 	if err := e.ValidateInitialization(); err != nil {
@@ -88,7 +88,7 @@ func TestWhatKubeletsCreate(t *testing.T) {
 		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	}
 	f := informers.NewSharedInformerFactory(fake.NewClientset(namespace("kube-system", nil), namespace("tenant", nil), namespace("static", map[string]string{StaticPods: "allow"})), 0)
-	k := NewKubelets()
+	k := NewKubelets(free{}, false)
 	k.SetExternalKubeInformerFactory(f)
 	k.SetExternalKubeClientSet(fake.NewClientset())
 	f.Start(t.Context().Done())

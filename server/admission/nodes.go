@@ -32,12 +32,14 @@ const (
 	maxImageNames = 4096
 )
 
-// Addresses decides about the addresses of nodes.
+// Addresses decides about the addresses of nodes and of their Pods. Each method returns nil for an address that is allowed.
 type Addresses interface {
-	// Foreign says why an address cannot be a node's at all; nil if it can.
+	// Foreign returns why an address cannot be a node's at all.
 	Foreign(ctx context.Context, node string, addr netip.Addr) error
-	// Refuse says why a node may not report an address in its status; nil if it may. An external one may be a router's.
+	// Refuse returns why a node may not report an address in its status. An external address may be a router's.
 	Refuse(ctx context.Context, node string, addr netip.Addr, external bool) error
+	// System returns why an address cannot be that of a Pod on a node where another network gives Pods their addresses.
+	System(ctx context.Context, node string, addr netip.Addr) error
 }
 
 // families hold the annotations in which flannel's nodes say how they are reached.

@@ -76,7 +76,8 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// free is a network in which node n1 has registered 192.0.2.1 and, as a router's, 198.51.100.1; 192.0.2.2 is another's.
+// free is a network in which node n1 has registered 192.0.2.1 and, as a router's, 198.51.100.1; 192.0.2.2 is another's, and
+// 10.43.0.0/16 are Services.
 type free struct{}
 
 func (free) Foreign(_ context.Context, _ string, a netip.Addr) error {
@@ -84,6 +85,13 @@ func (free) Foreign(_ context.Context, _ string, a netip.Addr) error {
 		return errors.New("it is that of node n2")
 	}
 	return nil
+}
+
+func (f free) System(ctx context.Context, node string, a netip.Addr) error {
+	if netip.MustParsePrefix("10.43.0.0/16").Contains(a) || !a.IsGlobalUnicast() {
+		return errors.New("it is the system's")
+	}
+	return f.Foreign(ctx, node, a)
 }
 
 func (f free) Refuse(ctx context.Context, node string, a netip.Addr, external bool) error {

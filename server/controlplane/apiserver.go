@@ -61,7 +61,7 @@ func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, err
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
-	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services), admission.NewKubelets())
+	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services), admission.NewKubelets(s.Nodes, s.OtherIPAM))
 	a.guard = newGuard(s.Nodes)
 	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
 	sets := a.opts.Flags()

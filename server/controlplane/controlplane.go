@@ -25,6 +25,8 @@ type Settings struct {
 
 	ClusterCIDR, ServiceCIDR []string
 	NodePorts, ClusterDomain string
+	// OtherIPAM is set where another network than umiak's gives Pods their addresses.
+	OtherIPAM bool
 
 	// HighAvailability is for more than one server: leader election, and the API server's leases.
 	HighAvailability bool

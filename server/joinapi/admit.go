@@ -253,9 +253,14 @@ func (a *API) reserved(ctx context.Context, s *serving, names []string) (reserve
 	return out, nil
 }
 
-// rangesOf are those of Services and pods.
-func rangesOf(c joinwire.Cluster) (out []netip.Prefix) {
-	for _, s := range slices.Concat(c.ClusterCIDR, c.ServiceCIDR) {
+// rangesOf returns the ranges of pods and Services.
+func rangesOf(c joinwire.Cluster) []netip.Prefix {
+	return prefixes(slices.Concat(c.ClusterCIDR, c.ServiceCIDR))
+}
+
+// prefixes parses ranges. The configuration has been validated; a text that is no range is left out.
+func prefixes(list []string) (out []netip.Prefix) {
+	for _, s := range list {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			out = append(out, p)
 		}

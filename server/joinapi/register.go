@@ -261,8 +261,19 @@ func put(s *corev1.Secret, addrs addresses, keys []string) error {
 	return nil
 }
 
-// Foreign says why an address cannot be a node's: it is another's, a server's, or the cluster's.
+// Foreign returns why an address cannot be a node's: it is another's, a server's, or the cluster's; nil if it can.
 func (a *API) Foreign(ctx context.Context, node string, ip netip.Addr) error {
+	return a.foreign(ctx, node, ip, a.members.ranges)
+}
+
+// System returns why an address cannot be that of a Pod on a node, in a cluster whose pod addresses come from another
+// network's IPAM: it is a server's, another node's, a Service's, or not reachable from other machines; nil if it can.
+func (a *API) System(ctx context.Context, node string, ip netip.Addr) error {
+	return a.foreign(ctx, node, ip, prefixes(a.cfg.Cluster.ServiceCIDR))
+}
+
+// foreign returns why an address belongs to neither a node nor its Pods. ranges are those in which they have none.
+func (a *API) foreign(ctx context.Context, node string, ip netip.Addr, ranges []netip.Prefix) error {
 	if node == a.members.self {
 		return nil
 	}
@@ -277,6 +288,7 @@ func (a *API) Foreign(ctx context.Context, node string, ip netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	res.ranges = ranges
 	if err := res.allows(ip); err != nil {
 		return err
 	}
