@@ -138,6 +138,16 @@ func (s *Server) servingLeaf() pki.Leaf {
 	return l
 }
 
+// tlsSANs returns the addresses of the setting tls-san. The server's own addresses, which may change, are not among them.
+func (s *Server) tlsSANs() (out []netip.Addr) {
+	for _, san := range s.cfg.TLSSAN {
+		if ip, err := netip.ParseAddr(san); err == nil {
+			out = append(out, ip.Unmap())
+		}
+	}
+	return out
+}
+
 func texts(addrs []netip.Addr) []string {
 	out := make([]string, len(addrs))
 	for i, a := range addrs {

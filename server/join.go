@@ -286,8 +286,8 @@ func (s *Server) runJoinAPI(ctx context.Context, ready func()) error {
 		return err
 	}
 	s.join.Know(tokens.Client)
-	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, s.cfg.NodeName, s.servingLeaf().DNSNames) }); err != nil {
-		s.log.Warn("other servers do not know the names of this one (tls-san), and may give them to a node", "component", "join", "error", err)
+	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, s.cfg.NodeName, s.servingLeaf().DNSNames, s.tlsSANs()) }); err != nil {
+		s.log.Warn("other servers do not know the names and addresses of this one (tls-san), and may give them to a node", "component", "join", "error", err)
 	}
 	meta, err := metadata.NewForConfig(rc)
 	if err != nil {

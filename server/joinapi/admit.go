@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -220,10 +221,11 @@ func plain(dnsNames []string) []string {
 
 // check checks what a node asks for that has been let in. It may have none of the names.
 func (a *API) check(ctx context.Context, s *serving, req *joinwire.NodeRequest, names []string) (*node, error) {
-	res, err := a.reserved(ctx, s, names)
+	res, err := a.reserved(ctx, s, req.Name)
 	if err != nil {
 		return nil, err
 	}
+	res.names = names
 	n, err := check(req, res)
 	if err != nil {
 		return nil, joinwire.Refuse(joinwire.BadRequest, "%v", err)
@@ -231,9 +233,11 @@ func (a *API) check(ctx context.Context, s *serving, req *joinwire.NodeRequest, 
 	return n, nil
 }
 
-// reserved is what belongs to the servers.
-func (a *API) reserved(ctx context.Context, s *serving, names []string) (reserved, error) {
-	out := reserved{names: names}
+// reserved returns the addresses and ranges that a node may not have, because they are the servers' or the cluster's. Those
+// that servers have by their settings are not reserved from servers, which may list each other, nor from a node that has
+// registered one before.
+func (a *API) reserved(ctx context.Context, s *serving, node string) (reserved, error) {
+	out := reserved{ranges: a.members.ranges}
 	servers, err := a.servers(ctx, s)
 	if err != nil {
 		return out, err
@@ -249,7 +253,13 @@ func (a *API) reserved(ctx context.Context, s *serving, names []string) (reserve
 			out.ips = append(out.ips, ip.Unmap())
 		}
 	}
-	out.ranges = a.members.ranges
+	if !a.members.isServer(node) {
+		out.shared = s.known.serverIPs()
+		maps.DeleteFunc(out.shared, func(ip netip.Addr, _ string) bool {
+			has, _ := a.members.registered(node, ip, false)
+			return has
+		})
+	}
 	return out, nil
 }
 

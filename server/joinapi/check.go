@@ -25,11 +25,12 @@ const (
 	maxPassword = 256
 )
 
-// reserved is what no node may have, because it is the API server's.
+// reserved is what a node may not have, because it is the API servers'.
 type reserved struct {
 	names  []string
 	ips    []netip.Addr
-	ranges []netip.Prefix // of Services and pods
+	shared map[netip.Addr]string // addresses in the certificate of a server by its settings, as a virtual one
+	ranges []netip.Prefix        // of Services and pods
 }
 
 // node is a request that has been checked.
@@ -134,10 +135,14 @@ func check(r *joinwire.NodeRequest, res reserved) (*node, error) {
 	return n, nil
 }
 
-// allows says why no node can have an address.
+// allows returns why a node cannot have an address.
 func (r reserved) allows(ip netip.Addr) error {
 	if slices.Contains(r.ips, ip) {
 		return errors.New("it is an address of the API server")
+	}
+	if server, ok := r.shared[ip]; ok {
+		return fmt.Errorf("server %s has it in its certificate (tls-san), so it is an address of the API server: "+
+			"set node-ip to another address of this machine, or remove it from tls-san and restart that server", server)
 	}
 	return r.external(ip)
 }

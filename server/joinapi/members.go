@@ -323,11 +323,15 @@ func (m *Members) Supported(node string, a netip.Addr) bool {
 
 // Unregistered reports whether a node that has a record has not registered an address.
 func (m *Members) Unregistered(node string, a netip.Addr) bool {
-	m.mu.RLock()
-	server := m.nodes[node] != nil && m.nodes[node].server
-	m.mu.RUnlock()
 	has, recorded := m.registered(node, a, true)
-	return recorded && !has && !server
+	return recorded && !has && !m.isServer(node)
+}
+
+// isServer reports whether a server has joined under the name of a node.
+func (m *Members) isServer(node string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.nodes[node] != nil && m.nodes[node].server
 }
 
 // registered reports whether a node has registered an address, and whether there is a record of its addresses at all.

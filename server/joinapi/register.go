@@ -284,7 +284,7 @@ func (a *API) foreign(ctx context.Context, node string, ip netip.Addr, ranges []
 	if has, _ := a.members.registered(node, ip, false); has {
 		return nil
 	}
-	res, err := a.reserved(ctx, s, nil)
+	res, err := a.reserved(ctx, s, node)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package joinapi
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +24,7 @@ func TestNamesOfServers(t *testing.T) {
 	t.Cleanup(stop)
 	publish := func(server string, list ...string) {
 		t.Helper()
-		if err := tokens.PublishNames(t.Context(), server, list); err != nil {
+		if err := tokens.PublishNames(t.Context(), server, list, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -68,5 +69,55 @@ func TestWasServer(t *testing.T) {
 	node.Labels = map[string]string{wellknown.ServerRole: "true"}
 	if !wasServer(node) || !wasServer(cache.DeletedFinalStateUnknown{Obj: node}) {
 		t.Error("a server's Node passes for an agent's")
+	}
+}
+
+// TestAddressesInCertificatesOfServers covers an address in another server's tls-san, as a virtual one: no agent gets it, in its
+// certificate or in its Node's status; servers that list each other do, and so does an agent that had it before.
+func TestAddressesInCertificatesOfServers(t *testing.T) {
+	a, s := registry(t)
+	a.cfg.IPs = func() []string { return nil }
+	vip, early, second := netip.MustParseAddr("192.0.2.50"), netip.MustParseAddr("192.0.2.51"), netip.MustParseAddr("192.0.2.52")
+	joins(t, a, s, "n1", "192.0.2.1")
+	joins(t, a, s, "n2", early.String())
+	if _, err := s.tokens.Reserve(t.Context(), "s2", "password of s2", []netip.Addr{second}); err != nil {
+		t.Fatal(err)
+	}
+	publish := func(ips ...netip.Addr) {
+		t.Helper()
+		if err := s.tokens.PublishNames(t.Context(), "s1", []string{"s1"}, ips); err != nil {
+			t.Fatal(err)
+		}
+		becomes(t, "the addresses of server s1", func() bool { return len(s.known.serverIPs()) == len(ips) && a.members.isServer("s2") })
+	}
+	publish()
+	publish(vip, early, second)
+	k := key(t)
+	ask := func(who string, ip netip.Addr, external ...string) (*node, error) {
+		r := request(t, k)
+		r.Name, r.IPs, r.ExternalIPs = who, []string{ip.String()}, external
+		r.Kubelet, r.Serving = csr(t, k, name("system:node:"+who, "system:nodes"), nil), csr(t, k, name("system:node:"+who, "system:nodes"), []string{who}, ip.AsSlice())
+		r.Agent = csr(t, k, name("umiak:agent:"+who, "umiak:agents"), nil)
+		return a.check(t.Context(), s, r, nil)
+	}
+	for _, c := range []struct {
+		name    string
+		ip      netip.Addr
+		refused bool
+	}{{"n1", vip, true}, {"new", vip, true}, {"n1", early, true}, {"n2", early, false}, {"s2", second, false}, {"s2", vip, false}, {"n1", netip.MustParseAddr("192.0.2.1"), false}} {
+		if _, err := ask(c.name, c.ip); (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "server s1 has it in its certificate (tls-san)") {
+			t.Errorf("%s asks for %s: %v", c.name, c.ip, err)
+		}
+		if err := a.Foreign(t.Context(), c.name, c.ip); (err != nil) != c.refused {
+			t.Errorf("%s is reached at %s: %v", c.name, c.ip, err)
+		}
+	}
+	// Behind one router a node may have an external address of a server: its certificate goes without.
+	if n, err := ask("n1", netip.MustParseAddr("192.0.2.1"), vip.String()); err != nil || len(n.external) > 0 || len(n.seen) != 1 {
+		t.Errorf("an external address of a server: %+v, %v", n, err)
+	}
+	publish(early)
+	if _, err := ask("n1", vip); err != nil {
+		t.Errorf("an address that is no server's any more: %v", err)
 	}
 }
