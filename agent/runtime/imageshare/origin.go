@@ -7,14 +7,18 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
-// manifestsOfImage is how many manifests are looked through at most to find whether a repository's images refer to a blob.
-const manifestsOfImage = 1000
+// Bounds of the search for an image of a repository that refers to a blob. The search reads manifests from the disk.
+const (
+	maxManifests     = 1000
+	maxManifestBytes = 64 << 20 // of all manifests that one search reads
+)
 
 // of returns the size of a blob that belongs to the repository that is asked for. All else is not found: whoever knows the
 // digest of a private image would otherwise get it under the name of a registry of their own.
@@ -44,14 +48,34 @@ func pulledFrom(noted map[string]string, want want) bool {
 	return slices.Contains(strings.Split(noted[labels.LabelDistributionSource+"."+u.Hostname()], ","), want.repository)
 }
 
-// refers reports whether an image of the repository refers to a blob.
+// search takes a place for reading manifests, which the caller gives back with leave.
+func (h *handler) search(ctx context.Context) (leave func(), err error) {
+	wait := time.NewTimer(searchTime)
+	defer wait.Stop()
+	select {
+	case h.looks <- struct{}{}:
+		return func() { <-h.looks }, nil
+	case <-wait.C:
+		return nil, errBusy
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// refers reports whether an image of the repository refers to a blob. The error is errBusy while other requests search.
 func (h *handler) refers(ctx context.Context, want want) (bool, error) {
+	leave, err := h.search(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
 	todo, err := h.store.Images(ctx, want.place())
 	if err != nil {
 		return false, err
 	}
 	seen := map[digest.Digest]bool{}
-	for len(todo) > 0 && len(seen) < manifestsOfImage {
+	total := 0
+	for len(todo) > 0 && len(seen) < maxManifests && total < maxManifestBytes {
 		d := todo[0]
 		todo = todo[1:]
 		if d == want.digest {
@@ -68,11 +92,12 @@ func (h *handler) refers(ctx context.Context, want want) (bool, error) {
 		if err != nil {
 			return false, err
 		}
+		total += len(raw)
 		manifests, parts := children(raw)
 		if slices.Contains(parts, want.digest) {
 			return true, nil
 		}
-		todo = append(todo, manifests...)
+		todo = append(todo, manifests[:min(len(manifests), maxManifests)]...)
 	}
 	return false, nil
 }

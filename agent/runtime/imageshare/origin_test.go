@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -73,5 +74,65 @@ func TestManifestsWithoutEnd(t *testing.T) {
 		if _, err := h.of(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs, digest: d}); (err == nil) != yes {
 			t.Errorf("%s: %v", d, err)
 		}
+	}
+}
+
+// TestSearchesAreBounded covers requests that make a node read manifests: of many at once a few do so, and others are told
+// to come again; blobs with a label of their repository need no search.
+func TestSearchesAreBounded(t *testing.T) {
+	m := newMemory()
+	m.image("registry.test/app:1", layer(1))
+	labelled := m.put(layer(2))
+	m.pulled("registry.test", "app", labelled)
+	other := m.put([]byte("other"))
+	h := newHandler(m, func() bool { return true }, &counters{})
+	ask := func(d digest.Digest) int {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodHead, "/v2/app/blobs/"+d.String()+"?ns=registry.test", nil)
+		h.ServeHTTP(w, r)
+		return w.Code
+	}
+	for range searches {
+		leave, err := h.search(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer leave()
+	}
+	codes := make(chan int)
+	for range 20 {
+		go func() { codes <- ask(other) }()
+	}
+	if got := ask(labelled); got != http.StatusOK {
+		t.Errorf("a blob of the repository, beside searches: %d", got)
+	}
+	for range 20 {
+		if got := <-codes; got != http.StatusServiceUnavailable {
+			t.Errorf("beside %d searches: %d", searches, got)
+		}
+	}
+	<-h.looks
+	if got := ask(other); got != http.StatusNotFound {
+		t.Errorf("with a free place: %d", got)
+	}
+	h.looks <- struct{}{}
+}
+
+// TestManifestsAreReadUpToABound covers an index that refers to more than a search reads.
+func TestManifestsAreReadUpToABound(t *testing.T) {
+	m := newMemory()
+	var list []string
+	pad := strings.Repeat(" ", 1<<20)
+	for i := range 100 {
+		list = append(list, fmt.Sprintf(`{"digest":%q}`, m.put(fmt.Appendf(nil, `{"layers":[{"digest":"sha256:%064d"}]}%s`, i, pad)).String()))
+	}
+	m.images["registry.test/app:1"] = m.put([]byte(`{"manifests":[` + strings.Join(list, ",") + `]}`))
+	h := newHandler(m, func() bool { return true }, &counters{})
+	before := m.read
+	if ok, err := h.refers(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs, digest: m.put([]byte("none"))}); ok || err != nil {
+		t.Error(ok, err)
+	}
+	if read := m.read - before; read > maxManifestBytes>>20+2 {
+		t.Errorf("%d manifests of 1 MiB are read", read)
 	}
 }

@@ -3,6 +3,7 @@ package imageshare
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,8 +15,12 @@ import (
 )
 
 const (
-	// uploads is how many blobs a node gives at once; who comes then asks another node, or again.
+	// uploads bounds the blobs that a node gives at once. A node that asks then asks another one, or again.
 	uploads = 8
+	// searches bounds how many requests at once read manifests to find out whether an image refers to a blob. Others wait
+	// for searchTime, which leaves time to answer within askTime.
+	searches   = 2
+	searchTime = time.Second
 	// stalled is how long a transfer may stand still.
 	stalled = 30 * time.Second
 )
@@ -25,12 +30,13 @@ type handler struct {
 	store Store
 	// names says whether this node may say what a tag stands for.
 	names func() bool
-	slots chan struct{}
+	slots chan struct{} // one entry an upload, see uploads
+	looks chan struct{} // one entry a search, see searches
 	count *counters
 }
 
 func newHandler(s Store, names func() bool, c *counters) *handler {
-	return &handler{store: s, names: names, slots: make(chan struct{}, uploads), count: c}
+	return &handler{store: s, names: names, slots: make(chan struct{}, uploads), looks: make(chan struct{}, searches), count: c}
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -56,6 +62,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err == nil:
+	case errors.Is(err, errBusy):
+		h.count.refused.Add(1)
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
 	case errdefs.IsNotFound(err):
 		refuse(w, http.StatusNotFound, "MANIFEST_UNKNOWN")
 	default:
@@ -85,7 +95,10 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, want want) er
 	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
 	w.Header().Set("Docker-Content-Digest", d.String())
 	if r.Method == http.MethodGet {
+		conn := http.NewResponseController(w)
+		_ = conn.SetWriteDeadline(time.Now().Add(stalled)) // for a client that does not read; there is one over TCP
 		_, _ = w.Write(raw)
+		_ = conn.SetWriteDeadline(time.Time{})
 		h.count.gave(int64(len(raw)))
 	}
 	return nil
@@ -113,8 +126,11 @@ func (h *handler) small(ctx context.Context, d digest.Digest) ([]byte, error) {
 	return raw, err
 }
 
-// blob gives a blob, or the part of it that is asked for. A node whose places are all taken says that it is busy,
-// also to who asks only whether it has it.
+// errBusy means that all places for the work are taken.
+var errBusy = errors.New("this node is busy with other nodes' requests")
+
+// blob sends a blob, or the requested part of it. A node whose places are all taken is busy for a HEAD request too, since
+// the request for the content follows.
 func (h *handler) blob(w http.ResponseWriter, r *http.Request, want want) error {
 	d := want.digest
 	size, err := h.of(r.Context(), want)
@@ -122,11 +138,8 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, want want) error 
 		return err
 	}
 	head := r.Method == http.MethodHead
-	if head && len(h.slots) == cap(h.slots) || !head && !h.enter() {
-		h.count.refused.Add(1)
-		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
-		return nil
+	if head && len(h.slots) == cap(h.slots) || !head && !enter(h.slots) {
+		return errBusy
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Docker-Content-Digest", d.String())
@@ -152,9 +165,9 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, want want) error 
 }
 
 // enter takes a place, if there is one.
-func (h *handler) enter() bool {
+func enter(places chan struct{}) bool {
 	select {
-	case h.slots <- struct{}{}:
+	case places <- struct{}{}:
 		return true
 	default:
 		return false
