@@ -79,11 +79,12 @@ func (c *Controller) changed() {
 
 // retry calls f until it succeeds, less and less often.
 func (c *Controller) retry(ctx context.Context, f func(context.Context) error) {
-	for wait := 200 * time.Millisecond; ; wait = min(2*wait, time.Minute) {
+	for failures := 1; ; failures++ {
 		err := f(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
+		wait := retries.Pause(failures)
 		c.log.Warn("cannot write the status of load balancers, trying again", "error", err, "in", wait)
 		select {
 		case <-ctx.Done():
@@ -113,7 +114,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	defer services.Shutdown()
 	defer nodes.Shutdown()
 	defer cancel() // runs before the two above, which wait
-	w := &watcher{Controller: c, recorder: rec, locals: map[types.NamespacedName]*endpoints{},
+	w := &watcher{Controller: c, recorder: rec, locals: map[types.NamespacedName]*endpoints{}, failed: failures{},
 		services: services.Core().V1().Services().Informer(), nodes: nodes.Core().V1().Nodes().Informer()}
 	defer w.stop()
 	handler := cache.ResourceEventHandlerFuncs{
@@ -140,12 +141,20 @@ func (c *Controller) serve(ctx context.Context) error {
 	}
 	c.changed()
 	news := c.news()
+	retry := time.NewTimer(0)
+	defer retry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.wake:
-			c.retry(ctx, w.sync)
+			w.sync(ctx)
+			retry.Stop()
+			if next, ok := w.failed.next(); ok {
+				retry.Reset(time.Until(next))
+			}
+		case <-retry.C:
+			c.changed()
 		case <-news:
 			news = c.news() // before the next sync, which knows all until then
 			c.changed()
@@ -168,6 +177,7 @@ type watcher struct {
 	recorder        record.EventRecorder
 	services, nodes cache.SharedIndexInformer
 	locals          map[types.NamespacedName]*endpoints
+	failed          failures
 }
 
 func (w *watcher) stop() {
@@ -176,8 +186,9 @@ func (w *watcher) stop() {
 	}
 }
 
-// sync brings every Service's status to what the plan says.
-func (w *watcher) sync(ctx context.Context) error {
+// sync brings every Service's status to what the plan gives it. A Service whose status cannot be written is tried again later,
+// see failures; the others do not wait for it.
+func (w *watcher) sync(ctx context.Context) {
 	var services []*corev1.Service
 	for _, o := range w.services.GetStore().List() {
 		services = append(services, o.(*corev1.Service))
@@ -194,16 +205,26 @@ func (w *watcher) sync(ctx context.Context) error {
 		return nil
 	})
 	var errs []error
+	there := map[types.NamespacedName]bool{}
 	for _, s := range services {
-		r, mine := plan[name(s)]
-		if !mine || unknown[name(s)] {
-			continue // its endpoints are being listed, and wake us
+		n := name(s)
+		there[n] = true
+		r, mine := plan[n]
+		if !mine || unknown[n] || w.failed.waits(s) {
+			continue // endpoints that are unknown are being listed, which wakes the controller
 		}
-		if err := w.write(ctx, s, r); err != nil {
-			errs = append(errs, fmt.Errorf("status of Service %s: %w", name(s), err))
+		err := w.write(ctx, s, r)
+		if ctx.Err() != nil {
+			return
+		}
+		if w.failed.record(s, err); err != nil {
+			errs = append(errs, fmt.Errorf("status of Service %s: %w", n, err))
 		}
 	}
-	return errors.Join(errs...)
+	w.failed.retain(there)
+	if len(errs) > 0 {
+		w.log.Warn("cannot write the status of load balancers, trying again", "error", errors.Join(errs...))
+	}
 }
 
 // write says to the API server what a Service gets, if that is new.

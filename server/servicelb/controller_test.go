@@ -2,9 +2,11 @@ package servicelb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,7 +14,9 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/umiak-io/umiak/internal/wellknown"
@@ -145,5 +149,81 @@ func TestDisabledTakesBack(t *testing.T) {
 	s, _ := r.CoreV1().Services("ns").Get(t.Context(), "s1", metav1.GetOptions{})
 	if fmt.Sprint(len(s.Status.Conditions)) != "1" {
 		t.Errorf("conditions %+v", s.Status.Conditions)
+	}
+}
+
+// TestARefusedServiceDelaysNoOther covers a Service whose status is refused, as by a webhook of its namespace: others get
+// theirs at once, and it gets its own as soon as it may.
+func TestARefusedServiceDelaysNoOther(t *testing.T) {
+	client := fake.NewClientset(testNode("one", nil, "192.0.2.1"), svc(1, "80"))
+	var refuse atomic.Bool
+	var tries atomic.Int64
+	refuse.Store(true)
+	client.PrependReactor("patch", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if p, ok := a.(clienttesting.PatchAction); !ok || p.GetName() != "s1" {
+			return false, nil, nil
+		}
+		tries.Add(1)
+		return refuse.Load(), nil, errors.New("a webhook refuses it")
+	})
+	r := start(t, client, Config{})
+	for end := time.Now().Add(20 * time.Second); tries.Load() < 3; time.Sleep(5 * time.Millisecond) { // it is tried again
+		if time.Now().After(end) {
+			t.Fatalf("tried %d times", tries.Load())
+		}
+	}
+	for i := 2; i < 12; i++ {
+		before := tries.Load()
+		if _, err := r.CoreV1().Services("ns").Create(t.Context(), svc(i, fmt.Sprint(8000+i)), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.becomes(fmt.Sprintf("s%d", i), "192.0.2.1 Served")
+		if again := tries.Load() - before; again > 1 {
+			t.Errorf("the refused Service was tried %d times for another", again)
+		}
+	}
+	refuse.Store(false)
+	s, err := r.CoreV1().Services("ns").Get(t.Context(), "s1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ResourceVersion, s.Labels = "2", map[string]string{"changed": "yes"} // a Service that changes is tried at once
+	if _, err := r.CoreV1().Services("ns").Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.becomes("s1", "192.0.2.1 Served")
+}
+
+func TestFailures(t *testing.T) {
+	f := failures{}
+	s, other := svc(1, "80"), svc(2, "80")
+	bad := errors.New("refused")
+	if _, ok := f.next(); ok || f.waits(s) {
+		t.Error("a Service that was never tried waits")
+	}
+	f.record(s, bad)
+	first, _ := f.next()
+	f.record(s, bad)
+	if second, ok := f.next(); !ok || !second.After(first) || !f.waits(s) || f.waits(other) {
+		t.Errorf("after two failures: %v, %v", second, f)
+	}
+	s.ResourceVersion = "9"
+	if f.waits(s) {
+		t.Error("a Service that has changed waits")
+	}
+	for range 100 {
+		f.record(s, bad)
+	}
+	if at, _ := f.next(); time.Until(at) > time.Minute {
+		t.Errorf("the pause grows to %v", time.Until(at))
+	}
+	f.record(other, bad)
+	f.record(s, nil)
+	if len(f) != 1 {
+		t.Errorf("after a success: %v", f)
+	}
+	f.retain(nil)
+	if len(f) > 0 {
+		t.Errorf("of no Service: %v", f)
 	}
 }
