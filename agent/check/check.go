@@ -2,13 +2,12 @@ package check
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/output"
 )
 
 // State is how a check came out.
@@ -87,7 +86,7 @@ func Fit(results []Result) bool {
 
 // Print writes the results for people, a line each and the remedy below.
 func Print(w io.Writer, results []Result) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	t := output.NewTable(w)
 	for _, r := range results {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", strings.ToUpper(string(r.State)), r.Name, r.Detail)
 		if r.Fix != "" {
@@ -99,9 +98,7 @@ func Print(w io.Writer, results []Result) error {
 
 // PrintJSON writes the results for programs.
 func PrintJSON(w io.Writer, results []Result) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(struct {
+	return output.JSON(w, struct {
 		Fit    bool     `json:"fit"`
 		Checks []Result `json:"checks"`
 	}{Fit(results), results})

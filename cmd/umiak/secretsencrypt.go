@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 	"k8s.io/client-go/tools/clientcmd"
@@ -16,6 +15,7 @@ import (
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/encryption"
 )
@@ -110,7 +110,7 @@ func keeper(c *cli.Context, w *agentcli.Where) (*encryption.Keeper, layout.Dirs,
 }
 
 func printEncryption(c *cli.Context, s *encryption.Status) error {
-	t := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	t := output.NewTable(c.App.Writer)
 	fmt.Fprintf(t, "written with\t%s\n", s.Write)
 	var read []string
 	for _, k := range s.Read {

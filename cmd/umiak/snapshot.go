@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -18,6 +17,7 @@ import (
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/backup"
@@ -198,8 +198,7 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 }
 
 func printSnapshots(c *cli.Context, all []backup.Listed) error {
-	t := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tTIME\tKEYS\tREVISION\tSIZE\tDATASTORE\tWHERE\tREMARK")
+	t := output.NewTable(c.App.Writer, "NAME", "TIME", "KEYS", "REVISION", "SIZE", "DATASTORE", "WHERE", "REMARK")
 	for _, e := range all {
 		where := strings.Join(e.Where, ",")
 		if e.Err != nil {
@@ -233,7 +232,7 @@ func printSnapshotsJSON(c *cli.Context, all []backup.Listed) error {
 
 func printPlan(c *cli.Context, p backup.Plan) error {
 	const layout = "2006-01-02 15:04 MST"
-	t := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	t := output.NewTable(c.App.Writer)
 	schedule, kept, encrypted, newest := p.Schedule, fmt.Sprintf("the newest %d", p.Retention), "no", "none yet"
 	if p.Disabled {
 		schedule += ", but disable-snapshots is set"

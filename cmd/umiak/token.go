@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -23,6 +22,7 @@ import (
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/joinapi"
@@ -146,8 +146,7 @@ func tokenList(where agentcli.Where) *cli.Command {
 }
 
 func printTokens(w io.Writer, list []joinapi.Record, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tKIND\tSTATE\tEXPIRES\tUSES LEFT\tDESCRIPTION")
+	t := output.NewTable(w, "ID", "KIND", "STATE", "EXPIRES", "USES LEFT", "DESCRIPTION")
 	for _, r := range list {
 		expires, uses := "never", "any"
 		if !r.Expires.IsZero() {

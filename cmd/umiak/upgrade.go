@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
+	"github.com/umiak-io/umiak/internal/output"
 	upgradesapi "github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/upgrades"
@@ -152,8 +152,7 @@ func preview(c *cli.Context, u upgrades.Client, spec upgradesapi.Spec, js bool) 
 }
 
 func printUpgrade(w io.Writer, nodes []upgrades.Planned, first upgradesapi.Status, version string) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tROLE\tVERSION\tWOULD")
+	t := output.NewTable(w, "NODE", "ROLE", "VERSION", "WOULD")
 	for _, n := range nodes {
 		would := "go to " + version
 		switch {

@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"sigs.k8s.io/yaml"
 
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/listing"
+	"github.com/umiak-io/umiak/internal/output"
 )
 
 // How long what umiak issues lives. The last third is for renewal.
@@ -254,8 +254,7 @@ func parse(raw []byte) (out []*x509.Certificate, err error) {
 
 // Print writes the list for people.
 func Print(w io.Writer, list []Certificate) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tKIND\tSTATE\tENDS\tDAYS\tRENEWED BY ITSELF\tSUBJECT\tUSED BY")
+	t := output.NewTable(w, "NAME", "KIND", "STATE", "ENDS", "DAYS", "RENEWED BY ITSELF", "SUBJECT", "USED BY")
 	for _, c := range list {
 		kind, renews := "leaf", "-"
 		if c.CA {

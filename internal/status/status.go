@@ -13,9 +13,9 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"text/tabwriter"
 	"time"
 
+	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/internal/socket"
 )
 
@@ -130,7 +130,7 @@ func (r *Report) Print(w io.Writer) error {
 			continue
 		}
 		fmt.Fprintf(w, "\n%s\n", s.Name)
-		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		t := output.NewTable(w)
 		for _, row := range s.Rows {
 			fmt.Fprintf(t, "  %s\t%s\t%s\n", row.Name, row.State, row.Detail)
 		}

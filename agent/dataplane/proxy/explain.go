@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/vishvananda/netlink"
 	v1 "k8s.io/api/core/v1"
@@ -25,6 +24,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/nft"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
+	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -330,7 +330,7 @@ func (e *Explanation) Print(w io.Writer) error {
 	}
 	for _, p := range e.Ports {
 		fmt.Fprintf(w, "\nPort %s, %s\n", p.Name, p.Family)
-		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		t := output.NewTable(w)
 		for _, r := range p.Rules {
 			fmt.Fprintf(t, "  %s\t%s\n", r.Where, r.Words)
 			for _, x := range r.Wrong {
@@ -344,8 +344,7 @@ func (e *Explanation) Print(w io.Writer) error {
 			fmt.Fprintln(w, "  no endpoints")
 			continue
 		}
-		t = tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-		fmt.Fprintln(t, "  ENDPOINT\tUSED\tCONNECTIONS\tWHY")
+		t = output.NewTable(w, "  ENDPOINT", "USED", "CONNECTIONS", "WHY")
 		for _, ep := range p.Endpoints {
 			used := "no"
 			if ep.Used {

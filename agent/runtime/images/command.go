@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -23,6 +21,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/umiak-io/umiak/internal/output"
 )
 
 // ImportOptions are the choices of `umiak images import`.
@@ -108,10 +108,10 @@ type Image struct {
 	Created time.Time `json:"created"` // in this store
 }
 
-// List writes the node's images as aligned lines, or as JSON for the output "json".
-func List(ctx context.Context, socket, output string, w io.Writer) error {
-	if output != "" && output != "json" {
-		return fmt.Errorf("output %q is not json", output)
+// List writes the node's images as aligned lines, or as JSON for the output format "json".
+func List(ctx context.Context, socket, format string, w io.Writer) error {
+	if format != "" && format != "json" {
+		return fmt.Errorf("output %q is not json", format)
 	}
 	c, err := Connect(socket)
 	if err != nil {
@@ -138,13 +138,10 @@ func List(ctx context.Context, socket, output string, w io.Writer) error {
 			Pinned: img.Labels()[pinnedLabel] == pinnedValue, Created: img.Metadata().CreatedAt})
 	}
 	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
-	if output == "json" {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(list)
+	if format == "json" {
+		return output.JSON(w, list)
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "IMAGE\tDIGEST\tSIZE\tPINNED")
+	t := output.NewTable(w, "IMAGE", "DIGEST", "SIZE", "PINNED")
 	for _, i := range list {
 		fmt.Fprintf(t, "%s\t%.19s\t%.1f MB\t%v\n", i.Name, i.Digest, float64(i.Size)/1e6, i.Pinned)
 	}

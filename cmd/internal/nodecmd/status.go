@@ -1,10 +1,9 @@
 package nodecmd
 
 import (
-	"encoding/json"
-
 	ucli "github.com/urfave/cli/v2"
 
+	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -41,9 +40,7 @@ func Prints(action func(c *ucli.Context, js bool) error) ucli.ActionFunc {
 
 // PrintJSON prints for programs.
 func PrintJSON(c *ucli.Context, v any) error {
-	e := json.NewEncoder(c.App.Writer)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	return output.JSON(c.App.Writer, v)
 }
 
 // Status is `umiak status`.

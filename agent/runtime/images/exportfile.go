@@ -14,9 +14,9 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// output is a file that gets its name when it is complete. Until then it has none at all where the file system can do that, so that
+// exportFile is a file that gets its name when it is complete. Until then it has none at all where the file system can do that, so that
 // nothing is left however the program ends; elsewhere it has a temporary name and a lock, and the next output in the same folder removes it.
-type output struct {
+type exportFile struct {
 	*os.File
 	name   string
 	hidden string // its temporary name, if it has one
@@ -26,12 +26,12 @@ type output struct {
 const hiddenName = ".umiak-export-"
 
 // create begins to write a file.
-func create(name string) (*output, error) {
+func create(name string) (*exportFile, error) {
 	dir := filepath.Dir(name)
 	removeLeftovers(dir)
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err == nil {
-		return &output{File: os.NewFile(uintptr(fd), name), name: name}, nil //nolint:gosec // a descriptor
+		return &exportFile{File: os.NewFile(uintptr(fd), name), name: name}, nil //nolint:gosec // a descriptor
 	}
 	f, err := os.CreateTemp(dir, hiddenName)
 	if err != nil {
@@ -40,7 +40,7 @@ func create(name string) (*output, error) {
 	if err := filelock.TryFile(f); err != nil {
 		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close(), os.Remove(f.Name()))
 	}
-	return &output{File: f, name: name, hidden: f.Name()}, nil
+	return &exportFile{File: f, name: name, hidden: f.Name()}, nil
 }
 
 // removeLeftovers removes what nobody writes any more.
@@ -59,7 +59,7 @@ func removeLeftovers(dir string) {
 }
 
 // commit gives the file its name, in place of one that has it now.
-func (o *output) commit() error {
+func (o *exportFile) commit() error {
 	if err := errors.Join(o.Chmod(0o644), o.Sync()); err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (o *output) commit() error {
 }
 
 // close ends writing; without commit nothing of it is left.
-func (o *output) close() error {
+func (o *exportFile) close() error {
 	var err error
 	if o.hidden != "" {
 		err = os.Remove(o.hidden)
