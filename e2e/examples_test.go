@@ -19,18 +19,14 @@ import (
 // into the folder of manifests, settings pass `umiak check`. A file that no case uses is an error.
 func TestExamples(t *testing.T) {
 	e := share(t)
-	root, err := cluster.Checkout()
-	e.must(err)
-	dir := filepath.Join(root, "examples")
 	e.must(e.AddImages("examples.tar", images.Nginx))
-	used := map[string]bool{"README.md": true}
+	used := map[string]bool{"README.md": true, "admission.yaml": true} // TestSettingsThatChange uses the latter
+	path := func(name string) string { used[name] = true; return e.example(name) }
 	text := func(name string) string {
-		used[name] = true
-		raw, err := os.ReadFile(filepath.Join(dir, name))
+		raw, err := os.ReadFile(path(name))
 		e.must(err)
 		return string(raw)
 	}
-	path := func(name string) string { used[name] = true; return filepath.Join(dir, name) }
 
 	e.apply(text("web.yaml"))
 	e.client("stranger")
@@ -40,7 +36,7 @@ func TestExamples(t *testing.T) {
 	e.gets("stranger", "http://web/")
 
 	e.apply(text("load-balancer.yaml"))
-	_, err = cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("web-public"), func(s *corev1.Service) (bool, string) {
+	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("web-public"), func(s *corev1.Service) (bool, string) {
 		c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
 		return c != nil && c.Reason == "Served", fmt.Sprintf("%+v", c)
 	})
@@ -93,7 +89,7 @@ func TestExamples(t *testing.T) {
 		}
 	}
 
-	all, err := os.ReadDir(dir)
+	all, err := os.ReadDir(e.example(""))
 	e.must(err)
 	for _, f := range all {
 		if !used[f.Name()] {
@@ -103,6 +99,14 @@ func TestExamples(t *testing.T) {
 			t.Errorf("examples/%s is not in examples/README.md", f.Name())
 		}
 	}
+}
+
+// example is the path of a file of examples/, which machines see as well.
+func (e *env) example(name string) string {
+	e.Helper()
+	root, err := cluster.Checkout()
+	e.must(err)
+	return filepath.Join(root, "examples", name)
 }
 
 // gets waits until a pod gets an answer from an address.

@@ -92,7 +92,7 @@ func TestSettingsThatChange(t *testing.T) {
 	}
 	e.sh("hostname short")
 	e.Kube = nil // another cluster
-	e.sh("cat > /etc/umiak/admission.yaml <<'EOF'\n" + admissionConfig + "EOF")
+	e.sh("cp " + e.example("admission.yaml") + " /etc/umiak/admission.yaml")
 	e.must(e.Configure(map[string]string{"kube-apiserver-arg": `["admission-control-config-file=/etc/umiak/admission.yaml", "enable-admission-plugins=EventRateLimit"]`}))
 	e.must(e.Start())
 	e.must(e.APIReady(e.soon()))
@@ -101,24 +101,6 @@ func TestSettingsThatChange(t *testing.T) {
 		t.Errorf("with a shorter host name the node is %s", n.Name)
 	}
 }
-
-// admissionConfig is that of docs/hardening.md.
-const admissionConfig = `
-apiVersion: apiserver.config.k8s.io/v1
-kind: AdmissionConfiguration
-plugins:
-  - name: PodSecurity
-    configuration:
-      apiVersion: pod-security.admission.config.k8s.io/v1
-      kind: PodSecurityConfiguration
-      defaults: {enforce: baseline, warn: restricted}
-      exemptions: {namespaces: [kube-system]}
-  - name: EventRateLimit
-    configuration:
-      apiVersion: eventratelimit.admission.k8s.io/v1alpha1
-      kind: Configuration
-      limits: [{type: Namespace, qps: 5, burst: 20}]
-`
 
 // admissionConfigured: pods have a minimum of security without a label, and one namespace does not flood the others with Events.
 func (e *env) admissionConfigured() {
