@@ -71,3 +71,23 @@ func TestQuotedMessagesExist(t *testing.T) {
 		t.Errorf("only %d messages were found: do the tables still have a column \"message\"?", found)
 	}
 }
+
+var inTree = regexp.MustCompile("`((?:agent|cmd|datastore|e2e|examples|internal|manifests|scripts|server)/[a-zA-Z0-9_./-]+)`")
+
+// The pages for those who change the code name files and folders that exist. A name of Go after a folder (`server/tunnel.Dialer`) is
+// not looked up.
+func TestPathsInPagesExist(t *testing.T) {
+	found := 0
+	for _, p := range tracked(t, "CONTRIBUTING.md", "docs/architecture.md", "docs/adr/*.md") {
+		for _, m := range inTree.FindAllStringSubmatch(read(t, p), -1) {
+			path := regexp.MustCompile(`\.[A-Z]\w*$`).ReplaceAllString(m[1], "")
+			found++
+			if _, err := os.Stat(filepath.Join(root, path)); err != nil {
+				t.Errorf("%s names `%s`, which does not exist", p, m[1])
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("only %d paths were found", found)
+	}
+}
