@@ -113,11 +113,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var s settings
-		byKey := map[string]*field{}
-		for _, x := range collect([]any{&s}) {
-			byKey[x.key] = x
-		}
-		for _, err := range parse("config.yaml", raw, byKey) {
+		for _, err := range parse("config.yaml", raw, collect([]any{&s})) {
 			if !strings.HasPrefix(err.Error(), "config.yaml") {
 				t.Fatalf("an error does not say where: %v", err)
 			}

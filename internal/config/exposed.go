@@ -15,12 +15,12 @@ import (
 // Exposed returns a sentence for each file with a secret of the settings that others than root can read: files of settings, the
 // service's environment, and files that settings name. Load has filled in the structs that dst points to.
 func Exposed(c *cli.Context, dst ...any) []string {
-	fields := collect(dst)
+	all := collect(dst)
 	main, _ := mainFile(c)
 	var named []string
 	found, _ := find(main, false) // Load has said what is wrong
 	note := func(file string, read func(string) ([]byte, error)) {
-		if raw, err := read(file); err == nil && holdsSecret(raw, index(fields)) {
+		if raw, err := read(file); err == nil && holdsSecret(raw, all) {
 			named = append(named, file)
 		}
 	}
@@ -32,7 +32,7 @@ func Exposed(c *cli.Context, dst ...any) []string {
 	}
 	etc := filepath.Dir(main)
 	service, _ := ServiceEnvironment(etc)
-	for _, f := range fields {
+	for _, f := range all.fields {
 		if f.secret && isSecret(service[envOf(f.key)]) {
 			named = append(named, filepath.Join(etc, serviceEnvironment))
 		}
@@ -50,13 +50,13 @@ func Exposed(c *cli.Context, dst ...any) []string {
 }
 
 // holdsSecret reports whether a file of settings sets one that is secret.
-func holdsSecret(raw []byte, byKey map[string]*field) bool {
+func holdsSecret(raw []byte, all *schema) bool {
 	doc, err := yamlfile.Document(raw)
 	if err != nil || doc == nil {
 		return false
 	}
 	for i := 0; i+1 < len(doc.Content); i += 2 {
-		if f := byKey[doc.Content[i].Value]; f != nil && f.secret && isSecret(doc.Content[i+1].Value) {
+		if f := all.byKey[doc.Content[i].Value]; f != nil && f.secret && isSecret(doc.Content[i+1].Value) {
 			return true
 		}
 	}

@@ -13,25 +13,25 @@ import (
 )
 
 // loadFile reads the file of settings that the user names, which may be a pipe.
-func loadFile(path string, byKey map[string]*field) (errs []error) {
+func loadFile(path string, all *schema) (errs []error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return []error{fmt.Errorf("read settings: %w", err)}
 	}
-	return parse(path, raw, byKey)
+	return parse(path, raw, all)
 }
 
 // loadDropIn reads a file that merely lies in the folder of drop-ins.
-func loadDropIn(path string, byKey map[string]*field) (errs []error) {
+func loadDropIn(path string, all *schema) (errs []error) {
 	raw, err := yamlfile.Read(path)
 	if err != nil {
 		return []error{fmt.Errorf("read settings: %w", err)}
 	}
-	return parse(path, raw, byKey)
+	return parse(path, raw, all)
 }
 
 // parse reads one YAML mapping of keys to scalars or lists of scalars.
-func parse(path string, raw []byte, byKey map[string]*field) (errs []error) {
+func parse(path string, raw []byte, all *schema) (errs []error) {
 	doc, err := yamlfile.Document(raw)
 	if err != nil {
 		return []error{fmt.Errorf("%s:%w", path, err)}
@@ -49,9 +49,9 @@ func parse(path string, raw []byte, byKey map[string]*field) (errs []error) {
 			errs = append(errs, fmt.Errorf("%s:%d: %s: "+format, append([]any{path, k.Line, k.Value}, a...)...))
 		}
 		name, add := strings.CutSuffix(k.Value, "+")
-		f, ok := byKey[name]
-		if !ok {
-			fail("no such setting%s", nearest(name, byKey))
+		f, err := all.lookup(name)
+		if err != nil {
+			fail("%w", err)
 			continue
 		}
 		if at, dup := seen[k.Value]; dup {
@@ -64,20 +64,19 @@ func parse(path string, raw []byte, byKey map[string]*field) (errs []error) {
 			fail("%w", err)
 			continue
 		}
-		old, list := f.dst[0].Interface().([]string)
 		switch {
-		case add && !list:
+		case add && !f.isList():
 			fail("only a list can be added to with +")
 			continue
 		case add:
-			values = append(slices.Clone(old), values...)
-		case !list && v.Kind == yaml.SequenceNode:
+			values = append(slices.Clone(f.texts), values...)
+		case !f.isList() && v.Kind == yaml.SequenceNode:
 			fail("takes one value, not a list")
 			continue
 		}
 		f.found = true
-		if err := f.set(values); err != nil {
-			fail("%w", err)
+		for _, err := range f.set(values) {
+			errs = append(errs, &Mistake{Key: f.key, At: fmt.Sprintf("%s:%d: %s", path, k.Line, k.Value), Err: err})
 		}
 	}
 	return errs
@@ -103,16 +102,4 @@ func scalars(v *yaml.Node) ([]string, error) {
 		return out, nil
 	}
 	return nil, errors.New("takes a value or a list, not a mapping")
-}
-
-// nearest suggests the known key that is nearest, if one is near.
-func nearest(name string, byKey map[string]*field) string {
-	var known []string
-	for k := range byKey {
-		known = append(known, k)
-	}
-	if best := Nearest(name, known); best != "" {
-		return fmt.Sprintf("; did you mean %s?", best)
-	}
-	return "; `--help` lists them"
 }

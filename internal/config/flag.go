@@ -25,7 +25,7 @@ var (
 // Apply adds the flag to a set that is about to be parsed.
 func (f *settingFlag) Apply(set *flag.FlagSet) error {
 	f.given = nil
-	set.Var(f, f.field.key, f.field.usage)
+	set.Var(f, f.field.key, f.field.help())
 	return nil
 }
 
@@ -66,7 +66,7 @@ func (f *settingFlag) IsSet() bool { return len(f.given) > 0 }
 func (f *settingFlag) TakesValue() bool { return !f.IsBoolFlag() }
 
 // GetUsage returns the help text.
-func (f *settingFlag) GetUsage() string { return f.field.usage }
+func (f *settingFlag) GetUsage() string { return f.field.help() }
 
 // GetValue returns the default of a flag that takes a value.
 func (f *settingFlag) GetValue() string {
@@ -93,5 +93,5 @@ func (f *settingFlag) IsSliceFlag() bool { return f.field.isList() }
 // IsVisible reports that help shows the flag.
 func (f *settingFlag) IsVisible() bool { return true }
 
-// GetCategory returns none.
-func (f *settingFlag) GetCategory() string { return "" }
+// GetCategory returns the topic under which help lists the flag.
+func (f *settingFlag) GetCategory() string { return f.field.topic }

@@ -20,7 +20,7 @@ func Remarks(c *cli.Context, dst ...any) []string {
 		out = append(out, fmt.Sprintf("%s is not read: the names of files of settings end in .yaml or .yml", file))
 	}
 	known := []string{envPrefix + "CONFIG"}
-	for _, f := range collect(dst) {
+	for _, f := range collect(dst).fields {
 		known = append(known, envOf(f.key))
 	}
 	var own []string

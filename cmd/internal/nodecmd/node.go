@@ -44,12 +44,13 @@ func Check(w Where) *ucli.Command {
 		Flags: append(config.Flags(append([]any{&w}, w.Known...)...), Output(),
 			&ucli.BoolFlag{Name: "agent-only", Usage: "do not look at what only a server needs"}),
 		Action: Prints(func(c *ucli.Context, js bool) error {
-			dirs, err := w.Dirs(c)
+			s, unread := w.load(c)
+			dirs, err := w.find(s, instance.Running)
 			if err != nil {
 				return err
 			}
 			cfg, err := w.checkConfig(dirs, c.Bool("agent-only"))
-			if err != nil {
+			if err = errors.Join(unread, err); err != nil {
 				return BadConfig(err)
 			}
 			cfg.Exposed = config.Exposed(c, w.Known...)

@@ -303,32 +303,9 @@ func Own(d layout.Dirs, log *slog.Logger) (release func(), err error) {
 // etc is the folder of settings, which install.sh and packages make.
 func etc() string { return filepath.Dir(config.DefaultFile) }
 
-// BadConfig is the error for settings that cannot be used. What several checks find wrong is said once.
+// BadConfig returns the error for settings that cannot be used, one line for each mistake.
 func BadConfig(err error) error {
-	return usageError{fmt.Errorf("these settings cannot be used:\n%w", once(err))}
-}
-
-// once joins the errors in err, each text once.
-func once(err error) error {
-	var all []error
-	seen := map[string]bool{}
-	var walk func(error)
-	walk = func(err error) {
-		switch e := err.(type) { //nolint:errorlint // only joined errors, as they are
-		case nil:
-		case interface{ Unwrap() []error }:
-			for _, e := range e.Unwrap() {
-				walk(e)
-			}
-		default:
-			if !seen[e.Error()] {
-				seen[e.Error()] = true
-				all = append(all, e)
-			}
-		}
-	}
-	walk(err)
-	return errors.Join(all...)
+	return usageError{fmt.Errorf("these settings cannot be used:\n%w", config.Report(err))}
 }
 
 // NoArgs refuses arguments that a command does not take.

@@ -44,10 +44,20 @@ func (w *Where) StoppedDirs(c *ucli.Context) (layout.Dirs, error) {
 }
 
 func (w *Where) dirs(c *ucli.Context, running func(layout.Dirs) bool) (layout.Dirs, error) {
-	s, err := config.LoadInstalled(c, append([]any{w}, w.Known...)...)
-	if err != nil {
+	s, err := w.load(c)
+	if err = config.Except(err, "data-dir", "run-dir"); err != nil {
 		return layout.Dirs{}, BadConfig(err)
 	}
+	return w.find(s, running)
+}
+
+// load fills in the settings of w and of Known.
+func (w *Where) load(c *ucli.Context) (config.Settings, error) {
+	return config.LoadInstalled(c, append([]any{w}, w.Known...)...)
+}
+
+// find returns the directories of the node that a command is about, from settings that load has filled in.
+func (w *Where) find(s config.Settings, running func(layout.Dirs) bool) (layout.Dirs, error) {
 	exists := func(d layout.Dirs) bool { _, err := os.Stat(d.Data); return err == nil }
 	f := finder{
 		settings: layout.Dirs{Data: w.DataDir, Run: w.RunDir},

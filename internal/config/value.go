@@ -1,0 +1,164 @@
+package config
+
+import (
+	"encoding"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// set parses values into every struct field of the setting. On errors, one for each value that cannot be used, they keep
+// the value that they have.
+func (f *field) set(values []string) (errs []error) {
+	t := f.dst[0].Type()
+	texts := values
+	if f.isList() {
+		texts = f.items(values)
+	} else if len(values) == 0 {
+		texts = []string{""}
+	} else {
+		texts = values[len(values)-1:]
+	}
+	elem := t
+	if f.isList() {
+		elem = t.Elem()
+	}
+	parsed := make([]reflect.Value, len(texts))
+	for i, text := range texts {
+		parsed[i] = reflect.New(elem).Elem()
+		if err := f.parse(parsed[i], text); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if errs != nil {
+		return errs
+	}
+	f.texts = texts
+	for _, d := range f.dst {
+		if !f.isList() {
+			d.Set(parsed[0])
+			continue
+		}
+		list := reflect.MakeSlice(t, 0, len(parsed))
+		d.Set(reflect.Append(list, parsed...))
+	}
+	return nil
+}
+
+var durationType = reflect.TypeFor[time.Duration]()
+
+// parse writes the value of a text into v.
+func (f *field) parse(v reflect.Value, text string) error {
+	switch dst := v.Addr().Interface().(type) {
+	case *netip.Addr:
+		return f.parseAddr(dst, text)
+	case *netip.Prefix:
+		return f.parsePrefix(dst, text)
+	case encoding.TextUnmarshaler:
+		err := dst.UnmarshalText([]byte(text))
+		if err != nil && f.secret {
+			return errors.New("the value cannot be read")
+		}
+		return err
+	}
+	switch {
+	case v.Type() == durationType:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("%s is not a duration such as 90s or 12h", f.show(text))
+		}
+		v.SetInt(int64(d))
+	case v.Kind() == reflect.String:
+		if len(f.values) > 0 && !slices.Contains(f.values, text) {
+			near := ""
+			if n := Nearest(text, f.values); n != "" {
+				near = fmt.Sprintf("; did you mean %s?", n)
+			}
+			return fmt.Errorf("%s is not %s%s", f.show(text), oneOf(f.values), near)
+		}
+		v.SetString(text)
+	case v.Kind() == reflect.Bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%s is not true or false", f.show(text))
+		}
+		v.SetBool(b)
+	case v.Kind() == reflect.Int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("%s is not a whole number", f.show(text))
+		}
+		v.SetInt(int64(n))
+	default:
+		panic(fmt.Sprintf("key %s has type %s, which config does not know", f.key, v.Type()))
+	}
+	return nil
+}
+
+// parseAddr reads an address; an empty text is the zero Addr, for a setting that is not set.
+func (f *field) parseAddr(dst *netip.Addr, text string) (err error) {
+	if text == "" {
+		*dst = netip.Addr{}
+		return nil
+	}
+	if *dst, err = netip.ParseAddr(text); err != nil {
+		return fmt.Errorf("%s is not an IP address", f.show(text))
+	}
+	return nil
+}
+
+// parsePrefix reads an address range that has no bits behind the prefix.
+func (f *field) parsePrefix(dst *netip.Prefix, text string) error {
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Addr().Is4In6() {
+		return fmt.Errorf("%s is not an address range such as 10.42.0.0/16", f.show(text))
+	}
+	if p != p.Masked() {
+		return fmt.Errorf("%s has bits set behind the prefix, %s is meant?", f.show(text), p.Masked())
+	}
+	*dst = p
+	return nil
+}
+
+// items splits the values of a list at commas, whatever their source.
+func (f *field) items(values []string) []string {
+	if f.verbatim() {
+		return slices.Clone(values)
+	}
+	out := []string{}
+	for _, v := range values {
+		for item := range strings.SplitSeq(v, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				out = append(out, item)
+			}
+		}
+	}
+	return out
+}
+
+// lines returns the values in an environment variable: one, or one a line for flags of components, which may hold commas.
+func (f *field) lines(v string) []string {
+	if !f.verbatim() {
+		return []string{v}
+	}
+	var out []string
+	for line := range strings.Lines(v) {
+		if line = strings.TrimSpace(line); line != "" {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+// show quotes a value for an error, unless it is a secret.
+func (f *field) show(v string) string {
+	if f.secret {
+		return "the value"
+	}
+	return strconv.Quote(v)
+}
