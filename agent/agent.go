@@ -35,6 +35,7 @@ import (
 	"github.com/umiak-io/umiak/agent/runtime/registries"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/agent/upgrade"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/upgrades"
@@ -288,7 +289,7 @@ func (a *Agent) runProxy(ctx context.Context, ready func()) error {
 	p, err := once(&a.proxy, func() (*proxy.Proxy, error) {
 		guard, _, _ := a.guard()
 		return proxy.New(proxy.Config{
-			NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.clusterCIDR, Informers: m.informers,
+			NodeName: a.name, NodeIPs: m.ips, ClusterCIDR: m.ClusterCIDR, Informers: m.informers,
 			HostPorts: a.sayHostPorts, Guard: guard, Log: a.log, Registerer: legacyregistry.Registerer(),
 		})
 	})
@@ -356,7 +357,7 @@ func (a *Agent) runPolicy(ctx context.Context, ready func()) error {
 	m := a.member
 	p, err := once(&a.policy, func() (*netpol.Policies, error) {
 		return netpol.New(netpol.Config{
-			NodeName: a.name, ClusterCIDR: m.clusterCIDR, Client: m.agent, Informers: m.informers,
+			NodeName: a.name, ClusterCIDR: m.ClusterCIDR, Client: m.agent, Informers: m.informers,
 			Socket: a.dirs.PolicySocket(), StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log, Registerer: legacyregistry.Registerer(),
 		})
 	})
@@ -382,18 +383,14 @@ func once[T any](p *atomic.Pointer[T], make func() (*T, error)) (*T, error) {
 
 func (a *Agent) runKubelet(ctx context.Context, ready func()) error {
 	m := a.member
-	grace, err := a.cfg.Grace()
-	if err != nil {
-		return err
-	}
 	k, err := kubelet.New(kubelet.Config{
 		NodeName: a.name, NodeIPs: m.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
-		Args: a.cfg.KubeletArg, ConfigDir: a.cfg.KubeletConfigs, HideExternalIPs: len(a.cfg.NodeExternalIP) > 0, Port: a.cfg.KubeletPort, Dirs: a.dirs,
+		Args: a.cfg.KubeletArg, ConfigDir: a.cfg.KubeletConfigs, HideExternalIPs: len(a.cfg.NodeExternalIP) > 0, Port: int(a.cfg.KubeletPort), Dirs: a.dirs,
 		Root: folders.KubeletRoot, PodLogs: a.podLogs,
-		ClusterDNS: m.ClusterDNS, ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
+		ClusterDNS: config.Texts(m.ClusterDNS), ClusterDomain: m.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
 		Cgroup: a.machine.Load().cgroup, CgroupRoot: a.cfg.CgroupRoot,
 		MayLowerOOMScore: a.machine.Load().caps.Has(host.CapSysResource), OOMScoreAdj: a.machine.Load().oom,
-		ShutdownGrace: grace, Journal: a.machine.Load().journal, Images: a.found, Client: m.node, Log: a.log,
+		ShutdownGrace: a.cfg.ShutdownGrace, Journal: a.machine.Load().journal, Images: a.found, Client: m.node, Log: a.log,
 	})
 	if err != nil {
 		return err

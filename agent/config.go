@@ -1,14 +1,13 @@
 package agent
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/runtime/imageshare"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
 )
@@ -21,28 +20,28 @@ type Config struct {
 	Server string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
 	Token  string `key:"token" secret:"true" usage:"token with which to join"`
 	// On a command line everybody on the machine can read a token.
-	TokenFile    string `key:"token-file" secret:"file" usage:"file that holds the token"`
-	BalancerPort int    `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
+	TokenFile    string      `key:"token-file" secret:"file" usage:"file that holds the token"`
+	BalancerPort config.Port `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
-	NodeName       string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
-	NodeIP         []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
-	NodeExternalIP []string `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
-	NodeLabel      []string `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
-	NodeTaint      []string `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
-	KubeletArg     []string `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
-	KubeletConfigs string   `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
+	NodeName       string       `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
+	NodeIP         []netip.Addr `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
+	NodeExternalIP []netip.Addr `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
+	NodeLabel      []string     `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
+	NodeTaint      []string     `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
+	KubeletArg     []string     `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
+	KubeletConfigs string       `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
 
-	ResolvConf       string   `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
-	PrivateRegistry  string   `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
-	Snapshotter      string   `key:"snapshotter" default:"overlayfs" usage:"containerd snapshotter: overlayfs or native"`
-	CgroupRoot       string   `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
-	FlannelIface     string   `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
-	KubeletPort      int      `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
-	KubeletPortFrom  []string `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
-	ShutdownGrace    string   `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
-	ImageSharing     bool     `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
-	PodSourceCheck   bool     `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
-	ImageImportLimit int      `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
+	ResolvConf       string         `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
+	PrivateRegistry  string         `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
+	Snapshotter      string         `key:"snapshotter" default:"overlayfs" values:"overlayfs,native" usage:"containerd snapshotter"`
+	CgroupRoot       string         `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
+	FlannelIface     string         `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
+	KubeletPort      config.Port    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
+	KubeletPortFrom  []config.Range `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
+	ShutdownGrace    time.Duration  `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
+	ImageSharing     bool           `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	PodSourceCheck   bool           `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
+	ImageImportLimit int            `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
 
 	UpgradeSources    []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`
 	NoDefaultRegistry bool     `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
@@ -62,11 +61,9 @@ func (c Config) FindName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs
 
 // Validate returns all that is wrong, each with its key and the remedy. It reads the files that settings name.
 func (c Config) Validate() error {
-	k, err := c.kubelet()
-	if err == nil {
-		err = k.CheckFiles()
-	}
-	return errors.Join(c.ValidateValues(), err)
+	var m config.Mistakes
+	m.Join(c.ValidateValues(), c.kubelet().CheckFiles())
+	return m.Err()
 }
 
 // PassedOver returns a sentence for each file that looks as if it were read for these settings and is not.
@@ -74,128 +71,105 @@ func (c Config) PassedOver() []string {
 	return kubelet.Config{ConfigDir: c.KubeletConfigs}.PassedOver()
 }
 
-// kubelet is what the settings say of the kubelet.
-func (c Config) kubelet() (kubelet.Config, error) {
-	grace, err := c.Grace()
-	return kubelet.Config{Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: c.KubeletPort, ShutdownGrace: grace}, err
+// kubelet returns what the settings determine of the kubelet's configuration.
+func (c Config) kubelet() kubelet.Config {
+	return kubelet.Config{
+		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: int(c.KubeletPort), ShutdownGrace: c.ShutdownGrace,
+	}
 }
+
+// maxRunDir bounds the length of run-dir in bytes: a unix socket's address holds 108, unix(7), and the longest name of a
+// socket below run-dir has 40.
+const maxRunDir = 64
+
+// minGrace is the shortest shutdown-grace-period: the kubelet needs a second for critical pods and one for the others.
+const minGrace = 2 * time.Second
 
 // ValidateValues is Validate for settings of another machine, whose files are not here, and for a start, where the kubelet
 // waits for them.
 func (c Config) ValidateValues() error {
-	var errs []error
-	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
-	for key, dir := range map[string]string{"data-dir": c.DataDir, "run-dir": c.RunDir, "cgroup-root": c.CgroupRoot} {
-		if !strings.HasPrefix(dir, "/") {
-			fail(key, "%q is not an absolute path", dir)
+	var m config.Mistakes
+	for _, p := range []struct{ key, path string }{{"data-dir", c.DataDir}, {"run-dir", c.RunDir}, {"cgroup-root", c.CgroupRoot}} {
+		if !strings.HasPrefix(p.path, "/") {
+			m.Add(p.key, "%q is not an absolute path", p.path)
 		}
 	}
 	if c.DataDir == c.RunDir {
-		fail("run-dir", "must not be the data-dir")
+		m.Add("run-dir", "must not be the data-dir")
 	}
-	// 108 bytes is what a unix socket's address holds, unix(7); the longest socket name below is 40.
-	if len(c.RunDir) > 64 {
-		fail("run-dir", "%q is too long for the sockets below it, 64 bytes at most", c.RunDir)
+	if len(c.RunDir) > maxRunDir {
+		m.Add("run-dir", "%q is too long for the sockets below it, %d bytes at most", c.RunDir, maxRunDir)
 	}
 	if _, err := c.Name(); err != nil {
-		errs = append(errs, err)
+		m.Join(err)
 	}
 	for _, a := range c.NodeExternalIP {
-		if _, err := netip.ParseAddr(a); err != nil {
-			fail("node-external-ip", "%q is not an IP address", a)
+		if a.Zone() != "" {
+			m.Add("node-external-ip", "%q is not an IP address", a)
 		}
 	}
-	errs = append(errs, checkNodeIPs(c.NodeIP), c.checkPorts())
-	if c.BalancerPort < 1 || c.BalancerPort > 65535 {
-		fail("lb-server-port", "%d is not a port, 1 to 65535", c.BalancerPort)
-	}
+	c.checkNodeIPs(&m)
+	c.checkPorts(&m)
 	if c.Token != "" && c.TokenFile != "" {
-		fail("token-file", "token is set as well; set one of them")
+		m.Add("token-file", "token is set as well; set one of them")
 	}
-	if c.Snapshotter != "overlayfs" && c.Snapshotter != "native" {
-		fail("snapshotter", "%q is neither overlayfs nor native", c.Snapshotter)
+	if c.ImageImportLimit < 0 {
+		m.Add("image-import-parallel", "%d is not a number of archives; 1 imports one after the other", c.ImageImportLimit)
 	}
-	k, err := c.kubelet()
-	if err != nil {
-		errs = append(errs, err)
+	if d := c.ShutdownGrace; d < 0 || d > 0 && d < minGrace {
+		m.Add("shutdown-grace-period", "%s is too short: %s is the least, or 0s to stop no pods in order", d, minGrace)
 	}
-	if c.KubeletPort < 1 || c.KubeletPort > 65535 {
-		fail("kubelet-port", "%d is not a port, 1 to 65535", c.KubeletPort)
-	}
-	if _, err := c.KubeletRanges(); err != nil {
-		errs = append(errs, err)
-	}
-	errs = append(errs, k.Check())
-	return errors.Join(errs...)
+	m.Join(c.kubelet().Check())
+	return m.Err()
 }
 
-// checkNodeIPs returns what is wrong with node-ip. The kubelet reports no address of these kinds.
-func checkNodeIPs(list []string) error {
-	var errs []error
-	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf("node-ip: "+format, a...)) }
-	families := map[bool]string{}
-	for _, s := range list {
-		a, err := netip.ParseAddr(s)
-		if err != nil || a.Zone() != "" {
-			fail("%q is not an IP address", s)
-			continue
-		}
-		a = a.Unmap()
+// checkNodeIPs adds what is wrong with node-ip. The kubelet reports no address of these kinds.
+func (c Config) checkNodeIPs(m *config.Mistakes) {
+	families := map[bool]netip.Addr{}
+	for _, a := range c.NodeIP {
+		ip := a.Unmap()
 		switch {
-		case a.IsUnspecified():
-			fail("%s stands for any address; name the one at which other nodes reach this node, or leave it out", s)
-		case a.IsLoopback():
-			fail("%s is this machine's own loopback, at which no other node reaches it", s)
-		case a.IsMulticast():
-			fail("%s is a multicast address, no node's", s)
-		case a.IsLinkLocalUnicast():
-			fail("%s is a link-local address, which Kubernetes takes for no node", s)
+		case a.Zone() != "":
+			m.Add("node-ip", "%q is not an IP address", a)
+			continue
+		case ip.IsUnspecified():
+			m.Add("node-ip", "%s stands for any address; name the one at which other nodes reach this node, or leave it out", a)
+		case ip.IsLoopback():
+			m.Add("node-ip", "%s is this machine's own loopback, at which no other node reaches it", a)
+		case ip.IsMulticast():
+			m.Add("node-ip", "%s is a multicast address, no node's", a)
+		case ip.IsLinkLocalUnicast():
+			m.Add("node-ip", "%s is a link-local address, which Kubernetes takes for no node", a)
 		}
-		if other := families[a.Is4()]; other != "" {
-			fail("%s and %s are of the same family; one IPv4 and one IPv6 address at most", other, s)
+		if other, ok := families[ip.Is4()]; ok {
+			m.Add("node-ip", "%s and %s are of the same family; one IPv4 and one IPv6 address at most", other, a)
 		}
-		families[a.Is4()] = s
+		families[ip.Is4()] = a
 	}
-	return errors.Join(errs...)
 }
 
-// checkPorts returns an error where two parts of the node would listen on the same port.
-func (c Config) checkPorts() error {
-	var errs []error
+// checkPorts adds an error where two parts of the node would listen on the same port.
+func (c Config) checkPorts(m *config.Mistakes) {
 	if c.BalancerPort == c.KubeletPort {
-		errs = append(errs, fmt.Errorf("lb-server-port: %d is kubelet-port as well", c.BalancerPort))
+		m.AddWith("lb-server-port", []string{"kubelet-port"}, "%s is kubelet-port as well", c.BalancerPort)
 	}
-	for key, p := range map[string]int{"lb-server-port": c.BalancerPort, "kubelet-port": c.KubeletPort} {
-		if c.ImageSharing && p == imageshare.Port {
-			errs = append(errs, fmt.Errorf("%s: %d is the port of image-sharing", key, p))
+	if !c.ImageSharing {
+		return
+	}
+	for _, p := range []struct {
+		key  string
+		port config.Port
+	}{{"lb-server-port", c.BalancerPort}, {"kubelet-port", c.KubeletPort}} {
+		if p.port == imageshare.Port {
+			m.Add(p.key, "%s is the port of image-sharing", p.port)
 		}
 	}
-	return errors.Join(errs...)
 }
 
-// KubeletRanges are those of kubelet-port-from; an address is a range of its own.
-func (c Config) KubeletRanges() (out []netip.Prefix, err error) {
-	for _, s := range c.KubeletPortFrom {
-		p, err := netip.ParsePrefix(s)
-		if a, notRange := netip.ParseAddr(s); err != nil && notRange == nil && a.Zone() == "" {
-			p, err = netip.PrefixFrom(a, a.BitLen()), nil
-		}
-		if err != nil || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("kubelet-port-from: %q is not a range as 192.168.1.0/24", s)
-		}
-		out = append(out, p.Masked())
+// kubeletFrom returns the ranges of kubelet-port-from.
+func (c Config) kubeletFrom() (out []netip.Prefix) {
+	for _, r := range c.KubeletPortFrom {
+		out = append(out, r.Prefix)
 	}
-	return out, nil
-}
-
-// Grace is shutdown-grace-period. The kubelet needs a second for critical pods and one for the others.
-func (c Config) Grace() (time.Duration, error) {
-	d, err := time.ParseDuration(c.ShutdownGrace)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("shutdown-grace-period: %q is not a duration such as 30s", c.ShutdownGrace)
-	case d < 0 || d > 0 && d < 2*time.Second:
-		return 0, fmt.Errorf("shutdown-grace-period: %s is too short: 2s is the least, or 0s to stop no pods in order", c.ShutdownGrace)
-	}
-	return d, nil
+	return out
 }

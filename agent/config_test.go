@@ -1,53 +1,107 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/umiak-io/umiak/internal/config"
 )
 
-// valid are settings with nothing wrong.
-func valid() Config {
-	return Config{
-		DataDir: "/var/lib/umiak", RunDir: "/run/umiak", BalancerPort: 6444, NodeName: "n1", Snapshotter: "overlayfs", CgroupRoot: "/", KubeletPort: 10250,
-		ShutdownGrace: "30s", ImageSharing: true,
+// read returns the settings of a text, and what loading and Validate find wrong with them.
+func read(text string) (Config, error) {
+	var c Config
+	err := config.Parse("config.yaml", "node-name: n1\n"+text, &c)
+	return c, config.Report(err, c.Validate())
+}
+
+// refused are settings that Validate or reading refuses, with the error.
+var refused = []struct{ settings, want string }{
+	{"node-ip: [10.0.0.1, 10.0.0.2]", "node-ip: 10.0.0.1 and 10.0.0.2 are of the same family"},
+	{"node-ip: 127.0.0.1", "node-ip: 127.0.0.1 is this machine's own"},
+	{"node-ip: 0.0.0.0", "node-ip: 0.0.0.0 stands for any address"},
+	{"node-ip: [10.0.0.1, '::1']", "node-ip: ::1 is this machine's own"},
+	{"node-ip: 224.0.0.1", "node-ip: 224.0.0.1 is a multicast address"},
+	{"node-ip: 'fe80::1'", "node-ip: fe80::1 is a link-local address"},
+	{"node-ip: 'fd00::1%eth0'", `node-ip: "fd00::1%eth0" is not an IP address`},
+	{"node-ip: here", `node-ip: "here" is not an IP address`},
+	{"node-external-ip: router", `node-external-ip: "router" is not an IP address`},
+	{"node-external-ip: 'fd00::1%eth0'", `node-external-ip: "fd00::1%eth0" is not an IP address`},
+	{"lb-server-port: 10250", "lb-server-port: 10250 is kubelet-port as well"},
+	{"lb-server-port: 0", `lb-server-port: "0" is not a port, 1 to 65535`},
+	{"kubelet-port: 5001\nimage-sharing: true", "kubelet-port: 5001 is the port of image-sharing"},
+	{"kubelet-port: kubelet", `kubelet-port: "kubelet" is not a port, 1 to 65535`},
+	{"kubelet-port-from: lan", `kubelet-port-from: "lan" is not a range as 192.168.1.0/24`},
+	{"kubelet-arg: [image-credential-provider-config=/nope, image-credential-provider-bin-dir=/nope]", "image-credential-provider-config: stat /nope"},
+	{"kubelet-arg: no-such-flag=1", "kubelet-arg: "},
+	{"node-label: bad", "node-label: "},
+	{"node-taint: bad", "node-taint: "},
+	{"data-dir: here", `data-dir: "here" is not an absolute path`},
+	{"run-dir: /var/lib/umiak", "run-dir: must not be the data-dir"},
+	{"run-dir: /" + strings.Repeat("x", 64), "is too long for the sockets below it, 64 bytes at most"},
+	{"cgroup-root: pods", `cgroup-root: "pods" is not an absolute path`},
+	{"snapshotter: zfs", `snapshotter: "zfs" is not overlayfs or native`},
+	{"shutdown-grace-period: soon", `shutdown-grace-period: "soon" is not a duration such as 90s or 12h`},
+	{"shutdown-grace-period: 1s", "shutdown-grace-period: 1s is too short: 2s is the least, or 0s to stop no pods in order"},
+	{"image-import-parallel: -1", "image-import-parallel: -1 is not a number of archives"},
+	{"token: a\ntoken-file: /f", "token-file: token is set as well; set one of them"},
+	{"pod-source-check: maybe", `pod-source-check: "maybe" is not true or false`},
+}
+
+// accepted are settings that can be used.
+var accepted = []string{
+	"node-ip: [10.0.0.1, 'fd00::1']\nnode-external-ip: 203.0.113.1",
+	"kubelet-port-from: [192.168.1.7/24, 10.0.0.1, '::/0']",
+	"shutdown-grace-period: 0s\nimage-import-parallel: 0",
+	"server: https://10.0.0.1:6443\nnode-label: a=b\nnode-taint: a=b:NoSchedule",
+	"kubelet-config-dir: /etc/other\nresolv-conf: /etc/resolv.conf\nprivate-registry: /etc/registries.yaml\nflannel-iface: eth1",
+	"upgrade-sources: https://example.com/umiak\ndisable-default-registry-endpoint: true",
+}
+
+// TestValidate: check and install.sh ask Validate before a node is stopped for its settings.
+func TestValidate(t *testing.T) {
+	for _, c := range refused {
+		if _, err := read(c.settings); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s\nwant %s\ngot  %v", c.settings, c.want, err)
+		}
+	}
+	for _, settings := range accepted {
+		if _, err := read(settings); err != nil {
+			t.Errorf("%s\n%v", settings, err)
+		}
 	}
 }
 
-// TestSettingsThatCannotWorkAreRefused: check and install.sh ask Validate before a node is stopped for its settings.
-func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
-	if err := valid().Validate(); err != nil {
-		t.Fatal(err)
+// TestEverySettingIsTestedByValidate fails for a setting that neither refused nor accepted names.
+func TestEverySettingIsTestedByValidate(t *testing.T) {
+	tested := map[string]bool{"node-name": true}
+	texts := slices.Clone(accepted)
+	for _, c := range refused {
+		texts = append(texts, c.settings)
 	}
-	for want, change := range map[string]func(*Config){
-		"node-ip: 10.0.0.1 and 10.0.0.2 are of the same family": func(c *Config) { c.NodeIP = []string{"10.0.0.1", "10.0.0.2"} },
-		"node-ip: 127.0.0.1 is this machine's own":              func(c *Config) { c.NodeIP = []string{"127.0.0.1"} },
-		"node-ip: 0.0.0.0 stands for any address":               func(c *Config) { c.NodeIP = []string{"0.0.0.0"} },
-		"node-ip: ::1 is this machine's own":                    func(c *Config) { c.NodeIP = []string{"10.0.0.1", "::1"} },
-		"node-ip: 224.0.0.1 is a multicast address":             func(c *Config) { c.NodeIP = []string{"224.0.0.1"} },
-		"node-ip: fe80::1 is a link-local address":              func(c *Config) { c.NodeIP = []string{"fe80::1"} },
-		`node-ip: "fd00::1%eth0" is not an IP address`:          func(c *Config) { c.NodeIP = []string{"fd00::1%eth0"} },
-		"lb-server-port: 10250 is kubelet-port as well":         func(c *Config) { c.BalancerPort = 10250 },
-		"kubelet-port: 5001 is the port of image-sharing":       func(c *Config) { c.KubeletPort = 5001 },
-		"image-credential-provider-config: stat /nope": func(c *Config) {
-			c.KubeletArg = []string{"image-credential-provider-config=/nope", "image-credential-provider-bin-dir=/nope"}
-		},
-	} {
-		c := valid()
-		change(&c)
-		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("want %q, got %v", want, err)
+	for line := range strings.Lines(strings.Join(texts, "\n")) {
+		key, _, _ := strings.Cut(line, ":")
+		tested[key] = true
+	}
+	for _, s := range config.Describe(&Config{}) {
+		if !tested[s.Key] {
+			t.Errorf("%s: no test of Validate sets it; add a value that is refused, or one that is accepted", s.Key)
 		}
 	}
-	c := valid()
-	c.NodeIP = []string{"10.0.0.1", "fd00::1"}
-	if err := c.Validate(); err != nil {
-		t.Error(err)
+}
+
+// TestMistakesAreReportedAtOnceInAFixedOrder also covers commands that validate the settings of another machine.
+func TestMistakesAreReportedAtOnceInAFixedOrder(t *testing.T) {
+	const text = "node-ip: 127.0.0.1\nlb-server-port: 10250\ndata-dir: x\ncgroup-root: y\n" +
+		"kubelet-arg: [image-credential-provider-config=/nope, image-credential-provider-bin-dir=/nope]\n"
+	c, err := read(text)
+	if err == nil || strings.Count(err.Error(), "\n") != 5 {
+		t.Fatal(err)
 	}
-	// All at once, and files of another machine are not looked for.
-	c.NodeIP, c.BalancerPort = []string{"127.0.0.1"}, 10250
-	c.KubeletArg = []string{"image-credential-provider-config=/nope", "image-credential-provider-bin-dir=/nope"}
-	if err := c.Validate(); strings.Count(err.Error(), "\n") != 3 {
-		t.Error(err)
+	for range 20 {
+		if _, again := read(text); again.Error() != err.Error() {
+			t.Fatalf("first\n%v\nthen\n%v", err, again)
+		}
 	}
 	if err := c.ValidateValues(); strings.Contains(err.Error(), "/nope") {
 		t.Error(err)

@@ -27,12 +27,10 @@ func (a *Agent) guard() (g *proxy.Guard, servers, facts <-chan struct{}) {
 
 // guardOf makes the guard. own says that this is a server's own node.
 func (a *Agent) guardOf(c Cluster, servers []string, own bool) *proxy.Guard {
-	g := &proxy.Guard{Own: slices.Clone(a.member.ips), Ports: systemports.Ports{Kubelet: a.cfg.KubeletPort},
-		Ranges: slices.Concat(a.member.clusterCIDR, a.member.serviceCIDR)}
-	for _, s := range a.cfg.NodeExternalIP {
-		if ip, err := netip.ParseAddr(s); err == nil {
-			g.Own = append(g.Own, ip.Unmap())
-		}
+	g := &proxy.Guard{Own: slices.Clone(a.member.ips), Ports: systemports.Ports{Kubelet: int(a.cfg.KubeletPort)},
+		Ranges: slices.Concat(a.member.ClusterCIDR, a.member.ServiceCIDR), External: slices.Clone(c.ExternalIPs)}
+	for _, ip := range a.cfg.NodeExternalIP {
+		g.Own = append(g.Own, ip.Unmap())
 	}
 	for _, s := range servers {
 		if ap, err := netip.ParseAddrPort(s); err == nil {
@@ -44,13 +42,6 @@ func (a *Agent) guardOf(c Cluster, servers []string, own bool) *proxy.Guard {
 	if u, err := url.Parse(c.APIServer); err == nil && own {
 		if port, err := strconv.Atoi(u.Port()); err == nil {
 			g.Ports.API = port
-		}
-	}
-	for _, s := range c.ExternalIPs {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			g.External = append(g.External, p)
-		} else {
-			a.log.Warn("the cluster allows external IPs of a range that is none", "component", "proxy", "range", s, "error", err)
 		}
 	}
 	return g

@@ -40,17 +40,13 @@ func (a *Agent) runNetwork(ctx context.Context, ready func()) error {
 	if own := a.ownNetwork.Load(); own != nil && *own != (m.FlannelBackend == network.None) {
 		return fmt.Errorf("the cluster's flannel-backend has become %s since this node joined; restart umiak on it", m.FlannelBackend)
 	}
-	from, err := a.cfg.KubeletRanges()
-	if err != nil {
-		return err
-	}
 	held, err := a.heldPorts()
 	if err != nil {
 		return err
 	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: m.ips, Iface: a.cfg.FlannelIface, Backend: m.FlannelBackend,
-		ClusterCIDR: m.clusterCIDR, ServiceCIDR: m.serviceCIDR, SourceCheck: a.cfg.PodSourceCheck, KubeletPort: a.cfg.KubeletPort, KubeletFrom: from, Held: held,
+		ClusterCIDR: m.ClusterCIDR, ServiceCIDR: m.ServiceCIDR, SourceCheck: a.cfg.PodSourceCheck, KubeletPort: int(a.cfg.KubeletPort), KubeletFrom: a.cfg.kubeletFrom(), Held: held,
 		Dirs: a.dirs, Watch: m.agent, Self: m.node, Journal: a.machine.Load().journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
@@ -83,7 +79,7 @@ func (a *Agent) heldPorts() (out []hostport.Held, err error) {
 		return nil, fmt.Errorf("address of the API %s: %w", m.APIServer, err)
 	}
 	_, elsewhere := a.joiner.(Facts)
-	node := systemports.Node{Server: !elsewhere, API: api, Kubelet: a.cfg.KubeletPort, Sharing: a.cfg.ImageSharing,
+	node := systemports.Node{Server: !elsewhere, API: api, Kubelet: int(a.cfg.KubeletPort), Sharing: a.cfg.ImageSharing,
 		VXLAN: m.FlannelBackend == network.VXLAN, WireGuard: m.FlannelBackend == network.WireGuard}
 	for _, h := range node.Held() {
 		out = append(out, hostport.Held{Protocol: strings.ToLower(string(h.Protocol)), Port: h.Port, Holder: h.Holder})
@@ -122,7 +118,7 @@ func portRows(n *network.Network) (rows []status.Row) {
 // runRoutes lets the host reach Services without a default route.
 func (a *Agent) runRoutes(ctx context.Context, ready func()) error {
 	var ranges []netip.Prefix
-	for _, p := range a.member.serviceCIDR {
+	for _, p := range a.member.ServiceCIDR {
 		if hasFamily(a.member.ips, p.Addr().Is4()) {
 			ranges = append(ranges, p)
 		}
@@ -146,7 +142,7 @@ func hasFamily(addrs []netip.Addr, v4 bool) bool {
 // runResolver keeps the files true from which the node's DNS and pods take the host's name servers.
 func (a *Agent) runResolver(ctx context.Context, ready func()) error {
 	r := resolver.New(resolver.Config{
-		Asked: a.cfg.ResolvConf, PodFile: a.dirs.PodResolvConf(), HostFile: a.dirs.HostResolvConf(), ClusterDNS: a.member.dns,
+		Asked: a.cfg.ResolvConf, PodFile: a.dirs.PodResolvConf(), HostFile: a.dirs.HostResolvConf(), ClusterDNS: a.member.ClusterDNS,
 		Changed: func() {
 			if s := a.dns.Load(); s != nil {
 				s.ResolversChanged()
@@ -168,7 +164,7 @@ func (a *Agent) runDNS(ctx context.Context, ready func()) error {
 		return dns.New(dns.Config{
 			PodInterface: pods, NodeIPs: m.ips,
 			NodeName:      a.name,
-			ClusterDomain: m.ClusterDomain, ClusterDNS: m.dns, ResolvConf: a.dirs.HostResolvConf(),
+			ClusterDomain: m.ClusterDomain, ClusterDNS: m.ClusterDNS, ResolvConf: a.dirs.HostResolvConf(),
 			StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
 			Client:    m.agent, Informers: m.informers, Log: a.log,
 		})

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
 
@@ -14,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -36,14 +36,7 @@ func (a *Agent) runMarks(ctx context.Context, ready func()) error {
 		}
 	}
 	ready()
-	var external []string
-	for _, s := range a.cfg.NodeExternalIP {
-		ip, err := netip.ParseAddr(s)
-		if err != nil {
-			return fmt.Errorf("node-external-ip: %w", err)
-		}
-		external = append(external, ip.String())
-	}
+	external := config.Texts(a.cfg.NodeExternalIP)
 	if len(external) == 0 { // the kubelet takes away what there was
 		<-ctx.Done()
 		return nil

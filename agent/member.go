@@ -14,18 +14,17 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
 // member is a node in its cluster.
 type member struct {
 	Cluster
-	ips                      []netip.Addr
-	clusterCIDR, serviceCIDR []netip.Prefix
-	dns                      []netip.Addr
-	node                     kubernetes.Interface // as system:node:NAME
-	agent                    kubernetes.Interface // as umiak:agent:NAME
-	informers                informers.SharedInformerFactory
+	ips       []netip.Addr
+	node      kubernetes.Interface // as system:node:NAME
+	agent     kubernetes.Interface // as umiak:agent:NAME
+	informers informers.SharedInformerFactory
 }
 
 // flannelBackend returns the cluster's, which decides where containerd looks for the network. A machine that joins its
@@ -53,7 +52,7 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	if err := proxy.Exempt(ctx); err != nil {
 		a.log.Warn("a rule for Services that is wrong could keep this node from its servers", "component", "proxy", "error", err)
 	}
-	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: a.cfg.NodeExternalIP})
+	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: config.Texts(a.cfg.NodeExternalIP)})
 	if err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
@@ -65,19 +64,6 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 		return lifecycle.WakeOn(fmt.Errorf("the cluster's pods have addresses of %v: %w", cluster.ClusterCIDR, err), changed)
 	}
 	m := &member{Cluster: *cluster, ips: taken.IPs}
-	if m.clusterCIDR, err = prefixes(cluster.ClusterCIDR); err != nil {
-		return err
-	}
-	if m.serviceCIDR, err = prefixes(cluster.ServiceCIDR); err != nil {
-		return err
-	}
-	for _, s := range cluster.ClusterDNS {
-		ip, err := netip.ParseAddr(s)
-		if err != nil {
-			return fmt.Errorf("address of cluster DNS: %w", err)
-		}
-		m.dns = append(m.dns, ip)
-	}
 	if m.node, err = client(a.dirs.KubeletKubeconfig(), "umiak-node"); err != nil {
 		return err
 	}
@@ -85,11 +71,8 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 		return err
 	}
 	m.informers = informercache.Until(ctx.Done(), informercache.New(m.agent, a.name))
-	var v4, v6 bool
-	for _, p := range m.clusterCIDR {
-		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
-	}
-	remarks, err := host.Forward(a.machine.Load().journal, v4, v6)
+	families := nodeip.FamiliesOf(m.ClusterCIDR)
+	remarks, err := host.Forward(a.machine.Load().journal, families.V4, families.V6)
 	if err != nil {
 		return err
 	}
@@ -116,16 +99,4 @@ func client(kubeconfig, name string) (kubernetes.Interface, error) {
 	cfg.ContentType = "application/vnd.kubernetes.protobuf"
 	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	return kubernetes.NewForConfig(cfg)
-}
-
-func prefixes(in []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range in {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return nil, fmt.Errorf("address range from the cluster: %w", err)
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }

@@ -10,7 +10,6 @@ import (
 	"embed"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
 )
 
@@ -20,16 +19,13 @@ import (
 var FS embed.FS
 
 // Vars are the values that differ from cluster to cluster.
-func Vars(clusterDomain string, clusterDNS []string) (map[string]string, error) {
+func Vars(clusterDomain string, clusterDNS []netip.Addr) (map[string]string, error) {
 	if len(clusterDNS) == 0 {
 		return nil, errors.New("no cluster DNS address")
 	}
-	var families []string
-	for _, s := range clusterDNS {
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			return nil, fmt.Errorf("cluster DNS address: %w", err)
-		}
+	var families, addresses []string
+	for _, a := range clusterDNS {
+		addresses = append(addresses, a.String())
 		family := "IPv6"
 		if a.Is4() {
 			family = "IPv4"
@@ -42,8 +38,8 @@ func Vars(clusterDomain string, clusterDNS []string) (map[string]string, error) 
 	}
 	return map[string]string{
 		"CLUSTER_DOMAIN":   clusterDomain,
-		"CLUSTER_DNS":      clusterDNS[0],
-		"CLUSTER_DNS_ALL":  list(clusterDNS),
+		"CLUSTER_DNS":      addresses[0],
+		"CLUSTER_DNS_ALL":  list(addresses),
 		"IP_FAMILIES":      list(families),
 		"IP_FAMILY_POLICY": policy,
 	}, nil

@@ -20,7 +20,7 @@ func Addresses(ctx context.Context, cfg Config, log *slog.Logger) (*nodeip.Track
 	if err != nil {
 		return nil, err
 	}
-	if cfg.AdvertiseAddress == "" && (cfg.Server != "" || datastore.Shared(cfg.datastoreConfig("", log))) {
+	if !cfg.AdvertiseAddress.IsValid() && (cfg.Server != "" || datastore.Shared(cfg.datastoreConfig("", log))) {
 		if err := t.Wait(ctx); err != nil {
 			return nil, fmt.Errorf("wait for an address at which other servers reach this one: %w", err)
 		}
@@ -50,28 +50,22 @@ func (c Config) advertise(t *nodeip.Tracker) string {
 
 // advertiseAddress is what was set, or the first of the node's addresses that is of service-cidr's first family.
 func advertiseAddress(cfg Config, nodeIPs []netip.Addr) (string, error) {
-	if cfg.AdvertiseAddress == "" {
-		i := 0
-		if len(cfg.ServiceCIDR) > 0 {
-			if p, err := netip.ParsePrefix(cfg.ServiceCIDR[0]); err == nil {
-				i = slices.IndexFunc(nodeIPs, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() })
-			}
-		}
-		if i < 0 || len(nodeIPs) == 0 {
-			return "", nodeip.ErrNone
-		}
-		return checkAdvertised("node-ip", nodeIPs[i].String())
+	if cfg.AdvertiseAddress.IsValid() {
+		return checkAdvertised("advertise-address", cfg.AdvertiseAddress)
 	}
-	return checkAdvertised("advertise-address", cfg.AdvertiseAddress)
+	i := 0
+	if len(cfg.ServiceCIDR) > 0 {
+		i = slices.IndexFunc(nodeIPs, func(a netip.Addr) bool { return a.Is4() == cfg.ServiceCIDR[0].Addr().Is4() })
+	}
+	if i < 0 || len(nodeIPs) == 0 {
+		return "", nodeip.ErrNone
+	}
+	return checkAdvertised("node-ip", nodeIPs[i])
 }
 
-func checkAdvertised(key, a string) (string, error) {
-	ip, err := netip.ParseAddr(a)
-	if err != nil {
-		return "", fmt.Errorf("%s: %q is not an IP address", key, a)
-	}
+func checkAdvertised(key string, ip netip.Addr) (string, error) {
 	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
-		return "", fmt.Errorf("%s: pods cannot reach %s; set advertise-address or node-ip to an address of this machine's network", key, a)
+		return "", fmt.Errorf("%s: pods cannot reach %s; set advertise-address or node-ip to an address of this machine's network", key, ip)
 	}
 	return ip.String(), nil
 }

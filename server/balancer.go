@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/server/servicelb"
@@ -17,16 +15,12 @@ const ServiceLB = "servicelb"
 
 // runLoadBalancer gives Services of type LoadBalancer their addresses.
 func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
-	pool, err := servicelb.ParsePool(s.cfg.LoadBalancers)
-	if err != nil {
-		return fmt.Errorf("load-balancer-pool: %w", err)
-	}
 	client, err := s.clients.Client("umiak-load-balancer", 0)
 	if err != nil {
 		return err
 	}
 	c, err := servicelb.New(servicelb.Config{
-		Client: client, Planner: servicelb.Planner{Pool: pool, Reserved: s.reservedPort, Disputed: s.join.Disputed, Supported: s.join.Supported},
+		Client: client, Planner: servicelb.Planner{Pool: s.cfg.LoadBalancers, Reserved: s.reservedPort, Disputed: s.join.Disputed, Supported: s.join.Supported},
 		Changed: s.join.AddressesChanged, Disabled: slices.Contains(s.cfg.Disable, ServiceLB), Log: s.log,
 	})
 	if err != nil {
@@ -37,8 +31,8 @@ func (s *Server) runLoadBalancer(ctx context.Context, ready func()) error {
 
 // reservedPort says what uses a port of the nodes' own addresses, whether or not it listens right now.
 func (s *Server) reservedPort(port int32, proto corev1.Protocol) string {
-	if nodePorts, err := utilnet.ParsePortRange(s.cfg.NodePorts); err == nil && nodePorts.Contains(int(port)) {
+	if s.cfg.NodePorts.Contains(int(port)) {
 		return "node ports (service-node-port-range)"
 	}
-	return systemports.Ports{API: s.cfg.HTTPSPort}.Holder(proto, int(port))
+	return systemports.Ports{API: int(s.cfg.HTTPSPort)}.Holder(proto, int(port))
 }

@@ -2,17 +2,15 @@ package server
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"net/url"
 	"path/filepath"
-	"strconv"
 	"strings"
 
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/umiak-io/umiak/datastore/external"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
@@ -36,29 +34,29 @@ type Config struct {
 
 	NodeName string `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 
-	BindAddress string `key:"bind-address" usage:"address to listen on (default: all)"`
+	BindAddress netip.Addr `key:"bind-address" usage:"address to listen on (default: all)"`
 	// KubeletPort and ImageSharing are the node's.
-	KubeletPort      int      `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
-	ImageSharing     bool     `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
-	HTTPSPort        int      `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
-	AdvertiseAddress string   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
-	NodeIP           []string `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
-	NodeExternalIP   []string `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
-	TLSSAN           []string `key:"tls-san" usage:"more names and addresses for the server's certificate"`
+	KubeletPort      config.Port  `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
+	ImageSharing     bool         `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	HTTPSPort        config.Port  `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
+	AdvertiseAddress netip.Addr   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
+	NodeIP           []netip.Addr `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
+	NodeExternalIP   []netip.Addr `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
+	TLSSAN           []string     `key:"tls-san" usage:"more names and addresses for the server's certificate"`
 
-	ClusterCIDR    []string `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
-	ServiceCIDR    []string `key:"service-cidr" default:"10.43.0.0/16" usage:"address range of Services, one a family"`
-	NodePorts      string   `key:"service-node-port-range" default:"30000-32767" usage:"ports for Services of type NodePort"`
-	ClusterDNS     []string `key:"cluster-dns" usage:"address of the DNS Service (default: the tenth of service-cidr)"`
-	ClusterDomain  string   `key:"cluster-domain" default:"cluster.local" usage:"domain of the cluster's names"`
-	LoadBalancers  []string `key:"load-balancer-pool" usage:"addresses for Services of type LoadBalancer, as ranges or prefixes that your network sends to the nodes (default: the nodes' addresses)"`
-	ExternalIPs    []string `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
-	FlannelBackend string   `key:"flannel-backend" default:"vxlan" usage:"vxlan, host-gw, wireguard-native, or none to bring another network"`
+	ClusterCIDR    []netip.Prefix   `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
+	ServiceCIDR    []netip.Prefix   `key:"service-cidr" default:"10.43.0.0/16" usage:"address range of Services, one a family"`
+	NodePorts      config.PortRange `key:"service-node-port-range" default:"30000-32767" usage:"ports for Services of type NodePort"`
+	ClusterDNS     []netip.Addr     `key:"cluster-dns" usage:"address of the DNS Service (default: the tenth of service-cidr)"`
+	ClusterDomain  string           `key:"cluster-domain" default:"cluster.local" usage:"domain of the cluster's names"`
+	LoadBalancers  servicelb.Pool   `key:"load-balancer-pool" usage:"addresses for Services of type LoadBalancer, as ranges or prefixes that your network sends to the nodes (default: the nodes' addresses)"`
+	ExternalIPs    []netip.Prefix   `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
+	FlannelBackend string           `key:"flannel-backend" default:"vxlan" values:"vxlan,host-gw,wireguard-native,none" usage:"network of the pods; none to bring another"`
 
-	WriteKubeconfig     string   `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
-	WriteKubeconfigMode string   `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
-	Disable             []string `key:"disable" usage:"packaged component or manifest to leave out"`
-	DisableAgent        bool     `key:"disable-agent" usage:"run no workloads on this machine"`
+	WriteKubeconfig     string          `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
+	WriteKubeconfigMode config.FileMode `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
+	Disable             []string        `key:"disable" usage:"packaged component or manifest to leave out"`
+	DisableAgent        bool            `key:"disable-agent" usage:"run no workloads on this machine"`
 
 	DatastoreEndpoint string `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept: postgres://, mysql://, nats://, or etcd's https:// addresses with commas between (default: in data-dir)"`
 	DatastoreCA       string `key:"datastore-cafile" usage:"CA file that datastore-endpoint's certificate is checked with"`
@@ -111,22 +109,18 @@ func (c Config) auditFile() string {
 	return c.AuditLog
 }
 
-// DNS are the addresses of the DNS Service: what was set or the tenth of each Service range.
-func (c Config) DNS() []string {
+// DNS returns the addresses of the DNS Service: cluster-dns, or the tenth address of each Service range.
+func (c Config) DNS() []netip.Addr {
 	if len(c.ClusterDNS) > 0 {
 		return c.ClusterDNS
 	}
-	var out []string
-	for _, s := range c.ServiceCIDR {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			continue // Validate has said so
-		}
-		a := p.Masked().Addr()
+	var out []netip.Addr
+	for _, p := range c.ServiceCIDR {
+		a := p.Addr()
 		for range 10 {
 			a = a.Next()
 		}
-		out = append(out, a.String())
+		out = append(out, a)
 	}
 	return out
 }
@@ -142,12 +136,6 @@ func (c Config) InternalNames() []string {
 	return out
 }
 
-// KubeconfigMode is write-kubeconfig-mode as a number.
-func (c Config) KubeconfigMode() uint32 {
-	m, _ := strconv.ParseUint(c.WriteKubeconfigMode, 8, 12)
-	return uint32(m)
-}
-
 // Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings name.
 func (c Config) Validate() error {
 	_, err := c.Snapshots.Passphrase() // has its key
@@ -160,98 +148,55 @@ func (c Config) ValidateStart() error { return errors.Join(c.ValidateValues(), c
 
 // ValidateValues is Validate for settings of another machine, whose files are not here.
 func (c Config) ValidateValues() error {
-	var errs []error
-	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
-	for key, list := range map[string][]string{"cluster-cidr": c.ClusterCIDR, "service-cidr": c.ServiceCIDR} {
-		var families []bool
-		for _, s := range list {
-			p, err := netip.ParsePrefix(s)
-			switch {
-			case err != nil:
-				fail(key, "%q is not an address range such as 10.42.0.0/16", s)
-			case p != p.Masked():
-				fail(key, "%q has bits set behind the prefix, %s is meant?", s, p.Masked())
-			default:
-				families = append(families, p.Addr().Is4())
-			}
-		}
-		if len(list) == 0 || len(list) > 2 || len(families) == 2 && families[0] == families[1] {
-			fail(key, "one range, or one IPv4 and one IPv6 range")
-		}
-	}
-	if len(c.ClusterCIDR) != len(c.ServiceCIDR) {
-		fail("service-cidr", "must have the address families of cluster-cidr")
-	}
-	for _, a := range c.ClusterCIDR {
-		for _, b := range c.ServiceCIDR {
-			pa, errA := netip.ParsePrefix(a)
-			pb, errB := netip.ParsePrefix(b)
-			if errA == nil && errB == nil && pa.Overlaps(pb) {
-				fail("service-cidr", "%s overlaps cluster-cidr %s", b, a)
-			}
-		}
-	}
-	for key, list := range map[string][]string{"node-ip": c.NodeIP, "cluster-dns": c.ClusterDNS, "bind-address": one(c.BindAddress), "advertise-address": one(c.AdvertiseAddress)} {
-		for _, a := range list {
-			if _, err := netip.ParseAddr(a); err != nil {
-				fail(key, "%q is not an IP address", a)
-			}
-		}
-	}
-	if _, err := servicelb.ParsePool(c.LoadBalancers); err != nil {
-		fail("load-balancer-pool", "%w", err)
-	}
-	for _, s := range c.ExternalIPs {
-		if p, err := netip.ParsePrefix(s); err != nil || p != p.Masked() {
-			fail("service-external-ips", "%q is not an address range such as 203.0.113.0/24", s)
-		}
-	}
-	if c.HTTPSPort < 1 || c.HTTPSPort > 65535 {
-		fail("https-listen-port", "%d is not a port, 1 to 65535", c.HTTPSPort)
-	}
-	if m, err := strconv.ParseUint(c.WriteKubeconfigMode, 8, 12); err != nil || m&0o600 != 0o600 {
-		fail("write-kubeconfig-mode", "%q is not a file mode such as 0600", c.WriteKubeconfigMode)
-	}
-	errs = append(errs, c.validateDatastore()...)
-	if err := c.Snapshots.Validate(); err != nil {
-		errs = append(errs, err)
-	}
+	var m config.Mistakes
+	c.checkRanges(&m)
+	c.checkAddresses(&m)
 	if e := validation.IsDNS1123Subdomain(c.ClusterDomain); len(e) > 0 {
-		fail("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))
+		m.Add("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))
 	}
-	switch c.FlannelBackend {
-	case "vxlan", "host-gw", "wireguard-native", "none":
-	default:
-		fail("flannel-backend", "%q is not one of vxlan, host-gw, wireguard-native, none", c.FlannelBackend)
+	c.checkDatastore(&m)
+	m.Join(c.Snapshots.Validate())
+	c.checkNames(&m)
+	c.checkPorts(&m)
+	// What is wrong with both of token and token-file, the agent's settings report.
+	if c.AgentToken != "" && c.AgentTokenFile != "" {
+		m.Add("agent-token-file", "agent-token is set as well; set one of them")
 	}
-	if _, err := utilnet.ParsePortRange(c.NodePorts); err != nil {
-		fail("service-node-port-range", "%q is not a range of ports such as 30000-32767", c.NodePorts)
-	}
-	errs = append(errs, c.checkRanges(), c.checkNames(), c.checkPorts())
-	for key, pair := range map[string][2]string{"token": {c.Token, c.TokenFile}, "agent-token": {c.AgentToken, c.AgentTokenFile}} {
-		if pair[0] != "" && pair[1] != "" && key != "token" { // the agent's settings say so of token
-			fail(key+"-file", "%s is set as well; set one of them", key)
-		}
-		if t, err := token.FromSettings(pair[0], pair[1]); err != nil {
-			fail(key+"-file", "%w", err)
-		} else if t == "" && pair[1] != "" {
-			fail(key+"-file", "%s is empty", pair[1])
-		} else if t != "" {
-			switch tok, err := token.Parse(t); {
-			case err != nil:
-				fail(key, "%w", err)
-			case tok.Weak() && !sharedfiles.Placed(c.Dirs()) && (key != "token" || c.Server == ""): // a server that runs already goes on, and says so in its status
-				fail(key, "it has %d characters, and a password needs %d at least, since it can be guessed: take a longer one, leave it out so that a token is made, or, where there is a server already, set the line in its data-dir/server/token", len(tok.Secret), token.MinPassword)
-			}
-		}
-	}
+	c.checkToken(&m, "token", c.Token, c.TokenFile)
+	c.checkToken(&m, "agent-token", c.AgentToken, c.AgentTokenFile)
 	if _, err := c.nodeName().Find(); err != nil {
-		errs = append(errs, err)
+		m.Join(err)
 	}
-	if errors.Join(errs...) == nil { // the components' own flags are made of what is checked above
-		errs = append(errs, c.checkArgs())
+	if m.Err() == nil { // the components' own flags are made of what is checked above
+		m.Join(c.checkArgs())
 	}
-	return errors.Join(errs...)
+	return m.Err()
+}
+
+// checkToken adds what is wrong with a token or password, or with the file that holds it.
+func (c Config) checkToken(m *config.Mistakes, key, text, file string) {
+	text, err := token.FromSettings(text, file)
+	switch {
+	case err != nil:
+		m.Add(key+"-file", "%w", err)
+		return
+	case text == "" && file != "":
+		m.Add(key+"-file", "%s is empty", file)
+		return
+	case text == "":
+		return
+	}
+	tok, err := token.Parse(text)
+	if err != nil {
+		m.Add(key, "%w", err)
+		return
+	}
+	// A server that was set up with a short password goes on, and its status names it.
+	if tok.Weak() && !sharedfiles.Placed(c.Dirs()) && (key != "token" || c.Server == "") {
+		m.Add(key, "it has %d characters, and a password needs %d at least, since it can be guessed: take a longer one, "+
+			"leave it out so that a token is made, or, where there is a server already, set the line in its data-dir/server/token",
+			len(tok.Secret), token.MinPassword)
+	}
 }
 
 // checkArgs returns what is wrong with the flags of the components.
@@ -260,41 +205,36 @@ func (c Config) checkArgs() error {
 		return nil
 	}
 	return controlplane.CheckArgs(controlplane.Settings{
-		Bind: bindAddress(c), Port: c.HTTPSPort, Advertise: func() string { return "192.0.2.1" }, // the address is not known yet, RFC 5737
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
+		Bind: bindAddress(c), Port: int(c.HTTPSPort), Advertise: func() string { return "192.0.2.1" }, // the address is not known yet, RFC 5737
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(), ClusterDomain: c.ClusterDomain,
 		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
 	})
 }
 
-func (c Config) validateDatastore() (errs []error) {
-	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
+// checkDatastore adds what is wrong with the settings of the datastore and with those that choose one.
+func (c Config) checkDatastore(m *config.Mistakes) {
 	if c.DatastoreEndpoint != "" {
 		if _, err := external.Kind(c.DatastoreEndpoint); err != nil {
-			fail("datastore-endpoint", "%w", err)
+			m.Add("datastore-endpoint", "%w", err)
 		}
-		if c.ClusterInit || c.ClusterReset {
-			fail("cluster-init", "is for etcd in this process; leave it or datastore-endpoint out")
+		if c.ClusterInit {
+			m.Add("cluster-init", "is for etcd in this process; leave it or datastore-endpoint out")
+		}
+		if c.ClusterReset {
+			m.Add("cluster-reset", "is for etcd in this process; leave it or datastore-endpoint out")
 		}
 	} else if c.DatastoreCA != "" || c.DatastoreCert != "" || c.DatastoreKey != "" {
-		fail("datastore-cafile", "needs datastore-endpoint")
+		m.Add("datastore-cafile", "needs datastore-endpoint")
 	}
 	if c.Server != "" {
 		if _, err := joinclient.Address(c.Server); err != nil {
-			fail("server", "%w", err)
+			m.Add("server", "%w", err)
 		}
 		if c.ClusterInit {
-			fail("cluster-init", "makes a new cluster, and server names one to join; leave one of them out")
+			m.Add("cluster-init", "makes a new cluster, and server names one to join; leave one of them out")
 		}
 	}
 	if (c.DatastoreCert == "") != (c.DatastoreKey == "") {
-		fail("datastore-certfile", "and datastore-keyfile belong together")
+		m.Add("datastore-certfile", "and datastore-keyfile belong together")
 	}
-	return errs
-}
-
-func one(s string) []string {
-	if s == "" {
-		return nil
-	}
-	return []string{s}
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -16,7 +15,9 @@ import (
 	"k8s.io/klog/v2"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/internal/componentflags"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
@@ -25,49 +26,59 @@ import (
 // cluster-cidr.
 const maxNodeBits = 16
 
-// checkRanges returns what is wrong with ranges and addresses of the cluster that are well formed.
-func (c Config) checkRanges() error {
-	var errs []error
-	fail := func(key, format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
-	for _, s := range c.ClusterCIDR {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			continue // said already
+// checkRanges adds what is wrong with the ranges of pods and Services.
+func (c Config) checkRanges(m *config.Mistakes) {
+	for _, l := range []struct {
+		key  string
+		list []netip.Prefix
+	}{{"cluster-cidr", c.ClusterCIDR}, {"service-cidr", c.ServiceCIDR}} {
+		if n := len(l.list); n == 0 || n > 2 || n == 2 && l.list[0].Addr().Is4() == l.list[1].Addr().Is4() {
+			m.Add(l.key, "one range, or one IPv4 and one IPv6 range")
 		}
+	}
+	if nodeip.FamiliesOf(c.ClusterCIDR) != nodeip.FamiliesOf(c.ServiceCIDR) {
+		m.AddWith("service-cidr", []string{"cluster-cidr"}, "must have the address families of cluster-cidr")
+	}
+	for _, a := range c.ClusterCIDR {
+		for _, b := range c.ServiceCIDR {
+			if a.Overlaps(b) {
+				m.AddWith("service-cidr", []string{"cluster-cidr"}, "%s overlaps cluster-cidr %s", b, a)
+			}
+		}
+	}
+	for _, p := range c.ClusterCIDR {
 		switch mask := c.nodeMask(p.Addr().Is4()); {
-		case mask == 0: // nothing is allocated, or the mask is not a number, which is said elsewhere
+		case mask == 0: // nothing is allocated, or the mask is not a number, which checkArgs reports
 		case p.Bits() > mask:
-			fail("cluster-cidr", "%s has no room for a node's range, which is a /%d: take a /%d or a larger range, or set kube-controller-manager-arg: node-cidr-mask-size", s, mask, mask-8)
+			m.Add("cluster-cidr", "%s has no room for a node's range, which is a /%d: take a /%d or a larger range, "+
+				"or set kube-controller-manager-arg: node-cidr-mask-size", p, mask, mask-8)
 		case mask-p.Bits() > maxNodeBits:
-			fail("cluster-cidr", "%s is too large for nodes' ranges of /%d: Kubernetes takes a /%d at most", s, mask, mask-maxNodeBits)
+			m.Add("cluster-cidr", "%s is too large for nodes' ranges of /%d: Kubernetes takes a /%d at most", p, mask, mask-maxNodeBits)
 		}
 	}
-	var services []netip.Prefix
-	for _, s := range c.ServiceCIDR {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			services = append(services, p)
-		}
-	}
-	for _, s := range c.DNS() {
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			continue // said already
-		}
-		in := slices.IndexFunc(services, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// checkAddresses adds what is wrong with addresses of the cluster and of this server.
+func (c Config) checkAddresses(m *config.Mistakes) {
+	services := strings.Join(config.Texts(c.ServiceCIDR), ",")
+	for _, a := range c.DNS() {
+		in := slices.IndexFunc(c.ServiceCIDR, func(p netip.Prefix) bool { return p.Contains(a) })
 		switch {
 		case slices.Contains(c.Disable, "dns"): // the user's own, wherever it is
 		case in < 0 && len(c.ClusterDNS) > 0:
-			fail("cluster-dns", "%s is outside of service-cidr %s; it is the address of a Service", s, strings.Join(c.ServiceCIDR, ","))
+			m.AddWith("cluster-dns", []string{"service-cidr"}, "%s is outside of service-cidr %s; it is the address of a Service", a, services)
 		case in < 0:
-			fail("service-cidr", "%s is too small: the address of the DNS Service, %s, is outside; take a larger range, or set cluster-dns", strings.Join(c.ServiceCIDR, ","), s)
-		case a == services[in].Masked().Addr() || a == services[in].Masked().Addr().Next():
-			fail("cluster-dns", "%s is taken: the first address of service-cidr is that of the Service kubernetes", s)
+			m.Add("service-cidr", "%s is too small: the address of the DNS Service, %s, is outside; take a larger range, or set cluster-dns", services, a)
+		case a == c.ServiceCIDR[in].Addr() || a == c.ServiceCIDR[in].Addr().Next():
+			m.AddWith("cluster-dns", []string{"service-cidr"}, "%s is taken: the first address of service-cidr is that of the Service kubernetes", a)
 		}
 	}
-	if a, err := netip.ParseAddr(c.AdvertiseAddress); err == nil && (a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()) {
-		fail("advertise-address", "%s is no address at which other machines reach this one", a)
+	if a := c.AdvertiseAddress; a.IsValid() && (a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()) {
+		m.Add("advertise-address", "%s is no address at which other machines reach this one", a)
 	}
-	return errors.Join(errs...)
+	if err := c.LoadBalancers.Check(); err != nil {
+		m.Add("load-balancer-pool", "%w", err)
+	}
 }
 
 // nodeMask is the prefix length of a node's range of pods; 0 where none is allocated.
@@ -93,14 +104,13 @@ func (c Config) nodeMask(v4 bool) int {
 	return mask
 }
 
-// checkNames returns what of tls-san cannot stand in a certificate.
-func (c Config) checkNames() error {
-	var errs []error
+// checkNames adds what of tls-san cannot stand in a certificate.
+func (c Config) checkNames(m *config.Mistakes) {
 	for _, s := range c.TLSSAN {
 		if _, err := netip.ParseAddr(s); err == nil {
 			continue
 		}
-		name := strings.ToLower(strings.ReplaceAll(s, "_", "x")) // an underscore is not a letter of a host's name, and is in use all the same
+		name := strings.ToLower(strings.ReplaceAll(s, "_", "x")) // an underscore is no letter of a host name, and is in use all the same
 		if len(validation.IsDNS1123Subdomain(name)) == 0 || len(validation.IsWildcardDNS1123Subdomain(name)) == 0 {
 			continue
 		}
@@ -108,31 +118,30 @@ func (c Config) checkNames() error {
 		if strings.ContainsFunc(s, func(r rune) bool { return r > 127 }) {
 			why = "certificates have names in ASCII; write it as DNS does, with xn--"
 		}
-		errs = append(errs, fmt.Errorf("tls-san: %q is not a name for a certificate: %s", s, why))
+		m.Add("tls-san", "%q is not a name for a certificate: %s", s, why)
 	}
-	return errors.Join(errs...)
 }
 
-// checkPorts returns an error where the API server would listen at the port of another part.
-func (c Config) checkPorts() error {
+// checkPorts adds an error where the API server would listen at the port of another part.
+func (c Config) checkPorts(m *config.Mistakes) {
 	if c.DisableAgent {
-		return nil
+		return
 	}
-	node := systemports.Node{Server: true, API: c.HTTPSPort, Kubelet: c.KubeletPort, Sharing: c.ImageSharing}
+	node := systemports.Node{Server: true, API: int(c.HTTPSPort), Kubelet: int(c.KubeletPort), Sharing: c.ImageSharing}
 	for _, h := range node.Held() {
-		if h.Port == c.HTTPSPort && h.Holder != "the API server" {
-			return fmt.Errorf("https-listen-port: %d is the port of %s as well", c.HTTPSPort, h.Holder)
+		if h.Port == int(c.HTTPSPort) && h.Holder != "the API server" {
+			m.AddWith("https-listen-port", []string{"kubelet-port"}, "%s is the port of %s as well", c.HTTPSPort, h.Holder)
+			return
 		}
 	}
-	return nil
 }
 
 // checkFiles returns what is wrong with the files that settings name.
 func (c Config) checkFiles() error {
-	var errs []error
+	var m config.Mistakes
 	fail := func(key string, err error) {
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+			m.Add(key, "%w", err)
 		}
 	}
 	if c.AuditPolicy != "" {
@@ -155,13 +164,16 @@ func (c Config) checkFiles() error {
 			fail("datastore-certfile", err)
 		}
 	}
-	for key, args := range map[string][]string{"kube-apiserver-arg": c.APIServerArg, "kube-controller-manager-arg": c.ControllerArg, "kube-scheduler-arg": c.SchedulerArg} {
-		for _, arg := range args {
+	for _, l := range []struct {
+		key  string
+		args []string
+	}{{"kube-apiserver-arg", c.APIServerArg}, {"kube-controller-manager-arg", c.ControllerArg}, {"kube-scheduler-arg", c.SchedulerArg}} {
+		for _, arg := range l.args {
 			name, value, _ := componentflags.Split(arg)
-			fail(key+": "+name, checkArgFile(key, name, value))
+			fail(l.key+": "+name, checkArgFile(l.key, name, value))
 		}
 	}
-	return errors.Join(errs...)
+	return m.Err()
 }
 
 // checkArgFile returns why a component's flag cannot be used if it names a file to read.

@@ -4,13 +4,15 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -59,7 +61,7 @@ func TestAServerSendsNoPassword(t *testing.T) {
 	c := valid()
 	c.DataDir, c.RunDir, c.NodeName = t.TempDir(), t.TempDir(), "s2"
 	c.Server, c.Token = "https://"+l.Addr().String(), "hunter2-hunter2"
-	c.NodeIP = []string{"192.0.2.7"}
+	c.NodeIP = []netip.Addr{netip.MustParseAddr("192.0.2.7")}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
@@ -78,117 +80,174 @@ func TestAServerSendsNoPassword(t *testing.T) {
 	}
 }
 
-// valid is a configuration with nothing wrong.
+// valid returns settings with nothing wrong.
 func valid() Config {
-	return Config{
-		HTTPSPort: 6443, NodePorts: "30000-32767", ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}, ClusterDomain: "cluster.local",
-		FlannelBackend: "vxlan", WriteKubeconfigMode: "0600", Snapshots: backup.Config{Schedule: "@daily", Retention: 1},
-	}
+	var c Config
+	config.Defaults(&c)
+	c.DataDir = "" // no server was set up there
+	return c
 }
 
-func TestDatastoreSettings(t *testing.T) {
-	if err := valid().Validate(); err != nil {
-		t.Fatal(err)
-	}
-	for want, change := range map[string]func(*Config){
-		"datastore-endpoint: it does not begin with": func(c *Config) { c.DatastoreEndpoint = "sqlite://s3cr3t" },
-		"cluster-init: is for etcd in this process":  func(c *Config) { c.DatastoreEndpoint, c.ClusterInit = "mysql://u:s3cr3t@tcp(db)/k", true },
-		"datastore-cafile: needs datastore-endpoint": func(c *Config) { c.DatastoreCA = "/ca" },
-		"datastore-certfile: and datastore-keyfile":  func(c *Config) { c.DatastoreEndpoint, c.DatastoreCert = "https://e:2379", "/c" },
-		"snapshot-retention: 0":                      func(c *Config) { c.Snapshots.Retention = 0 },
-	} {
-		c := valid()
-		change(&c)
-		err := c.Validate()
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cr3t") {
-			t.Errorf("want %q, got %v", want, err)
-		}
-	}
+// read returns the settings of a text, and what loading and Validate find wrong with them.
+func read(text string) (Config, error) {
+	var c Config
+	err := config.Parse("config.yaml", text, &c)
+	c.DataDir = "" // no server was set up there
+	return c, config.Report(err, c.Validate())
 }
 
-// TestSettingsThatCannotWorkAreRefused: check and install.sh ask Validate before a server is stopped for its settings.
-func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
+// refused are settings that Validate or reading refuses, with the error. DIR is a folder, DIR/text a file of words.
+var refused = []struct{ settings, want string }{
+	{"data-dri: /x", "data-dri: no such setting; did you mean data-dir?"},
+	{"datastore-endpoint: sqlite://s3cr3t", "datastore-endpoint: it does not begin with"},
+	{"datastore-endpoint: mysql://u:s3cr3t@tcp(db)/k\ncluster-init: true", "cluster-init: is for etcd in this process"},
+	{"datastore-endpoint: https://e:2379\ncluster-reset: true", "cluster-reset: is for etcd in this process"},
+	{"datastore-cafile: /ca", "datastore-cafile: needs datastore-endpoint"},
+	{"datastore-endpoint: https://e:2379\ndatastore-certfile: /c", "datastore-certfile: and datastore-keyfile"},
+	{"datastore-endpoint: https://e:2379\ndatastore-cafile: /nope", "datastore-cafile: open /nope"},
+	{"datastore-endpoint: https://e:2379\ndatastore-cafile: DIR/text", "datastore-cafile: DIR/text holds no certificate"},
+	{"datastore-endpoint: https://e:2379\ndatastore-certfile: DIR/text\ndatastore-keyfile: /nope", "datastore-keyfile: open /nope"},
+	{"datastore-endpoint: https://e:2379\ndatastore-certfile: DIR/text\ndatastore-keyfile: DIR/text", "datastore-certfile: tls: "},
+	{"server: https://first:6443\ncluster-init: true", "cluster-init: makes a new cluster"},
+	{"server: first", "server: "},
+	{"snapshot-retention: 0", "snapshot-retention: 0: at least one"},
+	{"snapshot-schedule-cron: often", "snapshot-schedule-cron: \"often\""},
+	{"snapshot-dir: x", "snapshot-dir: \"x\" is not an absolute path"},
+	{"snapshot-passphrase-file: x", "snapshot-passphrase-file: \"x\" is not an absolute path"},
+	{"snapshot-passphrase-file: /nope", "snapshot-passphrase-file: "},
+	{"snapshot-s3-folder: a", "snapshot-s3-bucket: it is not set"},
+	{"snapshot-s3-bucket: A", "snapshot-s3-bucket: \"A\" is no name"},
+	{"snapshot-s3-bucket: abc\nsnapshot-s3-endpoint: https://x", "snapshot-s3-endpoint: \"https://x\" is not HOST"},
+	{"snapshot-s3-bucket: abc\nsnapshot-s3-folder: ../x", "snapshot-s3-folder: \"../x\" is not a path"},
+	{"snapshot-s3-bucket: abc", "snapshot-s3-access-key: it is not set"},
+	{"snapshot-s3-bucket: abc", "snapshot-s3-secret-key-file: it is not set"},
+	{"snapshot-s3-secret-key: s3cr3t\nsnapshot-s3-secret-key-file: /k", "snapshot-s3-secret-key-file: snapshot-s3-secret-key is set as well"},
+	{"snapshot-s3-bucket: abc\nsnapshot-s3-insecure: true\nsnapshot-s3-skip-ssl-verify: true", "snapshot-s3-insecure: plain HTTP"},
+	{"snapshot-s3-endpoint-ca: ca", "snapshot-s3-endpoint-ca: \"ca\" is not an absolute path"},
+	{"snapshot-s3-bucket: abc\nsnapshot-s3-timeout: 0s", "snapshot-s3-timeout: 0s is not more"},
+	{"snapshot-s3-timeout: soon", "snapshot-s3-timeout: \"soon\" is not a duration such as 90s or 12h"},
+
+	{"cluster-cidr: 10.42.0.0/25", "cluster-cidr: 10.42.0.0/25 has no room for a node's range, which is a /24"},
+	{"cluster-cidr: fd00::/40\nservice-cidr: fd01::/112", "cluster-cidr: fd00::/40 is too large"},
+	{"cluster-cidr: 10.0.0.0/8\nservice-cidr: 172.16.0.0/16\nkube-controller-manager-arg: node-cidr-mask-size=25", "cluster-cidr: 10.0.0.0/8 is too large"},
+	{"cluster-cidr: [10.42.0.0/16, 10.44.0.0/16]", "cluster-cidr: one range, or one IPv4 and one IPv6 range"},
+	{"cluster-cidr: [10.42.0.0/16, 'fd00:42::/56']", "service-cidr: must have the address families of cluster-cidr"},
+	{"cluster-cidr: 10.42.0.0", "cluster-cidr: \"10.42.0.0\" is not an address range such as 10.42.0.0/16"},
+	{"service-cidr: 10.43.0.0/30", "service-cidr: 10.43.0.0/30 is too small"},
+	{"service-cidr: 10.42.128.0/17", "service-cidr: 10.42.128.0/17 overlaps cluster-cidr 10.42.0.0/16"},
+	{"service-node-port-range: low", "service-node-port-range: \"low\" is not a range of ports such as 30000-32767"},
+	{"cluster-dns: 9.9.9.9", "cluster-dns: 9.9.9.9 is outside of service-cidr"},
+	{"cluster-dns: 10.43.0.1", "cluster-dns: 10.43.0.1 is taken"},
+	{"cluster-domain: Cluster", "cluster-domain: \"Cluster\": "},
+	{"load-balancer-pool: 192.0.2.9-192.0.2.1", "load-balancer-pool: \"192.0.2.9-192.0.2.1\" is not an address, a prefix"},
+	{"load-balancer-pool: [192.0.2.0/24, 192.0.2.7]", "load-balancer-pool: \"192.0.2.7\" overlaps 192.0.2.0-192.0.2.255"},
+	{"service-external-ips: router", "service-external-ips: \"router\" is not an address range"},
+	{"flannel-backend: udp", "flannel-backend: \"udp\" is not vxlan, host-gw, wireguard-native or none"},
+	{"tls-san: münchen.local", "tls-san: \"münchen.local\" is not a name for a certificate: certificates have names in ASC"},
+	{"tls-san: https://x:6443", "tls-san: \"https://x:6443\" is not a name"},
+	{"tls-san: a.b c.d", "tls-san: \"a.b c.d\" is not a name"},
+	{"bind-address: eth0", "bind-address: \"eth0\" is not an IP address"},
+	{"advertise-address: 0.0.0.0", "advertise-address: 0.0.0.0 is no address"},
+	{"node-ip: here", "node-ip: \"here\" is not an IP address"},
+	{"node-external-ip: router", "node-external-ip: \"router\" is not an IP address"},
+	{"node-name: A_b", "node-name: \"A_b\" cannot be a node's"},
+	{"https-listen-port: 70000", "https-listen-port: \"70000\" is not a port, 1 to 65535"},
+	{"https-listen-port: 10250\nkubelet-port: 10250", "https-listen-port: 10250 is the port of the kubelet as well"},
+	{"https-listen-port: 5001\nimage-sharing: true", "https-listen-port: 5001 is the port of image sharing as well"},
+	{"disable-agent: maybe", "disable-agent: \"maybe\" is not true or false"},
+	{"write-kubeconfig-mode: rw", "write-kubeconfig-mode: \"rw\" is not a file mode such as 0600"},
+
+	{"token: short", "token: it has 5 characters, and a password needs"},
+	{"token-file: /nope", "token-file: "},
+	{"agent-token: short", "agent-token: it has 5 characters"},
+	{"agent-token: twelve-chars\nagent-token-file: /f", "agent-token-file: agent-token is set as well"},
+	{"audit-policy: /tmp", "audit-policy: /tmp is not a regular file"},
+	{"audit-policy: DIR/text", "audit-policy: DIR/text is not an audit policy"},
+	{"kube-scheduler-arg: config=/nope", "kube-scheduler-arg: config: open /nope"},
+	{"kube-scheduler-arg: --config=DIR/text", "kube-scheduler-arg: config: DIR/text"},
+	{"kube-apiserver-arg: audit_policy_file=/nope", "kube-apiserver-arg: audit-policy-file: open /nope"},
+	{"kube-apiserver-arg: oidc-ca-file=/nope", "kube-apiserver-arg: oidc-ca-file: stat /nope"},
+}
+
+// accepted are settings that can be used. DIR/audit and DIR/scheduler are files of their kinds.
+var accepted = []string{
+	"tls-san: [pi.local, '*.example.com', my_host, Pi, 10.0.0.1, 'fd00::1', xn--mnchen-3ya.local]",
+	"cluster-cidr: 10.0.0.0/8\nservice-cidr: 172.16.0.0/16",
+	"cluster-cidr: 10.42.0.0/16,fd00:42::/56\nservice-cidr: 10.43.0.0/16,fd00:43::/112",
+	"cluster-cidr: 10.42.0.0/25\nkube-controller-manager-arg: node-cidr-mask-size=27",
+	"service-cidr: 10.43.0.0/29\ncluster-dns: 10.43.0.5",
+	"disable: dns\ncluster-dns: 169.254.20.10",
+	"audit-policy: DIR/audit\naudit-log: none",
+	"kube-scheduler-arg: config=DIR/scheduler",
+	"data-dir: /srv/umiak\nrun-dir: /run/other\nwrite-kubeconfig: /home/me/.kube/config\nwrite-kubeconfig-mode: 0640",
+	"disable-snapshots: true\nsnapshot-s3-unencrypted: true",
+	"flannel-backend: none\nbind-address: ''",
+	"snapshot-s3-bucket: abc\nsnapshot-s3-region: eu-west-1\nsnapshot-s3-access-key: id\nsnapshot-s3-secret-key: s3cr3t",
+}
+
+// TestValidate: check and install.sh ask Validate before a server is stopped for its settings.
+func TestValidate(t *testing.T) {
 	dir := t.TempDir()
-	write := func(name, text string) string {
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	for name, text := range map[string]string{
+		"text": "no such thing\n", "audit": "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: None}]\n",
+		"scheduler": "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return file
 	}
-	text := write("text", "no such thing\n")
-	for want, change := range map[string]func(*Config){
-		"cluster-cidr: 10.42.0.0/25 has no room for a node's range, which is a /24": func(c *Config) { c.ClusterCIDR = []string{"10.42.0.0/25"} },
-		"cluster-cidr: fd00::/40 is too large":                                      func(c *Config) { c.ClusterCIDR, c.ServiceCIDR = []string{"fd00::/40"}, []string{"fd01::/112"} },
-		"cluster-cidr: 10.0.0.0/8 is too large": func(c *Config) {
-			c.ClusterCIDR, c.ServiceCIDR, c.ControllerArg = []string{"10.0.0.0/8"}, []string{"172.16.0.0/16"}, []string{"node-cidr-mask-size=25"}
-		},
-		"service-cidr: 10.43.0.0/30 is too small":                                                  func(c *Config) { c.ServiceCIDR = []string{"10.43.0.0/30"} },
-		"cluster-dns: 9.9.9.9 is outside of service-cidr":                                          func(c *Config) { c.ClusterDNS = []string{"9.9.9.9"} },
-		"cluster-dns: 10.43.0.1 is taken":                                                          func(c *Config) { c.ClusterDNS = []string{"10.43.0.1"} },
-		`tls-san: "münchen.local" is not a name for a certificate: certificates have names in ASC`: func(c *Config) { c.TLSSAN = []string{"münchen.local"} },
-		`tls-san: "https://x:6443" is not a name`:                                                  func(c *Config) { c.TLSSAN = []string{"https://x:6443"} },
-		`tls-san: "a.b c.d" is not a name`:                                                         func(c *Config) { c.TLSSAN = []string{"a.b c.d"} },
-		"advertise-address: 0.0.0.0 is no address":                                                 func(c *Config) { c.AdvertiseAddress = "0.0.0.0" },
-		"https-listen-port: 10250 is the port of the kubelet as well":                              func(c *Config) { c.HTTPSPort, c.KubeletPort = 10250, 10250 },
-		"audit-policy: /tmp is not a regular file":                                                 func(c *Config) { c.AuditPolicy = "/tmp" },
-		"audit-policy: " + text + " is not an audit policy":                                        func(c *Config) { c.AuditPolicy = text },
-		"kube-scheduler-arg: config: open /nope":                                                   func(c *Config) { c.SchedulerArg = []string{"config=/nope"} },
-		"kube-scheduler-arg: config: " + text:                                                      func(c *Config) { c.SchedulerArg = []string{"--config=" + text} },
-		"kube-apiserver-arg: audit-policy-file: open /nope":                                        func(c *Config) { c.APIServerArg = []string{"audit_policy_file=/nope"} },
-		"kube-apiserver-arg: oidc-ca-file: stat /nope":                                             func(c *Config) { c.APIServerArg = []string{"oidc-ca-file=/nope"} },
-		"datastore-cafile: open /nope":                                                             func(c *Config) { c.DatastoreEndpoint, c.DatastoreCA = "https://e:2379", "/nope" },
-		"datastore-cafile: " + text + " holds no certificate":                                      func(c *Config) { c.DatastoreEndpoint, c.DatastoreCA = "https://e:2379", text },
-		"datastore-keyfile: open /nope": func(c *Config) {
-			c.DatastoreEndpoint, c.DatastoreCert, c.DatastoreKey = "https://e:2379", text, "/nope"
-		},
-		"datastore-certfile: tls: ":  func(c *Config) { c.DatastoreEndpoint, c.DatastoreCert, c.DatastoreKey = "https://e:2379", text, text },
-		"snapshot-passphrase-file: ": func(c *Config) { c.Snapshots.PassphraseFile = "/nope" },
-	} {
-		c := valid()
-		change(&c)
-		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("want %q, got %v", want, err)
+	in := func(text string) string { return strings.ReplaceAll(text, "DIR", dir) }
+	for _, c := range refused {
+		if _, err := read(in(c.settings)); err == nil || !strings.Contains(err.Error(), in(c.want)) || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("%s\nwant %s\ngot  %v", c.settings, c.want, err)
 		}
 	}
-	for name, change := range map[string]func(*Config){
-		"names": func(c *Config) {
-			c.TLSSAN = []string{"pi.local", "*.example.com", "my_host", "Pi", "10.0.0.1", "fd00::1", "xn--mnchen-3ya.local"}
-		},
-		"largest": func(c *Config) { c.ClusterCIDR, c.ServiceCIDR = []string{"10.0.0.0/8"}, []string{"172.16.0.0/16"} },
-		"two": func(c *Config) {
-			c.ClusterCIDR, c.ServiceCIDR = []string{"10.42.0.0/16", "fd00:42::/56"}, []string{"10.43.0.0/16", "fd00:43::/112"}
-		},
-		"small": func(c *Config) {
-			c.ClusterCIDR, c.ControllerArg = []string{"10.42.0.0/25"}, []string{"node-cidr-mask-size=27"}
-		},
-		"dns":                func(c *Config) { c.ServiceCIDR, c.ClusterDNS = []string{"10.43.0.0/29"}, []string{"10.43.0.5"} },
-		"a DNS of one's own": func(c *Config) { c.Disable, c.ClusterDNS = []string{"dns"}, []string{"169.254.20.10"} },
-		"audit rules": func(c *Config) {
-			c.AuditPolicy = write("audit", "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: None}]\n")
-		},
-		"scheduler": func(c *Config) {
-			c.SchedulerArg = []string{"config=" + write("sched", "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n")}
-		},
-	} {
-		c := valid()
-		change(&c)
-		if err := c.Validate(); err != nil {
-			t.Errorf("%s: %v", name, err)
+	for _, settings := range accepted {
+		if _, err := read(in(settings)); err != nil {
+			t.Errorf("%s\n%v", settings, err)
 		}
 	}
-	start := valid()
-	start.Snapshots.PassphraseFile = "/not/mounted/yet"
-	if err := start.ValidateStart(); err != nil {
-		t.Errorf("the server does not start without a file that only snapshots need: %v", err)
+}
+
+// TestEverySettingIsTestedByValidate fails for a setting that neither refused nor accepted names.
+func TestEverySettingIsTestedByValidate(t *testing.T) {
+	tested := map[string]bool{}
+	texts := slices.Clone(accepted)
+	for _, c := range refused {
+		texts = append(texts, c.settings)
 	}
-	// All at once; files of another machine are not looked for.
-	c := valid()
-	c.AuditPolicy, c.TLSSAN, c.ClusterDNS = "/nope", []string{"a b"}, []string{"9.9.9.9"}
-	if err := c.Validate(); strings.Count(err.Error(), "\n") != 2 {
-		t.Error(err)
+	for line := range strings.Lines(strings.Join(texts, "\n")) {
+		key, _, _ := strings.Cut(line, ":")
+		tested[key] = true
+	}
+	for _, s := range config.Describe(&Config{}) {
+		if !tested[s.Key] {
+			t.Errorf("%s: no test of Validate sets it; add a value that is refused, or one that is accepted", s.Key)
+		}
+	}
+}
+
+// TestMistakesAreReportedAtOnceInAFixedOrder also covers commands that validate the settings of another machine.
+func TestMistakesAreReportedAtOnceInAFixedOrder(t *testing.T) {
+	const text = "cluster-cidr: nonsense\naudit-policy: /nope\ntls-san: a b\nload-balancer-pool: x\ncluster-dns: 9.9.9.9\nflannel-backend: udp\nagent-token: short\ntoken: short\n"
+	c, err := read(text)
+	if err == nil || strings.Count(err.Error(), "\n") != 7 {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, again := read(text); again.Error() != err.Error() {
+			t.Fatalf("first\n%v\nthen\n%v", err, again)
+		}
 	}
 	if err := c.ValidateValues(); strings.Contains(err.Error(), "/nope") {
+		t.Error(err)
+	}
+}
+
+func TestStartWithoutAFileThatOnlySnapshotsNeed(t *testing.T) {
+	c := valid()
+	c.Snapshots.PassphraseFile = "/not/mounted/yet"
+	if err := c.ValidateStart(); err != nil {
 		t.Error(err)
 	}
 }

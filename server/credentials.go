@@ -7,9 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"github.com/umiak-io/umiak/internal/certfiles"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/encryption"
@@ -116,22 +116,23 @@ func (s *Server) servingLeaf() pki.Leaf {
 		DNSNames: append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + s.cfg.ClusterDomain, "localhost"}, hostname()...),
 		IPs:      []string{"127.0.0.1", "::1"},
 	}
-	for _, a := range slices.Concat([]string{s.advertise()}, texts(s.nodeIPs()), s.cfg.NodeExternalIP) {
+	for _, a := range slices.Concat([]string{s.advertise()}, config.Texts(s.nodeIPs()), config.Texts(s.cfg.NodeExternalIP)) {
 		if a != "" && !slices.Contains(l.IPs, a) {
 			l.IPs = append(l.IPs, a)
 		}
 	}
-	for _, c := range s.cfg.ServiceCIDR {
-		if p, err := netip.ParsePrefix(c); err == nil {
-			l.IPs = append(l.IPs, p.Masked().Addr().Next().String())
-		}
+	for _, p := range s.cfg.ServiceCIDR {
+		l.IPs = append(l.IPs, p.Addr().Next().String())
 	}
-	for _, san := range append([]string{s.cfg.BindAddress}, s.cfg.TLSSAN...) {
+	if a := s.cfg.BindAddress; a.IsValid() && !a.IsUnspecified() {
+		l.IPs = append(l.IPs, a.String())
+	}
+	for _, san := range s.cfg.TLSSAN {
 		if ip, err := netip.ParseAddr(san); err == nil {
 			if !ip.IsUnspecified() {
 				l.IPs = append(l.IPs, ip.String())
 			}
-		} else if san != "" {
+		} else {
 			l.DNSNames = append(l.DNSNames, san)
 		}
 	}
@@ -144,14 +145,6 @@ func (s *Server) tlsSANs() (out []netip.Addr) {
 		if ip, err := netip.ParseAddr(san); err == nil {
 			out = append(out, ip.Unmap())
 		}
-	}
-	return out
-}
-
-func texts(addrs []netip.Addr) []string {
-	out := make([]string, len(addrs))
-	for i, a := range addrs {
-		out[i] = a.String()
 	}
 	return out
 }
@@ -170,9 +163,9 @@ func (s *Server) writeAdmin(l pki.Leaf) error {
 	if s.cfg.WriteKubeconfig == "" {
 		return nil
 	}
-	mode := fs.FileMode(s.cfg.KubeconfigMode()).Perm()
+	mode := fs.FileMode(s.cfg.WriteKubeconfigMode)
 	if mode&0o077 != 0 {
-		s.log.Warn("write-kubeconfig-mode lets others on this machine administer the cluster", "file", s.cfg.WriteKubeconfig, "mode", strconv.FormatUint(uint64(mode), 8))
+		s.log.Warn("write-kubeconfig-mode lets others on this machine administer the cluster", "file", s.cfg.WriteKubeconfig, "mode", s.cfg.WriteKubeconfigMode.String())
 	}
 	return k.Write(s.cfg.WriteKubeconfig, mode)
 }

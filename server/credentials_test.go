@@ -12,14 +12,15 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
 func testConfig(dir string) Config {
 	return Config{
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443, NodeIP: []string{"192.0.2.10"},
-		ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16", "fd00:43::/112"}, ClusterDomain: "cluster.local",
-		TLSSAN: []string{"umiak.example", "198.51.100.7"}, WriteKubeconfig: filepath.Join(dir, "home", "config"), WriteKubeconfigMode: "0640",
+		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443, NodeIP: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")}, ClusterDomain: "cluster.local",
+		TLSSAN: []string{"umiak.example", "198.51.100.7"}, WriteKubeconfig: filepath.Join(dir, "home", "config"), WriteKubeconfigMode: 0o640,
 	}
 }
 
@@ -56,7 +57,7 @@ func TestServingNamesFollowTheSettings(t *testing.T) {
 // fixedAddress is a node-ip, which needs not be on the machine.
 func fixedAddress(t *testing.T, ip string) *nodeip.Tracker {
 	t.Helper()
-	a, err := nodeip.New(nodeip.Config{Asked: []string{ip}, Log: slog.New(slog.DiscardHandler)})
+	a, err := nodeip.New(nodeip.Config{Asked: []netip.Addr{netip.MustParseAddr(ip)}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func fixedAddress(t *testing.T, ip string) *nodeip.Tracker {
 
 func TestAddressesThatPodsCannotReachAreRefused(t *testing.T) {
 	for _, a := range []string{"127.0.0.1", "0.0.0.0", "::1", "fe80::1", "224.0.0.1"} {
-		if _, err := advertiseAddress(Config{AdvertiseAddress: a}, nil); err == nil || !strings.Contains(err.Error(), "advertise-address") {
+		if _, err := advertiseAddress(Config{AdvertiseAddress: netip.MustParseAddr(a)}, nil); err == nil || !strings.Contains(err.Error(), "advertise-address") {
 			t.Errorf("%s: %v", a, err)
 		}
 	}
@@ -80,15 +81,17 @@ func TestAddressesThatPodsCannotReachAreRefused(t *testing.T) {
 
 func TestListensOnBothFamiliesWhereTheClusterHasBoth(t *testing.T) {
 	for _, tc := range []struct {
-		bind string
-		svc  []string
-		want string
+		settings, want string
 	}{
-		{"", []string{"10.43.0.0/16"}, "0.0.0.0"},
-		{"", []string{"10.43.0.0/16", "fd00:43::/112"}, "::"},
-		{"192.0.2.1", []string{"10.43.0.0/16"}, "192.0.2.1"},
+		{"service-cidr: 10.43.0.0/16", "0.0.0.0"},
+		{"service-cidr: [10.43.0.0/16, 'fd00:43::/112']", "::"},
+		{"bind-address: 192.0.2.1", "192.0.2.1"},
 	} {
-		if got := bindAddress(Config{BindAddress: tc.bind, ServiceCIDR: tc.svc}); got != tc.want {
+		var c Config
+		if err := config.Parse("config.yaml", tc.settings, &c); err != nil {
+			t.Fatal(err)
+		}
+		if got := bindAddress(c); got != tc.want {
 			t.Errorf("%+v: got %s", tc, got)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/datastore/snapshot"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/token"
@@ -123,18 +124,18 @@ func (c Config) shared() []joinwire.Setting {
 		return list(slices.Compact(l))
 	}
 	out := []joinwire.Setting{
-		{Key: "cluster-cidr", Value: list(c.ClusterCIDR)},
-		{Key: "service-cidr", Value: list(c.ServiceCIDR)},
-		{Key: "service-node-port-range", Value: c.NodePorts},
-		{Key: "cluster-dns", Value: list(c.DNS())},
+		{Key: "cluster-cidr", Value: list(config.Texts(c.ClusterCIDR))},
+		{Key: "service-cidr", Value: list(config.Texts(c.ServiceCIDR))},
+		{Key: "service-node-port-range", Value: c.NodePorts.String()},
+		{Key: "cluster-dns", Value: list(config.Texts(c.DNS()))},
 		{Key: "cluster-domain", Value: c.ClusterDomain},
 		{Key: "flannel-backend", Value: c.FlannelBackend},
-		{Key: "load-balancer-pool", Value: set(c.LoadBalancers)},
+		{Key: "load-balancer-pool", Value: set(config.Texts(c.LoadBalancers))},
 		{Key: "disable", Value: set(c.Disable)},
-		{Key: "https-listen-port", Value: strconv.Itoa(c.HTTPSPort)},
+		{Key: "https-listen-port", Value: c.HTTPSPort.String()},
 	}
 	if len(c.ExternalIPs) > 0 { // older releases do not know it
-		out = append(out, joinwire.Setting{Key: "service-external-ips", Value: set(c.ExternalIPs)})
+		out = append(out, joinwire.Setting{Key: "service-external-ips", Value: set(config.Texts(c.ExternalIPs))})
 	}
 	return out
 }

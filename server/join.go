@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -138,7 +137,7 @@ func (s *Server) clusterFacts() joinwire.Cluster {
 	return joinwire.Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
 		ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
-		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts,
+		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts.String(),
 		UpgradesOff: s.upgradesOff(), ExternalIPs: c.ExternalIPs,
 	}
 }
@@ -176,7 +175,7 @@ func (s *Server) published() string {
 	if a == "" {
 		return ""
 	}
-	return net.JoinHostPort(a, strconv.Itoa(s.cfg.HTTPSPort))
+	return net.JoinHostPort(a, s.cfg.HTTPSPort.String())
 }
 
 // longLived are the two tokens of the first start.

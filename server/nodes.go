@@ -25,7 +25,7 @@ func (s *Server) newTunnels() *tunnel.Tunnels {
 // reachNodes makes the API server use the nodes' tunnels.
 func (s *Server) reachNodes() {
 	s.join.OnLeave(func(node string) { go s.tunnels.Left(node) })
-	nodes := tunnel.NewNodes(prefixes(s.cfg.ClusterCIDR))
+	nodes := tunnel.NewNodes(s.cfg.ClusterCIDR)
 	nodes.Disputed = func(node string, addr netip.Addr) bool {
 		return s.join.Disputed(node, addr) || s.join.Unregistered(node, addr)
 	}
@@ -36,15 +36,4 @@ func (s *Server) reachNodes() {
 	}
 	s.plane.APIServer.Front(tunnelwire.Path, s.tunnels)
 	s.plane.APIServer.DialWith(d)
-}
-
-// prefixes parses ranges that Validate has checked.
-func prefixes(in []string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, s := range in {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
 }

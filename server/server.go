@@ -5,11 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync/atomic"
 
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -276,13 +274,11 @@ func (s *Server) takenOver() {
 
 // bindAddress is where to listen: "::" takes both families, where there is IPv6 at all.
 func bindAddress(cfg Config) string {
-	if cfg.BindAddress != "" {
-		return cfg.BindAddress
+	if cfg.BindAddress.IsValid() {
+		return cfg.BindAddress.String()
 	}
-	for _, c := range cfg.ServiceCIDR {
-		if p, err := netip.ParsePrefix(c); err == nil && p.Addr().Is6() {
-			return "::"
-		}
+	if nodeip.FamiliesOf(cfg.ServiceCIDR).V6 {
+		return "::"
 	}
 	return "0.0.0.0"
 }
@@ -295,7 +291,7 @@ func (s *Server) hostPort() string {
 	if ip := net.ParseIP(s.bind); ip != nil && !ip.IsUnspecified() {
 		host = s.bind
 	}
-	return net.JoinHostPort(host, strconv.Itoa(s.cfg.HTTPSPort))
+	return net.JoinHostPort(host, s.cfg.HTTPSPort.String())
 }
 
 // settings are what the components get.
@@ -306,8 +302,8 @@ func (s *Server) settings() controlplane.Settings {
 		audit = s.auditPolicyFile()
 	}
 	return controlplane.Settings{
-		Bind: s.bind, Port: c.HTTPSPort, Advertise: s.advertise,
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts, ClusterDomain: c.ClusterDomain,
+		Bind: s.bind, Port: int(c.HTTPSPort), Advertise: s.advertise,
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(), ClusterDomain: c.ClusterDomain,
 		OtherIPAM: c.FlannelBackend == "none",
 		Nodes:     s.join, ClusterIPRouting: !c.DisableAgent, UpgradesOff: s.upgradesOff(), Services: s.serviceLimits(),
 		HighAvailability: s.cluster.Several(),

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -78,7 +79,7 @@ func loopback() error {
 func config(dir string) server.Config {
 	var c server.Config
 	settings.Defaults(&c)
-	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []string{nodeIP}
+	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
 	c.AuditLog = filepath.Join(dir, "data", "audit", "audit.log")
 	return c
 }
@@ -105,7 +106,7 @@ func serve(dir string) error {
 	}
 	cfg, ip := config(dir), nodeIP
 	if port := os.Getenv("UMIAK_TEST_PORT"); port != "" {
-		if cfg.HTTPSPort, err = strconv.Atoi(port); err != nil {
+		if err := cfg.HTTPSPort.UnmarshalText([]byte(port)); err != nil {
 			return err
 		}
 	}

@@ -11,17 +11,9 @@ import (
 // serviceLimits are what Services may not take.
 func (s *Server) serviceLimits() plugins.Limits {
 	c := s.cfg
-	prefixes := func(list []string) (out []netip.Prefix) {
-		for _, text := range list {
-			if p, err := netip.ParsePrefix(text); err == nil { // Validate has said so
-				out = append(out, p)
-			}
-		}
-		return out
-	}
 	return plugins.Limits{
-		ExternalIPs: prefixes(c.ExternalIPs), Inside: prefixes(slices.Concat(c.ClusterCIDR, c.ServiceCIDR)),
-		Ports: systemports.Ports{API: c.HTTPSPort}, Servers: s.serverAddresses,
+		ExternalIPs: c.ExternalIPs, Inside: slices.Concat(c.ClusterCIDR, c.ServiceCIDR),
+		Ports: systemports.Ports{API: int(c.HTTPSPort)}, Servers: s.serverAddresses,
 	}
 }
 

@@ -2,6 +2,7 @@ package join
 
 import (
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -89,7 +90,7 @@ func TestLearn(t *testing.T) {
 	if _, err := os.Stat(dirs.Joined()); err == nil {
 		t.Error("the same answer was written down")
 	}
-	same.ExternalIPs = []string{"203.0.113.0/24"}
+	same.ExternalIPs = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
 	if err := j.learn(same); err != nil {
 		t.Fatal(err)
 	}

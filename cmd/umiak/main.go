@@ -36,7 +36,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 	var sc server.Config
 	where := agentcli.Where{Known: []any{&sc, &agent.Config{}, &logging.Config{}}}
 	where.Server = func() (agentcli.ServerSettings, error) {
-		return agentcli.ServerSettings{Port: sc.HTTPSPort, FlannelBackend: sc.FlannelBackend}, sc.Validate()
+		return agentcli.ServerSettings{Port: int(sc.HTTPSPort), FlannelBackend: sc.FlannelBackend}, sc.Validate()
 	}
 	return &cli.App{
 		Name:    "umiak",

@@ -86,3 +86,12 @@ func (r *Range) UnmarshalText(text []byte) error {
 	r.Prefix = p.Masked()
 	return nil
 }
+
+// Texts returns the texts of values, as of addresses or ranges.
+func Texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = v.String()
+	}
+	return out
+}

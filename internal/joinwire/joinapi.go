@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -102,11 +103,11 @@ type Cluster struct {
 	// APIServer is the URL at which this node reaches the API server.
 	APIServer string `json:"apiServer"`
 	// ClusterCIDR and ServiceCIDR are the pods' and the Services' address ranges, one a family.
-	ClusterCIDR []string `json:"clusterCIDR"`
-	ServiceCIDR []string `json:"serviceCIDR"`
+	ClusterCIDR []netip.Prefix `json:"clusterCIDR"`
+	ServiceCIDR []netip.Prefix `json:"serviceCIDR"`
 	// ClusterDNS are the addresses of the DNS Service, one a family; ClusterDomain as cluster.local.
-	ClusterDNS    []string `json:"clusterDNS"`
-	ClusterDomain string   `json:"clusterDomain"`
+	ClusterDNS    []netip.Addr `json:"clusterDNS"`
+	ClusterDomain string       `json:"clusterDomain"`
 	// FlannelBackend is vxlan, host-gw, wireguard-native or none.
 	FlannelBackend string `json:"flannelBackend"`
 	// NodePorts is the range of node ports, as 30000-32767.
@@ -114,7 +115,7 @@ type Cluster struct {
 	// UpgradesOff says that the cluster never asks for an upgrade of its nodes: nobody else is to be believed who does.
 	UpgradesOff bool `json:"upgradesOff,omitempty"`
 	// ExternalIPs are the ranges of which spec.externalIPs of Services may be.
-	ExternalIPs []string `json:"externalIPs,omitempty"`
+	ExternalIPs []netip.Prefix `json:"externalIPs,omitempty"`
 }
 
 // Code says what kind of refusal an Error is.

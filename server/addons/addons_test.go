@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,9 +139,9 @@ func serve(dir, port string) error {
 	defer cancel()
 	var c server.Config
 	config.Defaults(&c)
-	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []string{nodeIP}
+	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
 	c.DisableAgent = true // no node runs in this process
-	if c.HTTPSPort, err = strconv.Atoi(port); err != nil {
+	if err := c.HTTPSPort.UnmarshalText([]byte(port)); err != nil {
 		return err
 	}
 	s, err := server.New(ctx, c, log)
@@ -337,7 +338,7 @@ func cm(name, value string) string {
 
 func TestEmbeddedManifests(t *testing.T) {
 	f := newFixture(t)
-	vars, err := manifests.Vars("cluster.local", []string{"10.43.0.10"})
+	vars, err := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -627,7 +628,7 @@ func TestTheSameObjectInTwoFiles(t *testing.T) {
 // TestIdle: nothing is asked and nothing is written while nothing happens.
 func TestIdle(t *testing.T) {
 	f := newFixture(t)
-	vars, _ := manifests.Vars("cluster.local", []string{"10.43.0.10"})
+	vars, _ := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10")})
 	f.embedded, f.vars = manifests.FS, vars
 	f.start()
 	f.write("x.yaml", cm("idle", "1"))

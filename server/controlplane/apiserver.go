@@ -24,6 +24,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/tlspolicy"
 	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server/admission"
@@ -100,7 +101,7 @@ func apiServerFlags(s Settings) flags {
 	f.set("bind-address", s.Bind)
 	f.setf("secure-port", "%d", s.Port)
 	f.set("advertise-address", s.advertised())
-	f.set("service-cluster-ip-range", strings.Join(s.ServiceCIDR, ","))
+	f.set("service-cluster-ip-range", strings.Join(config.Texts(s.ServiceCIDR), ","))
 	f.set("service-node-port-range", s.NodePorts)
 	f.set("allow-privileged", "true")
 
@@ -174,7 +175,7 @@ func (s Settings) advertised() string {
 	if a := s.Advertise(); a != "" {
 		return a
 	}
-	if len(s.ServiceCIDR) > 0 && strings.Contains(s.ServiceCIDR[0], ":") {
+	if len(s.ServiceCIDR) > 0 && s.ServiceCIDR[0].Addr().Is6() {
 		return "100::1"
 	}
 	return "192.0.0.8"

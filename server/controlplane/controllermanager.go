@@ -19,6 +19,8 @@ import (
 	"k8s.io/component-base/configz"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+
+	"github.com/umiak-io/umiak/internal/config"
 )
 
 // ControllerManager is kube-controller-manager.
@@ -43,16 +45,9 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 		return nil, fmt.Errorf("make options: %w", err)
 	}
 	opts.ControllerShutdownTimeout = 0 // Run limits it where the process ends
-	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api}
+	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api, cluster: s.ClusterCIDR}
 	if !s.HighAvailability {
 		m.idle = "does not run"
-	}
-	for _, c := range s.ClusterCIDR {
-		p, err := netip.ParsePrefix(c)
-		if err != nil {
-			return nil, fmt.Errorf("cluster-cidr: %w", err)
-		}
-		m.cluster = append(m.cluster, p)
 	}
 	m.state.set(m.idle)
 	health.Register("kube-controller-manager", m.state.check)
@@ -77,8 +72,8 @@ func controllerManagerFlags(s Settings) flags {
 	f.set("kube-api-burst", "600")
 
 	f.set("allocate-node-cidrs", "true")
-	f.set("cluster-cidr", strings.Join(s.ClusterCIDR, ","))
-	f.set("service-cluster-ip-range", strings.Join(s.ServiceCIDR, ","))
+	f.set("cluster-cidr", strings.Join(config.Texts(s.ClusterCIDR), ","))
+	f.set("service-cluster-ip-range", strings.Join(config.Texts(s.ServiceCIDR), ","))
 	f.set("root-ca-file", s.Files.ServerCA)
 	f.set("service-account-private-key-file", s.Files.ServiceAccountKey)
 	f.set("cluster-signing-kubelet-serving-cert-file", s.Files.ServerCASigner)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/component-base/featuregate"
@@ -23,7 +24,7 @@ type Settings struct {
 	// to reach this server as well, there is one from the start.
 	Advertise func() string
 
-	ClusterCIDR, ServiceCIDR []string
+	ClusterCIDR, ServiceCIDR []netip.Prefix
 	NodePorts, ClusterDomain string
 	// OtherIPAM is set where another network than umiak's gives Pods their addresses.
 	OtherIPAM bool

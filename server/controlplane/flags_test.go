@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ func (*number) Type() string     { return "number" }
 func (*number) Set(string) error { return strings.NewReader("").UnreadByte() }
 
 func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
-	s := Settings{Bind: "0.0.0.0", Port: 6443, Advertise: func() string { return "192.0.2.1" }, ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"},
+	s := Settings{Bind: "0.0.0.0", Port: 6443, Advertise: func() string { return "192.0.2.1" }, ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		NodePorts: "30000-32767", ClusterDomain: "cluster.local"}
 	if err := CheckArgs(s); err != nil {
 		t.Fatal(err)

@@ -265,17 +265,7 @@ func (a *API) reserved(ctx context.Context, s *serving, node string) (reserved, 
 
 // rangesOf returns the ranges of pods and Services.
 func rangesOf(c joinwire.Cluster) []netip.Prefix {
-	return prefixes(slices.Concat(c.ClusterCIDR, c.ServiceCIDR))
-}
-
-// prefixes parses ranges. The configuration has been validated; a text that is no range is left out.
-func prefixes(list []string) (out []netip.Prefix) {
-	for _, s := range list {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
+	return slices.Concat(c.ClusterCIDR, c.ServiceCIDR)
 }
 
 // servers are the addresses that the API servers have published.

@@ -21,7 +21,7 @@ func registry(t *testing.T) (*API, *serving) {
 	t.Helper()
 	client := fake.NewClientset()
 	tokens := Tokens{Client: client, CA: hash}
-	cluster := joinwire.Cluster{ClusterCIDR: []string{"10.42.0.0/16"}, ServiceCIDR: []string{"10.43.0.0/16"}}
+	cluster := joinwire.Cluster{ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}}
 	a := New(Config{Cluster: cluster, Self: "own", Own: func() string { return "192.0.2.100:6443" }, Log: quiet})
 	known, stop, err := tokens.follow(t.Context(), func() {}, a.members)
 	if err != nil {

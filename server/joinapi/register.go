@@ -269,7 +269,7 @@ func (a *API) Foreign(ctx context.Context, node string, ip netip.Addr) error {
 // System returns why an address cannot be that of a Pod on a node, in a cluster whose pod addresses come from another
 // network's IPAM: it is a server's, another node's, a Service's, or not reachable from other machines; nil if it can.
 func (a *API) System(ctx context.Context, node string, ip netip.Addr) error {
-	return a.foreign(ctx, node, ip, prefixes(a.cfg.Cluster.ServiceCIDR))
+	return a.foreign(ctx, node, ip, a.cfg.Cluster.ServiceCIDR)
 }
 
 // foreign returns why an address belongs to neither a node nor its Pods. ranges are those in which they have none.

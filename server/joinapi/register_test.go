@@ -49,7 +49,7 @@ func newGate(t *testing.T) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.api = New(Config{Signer: signer, Servers: &cluster{}, Cluster: joinwire.Cluster{ServiceCIDR: []string{"10.43.0.0/16"}}, Own: func() string { return "192.0.2.100:6443" }, Log: quiet})
+	g.api = New(Config{Signer: signer, Servers: &cluster{}, Cluster: joinwire.Cluster{ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}}, Own: func() string { return "192.0.2.100:6443" }, Log: quiet})
 	run(t, g.api, g.tokens)
 	return g
 }

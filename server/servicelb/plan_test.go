@@ -115,11 +115,7 @@ func TestPlan(t *testing.T) {
 		{"pool: other family", both, []string{"fd01::1"}, []*corev1.Service{svc(1, "80")}, []string{"NoAddress"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			pool, err := ParsePool(c.pool)
-			if err != nil {
-				t.Fatal(err)
-			}
-			p := Planner{Pool: pool, Reserved: func(port int32, proto corev1.Protocol) string {
+			p := Planner{Pool: pool(t, c.pool...), Reserved: func(port int32, proto corev1.Protocol) string {
 				if port == 6443 && proto == corev1.ProtocolTCP {
 					return "the API server"
 				}
@@ -157,7 +153,7 @@ func TestPlanNeverGivesAPortTwice(t *testing.T) {
 		}
 		var p Planner
 		if r.IntN(2) == 0 {
-			p.Pool, _ = ParsePool([]string{"192.0.2.2-192.0.2.6"})
+			p.Pool = pool(t, "192.0.2.2-192.0.2.6")
 		}
 		var svcs []*corev1.Service
 		for i := range 1 + r.IntN(10) {
@@ -195,24 +191,36 @@ func TestPlanNeverGivesAPortTwice(t *testing.T) {
 	}
 }
 
-func TestParsePool(t *testing.T) {
+// pool returns the pool of these ranges.
+func pool(t *testing.T, ranges ...string) Pool {
+	t.Helper()
+	p := make(Pool, len(ranges))
+	for i, r := range ranges {
+		if err := p[i].UnmarshalText([]byte(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+func TestPool(t *testing.T) {
 	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-fd00::1", "127.0.0.1", "0.0.0.0/0", "224.0.0.1", "fe80::1%eth0"} {
-		if _, err := ParsePool([]string{bad}); err == nil {
+		if err := new(Range).UnmarshalText([]byte(bad)); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
 	}
-	if _, err := ParsePool([]string{"192.0.2.0/24", "192.0.2.7"}); err == nil {
+	if err := pool(t, "192.0.2.0/24", "192.0.2.7").Check(); err == nil {
 		t.Error("an overlap was taken")
 	}
 }
 
-func FuzzParsePool(f *testing.F) {
+func FuzzRange(f *testing.F) {
 	for _, s := range []string{"192.0.2.0/28", "192.0.2.1-192.0.2.3", "fd00::/64", "::ffff:1.2.3.4"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		p, err := ParsePool([]string{s})
-		if err != nil {
+		p := make(Pool, 1)
+		if err := p[0].UnmarshalText([]byte(s)); err != nil {
 			return
 		}
 		n := 0

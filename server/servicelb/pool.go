@@ -1,68 +1,71 @@
 package servicelb
 
 import (
+	"encoding"
 	"fmt"
 	"iter"
 	"net/netip"
 	"strings"
 )
 
-// Pool is a list of ranges of addresses.
-type Pool []addrRange
+// Pool is the addresses for Services of type LoadBalancer. An empty Pool stands for the addresses of the nodes.
+type Pool []Range
 
-type addrRange struct{ first, last netip.Addr }
-
-// ParsePool reads addresses, prefixes such as 192.0.2.0/28, and ranges such as 192.0.2.10-192.0.2.20.
-func ParsePool(in []string) (Pool, error) {
-	var out Pool
-	for _, s := range in {
-		r, err := parseRange(strings.TrimSpace(s))
-		if err != nil {
-			return nil, err
-		}
-		for _, other := range out {
-			if r.first.BitLen() == other.first.BitLen() && r.first.Compare(other.last) <= 0 && other.first.Compare(r.last) <= 0 {
-				return nil, fmt.Errorf("%q overlaps %s-%s", s, other.first, other.last)
-			}
-		}
-		out = append(out, r)
-	}
-	return out, nil
+// Range is a range of addresses, both ends included.
+type Range struct {
+	first, last netip.Addr
+	text        string // as it was written
 }
 
-func parseRange(s string) (addrRange, error) {
-	bad := func() (addrRange, error) {
-		return addrRange{}, fmt.Errorf("%q is not an address, a prefix such as 192.0.2.0/28 or a range such as 192.0.2.10-192.0.2.20", s)
-	}
-	var r addrRange
+var _ encoding.TextUnmarshaler = (*Range)(nil)
+
+// UnmarshalText reads an address, a prefix such as 192.0.2.0/28 or a range such as 192.0.2.10-192.0.2.20.
+func (r *Range) UnmarshalText(text []byte) error {
+	s := string(text)
+	bad := fmt.Errorf("%q is not an address, a prefix such as 192.0.2.0/28 or a range such as 192.0.2.10-192.0.2.20", s)
+	out := Range{text: s}
+	first, last, isRange := strings.Cut(s, "-")
 	if p, err := netip.ParsePrefix(s); err == nil {
 		p = p.Masked()
-		r = addrRange{p.Addr(), lastOf(p)}
-	} else if a, b, isRange := strings.Cut(s, "-"); isRange {
-		if r.first, err = netip.ParseAddr(strings.TrimSpace(a)); err != nil {
-			return bad()
+		out.first, out.last = p.Addr(), lastOf(p)
+	} else if out.first, err = netip.ParseAddr(strings.TrimSpace(first)); err != nil {
+		return bad
+	} else if out.last = out.first; isRange {
+		if out.last, err = netip.ParseAddr(strings.TrimSpace(last)); err != nil {
+			return bad
 		}
-		if r.last, err = netip.ParseAddr(strings.TrimSpace(b)); err != nil {
-			return bad()
-		}
-	} else {
-		if r.first, err = netip.ParseAddr(s); err != nil {
-			return bad()
-		}
-		r.last = r.first
 	}
-	for _, a := range []netip.Addr{r.first, r.last} {
+	for _, a := range []netip.Addr{out.first, out.last} {
 		if a.Is4In6() || a.Zone() != "" {
-			return bad()
+			return bad
 		}
 		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
-			return r, fmt.Errorf("%q: %s cannot be reached by others", s, a)
+			return fmt.Errorf("%q: %s cannot be reached by others", s, a)
 		}
 	}
-	if r.first.BitLen() != r.last.BitLen() || r.last.Less(r.first) {
-		return bad()
+	if out.first.BitLen() != out.last.BitLen() || out.last.Less(out.first) {
+		return bad
 	}
-	return r, nil
+	*r = out
+	return nil
+}
+
+// MarshalText returns the text that the range was read from.
+func (r Range) MarshalText() ([]byte, error) { return []byte(r.text), nil }
+
+// String returns the text that the range was read from.
+func (r Range) String() string { return r.text }
+
+// Check returns an error where two ranges overlap.
+func (p Pool) Check() error {
+	for i, r := range p {
+		for _, other := range p[:i] {
+			if r.first.BitLen() == other.first.BitLen() && r.first.Compare(other.last) <= 0 && other.first.Compare(r.last) <= 0 {
+				return fmt.Errorf("%q overlaps %s-%s", r.text, other.first, other.last)
+			}
+		}
+	}
+	return nil
 }
 
 func lastOf(p netip.Prefix) netip.Addr {

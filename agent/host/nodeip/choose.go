@@ -24,13 +24,11 @@ var ErrNone = errors.New("this machine has no address for the node yet: plug in 
 // Families are the address families that a node needs.
 type Families struct{ V4, V6 bool }
 
-// FamiliesOf are those of address ranges such as cluster-cidr; what cannot be parsed counts for nothing.
-func FamiliesOf(ranges []string) Families {
+// FamiliesOf returns the families of address ranges such as cluster-cidr.
+func FamiliesOf(ranges []netip.Prefix) Families {
 	var f Families
-	for _, s := range ranges {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			f.V4, f.V6 = f.V4 || p.Addr().Is4(), f.V6 || p.Addr().Is6()
-		}
+	for _, p := range ranges {
+		f.V4, f.V6 = f.V4 || p.Addr().Is4(), f.V6 || p.Addr().Is6()
 	}
 	return f
 }

@@ -19,7 +19,7 @@ const Part = "addresses"
 
 // Config says what is wanted.
 type Config struct {
-	Asked []string // node-ip
+	Asked []netip.Addr // the setting node-ip; empty for addresses that the machine has
 	Want  Families
 	File  string // where the last choice is kept
 	// Earlier are addresses that the node had when nothing was kept yet, as before an update from a release that kept none.
@@ -43,11 +43,7 @@ type Tracker struct {
 // New makes the first choice.
 func New(cfg Config) (*Tracker, error) {
 	t := &Tracker{cfg: cfg, want: cfg.Want, log: cfg.Log.With("component", "addresses"), changed: make(chan struct{})}
-	for _, s := range cfg.Asked {
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			return nil, fmt.Errorf("node-ip: %w", err)
-		}
+	for _, a := range cfg.Asked {
 		t.asked = append(t.asked, a.Unmap())
 	}
 	if _, err := t.look(); err != nil {

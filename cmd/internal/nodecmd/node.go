@@ -80,11 +80,11 @@ func (w *Where) checkConfig(dirs layout.Dirs, agentOnly bool) (check.Config, err
 		case *agent.Config:
 			s.DataDir, s.RunDir = dirs.Data, dirs.Run
 			cfg.Registries = s.PrivateRegistry
-			cfg.CgroupRoot, cfg.NodePort, cfg.NodeName = s.CgroupRoot, s.KubeletPort, s.NodeName
+			cfg.CgroupRoot, cfg.NodePort, cfg.NodeName = s.CgroupRoot, int(s.KubeletPort), s.NodeName
 			errs = append(errs, s.Validate())
 			if agentOnly || w.AgentOnly {
 				errs = append(errs, checkJoin(*s))
-				cfg.BalancerPort = s.BalancerPort
+				cfg.BalancerPort = int(s.BalancerPort)
 			}
 		case *logging.Config:
 			errs = append(errs, s.Validate())

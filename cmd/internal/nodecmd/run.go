@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -110,7 +109,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err := os.MkdirAll(dirs.Agent(), 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.BalancerPort))
+	local := net.JoinHostPort("127.0.0.1", cfg.BalancerPort.String())
 	servers, err := apibalancer.New(apibalancer.Config{Listen: local, File: dirs.Servers(), Given: server, Log: log})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package manifest_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,7 +62,7 @@ func TestBounds(t *testing.T) {
 }
 
 func TestEmbedded(t *testing.T) {
-	vars, err := manifests.Vars("cluster.local", []string{"10.43.0.10", "fd00::a"})
+	vars, err := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd00::a")})
 	if err != nil {
 		t.Fatal(err)
 	}
