@@ -72,7 +72,7 @@ func TestServersOnOneDatabase(t *testing.T) {
 	refused("this is not the cluster's server token", map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
 	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`, map[string]string{"token": secret, "cluster-domain": "else.where"})
 
-	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret, "tls-san": `["B.example.org", "*.apps.example.org"]`}))
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret, "tls-san": `["B.example.org", "*.apps.example.org", "10.255.0.80"]`}))
 	e.must(second.Start())
 	e.must(second.Ready(e.within(2 * patience)))
 	e.sub("a node with a name of the other server's", func(e *env) {
@@ -87,6 +87,18 @@ func TestServersOnOneDatabase(t *testing.T) {
 					return nil
 				}))
 			}
+		}
+	})
+	e.sub("a node with a virtual address of the other server's", func(e *env) {
+		tok := e.token("--ttl", "1h")
+		for _, c := range []*cluster.Cluster{e.Cluster, second} {
+			k, body := knock(e.T, second.M, c.M.IP+":6443", nil), newIdentity(e.T, "virtual", "10.255.0.80").req
+			e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+				if _, err := k.node(tok, body); err == nil || !strings.Contains(err.Message, "it is an address of the API server") {
+					return notYet("a node at 10.255.0.80, by "+c.M.Name, err)
+				}
+				return nil
+			}))
 		}
 	})
 	nodes, err := second.Kube.CoreV1().Nodes().List(e.soon(), metav1.ListOptions{})

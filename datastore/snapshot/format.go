@@ -14,10 +14,11 @@ import (
 	"os"
 	"time"
 
-	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
+
+	pass "github.com/umiak-io/umiak/internal/passphrase"
 )
 
 // What can be wrong with a file; errors of Read and Inspect wrap one of these.
@@ -47,11 +48,6 @@ const (
 
 	// The footer: keys, files, bytes of values, fingerprint, checksum, end.
 	footerSize = 8 + 8 + 8 + sha256.Size + sha256.Size + len(endMagic)
-
-	// workFactor of scrypt: 32 MiB and a tenth of a second, where age's own 256 MiB do not fit on a small
-	// board. maxWorkFactor is what a file may ask for.
-	workFactor    = 15
-	maxWorkFactor = 18
 )
 
 // Manifest says what a snapshot is of. It is not secret.
@@ -115,14 +111,9 @@ func NewWriter(w io.Writer, m Manifest, passphrase string) (*Writer, error) {
 		return nil, err
 	}
 	if passphrase != "" {
-		r, err := age.NewScryptRecipient(passphrase)
+		enc, err := pass.Encrypt(plain, passphrase, pass.Suitable())
 		if err != nil {
-			return nil, fmt.Errorf("use passphrase: %w", err)
-		}
-		r.SetWorkFactor(workFactor)
-		enc, err := age.Encrypt(plain, r)
-		if err != nil {
-			return nil, fmt.Errorf("encrypt: %w", err)
+			return nil, err
 		}
 		plain, s.finish = enc, append(s.finish, enc.Close)
 	}
@@ -378,16 +369,12 @@ func decrypt(in io.Reader, passphrase string) (io.Reader, error) {
 	if passphrase == "" {
 		return nil, ErrEncrypted
 	}
-	id, err := age.NewScryptIdentity(passphrase)
-	if err != nil {
-		return nil, fmt.Errorf("use passphrase: %w", err)
-	}
-	id.SetMaxWorkFactor(maxWorkFactor)
-	out, err := age.Decrypt(in, id)
-	var wrong *age.NoIdentityMatchError
+	out, err := pass.Decrypt(in, passphrase)
 	switch {
-	case errors.As(err, &wrong):
+	case errors.Is(err, pass.ErrWrong):
 		return nil, ErrPassphrase
+	case errors.Is(err, pass.ErrMemory):
+		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrAltered, err)
 	}

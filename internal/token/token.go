@@ -63,6 +63,7 @@ const (
 var (
 	hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	k3sForm  = regexp.MustCompile(`^K10([0-9a-fA-F]{64})::(.*)$`)
+	madeForm = regexp.MustCompile(`^[a-z2-7]{32}$`)
 	idForm   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 )
 
@@ -177,6 +178,9 @@ func New(ca, id string) Token {
 	}
 	return Token{CA: ca, ID: id, Secret: random(20)}
 }
+
+// Made reports whether a secret has the form of one that New makes, as opposed to a password that a person chose.
+func Made(secret string) bool { return madeForm.MatchString(secret) }
 
 func random(n int) string {
 	b := make([]byte, n)

@@ -207,3 +207,14 @@ func TestFetchCA(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestMade(t *testing.T) {
+	if s := New("", "").Secret; !Made(s) {
+		t.Errorf("%q is taken for a person's", s)
+	}
+	for _, s := range []string{"", "hunter2", "Correct-Horse-Battery-Staple-123", strings.Repeat("a", 31), strings.Repeat("a", 33)} {
+		if Made(s) {
+			t.Errorf("%q is taken for one that was made", s)
+		}
+	}
+}

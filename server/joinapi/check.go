@@ -141,7 +141,7 @@ func (r reserved) allows(ip netip.Addr) error {
 		return errors.New("it is an address of the API server")
 	}
 	if server, ok := r.shared[ip]; ok {
-		return fmt.Errorf("server %s has it in its certificate (tls-san), so it is an address of the API server: "+
+		return fmt.Errorf("it is an address of the API server: server %s has it in its certificate (tls-san); "+
 			"set node-ip to another address of this machine, or remove it from tls-san and restart that server", server)
 	}
 	return r.external(ip)

@@ -11,17 +11,13 @@ import (
 	"io"
 	"slices"
 
-	"filippo.io/age"
-
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/passphrase"
+	"github.com/umiak-io/umiak/internal/token"
 )
 
 // Key is where the Record lies in the datastore: outside what kube-apiserver looks at.
 const Key = "/umiak/servers"
-
-// workFactor of scrypt: 32 MiB and a tenth of a second. A token's secret has 160 bits and does not need it; a user's
-// password does.
-const workFactor = 15
 
 // maxSealed bounds what is read of the files.
 const maxSealed = 1 << 20
@@ -88,13 +84,13 @@ func (r *Record) Put(files []joinwire.File, secret string) error {
 	if err != nil {
 		return err
 	}
-	to, err := age.NewScryptRecipient(secret)
-	if err != nil {
-		return fail(err)
+	// A secret that was made has 160 bits: guessing it is hopeless at any cost of one guess.
+	factor := passphrase.Least
+	if !token.Made(secret) {
+		factor = passphrase.Suitable()
 	}
-	to.SetWorkFactor(workFactor)
 	var out bytes.Buffer
-	w, err := age.Encrypt(&out, to)
+	w, err := passphrase.Encrypt(&out, secret, factor)
 	if err != nil {
 		return fail(err)
 	}
@@ -108,14 +104,8 @@ func (r *Record) Put(files []joinwire.File, secret string) error {
 // Files opens what Put has sealed.
 func (r Record) Files(secret string) ([]joinwire.File, error) {
 	fail := func(err error) ([]joinwire.File, error) { return nil, fmt.Errorf("open the cluster's keys: %w", err) }
-	id, err := age.NewScryptIdentity(secret)
-	if err != nil {
-		return fail(err)
-	}
-	id.SetMaxWorkFactor(workFactor)
-	in, err := age.Decrypt(bytes.NewReader(r.Sealed), id)
-	var wrong *age.NoIdentityMatchError
-	if errors.As(err, &wrong) {
+	in, err := passphrase.Decrypt(bytes.NewReader(r.Sealed), secret)
+	if errors.Is(err, passphrase.ErrWrong) {
 		return fail(ErrWrongToken)
 	}
 	if err != nil {
