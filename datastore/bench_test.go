@@ -10,7 +10,7 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/storetest"
 )
 
-// BenchmarkCreate is a durable create of a 1 KiB value through the etcd API.
+// BenchmarkCreate measures creates of a 1 KiB value through the etcd API.
 func BenchmarkCreate(b *testing.B) {
 	for _, clients := range []int{1, 32} {
 		for _, tier := range []string{"durable", "volatile"} {
@@ -30,7 +30,8 @@ func BenchmarkCreate(b *testing.B) {
 					go func() {
 						defer wg.Done()
 						for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-							if rev, err := storetest.Create(context.Background(), c, fmt.Sprintf("/registry/configmaps/default/cm-%d", i), value); err != nil || rev == 0 {
+							if rev, err := storetest.Create(context.Background(), c,
+								fmt.Sprintf("/registry/configmaps/default/cm-%d", i), value); err != nil || rev == 0 {
 								b.Errorf("revision %d, %v", rev, err)
 								return
 							}

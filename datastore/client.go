@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Client reaches an open store that serves, as kube-apiserver does. The caller closes it.
+// Client returns an etcd client of a Store whose Run has called ready. The caller closes it.
 func Client(ctx context.Context, st Store) (*clientv3.Client, error) {
 	cfg := clientv3.Config{
 		Endpoints: strings.Split(st.Endpoint(), ","), Context: ctx, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
@@ -20,7 +20,8 @@ func Client(ctx context.Context, st Store) (*clientv3.Client, error) {
 	}
 	if t := st.TLS(); t.CAFile != "" || t.CertFile != "" {
 		var err error
-		if cfg.TLS, err = (transport.TLSInfo{TrustedCAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile}).ClientConfig(); err != nil {
+		if cfg.TLS, err = (transport.TLSInfo{TrustedCAFile: t.CAFile, CertFile: t.CertFile,
+			KeyFile: t.KeyFile}).ClientConfig(); err != nil {
 			return nil, fmt.Errorf("reach the datastore: %w", err)
 		}
 	}

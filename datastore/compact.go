@@ -10,27 +10,27 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 )
 
-// CompactKey is where kine's server keeps the API server's compact_rev_key. The API server drops the snapshots of its
-// watch caches up to the revision there, and refuses to go on listing from an older one.
+// CompactKey is the key under which kine's server stores kube-apiserver's compact_rev_key. kube-apiserver drops the
+// snapshots of its watch caches up to the revision in it, and refuses to continue a list from an older one.
 const CompactKey = "compact_rev_key_apiserver"
 
-// revisioned is a store that a compactor works on.
+// revisioned is a store that a compactor can compact.
 type revisioned interface {
 	server.Backend
 	Revisions() (current, compact int64)
 }
 
-// compactor gives up a store's history that is older than one to two intervals and tells the API server so, in place
-// of the API server, which asks for it also where nothing has changed: an idle store is not written to.
+// compactor drops the history of a store that is older than one to two intervals and publishes the compact revision in
+// CompactKey. It replaces kube-apiserver's compactor, which also writes when nothing has changed; this one does not
+// write to an idle store.
 type compactor struct {
 	name  string
 	store revisioned
 	log   *slog.Logger
-
-	last int64 // newest revision at the last turn
-	// Revisions without those of the compactor's own key: at the last turn, and up to the last compaction.
+	last  int64 // newest revision at the last turn
+	// Numbers of revisions without the writes of CompactKey: at the last turn, and at the last compaction.
 	lastForeign, doneForeign int64
-	own                      int64 // writes of the key
+	keyWrites                int64 // writes of CompactKey
 }
 
 func newCompactor(name string, s revisioned, log *slog.Logger) *compactor {
@@ -53,12 +53,12 @@ func (c *compactor) run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// turn compacts to the newest revision of the last turn.
+// turn compacts the store to the revision that was the newest at the last turn.
 func (c *compactor) turn(ctx context.Context) error {
 	now, compacted := c.store.Revisions()
-	foreign := now - c.own
+	foreign := now - c.keyWrites
 	if c.lastForeign > c.doneForeign {
-		if c.last > compacted { // the store in memory may have done it
+		if c.last > compacted { // the store in memory also compacts on its own
 			if _, err := c.store.Compact(ctx, c.last); err != nil {
 				return fmt.Errorf("compact to revision %d: %w", c.last, err)
 			}
@@ -67,14 +67,14 @@ func (c *compactor) turn(ctx context.Context) error {
 		if err := c.publish(ctx, compacted); err != nil {
 			return fmt.Errorf("publish that revision %d is compacted: %w", compacted, err)
 		}
-		c.own++
+		c.keyWrites++
 		c.doneForeign = c.lastForeign
 	}
 	c.last, c.lastForeign = now, foreign
 	return nil
 }
 
-// publish writes the key as kine's server would for the API server.
+// publish writes CompactKey in the form in which kine's server stores it for kube-apiserver.
 func (c *compactor) publish(ctx context.Context, revision int64) error {
 	_, kv, err := c.store.Get(ctx, CompactKey, 0, false)
 	if err != nil {
@@ -88,7 +88,7 @@ func (c *compactor) publish(ctx context.Context, revision int64) error {
 	version, _ := server.DecodeVersion(kv.Value)
 	_, _, ok, err := c.store.Update(ctx, CompactKey, server.EncodeVersion(version+1, value), kv.ModRevision, 0)
 	if err == nil && !ok {
-		err = fmt.Errorf("somebody else has written %s", CompactKey)
+		err = fmt.Errorf("another writer has changed %s", CompactKey)
 	}
 	return err
 }

@@ -16,14 +16,15 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// TestHistoryIsGivenUp: both stores of one server give up what is old, the API server's own compactor learns of it,
-// and nothing is written while nothing changes.
-func TestHistoryIsGivenUp(t *testing.T) {
+// TestCompaction checks that both stores of one server drop old history, that kube-apiserver's compactor sees the
+// compact revision, and that nothing is written while nothing changes.
+func TestCompaction(t *testing.T) {
 	dir := t.TempDir()
 	if len(dir) > 80 {
 		t.Fatalf("%s is too long for a socket", dir)
 	}
-	st, err := Open(t.Context(), Config{Dir: dir, Socket: dir + "/d", VolatileSocket: dir + "/v", Log: slog.New(slog.DiscardHandler)})
+	st, err := Open(t.Context(), Config{Dir: dir, Socket: dir + "/d", VolatileSocket: dir + "/v",
+		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +44,8 @@ func TestHistoryIsGivenUp(t *testing.T) {
 		endpoint string
 	}{"sqlite": {s.durable, s.Endpoint()}, "memory": {s.volatile, s.VolatileEndpoint()}} {
 		t.Run(name, func(t *testing.T) {
-			client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+			client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.endpoint}, DialTimeout: 10 * time.Second,
+				Logger: zap.NewNop()})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,18 +70,21 @@ func TestHistoryIsGivenUp(t *testing.T) {
 			}
 			for round := range 3 {
 				last := write(round)
-				turn() // notes how far it has come
+				turn() // remembers the newest revision
 				turn()
 				if _, compact := c.store.Revisions(); compact < last {
 					t.Fatalf("round %d: compacted to %d, want at least %d", round, compact, last)
 				}
-				if _, err := client.Get(ctx, "/k/", clientv3.WithPrefix(), clientv3.WithRev(last-1)); err == nil || !strings.Contains(err.Error(), "compacted") {
+				if _, err := client.Get(ctx, "/k/", clientv3.WithPrefix(), clientv3.WithRev(last-1)); err == nil ||
+					!strings.Contains(err.Error(), "compacted") {
 					t.Errorf("round %d: a compacted revision is answered with %v", round, err)
 				}
-				for end := time.Now().Add(20 * time.Second); upstream.CompactRevision() < last; time.Sleep(10 * time.Millisecond) { // it does not tell
+				for end := time.Now().Add(20 * time.Second); upstream.CompactRevision() < last; {
 					if time.Now().After(end) {
-						t.Fatalf("round %d: the API server knows %d, want at least %d", round, upstream.CompactRevision(), last)
+						t.Fatalf("round %d: the API server knows %d, want at least %d", round,
+							upstream.CompactRevision(), last)
 					}
+					time.Sleep(10 * time.Millisecond) // there is nothing to wait for
 				}
 			}
 			before, _ := c.store.Revisions()
@@ -96,5 +101,5 @@ func TestHistoryIsGivenUp(t *testing.T) {
 	}
 }
 
-// apiServerInterval is an interval at which the API server would ask by itself, long after the test.
+// apiServerInterval is the compaction interval of kube-apiserver's compactor: longer than the test.
 const apiServerInterval = 24 * time.Hour

@@ -30,53 +30,55 @@ import (
 	"github.com/umiak-io/umiak/datastore/volatile"
 )
 
-// Config says where the state is and where it is served.
+// Config describes the datastore of a server. Endpoint selects an external database, ClusterInit or the state on disk
+// etcd; otherwise Open uses SQLite.
 type Config struct {
 	Dir            string // folder of the durable store's files
 	Socket         string // unix socket of the durable store
 	VolatileSocket string // unix socket of the one in memory
-	// Endpoint is a database of somebody else: etcd at http(s)://, postgres://, mysql://, nats://. It may hold
-	// a password and is never logged.
+	// Endpoint is the URL of an external database: http:// or https:// for etcd, postgres://, mysql:// or nats://;
+	// empty for a datastore on this machine. It may contain a password and is never logged.
 	Endpoint string
-	TLS      external.TLS // for Endpoint
-	// ClusterInit has etcd in this process instead of SQLite, and moves what SQLite has into it. Once there,
-	// it stays, whatever is set.
+	TLS      external.TLS // client files for Endpoint; zero for none
+	// ClusterInit starts etcd in this process instead of SQLite and copies the keys of SQLite into it. Once etcd has
+	// state on disk, it is used whatever ClusterInit is.
 	ClusterInit bool
-	Etcd        etcd.Config // without Dir, Socket, Log and Registerer
+	Etcd        etcd.Config // Open sets Dir, Socket, Log, Registerer and Failing
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer // nil: no metrics
-	// Failing, if set, is called with true when the datastore has stopped taking writes, which is logged once, and with
-	// false when it takes them again.
+	// Failing, if not nil, is called with true when etcd or the external database stops taking writes, and with false
+	// when it takes them again.
 	Failing func(bool)
 }
 
 // Store is an open datastore.
 type Store interface {
-	// Run serves until ctx ends, then closes the files. ready is called when both sockets answer. It must
-	// be called once, also to give back what Open took.
+	// Run serves until ctx ends, then closes the store. It calls ready when the endpoints answer. Run must be called
+	// exactly once: it also releases what Open has taken.
 	Run(ctx context.Context, ready func()) error
-	// Endpoint is for kube-apiserver's --etcd-servers.
+	// Endpoint returns the value of kube-apiserver's --etcd-servers.
 	Endpoint() string
-	// VolatileEndpoint is for --etcd-servers-overrides; empty where Leases and Events are kept with the rest.
+	// VolatileEndpoint returns the endpoint for Leases and Events, for --etcd-servers-overrides. It is empty where they
+	// are stored with the other keys.
 	VolatileEndpoint() string
-	// TLS are the files that a client of Endpoint needs, none for a socket.
+	// TLS returns the files that a client of Endpoint needs; zero for a unix socket.
 	TLS() external.TLS
-	// Status is what `umiak status` shows.
+	// Status returns the datastore section of `umiak status`.
 	Status(ctx context.Context) (Status, error)
-	// Source is what a snapshot is made of. It can be read while Run runs.
+	// Source provides the content of snapshots. It can be read while Run runs.
 	snapshot.Source
 }
 
-// Status tells about the stores.
+// Status is the state of a datastore. Of SQLite, Etcd and External, the one of the backend is set.
 type Status struct {
 	Backend  string           `json:"backend"`
 	SQLite   *sqlite.Status   `json:"sqlite,omitempty"`
 	Etcd     *etcd.Status     `json:"etcd,omitempty"`
 	External *external.Status `json:"external,omitempty"`
-	Volatile *VolatileStatus  `json:"volatile,omitempty"` // nil where nothing is in memory alone
+	Volatile *VolatileStatus  `json:"volatile,omitempty"` // nil without a store in memory
 }
 
-// VolatileStatus tells about the store in memory.
+// VolatileStatus is the state of the store in memory.
 type VolatileStatus struct {
 	Revision        int64 `json:"revision"`
 	CompactRevision int64 `json:"compactRevision"`
@@ -84,32 +86,28 @@ type VolatileStatus struct {
 	Bytes           int64 `json:"bytes"`
 }
 
-// What can be wrong with a datastore; errors of Open wrap one of these where one fits.
-var (
-	ErrLocked   = sqlite.ErrLocked
-	ErrNewer    = sqlite.ErrNewer
-	ErrForeign  = sqlite.ErrForeign
-	ErrReadOnly = sqlite.ErrReadOnly
-	ErrFull     = sqlite.ErrFull
-	ErrDamaged  = sqlite.ErrDamaged
-)
+// ErrFull is wrapped by errors of a datastore whose disk is full.
+var ErrFull = sqlite.ErrFull
 
-// epochBits is the room for revisions of the store in memory within one start of the process: 2^36, so
-// that 2^17 starts stay below 2^53, which JSON readers can still count.
+// epochBits is the width of the range of revisions that the store in memory has for one start of the process. With 36
+// bits, 2^17 starts stay below 2^53, the largest integer that JSON readers can represent.
 const epochBits = 36
 
-// progressInterval is how often a watch that asked for it hears the current revision unasked. The API
-// server asks when it wants to know sooner.
+// progressInterval is the interval of unrequested progress notifications to watches that want them. kube-apiserver
+// requests them when it needs them sooner.
 const progressInterval = time.Minute
 
-// compactInterval is how much history a store keeps at least: a client that was away for less goes on watching where
-// it was.
+// compactInterval is the least age of history that is compacted: a client that was disconnected for less resumes its
+// watch.
 const compactInterval = 5 * time.Minute
 
-// emulatedVersion is the etcd whose features the API server may use.
+// emulatedVersion is the version of etcd that the endpoints report; kube-apiserver derives their features from it.
 const emulatedVersion = "3.6.11"
 
-// backend is what a store offers: kine's interface for reads and writes, and a hub for watches.
+// maxSocketPath is the longest path of a unix socket in bytes: sun_path in unix(7), without its zero byte.
+const maxSocketPath = 107
+
+// backend is a store that newServer can serve: kine's interface for reads and writes, and a hub for watches.
 type backend interface {
 	server.Backend
 	Hub() *hub.Hub
@@ -121,7 +119,8 @@ type store struct {
 	volatile *volatile.Store
 }
 
-// Open locks and checks the durable store, and recovers it if it is damaged.
+// Open opens the datastore. With SQLite, it locks and checks the file and recovers a damaged one; with etcd, it starts
+// the member; an external database that is not there yet is waited for until ctx ends.
 func Open(ctx context.Context, cfg Config) (Store, error) {
 	switch {
 	case cfg.Endpoint != "":
@@ -140,7 +139,7 @@ func (s *store) Endpoint() string         { return "unix://" + s.cfg.Socket }
 func (s *store) VolatileEndpoint() string { return "unix://" + s.cfg.VolatileSocket }
 func (s *store) TLS() external.TLS        { return external.TLS{} }
 
-// Failing returns why writes fail, nil where they do not.
+// Failing returns the reason why writes fail, nil if they do not.
 func (s Status) Failing() error {
 	if s.SQLite != nil && s.SQLite.LastError != "" {
 		return errors.New("writes fail: " + s.SQLite.LastError)
@@ -167,7 +166,7 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	var listeners []net.Listener
 	defer func() {
 		for _, l := range listeners {
-			_ = l.Close() // again, where a server has done so
+			_ = l.Close() // a gRPC server that ran has closed it already
 		}
 	}()
 	for _, path := range []string{s.cfg.Socket, s.cfg.VolatileSocket} {
@@ -180,7 +179,8 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run, s.compact("sqlite", s.durable), s.compact("memory", s.volatile)} {
+	for _, f := range []func(context.Context){s.durable.Run, s.volatile.Run, s.compact("sqlite", s.durable),
+		s.compact("memory", s.volatile)} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
@@ -196,7 +196,7 @@ func (s *store) Run(ctx context.Context, ready func()) (err error) {
 			failed <- g.Serve(listeners[i])
 		}()
 	}
-	ready() // the sockets listen, so a client that connects now is answered
+	ready() // the sockets listen, so a client that connects now gets an answer
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -223,10 +223,20 @@ func (s *store) Export(ctx context.Context, revision int64, visit func(*mvccpb.K
 	return s.durable.Export(ctx, revision, visit)
 }
 
-// listen makes a unix socket that only this user can open.
+// checkSocketPath returns an error if path is too long for a unix socket.
+func checkSocketPath(path string) error {
+	if len(path) <= maxSocketPath {
+		return nil
+	}
+	return fmt.Errorf("listen on %s: the path of a unix socket may have %d bytes, this has %d: choose a shorter "+
+		"--run-dir",
+		path, maxSocketPath, len(path))
+}
+
+// listen creates a unix socket with mode 0600 in place of an old one.
 func listen(ctx context.Context, path string) (net.Listener, error) {
-	if len(path) > 107 {
-		return nil, fmt.Errorf("listen on %s: the path of a unix socket may have 107 bytes, this has %d: choose a shorter --run-dir", path, len(path))
+	if err := checkSocketPath(path); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -245,7 +255,7 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// newServer serves a store as etcd, with etcd's own limits.
+// newServer returns a gRPC server with etcd's API on a store, with etcd's limits of message sizes.
 func newServer(b backend) *grpc.Server {
 	g := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),

@@ -16,12 +16,14 @@ import (
 // start opens a datastore in dir and serves it until the test ends or stop is called.
 func start(t testing.TB, dir string) (_ datastore.Store, stop func()) {
 	t.Helper()
-	return startWith(t, datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	return startWith(t, datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"),
+		VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 }
 
 func dial(t testing.TB, endpoint string) *clientv3.Client {
 	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second,
+		Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/umiak-io/umiak/datastore/volatile"
 )
 
-// FuzzSame makes the same requests of both stores, taken from the input, and wants the same answers: two
-// programs that share no code but the hub hardly have the same fault.
+// FuzzSame sends the same requests, derived from the input, to both stores and compares the answers. The stores share
+// no code but the hub, so they hardly have the same fault.
 func FuzzSame(f *testing.F) {
 	f.Add([]byte("\x00\x01\x02\x03\x10\x11\x12\x20\x21\x30\x41\x52\x63\x74\x85\x96"))
 	seed := make([]byte, 600)
@@ -44,7 +44,7 @@ func FuzzSame(f *testing.F) {
 			key := fmt.Sprintf("/k/%d", k)
 			var got [2]string
 			for i, b := range []server.Backend{disk, mem} {
-				got[i] = ask(ctx, b, what, key, n)
+				got[i] = request(ctx, b, what, key, n)
 			}
 			if got[0] != got[1] {
 				t.Fatalf("step %d, request %d %s %d:\nsqlite:   %s\nvolatile: %s", step/3, what, key, n, got[0], got[1])
@@ -53,13 +53,14 @@ func FuzzSame(f *testing.F) {
 	})
 }
 
-func ask(ctx context.Context, b server.Backend, what byte, key string, n int64) string {
+func request(ctx context.Context, b server.Backend, what byte, key string, n int64) string {
 	show := func(kvs ...*server.KeyValue) (s string) {
 		for _, kv := range kvs {
 			if kv == nil {
 				s += " none"
 			} else {
-				s += fmt.Sprintf(" %s=%s@%d/%d v%d l%d", kv.Key, kv.Value, kv.ModRevision, kv.CreateRevision, kv.Version, kv.Lease)
+				s += fmt.Sprintf(" %s=%s@%d/%d v%d l%d", kv.Key, kv.Value, kv.ModRevision, kv.CreateRevision,
+					kv.Version, kv.Lease)
 			}
 		}
 		return s
@@ -113,7 +114,7 @@ func ask(ctx context.Context, b server.Backend, what byte, key string, n int64) 
 	}
 }
 
-// fast is a folder in memory, where there is one: durability is not what is tested.
+// fast returns a folder in memory if there is one, since the test is not about durability.
 func fast() string {
 	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
 		return "/dev/shm"

@@ -1,9 +1,8 @@
-// Package etcd runs a member of an etcd cluster in this process: where several servers share the state.
+// Package etcd runs a member of an etcd cluster in this process, for clusters with several servers.
 //
-// The API server of the same machine reaches it through a unix socket in a folder that only this user can
-// enter; members reach each other on one port with certificates of the etcd CA. New members join as
-// learners and promote themselves when they have caught up. Seed makes a data directory with given keys,
-// for a cluster that moves here from SQLite.
+// kube-apiserver on the same machine connects to a unix socket in a folder with mode 0700. Members connect to each
+// other on PeerPort with certificates of the etcd CA. A new member joins as a learner and promotes itself when it has
+// caught up. Seed creates a data directory with given keys, for a cluster that moves here from SQLite.
 //
-// It imports etcd's server and internal/atomicfile. Package datastore calls it.
+// The package imports etcd's server and, of internal/, atomicfile and retry. Package datastore calls it.
 package etcd

@@ -30,77 +30,81 @@ import (
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
-// Version is that of the etcd in this program.
+// Version returns the version of etcd that is linked into this program.
 func Version() string { return version.Version }
 
-// PeerName is the DNS name that every member's serving certificate has. It is what members verify, so an
-// address may change without a new certificate.
+// PeerName is the DNS name in the serving certificate of every member. Members verify it instead of the address, so
+// that an address can change without a new certificate.
 const PeerName = "etcd.umiak"
 
 const (
-	// commitInterval is how often what is in the log already goes into the file of keys as well: one
-	// write in five seconds instead of ten a second, which flash feels. Reads do not wait for it.
+	// commitInterval is the interval at which entries of the write-ahead log are also written to the database file: one
+	// write in five seconds instead of etcd's ten a second, to spare flash. Reads do not wait for it.
 	commitInterval = 5 * time.Second
-	// A raft snapshot after so many entries: they are kept in memory until then.
+	// snapshotEntries is the number of entries between two raft snapshots. Until then they are in memory.
 	snapshotEntries = 5000
-	catchUpEntries  = 2500
-	// A link of 20 ms that loses packets, or an SD card that takes its time, must not look like a lost leader. A
-	// lost one is replaced within 1.2 to 2.4 s; when both others try in the same tick, one time in ten, it takes as
-	// long again, and that is still less than the 5 s that a client should have to wait.
+	// catchUpEntries is the number of entries that stay in memory after a snapshot, for slow members.
+	catchUpEntries = 2500
+	// heartbeat and election are in milliseconds. A lossy link with 20 ms of delay, or a slow SD card, must not look
+	// like a lost leader. A lost leader is replaced within 1.2 to 2.4 s. If both other members stand in the same
+	// tick, one election in ten, it takes that long again, which is still within the 5 s that a client should wait at
+	// most.
 	heartbeat = 120
 	election  = 1200
 
-	quota = 2 << 30 // etcd's own default, said aloud
+	quota = 2 << 30 // bytes of the database file; etcd's default
 
-	promotePause = 500 * time.Millisecond
+	promotePause = 500 * time.Millisecond // between two attempts of a learner to be promoted
 
-	// requestTimeout is etcd's own for a write, with these elections.
+	// requestTimeout is etcd's timeout of a write with this election time.
 	requestTimeout = 5*time.Second + 2*election*time.Millisecond
 )
 
-// TLS are the files of a member: certificates of the etcd CA, to serve with and to call others with.
+// TLS names the files of a member: certificates of the etcd CA, as a server and as a client of other members.
 type TLS struct {
 	CA                    string
 	ServerCert, ServerKey string // with the DNS name PeerName
 	ClientCert, ClientKey string
 }
 
-// PeerPort is the port at which members reach each other.
+// PeerPort is the TCP port on which members reach each other.
 const PeerPort = 2380
 
-// Config says what the member is.
+// Config describes a member.
 type Config struct {
-	Dir    string // its files
-	Socket string // where it serves this machine; the folder becomes 0700
-	Name   string // of the server
-	// Peer is the address and port at which other members reach it, Listen where it listens if that differs.
+	Dir    string // data directory
+	Socket string // unix socket for clients on this machine; its folder gets mode 0700
+	Name   string // name of the member: that of the server
+	// Peer is the HOST:PORT at which other members reach this one. Listen is the HOST:PORT to listen on, empty for
+	// Peer.
 	Peer, Listen string
-	Cluster      string // tells clusters apart
+	Cluster      string // token of the cluster; members of another one are refused
 	TLS          TLS
-	// Join are the members of the cluster that has taken this one in, itself included; none for a new
-	// cluster. It counts only while the directory is empty.
+	// Join lists the members of the cluster to join, this one included; empty for a new cluster. It is ignored if Dir
+	// holds a member.
 	Join []Member
-	// Reset makes a cluster of this member alone, out of what it has. For when a majority is lost.
+	// Reset makes a new cluster of this member alone, with the data that it has, after a majority is lost.
 	Reset      bool
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
-	// Failing, if set, is called with true when there has been no leader for a while, and with false when there is one.
+	// Failing, if not nil, is called with true when the cluster has had no leader for longer than an election takes,
+	// and with false when it has one again.
 	Failing func(bool)
 }
 
 // Member is one member of the cluster.
 type Member struct {
 	ID      uint64 `json:"id,string"`
-	Name    string `json:"name"` // empty until it has started once
-	Peer    string `json:"peer"` // address and port
+	Name    string `json:"name"` // empty until the member has started once
+	Peer    string `json:"peer"` // HOST:PORT
 	Learner bool   `json:"learner,omitempty"`
 	Leader  bool   `json:"leader,omitempty"`
 	Self    bool   `json:"self,omitempty"`
-	// Unreachable means that this member has no connection with it.
+	// Unreachable means that the member that reports has no connection with this one.
 	Unreachable bool `json:"unreachable,omitempty"`
 }
 
-// Status is what there is to say about the member.
+// Status is the state of a member and its view of the cluster.
 type Status struct {
 	Revision    int64    `json:"revision"`
 	FileBytes   int64    `json:"fileBytes"`
@@ -112,44 +116,45 @@ type Status struct {
 	DefragError string   `json:"defragError,omitempty"`
 }
 
-// Exists says whether a directory holds a member: one that has begun to write its log, since a start that
-// was broken off before that knows nothing of its cluster.
+// Exists reports whether a directory holds a member, that is, a write-ahead log. A start that was interrupted before
+// that has not stored anything of its cluster.
 func Exists(dir string) bool { return wal.Exist(filepath.Join(dir, "member", "wal")) }
 
-// Server is a member. Create one with Open and end it with Close.
+// Server is a running member. Open creates it and Close ends it.
 type Server struct {
 	cfg     Config
 	etcd    *embed.Etcd
-	started chan struct{} // closed when etcd is there
-	fatal   chan error    // what etcd would end the process for
-	failed  chan error    // why the member has ended by itself
-	metrics *collector    // nil if there are none
+	started chan struct{} // closed when the field etcd is set
+	fatal   chan error    // errors for which etcd would end the process
+	failed  chan error    // the reason why the member ended without Close
+	metrics *collector    // nil without metrics
 	close   sync.Once
-	broken  atomic.Bool // etcd has wished to end the process, with locks held: nothing of it can be waited for
-	hushed  atomic.Bool // closing, or there is no leader: etcd's own complaints say nothing new
+	broken  atomic.Bool // etcd tried to end the process while it held locks: waiting for it would block for ever
+	quiet   atomic.Bool // closing or without a leader: etcd's log is written at level debug
 
 	transport rafthttp.Transporter
 	seekNow   chan struct{}
 
 	mu        sync.Mutex
 	defragErr error
-	moved     map[uint64]string // addresses that Moved was told
+	moved     map[uint64]string // member to address, from Moved
 }
 
-// resetMark is there after a reset, until a start without one.
+// resetMark is the file that a reset leaves in Dir. A start without Reset removes it.
 const resetMark = "reset-done"
 
-// ErrResetTwice means that Reset was left on: members that joined since would be dropped again.
+// ErrResetTwice means that Reset was set at two starts in a row, which would drop the members that joined in between.
 var ErrResetTwice = errors.New("the cluster was reset already: start without cluster-reset")
 
-// ErrRemoved is why a member ends, or does not start, whose cluster goes on without it.
-var ErrRemoved = errors.New("this server is not a member of the cluster any more: its node was deleted, or the cluster was reset without it; to join again, run `umiak cleanup --purge` and start it with a token")
+// ErrRemoved means that the cluster has removed this member.
+var ErrRemoved = errors.New("this server is not a member of the cluster any more: its node was deleted, or the " +
+	"cluster was reset without it; to join again, run `umiak cleanup --purge` and start it with a token")
 
-// ErrBroken means that etcd has given up where it would end the process, as when it cannot write. It holds locks and files:
-// it cannot be opened again in this process.
+// ErrBroken means that etcd failed in a way for which it would end the process, for instance because it cannot write.
+// It still holds locks and files, so it cannot be opened again in this process.
 var ErrBroken = errors.New("etcd has ended itself")
 
-// Open starts the member. It may still have to find its cluster; see WaitReady.
+// Open starts the member. Run waits until the member is ready.
 func Open(cfg Config) (_ *Server, err error) {
 	fail := func(err error) (*Server, error) { return nil, fmt.Errorf("open etcd in %s: %w", cfg.Dir, err) }
 	for _, dir := range []string{cfg.Dir, filepath.Dir(cfg.Socket)} {
@@ -172,7 +177,8 @@ func Open(cfg Config) (_ *Server, err error) {
 			return fail(err)
 		}
 	}
-	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1), started: make(chan struct{}), seekNow: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, fatal: make(chan error, 1), failed: make(chan error, 1), started: make(chan struct{}),
+		seekNow: make(chan struct{}, 1)}
 	if len(cfg.Join) > 0 && !Exists(cfg.Dir) {
 		if err := os.WriteFile(filepath.Join(cfg.Dir, joiningMark), nil, 0o600); err != nil {
 			return fail(err)
@@ -190,18 +196,18 @@ func Open(cfg Config) (_ *Server, err error) {
 		s.etcd.Close()
 		return fail(err)
 	}
-	go s.notice()
+	go s.awaitEnd()
 	if cfg.Registerer != nil {
 		s.metrics = &collector{from: prometheus.DefaultGatherer}
 		if err := cfg.Registerer.Register(s.metrics); err != nil {
 			s.metrics = nil
-			cfg.Log.Warn("etcd has no metrics", "err", err)
+			cfg.Log.Warn("etcd has no metrics", "error", err)
 		}
 	}
 	return s, nil
 }
 
-// begin starts etcd. It may wish to end the process meanwhile, which is the end of the goroutine that it runs in.
+// begin starts etcd. If etcd tries to end the process meanwhile, only its goroutine ends, and begin returns ErrBroken.
 func (s *Server) begin(ec *embed.Config) error {
 	type result struct {
 		etcd *embed.Etcd
@@ -244,13 +250,14 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 			if m.Peer == cfg.Peer {
 				name, found = cfg.Name, true
 			} else if name == "" {
-				name = fmt.Sprintf("member-%x", m.ID) // it has not started yet; only its address counts
+				// a member that has not started has no name; only its address counts
+				name = fmt.Sprintf("member-%x", m.ID)
 			}
 			u := peerURL(m.Peer)
 			all = append(all, name+"="+u.String())
 		}
 		if !found {
-			return nil, fmt.Errorf("the cluster does not have this member's address %s", cfg.Peer)
+			return nil, fmt.Errorf("the members to join do not include this member's address %s", cfg.Peer)
 		}
 		c.InitialCluster = strings.Join(all, ",")
 	}
@@ -262,14 +269,14 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 	c.MaxWalFiles, c.MaxSnapFiles = 2, 2
 	c.QuotaBackendBytes = quota
 	if strconv.IntSize == 32 {
-		// The file is mapped whole: etcd asks for a tenth more than this, and bbolt takes the next power of two, of the 2
-		// or 3 GiB of addresses that a program has there.
+		// The whole file is mapped: etcd adds a tenth to the quota and bbolt rounds up to the next power of two, out
+		// of an address space of 2 or 3 GiB.
 		c.QuotaBackendBytes = 448 << 20
 	}
 	c.MaxLearners = 3
 	c.EnableGRPCGateway = false
 	again := resender{timeout: requestTimeout, member: func(ctx context.Context) (member, error) {
-		select { // etcd may serve a moment before StartEtcd returns
+		select { // etcd serves shortly before StartEtcd returns
 		case <-s.started:
 			return s.etcd.Server, nil
 		case <-ctx.Done():
@@ -277,14 +284,14 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 		}
 	}}
 	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(again.unary)}
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.hushed))
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.quiet))
 	return c, nil
 }
 
-// Endpoint is for clients on this machine.
+// Endpoint returns the URL of the unix socket for clients on this machine.
 func (s *Server) Endpoint() string { return "unix://" + s.cfg.Socket }
 
-// Run waits until the member takes writes, calls ready, and serves until ctx ends. It does not close.
+// Run waits until the member takes writes, calls ready, and serves until ctx ends. It does not close the member.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	run, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -302,7 +309,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	ready()
-	wg.Go(func() { s.keepAddress(run) })
+	wg.Go(func() { s.publishAddress(run) })
 	wg.Go(func() { s.maintain(run) })
 	wg.Go(func() { s.removeStale(run) })
 	select {
@@ -313,8 +320,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// notice waits for what ends the member without our asking, or for its end.
-func (s *Server) notice() {
+// awaitEnd waits for the end of the member and sends the reason to failed.
+func (s *Server) awaitEnd() {
 	select {
 	case err := <-s.fatal:
 		s.broken.Store(true)
@@ -347,10 +354,10 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	}
 	if srv.IsLearner() {
 		s.cfg.Log.Info("catching up with the cluster")
-		// The leader knows when we have caught up, and we only that it has promoted us.
+		// Only the leader knows when this member has caught up. It refuses to promote it before.
 		for srv.IsLearner() {
 			if _, err := srv.PromoteMember(ctx, uint64(srv.MemberID())); err != nil {
-				s.cfg.Log.Debug("not promoted yet", "err", err)
+				s.cfg.Log.Debug("not promoted yet", "error", err)
 			}
 			if err := retry.Sleep(ctx, promotePause); err != nil {
 				return err
@@ -364,17 +371,17 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	return nil
 }
 
-// keepAddress tells the cluster where this member is now. Another member may still have the address, until that one has
-// told its own.
-func (s *Server) keepAddress(ctx context.Context) {
+// publishAddress writes this member's current address into the cluster's member list, and tries until it succeeds: the
+// list may still have the address at another member, until that one has published its new one.
+func (s *Server) publishAddress(ctx context.Context) {
 	failed := func(err error, pause time.Duration) {
 		s.cfg.Log.Warn("cannot publish this server's new address in the cluster yet, trying again", "in", pause,
 			"error", err)
 	}
-	_ = retry.Do(ctx, retry.Backoff{}, failed, s.updateAddress) // it fails only when ctx ends
+	_ = retry.Do(ctx, retry.Backoff{}, failed, s.updateAddress) // fails only when ctx ends
 }
 
-// updateAddress tells the cluster where this member is now, if that has changed.
+// updateAddress writes this member's address into the cluster's member list if it has changed.
 func (s *Server) updateAddress(ctx context.Context) error {
 	srv := s.etcd.Server
 	u := peerURL(s.cfg.Peer)
@@ -385,31 +392,32 @@ func (s *Server) updateAddress(ctx context.Context) error {
 	}
 	for _, m := range s.Members() {
 		if !m.Self && m.Peer == s.cfg.Peer {
-			return fmt.Errorf("the cluster knows the address %s as that of server %s, which has not told another one", s.cfg.Peer, m.Name)
+			return fmt.Errorf("in the cluster's member list, server %s still has the address %s; it has not published "+
+				"another one", m.Name, s.cfg.Peer)
 		}
 	}
-	s.cfg.Log.Info("telling the cluster this server's new address", "old", me.PeerURLs, "new", want)
+	s.cfg.Log.Info("publishing this server's new address in the cluster", "old", me.PeerURLs, "new", want)
 	if err := s.setAddress(ctx, uint64(srv.MemberID()), s.cfg.Peer); err != nil {
-		return fmt.Errorf("tell the cluster the new address %s: %w", s.cfg.Peer, err)
+		return fmt.Errorf("publish the address %s: %w", s.cfg.Peer, err)
 	}
 	return nil
 }
 
-// Close stops the member. If it leads, another one takes over first. One that has broken stays as it is: only the end of
-// the process ends it.
+// Close stops the member. A leader hands over to another member first. A member that failed with ErrBroken is left as
+// it is: only the end of the process releases it.
 func (s *Server) Close() error {
 	s.close.Do(func() {
 		if s.metrics != nil {
 			s.metrics.off.Store(true)
 		}
-		s.hushed.Store(true) // it reports each of its listeners as failed
+		s.quiet.Store(true) // etcd logs each closed listener as an error
 		if s.broken.Load() {
 			return
 		}
 		select {
 		case <-s.etcd.Server.ReadyNotify():
 		default:
-			// One that has never had a majority does not serve yet, and etcd's Close would wait until it does.
+			// A member that never had a majority does not serve, and etcd's Close would wait until it does.
 			s.etcd.Server.HardStop()
 		}
 		s.etcd.Close()
@@ -417,12 +425,12 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// Revision is the newest that this member has.
+// Revision returns the newest revision that this member has applied.
 func (s *Server) Revision() int64 { return s.etcd.Server.KV().Rev() }
 
-const exportPage = 1000
+const exportPage = 1000 // keys that Export reads at once
 
-// Export visits every key as it is at a revision, in order. A key's lease is its number of seconds.
+// Export visits every key as of a revision, in key order. Lease in the visited keys is the TTL in seconds, not an ID.
 func (s *Server) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyValue) error) error {
 	leases := map[int64]int64{}
 	for key := []byte{0}; ; {
@@ -437,7 +445,7 @@ func (s *Server) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyVa
 				if !ok {
 					l, err := s.etcd.Server.LeaseTimeToLive(ctx, &etcdserverpb.LeaseTimeToLiveRequest{ID: kv.Lease})
 					if errors.Is(err, lease.ErrLeaseNotFound) {
-						continue // it has ended, and so has its key
+						continue // the lease has expired, and with it the key
 					}
 					if err != nil {
 						return fmt.Errorf("read the lease of %q: %w", kv.Key, err)

@@ -15,7 +15,8 @@ import (
 	"github.com/umiak-io/umiak/datastore/etcd"
 )
 
-// TestFullDisk: a member whose disk becomes full says so and ends at once, although etcd holds locks then.
+// TestFullDisk checks that a member whose disk becomes full ends at once with that error, although etcd holds locks
+// then.
 func TestFullDisk(t *testing.T) {
 	c := newCluster(t)
 	cfg := c.config("full")
@@ -25,7 +26,7 @@ func TestFullDisk(t *testing.T) {
 	if err := unix.Mount("umiak-test", cfg.Dir, "tmpfs", 0, "size=90m"); err != nil {
 		t.Fatal(err)
 	}
-	// What has broken holds files until this process ends.
+	// The broken member holds files until this process ends.
 	t.Cleanup(func() { _ = unix.Unmount(cfg.Dir, unix.MNT_DETACH) })
 	m, err := etcd.Open(cfg)
 	if err != nil {
@@ -69,7 +70,7 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	case <-ctx.Done():
-		t.Fatal("it does not end")
+		t.Fatal("the member does not end")
 	}
 	if err := m.Close(); err != nil {
 		t.Fatal(err)

@@ -12,42 +12,43 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// The same message is written three times in ten minutes at most: a member that starts again tries to publish
-// itself without a pause until it has applied its log, and complains each time.
+// A message is logged at most logsPerTick times per logTick: a member that restarts tries to publish itself without a
+// pause until it has applied its log, and etcd logs each failure.
 const (
 	logTick     = 10 * time.Minute
 	logsPerTick = 3
 )
 
-// zapLogger writes etcd's messages to log. etcd says at level info what interests its developers; that is
-// debug here. What it would end the process for, or panic about, goes to fatal instead.
-// While hushed is true, everything is.
-func zapLogger(log *slog.Logger, fatal chan<- error, hushed *atomic.Bool) *zap.Logger {
-	if hushed == nil {
-		hushed = &atomic.Bool{}
+// zapLogger returns a logger for etcd that writes to log. etcd's level info, which is for its developers, becomes
+// debug. A fatal message or panic does not end the process: its error goes to fatal, and its goroutine ends. While
+// quiet is true, all levels become debug; nil means never.
+func zapLogger(log *slog.Logger, fatal chan<- error, quiet *atomic.Bool) *zap.Logger {
+	if quiet == nil {
+		quiet = &atomic.Bool{}
 	}
-	return zap.New(zapcore.NewSamplerWithOptions(core{log, hushed}, logTick, logsPerTick, 0), zap.WithFatalHook(endGoroutine{fatal}), zap.WithPanicHook(endGoroutine{fatal}))
+	return zap.New(zapcore.NewSamplerWithOptions(core{log, quiet}, logTick, logsPerTick, 0),
+		zap.WithFatalHook(endGoroutine{fatal}), zap.WithPanicHook(endGoroutine{fatal}))
 }
 
-// expected are complaints about what is meant to be as it is, or comes right by itself within seconds of a
-// start.
+// expected lists messages that are not logged: warnings about intended settings, and errors that go away within seconds
+// of a start.
 var expected = map[string]bool{
 	"Running http and grpc server on single port. This is not recommended for production.": true,
 	"simple token is not cryptographically signed":                                         true,
 	"Failed to detect schema version":                                                      true,
 	"failed to update storage version":                                                     true,
 	"rejecting promote learner: learner is not ready":                                      true,
-	// Members that come and go are named by watchPeers.
+	// watchPeers logs members that come and go.
 	"prober detected unhealthy status":                   true,
 	"lost TCP streaming connection with remote peer":     true,
 	"peer became inactive (message send to peer failed)": true,
-	"request stats": true, // of what "apply request took too long" says
+	"request stats": true, // details of "apply request took too long"
 }
 
-// endGoroutine is what becomes of a wish to end the process.
+// endGoroutine is a zapcore.CheckWriteHook that ends the goroutine instead of the process.
 type endGoroutine struct{ fatal chan<- error }
 
-// OnWrite is part of zap's hook.
+// OnWrite implements zapcore.CheckWriteHook.
 func (e endGoroutine) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) {
 	attrs := encode(fields)
 	select {
@@ -57,15 +58,15 @@ func (e endGoroutine) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) 
 	runtime.Goexit()
 }
 
-// core is a zapcore.Core on a slog.Logger.
+// core is a zapcore.Core that writes to a slog.Logger.
 type core struct {
-	log    *slog.Logger
-	hushed *atomic.Bool
+	log   *slog.Logger
+	quiet *atomic.Bool
 }
 
 func (c core) level(l zapcore.Level) slog.Level {
 	switch {
-	case c.hushed.Load():
+	case c.quiet.Load():
 		return slog.LevelDebug
 	case l >= zapcore.ErrorLevel:
 		return slog.LevelError
@@ -75,15 +76,15 @@ func (c core) level(l zapcore.Level) slog.Level {
 	return slog.LevelDebug
 }
 
-// Enabled is part of zapcore.Core.
+// Enabled implements zapcore.Core.
 func (c core) Enabled(l zapcore.Level) bool { return c.log.Enabled(context.Background(), c.level(l)) }
 
-// With is part of zapcore.Core.
+// With implements zapcore.Core.
 func (c core) With(fields []zapcore.Field) zapcore.Core {
-	return core{c.log.With(encode(fields)...), c.hushed}
+	return core{c.log.With(encode(fields)...), c.quiet}
 }
 
-// Check is part of zapcore.Core.
+// Check implements zapcore.Core.
 func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	if expected[e.Message] {
 		return ce
@@ -94,15 +95,16 @@ func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedE
 	return ce
 }
 
-// Write is part of zapcore.Core.
+// Write implements zapcore.Core.
 func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	c.log.Log(context.Background(), c.level(e.Level), e.Message, encode(fields)...)
 	return nil
 }
 
-// Sync is part of zapcore.Core.
+// Sync implements zapcore.Core.
 func (c core) Sync() error { return nil }
 
+// encode returns fields as arguments for slog.
 func encode(fields []zapcore.Field) []any {
 	m := zapcore.NewMapObjectEncoder()
 	out := make([]any, 0, 2*len(fields))

@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// TestLogIsNotFlooded also asks that what ends the process is told however often it was.
+// TestLogIsNotFlooded checks that messages are limited, and that every fatal one reaches the channel all the same.
 func TestLogIsNotFlooded(t *testing.T) {
 	var out bytes.Buffer
 	fatal := make(chan error, 200)
@@ -29,12 +29,13 @@ func TestLogIsNotFlooded(t *testing.T) {
 		}
 	}
 	log.Warn("another message")
-	for what, want := range map[string]int{"failed to publish": logsPerTick, "another message": 1, "of interest": 0, "the disk is full": 2 * logsPerTick} {
+	for what, want := range map[string]int{"failed to publish": logsPerTick, "another message": 1, "of interest": 0,
+		"the disk is full": 2 * logsPerTick} {
 		if n := strings.Count(out.String(), what); n != want {
 			t.Errorf("%q is there %d times, not %d", what, n, want)
 		}
 	}
 	if len(fatal) != cap(fatal) {
-		t.Errorf("%d of %d were told", len(fatal), cap(fatal))
+		t.Errorf("%d of %d reached the channel", len(fatal), cap(fatal))
 	}
 }

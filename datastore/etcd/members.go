@@ -21,7 +21,7 @@ var (
 	ErrTaken = errors.New("another member has it")
 )
 
-// Members lists the cluster's members as this one knows them.
+// Members returns the member list as this member has it, sorted by name and address.
 func (s *Server) Members() []Member {
 	srv := s.etcd.Server
 	out := members(srv.Cluster().Members(), uint64(srv.Leader()), uint64(srv.MemberID()))
@@ -35,7 +35,8 @@ func (s *Server) Members() []Member {
 func members(all []*membership.Member, leader, self uint64) []Member {
 	var out []Member
 	for _, m := range all {
-		o := Member{ID: uint64(m.ID), Name: m.Name, Learner: m.IsLearner, Leader: uint64(m.ID) == leader, Self: uint64(m.ID) == self}
+		o := Member{ID: uint64(m.ID), Name: m.Name, Learner: m.IsLearner, Leader: uint64(m.ID) == leader,
+			Self: uint64(m.ID) == self}
 		if len(m.PeerURLs) > 0 {
 			if u, err := url.Parse(m.PeerURLs[0]); err == nil {
 				o.Peer = u.Host
@@ -46,15 +47,15 @@ func members(all []*membership.Member, leader, self uint64) []Member {
 	return out
 }
 
-// AddLearner takes a server in that is about to start with an empty directory, and returns all members for
-// its Config.Join. A member of the same name, whose directory must be lost, makes room first; one that answers at another
-// address is another machine, and the name is taken.
+// AddLearner adds a server that is about to start with an empty directory, and returns all members for its Config.Join.
+// A member of the same name is removed first, since its directory must be lost, unless it answers at another address:
+// that is another machine, and the error is ErrTaken.
 func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, error) {
 	srv := s.etcd.Server
 	fail := func(err error) ([]Member, error) {
 		return nil, fmt.Errorf("add member %s at %s: %w", name, peer, err)
 	}
-	if err := srv.LinearizableReadNotify(ctx); err != nil { // or the list may be that of a moment ago
+	if err := srv.LinearizableReadNotify(ctx); err != nil { // without it the list may be out of date
 		return fail(err)
 	}
 	var predecessors []Member
@@ -63,13 +64,15 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 		case m.Self && (m.Name == name || m.Peer == peer):
 			return fail(fmt.Errorf("%w: it is this server's own name or address", ErrTaken))
 		case m.Peer == peer && m.Name == "":
-			return s.Members(), nil // asked before and not started since
+			return s.Members(), nil // added before and not started since
 		case m.Name == name && m.Peer != peer && !m.Unreachable:
-			return fail(fmt.Errorf("%w: member %s answers at %s; give this server another node-name, or, if it replaces that one, stop that one first", ErrTaken, name, m.Peer))
+			return fail(fmt.Errorf("%w: member %s answers at %s; give this server another node-name, or, if it "+
+				"replaces that one, stop that one first", ErrTaken, name, m.Peer))
 		case m.Name == name:
 			predecessors = append(predecessors, m)
 		case m.Peer == peer:
-			return fail(fmt.Errorf("%w: the address is member %s's; if that server is gone, `umiak server forget %s` on another one", ErrTaken, m.Name, m.Name))
+			return fail(fmt.Errorf("%w: the address is member %s's; if that server is gone, `umiak server forget "+
+				"%s` on another one", ErrTaken, m.Name, m.Name))
 		}
 	}
 	for _, m := range predecessors {
@@ -91,7 +94,9 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 				waiting = append(waiting, m.Peer)
 			}
 		}
-		return fail(fmt.Errorf("servers at %s joined and are not full members yet; those that do not start are taken out after %s, or at once by `umiak server forget ADDRESS` on a server", strings.Join(waiting, ", "), startLimit))
+		return fail(fmt.Errorf("servers at %s joined and are not full members yet; those that do not start are "+
+			"taken out after %s, or at once by `umiak server forget ADDRESS` on a server", strings.Join(waiting, ", "),
+			startTimeout))
 	}
 	if err != nil {
 		return fail(err)
@@ -99,27 +104,14 @@ func (s *Server) AddLearner(ctx context.Context, name, peer string) ([]Member, e
 	return members(all, uint64(srv.Leader()), uint64(srv.MemberID())), nil
 }
 
-// Promote makes a learner a voting member. Members that start do so by themselves; it fails while the
-// learner has not caught up.
-func (s *Server) Promote(ctx context.Context, name string) error {
-	m, err := s.member(name)
-	if err == nil && m.Learner {
-		_, err = s.etcd.Server.PromoteMember(ctx, m.ID)
-	}
-	if err != nil {
-		return fmt.Errorf("promote member %s: %w", name, err)
-	}
-	return nil
-}
-
-// ErrHealthy means that a member is not to be given up.
+// ErrHealthy means that a member answers and must not be forgotten.
 var ErrHealthy = errors.New("it is a member that answers")
 
-// forgetTimeout is how long the others may take to agree: one of them may just have been lost too.
+// forgetTimeout bounds the wait for the other members to agree, one of which may have been lost too.
 const forgetTimeout = 10 * time.Second
 
-// Forget takes a member out that is lost or has never started, by its name or its address, and returns it. One that
-// answers stays, and so does one without which the others would have no majority.
+// Forget removes a member that is lost or has never started and returns it. which is its name, its address, or the host
+// of its address. A member that answers is not removed, nor one without which the others would have no majority.
 func (s *Server) Forget(ctx context.Context, which string) (Member, error) {
 	fail := func(err error) (Member, error) { return Member{}, fmt.Errorf("forget member %s: %w", which, err) }
 	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
@@ -150,16 +142,18 @@ func (s *Server) Forget(ctx context.Context, which string) (Member, error) {
 		}
 	}
 	if !m.Learner && answer < voters/2+1 {
-		return fail(fmt.Errorf("of the %d others only %d answer, which would be no majority without it", voters, answer))
+		return fail(fmt.Errorf("of the %d others only %d answer, which would be no majority without it", voters,
+			answer))
 	}
-	if _, err := s.etcd.Server.RemoveMember(ctx, m.ID); err != nil && !errors.Is(err, membership.ErrIDRemoved) && !errors.Is(err, membership.ErrIDNotFound) {
+	if _, err := s.etcd.Server.RemoveMember(ctx, m.ID); err != nil && !errors.Is(err, membership.ErrIDRemoved) &&
+		!errors.Is(err, membership.ErrIDNotFound) {
 		return fail(err)
 	}
 	return m, nil
 }
 
-// Missing returns the voting members that do not answer, and how many voting members there are and must answer.
-func Missing(all []Member) (missing []Member, voters, needed int) {
+// missingVoters returns the voting members that do not answer, the number of voting members, and how many are needed.
+func missingVoters(all []Member) (missing []Member, voters, needed int) {
 	for _, m := range all {
 		if m.Learner {
 			continue
@@ -172,9 +166,9 @@ func Missing(all []Member) (missing []Member, voters, needed int) {
 	return missing, voters, voters/2 + 1
 }
 
-// Remedy says to a person which members are missing, at which addresses, and what to do.
+// Remedy returns a text for a person: which members are missing, at which addresses, and what to do.
 func Remedy(all []Member) string {
-	missing, voters, needed := Missing(all)
+	missing, voters, needed := missingVoters(all)
 	var list []string
 	var moved []string
 	for _, m := range missing {
@@ -184,12 +178,14 @@ func Remedy(all []Member) string {
 	if len(list) == 0 {
 		return fmt.Sprintf("all %d members answer, a leader is being elected", voters)
 	}
-	return fmt.Sprintf("%d of %d servers answer and %d are needed; missing: %s. Start these servers, or mend the network to them (2380/tcp). "+
-		"If they have other addresses now: `umiak server moved %s` on this one. If they are lost for good: start one server once with --cluster-reset",
+	return fmt.Sprintf("%d of %d servers answer and %d are needed; missing: %s. Start these servers, or mend the "+
+		"network to them (2380/tcp). "+
+		"If they have other addresses now: `umiak server moved %s` on this one. If they are lost for good: start "+
+		"one server once with --cluster-reset",
 		voters-len(missing), voters, needed, strings.Join(list, ", "), strings.Join(moved, " "))
 }
 
-// RemoveMember takes a server out of the cluster. One that is not in it is no error.
+// RemoveMember removes a server from the cluster. A server that is not a member is no error.
 func (s *Server) RemoveMember(ctx context.Context, name string) error {
 	m, err := s.member(name)
 	if errors.Is(err, ErrNoMember) {
@@ -199,7 +195,7 @@ func (s *Server) RemoveMember(ctx context.Context, name string) error {
 		_, err = s.etcd.Server.RemoveMember(ctx, m.ID)
 	}
 	if errors.Is(err, membership.ErrIDRemoved) || errors.Is(err, membership.ErrIDNotFound) {
-		return nil // another server was faster
+		return nil // another server has removed it
 	}
 	if err != nil {
 		return fmt.Errorf("remove member %s: %w", name, err)
@@ -207,6 +203,7 @@ func (s *Server) RemoveMember(ctx context.Context, name string) error {
 	return nil
 }
 
+// member returns the member with a name, or ErrNoMember.
 func (s *Server) member(name string) (Member, error) {
 	for _, m := range s.Members() {
 		if m.Name == name && name != "" {
@@ -216,11 +213,12 @@ func (s *Server) member(name string) (Member, error) {
 	return Member{}, ErrNoMember
 }
 
-// Status returns the state at this moment.
+// Status returns the current state.
 func (s *Server) Status() Status {
 	srv := s.etcd.Server
 	b := srv.Backend()
-	out := Status{Revision: s.Revision(), FileBytes: b.Size(), InUseBytes: b.SizeInUse(), Learner: srv.IsLearner(), HasLeader: srv.Leader() != 0, Members: s.Members()}
+	out := Status{Revision: s.Revision(), FileBytes: b.Size(), InUseBytes: b.SizeInUse(), Learner: srv.IsLearner(),
+		HasLeader: srv.Leader() != 0, Members: s.Members()}
 	for _, a := range srv.Alarms() {
 		out.Alarms = append(out.Alarms, a.Alarm.String())
 	}

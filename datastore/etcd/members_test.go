@@ -12,7 +12,7 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/storetest"
 )
 
-// three makes a cluster of three members.
+// three starts a cluster of three members.
 func (c *cluster) three() (a, b, d *member) {
 	c.t.Helper()
 	a = c.start(c.config("a"))
@@ -27,8 +27,8 @@ func (c *cluster) three() (a, b, d *member) {
 	return a, join("b"), join("d")
 }
 
-// TestAllMembersMove: all members start with other addresses than the cluster knows. Each names the others, one is told
-// where they are, and all is as before.
+// TestAllMembersMove starts all members with addresses that are not in the member list. The status of each names the
+// others; once one has their addresses (Moved), the cluster works as before.
 func TestAllMembersMove(t *testing.T) {
 	c := newCluster(t)
 	a, b, d := c.three()
@@ -71,11 +71,11 @@ func TestAllMembersMove(t *testing.T) {
 		}
 		return nil
 	})
-	if err := moved[0].Moved("b", d.cfg.Peer); err != nil { // a mistake does no harm
+	if err := moved[0].Moved("b", d.cfg.Peer); err != nil { // a wrong address does no harm
 		t.Fatal(err)
 	}
 	if err := moved[0].Moved("x", d.cfg.Peer); !errors.Is(err, etcd.ErrNoMember) {
-		t.Errorf("a member that there is not: %v", err)
+		t.Errorf("an unknown member: %v", err)
 	}
 	for _, m := range all[1:] {
 		if err := moved[0].Moved(m.cfg.Name, m.cfg.Peer); err != nil {
@@ -92,24 +92,27 @@ func TestAllMembersMove(t *testing.T) {
 	eventually(t, func() error {
 		for _, s := range moved {
 			for i, m := range s.Members() {
-				if m.Unreachable || m.Peer != map[string]string{"a": a.cfg.Peer, "b": b.cfg.Peer, "d": d.cfg.Peer}[m.Name] {
+				if m.Unreachable || m.Peer != map[string]string{"a": a.cfg.Peer, "b": b.cfg.Peer,
+					"d": d.cfg.Peer}[m.Name] {
 					return fmt.Errorf("member %d is %+v", i, m)
 				}
 			}
 		}
 		return nil
 	})
-	if r, err := dial(t, &member{Server: moved[2]}).Get(t.Context(), "/k"); err != nil || len(r.Kvs) != 1 || r.Kvs[0].ModRevision != rev {
+	if r, err := dial(t, &member{Server: moved[2]}).Get(t.Context(), "/k"); err != nil || len(r.Kvs) != 1 ||
+		r.Kvs[0].ModRevision != rev {
 		t.Errorf("afterwards: %v, %v", r, err)
 	}
 }
 
-// TestForget: who is lost or has never started can be taken out by name or address, who is needed cannot.
+// TestForget checks that a member that is lost or has never started can be removed by name or address, and that a
+// member that is needed cannot.
 func TestForget(t *testing.T) {
 	c := newCluster(t)
 	a, b, d := c.three()
 	late := freePort(t)
-	eventually(t, func() error { // it takes another only when all are connected
+	eventually(t, func() error { // etcd adds a member only when all are connected
 		_, err := a.AddLearner(t.Context(), "late", late)
 		return err
 	})
@@ -125,7 +128,7 @@ func TestForget(t *testing.T) {
 	if m, err := a.Forget(t.Context(), late); err != nil || m.Name != "" {
 		t.Errorf("a learner that never started: %+v, %v", m, err)
 	}
-	// One that nobody forgets is removed by the leader, which may be any of them.
+	// A learner that nobody forgets is removed by the leader, which may be any of the three.
 	eventually(t, func() error {
 		_, err := b.AddLearner(t.Context(), "late", late)
 		return err
@@ -146,12 +149,12 @@ func TestForget(t *testing.T) {
 		}
 	}
 	turn(now)
-	turn(now.Add(etcd.StartLimit - time.Second))
+	turn(now.Add(etcd.StartTimeout - time.Second))
 	if n := len(a.Members()); n != 4 {
-		t.Errorf("%d members before its time is over", n)
+		t.Errorf("%d members before StartTimeout is over", n)
 	}
 	eventually(t, func() error {
-		turn(now.Add(etcd.StartLimit + time.Second))
+		turn(now.Add(etcd.StartTimeout + time.Second))
 		if n := len(a.Members()); n != 3 {
 			return fmt.Errorf("%d members", n)
 		}
@@ -169,7 +172,7 @@ func TestForget(t *testing.T) {
 	eventually(t, func() error {
 		_, err := a.Forget(t.Context(), "b")
 		if err == nil {
-			t.Fatal("without a majority a member was taken out")
+			t.Fatal("a member was removed without a majority")
 		}
 		if !strings.Contains(err.Error(), "b at "+b.cfg.Peer) {
 			return err

@@ -8,22 +8,22 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// collector hands on what etcd registers with prometheus' default registry, which nobody serves. What describes nothing
-// cannot be unregistered, so it is turned off instead.
+// collector forwards the metrics that etcd registers with Prometheus' default registry, which is not served. A
+// collector that describes no metrics cannot be unregistered, so it is switched off instead.
 type collector struct {
 	from prometheus.Gatherer
 	off  atomic.Bool
 }
 
-// Describe sends nothing: what there is depends on what has happened.
+// Describe implements prometheus.Collector. It sends nothing, since the set of metrics changes over time.
 func (*collector) Describe(chan<- *prometheus.Desc) {}
 
-// Collect is part of prometheus.Collector.
+// Collect implements prometheus.Collector.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	if c.off.Load() {
 		return
 	}
-	families, _ := c.from.Gather() // what could be gathered is there also with an error
+	families, _ := c.from.Gather() // with an error it returns the metrics that it could gather
 	for _, f := range families {
 		name := f.GetName()
 		if !strings.HasPrefix(name, "etcd_") {
@@ -39,17 +39,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// copied is a metric as it was gathered.
+// copied is a prometheus.Metric made from a gathered one.
 type copied struct {
 	desc *prometheus.Desc
 	m    *dto.Metric
 }
 
-// Desc is part of prometheus.Metric.
+// Desc implements prometheus.Metric.
 func (c copied) Desc() *prometheus.Desc { return c.desc }
 
-// Write is part of prometheus.Metric.
+// Write implements prometheus.Metric.
 func (c copied) Write(to *dto.Metric) error {
-	to.Label, to.Counter, to.Gauge, to.Histogram, to.Summary, to.Untyped = c.m.Label, c.m.Counter, c.m.Gauge, c.m.Histogram, c.m.Summary, c.m.Untyped
+	to.Label, to.Counter, to.Gauge, to.Histogram, to.Summary, to.Untyped = c.m.Label, c.m.Counter, c.m.Gauge,
+		c.m.Histogram, c.m.Summary, c.m.Untyped
 	return nil
 }

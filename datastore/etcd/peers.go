@@ -16,23 +16,24 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp"
 )
 
-// Members know each other by the addresses that the cluster has agreed on, and without a majority it can agree on no
-// other: when all of them have moved, none finds any other. While there is no leader, seek lets etcd's transport try
-// more addresses for members that do not answer: those that Moved was told, and those that a member's name resolves
-// to. One that answers must prove with its certificate that it is of the cluster, and etcd checks that it is the
-// member it is taken for, so a wrong guess does no harm. As soon as there is a leader, the cluster is told where
-// members were found; each also tells its address itself (updateAddress).
+// How members find each other after their addresses have changed.
+//
+// Members connect to the addresses in the cluster's member list. Without a majority the list cannot change, so if all
+// members have new addresses, none finds another one. While there is no leader, seek makes etcd's transport try more
+// addresses for members that do not answer: those given to Moved, and those to which the member's name resolves. The
+// machine that answers must have a certificate of the cluster, and etcd checks that it is the expected member, so a
+// wrong guess does no harm. Once there is a leader, the addresses that were found are written into the member list;
+// each member also publishes its own (updateAddress).
 
 const (
-	seekEvery   = 2 * time.Second // a look at what is in memory
-	lookupEvery = 10 * time.Second
-	lookupLimit = 2 * time.Second
-	// addressTimeout is how long the cluster may take to agree on an address.
-	addressTimeout = 5 * time.Second
+	seekInterval   = 2 * time.Second // between two turns; a turn only reads memory if all members answer
+	lookupInterval = 10 * time.Second
+	lookupTimeout  = 2 * time.Second
+	addressTimeout = 5 * time.Second // for a change of the member list
 )
 
-// transportOf returns etcd's connections to the other members, which it does not export. It has no other way to
-// change where a member is tried.
+// transportOf returns the connections of an etcd server to the other members. The field is not exported, and there is
+// no other way to change the address at which a member is tried.
 func transportOf(s *etcdserver.EtcdServer) (rafthttp.Transporter, error) {
 	v := reflect.ValueOf(s).Elem().FieldByName("r")
 	if v.IsValid() && v.Kind() == reflect.Struct {
@@ -44,12 +45,12 @@ func transportOf(s *etcdserver.EtcdServer) (rafthttp.Transporter, error) {
 	return *(*rafthttp.Transporter)(unsafe.Pointer(v.UnsafeAddr())), nil
 }
 
-// reachable reports whether a connection with a member stands.
+// reachable reports whether there is a connection with a member.
 func (s *Server) reachable(id uint64) bool {
 	return s.transport == nil || !s.transport.ActiveSince(types.ID(id)).IsZero()
 }
 
-// Moved has a member tried at another address too, HOST:PORT, from now on until there is a leader.
+// Moved adds an address, HOST:PORT, at which a member is tried until it is found.
 func (s *Server) Moved(name, address string) error {
 	m, err := s.member(name)
 	if err != nil {
@@ -61,7 +62,7 @@ func (s *Server) Moved(name, address string) error {
 		}
 	}
 	if m.Self {
-		return fmt.Errorf("move member %s to %s: it is this server, which tells the others its address itself", name, address)
+		return fmt.Errorf("move member %s to %s: it is this server, which publishes its own address", name, address)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,33 +77,34 @@ func (s *Server) Moved(name, address string) error {
 	return nil
 }
 
-// seeking is what seek knows from turn to turn, by member.
-type seeking struct {
-	trying   map[uint64]string    // the address that the transport was given last
-	since    map[uint64]int       // turns for which it has had it
-	found    map[uint64][]string  // what names resolved to
-	answers  map[uint64]time.Time // since when it has been seen to answer there
-	lookedUp time.Time
+// seekState is the state of seek between turns. Its maps are keyed by member ID.
+type seekState struct {
+	trying   map[uint64]string    // address that the transport tries
+	since    map[uint64]int       // turns for which it has tried it
+	found    map[uint64][]string  // addresses to which the member's name resolved
+	answers  map[uint64]time.Time // since when the member has answered at the address that is tried
+	lookedUp time.Time            // last lookup of names
 }
 
-// believes reports whether a member that answers now has done so since a look before: a connection to its former address may
-// be noticed as dead only after another one was tried.
-func (k *seeking) believes(id uint64, now time.Time) bool {
+// confirmed reports whether a member that answers now also answered at a turn before. Once is not enough: a dead
+// connection to its former address may be noticed only after another address was tried.
+func (k *seekState) confirmed(id uint64, now time.Time) bool {
 	first, ok := k.answers[id]
 	if !ok {
 		k.answers[id] = now
 	}
-	return ok && now.Sub(first) >= seekEvery
+	return ok && now.Sub(first) >= seekInterval
 }
 
-// turnsEach is for how many turns an address is tried.
-const turnsEach = 2
+// turnsPerAddress is the number of turns for which an address is tried.
+const turnsPerAddress = 2
 
-// seek runs until ctx ends.
+// seek watches the leader and the other members and looks for members that do not answer, until ctx ends.
 func (s *Server) seek(ctx context.Context) {
-	tick := time.NewTicker(seekEvery)
+	tick := time.NewTicker(seekInterval)
 	defer tick.Stop()
-	k := &seeking{trying: map[uint64]string{}, since: map[uint64]int{}, found: map[uint64][]string{}, answers: map[uint64]time.Time{}}
+	k := &seekState{trying: map[uint64]string{}, since: map[uint64]int{}, found: map[uint64][]string{},
+		answers: map[uint64]time.Time{}}
 	seen, leader, lost := map[uint64]*peerState{}, &leaderState{}, map[uint64]int{}
 	for {
 		s.watchLeader(leader, time.Now())
@@ -118,12 +120,12 @@ func (s *Server) seek(ctx context.Context) {
 	}
 }
 
-// tryMore has the transport try the addresses of members that do not answer one after the other, where there are more
-// than the cluster knows. When one answers, the cluster is told: whoever leads may not know that address.
-func (s *Server) tryMore(ctx context.Context, k *seeking) {
+// tryMore makes the transport try the addresses of members that do not answer in turn, if there are more than the one
+// in the member list. The address at which one answers is written into the list, since the leader may not have it.
+func (s *Server) tryMore(ctx context.Context, k *seekState) {
 	all := s.Members()
 	led := s.etcd.Server.Leader() != 0
-	if !led && time.Since(k.lookedUp) > lookupEvery {
+	if !led && time.Since(k.lookedUp) > lookupInterval {
 		k.lookedUp = time.Now()
 		for _, m := range all {
 			if !m.Self && m.Unreachable {
@@ -140,19 +142,21 @@ func (s *Server) tryMore(ctx context.Context, k *seeking) {
 			s.tryNext(k, m, all)
 		case at == m.Peer:
 			s.forgetMoved(k, m.ID)
-		case led && k.believes(m.ID, time.Now()):
+		case led && k.confirmed(m.ID, time.Now()):
 			if err := s.setAddress(ctx, m.ID, at); err != nil {
-				s.cfg.Log.Debug("cannot tell the cluster another member's address yet", "member", m.Name, "address", at, "error", err)
+				s.cfg.Log.Debug("cannot publish another member's address in the cluster yet", "member", m.Name,
+					"address", at, "error", err)
 				continue
 			}
-			s.cfg.Log.Info("a member was found at another address, the cluster knows it now", "member", m.Name, "address", at)
+			s.cfg.Log.Info("found a member at another address and published it in the cluster", "member", m.Name,
+				"address", at)
 			s.forgetMoved(k, m.ID)
 		}
 	}
 }
 
 // tryNext gives the transport the next address of a member.
-func (s *Server) tryNext(k *seeking, m Member, all []Member) {
+func (s *Server) tryNext(k *seekState, m Member, all []Member) {
 	addresses := []string{m.Peer}
 	s.mu.Lock()
 	if a := s.moved[m.ID]; a != "" {
@@ -160,7 +164,7 @@ func (s *Server) tryNext(k *seeking, m Member, all []Member) {
 	}
 	s.mu.Unlock()
 	for _, a := range k.found[m.ID] {
-		held := slices.ContainsFunc(all, func(o Member) bool { return o.Peer == a }) // as far as the cluster knows
+		held := slices.ContainsFunc(all, func(o Member) bool { return o.Peer == a }) // according to the member list
 		if !held && !slices.Contains(addresses, a) && a != s.cfg.Peer {
 			addresses = append(addresses, a)
 		}
@@ -168,19 +172,20 @@ func (s *Server) tryNext(k *seeking, m Member, all []Member) {
 	if len(addresses) == 1 && k.trying[m.ID] == "" {
 		return
 	}
-	if k.since[m.ID]++; k.trying[m.ID] != "" && k.since[m.ID] <= turnsEach {
+	if k.since[m.ID]++; k.trying[m.ID] != "" && k.since[m.ID] <= turnsPerAddress {
 		return
 	}
 	next := addresses[(slices.Index(addresses, k.trying[m.ID])+1)%len(addresses)]
 	if k.trying[m.ID] == "" {
-		s.cfg.Log.Info("a member does not answer, it is tried at other addresses too", "member", m.Name, "addresses", addresses)
+		s.cfg.Log.Info("a member does not answer, trying other addresses too", "member", m.Name, "addresses", addresses)
 		next = addresses[1]
 	}
 	k.trying[m.ID], k.since[m.ID] = next, 0
 	s.transport.UpdatePeer(types.ID(m.ID), peerURLs([]string{next}))
 }
 
-func (s *Server) forgetMoved(k *seeking, id uint64) {
+// forgetMoved ends the search for a member.
+func (s *Server) forgetMoved(k *seekState, id uint64) {
 	delete(k.trying, id)
 	delete(k.since, id)
 	delete(k.found, id)
@@ -190,11 +195,12 @@ func (s *Server) forgetMoved(k *seeking, id uint64) {
 	delete(s.moved, id)
 }
 
-// setAddress has the cluster know a member at an address.
+// setAddress writes the address of a member into the cluster's member list.
 func (s *Server) setAddress(ctx context.Context, id uint64, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, addressTimeout)
 	defer cancel()
-	_, err := s.etcd.Server.UpdateMember(ctx, membership.Member{ID: types.ID(id), RaftAttributes: membership.RaftAttributes{PeerURLs: peerURLs([]string{address})}})
+	_, err := s.etcd.Server.UpdateMember(ctx, membership.Member{ID: types.ID(id),
+		RaftAttributes: membership.RaftAttributes{PeerURLs: peerURLs([]string{address})}})
 	return err
 }
 
@@ -207,17 +213,17 @@ func peerURLs(addresses []string) []string {
 	return out
 }
 
-// resolve looks a member's name up.
+// resolve returns the addresses to which a member's name resolves, with the port of its present address.
 func resolve(ctx context.Context, m Member) []string {
 	_, port, err := net.SplitHostPort(m.Peer)
 	if err != nil || m.Name == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookupLimit)
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", m.Name)
 	if err != nil {
-		return nil // most networks do not know their machines by name
+		return nil // most networks have no names for their machines
 	}
 	var out []string
 	for _, ip := range ips {

@@ -11,15 +11,12 @@ import (
 )
 
 const (
-	// lostTurns is for how many turns of seek a member has to be lost before it is asked whether it is.
-	lostTurns = 3
-	// askEvery is after how many more turns it is asked again.
-	askEvery = 15
-	// askLimit is how long it gets to answer.
-	askLimit = time.Second
+	lostTurns    = 3           // turns of seek for which a member is unreachable before it is probed
+	probeTurns   = 15          // turns between two probes
+	probeTimeout = time.Second // for the answer to a probe
 )
 
-// info is how etcd is told of the files.
+// info returns the files in the form in which etcd takes them.
 func (t TLS) info() transport.TLSInfo {
 	return transport.TLSInfo{
 		CertFile: t.ServerCert, KeyFile: t.ServerKey, ClientCertFile: t.ClientCert, ClientKeyFile: t.ClientKey,
@@ -27,9 +24,9 @@ func (t TLS) info() transport.TLSInfo {
 	}
 }
 
-// reconnect makes the connections with a member anew that answers although etcd's transport holds it for lost: a message
-// to an address that the member has left may fail long after the connections to the new one stand, and nothing would take
-// that back. A member of which etcd believes so may be removed, and others may not. lost counts turns, by member.
+// reconnect replaces the connections with members that etcd's transport takes for lost although they answer: a message
+// to a former address may fail long after the connections to the new one are up, and etcd would never correct that. It
+// matters because a lost member can be removed, and counts as missing in a majority. lost counts turns, by member ID.
 func (s *Server) reconnect(ctx context.Context, lost map[uint64]int) {
 	if s.transport == nil {
 		return
@@ -42,32 +39,32 @@ func (s *Server) reconnect(ctx context.Context, lost map[uint64]int) {
 			delete(lost, m.ID)
 			continue
 		}
-		if lost[m.ID]++; lost[m.ID] < lostTurns || (lost[m.ID]-lostTurns)%askEvery != 0 || !s.answers(ctx, m.Peer) {
+		if lost[m.ID]++; lost[m.ID] < lostTurns || (lost[m.ID]-lostTurns)%probeTurns != 0 || !s.answers(ctx, m.Peer) {
 			continue
 		}
-		s.cfg.Log.Info("a member that was held for lost answers, the connections with it are made anew", "member", m.Name, "address", m.Peer)
+		s.cfg.Log.Info("a member taken for lost answers, connecting to it again", "member", m.Name, "address", m.Peer)
 		id := types.ID(m.ID)
 		s.transport.RemovePeer(id)
 		s.transport.AddPeer(id, peerURLs([]string{m.Peer}))
-		if s.etcd.Server.Cluster().Member(id) == nil { // it was taken out meanwhile
+		if s.etcd.Server.Cluster().Member(id) == nil { // removed meanwhile
 			s.transport.RemovePeer(id)
 		}
 	}
 }
 
-// answers reports whether a member of this cluster, whichever, answers at an address.
+// answers reports whether any member of this cluster answers at an address.
 func (s *Server) answers(ctx context.Context, address string) bool {
 	cfg, err := s.cfg.TLS.info().ClientConfig()
 	if err != nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	d := tls.Dialer{NetDialer: &net.Dialer{}, Config: cfg}
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return false
 	}
-	_ = conn.Close() // it has answered
+	_ = conn.Close() // the handshake was the answer
 	return true
 }

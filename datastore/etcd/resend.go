@@ -12,43 +12,48 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A write goes to the leader as a message that nobody repeats: when the leader dies with it, whoever asked waits for
-// etcd's request timeout, 7 seconds with our elections, and is told that nobody knows what became of it. resender
-// finds out and sends it again. Once a new leader is there and this member has answered a linearizable read, all that
-// the old leader had committed is applied here, and what is not has not happened. A message that was only delayed and
-// comes to the new leader after all does no harm: kube-apiserver's writes compare the revision of their key.
+// resender sends writes again that were lost with a leader.
+//
+// A member forwards a write to the leader in one message that etcd does not repeat. If the leader dies with it, the
+// client waits for etcd's request timeout, 7 seconds with our election time, and gets an error that leaves open whether
+// the write happened. resender finds out: once there is a new leader and this member has completed a linearizable read,
+// every write that the old leader committed is applied here; a write that is not has not happened and is sent again. A
+// message that was only delayed and reaches the new leader later does no harm: the writes of kube-apiserver compare the
+// revision of their key.
 type resender struct {
-	member  func(context.Context) (member, error) // waits until there is one
-	timeout time.Duration                         // how long a write is tried at all
+	member  func(context.Context) (member, error) // waits until etcd has started
+	timeout time.Duration                         // bounds the waiting for a leader to send to
 }
 
-// member is what resender needs of etcd.
+// member is the part of etcd's server that resender uses.
 type member interface {
-	// LeaderChanged is closed when there is another leader, or one again.
+	// LeaderChanged returns a channel that is closed when the leader changes, or when there is one again.
 	LeaderChanged() <-chan struct{}
-	// FirstCommitInTermNotify's channel is closed when this member has applied the first entry of a term. A leader that was
-	// killed and is elected again within a second may be no change to the other members; this is.
+	// FirstCommitInTermNotify returns a channel that is closed when this member has applied the first entry of a
+	// term. It also fires when a leader was killed and elected again within a second, which LeaderChanged of the
+	// other members may not notice.
 	FirstCommitInTermNotify() <-chan struct{}
-	// LinearizableReadNotify returns when everything that is committed at the time of the call is applied. While leaders
-	// change it may fail with what says no more than that.
+	// LinearizableReadNotify returns when every entry that is committed at the time of the call is applied. It may fail
+	// just because the leader changes.
 	LinearizableReadNotify(ctx context.Context) error
 }
 
-// grace is how long the answer to a write that was applied may take to come back within the process, and the pause
-// before a read is tried again.
-const grace = 100 * time.Millisecond
+// answerGrace is how long the answer to an applied write may take within the process. It is also the pause between two
+// attempts of a read.
+const answerGrace = 100 * time.Millisecond
 
-// patience is how long a write must have been waiting since a term began under what may be the same leader: if it was sent
-// in the moment between the election and that term's first entry, it was not lost, and is only slow.
-const patience = election * time.Millisecond
+// sameLeaderWait is how long a write waits after the start of a term whose leader may be the old one, before it counts
+// as lost: a write that was sent between the election and the first entry of the term is only slow.
+const sameLeaderWait = election * time.Millisecond
 
 var errResend = errors.New("the leader has changed")
 
 // unary is a grpc.UnaryServerInterceptor for the member's own listener.
-func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any,
+	error) {
 	switch info.FullMethod {
 	case etcdserverpb.KV_Txn_FullMethodName, etcdserverpb.Lease_LeaseGrant_FullMethodName:
-	default: // reads repeat themselves; the others are for people, who do
+	default: // clients repeat reads, and people repeat the other calls
 		return handler(ctx, req)
 	}
 	m, err := r.member(ctx)
@@ -63,8 +68,8 @@ func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 		switch {
 		case err == nil:
 			return resp, nil
-		case errors.Is(err, errResend): // it was lost
-		case status.Convert(err).Message() == raft.ErrProposalDropped.Error(): // there was no leader to send it to
+		case errors.Is(err, errResend): // the write was lost
+		case status.Convert(err).Message() == raft.ErrProposalDropped.Error(): // there was no leader
 			select {
 			case <-changed:
 			case <-term:
@@ -79,8 +84,9 @@ func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 	}
 }
 
-// attempt makes the write once. Its error is errResend where a change of leaders has swallowed it.
-func (r resender) attempt(ctx context.Context, m member, changed, term <-chan struct{}, req any, handler grpc.UnaryHandler) (any, error) {
+// attempt makes the write once. It returns errResend if the write was lost in a change of leaders.
+func (r resender) attempt(ctx context.Context, m member, changed, term <-chan struct{}, req any,
+	handler grpc.UnaryHandler) (any, error) {
 	type result struct {
 		resp any
 		err  error
@@ -103,16 +109,16 @@ func (r resender) attempt(ctx context.Context, m member, changed, term <-chan st
 		case out := <-done:
 			return out.resp, out.err
 		case <-changed:
-		case <-time.After(patience):
+		case <-time.After(sameLeaderWait):
 		}
 	}
 	for {
-		// Etcd gives a read that reaches its loop together with the election the same notice as we had, as an error.
+		// A read that reaches etcd's loop together with the election fails, with the notice that we have had already.
 		err := m.LinearizableReadNotify(waiting)
 		select {
 		case out := <-done:
 			return out.resp, out.err
-		case <-time.After(grace):
+		case <-time.After(answerGrace):
 		}
 		if err == nil {
 			break

@@ -14,11 +14,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// elections is a member whose cluster changes leaders when the test says so.
+// elections is a member whose cluster changes leaders when the test calls elect.
 type elections struct {
 	changed chan struct{}
 	term    chan struct{}
-	reads   []error // one after the other; the last stays
+	reads   []error // results of reads, in order; the last one repeats
 }
 
 func (e *elections) LeaderChanged() <-chan struct{}           { return e.changed }
@@ -66,25 +66,36 @@ func TestResend(t *testing.T) {
 		tries   []try
 		method  string
 		changes int  // leaders, one a second
-		same    bool // each time the one that there was
+		same    bool // the leader is elected again each time
 		reads   []error
 		want    any
 		err     string
 		took    time.Duration
 	}{
-		"nothing happens":                    {tries: []try{after(0, 1)}, want: 1},
-		"an error is the caller's":           {tries: []try{refused}, err: "no space"},
-		"lost with its leader":               {tries: []try{lost, after(0, 2)}, changes: 1, want: 2, took: time.Second + 110*time.Millisecond},
-		"lost twice":                         {tries: []try{lost, lost, after(0, 3)}, changes: 2, want: 3, took: 2*time.Second + 110*time.Millisecond},
-		"the same leader again":              {tries: []try{lost, after(0, 2)}, changes: 1, same: true, want: 2, took: time.Second + patience + 110*time.Millisecond},
-		"only slow under a new leader":       {tries: []try{after(2*time.Second, 1)}, changes: 1, same: true, want: 1, took: 2 * time.Second},
-		"none to send it to, then the same":  {tries: []try{dropped, after(0, 2)}, changes: 1, same: true, want: 2, took: time.Second},
-		"it had survived":                    {tries: []try{after(1050*time.Millisecond, 1)}, changes: 1, want: 1, took: 1050 * time.Millisecond},
-		"the read met the election":          {tries: []try{lost, after(0, 2)}, changes: 1, reads: []error{errors.New("leader changed"), nil}, want: 2, took: time.Second + 220*time.Millisecond},
-		"no leader to send it to":            {tries: []try{dropped, after(0, 2)}, changes: 1, want: 2, took: time.Second},
-		"no leader at all":                   {tries: []try{dropped}, err: raft.ErrProposalDropped.Error(), took: 5 * time.Second},
-		"no majority":                        {tries: []try{lost}, changes: 1, reads: []error{errors.New("timeout")}, err: "request timed out", took: 8 * time.Second},
-		"what people send is not sent again": {tries: []try{lost}, method: etcdserverpb.KV_Put_FullMethodName, changes: 1, err: "request timed out", took: 8 * time.Second},
+		"nothing happens":          {tries: []try{after(0, 1)}, want: 1},
+		"an error is the caller's": {tries: []try{refused}, err: "no space"},
+		"lost with its leader": {tries: []try{lost, after(0, 2)}, changes: 1, want: 2, took: time.Second +
+			110*time.Millisecond},
+		"lost twice": {tries: []try{lost, lost, after(0, 3)}, changes: 2, want: 3,
+			took: 2*time.Second + 110*time.Millisecond},
+		"the same leader again": {tries: []try{lost, after(0, 2)}, changes: 1, same: true, want: 2,
+			took: time.Second + sameLeaderWait + 110*time.Millisecond},
+		"only slow under a new leader": {tries: []try{after(2*time.Second, 1)}, changes: 1, same: true, want: 1,
+			took: 2 * time.Second},
+		"none to send it to, then the same": {tries: []try{dropped, after(0, 2)}, changes: 1, same: true, want: 2,
+			took: time.Second},
+		"it had survived": {tries: []try{after(1050*time.Millisecond, 1)}, changes: 1, want: 1,
+			took: 1050 * time.Millisecond},
+		"the read met the election": {tries: []try{lost, after(0, 2)}, changes: 1,
+			reads: []error{errors.New("leader changed"), nil}, want: 2, took: time.Second + 220*time.Millisecond},
+		"no leader to send it to": {tries: []try{dropped, after(0, 2)}, changes: 1, want: 2,
+			took: time.Second},
+		"no leader at all": {tries: []try{dropped}, err: raft.ErrProposalDropped.Error(),
+			took: 5 * time.Second},
+		"no majority": {tries: []try{lost}, changes: 1, reads: []error{errors.New("timeout")},
+			err: "request timed out", took: 8 * time.Second},
+		"what people send is not sent again": {tries: []try{lost}, method: etcdserverpb.KV_Put_FullMethodName,
+			changes: 1, err: "request timed out", took: 8 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -100,10 +111,11 @@ func TestResend(t *testing.T) {
 					c.method = etcdserverpb.KV_Txn_FullMethodName
 				}
 				begun, n := time.Now(), 0
-				got, err := r.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: c.method}, func(ctx context.Context, _ any) (any, error) {
-					n++
-					return c.tries[n-1](ctx)
-				})
+				got, err := r.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: c.method},
+					func(ctx context.Context, _ any) (any, error) {
+						n++
+						return c.tries[n-1](ctx)
+					})
 				if err == nil && c.err != "" || err != nil && status.Convert(err).Message() != c.err || got != c.want {
 					t.Errorf("got %v, %v", got, err)
 				}

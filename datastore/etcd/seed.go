@@ -21,16 +21,17 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Seed makes the directory of cfg, as that of a cluster of one member, with the keys that keys yields. They
-// keep their revisions, and leases of their seconds. The cluster goes on at the floor: watches from below
-// hear that their revision is compacted. The directory appears only when it is complete.
+// Seed creates the directory of cfg as that of a cluster with one member, with the keys that keys passes to put. The
+// keys keep their revisions; Lease in them is the TTL in seconds. The cluster continues at revision floor: a watch from
+// below gets "compacted". The directory appears only when it is complete.
 func Seed(ctx context.Context, cfg Config, floor int64, keys func(put func(*mvccpb.KeyValue) error) error) (err error) {
 	fail := func(err error) error { return fmt.Errorf("move into etcd: %w", err) }
 	if Exists(cfg.Dir) {
 		return fail(fmt.Errorf("%s holds a member already", cfg.Dir))
 	}
 	staging := cfg.Dir + ".new"
-	if err := errors.Join(os.RemoveAll(staging), os.MkdirAll(staging, 0o700)); err != nil { // of a start that was broken off
+	// an interrupted start leaves one
+	if err := errors.Join(os.RemoveAll(staging), os.MkdirAll(staging, 0o700)); err != nil {
 		return fail(err)
 	}
 	defer func() {
@@ -50,7 +51,8 @@ func Seed(ctx context.Context, cfg Config, floor int64, keys func(put func(*mvcc
 	out := filepath.Join(staging, "out")
 	err = snapshot.NewV3(lg).Restore(snapshot.RestoreConfig{
 		SnapshotPath: db, SkipHashCheck: true, Name: cfg.Name, OutputDataDir: out,
-		PeerURLs: []string{u.String()}, InitialCluster: cfg.Name + "=" + u.String(), InitialClusterToken: cfg.Cluster, InitialMmapSize: 64 << 20,
+		PeerURLs: []string{u.String()}, InitialCluster: cfg.Name + "=" + u.String(), InitialClusterToken: cfg.Cluster,
+		InitialMmapSize: 64 << 20,
 	})
 	if err != nil {
 		return fail(err)
@@ -58,7 +60,7 @@ func Seed(ctx context.Context, cfg Config, floor int64, keys func(put func(*mvcc
 	if err := syncAll(out); err != nil {
 		return fail(err)
 	}
-	// What a start that was broken off has left is kept, not removed: it might not be that.
+	// A folder that an interrupted start left is renamed, not removed, in case it is something else.
 	if err := os.Remove(cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		if err := os.Rename(cfg.Dir, cfg.Dir+".incomplete-"+time.Now().UTC().Format("20060102T150405Z")); err != nil {
 			return fail(err)
@@ -70,14 +72,17 @@ func Seed(ctx context.Context, cfg Config, floor int64, keys func(put func(*mvcc
 	return os.RemoveAll(staging)
 }
 
-func fill(ctx context.Context, be backend.Backend, floor int64, keys func(put func(*mvccpb.KeyValue) error) error) error {
+// fill writes the keys into an empty backend, with their leases, compacted at floor.
+func fill(ctx context.Context, be backend.Backend, floor int64,
+	keys func(put func(*mvccpb.KeyValue) error) error) error {
 	tx := be.BatchTx()
 	tx.LockOutsideApply()
 	defer tx.Unlock()
-	for _, b := range []backend.Bucket{schema.Key, schema.Meta, schema.Lease, schema.Members, schema.MembersRemoved, schema.Cluster, schema.Auth, schema.AuthUsers, schema.AuthRoles, schema.Alarm} {
+	for _, b := range []backend.Bucket{schema.Key, schema.Meta, schema.Lease, schema.Members, schema.MembersRemoved,
+		schema.Cluster, schema.Auth, schema.AuthUsers, schema.AuthRoles, schema.Alarm} {
 		tx.UnsafeCreateBucket(b)
 	}
-	leases := map[int64]int64{} // seconds to lease
+	leases := map[int64]int64{} // TTL in seconds to lease ID
 	err := keys(func(kv *mvccpb.KeyValue) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -110,12 +115,12 @@ func fill(ctx context.Context, be backend.Backend, floor int64, keys func(put fu
 	return nil
 }
 
-// syncAll makes sure that everything below dir is on the disk.
+// syncAll syncs every file and folder below dir to disk.
 func syncAll(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return atomicfile.SyncDir(path) // also right for files: it opens and syncs
+		return atomicfile.SyncDir(path) // works for files too
 	})
 }

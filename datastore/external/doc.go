@@ -1,8 +1,6 @@
-// Package external uses a database that somebody else runs: PostgreSQL, MySQL or MariaDB and NATS through
-// kine's drivers, which are served as etcd on a unix socket, or an etcd cluster, which the API server talks
-// to itself.
+// Package external stores the cluster's state in a database that the user runs: PostgreSQL, MySQL, MariaDB or NATS
+// through kine's drivers, served as etcd on a unix socket, or an etcd cluster, to which kube-apiserver connects itself.
 //
-// Only the drivers that are wanted are linked: kine's pkg/endpoint would bring all of them. An endpoint may
-// hold a password; it appears in no error and no log. It imports kine and etcd's client; package datastore
-// calls it.
+// It imports kine's drivers one by one, since kine's pkg/endpoint would link all of them, and etcd's client. An
+// endpoint may contain a password; no error and no log line shows it. Package datastore calls it.
 package external

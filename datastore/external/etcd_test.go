@@ -20,7 +20,7 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// foreignEtcd runs an etcd that asks its clients for certificates.
+// foreignEtcd starts an etcd that requires client certificates.
 func foreignEtcd(t *testing.T) (endpoint string, tls external.TLS) {
 	t.Helper()
 	dir := t.TempDir()
@@ -29,7 +29,8 @@ func foreignEtcd(t *testing.T) (endpoint string, tls external.TLS) {
 		t.Fatal(err)
 	}
 	for name, server := range map[string]bool{"s": true, "c": false} {
-		l := pki.Leaf{Name: name, CA: pki.EtcdCA, CertFile: p.File(name + ".crt"), KeyFile: p.File(name + ".key"), CommonName: "x", Server: server}
+		l := pki.Leaf{Name: name, CA: pki.EtcdCA, CertFile: p.File(name + ".crt"), KeyFile: p.File(name + ".key"),
+			CommonName: "x", Server: server}
 		if server {
 			l.IPs, l.DNSNames = []string{"127.0.0.1"}, []string{etcd.PeerName}
 		}
@@ -43,7 +44,8 @@ func foreignEtcd(t *testing.T) (endpoint string, tls external.TLS) {
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.ClientTLSInfo = transport.TLSInfo{CertFile: p.File("s.crt"), KeyFile: p.File("s.key"), TrustedCAFile: p.CACert(pki.EtcdCA), ClientCertAuth: true}
+	c.ClientTLSInfo = transport.TLSInfo{CertFile: p.File("s.crt"), KeyFile: p.File("s.key"),
+		TrustedCAFile: p.CACert(pki.EtcdCA), ClientCertAuth: true}
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	e, err := embed.StartEtcd(c)
@@ -51,7 +53,8 @@ func foreignEtcd(t *testing.T) (endpoint string, tls external.TLS) {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Close)
-	return client.String(), external.TLS{CAFile: p.CACert(pki.EtcdCA), CertFile: p.File("c.crt"), KeyFile: p.File("c.key")}
+	return client.String(), external.TLS{CAFile: p.CACert(pki.EtcdCA), CertFile: p.File("c.crt"),
+		KeyFile: p.File("c.key")}
 }
 
 func TestEtcdIsReachedDirectly(t *testing.T) {
@@ -59,7 +62,7 @@ func TestEtcdIsReachedDirectly(t *testing.T) {
 	var log bytes.Buffer
 	s := open(t, endpoint, tls, &log) // waits until it answers
 	if s.Endpoint() != endpoint || s.TLS() != tls {
-		t.Errorf("the API server is told %s, %+v", s.Endpoint(), s.TLS())
+		t.Errorf("the endpoint is %s, %+v", s.Endpoint(), s.TLS())
 	}
 	info := transport.TLSInfo{CertFile: tls.CertFile, KeyFile: tls.KeyFile, TrustedCAFile: tls.CAFile}
 	tc, err := info.ClientConfig()
@@ -76,7 +79,8 @@ func TestEtcdIsReachedDirectly(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 1500 {
-		if _, err := storetest.Create(t.Context(), c, fmt.Sprintf("/registry/x/%05d", i), "v", clientv3.WithLease(lease.ID)); err != nil {
+		if _, err := storetest.Create(t.Context(), c, fmt.Sprintf("/registry/x/%05d", i), "v",
+			clientv3.WithLease(lease.ID)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -94,7 +98,8 @@ func TestEtcdIsReachedDirectly(t *testing.T) {
 	}); err != nil || n != 1500 {
 		t.Fatalf("%d keys, %v", n, err)
 	}
-	if _, err := external.Open(t.Context(), external.Config{Endpoint: "sqlite:///x", Log: slog.New(slog.DiscardHandler)}, ""); err == nil {
-		t.Error("took an endpoint of an unknown kind")
+	if _, err := external.Open(t.Context(), external.Config{Endpoint: "sqlite:///x",
+		Log: slog.New(slog.DiscardHandler)}, ""); err == nil {
+		t.Error("accepted an endpoint of an unknown kind")
 	}
 }

@@ -30,35 +30,36 @@ import (
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
-// TLS are files with which a client proves itself and whom it trusts.
+// TLS names the files of a client: the CA that it trusts, its certificate and key. Empty fields are not used.
 type TLS struct{ CAFile, CertFile, KeyFile string }
 
-// Config says where the database is.
+// Config describes the database.
 type Config struct {
-	Endpoint        string
+	Endpoint        string // URL, perhaps with a password
 	TLS             TLS
 	Log             *slog.Logger
-	Registerer      prometheus.Registerer
-	EmulatedVersion string // the etcd that kine says it is
-	Progress        time.Duration
-	// Failing, if set, is called with true when the database has stopped taking writes, and with false when it takes
-	// them again.
+	Registerer      prometheus.Registerer // nil: no metrics
+	EmulatedVersion string                // version of etcd that kine reports
+	Progress        time.Duration         // interval of progress notifications to watches; not used for etcd
+	// Failing, if not nil, is called with true when the database stops taking writes, and with false when it takes them
+	// again. It is not called for etcd.
 	Failing func(bool)
 }
 
-// Status is what there is to say about the database.
+// Status is the state of the database.
 type Status struct {
-	Kind     string `json:"kind"`
+	Kind     string `json:"kind"`    // as Kind returns it
 	Address  string `json:"address"` // without user and password
 	Revision int64  `json:"revision"`
 }
 
-// kinds are the schemes and what they stand for.
+// kinds maps the schemes of endpoints to kinds of databases.
 var kinds = map[string]string{
-	"http": "etcd", "https": "etcd", "postgres": "PostgreSQL", "postgresql": "PostgreSQL", "mysql": "MySQL", "nats": "NATS",
+	"http": "etcd", "https": "etcd", "postgres": "PostgreSQL", "postgresql": "PostgreSQL", "mysql": "MySQL",
+	"nats": "NATS",
 }
 
-// Kind says what an endpoint is, or what is wrong with it.
+// Kind returns the kind of database of an endpoint (etcd, PostgreSQL, MySQL, NATS), or what is wrong with the endpoint.
 func Kind(endpoint string) (string, error) {
 	scheme, rest, ok := strings.Cut(endpoint, "://")
 	kind := kinds[scheme]
@@ -69,7 +70,8 @@ func Kind(endpoint string) (string, error) {
 		for e := range strings.SplitSeq(endpoint, ",") {
 			u, err := url.Parse(e)
 			if err != nil || u.Host == "" || u.Scheme != scheme || u.User != nil {
-				return "", errors.New("addresses of etcd are all http://HOST:PORT or all https://HOST:PORT, with commas between them")
+				return "", errors.New("addresses of etcd are all http://HOST:PORT or all https://HOST:PORT, with " +
+					"commas between them")
 			}
 		}
 	} else if rest == "" {
@@ -78,10 +80,10 @@ func Kind(endpoint string) (string, error) {
 	return kind, nil
 }
 
-// userInfo is what stands before the @ of an address.
+// userInfo matches the user and password of a URL.
 var userInfo = regexp.MustCompile(`//[^/]*@`)
 
-// Address is the endpoint without what is secret in it.
+// Address returns the endpoint without user, password and parameters.
 func Address(endpoint string) string {
 	scheme, rest, _ := strings.Cut(endpoint, "://")
 	if kinds[scheme] == "etcd" {
@@ -94,7 +96,7 @@ func Address(endpoint string) string {
 	return scheme + "://" + rest
 }
 
-// scrub takes everything that is secret in the endpoint out of an error's text.
+// scrub replaces every secret of the endpoint in the text of an error.
 func (c Config) scrub(err error) error {
 	if err == nil {
 		return nil
@@ -131,32 +133,37 @@ func (c Config) scrub(err error) error {
 type Store struct {
 	cfg     Config
 	kind    string
-	backend server.Backend // nil where it is etcd
+	backend server.Backend // nil for etcd
 	ctx     context.Context
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	socket  string
 	writes  *writes
-	metrics prometheus.Collector // registered while it is open; nil where nobody wants them
+	metrics prometheus.Collector // registered while the store is open; nil without Registerer
 
 	mu     sync.Mutex
 	client *clientv3.Client
 }
 
-// Open connects. A database that is not there yet, or takes no writes for now, is waited for.
+// Open connects to the database. It waits for one that does not answer yet or takes no writes at present, until ctx
+// ends. socket is the path that Endpoint returns; it is not used for etcd.
 func Open(ctx context.Context, cfg Config, socket string) (*Store, error) {
 	kind, err := Kind(cfg.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("datastore-endpoint: %w", err)
 	}
-	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub, failing: cfg.Failing}}
+	s := &Store{cfg: cfg, kind: kind, socket: socket, writes: &writes{log: cfg.Log, scrub: cfg.scrub,
+		failing: cfg.Failing}}
+	newContext := func() { // the driver must work until the last client is gone, which is later than the end of ctx
+		s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	}
+	if kind == "etcd" {
+		newContext()
+		return s, nil
+	}
 	news, pauses := retry.News{}, retry.Backoff{First: firstPause, Limit: longestPause}
 	for {
-		// The driver works until the last client is gone, which is later than ctx.
-		s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-		if kind == "etcd" {
-			return s, nil
-		}
+		newContext()
 		stop := context.AfterFunc(ctx, s.cancel) // while it connects
 		err = s.connect()
 		if stop(); err == nil {
@@ -184,25 +191,27 @@ const (
 	longestPause = 5 * time.Second
 )
 
-// connect makes kine's driver. Its values are those of kine's own command, which have no usable zero.
+// connect creates kine's driver. The values are the defaults of kine's command; zero would not work.
 func (s *Store) connect() error {
 	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
 	sql := func(drive drivers.Constructor) drivers.Constructor {
-		return makeTruthful(surviving(drive, s.writes), s.cfg.scrub)
+		return correct(withFailover(drive, s.writes), s.cfg.scrub)
 	}
-	drive := map[string]drivers.Constructor{"PostgreSQL": sql(pgsql.New), "MySQL": sql(mysql.New), "NATS": newNATS}[s.kind]
-	// kube-apiserver asks for compaction, every five minutes. The SQL drivers take that only without an interval of their
-	// own; NATS gives up history by itself.
-	own := time.Duration(0)
+	drive := map[string]drivers.Constructor{"PostgreSQL": sql(pgsql.New), "MySQL": sql(mysql.New),
+		"NATS": newNATS}[s.kind]
+	// kube-apiserver requests compaction every five minutes. The SQL drivers allow that only if they have no interval
+	// of their own; the NATS driver drops history on its own.
+	compactInterval := time.Duration(0)
 	if s.kind == "NATS" {
-		own = 5 * time.Minute
+		compactInterval = 5 * time.Minute
 	}
-	metrics := prometheus.NewRegistry() // of this attempt: kine registers its own without taking them away
+	metrics := prometheus.NewRegistry() // one per attempt: kine registers its metrics and never unregisters them
 	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
 		MetricsRegisterer: metrics, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
-		BackendTLSConfig:     tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile, KeyFile: s.cfg.TLS.KeyFile},
-		CompactInterval:      own, CompactMinRetain: 0, CompactTimeout: 5 * time.Second, CompactBatchSize: 1000,
+		BackendTLSConfig: tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile,
+			KeyFile: s.cfg.TLS.KeyFile},
+		CompactInterval: compactInterval, CompactMinRetain: 0, CompactTimeout: 5 * time.Second, CompactBatchSize: 1000,
 		PollInterval: time.Second, PollBatchSize: 500,
 	})
 	if err != nil {
@@ -222,7 +231,7 @@ func (s *Store) connect() error {
 	return nil
 }
 
-// Endpoint is for kube-apiserver.
+// Endpoint returns the URL for kube-apiserver.
 func (s *Store) Endpoint() string {
 	if s.backend == nil {
 		return s.cfg.Endpoint
@@ -230,7 +239,7 @@ func (s *Store) Endpoint() string {
 	return "unix://" + s.socket
 }
 
-// TLS are the files for Endpoint.
+// TLS returns the files that a client of Endpoint needs; zero for a unix socket.
 func (s *Store) TLS() TLS {
 	if s.backend == nil {
 		return s.cfg.TLS
@@ -238,7 +247,7 @@ func (s *Store) TLS() TLS {
 	return TLS{}
 }
 
-// Run serves on l until ctx ends; with etcd, it waits until that answers.
+// Run serves on l until ctx ends. It calls ready when it serves; for etcd, which it does not serve, when that answers.
 func (s *Store) Run(ctx context.Context, l net.Listener, ready func()) (err error) {
 	defer func() {
 		s.mu.Lock()
@@ -282,9 +291,9 @@ func (s *Store) Run(ctx context.Context, l net.Listener, ready func()) (err erro
 	}
 }
 
-// await calls ready when etcd answers.
+// await calls ready when etcd answers, and returns when ctx ends.
 func (s *Store) await(ctx context.Context, ready func()) error {
-	for said := false; ; said = true {
+	for logged := false; ; logged = true {
 		_, err := s.Revision(ctx)
 		if err == nil {
 			break
@@ -292,13 +301,13 @@ func (s *Store) await(ctx context.Context, ready func()) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if !said {
-			s.cfg.Log.Warn("waiting for etcd", "address", s.cfg.Endpoint, "err", err)
+		if !logged {
+			s.cfg.Log.Warn("waiting for etcd", "address", s.cfg.Endpoint, "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(time.Second): // it does not tell when it is back
+		case <-time.After(time.Second): // etcd sends no event when it is back
 		}
 	}
 	ready()
@@ -306,13 +315,15 @@ func (s *Store) await(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// dial returns the client of Endpoint, which it creates at the first call.
 func (s *Store) dial() (*clientv3.Client, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client != nil {
 		return s.client, nil
 	}
-	c := clientv3.Config{Endpoints: strings.Split(s.Endpoint(), ","), DialTimeout: 5 * time.Second, Logger: zap.NewNop()}
+	c := clientv3.Config{Endpoints: strings.Split(s.Endpoint(), ","), DialTimeout: 5 * time.Second,
+		Logger: zap.NewNop()}
 	if t := s.TLS(); t != (TLS{}) {
 		info := transport.TLSInfo{CertFile: t.CertFile, KeyFile: t.KeyFile, TrustedCAFile: t.CAFile}
 		var err error
@@ -325,10 +336,10 @@ func (s *Store) dial() (*clientv3.Client, error) {
 	return s.client, err
 }
 
-// Kind says what the database is.
+// Kind returns the kind of database.
 func (s *Store) Kind() string { return s.kind }
 
-// Revision is the newest.
+// Revision returns the newest revision.
 func (s *Store) Revision(ctx context.Context) (int64, error) {
 	c, err := s.dial()
 	if err != nil {
@@ -343,21 +354,23 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 	return r.Header.Revision, nil
 }
 
-// Status returns the state at this moment. A database that can be read and takes no writes is an error.
+// Status returns the current state. The error is not nil for a database that can be read and takes no writes.
 func (s *Store) Status(ctx context.Context) (Status, error) {
 	rev, err := s.Revision(ctx)
 	if since, failed := s.writes.state(); failed != nil && err == nil {
-		err = fmt.Errorf("%s at %s has taken no writes since %s: %w", s.kind, Address(s.cfg.Endpoint), since.UTC().Format(time.RFC3339), failed)
+		err = fmt.Errorf("%s at %s has taken no writes since %s: %w", s.kind, Address(s.cfg.Endpoint),
+			since.UTC().Format(time.RFC3339), failed)
 	}
 	return Status{Kind: s.kind, Address: Address(s.cfg.Endpoint), Revision: rev}, err
 }
 
-const exportPage = 1000
+const exportPage = 1000 // keys that Export reads at once
 
-// healthKey is what kine writes when it starts.
+// healthKey is the key that kine writes when it starts.
 const healthKey = "/registry/health"
 
-// Export visits kube-apiserver's keys as they are at a revision; what else is in the database stays there.
+// Export visits the keys of kube-apiserver as of a revision, in key order, and no other keys of the database. Lease
+// in the visited keys is the TTL in seconds, not an ID.
 func (s *Store) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyValue) error) error {
 	c, err := s.dial()
 	if err != nil {
@@ -366,12 +379,13 @@ func (s *Store) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyVal
 	leases := map[int64]int64{}
 	const prefix, end = "/registry/", "/registry0"
 	for key := prefix; ; {
-		r, err := c.Get(ctx, key, clientv3.WithRange(end), clientv3.WithRev(rev), clientv3.WithLimit(exportPage), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+		r, err := c.Get(ctx, key, clientv3.WithRange(end), clientv3.WithRev(rev), clientv3.WithLimit(exportPage),
+			clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
 		if err != nil {
 			return fmt.Errorf("read keys from %q on: %w", key, s.cfg.scrub(err))
 		}
 		for _, kv := range r.Kvs {
-			if s.backend == nil && kv.Lease != 0 { // kine's leases are seconds
+			if s.backend == nil && kv.Lease != 0 { // the leases of kine are seconds already
 				seconds, ok := leases[kv.Lease]
 				if !ok {
 					l, err := c.TimeToLive(ctx, clientv3.LeaseID(kv.Lease))
@@ -386,7 +400,7 @@ func (s *Store) Export(ctx context.Context, rev int64, visit func(*mvccpb.KeyVal
 			if s.backend != nil && string(kv.Key) == healthKey {
 				continue
 			}
-			kv.Version = max(kv.Version, 1) // not kept by all of kine's drivers
+			kv.Version = max(kv.Version, 1) // not all drivers of kine store versions
 			if err := visit(kv); err != nil {
 				return err
 			}

@@ -36,7 +36,7 @@ const password = "s3cr3t-pa:ss"
 // escaped is the password in a URL.
 const escaped = "s3cr3t-pa%3Ass"
 
-// database is a server of the test's own.
+// database is a database server that the test starts.
 type database struct {
 	t    *testing.T
 	dir  string
@@ -47,8 +47,8 @@ type database struct {
 	uid  int
 }
 
-// newDatabase prepares a folder that belongs to the user the server runs as, with a certificate in it. The
-// test is skipped where the program is not installed.
+// newDatabase creates a folder for the user that the server runs as, with a certificate in it. It skips the test if the
+// program is not installed.
 func newDatabase(t *testing.T, program, userName string) *database {
 	t.Helper()
 	if _, err := os.Stat(program); err != nil {
@@ -67,8 +67,10 @@ func newDatabase(t *testing.T, program, userName string) *database {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &database{t: t, dir: dir, ca: p.CACert(pki.ServerCA), cert: filepath.Join(dir, "db.crt"), key: filepath.Join(dir, "db.key")}
-	if err := p.Add(pki.Leaf{Name: "db", CA: pki.ServerCA, CertFile: d.cert, KeyFile: d.key, CommonName: "db", Server: true, IPs: []string{"127.0.0.1"}}); err != nil {
+	d := &database{t: t, dir: dir, ca: p.CACert(pki.ServerCA), cert: filepath.Join(dir, "db.crt"),
+		key: filepath.Join(dir, "db.key")}
+	if err := p.Add(pki.Leaf{Name: "db", CA: pki.ServerCA, CertFile: d.cert, KeyFile: d.key, CommonName: "db",
+		Server: true, IPs: []string{"127.0.0.1"}}); err != nil {
 		t.Fatal(err)
 	}
 	d.uid, _ = strconv.Atoi(u.Uid)
@@ -81,7 +83,7 @@ func newDatabase(t *testing.T, program, userName string) *database {
 	return d
 }
 
-// freeAddress is one on loopback that nobody has at the moment.
+// freeAddress returns an address on loopback with a free port.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -95,7 +97,8 @@ func freeAddress(t *testing.T) string {
 func (d *database) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = d.dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(d.uid), Gid: uint32(d.uid)}, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(d.uid), Gid: uint32(d.uid)},
+		Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "HOME="+d.dir, "TMPDIR="+d.dir)
 	return cmd
 }
@@ -140,7 +143,7 @@ func (d *database) serve(driver, dsn string, name string, args ...string) *sql.D
 		case err := <-done:
 			done <- err
 			d.t.Fatalf("%s ended: %v\n%s", name, err, log.String())
-		case <-time.After(50 * time.Millisecond): // it does not tell when it is ready
+		case <-time.After(50 * time.Millisecond): // the server sends no event when it is ready
 		}
 		if time.Now().After(end) {
 			d.t.Fatalf("%s does not answer: %v\n%s", name, err, log.String())
@@ -148,7 +151,7 @@ func (d *database) serve(driver, dsn string, name string, args ...string) *sql.D
 	}
 }
 
-// open opens and serves a store; the factory below uses a database of its own for each.
+// open opens a store and serves it until the test ends.
 func open(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer) *external.Store {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "umiak-s-")
@@ -157,7 +160,8 @@ func open(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer) *e
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "s")
-	s, err := external.Open(t.Context(), external.Config{Endpoint: endpoint, TLS: tls, Log: slog.New(slog.NewTextHandler(log, nil)), EmulatedVersion: "3.6.11", Progress: time.Minute}, socket)
+	s, err := external.Open(t.Context(), external.Config{Endpoint: endpoint, TLS: tls,
+		Log: slog.New(slog.NewTextHandler(log, nil)), EmulatedVersion: "3.6.11", Progress: time.Minute}, socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +189,8 @@ func open(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer) *e
 
 func dial(t *testing.T, endpoint string) *clientv3.Client {
 	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second,
+		Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +198,7 @@ func dial(t *testing.T, endpoint string) *clientv3.Client {
 	return c
 }
 
-// check is what the API server does most, on a database that endpoint calls NAME.
+// check runs the contract and more on databases whose name replaces NAME in endpoint. notEither adds to without.
 func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string) {
 	var log bytes.Buffer
 	n := 0
@@ -212,7 +217,8 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 			}
 		}
 		st, err := s.Status(t.Context())
-		if err != nil || strings.Contains(st.Address, "s3cr3t") || !strings.Contains(st.Address, "127.0.0.1") || st.Revision < 2500 {
+		if err != nil || strings.Contains(st.Address, "s3cr3t") || !strings.Contains(st.Address, "127.0.0.1") ||
+			st.Revision < 2500 {
 			t.Errorf("%+v, %v", st, err)
 		}
 		keys := 0
@@ -230,7 +236,9 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 	t.Run("WrongPassword", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		_, err := external.Open(ctx, external.Config{Endpoint: strings.NewReplacer(escaped, "wr0ng", password, "wr0ng", "s3cr3t", "wr0ng").Replace(next()), TLS: tls, Log: slog.New(slog.NewTextHandler(&log, nil)), EmulatedVersion: "3.6.11"}, "")
+		_, err := external.Open(ctx, external.Config{Endpoint: strings.NewReplacer(escaped, "wr0ng", password, "wr0ng",
+			"s3cr3t", "wr0ng").Replace(next()), TLS: tls, Log: slog.New(slog.NewTextHandler(&log, nil)),
+			EmulatedVersion: "3.6.11"}, "")
 		if err == nil || strings.Contains(err.Error(), "wr0ng") {
 			t.Errorf("got %v", err)
 		}
@@ -240,8 +248,9 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 	}
 }
 
-// besideAWriter starts stores while another server writes to their database, and then only reads from them: their watches
-// must come to what the other one has written, or the caches of an API server above them are never filled.
+// besideAWriter starts stores while another server writes to their database, and then only reads from them. Their
+// watches must reach what the other server has written, or the caches of an API server that uses them are never
+// filled.
 func besideAWriter(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer) {
 	other := dial(t, open(t, endpoint, tls, log).Endpoint())
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -274,9 +283,10 @@ func besideAWriter(t *testing.T, endpoint string, tls external.TLS, log *bytes.B
 		defer cancel()
 		ctx = clientv3.WithRequireLeader(ctx)
 		at, begun := int64(0), 0
-		// kine ends a watch that does not keep up, and kube-apiserver begins another one then.
+		// kine ends a watch that is too slow, and kube-apiserver then starts another one.
 		for ; at < last; begun++ {
-			w := c.Watch(ctx, "/registry/y/", clientv3.WithPrefix(), clientv3.WithProgressNotify(), clientv3.WithCreatedNotify())
+			w := c.Watch(ctx, "/registry/y/", clientv3.WithPrefix(), clientv3.WithProgressNotify(),
+				clientv3.WithCreatedNotify())
 			for open := true; open && at < last; {
 				var r clientv3.WatchResponse
 				select {
@@ -287,7 +297,7 @@ func besideAWriter(t *testing.T, endpoint string, tls external.TLS, log *bytes.B
 					if open && !r.Created {
 						at = r.Header.Revision
 					}
-				case <-time.After(100 * time.Millisecond): // kube-apiserver's own pace
+				case <-time.After(100 * time.Millisecond): // the interval of kube-apiserver
 				case <-ctx.Done():
 					t.Fatalf("store %d: its watches are at %d of %d, begun %d times", i, at, last, begun+1)
 				}
@@ -302,8 +312,8 @@ func besideAWriter(t *testing.T, endpoint string, tls external.TLS, log *bytes.B
 	}
 }
 
-// without are tests of what kine does not promise and kube-apiserver does not need: watches from the future,
-// keys that are no text, lists of everything without kine's own key, and updates of what was deleted.
+// without lists the tests of what kine does not promise and kube-apiserver does not need: watches from the future, keys
+// that are not text, lists of all keys without kine's own, and updates of deleted keys.
 var without = []string{storetest.WatchFuture, "OddKeysAndValues", "GetAtRevision", "DeleteComparesRevision"}
 
 func execute(t *testing.T, db *sql.DB, q string) {
@@ -313,25 +323,25 @@ func execute(t *testing.T, db *sql.DB, q string) {
 	}
 }
 
-// telling closes a channel when a text is written.
-type telling struct {
-	text string
-	once sync.Once
-	said chan struct{}
+// textWaiter is a writer that closes a channel when a text is written.
+type textWaiter struct {
+	text  string
+	once  sync.Once
+	found chan struct{}
 }
 
-func (w *telling) Write(b []byte) (int, error) {
+func (w *textWaiter) Write(b []byte) (int, error) {
 	if bytes.Contains(b, []byte(w.text)) {
-		w.once.Do(func() { close(w.said) })
+		w.once.Do(func() { close(w.found) })
 	}
 	return len(b), nil
 }
 
-// waits has a database be read-only when it is opened, as while it fails over, and opens it twice in a process.
+// waits opens a database that is read-only, as during a failover, and opens it a second time in the same process.
 func waits(t *testing.T, endpoint string, tls external.TLS, readOnly, cure func()) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	told := &telling{text: "cannot be used yet", said: make(chan struct{})}
+	log := &textWaiter{text: "cannot be used yet", found: make(chan struct{})}
 	reg := prometheus.NewRegistry()
 	families := func() int {
 		f, err := reg.Gather()
@@ -341,7 +351,8 @@ func waits(t *testing.T, endpoint string, tls external.TLS, readOnly, cure func(
 		return len(f)
 	}
 	socket := filepath.Join(t.TempDir(), "s")
-	cfg := external.Config{Endpoint: endpoint, TLS: tls, Log: slog.New(slog.NewTextHandler(told, nil)), EmulatedVersion: "3.6.11", Progress: time.Minute, Registerer: reg}
+	cfg := external.Config{Endpoint: endpoint, TLS: tls, Log: slog.New(slog.NewTextHandler(log, nil)),
+		EmulatedVersion: "3.6.11", Progress: time.Minute, Registerer: reg}
 	readOnly()
 	var s *external.Store
 	opened := make(chan error, 1)
@@ -351,11 +362,11 @@ func waits(t *testing.T, endpoint string, tls external.TLS, readOnly, cure func(
 		opened <- err
 	}()
 	select {
-	case <-told.said:
+	case <-log.found:
 	case err := <-opened:
 		t.Fatalf("a read-only database was opened: %v", err)
 	case <-ctx.Done():
-		t.Fatal("nothing is said of a read-only database")
+		t.Fatal("nothing is logged about a read-only database")
 	}
 	cure()
 	for range 2 {
@@ -392,8 +403,8 @@ func waits(t *testing.T, endpoint string, tls external.TLS, readOnly, cure func(
 	}
 }
 
-// survives has a database be read-only for a while. Connections that are made meanwhile stay read-only afterwards, as
-// those to a server stay that was the primary before a failover.
+// survives makes a database read-only for a while. Connections that are made meanwhile stay read-only afterwards, like
+// connections to the former primary after a failover.
 func survives(t *testing.T, endpoint string, tls external.TLS, code string, readOnly, cure func()) {
 	var log bytes.Buffer
 	s := open(t, endpoint, tls, &log)
@@ -417,7 +428,7 @@ func survives(t *testing.T, endpoint string, tls external.TLS, code string, read
 			t.Fatalf("a write to a read-only database: %v", err)
 		}
 	}
-	// Many connections at once, of which all are read-only for good.
+	// Many connections at once, all of which stay read-only.
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() { _, _ = storetest.Create(ctx, c, fmt.Sprintf("/registry/y/%d", i), "v") })
@@ -430,9 +441,10 @@ func survives(t *testing.T, endpoint string, tls external.TLS, code string, read
 	if err != nil || len(before.Kvs) != 1 {
 		t.Fatalf("read while writes fail: %v", err)
 	}
-	// An update that fails must not look as if somebody else had changed the key: the API server would try at once.
+	// A failed update must not look like a conflict: the API server would try again at once.
 	if r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision("/registry/x/1"), "=", before.Kvs[0].ModRevision)).
-		Then(clientv3.OpPut("/registry/x/1", "2")).Else(clientv3.OpGet("/registry/x/1")).Commit(); err == nil || !strings.Contains(err.Error(), code) {
+		Then(clientv3.OpPut("/registry/x/1", "2")).Else(clientv3.OpGet("/registry/x/1")).Commit(); err == nil ||
+		!strings.Contains(err.Error(), code) {
 		t.Errorf("an update of a read-only database: %v, %v", r, err)
 	}
 	cure()
@@ -463,7 +475,8 @@ func survives(t *testing.T, endpoint string, tls external.TLS, code string, read
 			seen = seen || string(e.Kv.Key) == last
 		}
 	}
-	if n := strings.Count(log.String(), "\n"); n > 10 || !strings.Contains(log.String(), "takes no writes") || !strings.Contains(log.String(), "takes writes again") || strings.Contains(log.String(), "s3cr3t") {
+	if n := strings.Count(log.String(), "\n"); n > 10 || !strings.Contains(log.String(), "takes no writes") ||
+		!strings.Contains(log.String(), "takes writes again") || strings.Contains(log.String(), "s3cr3t") {
 		t.Errorf("%d lines in the log:\n%.3000s", n, log.String())
 	}
 }
@@ -481,10 +494,13 @@ func TestPostgreSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := filepath.Join(d.dir, "data")
-	d.run(filepath.Join(bin, "initdb"), "-D", data, "-U", "umiak", "--pwfile", pw, "-A", "scram-sha-256", "-N", "-E", "UTF8")
+	d.run(filepath.Join(bin, "initdb"), "-D", data, "-U", "umiak", "--pwfile", pw, "-A", "scram-sha-256", "-N", "-E",
+		"UTF8")
 	dsn := "postgres://umiak:" + escaped + "@127.0.0.1:" + d.port + "/postgres?sslmode=verify-full&sslrootcert=" + d.ca
-	db := d.serve("pgx", dsn, filepath.Join(bin, "postgres"), "-D", data, "-p", d.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+d.dir,
-		"-c", "ssl=on", "-c", "ssl_cert_file="+d.cert, "-c", "ssl_key_file="+d.key, "-c", "fsync=off", "-c", "max_connections=200")
+	db := d.serve("pgx", dsn, filepath.Join(bin, "postgres"), "-D", data, "-p", d.port, "-c",
+		"listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+d.dir,
+		"-c", "ssl=on", "-c", "ssl_cert_file="+d.cert, "-c", "ssl_key_file="+d.key, "-c", "fsync=off", "-c",
+		"max_connections=200")
 	endpoint := "postgres://umiak:" + escaped + "@127.0.0.1:" + d.port + "/NAME"
 	check(t, endpoint, external.TLS{CAFile: d.ca})
 	t.Run("Failover", func(t *testing.T) {
@@ -507,10 +523,14 @@ func TestMariaDB(t *testing.T) {
 	const mariadbd = "/usr/sbin/mariadbd"
 	d := newDatabase(t, mariadbd, "mysql")
 	data, socket := filepath.Join(d.dir, "data"), filepath.Join(d.dir, "my.sock")
-	d.run("mariadb-install-db", "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal", "--skip-test-db")
-	db := d.serve("mysql", "root@unix("+socket+")/", mariadbd, "--no-defaults", "--datadir="+data, "--socket="+socket, "--port="+d.port, "--bind-address=127.0.0.1",
-		"--pid-file="+filepath.Join(d.dir, "pid"), "--ssl-cert="+d.cert, "--ssl-key="+d.key, "--ssl-ca="+d.ca, "--innodb-flush-log-at-trx-commit=0", "--max-connections=500")
-	for _, q := range []string{"CREATE USER umiak@'%' IDENTIFIED BY '" + password + "' REQUIRE SSL", "GRANT ALL ON *.* TO umiak@'%'"} {
+	d.run("mariadb-install-db", "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal",
+		"--skip-test-db")
+	db := d.serve("mysql", "root@unix("+socket+")/", mariadbd, "--no-defaults", "--datadir="+data, "--socket="+socket,
+		"--port="+d.port, "--bind-address=127.0.0.1",
+		"--pid-file="+filepath.Join(d.dir, "pid"), "--ssl-cert="+d.cert, "--ssl-key="+d.key, "--ssl-ca="+d.ca,
+		"--innodb-flush-log-at-trx-commit=0", "--max-connections=500")
+	for _, q := range []string{"CREATE USER umiak@'%' IDENTIFIED BY '" + password + "' REQUIRE SSL",
+		"GRANT ALL ON *.* TO umiak@'%'"} {
 		if _, err := db.Exec(q); err != nil {
 			t.Fatal(err)
 		}
@@ -538,7 +558,8 @@ func TestAddressesHaveNoSecrets(t *testing.T) {
 			t.Errorf("%s: %s", endpoint, got)
 		}
 	}
-	for _, bad := range []string{"", "sqlite:///x", "postgres:", "postgres://", "https://a:2379,http://b:2379", "https://u:p@a:2379", "https://"} {
+	for _, bad := range []string{"", "sqlite:///x", "postgres:", "postgres://", "https://a:2379,http://b:2379",
+		"https://u:p@a:2379", "https://"} {
 		if k, err := external.Kind(bad); err == nil {
 			t.Errorf("%q is taken for %s", bad, k)
 		}
@@ -563,7 +584,8 @@ func TestNATS(t *testing.T) {
 	if err := os.Chown(filepath.Join(d.dir, "data"), d.uid, -1); err != nil {
 		t.Fatal(err)
 	}
-	cmd := d.command(program, "-a", "127.0.0.1", "-p", d.port, "-js", "-sd", filepath.Join(d.dir, "data"), "--user", "umiak", "--pass", "s3cr3t")
+	cmd := d.command(program, "-a", "127.0.0.1", "-p", d.port, "-js", "-sd", filepath.Join(d.dir, "data"), "--user",
+		"umiak", "--pass", "s3cr3t")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -571,7 +593,8 @@ func TestNATS(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // it does not tell when it is ready
+	// the server sends no event when it is ready
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("tcp", "127.0.0.1:"+d.port)
 		if err == nil {
 			_ = c.Close()
@@ -581,8 +604,9 @@ func TestNATS(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Of each key it keeps the last revisions only, it counts all keys of a list for each page, and it has
-	// neither versions nor values apart from keys.
+	// The driver stores only the last revisions of each key, counts all keys of a list for each page, and has neither
+	// versions nor reads of keys without values.
 	check(t, "nats://umiak:s3cr3t@127.0.0.1:"+d.port+"?bucket=NAME", external.TLS{},
-		"APIServerCompactionKey", "ListPages", "WatchFromOldRevision", "CompactKeepsCurrent", "CompactErrors", "CompactedReads")
+		"APIServerCompactionKey", "ListPages", "WatchFromOldRevision", "CompactKeepsCurrent", "CompactErrors",
+		"CompactedReads")
 }

@@ -31,25 +31,27 @@ import (
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
-// A database that fails over leaves connections behind that go on answering: the former primary is read-only now, and
-// every write that gets one of them from the pool fails for as long as the pool keeps it. kine neither closes them nor
-// reports why a write failed: LogStructured takes an error of Append for a key that has changed. surviving mends both,
-// between kine's layers (v0.17.5): its dialect gives the pool up when a connection answers so, its log makes the write
-// again on a new one and keeps the error for whoever asked, who finds it with the result of withResult.
+// How connections survive a failover of the database.
+//
+// After a failover, connections to the former primary still answer, but it is read-only: every write that gets one of
+// them from the pool fails for as long as the pool has it. kine (v0.17.5) neither closes them nor reports why a write
+// failed: its LogStructured takes an error of Append for a key that has changed. withFailover puts two layers into
+// kine: a dialect that drops the idle connections of the pool, and a log that repeats the write on a new connection
+// and passes its error to the caller, in the result of withResult.
 
 const (
-	// renewPause is the least time between two renewals of the pool, so that a database that stays read-only is not
+	// renewPause is the minimum time between two renewals of the pool, so that a database that stays read-only is not
 	// flooded with connections.
 	renewPause = 200 * time.Millisecond
-	// pollTimeout is how long the query may take by which watches learn of changes.
+	// pollTimeout bounds the query that finds changes for watches.
 	pollTimeout = 10 * time.Second
-	// silence is after how long without an acknowledgement a connection counts as lost. The kernel's own limit is a
-	// quarter of an hour.
-	silence = 10 * time.Second
+	// silenceTimeout is the time without an acknowledgement after which a connection counts as lost. The kernel's
+	// default is about a quarter of an hour (tcp_retries2 in tcp(7)).
+	silenceTimeout = 10 * time.Second
 )
 
-// surviving makes a Constructor of one of kine's SQL drivers whose connections survive a failover.
-func surviving(drive drivers.Constructor, w *writes) drivers.Constructor {
+// withFailover wraps the Constructor of one of kine's SQL drivers so that its connections survive a failover.
+func withFailover(drive drivers.Constructor, w *writes) drivers.Constructor {
 	return func(ctx context.Context, wg *sync.WaitGroup, cfg *drivers.Config) (bool, server.Backend, error) {
 		limitSilence()
 		elect, b, err := drive(ctx, wg, cfg)
@@ -65,8 +67,8 @@ func surviving(drive drivers.Constructor, w *writes) drivers.Constructor {
 	}
 }
 
-// dialectOf takes the dialect out of the Backend that a driver of kine's has made, which has not been started. The
-// drivers' SQL is not to be had in another way but by copying it.
+// dialectOf returns the dialect inside a Backend of kine that has not been started. The fields are not exported; the
+// only other way to the SQL of the drivers would be to copy it.
 func dialectOf(b server.Backend) (*generic.Generic, error) {
 	var v any = b
 	for _, name := range []string{"log", "d"} {
@@ -87,23 +89,24 @@ func dialectOf(b server.Backend) (*generic.Generic, error) {
 	return g, nil
 }
 
-// limitSilence has the kernel give up connections of kine's dialer, which is one per process, whose other end is gone
-// without a word.
+// limitSilence sets keepalive and TCP_USER_TIMEOUT on kine's dialer, which is one per process, so that the kernel
+// closes connections whose peer has disappeared.
 var limitSilence = sync.OnceFunc(func() {
 	d := dialer.CachingDialer.Dialer
-	d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: silence, Interval: silence / 2, Count: 2}
+	d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: silenceTimeout, Interval: silenceTimeout / 2, Count: 2}
 	d.Control = func(network, _ string, c syscall.RawConn) error {
 		if !strings.HasPrefix(network, "tcp") {
 			return nil
 		}
-		// Without it a failover takes longer to be noticed; that is no reason to have no database.
+		// An error is ignored: without the option, a failover is only noticed later.
 		return c.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence/time.Millisecond))
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT,
+				int(silenceTimeout/time.Millisecond))
 		})
 	}
 })
 
-// pool is a Dialect that can give its connections up.
+// pool is a Dialect that can close its idle connections.
 type pool struct {
 	server.Dialect
 	db   *sql.DB
@@ -113,12 +116,12 @@ type pool struct {
 	mu       sync.Mutex
 	renewed  time.Time
 
-	// Of the poller, which is one goroutine:
-	prepared int64 // renewals when its statement was prepared
-	end      context.CancelFunc
+	// Used only by the poller, which is one goroutine:
+	prepared int64              // renewals when its statement was prepared
+	end      context.CancelFunc // ends its last query
 }
 
-// renew closes the connections that nobody uses at the moment.
+// renew closes the idle connections, unless it did so within renewPause.
 func (p *pool) renew() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -131,7 +134,7 @@ func (p *pool) renew() {
 	p.db.SetMaxIdleConns(p.idle)
 }
 
-// PrepareAfter is server.Dialect's. The poller tries again without a pause when it fails in the middle of many changes.
+// PrepareAfter implements server.Dialect. It pauses after an error, since kine's poller may call it again at once.
 func (p *pool) PrepareAfter(ctx context.Context, limit int64) (*query.Stmt, error) {
 	p.prepared = p.renewals.Load()
 	s, err := p.Dialect.PrepareAfter(ctx, limit)
@@ -141,12 +144,14 @@ func (p *pool) PrepareAfter(ctx context.Context, limit int64) (*query.Stmt, erro
 	return s, err
 }
 
-// QueryAfter is server.Dialect's. The poller keeps one connection to itself, on which it would go on reading from a
-// server that nobody writes to any more.
+// QueryAfter implements server.Dialect. The poller has a connection of its own, on which it would go on reading from
+// the former primary, so it is closed after a renewal.
 func (p *pool) QueryAfter(ctx context.Context, s *query.Stmt, rev int64) (*sql.Rows, error) {
 	if p.prepared != p.renewals.Load() {
-		_ = s.Conn.Raw(func(any) error { return driver.ErrBadConn })                                 // has it closed instead of kept
-		return nil, fmt.Errorf("the connections to the database were renewed: %w", context.Canceled) // which it does not log
+		// has it closed instead of kept
+		_ = s.Conn.Raw(func(any) error { return driver.ErrBadConn })
+		// which it does not log
+		return nil, fmt.Errorf("the connections to the database were renewed: %w", context.Canceled)
 	}
 	if p.end != nil {
 		p.end()
@@ -155,14 +160,14 @@ func (p *pool) QueryAfter(ctx context.Context, s *query.Stmt, rev int64) (*sql.R
 	return p.Dialect.QueryAfter(ctx, s, rev)
 }
 
-// retrying is a Log that makes a write again on another connection where the first one's server takes none.
+// retrying is a Log that repeats a write on another connection if the server of the first one is read-only.
 type retrying struct {
 	logstructured.Log
 	pool   *pool
 	writes *writes
 }
 
-// Append is logstructured.Log's.
+// Append implements logstructured.Log.
 func (r *retrying) Append(ctx context.Context, e *server.Event) (int64, error) {
 	rev, err := r.Log.Append(ctx, e)
 	if unwritable(err) {
@@ -179,7 +184,7 @@ func (r *retrying) Append(ctx context.Context, e *server.Event) (int64, error) {
 	return rev, err
 }
 
-// unwritable reports whether the server behind a connection has refused a write because it is no primary.
+// unwritable reports whether a server has refused a write because it is not the primary.
 func unwritable(err error) bool {
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
 		return pg.Code == "25006" // read_only_sql_transaction
@@ -196,27 +201,28 @@ func unwritable(err error) bool {
 	return false
 }
 
-// lost reports whether the connection was given up by the server, so that others of the pool may be of no use either.
+// lost reports whether the connection is broken, so that others of the pool may be broken too.
 func lost(err error) bool {
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
-		return strings.HasPrefix(pg.Code, "57P") || strings.HasPrefix(pg.Code, "08") // shut down, starting, connection failure
+		// shut down, starting, connection failure
+		return strings.HasPrefix(pg.Code, "57P") || strings.HasPrefix(pg.Code, "08")
 	}
 	var ne net.Error
 	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) || errors.As(err, &ne)
 }
 
-// result is what became of a write, behind the back of LogStructured.
+// result carries the error of Append past LogStructured, which drops it.
 type result struct{ err error }
 
 type resultKey struct{}
 
-// withResult returns a context in which Append reports its error.
+// withResult returns a context, and the result into which Append writes its error.
 func withResult(ctx context.Context) (context.Context, *result) {
 	r := &result{}
 	return context.WithValue(ctx, resultKey{}, r), r
 }
 
-// failed returns the error for the client of a write that did not get through, nil if it did.
+// failed returns the error for the client if the write failed, nil if it succeeded or the key exists.
 func (r *result) failed(verb, key string, scrub func(error) error) error {
 	if r.err == nil || errors.Is(r.err, server.ErrKeyExists) {
 		return nil

@@ -12,16 +12,16 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 )
 
-// wholeWatches is kine's NATS driver (v0.17.5) with watches that miss nothing. Its revision and its live
-// events come from two consumers. Where the second is ahead, a watch that begins gets the past up to the
-// older revision and the live events that come after it began, and what was told in between is lost. Here
-// a watch reads the past when the driver has come to all that was told before.
+// wholeWatches is kine's NATS driver (v0.17.5) with watches that miss no events. The driver takes its revision and its
+// live events from two consumers. If the second one is ahead, a new watch gets the history up to the older revision and
+// the live events since its start, and loses the events in between. wholeWatches reads the history only when the
+// driver's revision has reached all delivered events.
 type wholeWatches struct {
 	server.Backend
 
-	ctx  context.Context
-	live broadcaster.Broadcaster
-	told atomic.Int64 // the newest revision that went to the watches
+	ctx       context.Context
+	live      broadcaster.Broadcaster
+	delivered atomic.Int64 // newest revision that was sent to the watches
 }
 
 // newNATS is a drivers.Constructor.
@@ -35,8 +35,8 @@ func newNATS(ctx context.Context, wg *sync.WaitGroup, cfg *drivers.Config) (bool
 
 var _ drivers.Constructor = newNATS
 
-// listen is the only one for whom the driver keeps a watch; it ends when that does, and with it all watches,
-// whose clients then begin anew.
+// listen starts the one watch of the driver, from which all other watches are fed. When it ends, they all end, and
+// their clients start new ones.
 func (w *wholeWatches) listen() (chan server.EventBatch, error) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	from := w.Backend.Watch(ctx, 0)
@@ -45,16 +45,16 @@ func (w *wholeWatches) listen() (chan server.EventBatch, error) {
 		defer cancel()
 		defer close(out)
 		for batch := range from.Eventc {
-			// The driver begins from the start again when it has lost its connection.
-			batch = batch.After(w.told.Load())
+			// After the driver has lost its connection, it sends all events again.
+			batch = batch.After(w.delivered.Load())
 			if len(batch.Events) == 0 {
 				continue
 			}
-			// Whoever is told of a change is to read it as well.
+			// A client that sees an event must be able to read the key at its revision.
 			if err := w.reach(ctx, batch.CurrentRev); err != nil {
 				return
 			}
-			w.told.Store(max(w.told.Load(), batch.CurrentRev))
+			w.delivered.Store(max(w.delivered.Load(), batch.CurrentRev))
 			select {
 			case out <- batch:
 			case <-ctx.Done():
@@ -65,11 +65,11 @@ func (w *wholeWatches) listen() (chan server.EventBatch, error) {
 	return out, nil
 }
 
-// Watch is server.Backend's.
+// Watch implements server.Backend.
 func (w *wholeWatches) Watch(ctx context.Context, revision int64) server.WatchResult {
 	ctx, cancel := context.WithCancel(ctx)
 	live := w.live.Watch(ctx, w.listen)
-	if err := w.reach(ctx, w.told.Load()); err != nil {
+	if err := w.reach(ctx, w.delivered.Load()); err != nil {
 		cancel()
 		return failed(err)
 	}
@@ -97,7 +97,8 @@ func (w *wholeWatches) Watch(ctx context.Context, revision int64) server.WatchRe
 	return server.WatchResult{CurrentRevision: past.CurrentRevision, Eventc: out, Errorc: past.Errorc}
 }
 
-// reach waits until the driver reads what has been told already. It does not tell when; it takes milliseconds.
+// reach waits until the driver's revision is at least the given one. That takes milliseconds, and there is no event to
+// wait for.
 func (w *wholeWatches) reach(ctx context.Context, revision int64) error {
 	for {
 		rev, err := w.CurrentRevision(ctx)
@@ -112,7 +113,7 @@ func (w *wholeWatches) reach(ctx context.Context, revision int64) error {
 	}
 }
 
-// failed is a watch that ends with err.
+// failed returns a watch that ends with err.
 func failed(err error) server.WatchResult {
 	events, errs := make(chan server.EventBatch), make(chan error, 1)
 	close(events)

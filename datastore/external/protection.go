@@ -8,18 +8,18 @@ import (
 	"strings"
 )
 
-// mysqlAddress is the network and address in a data source name, NET(ADDRESS).
+// mysqlAddress matches the network and address in a data source name, NET(ADDRESS).
 var mysqlAddress = regexp.MustCompile(`(\w+)\(([^)]*)\)/`)
 
-// Unprotected says what is wrong with the way to the database if it leaves this machine and whoever stands between could
-// read or change what is stored, empty if nothing is.
+// Unprotected returns why the connection to a database on another machine is not protected by verified TLS, so that an
+// attacker on the network could read or change the data. It returns "" if the connection is protected or local.
 func Unprotected(endpoint string, tls TLS) string {
 	scheme, rest, _ := strings.Cut(endpoint, "://")
 	switch kinds[scheme] {
 	case "etcd":
 		for e := range strings.SplitSeq(endpoint, ",") {
 			if u, err := url.Parse(e); err == nil && u.Scheme == "http" && !local(u.Hostname()) {
-				return "it is spoken to in clear (http://)"
+				return "the connection is not encrypted (http://)"
 			}
 		}
 	case "PostgreSQL":
@@ -36,26 +36,28 @@ func Unprotected(endpoint string, tls TLS) string {
 		if mode == "" && tls != (TLS{}) {
 			mode = "verify-full"
 		}
-		verified := mode == "verify-full" || mode == "verify-ca" || mode == "require" && (tls.CAFile != "" || q.Get("sslrootcert") != "")
+		verified := mode == "verify-full" || mode == "verify-ca" || mode == "require" &&
+			(tls.CAFile != "" || q.Get("sslrootcert") != "")
 		if !verified && slices.ContainsFunc(hosts, func(h string) bool { return !local(hostOf(h)) }) {
-			return "nobody checks that it is the right one, or it is spoken to in clear (sslmode)"
+			return "its certificate is not verified, or the connection is not encrypted (sslmode)"
 		}
 	case "MySQL":
 		m := mysqlAddress.FindStringSubmatch(rest[strings.LastIndexByte(rest, '@')+1:])
 		_, query, _ := strings.Cut(rest[strings.LastIndexByte(rest, '/')+1:], "?")
 		q, _ := url.ParseQuery(query)
-		if m != nil && m[1] != "unix" && !local(hostOf(m[2])) && tls == (TLS{}) && !strings.EqualFold(q.Get("tls"), "true") {
-			return "nobody checks that it is the right one, or it is spoken to in clear (tls)"
+		if m != nil && m[1] != "unix" && !local(hostOf(m[2])) && tls == (TLS{}) &&
+			!strings.EqualFold(q.Get("tls"), "true") {
+			return "its certificate is not verified, or the connection is not encrypted (tls)"
 		}
 	case "NATS":
 		if u, err := url.Parse(endpoint); err == nil && tls.CAFile == "" && !local(u.Hostname()) {
-			return "nobody checks that it is the right one, or it is spoken to in clear"
+			return "its certificate is not verified, or the connection is not encrypted"
 		}
 	}
 	return ""
 }
 
-// hostOf is the host of HOST or HOST:PORT.
+// hostOf returns the host of HOST or HOST:PORT.
 func hostOf(s string) string {
 	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
 		return a.String()
@@ -66,7 +68,7 @@ func hostOf(s string) string {
 	return strings.Trim(s, "[]")
 }
 
-// local reports whether a host is this machine; a path is a socket's.
+// local reports whether a host is this machine. A path, that of a unix socket, is.
 func local(host string) bool {
 	a, err := netip.ParseAddr(host)
 	return host == "" || host == "localhost" || strings.HasPrefix(host, "/") || err == nil && a.IsLoopback()

@@ -11,43 +11,42 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// truthful is one of kine's SQL drivers (v0.17.5) whose answers are right while others write to the same database.
-// Two of kine's own are not:
+// corrected wraps one of kine's SQL drivers (v0.17.5), which gives wrong answers while others write to the same
+// database:
 //
-// LogStructured.Create loses the revision of a key that is created again after it was deleted: the second
-// Append's is assigned to a variable of the inner block, and the newest revision that the driver knows of takes
-// its place. While others write, or just when the watches come to it, that is one before or after the key's own:
-// a wrong resourceVersion for the API server's client. And where the first Append failed and there is no
-// such key, it says that it created one. Here what is there is read after each create.
+// LogStructured.Create loses the revision of a key that is created again after it was deleted: it assigns the revision
+// of the second Append to a variable of the inner block and returns the newest revision that the driver knows. While
+// others write, or before the watches have caught up, that is not the revision of the key, so the API server's client
+// gets a wrong resourceVersion. If the first Append failed and there is no such key, Create even reports success.
+// corrected reads the key after each create.
 //
-// SQLLog.CurrentRevision stands still once it and the revision up to which SQLLog polled differ, as they do when
-// another server writes between the two reads of them at the start: poll moves it on only from the one that it
-// came from itself. The next write of our own mends that, but the progress of watches stands still until then,
-// and with it every cache of an API server that starts; and it writes nothing until its caches are filled.
-// Here the newest revision that a watch has brought counts too.
+// SQLLog.CurrentRevision does not advance once it differs from the revision up to which SQLLog has polled, as after a
+// start during which another server wrote between the reads of the two: poll advances it only from its own value. The
+// next own write repairs that, but until then watches report no progress, an API server that starts does not fill its
+// caches, and it writes nothing before they are filled. corrected also counts the newest revision seen by a watch.
 //
-// Create, Update and Delete take a failed write for a key that has changed meanwhile; the API server would try again
-// without a pause. Here the error of the write itself is returned.
-type truthful struct {
+// Create, Update and Delete take a failed write for a key that has changed, upon which the API server would try again
+// without a pause. corrected returns the error of the write.
+type corrected struct {
 	server.Backend
 	scrub func(error) error
 	seen  atomic.Int64
 }
 
-// makeTruthful makes a Constructor of a driver's that tells the truth. scrub takes secrets out of errors.
-func makeTruthful(drive drivers.Constructor, scrub func(error) error) drivers.Constructor {
+// correct wraps the Constructor of a driver so that it returns a corrected Backend. scrub removes secrets from errors.
+func correct(drive drivers.Constructor, scrub func(error) error) drivers.Constructor {
 	return func(ctx context.Context, wg *sync.WaitGroup, cfg *drivers.Config) (bool, server.Backend, error) {
 		elect, b, err := drive(ctx, wg, cfg)
 		if err != nil {
 			return false, nil, err
 		}
-		return elect, &truthful{Backend: b, scrub: scrub}, nil
+		return elect, &corrected{Backend: b, scrub: scrub}, nil
 	}
 }
 
-// Start is server.Backend's. Whatever is older than its reading is in the first answer of every watch that begins
-// later, so it counts as seen.
-func (t *truthful) Start(ctx context.Context) error {
+// Start implements server.Backend. The first batch of a later watch contains everything older than the revision that
+// Start reads, so that revision counts as seen.
+func (t *corrected) Start(ctx context.Context) error {
 	if err := t.Backend.Start(ctx); err != nil {
 		return err
 	}
@@ -62,7 +61,7 @@ func (t *truthful) Start(ctx context.Context) error {
 			for batch := range wr.Eventc {
 				t.saw(batch.CurrentRev)
 			}
-			if ctx.Err() == nil { // it was too slow
+			if ctx.Err() == nil { // the watch was ended because it was too slow
 				wr = t.Watch(ctx, 0)
 			}
 		}
@@ -70,14 +69,15 @@ func (t *truthful) Start(ctx context.Context) error {
 	return nil
 }
 
-// CurrentRevision is server.Backend's. kine tells a stream of it only once all of its watches have come that far.
-func (t *truthful) CurrentRevision(ctx context.Context) (int64, error) {
+// CurrentRevision implements server.Backend. kine reports it on a stream only once all watches of that stream have
+// caught up with it.
+func (t *corrected) CurrentRevision(ctx context.Context) (int64, error) {
 	rev, err := t.Backend.CurrentRevision(ctx)
 	return max(rev, t.seen.Load()), err
 }
 
-// Watch is server.Backend's. One from now on begins where CurrentRevision says, too.
-func (t *truthful) Watch(ctx context.Context, revision int64) server.WatchResult {
+// Watch implements server.Backend. A watch of revision 0 begins after CurrentRevision.
+func (t *corrected) Watch(ctx context.Context, revision int64) server.WatchResult {
 	if revision == 0 {
 		if rev, err := t.CurrentRevision(ctx); err == nil {
 			revision = rev + 1
@@ -86,7 +86,8 @@ func (t *truthful) Watch(ctx context.Context, revision int64) server.WatchResult
 	return t.Backend.Watch(ctx, revision)
 }
 
-func (t *truthful) saw(rev int64) {
+// saw raises seen to rev.
+func (t *corrected) saw(rev int64) {
 	for {
 		old := t.seen.Load()
 		if old >= rev || t.seen.CompareAndSwap(old, rev) {
@@ -95,9 +96,10 @@ func (t *truthful) saw(rev int64) {
 	}
 }
 
-// Create is server.Backend's. Where others have changed the key already, its create's revision is still
-// that one; where they have deleted it, nobody knows, and the error is for a client who tries again.
-func (t *truthful) Create(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
+// Create implements server.Backend. It returns the create revision of the key as read afterwards, which is right even
+// if others have changed the key since. If the key is not there, its fate is unknown, and the client gets an error
+// upon which it tries again.
+func (t *corrected) Create(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
 	ctx, written := withResult(ctx)
 	rev, err := t.Backend.Create(ctx, key, value, lease)
 	if failed := written.failed("create", key, t.scrub); failed != nil {
@@ -111,13 +113,15 @@ func (t *truthful) Create(ctx context.Context, key string, value []byte, lease i
 		return 0, err
 	}
 	if kv == nil {
-		return 0, status.Errorf(codes.Unavailable, "create %s: it is not in the database afterwards: not written, or deleted since", key)
+		return 0, status.Errorf(codes.Unavailable, "create %s: it is not in the database afterwards: not written, "+
+			"or deleted since", key)
 	}
 	return kv.CreateRevision, nil
 }
 
-// Update is server.Backend's.
-func (t *truthful) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+// Update implements server.Backend.
+func (t *corrected) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64,
+	*server.KeyValue, bool, error) {
 	ctx, written := withResult(ctx)
 	rev, kv, ok, err := t.Backend.Update(ctx, key, value, revision, lease)
 	if failed := written.failed("update", key, t.scrub); failed != nil {
@@ -126,8 +130,8 @@ func (t *truthful) Update(ctx context.Context, key string, value []byte, revisio
 	return rev, kv, ok, err
 }
 
-// Delete is server.Backend's.
-func (t *truthful) Delete(ctx context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
+// Delete implements server.Backend.
+func (t *corrected) Delete(ctx context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
 	ctx, written := withResult(ctx)
 	rev, kv, ok, err := t.Backend.Delete(ctx, key, revision)
 	if failed := written.failed("delete", key, t.scrub); failed != nil {

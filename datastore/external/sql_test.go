@@ -11,7 +11,7 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 )
 
-// log is kine's Log with one key in it, of which another writer is ahead.
+// log is a Log of kine with one key, beside another writer whose revisions are ahead.
 type log struct {
 	logstructured.Log
 	newest *server.Event
@@ -41,19 +41,20 @@ func (l *log) List(_ context.Context, _, _ string, _, _ int64, deleted, _ bool) 
 	return b, nil
 }
 
-// CurrentRevision is another's.
+// CurrentRevision returns the revision of the other writer.
 func (l *log) CurrentRevision(context.Context) (int64, error) { return l.rev + 5, nil }
 
-// TestCreatesTellTheTruth also says when kine does: then truthful can go.
-func TestCreatesTellTheTruth(t *testing.T) {
-	for name, mend := range map[string]bool{"kine's own": false, "ours": true} {
+// TestCorrectedCreate checks corrected.Create. It fails when kine's own Create is right, too: then corrected can go.
+func TestCorrectedCreate(t *testing.T) {
+	for name, fixed := range map[string]bool{"kine's own": false, "ours": true} {
 		t.Run(name, func(t *testing.T) {
 			l := &log{}
-			drive := drivers.Constructor(func(context.Context, *sync.WaitGroup, *drivers.Config) (bool, server.Backend, error) {
+			drive := drivers.Constructor(func(context.Context, *sync.WaitGroup, *drivers.Config) (bool, server.Backend,
+				error) {
 				return true, logstructured.New(l), nil
 			})
-			if mend {
-				drive = makeTruthful(drive, func(err error) error { return err })
+			if fixed {
+				drive = correct(drive, func(err error) error { return err })
 			}
 			_, b, err := drive(t.Context(), nil, nil)
 			if err != nil {
@@ -70,11 +71,11 @@ func TestCreatesTellTheTruth(t *testing.T) {
 				t.Fatalf("deleted %v: %v", ok, err)
 			}
 			again, err := b.Create(t.Context(), "/a", []byte("2"), 0)
-			if err != nil || (again == l.newest.KV.ModRevision) != mend {
+			if err != nil || (again == l.newest.KV.ModRevision) != fixed {
 				t.Errorf("created again at %d, stored at %d: %v", again, l.newest.KV.ModRevision, err)
 			}
 			*l = log{broken: true}
-			if rev, err := b.Create(t.Context(), "/a", []byte("1"), 0); (err != nil) != mend {
+			if rev, err := b.Create(t.Context(), "/a", []byte("1"), 0); (err != nil) != fixed {
 				t.Errorf("created at %d in a database that is away: %v", rev, err)
 			}
 		})

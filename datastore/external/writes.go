@@ -10,24 +10,24 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 )
 
-// writes remembers how the last write to the database ended. It costs nothing at idle: leases are written every few
-// seconds anyway.
+// writes holds the outcome of the last write to the database. It needs no writes of its own: leases are written every
+// few seconds anyway.
 type writes struct {
 	log     *slog.Logger
 	scrub   func(error) error
-	failing func(bool) // told of changes; nil: nobody
+	failing func(bool) // called when writes begin or cease to fail; may be nil
 
 	mu     sync.Mutex
-	err    error // of the last write, nil where it succeeded
-	since  time.Time
-	logged time.Time
-	text   string // what was logged
+	err    error     // of the last write; nil if it succeeded
+	since  time.Time // since when writes fail
+	logged time.Time // when text was logged
+	text   string
 }
 
-// logAgain is how long after one reason another one is logged, while writes go on failing.
+// logAgain is the minimum time between two log lines with different errors while writes fail.
 const logAgain = 10 * time.Second
 
-// record takes the outcome of a write. One whose client has gone away says nothing.
+// record stores the outcome of a write. A write that its client canceled is ignored.
 func (w *writes) record(err error) {
 	if errors.Is(err, context.Canceled) {
 		return
@@ -68,7 +68,7 @@ func (w *writes) state() (since time.Time, failed error) {
 	return w.since, w.err
 }
 
-// recorded is a Backend whose writes are recorded.
+// recorded is a Backend that records the outcome of its writes.
 type recorded struct {
 	server.Backend
 	writes *writes
@@ -80,7 +80,8 @@ func (r recorded) Create(ctx context.Context, key string, value []byte, lease in
 	return rev, err
 }
 
-func (r recorded) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+func (r recorded) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue,
+	bool, error) {
 	rev, kv, ok, err := r.Backend.Update(ctx, key, value, revision, lease)
 	r.writes.record(err)
 	return rev, kv, ok, err

@@ -12,15 +12,16 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// volatile are keys that no snapshot holds: what they say is over when it is restored. A single server
-// keeps the first two in memory in the first place.
-var volatile = [][]byte{
-	[]byte("/registry/leases/"), []byte("/registry/events/"), []byte("/registry/masterleases/"), []byte("compact_rev_key"),
+// volatilePrefixes are the prefixes of keys that are not in snapshots, since they have no meaning after a restore. A
+// single server stores the first two in memory anyway.
+var volatilePrefixes = [][]byte{
+	[]byte("/registry/leases/"), []byte("/registry/events/"), []byte("/registry/masterleases/"),
+	[]byte("compact_rev_key"),
 }
 
-// Volatile says whether a key is left out of snapshots.
-func Volatile(key []byte) bool {
-	for _, p := range volatile {
+// isVolatile reports whether a key is left out of snapshots.
+func isVolatile(key []byte) bool {
+	for _, p := range volatilePrefixes {
 		if bytes.HasPrefix(key, p) {
 			return true
 		}
@@ -28,19 +29,20 @@ func Volatile(key []byte) bool {
 	return false
 }
 
-// Fingerprint tells whether two snapshots would hold the same. It disregards that nodes say every five
-// minutes that they are still there, so an idle cluster has one fingerprint.
-type Fingerprint struct{ h hash.Hash }
+// fingerprint is a hash of the content of a snapshot. It ignores the heartbeats in the status of Nodes, so it does not
+// change in an idle cluster.
+type fingerprint struct{ h hash.Hash }
 
-// NewFingerprint returns one of nothing.
-func NewFingerprint() *Fingerprint { return &Fingerprint{sha256.New()} }
+// newFingerprint returns the fingerprint of no content.
+func newFingerprint() *fingerprint { return &fingerprint{sha256.New()} }
 
-var nodes = []byte("/registry/minions/")
+// nodePrefix is the prefix of the keys of Nodes.
+var nodePrefix = []byte("/registry/minions/")
 
 // Key adds a key.
-func (f *Fingerprint) Key(kv *mvccpb.KeyValue) {
-	if bytes.HasPrefix(kv.Key, nodes) {
-		if b, ok := lasting(kv.Value); ok {
+func (f *fingerprint) Key(kv *mvccpb.KeyValue) {
+	if bytes.HasPrefix(kv.Key, nodePrefix) {
+		if b, ok := withoutHeartbeat(kv.Value); ok {
 			f.add(kv.Key, b)
 			return
 		}
@@ -49,20 +51,20 @@ func (f *Fingerprint) Key(kv *mvccpb.KeyValue) {
 }
 
 // File adds a file.
-func (f *Fingerprint) File(file File) { f.add([]byte(file.Name), file.Data) }
+func (f *fingerprint) File(file File) { f.add([]byte(file.Name), file.Data) }
 
-// Sum is the fingerprint of what was added.
-func (f *Fingerprint) Sum() []byte { return f.h.Sum(nil) }
+// Sum returns the hash of what was added.
+func (f *fingerprint) Sum() []byte { return f.h.Sum(nil) }
 
-func (f *Fingerprint) add(parts ...[]byte) {
+func (f *fingerprint) add(parts ...[]byte) {
 	for _, p := range parts {
 		f.h.Write(binary.AppendUvarint(nil, uint64(len(p))))
 		f.h.Write(p)
 	}
 }
 
-// lasting is a stored Node without its heartbeat.
-func lasting(value []byte) ([]byte, bool) {
+// withoutHeartbeat returns a stored Node without its heartbeats, false if it is not a Node in protobuf.
+func withoutHeartbeat(value []byte) ([]byte, bool) {
 	raw, ok := bytes.CutPrefix(value, []byte("k8s\x00"))
 	if !ok {
 		return nil, false

@@ -16,11 +16,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// sample is what the tests' snapshots hold.
+// sample returns the content of the tests' snapshots.
 func sample(n int) (files []File, kvs []*mvccpb.KeyValue) {
-	files = []File{{Name: "pki/server-ca.key", Mode: 0o600, Data: []byte("key\nof\x00many lines")}, {Name: "token", Mode: 0o600}}
+	files = []File{{Name: "pki/server-ca.key", Mode: 0o600, Data: []byte("key\nof\x00many lines")},
+		{Name: "token", Mode: 0o600}}
 	for i := range n {
-		kvs = append(kvs, &mvccpb.KeyValue{Key: fmt.Appendf(nil, "/registry/pods/%06d", i), Value: bytes.Repeat([]byte{byte(i), 'v'}, i%700), CreateRevision: int64(i + 2), ModRevision: int64(2*i + 2), Version: 3, Lease: int64(i % 2 * 3600)})
+		kvs = append(kvs, &mvccpb.KeyValue{Key: fmt.Appendf(nil, "/registry/pods/%06d", i),
+			Value: bytes.Repeat([]byte{byte(i), 'v'}, i%700), CreateRevision: int64(i + 2), ModRevision: int64(2*i + 2),
+			Version: 3, Lease: int64(i % 2 * 3600)})
 	}
 	return files, kvs
 }
@@ -29,7 +32,8 @@ func write(t testing.TB, n int, passphrase string) []byte {
 	t.Helper()
 	files, kvs := sample(n)
 	var b bytes.Buffer
-	w, err := NewWriter(&b, Manifest{Cluster: "c", Node: "m1", Version: "v1", Time: time.Unix(1e9, 0).UTC(), Backend: "sqlite", Revision: 99, Epoch: 3}, passphrase)
+	w, err := NewWriter(&b, Manifest{Cluster: "c", Node: "m1", Version: "v1", Time: time.Unix(1e9, 0).UTC(),
+		Backend: "sqlite", Revision: 99, Epoch: 3}, passphrase)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +67,8 @@ func TestRoundTrip(t *testing.T) {
 			if err != nil || info.Encrypted != (pass != "") || info.Revision != 99 || info.Epoch != 3 {
 				t.Fatalf("%+v, %v", info, err)
 			}
-			if len(files) != 2 || files[0].Name != wantFiles[0].Name || !bytes.Equal(files[0].Data, wantFiles[0].Data) || files[0].Mode != 0o600 {
+			if len(files) != 2 || files[0].Name != wantFiles[0].Name || !bytes.Equal(files[0].Data,
+				wantFiles[0].Data) || files[0].Mode != 0o600 {
 				t.Fatalf("files %v", files)
 			}
 			if len(kvs) != n {
@@ -95,7 +100,8 @@ func TestSecretsAreNotLegibleWithAPassphrase(t *testing.T) {
 	if _, err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if bytes.Contains(b.Bytes(), secret[:20]) || bytes.Contains(b.Bytes(), []byte("pki/x.key")) || !bytes.Contains(b.Bytes(), []byte("visible")) {
+	if bytes.Contains(b.Bytes(), secret[:20]) || bytes.Contains(b.Bytes(), []byte("pki/x.key")) ||
+		!bytes.Contains(b.Bytes(), []byte("visible")) {
 		t.Fatal("the secret is legible or the manifest is not")
 	}
 }
@@ -143,7 +149,8 @@ func TestRefusals(t *testing.T) {
 		path, pass string
 		want       error
 	}{
-		{sealed, "wrong", ErrPassphrase}, {sealed, "", ErrEncrypted}, {put("plain", write(t, 3, "")), "right", ErrPlain},
+		{sealed, "wrong", ErrPassphrase}, {sealed, "", ErrEncrypted}, {put("plain", write(t, 3, "")), "right",
+			ErrPlain},
 		{put("other", []byte("SQLite format 3\x00 and so on and on")), "", ErrForeign},
 		{put("newer", bytes.Replace(write(t, 1, ""), []byte(`"format":1`), []byte(`"format":7`), 1)), "", ErrNewer},
 		{filepath.Join(dir, "none"), "", os.ErrNotExist},
@@ -157,7 +164,8 @@ func TestRefusals(t *testing.T) {
 		t.Error("read a folder")
 	}
 	stop := errors.New("the visitor's own")
-	if _, err := Read(sealed, "right", Visitor{Key: func(*mvccpb.KeyValue) error { return stop }}); !errors.Is(err, stop) || errors.Is(err, ErrAltered) {
+	if _, err := Read(sealed, "right", Visitor{Key: func(*mvccpb.KeyValue) error { return stop }}); !errors.Is(err,
+		stop) || errors.Is(err, ErrAltered) {
 		t.Errorf("a visitor's error: %v", err)
 	}
 	if i, err := Inspect(sealed); err != nil || i.Keys != 3 || !i.Encrypted || i.Node != "m1" {
@@ -190,7 +198,7 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// FuzzRecords fuzzes what lies behind checksum and compression.
+// FuzzRecords fuzzes the records, past checksum and compression.
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte("M\x02{}K\x05abcdeE\x02{}"), []byte("{}"))
 	f.Fuzz(func(t *testing.T, b, head []byte) {

@@ -20,25 +20,26 @@ import (
 )
 
 const (
-	// revisionJump is added to the snapshot's revision. Clients may have seen what was written after the
-	// snapshot; what they see next must be newer, so that they list anew.
+	// revisionJump is added to the revision of the snapshot. Clients may have seen revisions after the snapshot; the
+	// revisions that they see next must be newer, so that they list again.
 	revisionJump = 1 << 32
-	// epochJump does the same for what is kept in memory: so many starts there may have been since.
+	// epochJump does the same for the store in memory. It bounds the number of starts since the snapshot.
 	epochJump = 1 << 10
-	// epochBits is how many revisions an epoch has; see package datastore.
+	// epochBits is the width of the revisions of an epoch, as in package datastore.
 	epochBits = 36
 )
 
-// Restored tells what Restore did.
+// Restored is the result of Restore.
 type Restored struct {
 	Info
-	// Kept is the folder with what was there before, empty if nothing was.
+	// Kept is the folder with the former state, empty if there was none.
 	Kept string `json:"kept,omitempty"`
 }
 
-// Restore puts a snapshot in the place of a server's folder. The data directory must not be in use. All of
-// the file is read and verified first; then the new folder takes the place of the old one in one step, and
-// the old one is kept beside it. What is restored is a SQLite datastore, whatever it was before.
+// Restore replaces the folder of a server with a snapshot. The data directory must not be in use. The whole file is
+// read and verified first; then the new folder takes the place of the old one in one step. The old folder is renamed
+// and stays beside it. The restored datastore is SQLite, whatever the backend of the snapshot was. passphrase is
+// empty for a snapshot that is not encrypted.
 func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log *slog.Logger) (_ Restored, err error) {
 	release, err := instance.Acquire(dirs)
 	if err != nil {
@@ -50,7 +51,7 @@ func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log
 		return Restored{}, err
 	}
 	staging := dirs.Server() + ".restoring"
-	if err := os.RemoveAll(staging); err != nil { // of an attempt that was broken off
+	if err := os.RemoveAll(staging); err != nil { // an interrupted attempt leaves one
 		return Restored{}, fmt.Errorf("restore: %w", err)
 	}
 	defer func() {
@@ -66,13 +67,13 @@ func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log
 	if err != nil {
 		return Restored{}, fmt.Errorf("restore: %w", err)
 	}
-	if err := bringSnapshots(kept, dirs.Server()); err != nil {
-		log.Warn("the snapshots stayed in the folder that was kept", "kept", kept, "err", err)
+	if err := moveSnapshots(kept, dirs.Server()); err != nil {
+		log.Warn("cannot move the snapshots out of the old folder, they stay there", "kept", kept, "error", err)
 	}
 	return Restored{Info: info, Kept: kept}, nil
 }
 
-// stage makes the folder as it is going to be.
+// stage creates the new folder of the server in dir. outside is the result of Inspect.
 func stage(ctx context.Context, path, passphrase string, outside Info, dir string) (info Info, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return info, fmt.Errorf("restore: %w", err)
@@ -103,7 +104,8 @@ func stage(ctx context.Context, path, passphrase string, outside Info, dir strin
 		return info, fmt.Errorf("restore %s: %w: %w", path, ErrAltered, err)
 	}
 	if cluster != info.Cluster {
-		return info, fmt.Errorf("restore %s: %w: it is not of the cluster that it names", path, ErrAltered)
+		return info, fmt.Errorf("restore %s: %w: its server CA is not that of the cluster in its manifest", path,
+			ErrAltered)
 	}
 	for _, f := range files {
 		to := filepath.Join(dir, filepath.FromSlash(f.Name))
@@ -117,6 +119,7 @@ func stage(ctx context.Context, path, passphrase string, outside Info, dir strin
 	return info, syncTree(dir)
 }
 
+// syncTree syncs all folders from dir on to disk; the files are synced already.
 func syncTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
@@ -126,7 +129,8 @@ func syncTree(dir string) error {
 	})
 }
 
-// exchange puts staged in the place of current and returns where what was there is kept.
+// exchange replaces current with staged and returns the path to which it moved the former folder, empty if there was
+// none.
 func exchange(staged, current string, now time.Time) (kept string, err error) {
 	parent := filepath.Dir(current)
 	if _, err := os.Stat(current); errors.Is(err, fs.ErrNotExist) {
@@ -141,9 +145,9 @@ func exchange(staged, current string, now time.Time) (kept string, err error) {
 			break
 		}
 	}
-	// The new folder goes under the name of the one that is kept first: whatever a power cut leaves there,
-	// nobody removes it. Then both change places in one step, so that a server that starts finds one or the
-	// other.
+	// The new folder first gets the name under which the old one is going to stay, because nothing ever removes a
+	// folder of that name, should the power fail. Then the two are exchanged in one step, so that a server that
+	// starts finds one or the other.
 	if err := os.Rename(staged, kept); err != nil {
 		return "", err
 	}
@@ -153,7 +157,7 @@ func exchange(staged, current string, now time.Time) (kept string, err error) {
 	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
 		return "", errors.Join(fmt.Errorf("exchange %s and %s: %w", kept, current, err), os.Rename(kept, staged))
 	}
-	// A file system that cannot exchange.
+	// The file system does not support RENAME_EXCHANGE.
 	if err := errors.Join(os.Rename(kept, staged), os.Rename(current, kept)); err != nil {
 		return "", err
 	}
@@ -163,8 +167,8 @@ func exchange(staged, current string, now time.Time) (kept string, err error) {
 	return kept, atomicfile.SyncDir(parent)
 }
 
-// bringSnapshots moves the folder of snapshots, which lies in the server's folder by default, over.
-func bringSnapshots(kept, server string) error {
+// moveSnapshots moves the folder of snapshots, by default a subfolder of the server's folder, into the new one.
+func moveSnapshots(kept, server string) error {
 	if kept == "" {
 		return nil
 	}

@@ -24,7 +24,7 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// source is a SQLite store as the server has it.
+// source is a Source on a SQLite store.
 type source struct{ *sqlite.Store }
 
 func (s source) State(context.Context) (snapshot.State, error) {
@@ -44,12 +44,13 @@ func newMachine(t *testing.T) machine {
 	return machine{t, layout.Dirs{Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run")}}
 }
 
-// server makes what a server's first start makes.
+// server creates the files of a server's first start.
 func (m machine) server() machine {
 	m.t.Helper()
 	p, err := pki.Ensure(pki.Config{Dir: m.dirs.ServerPKI()})
 	if err == nil {
-		err = p.Add(pki.Leaf{Name: "l", CA: pki.ServerCA, CertFile: p.File("apiserver.crt"), KeyFile: p.File("apiserver.key"), CommonName: "x", Server: true})
+		err = p.Add(pki.Leaf{Name: "l", CA: pki.ServerCA, CertFile: p.File("apiserver.crt"),
+			KeyFile: p.File("apiserver.key"), CommonName: "x", Server: true})
 	}
 	err = errors.Join(err, encryption.Ensure(m.dirs.EncryptionConfig()),
 		pki.WriteIfChanged(filepath.Join(m.dirs.Server(), "token"), []byte("um1.secret\n"), 0o600),
@@ -72,7 +73,8 @@ func (m machine) open() source {
 
 func (m machine) save(s snapshot.Source, at time.Time, more ...func(*snapshot.Save)) *snapshot.Entry {
 	m.t.Helper()
-	c := snapshot.Save{Dir: filepath.Join(m.dirs.Server(), "snapshots"), Name: "scheduled", Server: m.dirs.Server(), Source: s, Node: "m1", Version: "v1", Reason: "schedule", Now: at}
+	c := snapshot.Save{Dir: filepath.Join(m.dirs.Server(), "snapshots"), Name: "scheduled", Server: m.dirs.Server(),
+		Source: s, Node: "m1", Version: "v1", Reason: "schedule", Now: at}
 	for _, f := range more {
 		f(&c)
 	}
@@ -98,7 +100,8 @@ func fill(t *testing.T, s source, from, n int) {
 	done := make(chan error, n)
 	for i := from; i < from+n; i++ {
 		go func() {
-			_, err := s.Create(t.Context(), fmt.Sprintf("/registry/configmaps/default/c%06d", i), []byte(strings.Repeat(fmt.Sprint(i), 100)), 0)
+			_, err := s.Create(t.Context(), fmt.Sprintf("/registry/configmaps/default/c%06d", i),
+				[]byte(strings.Repeat(fmt.Sprint(i), 100)), 0)
 			done <- err
 		}()
 	}
@@ -129,7 +132,8 @@ func TestSaveAndRestoreOnAnotherMachine(t *testing.T) {
 	}
 	want := map[string]string{}
 	rev, _ := s.Revisions()
-	if err := s.Export(t.Context(), rev, func(kv *mvccpb.KeyValue) error { want[string(kv.Key)] = kv.String(); return nil }); err != nil {
+	if err := s.Export(t.Context(), rev,
+		func(kv *mvccpb.KeyValue) error { want[string(kv.Key)] = kv.String(); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	delete(want, "/registry/leases/kube-node-lease/m1")
@@ -139,13 +143,15 @@ func TestSaveAndRestoreOnAnotherMachine(t *testing.T) {
 	if err != nil || r.Kept != "" || r.Keys != n {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	for _, f := range []string{"pki/server-ca.crt", "pki/server-ca.key", "pki/client-ca.key", "pki/etcd-ca.key", "pki/request-header-ca.crt", "pki/service-account.key", "encryption-config.yaml", "token", "manifests/own/app.yaml"} {
+	for _, f := range []string{"pki/server-ca.crt", "pki/server-ca.key", "pki/client-ca.key", "pki/etcd-ca.key",
+		"pki/request-header-ca.crt", "pki/service-account.key", "encryption-config.yaml", "token",
+		"manifests/own/app.yaml"} {
 		if a.read(f) != b.read(f) || a.read(f) == "" {
 			t.Errorf("%s differs", f)
 		}
 	}
 	if got := b.read("pki/apiserver.key"); !strings.Contains(got, "no such file") {
-		t.Error("a leaf's key travelled")
+		t.Error("the key of a leaf certificate is in the snapshot")
 	}
 	if st, _ := os.Stat(filepath.Join(b.dirs.ServerPKI(), "server-ca.key")); st.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v", st.Mode())
@@ -195,7 +201,8 @@ func TestRestoreKeepsWhatWasThereAndRefusesARunningServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]error{bad: snapshot.ErrAltered, e.Path: snapshot.ErrPassphrase} {
-		if _, err := snapshot.Restore(t.Context(), path, "wrong", a.dirs, quiet); !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
+		if _, err := snapshot.Restore(t.Context(), path, "wrong", a.dirs, quiet); !errors.Is(err, want) ||
+			!strings.Contains(err.Error(), path) {
 			t.Fatalf("%s: %v", path, err)
 		}
 	}
@@ -214,7 +221,7 @@ func TestRestoreKeepsWhatWasThereAndRefusesARunningServer(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(e.Path); err != nil {
-		t.Errorf("the snapshots did not come over: %v", err)
+		t.Errorf("the snapshots are not in the new folder: %v", err)
 	}
 	if r2, err := snapshot.Restore(t.Context(), e.Path, "p", a.dirs, quiet); err != nil || r2.Kept == r.Kept {
 		t.Fatalf("again: %+v, %v", r2, err)
@@ -228,7 +235,8 @@ func TestNothingIsWrittenWhenNothingChanged(t *testing.T) {
 	next := func() time.Time { at = at.Add(12 * time.Hour); return at }
 	node := func(heartbeat time.Time, label string) []byte {
 		n := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "m1", Labels: map[string]string{"l": label}},
-			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: "Ready", LastHeartbeatTime: metav1.NewTime(heartbeat)}}}}
+			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: "Ready",
+				LastHeartbeatTime: metav1.NewTime(heartbeat)}}}}
 		raw, err := n.Marshal()
 		if err != nil {
 			t.Fatal(err)
@@ -289,7 +297,7 @@ func TestListAndPrune(t *testing.T) {
 		m.save(s, at.Add(time.Duration(i/2)*time.Hour)) // two in one second
 	}
 	own := m.save(s, at, func(c *snapshot.Save) { c.Name = "before-upgrade" })
-	// A folder's name is no pattern.
+	// The name of a folder must not be taken for a pattern.
 	odd := filepath.Join(m.dirs.Server(), "s[n]ap*")
 	if err := os.Rename(dir, odd); err != nil {
 		t.Fatal(err)
@@ -310,7 +318,7 @@ func TestListAndPrune(t *testing.T) {
 		t.Fatalf("%v, %v", l, err)
 	}
 	if _, err := snapshot.List(junk); err == nil {
-		t.Error("what cannot be read as a folder has no snapshots, and that is no error")
+		t.Error("listing something that is not a folder is no error")
 	}
 	removed, err := snapshot.Prune(dir, "scheduled", "m1", 3)
 	if err != nil || len(removed) != 1 || removed[0] != l[3].Path && removed[0] != l[4].Path {
@@ -327,13 +335,16 @@ func TestBadNames(t *testing.T) {
 	m := newMachine(t).server()
 	open := m.open()
 	for _, name := range []string{"", "../x", "a/b", ".hidden", strings.Repeat("a", 101)} {
-		_, err := snapshot.Save{Dir: t.TempDir(), Name: name, Server: m.dirs.Server(), Source: open, Node: "m1"}.Run(t.Context())
+		_, err := snapshot.Save{Dir: t.TempDir(), Name: name, Server: m.dirs.Server(), Source: open,
+			Node: "m1"}.Run(t.Context())
 		if err == nil {
 			t.Errorf("%q was taken", name)
 		}
 	}
 	empty := newMachine(t)
-	if _, err := (snapshot.Save{Dir: t.TempDir(), Name: "x", Node: "m1", Server: empty.dirs.Server()}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no server has run here") {
+	if _, err := (snapshot.Save{Dir: t.TempDir(), Name: "x", Node: "m1",
+		Server: empty.dirs.Server()}).Run(t.Context()); err == nil || !strings.Contains(err.Error(),
+		"no server has run here") {
 		t.Errorf("an empty machine: %v", err)
 	}
 }

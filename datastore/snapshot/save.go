@@ -23,39 +23,39 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// Suffix ends the names of snapshots.
+// Suffix is the suffix of the names of snapshots.
 const Suffix = ".umiak-snapshot"
 
-// State is where a datastore is.
+// State is the position of a datastore.
 type State struct {
 	Backend  string
-	Revision int64
-	Epoch    int64
+	Revision int64 // newest revision
+	Epoch    int64 // see Manifest
 }
 
 // Source is a datastore that can be saved.
 type Source interface {
 	State(ctx context.Context) (State, error)
-	// Export visits every key as it is at the revision. Leases are numbers of seconds.
+	// Export visits every key as of the revision, in key order. Lease in the visited keys is the TTL in seconds.
 	Export(ctx context.Context, revision int64, visit func(*mvccpb.KeyValue) error) error
 }
 
-// Save is what a snapshot is made of and where it goes.
+// Save describes a snapshot to be made. Run makes it.
 type Save struct {
-	Dir        string // made if it is missing
-	Name       string // first part of the file's name
-	Server     string // the server's folder, whose keys are taken along
+	Dir        string // target folder; created if it is missing
+	Name       string // first part of the file name
+	Server     string // folder of the server, see Files
 	Source     Source
-	Passphrase string
-	Node       string
-	Version    string
-	Reason     string
-	// OnlyChanged makes no file when the newest snapshot in Dir holds the same already.
+	Passphrase string // empty: not encrypted
+	Node       string // name of this node; second part of the file name
+	Version    string // of this program
+	Reason     string // as in Manifest
+	// OnlyChanged makes Run write no file if the newest snapshot in Dir has the same content.
 	OnlyChanged bool
 	Now         time.Time
 }
 
-// Entry is a snapshot in a folder. Err says why a file with the name of one is none.
+// Entry is a file in a folder of snapshots. Err is not nil for a file that cannot be read as a snapshot.
 type Entry struct {
 	Info
 	Path string `json:"path"`
@@ -64,10 +64,12 @@ type Entry struct {
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 
-// Run makes the snapshot, or returns nil when there is nothing new to save.
+// Run writes the snapshot. It returns nil if OnlyChanged is set and nothing has changed.
 func (c Save) Run(ctx context.Context) (*Entry, error) {
 	if !validName.MatchString(c.Name) || !validName.MatchString(c.Node) {
-		return nil, fmt.Errorf("save snapshot: the name %q is not made of letters, digits, dots, dashes and underscores", c.Name)
+		return nil,
+			fmt.Errorf("save snapshot: the name %q is not made of letters, digits, dots, dashes and underscores",
+				c.Name)
 	}
 	files, err := Files(c.Server)
 	if err != nil {
@@ -99,7 +101,7 @@ func (c Save) Run(ctx context.Context) (*Entry, error) {
 	return e, nil
 }
 
-// tempPattern are files that are not complete.
+// tempPattern matches files that are not complete.
 const tempPattern = ".snapshot-*.tmp"
 
 func (c Save) write(ctx context.Context, m Manifest, files []File) (_ *Entry, err error) {
@@ -108,7 +110,7 @@ func (c Save) write(ctx context.Context, m Manifest, files []File) (_ *Entry, er
 		return nil, err
 	}
 	defer func() {
-		_ = tmp.Close() // a second time where it went well
+		_ = tmp.Close() // on success it is closed already
 		if err != nil {
 			err = errors.Join(err, os.Remove(tmp.Name()))
 		}
@@ -123,7 +125,7 @@ func (c Save) write(ctx context.Context, m Manifest, files []File) (_ *Entry, er
 		}
 	}
 	err = c.Source.Export(ctx, m.Revision, func(kv *mvccpb.KeyValue) error {
-		if Volatile(kv.Key) {
+		if isVolatile(kv.Key) {
 			return nil
 		}
 		return w.Key(kv)
@@ -140,21 +142,23 @@ func (c Save) write(ctx context.Context, m Manifest, files []File) (_ *Entry, er
 		return nil, err
 	}
 	m.Encrypted = c.Passphrase != ""
-	e := &Entry{Info: Info{Manifest: m, Counts: counts, Size: st.Size(), Fingerprint: w.print.Sum()}}
-	if e.Path, err = place(tmp.Name(), filepath.Join(c.Dir, c.Name+"-"+c.Node+"-"+m.Time.Format("20060102T150405Z"))); err != nil {
+	e := &Entry{Info: Info{Manifest: m, Counts: counts, Size: st.Size(), Fingerprint: w.fingerprint.Sum()}}
+	if e.Path,
+		err = place(tmp.Name(),
+		filepath.Join(c.Dir, c.Name+"-"+c.Node+"-"+m.Time.Format("20060102T150405Z"))); err != nil {
 		return nil, err
 	}
 	return e, atomicfile.SyncDir(c.Dir)
 }
 
-// place gives a complete file a name that is free.
+// place moves a complete file to base, with a number if that name is taken, and returns the path.
 func place(tmp, base string) (string, error) {
 	for i := 0; ; i++ {
 		path := base + Suffix
 		if i > 0 {
 			path = fmt.Sprintf("%s-%d%s", base, i, Suffix)
 		}
-		// Links, unlike renames, replace nothing; not every file system has them.
+		// A link, unlike a rename, never replaces a file. Not every file system has links.
 		err := os.Link(tmp, path)
 		switch {
 		case err == nil:
@@ -169,8 +173,8 @@ func place(tmp, base string) (string, error) {
 	}
 }
 
-// unchanged says whether the newest snapshot of this cluster in the folder would be written again. It
-// reads the datastore where that is needed to tell, and writes nothing.
+// unchanged reports whether the newest snapshot of this cluster in the folder has the content that a new one would
+// have. It reads the datastore if that is needed, and writes nothing.
 func (c Save) unchanged(ctx context.Context, st State, cluster string, files []File) (bool, error) {
 	all, err := List(c.Dir)
 	if err != nil {
@@ -180,24 +184,24 @@ func (c Save) unchanged(ctx context.Context, st State, cluster string, files []F
 	if i < 0 || all[i].Encrypted != (c.Passphrase != "") {
 		return false, nil
 	}
-	print := NewFingerprint()
+	sum := newFingerprint()
 	for _, f := range files {
-		print.File(f)
+		sum.File(f)
 	}
 	err = c.Source.Export(ctx, st.Revision, func(kv *mvccpb.KeyValue) error {
-		if !Volatile(kv.Key) {
-			print.Key(kv)
+		if !isVolatile(kv.Key) {
+			sum.Key(kv)
 		}
 		return nil
 	})
 	if err != nil {
 		return false, fmt.Errorf("compare with the last snapshot: %w", err)
 	}
-	return bytes.Equal(print.Sum(), all[i].Fingerprint), nil
+	return bytes.Equal(sum.Sum(), all[i].Fingerprint), nil
 }
 
-// List returns the snapshots in a folder, the newest first, and what merely has the name of one last. A
-// folder that is not there holds none.
+// List returns the snapshots in a folder, the newest first, then the files that only have the name of a snapshot. A
+// folder that does not exist has none.
 func List(dir string) ([]Entry, error) {
 	names, err := listing.Match(dir, "*"+Suffix)
 	if err != nil {
@@ -207,7 +211,7 @@ func List(dir string) ([]Entry, error) {
 	for _, p := range names {
 		info, err := Inspect(p)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // pruned meanwhile
+			continue // removed meanwhile
 		}
 		out = append(out, Entry{Info: info, Path: p, Err: err})
 	}
@@ -215,7 +219,7 @@ func List(dir string) ([]Entry, error) {
 	return out, nil
 }
 
-// Sort puts the newest first, and what is no snapshot last.
+// Sort sorts entries as List does: the newest first, files that are no snapshots last.
 func Sort(all []Entry) {
 	slices.SortFunc(all, func(a, b Entry) int {
 		switch {
@@ -231,12 +235,11 @@ func Sort(all []Entry) {
 	})
 }
 
-// Superfluous returns all but the newest keep of those that Save made under the name on the node. The
-// entries are sorted.
+// Superfluous returns the snapshots that Save made with a name and node, without the newest keep. all must be sorted.
 func Superfluous(all []Entry, name, node string, keep int) (out []Entry) {
 	for _, e := range all {
 		if e.Err != nil || e.Node != node || !strings.HasPrefix(filepath.Base(e.Path), name+"-"+node+"-") {
-			continue // not ours to judge
+			continue // damaged, or not made by this Save
 		}
 		if keep > 0 {
 			keep--
@@ -247,8 +250,8 @@ func Superfluous(all []Entry, name, node string, keep int) (out []Entry) {
 	return out
 }
 
-// Prune removes all but the newest keep snapshots that Save made under the name on the node, and what
-// unfinished ones left. It returns what it removed.
+// Prune removes the snapshots that Save made with a name and node, without the newest keep, and temporary files older
+// than an hour. It returns the paths of the removed snapshots.
 func Prune(dir, name, node string, keep int) ([]string, error) {
 	all, err := List(dir)
 	if err != nil {
@@ -266,7 +269,7 @@ func Prune(dir, name, node string, keep int) ([]string, error) {
 	left, err := listing.Match(dir, tempPattern)
 	errs = append(errs, err)
 	for _, p := range left {
-		// One that is being written now is younger.
+		// A younger one may be in use.
 		if st, err := os.Stat(p); err == nil && time.Since(st.ModTime()) > time.Hour {
 			errs = append(errs, os.Remove(p))
 		}
@@ -280,9 +283,9 @@ func Prune(dir, name, node string, keep int) ([]string, error) {
 	return removed, nil
 }
 
-// Files reads what a snapshot takes along from the server's folder: authorities, the ServiceAccount key,
-// the encryption configuration, tokens, and the user's manifests. What can be made anew from them, such as
-// leaf certificates, is left out.
+// Files reads the files of a snapshot from the folder of a server: the certificate authorities, the ServiceAccount
+// key, the encryption configuration, the tokens and the user's manifests. It leaves out leaf certificates, which can
+// be issued again.
 func Files(server string) ([]File, error) {
 	var out []File
 	take := func(name string) error {
@@ -333,7 +336,7 @@ func Files(server string) ([]File, error) {
 	return out, nil
 }
 
-// leaf says whether a file of the PKI folder is a leaf's certificate or the key beside one.
+// leaf reports whether a file of the PKI folder is a leaf certificate or its key.
 func leaf(path string) bool {
 	raw, err := os.ReadFile(strings.TrimSuffix(path, filepath.Ext(path)) + ".crt")
 	if err != nil {
@@ -347,7 +350,7 @@ func leaf(path string) bool {
 	return err == nil && !c.IsCA
 }
 
-// Cluster is how a cluster is told from others: the hash of its server CA's public key.
+// Cluster returns the identity of the cluster to which the files belong: the hash of its server CA's public key.
 func Cluster(files []File) (string, error) {
 	for _, f := range files {
 		if f.Name != "pki/server-ca.crt" {

@@ -72,14 +72,14 @@ func (s *Store) read(revision int64, f func(at int64) error) (int64, error) {
 			}
 			continue
 		}
-		if errors.Is(err, ErrDamaged) || explainsDamage(err) {
+		if errors.Is(err, ErrDamaged) || isDamage(err) {
 			s.failure.failed(s.log, err, 0)
 		}
 		return current, forClient(err)
 	}
 }
 
-func explainsDamage(err error) bool { return err != nil && errors.Is(explain(err), ErrDamaged) }
+func isDamage(err error) bool { return err != nil && errors.Is(classify(err), ErrDamaged) }
 
 // Get returns a key at a revision, 0 meaning now, or nil.
 func (s *Store) Get(ctx context.Context, key string, revision int64, keysOnly bool) (int64, *server.KeyValue, error) {

@@ -38,11 +38,11 @@ func (s *Store) check(ctx context.Context, c *sql.Conn) error {
 			_, err = checkRows(ctx, c, top-checkNewest, -1)
 		}
 	}
-	s.noteCheck(scope, err)
+	s.recordCheck(scope, err)
 	return err
 }
 
-func (s *Store) noteCheck(scope string, err error) {
+func (s *Store) recordCheck(scope string, err error) {
 	i := Integrity{At: time.Now().UTC(), Scope: scope}
 	if err != nil {
 		i.Error = err.Error()
@@ -135,12 +135,12 @@ func (s *Store) checkRest(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			s.noteCheck("all rows", err)
-			s.log.Error("the datastore is damaged; what can be read will be carried over at the next start", "err", err)
+			s.recordCheck("all rows", err)
+			s.log.Error("the datastore is damaged; what can be read will be carried over at the next start", "error", err)
 			return
 		}
 		if last == 0 {
-			s.noteCheck("all rows", nil)
+			s.recordCheck("all rows", nil)
 			return
 		}
 		at = last

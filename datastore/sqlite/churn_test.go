@@ -23,7 +23,7 @@ func waitSwept(t *testing.T, s *Store) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	if err := s.giveBack(t.Context()); err != nil { // at the latest now, also if the sweeper is at it
+	if err := s.shrink(t.Context()); err != nil { // at the latest now, also if the sweeper is at it
 		t.Fatal(err)
 	}
 }

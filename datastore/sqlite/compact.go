@@ -56,7 +56,7 @@ func (s *Store) sweeper(ctx context.Context) {
 		err := s.sweep(ctx)
 		var again <-chan time.Time
 		if err != nil && ctx.Err() == nil {
-			s.log.Warn("cannot remove compacted revisions, trying again in a minute", "err", explain(err))
+			s.log.Warn("cannot remove compacted revisions, trying again in a minute", "error", classify(err))
 			again = time.After(time.Minute)
 		}
 		select {
@@ -89,7 +89,7 @@ func (s *Store) sweep(ctx context.Context) error {
 	if removed > 0 {
 		s.log.Debug("removed compacted revisions", "rows", removed, "from", first, "to", s.swept.Load(), "took", time.Since(begun).Round(time.Millisecond))
 	}
-	return s.giveBack(ctx)
+	return s.shrink(ctx)
 }
 
 // sweepBatch looks at the next span revisions. A row there has replaced the one that it names as its

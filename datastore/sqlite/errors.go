@@ -24,7 +24,7 @@ var (
 )
 
 // explain joins an error of SQLite or the system with the sentinel that names what is wrong.
-func explain(err error) error {
+func classify(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -63,7 +63,7 @@ func forClient(err error) error {
 		return err
 	}
 	code := codes.Internal
-	err = explain(err)
+	err = classify(err)
 	switch {
 	case errors.Is(err, ErrFull):
 		code = codes.ResourceExhausted

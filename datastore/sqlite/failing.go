@@ -30,7 +30,7 @@ func (f *failure) text() string {
 
 // failed records that a transaction of some bytes failed and logs when the reason changes, not every time.
 func (f *failure) failed(log *slog.Logger, err error, bytes int64) {
-	err = explain(err)
+	err = classify(err)
 	f.mu.Lock()
 	changed := f.err == nil || reason(f.err) != reason(err)
 	f.err = err

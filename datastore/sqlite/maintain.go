@@ -41,7 +41,7 @@ func (w *writer) boundWAL(ctx context.Context) { w.s.boundWALLocked(ctx) }
 func (s *Store) boundWALLocked(ctx context.Context) {
 	if _, wal := s.sizes(); wal > walLimit {
 		if err := s.truncateWAL(ctx, s.writer.conn); err != nil {
-			s.log.Warn("cannot empty the write-ahead log", "bytes", wal, "err", explain(err))
+			s.log.Warn("cannot empty the write-ahead log", "bytes", wal, "error", classify(err))
 		}
 	}
 }
@@ -60,8 +60,8 @@ func (s *Store) truncateWAL(ctx context.Context, c *sql.Conn) error {
 	return nil
 }
 
-// giveBack returns free pages to the file system, in steps between which writers get their turn.
-func (s *Store) giveBack(ctx context.Context) error {
+// shrink returns free pages to the file system, in steps between which writers get their turn.
+func (s *Store) shrink(ctx context.Context) error {
 	shrunk := false
 	for {
 		var more bool

@@ -41,7 +41,7 @@ type Recovery struct {
 // recover carries what can be read of the damaged file over into a new one and keeps the damaged one.
 // The steps can be broken off anywhere: finishRecovery goes on with them at the next start.
 func (s *Store) recover(ctx context.Context, reason error) error {
-	s.log.Error("the datastore is damaged, recovering what can be read", "err", reason)
+	s.log.Error("the datastore is damaged, recovering what can be read", "error", reason)
 	dir := filepath.Dir(s.path)
 	rep := &Recovery{At: time.Now().UTC(), Reason: reason.Error()}
 	if err := salvage(ctx, s.path, s.path+".recovered", rep); err != nil {
@@ -196,9 +196,9 @@ func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
 	for rev, e := range index {
 		newest[e.key] = max(newest[e.key], rev)
 	}
-	var known []int64 // where there are rows; nil if that cannot be told
+	var revs []int64 // where there are rows; nil if that cannot be told
 	if indexErr == nil {
-		known = slices.Sorted(maps.Keys(index))
+		revs = slices.Sorted(maps.Keys(index))
 	}
 	return create(ctx, to, func(c *sql.Conn) error {
 		put, err := c.PrepareContext(ctx, `INSERT INTO log (rev, key, create_rev, prev_rev, version, lease, flags, sum, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`)
@@ -210,7 +210,7 @@ func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
 			_, err := put.ExecContext(ctx, r.rev, r.key, r.create, r.prev, r.version, r.lease, r.flags, r.sum, r.value)
 			return err
 		}
-		highest, err := salvageRows(ctx, db, top, known, func(r *row) error {
+		highest, err := salvageRows(ctx, db, top, revs, func(r *row) error {
 			if r.verify() != nil || saved[r.rev] {
 				return nil
 			}
@@ -326,7 +326,7 @@ func readIndex(ctx context.Context, db *sql.DB) (map[int64]indexed, error) {
 // salvageRows visits every row that can be read: in order as far as that goes, then around the damage one
 // revision at a time: the known ones, or all, since revisions are nearly dense but for the leaps after a
 // recovery or a restore.
-func salvageRows(ctx context.Context, db *sql.DB, top int64, known []int64, visit func(*row) error) (highest int64, err error) {
+func salvageRows(ctx context.Context, db *sql.DB, top int64, revs []int64, visit func(*row) error) (highest int64, err error) {
 	var visitErr error
 	span := func(where string, args ...any) (last int64, n int, err error) {
 		rows, err := db.QueryContext(ctx, `SELECT `+columns+`, l.sum, l.value FROM log l NOT INDEXED WHERE `+where, args...)
@@ -362,8 +362,8 @@ func salvageRows(ctx context.Context, db *sql.DB, top int64, known []int64, visi
 		}
 		for i := 0; i < 64 && at < top && visitErr == nil; i++ { // past the damage
 			at++
-			if j, _ := slices.BinarySearch(known, at); j < len(known) {
-				at = known[j]
+			if j, _ := slices.BinarySearch(revs, at); j < len(revs) {
+				at = revs[j]
 			}
 			failed++
 			if last, n, err := span(`l.rev = ?`, at); err == nil && n > 0 {

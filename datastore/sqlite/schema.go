@@ -93,11 +93,11 @@ func create(ctx context.Context, path string, fill func(*sql.Conn) error) (err e
 	tmp := path + ".new"
 	for _, suffix := range []string{"", "-journal", "-wal", "-shm"} {
 		if err := os.Remove(tmp + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove an unfinished file: %w", explain(err))
+			return fmt.Errorf("remove an unfinished file: %w", classify(err))
 		}
 	}
 	if err := touch(tmp); err != nil { // so that it is 0600 from the start
-		return fmt.Errorf("create %s: %w", tmp, explain(err))
+		return fmt.Errorf("create %s: %w", tmp, classify(err))
 	}
 	db, err := sql.Open("sqlite", dsn(tmp, "page_size(4096)", "auto_vacuum(INCREMENTAL)", "journal_mode(DELETE)", "synchronous(FULL)"))
 	if err != nil {
@@ -106,29 +106,29 @@ func create(ctx context.Context, path string, fill func(*sql.Conn) error) (err e
 	defer db.Close() //nolint:errcheck // closed with its error below, where it matters
 	conn, err := db.Conn(ctx)
 	if err != nil {
-		return fmt.Errorf("create %s: %w", tmp, explain(err))
+		return fmt.Errorf("create %s: %w", tmp, classify(err))
 	}
 	statements := append([]string{"BEGIN IMMEDIATE"}, schema...)
 	statements = append(statements, fmt.Sprintf("PRAGMA application_id = %d", applicationID), fmt.Sprintf("PRAGMA user_version = %d", schemaVersion),
 		"INSERT INTO meta VALUES ('floor', 1), ('compact', 0), ('swept', 0), ('epoch', 0)")
 	for _, s := range statements {
 		if _, err := conn.ExecContext(ctx, s); err != nil {
-			return fmt.Errorf("create %s: %w", tmp, explain(err))
+			return fmt.Errorf("create %s: %w", tmp, classify(err))
 		}
 	}
 	if fill != nil {
 		if err := fill(conn); err != nil {
-			return fmt.Errorf("fill %s: %w", tmp, explain(err))
+			return fmt.Errorf("fill %s: %w", tmp, classify(err))
 		}
 	}
 	if _, err := conn.ExecContext(ctx, "COMMIT"); err != nil {
-		return fmt.Errorf("create %s: %w", tmp, explain(err))
+		return fmt.Errorf("create %s: %w", tmp, classify(err))
 	}
 	if err := errors.Join(conn.Close(), db.Close()); err != nil {
-		return fmt.Errorf("create %s: %w", tmp, explain(err))
+		return fmt.Errorf("create %s: %w", tmp, classify(err))
 	}
 	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("create %s: %w", path, explain(err))
+		return fmt.Errorf("create %s: %w", path, classify(err))
 	}
 	return atomicfile.SyncDir(filepath.Dir(path))
 }

@@ -43,7 +43,7 @@ type Store struct {
 	readers *sql.DB
 	writer  *writer
 	hub     *hub.Hub
-	ttl     *ttl.Keeper
+	ttl     *ttl.Expirer
 	metrics *metrics
 
 	current atomic.Int64 // newest acknowledged revision
@@ -75,12 +75,12 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		o.synchronous = "FULL"
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open datastore %s: %w", o.Dir, explain(err))
+		return nil, fmt.Errorf("open datastore %s: %w", o.Dir, classify(err))
 	}
 	s := &Store{path: File(o.Dir), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{}, stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open datastore %s: %w", o.Dir, errors.Join(explain(err), s.closeFiles()))
+			err = fmt.Errorf("open datastore %s: %w", o.Dir, errors.Join(classify(err), s.closeFiles()))
 		}
 	}()
 	if s.lock, err = lockDir(o.Dir); err != nil {
@@ -90,7 +90,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	if err := s.connect(ctx, o.synchronous); err != nil {
-		if !explainsDamage(err) {
+		if !isDamage(err) {
 			return nil, err
 		}
 		if err := s.recover(ctx, err); err != nil {

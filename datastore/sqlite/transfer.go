@@ -45,7 +45,7 @@ type Imported struct {
 // revisions; where several share one, as etcd allows, the later ones get revisions of their own.
 func Import(ctx context.Context, dir string, at Imported, keys func(put func(*mvccpb.KeyValue) error) error) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("import into %s: %w", dir, explain(err))
+		return fmt.Errorf("import into %s: %w", dir, classify(err))
 	}
 	path := File(dir)
 	if _, err := os.Stat(path); err == nil {

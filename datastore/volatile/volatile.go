@@ -1,12 +1,14 @@
-// Package volatile keeps a revisioned key space in memory: Leases and Events of one server need not
-// survive a reboot, and written to disk they would be most of what an idle cluster writes.
+// Package volatile is a revisioned key space in memory, for the Leases and Events of a single server: they need not
+// survive a reboot, and on disk they would be most of what an idle cluster writes.
 //
-// It speaks kine's Backend, as sqlite does. kine's own memory driver was not used: its revisions start at 1
-// again after every start, it never compacts by itself, and it streams lists without holding its lock.
+// It implements kine's Backend, like sqlite. kine's own memory driver is not used: its revisions begin at 1 after every
+// start, it never compacts on its own, and it streams lists without holding its lock.
 //
-// Revisions start at a base that the caller makes grow with every start, so a resourceVersion from before
-// a restart is always older than everything here: watching from it gives a clean "compacted". Old
-// revisions are dropped by themselves once there are more than keepRevisions, whether or not anybody asks.
+// Revisions begin at a base that the caller raises with every start, so a resourceVersion from before a restart is
+// older than every revision here, and a watch from it gets "compacted". History beyond keepRevisions or keepBytes is
+// dropped without a request.
+//
+// The package imports kine's server interface and datastore/internal/hub and ttl. Package datastore calls it.
 package volatile
 
 import (
@@ -21,17 +23,18 @@ import (
 	"github.com/umiak-io/umiak/datastore/internal/ttl"
 )
 
+// The history is cut to these limits once it exceeds twice one of them.
 const (
 	keepRevisions = 4096
-	keepBytes     = 8 << 20 // of values in history, newest included
+	keepBytes     = 8 << 20 // keys and values of the history, the newest included
 )
 
 var _ server.Backend = (*Store)(nil)
 
-// Store is the key space. Create one with New.
+// Store is the key space. New creates one.
 type Store struct {
 	hub *hub.Hub
-	ttl *ttl.Keeper
+	ttl *ttl.Expirer
 
 	mu       sync.RWMutex
 	keys     *btree.Map[string, *record] // newest record of each key, tombstones included until compacted
@@ -39,11 +42,11 @@ type Store struct {
 	current  int64
 	compact  int64
 	logBytes int64 // of the records in log
-	live     int64 // bytes of keys and values that are current
-	count    int64
+	live     int64 // bytes of the current keys and values
+	count    int64 // current keys
 }
 
-// record is one revision of one key. It is immutable but for prev, which compaction cuts off.
+// record is one revision of one key. It is immutable except for prev, which compaction clears.
 type record struct {
 	rev, create, version, lease int64
 	deleted                     bool
@@ -53,7 +56,8 @@ type record struct {
 }
 
 func (r *record) kv(keysOnly bool) *server.KeyValue {
-	kv := &server.KeyValue{Key: r.key, Value: r.value, Version: r.version, CreateRevision: r.create, ModRevision: r.rev, Lease: r.lease}
+	kv := &server.KeyValue{Key: r.key, Value: r.value, Version: r.version, CreateRevision: r.create, ModRevision: r.rev,
+		Lease: r.lease}
 	if keysOnly {
 		kv.Value = nil
 	}
@@ -62,6 +66,7 @@ func (r *record) kv(keysOnly bool) *server.KeyValue {
 
 func (r *record) size() int64 { return int64(len(r.key) + len(r.value)) }
 
+// at returns the newest record of the key at a revision, or nil.
 func (r *record) at(revision int64) *record {
 	for r != nil && r.rev > revision {
 		r = r.prev
@@ -83,7 +88,7 @@ func New(base int64, log *slog.Logger) *Store {
 // Run expires leased keys until ctx ends.
 func (s *Store) Run(ctx context.Context) { s.ttl.Run(ctx) }
 
-// Start is part of kine's Backend; Run does the work.
+// Start implements server.Backend. It does nothing; see Run.
 func (s *Store) Start(context.Context) error { return nil }
 
 // Revisions returns the newest and the compact revision.
@@ -106,14 +111,14 @@ func (s *Store) Len() int64 {
 	return s.count
 }
 
-// DbSize returns the bytes of keys and values, history included.
+// DbSize returns the bytes of keys and values, including the history.
 func (s *Store) DbSize(context.Context) (int64, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.live + s.logBytes, nil
 }
 
-// put appends a revision. The caller holds mu for writing.
+// put appends r after latest, the newest record of the key or nil. The caller holds mu for writing.
 func (s *Store) put(r *record, latest *record) {
 	s.current++
 	r.rev, r.prev = s.current, latest
@@ -136,7 +141,7 @@ func (s *Store) put(r *record, latest *record) {
 		lease = 0
 	}
 	s.ttl.Set(r.key, r.rev, lease)
-	e := event(r, s.compact) // before compaction cuts off what it needs
+	e := event(r, s.compact) // before compaction clears r.prev
 	if len(s.log) > 2*keepRevisions || s.logBytes > 2*keepBytes {
 		cut, bytes := 0, s.logBytes
 		for cut < len(s.log)-1 && (len(s.log)-cut > keepRevisions || bytes > keepBytes) {
@@ -148,6 +153,7 @@ func (s *Store) put(r *record, latest *record) {
 	s.hub.Publish([]*server.Event{e}, s.current)
 }
 
+// event returns the event of a record, with its predecessor unless that is compacted.
 func event(r *record, compact int64) *server.Event {
 	e := &server.Event{Create: r.create == r.rev, Delete: r.deleted, KV: r.kv(r.deleted)}
 	if r.prev != nil && !r.prev.deleted && r.prev.rev >= compact {
@@ -156,7 +162,8 @@ func event(r *record, compact int64) *server.Event {
 	return e
 }
 
-// Create writes a key that is not there.
+// Create writes a key that does not exist, else it returns server.ErrKeyExists. lease is the TTL in seconds, 0 for
+// none.
 func (s *Store) Create(_ context.Context, key string, value []byte, lease int64) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,8 +175,9 @@ func (s *Store) Create(_ context.Context, key string, value []byte, lease int64)
 	return s.current, nil
 }
 
-// Update replaces a key's value if the key is at the revision; else it returns what is there.
-func (s *Store) Update(_ context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+// Update replaces the value of a key if the key is at the revision; else it returns the current key and false.
+func (s *Store) Update(_ context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue,
+	bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	latest, _ := s.keys.Get(key)
@@ -184,7 +192,7 @@ func (s *Store) Update(_ context.Context, key string, value []byte, revision, le
 	return s.current, r.kv(false), true, nil
 }
 
-// Delete removes a key if it is at the revision or the revision is 0; else it returns what is there.
+// Delete removes a key if it is at the revision or the revision is 0; else it returns the current key and false.
 func (s *Store) Delete(_ context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,23 +207,25 @@ func (s *Store) Delete(_ context.Context, key string, revision int64) (int64, *s
 	return s.current, latest.kv(false), true, nil
 }
 
-// Get returns a key at a revision, 0 meaning now, or nil.
+// Get returns a key at a revision, 0 for the newest, or nil.
 func (s *Store) Get(ctx context.Context, key string, revision int64, keysOnly bool) (int64, *server.KeyValue, error) {
 	var out *server.KeyValue
 	rev, err := s.scan(key, "", 1, revision, func(r *record) { out = r.kv(keysOnly) })
 	return rev, out, err
 }
 
-// List returns the keys from key up to but without end at a revision; an empty end means key alone, both
-// empty everything.
-func (s *Store) List(_ context.Context, key, end string, limit, revision int64, keysOnly bool) (int64, []*server.KeyValue, error) {
+// List returns the keys from key up to but without end at a revision. An empty end means key alone; if both are
+// empty, all keys.
+func (s *Store) List(_ context.Context, key, end string, limit, revision int64, keysOnly bool) (int64,
+	[]*server.KeyValue, error) {
 	var out []*server.KeyValue
 	rev, err := s.scan(key, end, limit, revision, func(r *record) { out = append(out, r.kv(keysOnly)) })
 	return rev, out, err
 }
 
-// ListStream is List, a key at a time.
-func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision int64, keysOnly bool) server.ListResult {
+// ListStream is List with the keys on a channel.
+func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision int64,
+	keysOnly bool) server.ListResult {
 	kvs, errs := make(chan *server.KeyValue), make(chan error, 1)
 	rev, list, err := s.List(ctx, key, end, limit, revision, keysOnly)
 	if err != nil {
@@ -236,13 +246,14 @@ func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision
 	return server.ListResult{CurrentRevision: rev, KVc: kvs, Errorc: errs}
 }
 
-// Count returns how many keys List would.
+// Count returns the number of keys that List would return.
 func (s *Store) Count(_ context.Context, key, end string, revision int64) (int64, int64, error) {
 	var n int64
 	rev, err := s.scan(key, end, 0, revision, func(*record) { n++ })
 	return rev, n, err
 }
 
+// scan visits the keys of List, at most limit of them (0: all), and returns the newest revision.
 func (s *Store) scan(key, end string, limit, revision int64, visit func(*record)) (int64, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -276,15 +287,15 @@ func (s *Store) scan(key, end string, limit, revision int64, visit func(*record)
 	return s.current, nil
 }
 
-// Watch hands out events from a revision on.
+// Watch returns the events from a revision on.
 func (s *Store) Watch(ctx context.Context, revision int64) server.WatchResult {
 	return s.hub.Watch(ctx, revision)
 }
 
-// Hub is where events come from.
+// Hub returns the hub that delivers the events of the store.
 func (s *Store) Hub() *hub.Hub { return s.hub }
 
-// History returns past events for the hub.
+// History implements hub.Source.
 func (s *Store) History(_ context.Context, from, to int64, limit int) (out []*server.Event, more bool, err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -303,7 +314,7 @@ func (s *Store) History(_ context.Context, from, to int64, limit int) (out []*se
 	return out, false, nil
 }
 
-// Compact drops what can only be seen before the revision.
+// Compact drops the history before a revision.
 func (s *Store) Compact(_ context.Context, revision int64) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -317,7 +328,7 @@ func (s *Store) Compact(_ context.Context, revision int64) (int64, error) {
 	return s.current, nil
 }
 
-// compactTo cuts the history below revision, which stays readable and watchable itself.
+// compactTo drops the history below revision. The revision itself stays readable and watchable.
 func (s *Store) compactTo(revision int64) {
 	cut := 0
 	for ; cut < len(s.log) && s.log[cut].rev <= revision; cut++ {

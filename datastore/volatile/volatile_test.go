@@ -21,7 +21,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 		return int64(m.HeapAlloc)
 	}
 	before := heap()
-	// A year of one Lease renewed every ten seconds is three million writes; and keys that come and go.
+	// One Lease renewed every ten seconds is three million writes a year. Other keys come and go.
 	rev, err := s.Create(t.Context(), "/lease", make([]byte, 500), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 	runtime.KeepAlive(s)
 }
 
-// TestRestart: what a client knows from before is older than all there is.
+// TestRestart checks that revisions from before a restart are older than all revisions after it.
 func TestRestart(t *testing.T) {
 	first := volatile.New(7<<36, slog.New(slog.DiscardHandler))
 	rev, err := first.Create(t.Context(), "/a", []byte("x"), 0)

@@ -15,14 +15,14 @@ import (
 	"time"
 )
 
-// retry is the pause after a deletion that failed, for instance because the disk is full.
-const retry = 5 * time.Second
+// retryPause is the pause after a deletion that failed, for instance because the disk is full.
+const retryPause = 5 * time.Second
 
 // Delete removes key if it is still at the revision.
 type Delete func(ctx context.Context, key string, revision int64) error
 
-// Keeper knows which keys end when.
-type Keeper struct {
+// Expirer knows which keys end when.
+type Expirer struct {
 	delete Delete
 	log    *slog.Logger
 	wake   chan struct{}
@@ -32,13 +32,13 @@ type Keeper struct {
 	current map[string]int64 // revision that counts, by key
 }
 
-// New returns a Keeper; nothing expires before Run is called.
-func New(d Delete, log *slog.Logger) *Keeper {
-	return &Keeper{delete: d, log: log, wake: make(chan struct{}, 1), current: map[string]int64{}}
+// New returns a Expirer; nothing expires before Run is called.
+func New(d Delete, log *slog.Logger) *Expirer {
+	return &Expirer{delete: d, log: log, wake: make(chan struct{}, 1), current: map[string]int64{}}
 }
 
 // Set notes that key was written at the revision with a lease of so many seconds; 0 or less means none.
-func (k *Keeper) Set(key string, revision, seconds int64) {
+func (k *Expirer) Set(key string, revision, seconds int64) {
 	k.mu.Lock()
 	if seconds <= 0 {
 		delete(k.current, key)
@@ -58,14 +58,14 @@ func (k *Keeper) Set(key string, revision, seconds int64) {
 }
 
 // Len is the number of keys that have a lease.
-func (k *Keeper) Len() int {
+func (k *Expirer) Len() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return len(k.current)
 }
 
 // Run deletes what has run out until ctx ends.
-func (k *Keeper) Run(ctx context.Context) {
+func (k *Expirer) Run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
 	defer timer.Stop()
@@ -73,9 +73,9 @@ func (k *Keeper) Run(ctx context.Context) {
 		wait, d, due := k.next()
 		if due {
 			if err := k.delete(ctx, d.key, d.revision); err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
-				k.log.Warn("cannot delete an expired key, trying again", "key", d.key, "err", err)
+				k.log.Warn("cannot delete an expired key, trying again", "key", d.key, "error", err)
 				k.mu.Lock()
-				d.at = time.Now().Add(retry)
+				d.at = time.Now().Add(retryPause)
 				heap.Push(&k.queue, d)
 				k.mu.Unlock()
 			} else {
@@ -103,7 +103,7 @@ func (k *Keeper) Run(ctx context.Context) {
 }
 
 // next drops what was written again since and returns the first deadline that counts: due, or in how long.
-func (k *Keeper) next() (time.Duration, deadline, bool) {
+func (k *Expirer) next() (time.Duration, deadline, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for len(k.queue) > 0 {

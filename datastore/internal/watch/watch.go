@@ -58,7 +58,7 @@ type watch struct {
 	progress bool
 	ctx      context.Context //nolint:containedctx // ends the watch's own goroutine
 	cancel   context.CancelFunc
-	told     int64 // newest revision that the client has heard of through this watch
+	sentRev     int64 // newest revision that the client has heard of through this watch
 }
 
 // Watch serves one stream.
@@ -176,7 +176,7 @@ func (st *stream) run(ctx context.Context, w *watch) {
 		}
 		if len(events) > 0 {
 			err = st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: w.id, Events: w.convert(events)})
-			w.told = rev
+			w.sentRev = rev
 		}
 		if !more {
 			w.w.Sent()
@@ -244,11 +244,11 @@ func (st *stream) tick() {
 			continue
 		}
 		again = true
-		if rev, ok := w.w.Synced(); ok && rev > w.told {
+		if rev, ok := w.w.Synced(); ok && rev > w.sentRev {
 			if st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: w.id}) != nil {
 				return
 			}
-			w.told = rev
+			w.sentRev = rev
 		}
 	}
 	if again {

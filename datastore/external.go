@@ -9,8 +9,8 @@ import (
 	"github.com/umiak-io/umiak/datastore/snapshot"
 )
 
-// foreign is a Store on somebody else's database.
-type foreign struct {
+// externalStore is a Store on a database that the user runs.
+type externalStore struct {
 	*external.Store
 	cfg Config
 }
@@ -23,29 +23,29 @@ func openExternal(ctx context.Context, cfg Config) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return foreign{s, cfg}, nil
+	return externalStore{s, cfg}, nil
 }
 
-// Run serves until ctx ends, then closes the connections.
-func (s foreign) Run(ctx context.Context, ready func()) error {
+// Run serves the database until ctx ends, then closes the connections.
+func (s externalStore) Run(ctx context.Context, ready func()) error {
 	l, err := listen(ctx, s.cfg.Socket)
 	if err != nil {
 		done, cancel := context.WithCancel(ctx)
 		cancel()
 		return errors.Join(err, s.Store.Run(done, nil, func() {}))
 	}
-	defer func(l net.Listener) { _ = l.Close() }(l) // again, where it was served
+	defer func(l net.Listener) { _ = l.Close() }(l) // the gRPC server has closed it already if it ran
 	return s.Store.Run(ctx, l, ready)
 }
 
-func (s foreign) VolatileEndpoint() string { return "" }
+func (s externalStore) VolatileEndpoint() string { return "" }
 
-func (s foreign) Status(ctx context.Context) (Status, error) {
+func (s externalStore) Status(ctx context.Context) (Status, error) {
 	st, err := s.Store.Status(ctx)
 	return Status{Backend: st.Kind, External: &st}, err
 }
 
-func (s foreign) State(ctx context.Context) (snapshot.State, error) {
-	rev, err := s.Revision(ctx) // it can be read also while it takes no writes
+func (s externalStore) State(ctx context.Context) (snapshot.State, error) {
+	rev, err := s.Revision(ctx) // works while the database takes no writes, too
 	return snapshot.State{Backend: s.Kind(), Revision: rev, Epoch: rev>>epochBits + 1}, err
 }

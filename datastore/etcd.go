@@ -20,28 +20,28 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// Cluster is what a Store offers besides where it is a member of an etcd cluster.
+// Cluster is implemented by a Store that is a member of an etcd cluster.
 type Cluster interface {
-	// AddLearner takes a server in and returns all members, for the Join of its configuration.
+	// AddLearner adds a server as a learner and returns all members, for Join in that server's etcd.Config.
 	AddLearner(ctx context.Context, name, peer string) ([]etcd.Member, error)
-	// Promote makes a learner that has caught up a voting member; members that start do so by themselves.
-	Promote(ctx context.Context, name string) error
+	// RemoveMember removes a server. A server that is not a member is no error.
 	RemoveMember(ctx context.Context, name string) error
-	// Forget takes a member out that is lost or has never started, by its name or address.
+	// Forget removes a member that is lost or has never started. which is its name or its address.
 	Forget(ctx context.Context, which string) (etcd.Member, error)
-	// Moved says at which other address, HOST:PORT, a member is that does not answer.
+	// Moved adds an address, HOST:PORT, at which a member that does not answer is tried.
 	Moved(name, address string) error
+	// Members lists the members as this one knows them.
 	Members() []etcd.Member
 }
 
-// The backends that keep the state on this machine.
+// The backends that store the state on this machine, as Status names them.
 const (
 	BackendSQLite = "sqlite"
 	BackendEtcd   = "etcd"
 )
 
-// Present says what has state in the folder, and where; nothing if none has. etcd has taken over what SQLite had
-// where both are there.
+// Present returns the backend whose state is in the folder, and its path; both are empty if there is no state. If the
+// state of SQLite and of etcd is there, it is etcd, which has taken over the keys of SQLite.
 func Present(dir string) (backend, path string) {
 	if path = etcdDir(Config{Dir: dir}); etcd.Exists(path) {
 		return BackendEtcd, path
@@ -57,46 +57,47 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// Joining reports whether the folder holds a member that was taken in and has never become a full one.
+// Joining reports whether the folder holds a member that was added as a learner and was never promoted.
 func Joining(dir string) bool { return etcd.Joining(etcdDir(Config{Dir: dir})) }
 
-// GiveUpJoining removes the state of such a member, which is a copy of what the others have.
+// GiveUpJoining removes the state of a member for which Joining is true. It is a copy of the other members' state.
 func GiveUpJoining(dir string) error {
 	if !Joining(dir) {
 		return nil
 	}
 	path := etcdDir(Config{Dir: dir})
-	// The mark goes last: until then this can be done again.
+	// The mark of Joining is removed last, so that an interrupted removal can be repeated.
 	if err := errors.Join(os.RemoveAll(filepath.Join(path, "member")), os.RemoveAll(path)); err != nil {
 		return fmt.Errorf("remove the state of a join that was broken off: %w", err)
 	}
 	return nil
 }
 
-// Clustered says whether the datastore is, or becomes, etcd in this process.
+// Clustered reports whether Open starts etcd in this process.
 func Clustered(cfg Config) bool {
-	return cfg.Endpoint == "" && (cfg.ClusterInit || cfg.Etcd.Reset || len(cfg.Etcd.Join) > 0 || etcd.Exists(etcdDir(cfg)))
+	return cfg.Endpoint == "" && (cfg.ClusterInit || cfg.Etcd.Reset || len(cfg.Etcd.Join) > 0 ||
+		etcd.Exists(etcdDir(cfg)))
 }
 
-// Shared says whether several servers may use the datastore, so that they need leaders.
+// Shared reports whether several servers may use the datastore, so that their controllers need leader election.
 func Shared(cfg Config) bool { return cfg.Endpoint != "" || Clustered(cfg) }
 
 func etcdDir(cfg Config) string { return filepath.Join(cfg.Dir, "etcd") }
 
-// clustered is a Store on etcd.
-type clustered struct {
+// etcdStore is a Store on an embedded etcd member.
+type etcdStore struct {
 	*etcd.Server
 }
 
-var _ Cluster = clustered{}
+var _ Cluster = etcdStore{}
 
 func openEtcd(ctx context.Context, cfg Config) (Store, error) {
 	c := cfg.Etcd
 	c.Dir, c.Log, c.Registerer, c.Failing = etcdDir(cfg), cfg.Log, cfg.Registerer, cfg.Failing
-	// A folder of its own, since etcd makes the socket with the mode that the process' umask leaves.
+	// The socket has a folder of its own with mode 0700: etcd creates the socket with a mode that depends on the umask.
 	c.Socket = filepath.Join(filepath.Dir(cfg.Socket), "etcd", "client.sock")
-	if len(c.Socket) > 107 {
-		return nil, fmt.Errorf("listen on %s: the path of a unix socket may have 107 bytes: choose a shorter --run-dir", c.Socket)
+	if err := checkSocketPath(c.Socket); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open datastore: %w", err)
@@ -108,19 +109,19 @@ func openEtcd(ctx context.Context, cfg Config) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return clustered{s}, nil
+	return etcdStore{s}, nil
 }
 
-// Run serves until ctx ends, then closes.
-func (s clustered) Run(ctx context.Context, ready func()) error {
+// Run serves until ctx ends, then closes the member.
+func (s etcdStore) Run(ctx context.Context, ready func()) error {
 	err := s.Server.Run(ctx, ready)
 	return errors.Join(err, s.Close())
 }
 
-func (s clustered) VolatileEndpoint() string { return "" }
-func (s clustered) TLS() external.TLS        { return external.TLS{} }
+func (s etcdStore) VolatileEndpoint() string { return "" }
+func (s etcdStore) TLS() external.TLS        { return external.TLS{} }
 
-func (s clustered) Status(context.Context) (Status, error) {
+func (s etcdStore) Status(context.Context) (Status, error) {
 	st := s.Server.Status()
 	out := Status{Backend: BackendEtcd, Etcd: &st}
 	if !st.HasLeader {
@@ -129,13 +130,13 @@ func (s clustered) Status(context.Context) (Status, error) {
 	return out, nil
 }
 
-func (s clustered) State(context.Context) (snapshot.State, error) {
+func (s etcdStore) State(context.Context) (snapshot.State, error) {
 	rev := s.Revision()
 	return snapshot.State{Backend: BackendEtcd, Revision: rev, Epoch: rev>>epochBits + 1}, nil
 }
 
-// migrate moves what SQLite has into etcd, once, and keeps the old files. It may be broken off anywhere:
-// etcd's directory appears when it is complete, and until then SQLite's is not touched.
+// migrate copies the keys of SQLite into etcd, once, and keeps the old files. It can be interrupted at any point: the
+// directory of etcd appears when it is complete, and the files of SQLite are not touched before.
 func migrate(ctx context.Context, cfg Config, c etcd.Config) error {
 	old := sqlite.File(cfg.Dir)
 	_, err := os.Stat(old)
@@ -146,7 +147,8 @@ func migrate(ctx context.Context, cfg Config, c etcd.Config) error {
 		return fmt.Errorf("move into etcd: %w", err)
 	}
 	if len(c.Join) > 0 && !etcd.Exists(c.Dir) {
-		return fmt.Errorf("this machine has a cluster of its own in %s: it cannot join another one; move %s away if it is not needed", cfg.Dir, old)
+		return fmt.Errorf("this machine has a cluster of its own in %s: it cannot join another one; move %s away if "+
+			"it is not needed", cfg.Dir, old)
 	}
 	if !etcd.Exists(c.Dir) {
 		begun := time.Now()
@@ -154,7 +156,8 @@ func migrate(ctx context.Context, cfg Config, c etcd.Config) error {
 		if err != nil {
 			return err
 		}
-		cfg.Log.Info("moved the datastore from SQLite into etcd", "keys", n, "took", time.Since(begun).Round(time.Millisecond))
+		cfg.Log.Info("moved the datastore from SQLite into etcd", "keys", n, "took",
+			time.Since(begun).Round(time.Millisecond))
 	}
 	return setAside(cfg.Dir, cfg.Log)
 }
@@ -166,8 +169,8 @@ func seed(ctx context.Context, cfg Config, c etcd.Config) (n int, err error) {
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
 	rev, _ := from.Revisions()
-	// Above everything that the store in memory has given out for Leases and Events, which are in etcd from
-	// now on: a client that goes on watching either is told to list anew.
+	// The floor is above every revision that the store in memory has returned for Leases and Events, which are in etcd
+	// from now on: a client that resumes a watch of either gets "compacted" and lists again.
 	floor := max(rev+1, from.Epoch()<<epochBits)
 	return n, etcd.Seed(ctx, c, floor, func(put func(*mvccpb.KeyValue) error) error {
 		return from.Export(ctx, rev, func(kv *mvccpb.KeyValue) error {
@@ -177,7 +180,7 @@ func seed(ctx context.Context, cfg Config, c etcd.Config) (n int, err error) {
 	})
 }
 
-// setAside puts SQLite's files into a folder whose name says what they are.
+// setAside moves the files of SQLite into a folder sqlite-before-etcd-TIME.
 func setAside(dir string, log *slog.Logger) error {
 	files, err := listing.Match(dir, "state.db*")
 	if err != nil {
@@ -187,7 +190,7 @@ func setAside(dir string, log *slog.Logger) error {
 	if err := os.MkdirAll(to, 0o700); err != nil {
 		return fmt.Errorf("keep the old datastore: %w", err)
 	}
-	for i := len(files) - 1; i >= 0; i-- { // state.db itself last: while it is there, this goes on
+	for i := len(files) - 1; i >= 0; i-- { // state.db is the last one: while it is there, the next start continues here
 		if err := os.Rename(files[i], filepath.Join(to, filepath.Base(files[i]))); err != nil {
 			return fmt.Errorf("keep the old datastore: %w", err)
 		}

@@ -23,7 +23,7 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// startWith opens and serves a datastore.
+// startWith opens a datastore and serves it until the test ends or stop is called.
 func startWith(t testing.TB, cfg datastore.Config) (_ datastore.Store, stop func()) {
 	t.Helper()
 	s, err := datastore.Open(t.Context(), cfg)
@@ -59,7 +59,8 @@ func etcdConfig(t testing.TB, dir string) etcd.Config {
 		t.Fatal(err)
 	}
 	for name, server := range map[string]bool{"s": true, "c": false} {
-		l := pki.Leaf{Name: name, CA: pki.EtcdCA, CertFile: p.File(name + ".crt"), KeyFile: p.File(name + ".key"), CommonName: "etcd", Server: server}
+		l := pki.Leaf{Name: name, CA: pki.EtcdCA, CertFile: p.File(name + ".crt"), KeyFile: p.File(name + ".key"),
+			CommonName: "etcd", Server: server}
 		if server {
 			l.DNSNames = []string{etcd.PeerName}
 		}
@@ -72,12 +73,16 @@ func etcdConfig(t testing.TB, dir string) etcd.Config {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	return etcd.Config{Name: "m1", Peer: l.Addr().String(), Cluster: "t", TLS: etcd.TLS{CA: p.CACert(pki.EtcdCA), ServerCert: p.File("s.crt"), ServerKey: p.File("s.key"), ClientCert: p.File("c.crt"), ClientKey: p.File("c.key")}}
+	return etcd.Config{Name: "m1", Peer: l.Addr().String(), Cluster: "t", TLS: etcd.TLS{CA: p.CACert(pki.EtcdCA),
+		ServerCert: p.File("s.crt"), ServerKey: p.File("s.key"), ClientCert: p.File("c.crt"),
+		ClientKey: p.File("c.key")}}
 }
 
 func TestSQLiteMovesIntoEtcd(t *testing.T) {
 	dir := t.TempDir()
-	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})), Etcd: etcdConfig(t, dir)}
+	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"),
+		VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.NewTextHandler(t.Output(),
+			&slog.HandlerOptions{Level: slog.LevelInfo})), Etcd: etcdConfig(t, dir)}
 	from, stop := startWith(t, cfg)
 	c := dial(t, from.Endpoint())
 	const n = 2500
@@ -117,7 +122,8 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := map[string]string{}
-		if err := s.Export(t.Context(), st.Revision, func(kv *mvccpb.KeyValue) error { out[string(kv.Key)] = kv.String(); return nil }); err != nil {
+		if err := s.Export(t.Context(), st.Revision,
+			func(kv *mvccpb.KeyValue) error { out[string(kv.Key)] = kv.String(); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		return out
@@ -127,11 +133,11 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 	stop()
 
 	cfg.ClusterInit = true
-	// A start that is broken off half way leaves what there was.
+	// An interrupted start leaves the old state.
 	broken, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := datastore.Open(broken, cfg); err == nil {
-		t.Fatal("moved although it was told to stop")
+		t.Fatal("moved although the context had ended")
 	}
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "etcd.new", "out", "member"), 0o700); err != nil {
 		t.Fatal(err)
@@ -148,7 +154,8 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 	}
 	c = dial(t, to.Endpoint())
 	for _, rev := range []int64{st.Revision, vrev} {
-		if r, ok := <-c.Watch(t.Context(), "/registry/", clientv3.WithPrefix(), clientv3.WithRev(rev)); !ok || !errors.Is(r.Err(), rpctypes.ErrCompacted) {
+		if r, ok := <-c.Watch(t.Context(), "/registry/", clientv3.WithPrefix(), clientv3.WithRev(rev)); !ok ||
+			!errors.Is(r.Err(), rpctypes.ErrCompacted) {
 			t.Fatalf("a watch from %d: %v, %v", rev, ok, r.Err())
 		}
 	}
@@ -156,7 +163,8 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 		t.Error("leases are in memory")
 	}
 	// A snapshot of etcd is restored as SQLite.
-	e, err := snapshot.Save{Dir: filepath.Join(dir, "snapshots"), Name: "t", Server: dir, Source: to, Node: "m1", Reason: "on-demand", Now: time.Now()}.Run(t.Context())
+	e, err := snapshot.Save{Dir: filepath.Join(dir, "snapshots"), Name: "t", Server: dir, Source: to, Node: "m1",
+		Reason: "on-demand", Now: time.Now()}.Run(t.Context())
 	if err != nil || e.Backend != "etcd" || e.Keys != n {
 		t.Fatalf("%+v, %v", e, err)
 	}
@@ -165,13 +173,16 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := cfg
-	back.Dir, back.ClusterInit, back.Socket, back.VolatileSocket = dirs.DB(), false, filepath.Join(dir, "b.sock"), filepath.Join(dir, "bv.sock")
+	back.Dir, back.ClusterInit, back.Socket, back.VolatileSocket = dirs.DB(), false, filepath.Join(dir, "b.sock"),
+		filepath.Join(dir, "bv.sock")
 	restored, stopRestored := startWith(t, back)
 	if got := all(restored); len(got) != len(want) || got["/registry/x/00000"] != want["/registry/x/00000"] {
-		t.Errorf("%d keys became %d; %s became %s", len(want), len(got), want["/registry/x/00000"], got["/registry/x/00000"])
+		t.Errorf("%d keys became %d; %s became %s", len(want), len(got), want["/registry/x/00000"],
+			got["/registry/x/00000"])
 	}
-	// Leases were in etcd, where revisions are; they must not seem to be older in memory.
-	if rev, err := storetest.Create(t.Context(), dial(t, restored.VolatileEndpoint()), "/registry/leases/b", "x"); err != nil || rev <= e.Revision {
+	// Leases were in etcd and had its revisions; in memory they must get newer ones.
+	if rev, err := storetest.Create(t.Context(), dial(t, restored.VolatileEndpoint()), "/registry/leases/b",
+		"x"); err != nil || rev <= e.Revision {
 		t.Errorf("revision %d in memory after %d, %v", rev, e.Revision, err)
 	}
 	stopRestored()
@@ -184,7 +195,7 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 	}
 	stop()
 
-	// It stays, whatever is set; and what a broken off start has left is cleared.
+	// etcd is used again without ClusterInit, and files that an interrupted start left are moved away.
 	cfg.ClusterInit = false
 	if err := os.WriteFile(filepath.Join(cfg.Dir, "state.db-wal"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -197,7 +208,8 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 
 func TestAClusterOfItsOwnDoesNotJoin(t *testing.T) {
 	dir := t.TempDir()
-	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"), VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.DiscardHandler), Etcd: etcdConfig(t, dir)}
+	cfg := datastore.Config{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "d.sock"),
+		VolatileSocket: filepath.Join(dir, "v.sock"), Log: slog.New(slog.DiscardHandler), Etcd: etcdConfig(t, dir)}
 	_, stop := startWith(t, cfg)
 	stop()
 	cfg.Etcd.Join = []etcd.Member{{Name: "m1", Peer: cfg.Etcd.Peer}}
