@@ -14,25 +14,27 @@ import (
 
 var _ server.Backend = (*Store)(nil)
 
-// streamPage is how many keys ListStream reads in one transaction.
+// streamPage is the number of keys that ListStream reads in one transaction.
 const streamPage = 500
 
-// Start is part of kine's Backend; Run does the work.
+// Start implements server.Backend. It does nothing; see Run.
 func (s *Store) Start(context.Context) error { return nil }
 
-// Create writes a key that is not there.
+// Create writes a key that does not exist, else it returns server.ErrKeyExists. lease is the TTL in seconds, 0 for
+// none.
 func (s *Store) Create(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
 	r := s.writer.submit(ctx, op{verb: createKey, key: []byte(key), value: value, lease: lease})
 	return r.rev, r.err
 }
 
-// Update replaces a key's value if the key is at the revision; else it returns what is there.
-func (s *Store) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+// Update replaces the value of a key if the key is at the revision; else it returns the current key and false.
+func (s *Store) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue,
+	bool, error) {
 	r := s.writer.submit(ctx, op{verb: updateKey, key: []byte(key), value: value, rev: revision, lease: lease})
 	return r.rev, r.kv, r.ok, r.err
 }
 
-// Delete removes a key if it is at the revision or the revision is 0; else it returns what is there.
+// Delete removes a key if it is at the revision or the revision is 0; else it returns the current key and false.
 func (s *Store) Delete(ctx context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
 	r := s.writer.submit(ctx, op{verb: deleteKey, key: []byte(key), rev: revision})
 	return r.rev, r.kv, r.ok, r.err
@@ -44,13 +46,13 @@ func (s *Store) Revisions() (current, compact int64) { return s.current.Load(), 
 // CurrentRevision returns the newest acknowledged revision.
 func (s *Store) CurrentRevision(context.Context) (int64, error) { return s.current.Load(), nil }
 
-// Watch hands out events from a revision on.
+// Watch returns the events from a revision on.
 func (s *Store) Watch(ctx context.Context, revision int64) server.WatchResult {
 	return s.hub.Watch(ctx, revision)
 }
 
-// read runs f against the key space at a revision, 0 meaning now, and returns the newest revision. f is
-// tried again if compaction removed rows under it that a reader of "now" would not have needed.
+// read calls f with a revision, the newest one for 0, and returns the newest revision. A read of the newest revision is
+// repeated if compaction has overtaken it.
 func (s *Store) read(revision int64, f func(at int64) error) (int64, error) {
 	for {
 		current := s.current.Load()
@@ -66,7 +68,7 @@ func (s *Store) read(revision int64, f func(at int64) error) (int64, error) {
 		s.gate.RLock()
 		err := f(at)
 		s.gate.RUnlock()
-		if at < s.compact.Load() { // set before any row goes, so what f saw may have holes
+		if at < s.compact.Load() { // set before rows are removed, so f may have missed some
 			if revision > 0 {
 				return current, server.ErrCompacted
 			}
@@ -79,9 +81,10 @@ func (s *Store) read(revision int64, f func(at int64) error) (int64, error) {
 	}
 }
 
+// isDamage reports whether err means that the file is damaged.
 func isDamage(err error) bool { return err != nil && errors.Is(classify(err), ErrDamaged) }
 
-// Get returns a key at a revision, 0 meaning now, or nil.
+// Get returns a key at a revision, 0 for the newest, or nil.
 func (s *Store) Get(ctx context.Context, key string, revision int64, keysOnly bool) (int64, *server.KeyValue, error) {
 	var kv *server.KeyValue
 	rev, err := s.read(revision, func(at int64) error {
@@ -90,7 +93,8 @@ func (s *Store) Get(ctx context.Context, key string, revision int64, keysOnly bo
 		if !keysOnly {
 			cols += ", l.sum, l.value"
 		}
-		rows, err := s.query(ctx, `SELECT `+cols+` FROM log l WHERE key = ? AND rev <= ? ORDER BY rev DESC LIMIT 1`, []byte(key), at)
+		rows, err := s.query(ctx, `SELECT `+cols+` FROM log l WHERE key = ? AND rev <= ? ORDER BY rev DESC LIMIT 1`,
+			[]byte(key), at)
 		if err != nil {
 			return err
 		}
@@ -103,9 +107,10 @@ func (s *Store) Get(ctx context.Context, key string, revision int64, keysOnly bo
 	return rev, kv, err
 }
 
-// List returns the keys from key up to but without end at a revision; an empty end means key alone, both
-// empty everything.
-func (s *Store) List(ctx context.Context, key, end string, limit, revision int64, keysOnly bool) (int64, []*server.KeyValue, error) {
+// List returns the keys from key up to but without end at a revision. An empty end means key alone; if both are
+// empty, all keys.
+func (s *Store) List(ctx context.Context, key, end string, limit, revision int64, keysOnly bool) (int64,
+	[]*server.KeyValue, error) {
 	if end == "" && key != "" {
 		rev, kv, err := s.Get(ctx, key, revision, keysOnly)
 		if kv == nil {
@@ -121,17 +126,19 @@ func (s *Store) List(ctx context.Context, key, end string, limit, revision int64
 	return rev, kvs, err
 }
 
-// current selects the newest row of each key in a range at a revision. It walks the index in key order,
-// so a page of a long list reads only that page.
+// current returns the SQL that selects the newest row of each key in a range at a revision. It walks the index in key
+// order, so a page of a long list reads only that page.
 func current(key, end string, at int64) (where string, args []any) {
 	where, args = ` FROM log l WHERE key >= ?`, []any{[]byte(key)}
 	if end != "" && end != "\x00" {
 		where, args = where+` AND key < ?`, append(args, []byte(end))
 	}
-	where += ` AND rev <= ? AND flags & 1 = 0 AND NOT EXISTS (SELECT 1 FROM log n WHERE n.key = l.key AND n.rev > l.rev AND n.rev <= ?)`
+	where += ` AND rev <= ? AND flags & 1 = 0
+		AND NOT EXISTS (SELECT 1 FROM log n WHERE n.key = l.key AND n.rev > l.rev AND n.rev <= ?)`
 	return where, append(args, at, at)
 }
 
+// list visits the keys of List.
 func (s *Store) list(ctx context.Context, key, end string, limit, at int64, keysOnly bool, visit func(*row)) error {
 	where, args := current(key, end, at)
 	cols := columns
@@ -148,7 +155,7 @@ func (s *Store) list(ctx context.Context, key, end string, limit, at int64, keys
 	return each(rows, keysOnly, visit)
 }
 
-// Count returns how many keys List would.
+// Count returns the number of keys that List would return.
 func (s *Store) Count(ctx context.Context, key, end string, revision int64) (int64, int64, error) {
 	if end == "" && key != "" {
 		end = key + "\x00"
@@ -160,7 +167,7 @@ func (s *Store) Count(ctx context.Context, key, end string, revision int64) (int
 		if err != nil {
 			return err
 		}
-		defer rows.Close() //nolint:errcheck // Err says what went wrong
+		defer rows.Close() //nolint:errcheck // Err has the error
 		for rows.Next() {
 			if err := rows.Scan(&n); err != nil {
 				return err
@@ -171,9 +178,10 @@ func (s *Store) Count(ctx context.Context, key, end string, revision int64) (int
 	return rev, n, err
 }
 
-// ListStream is List, a key at a time. It reads page by page at one revision, so that a client that reads
-// slowly holds no transaction open, and the write-ahead log can be emptied meanwhile.
-func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision int64, keysOnly bool) server.ListResult {
+// ListStream is List with the keys on a channel. It reads page by page at one revision, so that a slow client holds no
+// transaction open and the write-ahead log can be emptied meanwhile.
+func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision int64,
+	keysOnly bool) server.ListResult {
 	kvs, errs := make(chan *server.KeyValue), make(chan error, 1)
 	if revision <= 0 {
 		revision = s.current.Load()
@@ -213,13 +221,13 @@ func (s *Store) ListStream(ctx context.Context, key, end string, limit, revision
 	return res
 }
 
-// Hub is where events come from.
+// Hub returns the hub that delivers the events of the store.
 func (s *Store) Hub() *hub.Hub { return s.hub }
 
-// historyBytes is how much of values History returns at once.
+// historyBytes bounds the bytes of values that History returns at once.
 const historyBytes = 4 << 20
 
-// History returns past events for the hub.
+// History implements hub.Source.
 func (s *Store) History(ctx context.Context, from, to int64, limit int) (events []*server.Event, more bool, err error) {
 	compact := s.compact.Load()
 	if from < compact {
@@ -228,12 +236,14 @@ func (s *Store) History(ctx context.Context, from, to int64, limit int) (events 
 	_, err = s.read(to, func(int64) error {
 		events, more = nil, false
 		bytes := 0
-		rows, err := s.query(ctx, `SELECT `+columns+`, l.sum, l.value, p.create_rev, p.prev_rev, p.version, p.lease, p.flags, p.sum, p.value
-			FROM log l LEFT JOIN log p ON p.rev = l.prev_rev WHERE l.rev >= ? AND l.rev <= ? ORDER BY l.rev LIMIT ?`, from, to, limit+1)
+		rows, err := s.query(ctx, `SELECT `+columns+`, l.sum, l.value,
+			p.create_rev, p.prev_rev, p.version, p.lease, p.flags, p.sum, p.value
+			FROM log l LEFT JOIN log p ON p.rev = l.prev_rev
+			WHERE l.rev >= ? AND l.rev <= ? ORDER BY l.rev LIMIT ?`, from, to, limit+1)
 		if err != nil {
 			return err
 		}
-		defer rows.Close() //nolint:errcheck // Err says what went wrong
+		defer rows.Close() //nolint:errcheck // Err has the error
 		for rows.Next() {
 			if more = len(events) == limit || bytes > historyBytes; more {
 				return nil
@@ -250,7 +260,8 @@ func (s *Store) History(ctx context.Context, from, to int64, limit int) (events 
 			}
 			e := &server.Event{Create: r.create == r.rev, Delete: r.flags&deleted != 0, KV: r.kv()}
 			if sum.Valid && flags.Int64&deleted == 0 && r.prev >= compact {
-				p := row{rev: r.prev, key: r.key, create: create.Int64, prev: prev.Int64, version: version.Int64, lease: lease.Int64, flags: flags.Int64, sum: sum.Int64, value: value}
+				p := row{rev: r.prev, key: r.key, create: create.Int64, prev: prev.Int64, version: version.Int64,
+					lease: lease.Int64, flags: flags.Int64, sum: sum.Int64, value: value}
 				if err := p.verify(); err != nil {
 					return err
 				}
@@ -267,6 +278,7 @@ func (s *Store) History(ctx context.Context, from, to int64, limit int) (events 
 	return events, more, err
 }
 
+// verify returns an error if the checksum of the row is wrong.
 func (r *row) verify() error {
 	if r.sum != r.checksum() {
 		return fmt.Errorf("revision %d of %q: %w: the checksum does not match", r.rev, r.key, ErrDamaged)
@@ -274,10 +286,10 @@ func (r *row) verify() error {
 	return nil
 }
 
-// each visits the rows of a selection of columns, with sum and value unless keysOnly. An error half way
-// is an error: a list cut short must not pass for a complete one.
+// each visits the rows of a query for columns, with sum and value unless keysOnly. It returns an error that occurs on
+// the way, so that an interrupted list is not taken for a complete one.
 func each(rows *sql.Rows, keysOnly bool, visit func(*row)) error {
-	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	defer rows.Close() //nolint:errcheck // Err has the error
 	for rows.Next() {
 		var r row
 		dest := []any{&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags}
@@ -297,7 +309,7 @@ func each(rows *sql.Rows, keysOnly bool, visit func(*row)) error {
 	return rows.Err()
 }
 
-// query runs a statement on one of the reading connections, prepared once per connection.
+// query runs a statement on one of the reading connections. Statements are prepared once per connection.
 func (s *Store) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
 	q = strings.TrimSpace(q)
 	s.stmtMu.Lock()
@@ -308,13 +320,13 @@ func (s *Store) query(ctx context.Context, q string, args ...any) (*sql.Rows, er
 			s.stmtMu.Unlock()
 			return nil, err
 		}
-		s.stmts[q] = st // a dozen at most: the texts are fixed
+		s.stmts[q] = st // about a dozen, since the texts are constant
 	}
 	s.stmtMu.Unlock()
 	return st.QueryContext(ctx, args...)
 }
 
-// DbSize returns the bytes of the file.
+// DbSize returns the size of the file in bytes.
 func (s *Store) DbSize(context.Context) (int64, error) {
 	file, _ := s.sizes()
 	return file, nil

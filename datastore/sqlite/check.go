@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-// fullCheckLimit is the size up to which all of the file is checked before it is used; it takes well under
-// a tenth of a second. Of larger files the newest rows are checked at once and all rows soon after, in the
-// background and in small pieces.
+// fullCheckLimit is the size in bytes up to which the whole file is checked before it is used, which takes well under a
+// tenth of a second. Of a larger file, the newest rows are checked first and all rows soon after, in the background and
+// in small pieces.
 const fullCheckLimit = 16 << 20
 
 const (
-	checkPiece  = 500  // rows at once
-	checkNewest = 2000 // rows looked at before a large file is used
+	checkPiece  = 500  // rows checked at once
+	checkNewest = 2000 // revisions checked before a large file is used
 )
 
-// check looks at the file before it is used.
+// check checks the file before it is used and records the result.
 func (s *Store) check(ctx context.Context, c *sql.Conn) error {
 	st, err := os.Stat(s.path)
 	if err != nil {
@@ -42,6 +42,7 @@ func (s *Store) check(ctx context.Context, c *sql.Conn) error {
 	return err
 }
 
+// recordCheck stores the result of a check for Status.
 func (s *Store) recordCheck(scope string, err error) {
 	i := Integrity{At: time.Now().UTC(), Scope: scope}
 	if err != nil {
@@ -52,13 +53,13 @@ func (s *Store) recordCheck(scope string, err error) {
 	s.statusMu.Unlock()
 }
 
-// integrityCheck lets SQLite check every page, every index entry and the free list.
+// integrityCheck runs SQLite's check of every page, every index entry and the free list.
 func integrityCheck(ctx context.Context, c *sql.Conn) error {
 	rows, err := c.QueryContext(ctx, "PRAGMA integrity_check(5)")
 	if err != nil {
 		return err
 	}
-	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	defer rows.Close() //nolint:errcheck // Err has the error
 	var found []string
 	for rows.Next() {
 		var line string
@@ -78,12 +79,13 @@ func integrityCheck(ctx context.Context, c *sql.Conn) error {
 	return nil
 }
 
+// queryer is a *sql.DB or *sql.Conn.
 type queryer interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// checkRows verifies the checksums and index entries of the rows above a revision, at most limit of them
-// (-1: all), and returns the last revision that it saw, or 0 at the end.
+// checkRows verifies the checksums and index entries of the rows above a revision, at most limit of them (-1: all). It
+// returns the last revision that it checked, 0 if that was the end.
 func checkRows(ctx context.Context, q queryer, above int64, limit int) (last int64, err error) {
 	rows, err := q.QueryContext(ctx, `SELECT `+columns+`, l.sum, l.value,
 		EXISTS (SELECT 1 FROM log i INDEXED BY log_key WHERE i.key = l.key AND i.rev = l.rev AND i.flags = l.flags)
@@ -91,12 +93,13 @@ func checkRows(ctx context.Context, q queryer, above int64, limit int) (last int
 	if err != nil {
 		return 0, err
 	}
-	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	defer rows.Close() //nolint:errcheck // Err has the error
 	n := 0
 	for rows.Next() {
 		var r row
 		var indexed bool
-		if err := rows.Scan(&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags, &r.sum, &r.value, &indexed); err != nil {
+		if err := rows.Scan(&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags, &r.sum, &r.value,
+			&indexed); err != nil {
 			return 0, err
 		}
 		if err := r.verify(); err != nil {
@@ -117,8 +120,8 @@ func checkRows(ctx context.Context, q queryer, above int64, limit int) (last int
 	return last, nil
 }
 
-// checkRest goes through a large file at a quarter of one core, in transactions short enough not to keep
-// the write-ahead log from being emptied. It runs once.
+// checkRest checks all rows of a large file once, at a quarter of one core. Its transactions are short, so that the
+// write-ahead log can be emptied in between.
 func (s *Store) checkRest(ctx context.Context) {
 	s.statusMu.Lock()
 	done := s.integrity.Scope != "newest rows"
@@ -136,7 +139,8 @@ func (s *Store) checkRest(ctx context.Context) {
 		}
 		if err != nil {
 			s.recordCheck("all rows", err)
-			s.log.Error("the datastore is damaged; what can be read will be carried over at the next start", "error", err)
+			s.log.Error("the datastore is damaged; the next start recovers what can be read", "error",
+				err)
 			return
 		}
 		if last == 0 {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// waitSwept waits until all that compaction allows to remove is removed and the sweeper has come to rest.
+// waitSwept waits until all compacted rows are removed and the file is shrunk.
 func waitSwept(t *testing.T, s *Store) {
 	t.Helper()
 	deadline := time.Now().Add(2 * time.Minute)
@@ -28,7 +28,7 @@ func waitSwept(t *testing.T, s *Store) {
 	}
 }
 
-// soaks says whether tests take their long form, as for `scripts/soak datastore`.
+// soaks reports whether tests run in their long form, as for `scripts/soak datastore`.
 func soaks() bool { return os.Getenv("UMIAK_SOAK") != "" }
 
 // TestChurn rewrites keys with readers that overlap without a gap. Ten minutes of a busy cluster at a
@@ -55,7 +55,7 @@ func TestChurn(t *testing.T) {
 			}
 		}()
 	}
-	// One that reads a list as slowly as it can.
+	// One reader that reads a list very slowly.
 	slow := s.ListStream(ctx, "/k/", "/k0", 0, 0, false)
 	go func() {
 		for range slow.KVc {
@@ -103,7 +103,8 @@ func TestChurn(t *testing.T) {
 	}
 	waitSwept(t, s)
 	file, wal := s.sizes()
-	t.Logf("%d writes of 2 kB: file at most %d kB, at the end %d kB; write-ahead log at most %d kB, at the end %d kB", keys*rounds, maxFile>>10, file>>10, maxWAL>>10, wal>>10)
+	t.Logf("%d writes of 2 kB: file at most %d kB, at the end %d kB; write-ahead log at most %d kB, at the end %d kB",
+		keys*rounds, maxFile>>10, file>>10, maxWAL>>10, wal>>10)
 	if limit := int64(walLimit + 8<<20); maxWAL > limit { // one batch may go over
 		t.Errorf("the write-ahead log grew to %d bytes", maxWAL)
 	}
@@ -138,7 +139,8 @@ func TestCatchUp(t *testing.T) {
 			if i >= keys {
 				r.create, r.prev = i%keys+2, r.rev-keys
 			}
-			if _, err := s.writer.insert.ExecContext(ctx, r.rev, r.key, r.create, r.prev, r.version, 0, 0, r.checksum(), r.value); err != nil {
+			if _, err := s.writer.insert.ExecContext(ctx, r.rev, r.key, r.create, r.prev, r.version, 0, 0, r.checksum(),
+				r.value); err != nil {
 				return err
 			}
 		}
@@ -158,7 +160,7 @@ func TestCatchUp(t *testing.T) {
 	if _, err := s.Compact(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
-	// Two short lives: what they got done is not done again.
+	// Two short runs: the next one continues where they ended.
 	for range 2 {
 		before := s.swept.Load()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -191,7 +193,8 @@ func TestCatchUp(t *testing.T) {
 	swept := time.Since(begun)
 	waitSwept(t, s)
 	file, wal := s.sizes()
-	t.Logf("removed in %v beside %d writes, the slowest %v; file %d MB, then %d kB, log %d kB", swept.Round(time.Millisecond), writes, slowest.Round(time.Millisecond), full>>20, file>>10, wal>>10)
+	t.Logf("removed in %v beside %d writes, the slowest %v; file %d MB, then %d kB, log %d kB",
+		swept.Round(time.Millisecond), writes, slowest.Round(time.Millisecond), full>>20, file>>10, wal>>10)
 	if file > full/20 {
 		t.Errorf("the file has %d of %d bytes", file, full)
 	}
@@ -203,7 +206,7 @@ func TestCatchUp(t *testing.T) {
 	}
 }
 
-// TestIdle shows that a store that nobody uses costs nothing.
+// TestIdle checks that an unused store uses no CPU and writes nothing.
 func TestIdle(t *testing.T) {
 	s := open(t, t.TempDir())
 	run(t, s)
@@ -213,9 +216,10 @@ func TestIdle(t *testing.T) {
 	before := usage(t)
 	time.Sleep(3 * time.Second)
 	after := usage(t)
-	t.Logf("in 3 s: %v of CPU, %d voluntary switches, %d blocks written", after.cpu-before.cpu, after.switches-before.switches, after.written-before.written)
+	t.Logf("in 3 s: %v of CPU, %d voluntary switches, %d blocks written", after.cpu-before.cpu,
+		after.switches-before.switches, after.written-before.written)
 	if after.cpu-before.cpu > 20*time.Millisecond || after.written != before.written {
-		t.Error("it does something")
+		t.Error("an idle store is not idle")
 	}
 }
 
@@ -230,10 +234,11 @@ func usage(t *testing.T) used {
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		t.Fatal(err)
 	}
-	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), int64(u.Nvcsw), int64(u.Oublock)} //nolint:unconvert // 32 bits on arm
+	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), int64(u.Nvcsw),
+		int64(u.Oublock)} //nolint:unconvert // 32 bits on arm
 }
 
-// BenchmarkCreate compares what durability costs: the same writers with and without syncs.
+// BenchmarkCreate measures the cost of durability: the same writers with and without syncs.
 func BenchmarkCreate(b *testing.B) {
 	for _, writers := range []int{1, 32} {
 		for _, synchronous := range []string{"FULL", "OFF"} {
@@ -243,7 +248,8 @@ func BenchmarkCreate(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer os.RemoveAll(dir)
-				s, err := Open(b.Context(), Options{Dir: dir, Log: slog.New(slog.DiscardHandler), synchronous: synchronous})
+				s, err := Open(b.Context(), Options{Dir: dir, Log: slog.New(slog.DiscardHandler),
+					synchronous: synchronous})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -257,7 +263,8 @@ func BenchmarkCreate(b *testing.B) {
 					go func() {
 						defer wg.Done()
 						for i := range next {
-							if _, err := s.Create(context.Background(), fmt.Sprintf("/registry/configmaps/default/cm-%d", i), value, 0); err != nil {
+							if _, err := s.Create(context.Background(),
+								fmt.Sprintf("/registry/configmaps/default/cm-%d", i), value, 0); err != nil {
 								b.Error(err)
 							}
 						}
@@ -278,7 +285,8 @@ func BenchmarkCreate(b *testing.B) {
 func BenchmarkList(b *testing.B) {
 	for _, history := range []int{0, 10} {
 		b.Run(fmt.Sprintf("history=%d", history), func(b *testing.B) {
-			s, err := Open(b.Context(), Options{Dir: b.TempDir(), Log: slog.New(slog.DiscardHandler), synchronous: "OFF"})
+			s, err := Open(b.Context(), Options{Dir: b.TempDir(), Log: slog.New(slog.DiscardHandler),
+				synchronous: "OFF"})
 			if err != nil {
 				b.Fatal(err)
 			}

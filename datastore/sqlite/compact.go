@@ -9,14 +9,13 @@ import (
 )
 
 const (
-	sweepSpan   = 500                   // revisions looked at in the first batch
-	sweepTarget = 20 * time.Millisecond // how long a batch may keep writers waiting
-	sweepMin    = 50
+	sweepSpan   = 500                   // revisions of the first batch
+	sweepTarget = 20 * time.Millisecond // time for which a batch may block writers
+	sweepMin    = 50                    // revisions of a batch
 	sweepMax    = 20000
 )
 
-// Compact makes history before the revision unreadable and lets the sweeper remove it. kube-apiserver asks
-// for it every five minutes and nothing else does, so it is not done twice and an idle store stays idle.
+// Compact makes the history before a revision unreadable and wakes the sweeper, which removes it.
 func (s *Store) Compact(ctx context.Context, revision int64) (int64, error) {
 	current, compact := s.Revisions()
 	switch {
@@ -49,8 +48,8 @@ func (s *Store) wakeSweeper() {
 	}
 }
 
-// sweeper removes what compaction allows to remove, then gives the room back. It sleeps until there is
-// something to do; after an error it tries again later, from where it was.
+// sweeper removes compacted rows and then shrinks the file, until ctx ends. It sleeps until Compact wakes it; after an
+// error it continues a minute later.
 func (s *Store) sweeper(ctx context.Context) {
 	for {
 		err := s.sweep(ctx)
@@ -68,6 +67,7 @@ func (s *Store) sweeper(ctx context.Context) {
 	}
 }
 
+// sweep removes compacted rows up to the compact revision.
 func (s *Store) sweep(ctx context.Context) error {
 	begun, first := time.Now(), s.swept.Load()
 	removed, span := int64(0), int64(sweepSpan)
@@ -78,7 +78,7 @@ func (s *Store) sweep(ctx context.Context) error {
 			return err
 		}
 		removed += n
-		// A disk ten times slower gets batches ten times smaller, and the other way round.
+		// The slower the disk, the smaller the batches.
 		switch took := time.Since(batchBegun); {
 		case took > sweepTarget:
 			span = max(span/2, sweepMin)
@@ -87,14 +87,15 @@ func (s *Store) sweep(ctx context.Context) error {
 		}
 	}
 	if removed > 0 {
-		s.log.Debug("removed compacted revisions", "rows", removed, "from", first, "to", s.swept.Load(), "took", time.Since(begun).Round(time.Millisecond))
+		s.log.Debug("removed compacted revisions", "rows", removed, "from", first, "to", s.swept.Load(), "took",
+			time.Since(begun).Round(time.Millisecond))
 	}
 	return s.shrink(ctx)
 }
 
-// sweepBatch looks at the next span revisions. A row there has replaced the one that it names as its
-// predecessor, and a tombstone has served its purpose once no readable revision sees it; the row at the
-// compact revision itself stays, so that it can still be watched.
+// sweepBatch processes the next span revisions and returns the number of rows that it removed: the predecessors of the
+// rows there, which those have replaced, and tombstones that no readable revision sees. The row at the compact revision
+// itself stays, so that it can be watched.
 func (s *Store) sweepBatch(ctx context.Context, span int64) (removed int64, err error) {
 	err = s.writer.do(ctx, func(ctx context.Context, c *sql.Conn) error {
 		from, to := s.swept.Load(), s.compact.Load()
@@ -114,12 +115,12 @@ func (s *Store) sweepBatch(ctx context.Context, span int64) (removed int64, err 
 			_, err = c.ExecContext(ctx, "COMMIT")
 		}
 		if err != nil {
-			_, _ = c.ExecContext(ctx, "ROLLBACK") // may have happened by itself
+			_, _ = c.ExecContext(ctx, "ROLLBACK") // SQLite may have rolled back already
 			return err
 		}
 		removed, err = res.RowsAffected()
 		s.swept.Store(to)
-		s.boundWALLocked(ctx)
+		s.boundWAL(ctx)
 		return err
 	})
 	return removed, err

@@ -22,13 +22,14 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
-// The test binary runs itself as the program that is killed. UMIAK_CHILD says what it does: "load" writes
-// as fast as it can and prints what was acknowledged, "dump" prints what is there.
+// TestMain also runs the child processes that the tests kill. UMIAK_CHILD selects one: "load" writes as fast as it
+// can and prints the acknowledged writes, "dump" prints the content.
 func TestMain(m *testing.M) {
 	var err error
 	switch os.Getenv("UMIAK_CHILD") {
 	case "":
-		// In mount namespaces of others, which might be copied from ours while a FUSE disk is mounted, it would live on.
+		// In mount namespaces of others, which might be copied from ours while a FUSE disk is mounted, it would live
+		// on.
 		os.Exit(testns.Run(func() int {
 			if os.Geteuid() == 0 {
 				if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -56,10 +57,11 @@ const (
 )
 
 func childOpen() (*Store, error) {
-	return Open(context.Background(), Options{Dir: os.Getenv("UMIAK_DIR"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), synchronous: os.Getenv("UMIAK_SYNC")})
+	return Open(context.Background(), Options{Dir: os.Getenv("UMIAK_DIR"),
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), synchronous: os.Getenv("UMIAK_SYNC")})
 }
 
-// step n of a key deletes it or writes n into it.
+// deletes reports whether step n of a key deletes it; other steps write n into it.
 func deletes(n int) bool { return n%7 == 6 }
 
 func childLoad() error {
@@ -70,7 +72,7 @@ func childLoad() error {
 	base, _ := strconv.Atoi(os.Getenv("UMIAK_BASE"))
 	ctx := context.Background()
 	go s.Run(ctx)
-	go func() { // what the API server asks for every five minutes, all the time
+	go func() { // compaction, which the API server requests every five minutes, all the time
 		for range time.Tick(20 * time.Millisecond) {
 			_, _ = s.Compact(ctx, s.current.Load()-50)
 		}
@@ -114,7 +116,7 @@ func childWork(ctx context.Context, s *Store, w, base int) error {
 			if err != nil {
 				return fmt.Errorf("%s %d: %w", key, n, err)
 			}
-			// One write of one line: what the parent reads was acknowledged.
+			// One write call per line, so that each line that the parent reads was acknowledged.
 			if _, err := fmt.Fprintf(os.Stdout, "%d %d %d\n", k, n, rev); err != nil {
 				return err
 			}
@@ -157,14 +159,15 @@ func childDump() error {
 func child(t *testing.T, what, dir, sync string, base int) *exec.Cmd {
 	t.Helper()
 	c := exec.Command("/proc/self/exe")
-	c.Env = append(os.Environ(), "UMIAK_CHILD="+what, "UMIAK_DIR="+dir, "UMIAK_SYNC="+sync, "UMIAK_BASE="+strconv.Itoa(base))
+	c.Env = append(os.Environ(), "UMIAK_CHILD="+what, "UMIAK_DIR="+dir, "UMIAK_SYNC="+sync,
+		"UMIAK_BASE="+strconv.Itoa(base))
 	c.Stderr = t.Output()
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return c
 }
 
-// crash runs rounds of load that end in kill, and checks after each that what was acknowledged is there.
-// It returns the first loss.
+// crash runs rounds of load that end in kill, and checks after each one that all acknowledged writes are there. It
+// returns the first loss.
 func crash(t *testing.T, rounds int, sync string, mount func() string, kill func(*exec.Cmd)) (acked int, lost error) {
 	t.Helper()
 	known := map[int]dumped{} // state of each key; N of 0 means that it is not there
@@ -193,7 +196,7 @@ func crash(t *testing.T, rounds int, sync string, mount func() string, kill func
 		})
 		for {
 			line, err := lines.ReadString('\n')
-			if err != nil { // a torn last line was not acknowledged to anybody
+			if err != nil { // an incomplete last line was not acknowledged
 				if !errors.Is(err, io.EOF) {
 					t.Fatal(err)
 				}
@@ -223,7 +226,8 @@ func crash(t *testing.T, rounds int, sync string, mount func() string, kill func
 			return acked, fmt.Errorf("round %d: damaged: %+v, %+v", round, d.Status.Recovery, d.Status.Integrity)
 		}
 		if d.Status.Revision < newest {
-			return acked, fmt.Errorf("round %d: at revision %d after %d was acknowledged", round, d.Status.Revision, newest)
+			return acked, fmt.Errorf("round %d: at revision %d after %d was acknowledged", round, d.Status.Revision,
+				newest)
 		}
 		for k := range crashKeys {
 			now, there := d.Keys[k]
@@ -240,7 +244,8 @@ func crash(t *testing.T, rounds int, sync string, mount func() string, kill func
 				there && !deletes(next) && now.N == next && now.Rev > was.Rev ||
 				!there && deletes(next)
 			if !ok {
-				return acked, fmt.Errorf("round %d: key %d: step %d at revision %d was acknowledged, found %+v (%v)", round, k, was.N, was.Rev, now, there)
+				return acked, fmt.Errorf("round %d: key %d: step %d at revision %d was acknowledged, found %+v (%v)",
+					round, k, was.N, was.Rev, now, there)
 			}
 			known[k] = now
 		}

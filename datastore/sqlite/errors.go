@@ -13,7 +13,7 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// What can be wrong with the folder or the file; Open's errors wrap one of these.
+// Errors that Open wraps.
 var (
 	ErrLocked   = errors.New("in use by another process")
 	ErrNewer    = errors.New("written by a newer version")
@@ -23,7 +23,7 @@ var (
 	ErrDamaged  = errors.New("damaged")
 )
 
-// explain joins an error of SQLite or the system with the sentinel that names what is wrong.
+// classify wraps an error of SQLite or the system with the Err variable that fits, if one does.
 func classify(err error) error {
 	if err == nil {
 		return nil
@@ -53,8 +53,8 @@ func classify(err error) error {
 	return err
 }
 
-// forClient makes an error into what an etcd client gets. Nothing here may look like a conflict or a
-// missing key: a client would act on it.
+// forClient turns an error into the gRPC status for an etcd client. It must not look like a conflict or a missing key,
+// which a client would act on.
 func forClient(err error) error {
 	if err == nil {
 		return nil

@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// failure remembers why writes fail.
+// failure is the reason why writes fail.
 type failure struct {
 	mu    sync.Mutex
 	err   error // nil while writes succeed
-	bytes int64 // of the largest transaction that found the disk full; 0 where writes fail for another reason
-	retry bool  // one is under way
+	bytes int64 // size of the largest transaction that found the disk full; 0 if writes fail for another reason
+	retry bool  // a retry is running
 }
 
 func (f *failure) text() string {
@@ -28,7 +28,7 @@ func (f *failure) text() string {
 	return f.err.Error()
 }
 
-// failed records that a transaction of some bytes failed and logs when the reason changes, not every time.
+// failed records that a transaction of some bytes failed. It logs only a new reason.
 func (f *failure) failed(log *slog.Logger, err error, bytes int64) {
 	err = classify(err)
 	f.mu.Lock()
@@ -43,18 +43,19 @@ func (f *failure) failed(log *slog.Logger, err error, bytes int64) {
 	}
 }
 
-// reason returns which of the known reasons err has, nil for another one.
+// reason returns the Err variable that err wraps, nil for another error.
 func reason(err error) error {
-	for _, known := range []error{ErrFull, ErrReadOnly, ErrDamaged} {
-		if errors.Is(err, known) {
-			return known
+	for _, r := range []error{ErrFull, ErrReadOnly, ErrDamaged} {
+		if errors.Is(err, r) {
+			return r
 		}
 	}
 	return nil
 }
 
-// succeeded records that a transaction of some bytes is on the disk. On a full disk a small one still finds room in what
-// SQLite's files have already, so only one of the size of those that failed, or room on the disk, ends the failure.
+// succeeded records that a transaction of some bytes is on disk. On a full disk, a small transaction still fits into
+// the files of SQLite. So the failure ends only with a transaction of the size of those that failed, or with free
+// space.
 func (f *failure) succeeded(log *slog.Logger, dir string, bytes int64) {
 	f.mu.Lock()
 	over := f.err != nil && (f.bytes == 0 || bytes >= f.bytes || room(dir) > 2*f.bytes)
@@ -67,7 +68,7 @@ func (f *failure) succeeded(log *slog.Logger, dir string, bytes int64) {
 	}
 }
 
-// begin reports whether a write is to be tried, and that nobody tries one already.
+// begin reports whether to retry a write: writes fail and no retry is running. The caller then calls end.
 func (f *failure) begin() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,7 +85,7 @@ func (f *failure) end() {
 	f.retry = false
 }
 
-// room returns how many bytes the disk below dir has left, 0 where that cannot be read.
+// room returns the number of free bytes of the file system of dir, 0 if that cannot be read.
 func room(dir string) int64 {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) != nil {
@@ -93,18 +94,18 @@ func room(dir string) int64 {
 	return int64(st.Bavail) * st.Bsize
 }
 
-// Retry tries a write if the last ones failed, so that Status says how it is now: nobody else may write for minutes. It
-// returns when the write has ended or ctx has.
+// Retry tries a write if the last ones failed, so that Status is up to date even if nobody writes for minutes. It
+// returns when the write or ctx ends.
 func (s *Store) Retry(ctx context.Context) {
 	if !s.failure.begin() {
 		return
 	}
 	done := make(chan struct{})
-	go func() { // a disk may not answer at all
+	go func() { // the disk may never answer
 		defer close(done)
 		defer s.failure.end()
 		err := s.writer.do(ctx, func(ctx context.Context, c *sql.Conn) error {
-			// Pages are written although nothing in them changes.
+			// This writes pages although no value changes.
 			_, err := c.ExecContext(ctx, "UPDATE meta SET value = value")
 			return err
 		})

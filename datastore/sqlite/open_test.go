@@ -39,7 +39,7 @@ func tryOpen(t testing.TB, dir string) (*Store, error) {
 	return s, err
 }
 
-// run lets the store do its background work until the test ends.
+// run runs the background work of the store until the test ends.
 func run(t testing.TB, s *Store) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -77,9 +77,12 @@ func tmpfs(t *testing.T, size string) string {
 func TestPragmas(t *testing.T) {
 	s := open(t, t.TempDir())
 	err := s.writer.do(t.Context(), func(ctx context.Context, c *sql.Conn) error {
-		for name, want := range map[string]string{"synchronous": "2", "journal_mode": "wal", "auto_vacuum": "2", "journal_size_limit": fmt.Sprint(journalLimit), "mmap_size": "0", "application_id": fmt.Sprint(applicationID)} {
+		for name, want := range map[string]string{"synchronous": "2", "journal_mode": "wal", "auto_vacuum": "2",
+			"journal_size_limit": fmt.Sprint(journalLimit), "mmap_size": "0",
+			"application_id": fmt.Sprint(applicationID)} {
 			var got string
-			if err := c.QueryRowContext(ctx, "PRAGMA "+name).Scan(&got); err != nil && !errors.Is(err, sql.ErrNoRows) || got != want && name != "mmap_size" {
+			if err := c.QueryRowContext(ctx, "PRAGMA "+name).Scan(&got); err != nil && !errors.Is(err, sql.ErrNoRows) ||
+				got != want && name != "mmap_size" {
 				t.Errorf("%s is %q, want %q (%v)", name, got, want, err)
 			}
 		}
@@ -170,7 +173,7 @@ func TestReadOnlyFileSystem(t *testing.T) {
 	}
 }
 
-// fill takes all room that is left and returns how to give it back.
+// fill uses all free space and returns a function that frees it.
 func fill(t *testing.T, dir string) func() {
 	t.Helper()
 	path := filepath.Join(dir, "filler")
@@ -230,7 +233,7 @@ func TestFullDiskWhileRunning(t *testing.T) {
 		}
 	}
 	check("while full")
-	// A small write may find room in the files that are there. That does not make it healthy.
+	// A small write may fit into the existing files. That does not make the store healthy.
 	if _, err := s.Create(t.Context(), "/small", []byte("x"), 0); err == nil {
 		acked["/small"] = true
 	}
@@ -241,7 +244,7 @@ func TestFullDiskWhileRunning(t *testing.T) {
 		}
 	}
 	free()
-	s.Retry(t.Context()) // nobody writes, and it is known
+	s.Retry(t.Context()) // the status is right although nobody writes
 	if e := s.Status().LastError; e != "" {
 		t.Fatalf("the status still says %s", e)
 	}
@@ -281,7 +284,7 @@ func TestFullDiskAtOpen(t *testing.T) {
 	}
 }
 
-// damagedStore makes a file of 2,000 keys, some of them updated and deleted, and closes it.
+// damagedStore creates a file of 2,000 keys, some of them updated or deleted, and closes it. The caller damages it.
 func damagedStore(t *testing.T) (dir string, keys map[string]string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -315,8 +318,12 @@ func damagedStore(t *testing.T) (dir string, keys map[string]string) {
 
 func TestDamagedPages(t *testing.T) {
 	for name, damage := range map[string]func(b []byte) []byte{
-		"one page zeroed":           func(b []byte) []byte { clear(b[100*4096 : 101*4096]); return b },
-		"garbage in three pages":    func(b []byte) []byte { copy(b[200*4096:203*4096], bytes.Repeat([]byte("rubbish!"), 4096)); return b },
+		"one page zeroed": func(b []byte) []byte { clear(b[100*4096 : 101*4096]); return b },
+		"garbage in three pages": func(b []byte) []byte {
+			copy(b[200*4096:203*4096],
+				bytes.Repeat([]byte("rubbish!"), 4096))
+			return b
+		},
 		"one bit":                   func(b []byte) []byte { b[150*4096+3000] ^= 4; return b },
 		"cut short by a tenth":      func(b []byte) []byte { return b[:len(b)*9/10/4096*4096] },
 		"cut in the middle of page": func(b []byte) []byte { return b[:len(b)-5000] },
@@ -339,7 +346,7 @@ func TestDamagedPages(t *testing.T) {
 			s := open(t, dir)
 			rep := s.Status().Recovery
 			if rep == nil {
-				t.Fatal("not noticed")
+				t.Fatal("the damage was not found")
 			}
 			if kept, err := os.ReadFile(filepath.Join(rep.Kept, "state.db")); err != nil || !bytes.Equal(kept, b) {
 				t.Fatalf("the damaged file was not kept as it was: %v", err)
@@ -353,7 +360,7 @@ func TestDamagedPages(t *testing.T) {
 			for _, kv := range kvs {
 				got[kv.Key] = string(kv.Value)
 				if want, ok := keys[kv.Key]; !ok {
-					t.Errorf("%s is back from the dead", kv.Key)
+					t.Errorf("the deleted key %s is back", kv.Key)
 				} else if string(kv.Value) != want && !strings.Contains(strings.Join(rep.Lost, " "), kv.Key) {
 					t.Errorf("%s has an old value and is not reported", kv.Key)
 				}
@@ -361,7 +368,8 @@ func TestDamagedPages(t *testing.T) {
 			for key := range keys {
 				if _, ok := got[key]; !ok {
 					lost++
-					if !strings.Contains(strings.Join(rep.Lost, " "), key) && len(rep.Lost) < maxNamed && rep.Uncertain == "" {
+					if !strings.Contains(strings.Join(rep.Lost, " "), key) && len(rep.Lost) < maxNamed &&
+						rep.Uncertain == "" {
 						t.Errorf("%s is lost and not reported", key)
 					}
 				}
@@ -369,7 +377,8 @@ func TestDamagedPages(t *testing.T) {
 			if lost > len(keys)/5 {
 				t.Errorf("%d of %d keys lost", lost, len(keys))
 			}
-			t.Logf("%s: %d of %d keys lost; %d rows kept, %d lost; %s", rep.Reason, lost, len(keys), rep.Rows, rep.LostRows, rep.Uncertain)
+			t.Logf("%s: %d of %d keys lost; %d rows kept, %d lost; %s", rep.Reason, lost, len(keys), rep.Rows,
+				rep.LostRows, rep.Uncertain)
 			// Clients that saw revisions from before list anew.
 			if wr := s.Watch(t.Context(), 2000); wr.CompactRevision == 0 {
 				t.Error("a watch from before the damage goes on")
@@ -506,7 +515,8 @@ func TestWALDamagedInTheMiddle(t *testing.T) {
 			if current <= revs[len(revs)-1] || compact <= revs[len(revs)-1] {
 				t.Fatalf("revisions that clients have seen are given out again: %d, compact %d", current, compact)
 			}
-			if kept, err := os.ReadFile(filepath.Join(rep.Kept, "state.db-wal")); err != nil || !bytes.Equal(kept, bad) {
+			if kept, err := os.ReadFile(filepath.Join(rep.Kept, "state.db-wal")); err != nil ||
+				!bytes.Equal(kept, bad) {
 				t.Fatalf("the log was not kept: %v", err)
 			}
 			put(t, s, "/new", "x")

@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/powercut"
 )
 
-// powerCuts runs rounds on a disk that loses what was not synced.
+// powerCuts runs rounds on a disk that loses data that was not synced.
 func powerCuts(t *testing.T, rounds int, synchronous string, seed uint64) (acked, syncs int, lost error) {
 	t.Helper()
 	disk, dir := powercut.New(), t.TempDir()
@@ -59,7 +59,7 @@ func TestPowerCut(t *testing.T) {
 	t.Logf("%d acknowledged writes, %d syncs, 30 power cuts", acked, syncs)
 }
 
-// TestPowerCutFindsLoss shows that the test above can fail: with fewer syncs than we make, it does.
+// TestPowerCutFindsLoss shows that TestPowerCut can fail: with fewer syncs, it does.
 func TestPowerCutFindsLoss(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounting FUSE needs root")
@@ -69,6 +69,6 @@ func TestPowerCutFindsLoss(t *testing.T) {
 		if err == nil {
 			t.Fatalf("%s: %d writes acknowledged before they were synced, and none was lost", synchronous, acked)
 		}
-		t.Logf("%s: found, as it should be: %v", synchronous, err)
+		t.Logf("%s: found as expected: %v", synchronous, err)
 	}
 }

@@ -19,52 +19,56 @@ import (
 )
 
 const (
-	// revisionJump is added to the newest revision known when a file has lost some: whatever clients have
-	// seen is then older than what they see next, and they list anew.
+	// revisionJump is added to the newest readable revision of a file that has lost some, so that the next revisions
+	// are newer than all that clients have seen, and they list again.
 	revisionJump = 1_000_000
-	// epochGuess is taken for the number of starts when it cannot be read.
+	// epochGuess is the number of starts of a file whose epoch cannot be read.
 	epochGuess = 1 << 15
-	maxNamed   = 100 // lost keys named in a report
+	maxNamed   = 100 // lost keys that a report names
 )
 
-// Recovery tells what was found damaged and what became of it.
+// Recovery is the report on a damaged file.
 type Recovery struct {
 	At        time.Time `json:"at"`
 	Reason    string    `json:"reason"`
 	Kept      string    `json:"kept"` // folder with the damaged files
-	Rows      int64     `json:"rows"` // revisions carried over
+	Rows      int64     `json:"rows"` // revisions copied into the new file
 	LostRows  int64     `json:"lostRows"`
-	Lost      []string  `json:"lost,omitempty"` // keys whose newest revision is lost, the first hundred
-	Uncertain string    `json:"uncertain,omitempty"`
+	Lost      []string  `json:"lost,omitempty"`      // keys whose newest revision is lost, at most maxNamed
+	Uncertain string    `json:"uncertain,omitempty"` // why more may be lost; empty if the report is complete
 }
 
-// recover carries what can be read of the damaged file over into a new one and keeps the damaged one.
-// The steps can be broken off anywhere: finishRecovery goes on with them at the next start.
+// recover copies the readable rows of the damaged file into a new one and moves the damaged one into a broken-* folder.
+// It can be interrupted at any point: finishRecovery continues at the next start.
 func (s *Store) recover(ctx context.Context, reason error) error {
 	s.log.Error("the datastore is damaged, recovering what can be read", "error", reason)
 	dir := filepath.Dir(s.path)
-	rep := &Recovery{At: time.Now().UTC(), Reason: reason.Error()}
-	if err := salvage(ctx, s.path, s.path+".recovered", rep); err != nil {
-		return fmt.Errorf("%w and cannot be recovered: it was left as it is; restore a snapshot, or move state.db* away to start empty (%w)", reason, err)
+	report := &Recovery{At: time.Now().UTC(), Reason: reason.Error()}
+	if err := salvage(ctx, s.path, s.path+".recovered", report); err != nil {
+		return fmt.Errorf("%w and cannot be recovered: the file is unchanged; restore a snapshot, or move state.db* "+
+			"away to start empty (%w)", reason, err)
 	}
 	kept, err := keepDir(dir)
 	if err != nil {
 		return err
 	}
-	rep.Kept = kept
-	if err := writeReport(rep); err != nil {
+	report.Kept = kept
+	if err := writeReport(report); err != nil {
 		return err
 	}
 	if err := finishRecovery(s.path, s.log); err != nil {
 		return err
 	}
 	s.statusMu.Lock()
-	s.recovery = rep
+	s.recovery = report
 	s.statusMu.Unlock()
-	s.log.Error("the datastore was recovered", "rows", rep.Rows, "lostRows", rep.LostRows, "lost", rep.Lost, "kept", rep.Kept, "uncertain", rep.Uncertain)
+	s.log.Error("the datastore was recovered", "rows", report.Rows, "lostRows", report.LostRows, "lost", report.Lost,
+		"kept",
+		report.Kept, "uncertain", report.Uncertain)
 	return nil
 }
 
+// keepDir creates a new folder broken-TIME in dir.
 func keepDir(dir string) (string, error) {
 	for i := 0; ; i++ {
 		name := filepath.Join(dir, "broken-"+time.Now().UTC().Format("20060102T150405Z"))
@@ -79,15 +83,15 @@ func keepDir(dir string) (string, error) {
 	}
 }
 
-func writeReport(rep *Recovery) error {
-	b, err := json.MarshalIndent(rep, "", "  ")
+func writeReport(report *Recovery) error {
+	b, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(rep.Kept, "report.json"), append(b, '\n'), 0o600)
+	return atomicfile.Write(filepath.Join(report.Kept, "report.json"), append(b, '\n'), 0o600)
 }
 
-// lastRecovery returns the newest report that is still there.
+// lastRecovery returns the newest report in dir, nil if there is none.
 func lastRecovery(dir string) *Recovery {
 	reports, _ := listing.Match(dir, "broken-*", "report.json")
 	slices.Sort(reports)
@@ -96,16 +100,16 @@ func lastRecovery(dir string) *Recovery {
 		if err != nil {
 			continue
 		}
-		var rep Recovery
-		if json.Unmarshal(b, &rep) == nil {
-			return &rep
+		var report Recovery
+		if json.Unmarshal(b, &report) == nil {
+			return &report
 		}
 	}
 	return nil
 }
 
-// finishRecovery puts a complete recovered file in the place of the damaged one, whose parts go into the
-// newest broken-* folder: the write-ahead log first, so that it can never be applied to the new file.
+// finishRecovery replaces the damaged file with a complete recovered one, if there is one. It moves the damaged files
+// into the newest broken-* folder: the write-ahead log first, so that it can never be applied to the new file.
 func finishRecovery(path string, log *slog.Logger) error {
 	recovered := path + ".recovered"
 	if _, err := os.Stat(recovered); errors.Is(err, fs.ErrNotExist) {
@@ -118,13 +122,13 @@ func finishRecovery(path string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if len(kept) == 0 { // stopped before the folder was made: salvage again, it is cheap
+	if len(kept) == 0 { // interrupted before the folder was created: salvage again, which is cheap
 		return os.Remove(recovered)
 	}
 	to := kept[len(kept)-1]
 	for _, suffix := range []string{"-wal", ""} {
 		_, err := os.Stat(filepath.Join(to, filepath.Base(path)+suffix))
-		if err == nil { // a folder of an earlier recovery, or this part was moved before the stop
+		if err == nil { // the folder is that of an earlier recovery, or this file was moved before the interruption
 			if _, err := os.Stat(path + suffix); errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
@@ -132,7 +136,8 @@ func finishRecovery(path string, log *slog.Logger) error {
 				return err
 			}
 		}
-		if err := os.Rename(path+suffix, filepath.Join(to, filepath.Base(path)+suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(path+suffix, filepath.Join(to, filepath.Base(path)+suffix)); err != nil &&
+			!errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -149,15 +154,15 @@ func finishRecovery(path string, log *slog.Logger) error {
 	return atomicfile.SyncDir(dir)
 }
 
-// indexed is what the index knows of a row.
+// indexed is the part of a row that the index has.
 type indexed struct {
 	key   string
 	flags int64
 }
 
-// salvage reads all rows that can be read and that have the right checksum out of one file and writes them
-// into a new one. It changes nothing in the old one.
-func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
+// salvage copies all readable rows with the right checksum from one file into a new one and fills in the report. It
+// does not change the old file.
+func salvage(ctx context.Context, from, to string, report *Recovery) (err error) {
 	from, done, err := padded(from)
 	if err != nil {
 		return err
@@ -192,20 +197,21 @@ func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
 	}
 
 	saved := map[int64]bool{}
-	newest := map[string]int64{} // newest revision of each key that the index knows
+	newest := map[string]int64{} // newest revision of each key in the index
 	for rev, e := range index {
 		newest[e.key] = max(newest[e.key], rev)
 	}
-	var revs []int64 // where there are rows; nil if that cannot be told
+	var revs []int64 // revisions that have rows; nil if the index is damaged
 	if indexErr == nil {
 		revs = slices.Sorted(maps.Keys(index))
 	}
 	return create(ctx, to, func(c *sql.Conn) error {
-		put, err := c.PrepareContext(ctx, `INSERT INTO log (rev, key, create_rev, prev_rev, version, lease, flags, sum, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+		put,
+			err := c.PrepareContext(ctx, insertRow)
 		if err != nil {
 			return err
 		}
-		defer put.Close() //nolint:errcheck // its Exec says what went wrong
+		defer put.Close() //nolint:errcheck // Exec has the error
 		insert := func(r *row) error {
 			_, err := put.ExecContext(ctx, r.rev, r.key, r.create, r.prev, r.version, r.lease, r.flags, r.sum, r.value)
 			return err
@@ -215,13 +221,13 @@ func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
 				return nil
 			}
 			saved[r.rev] = true
-			rep.Rows++
+			report.Rows++
 			return insert(r)
 		})
 		if err != nil {
 			return err
 		}
-		if rep.Rows == 0 {
+		if report.Rows == 0 {
 			return errors.New("no row could be read")
 		}
 		top = max(top, highest)
@@ -229,34 +235,38 @@ func salvage(ctx context.Context, from, to string, rep *Recovery) (err error) {
 			if saved[rev] {
 				continue
 			}
-			rep.LostRows++
-			if e.flags&deleted != 0 { // all that matters of a tombstone is in the index
+			report.LostRows++
+			if e.flags&deleted != 0 { // the index has all that matters of a tombstone
 				r := &row{rev: rev, key: []byte(e.key), create: rev, flags: e.flags}
 				r.sum = r.checksum()
 				if err := insert(r); err != nil {
 					return err
 				}
-				rep.LostRows--
-			} else if newest[e.key] == rev && len(rep.Lost) < maxNamed {
-				rep.Lost = append(rep.Lost, fmt.Sprintf("%s (revision %d)", e.key, rev))
+				report.LostRows--
+			} else if newest[e.key] == rev && len(report.Lost) < maxNamed {
+				report.Lost = append(report.Lost, fmt.Sprintf("%s (revision %d)", e.key, rev))
 			}
 		}
-		slices.Sort(rep.Lost)
+		slices.Sort(report.Lost)
 		if indexErr != nil {
-			rep.Uncertain = "the index of keys is damaged too, so more may be lost than is named here: " + indexErr.Error()
+			report.Uncertain = "the index of keys is damaged too, so more may be lost than is named here: " +
+				indexErr.Error()
 		}
 		epoch := meta[metaEpoch]
 		if epoch == 0 {
 			epoch = epochGuess
 		}
 		floor := top + revisionJump
-		_, err = c.ExecContext(ctx, `UPDATE meta SET value = CASE name WHEN 'floor' THEN ? WHEN 'compact' THEN ? WHEN 'epoch' THEN ? ELSE 0 END`, floor, floor, epoch)
+		_,
+			err = c.ExecContext(ctx,
+			`UPDATE meta SET value = CASE name
+			WHEN 'floor' THEN ? WHEN 'compact' THEN ? WHEN 'epoch' THEN ? ELSE 0 END`, floor, floor, epoch)
 		return err
 	})
 }
 
-// padded returns a file of the length that the header promises: SQLite reads nothing at all of a shorter
-// one. That is a copy with zeros behind it, removed by done, or the file itself if it is long enough.
+// padded returns a file that has the length stated in the header, since SQLite refuses to read a shorter one: the file
+// itself if it is long enough, else a copy with zeros appended, which done removes.
 func padded(path string) (_ string, done func() error, err error) {
 	h, err := readHeader(path)
 	if err != nil {
@@ -280,7 +290,7 @@ func padded(path string) (_ string, done func() error, err error) {
 		}
 		return errors.Join(errs...)
 	}
-	if err := done(); err != nil { // of an attempt that was broken off
+	if err := done(); err != nil { // an interrupted attempt leaves files
 		return "", nil, err
 	}
 	for _, suffix := range []string{"", "-wal"} {
@@ -294,7 +304,7 @@ func padded(path string) (_ string, done func() error, err error) {
 	return tmp, done, nil
 }
 
-// readIndex reads the index from both ends, so that one bad page in the middle hides little.
+// readIndex reads the index by revision, from both ends, so that one bad page in the middle hides few rows.
 func readIndex(ctx context.Context, db *sql.DB) (map[int64]indexed, error) {
 	out := map[int64]indexed{}
 	var errs []error
@@ -304,7 +314,7 @@ func readIndex(ctx context.Context, db *sql.DB) (map[int64]indexed, error) {
 			if err != nil {
 				return err
 			}
-			defer rows.Close() //nolint:errcheck // Err says what went wrong
+			defer rows.Close() //nolint:errcheck // Err has the error
 			for rows.Next() {
 				var key []byte
 				var rev, flags int64
@@ -323,17 +333,19 @@ func readIndex(ctx context.Context, db *sql.DB) (map[int64]indexed, error) {
 	return out, errs[0]
 }
 
-// salvageRows visits every row that can be read: in order as far as that goes, then around the damage one
-// revision at a time: the known ones, or all, since revisions are nearly dense but for the leaps after a
-// recovery or a restore.
-func salvageRows(ctx context.Context, db *sql.DB, top int64, revs []int64, visit func(*row) error) (highest int64, err error) {
+// salvageRows visits every readable row and returns the highest revision. It reads in order; at damage, it continues
+// one revision at a time: those in revs, or, if revs is nil, all, since revisions are dense except after a recovery
+// or a restore.
+func salvageRows(ctx context.Context, db *sql.DB, top int64, revs []int64, visit func(*row) error) (highest int64,
+	err error) {
 	var visitErr error
 	span := func(where string, args ...any) (last int64, n int, err error) {
-		rows, err := db.QueryContext(ctx, `SELECT `+columns+`, l.sum, l.value FROM log l NOT INDEXED WHERE `+where, args...)
+		rows, err := db.QueryContext(ctx, `SELECT `+columns+`, l.sum, l.value FROM log l NOT INDEXED WHERE `+where,
+			args...)
 		if err != nil {
 			return 0, 0, err
 		}
-		defer rows.Close() //nolint:errcheck // Err says what went wrong
+		defer rows.Close() //nolint:errcheck // Err has the error
 		for rows.Next() && visitErr == nil {
 			var r row
 			if rows.Scan(&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags, &r.sum, &r.value) == nil {

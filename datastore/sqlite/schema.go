@@ -26,8 +26,8 @@ const (
 	deleted = 1 // flag of a tombstone
 )
 
-// The value comes last, so that reading the rest of a row touches no overflow page. The index has
-// everything that says which row of a key counts, so counting reads nothing else.
+// schema creates the tables. The value is the last column, so that reading the other columns touches no overflow
+// page. The index has all columns that decide which row of a key is current, so that counting reads only the index.
 var schema = []string{
 	`CREATE TABLE log (
 		rev        INTEGER PRIMARY KEY,
@@ -45,26 +45,30 @@ var schema = []string{
 	`CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID`,
 }
 
-// Names in meta.
+// Names in the table meta.
 const (
-	metaFloor   = "floor"   // no revision up to this one is ever given out again
-	metaCompact = "compact" // history below is not readable
-	metaSwept   = "swept"   // rows up to here have been removed, as compact asks
+	metaFloor   = "floor"   // revision up to which none is assigned again
+	metaCompact = "compact" // revision below which history is not readable
+	metaSwept   = "swept"   // revision up to which compacted rows are removed
 	metaEpoch   = "epoch"   // number of starts
 )
 
-// row is a revision of a key as it is stored.
+// row is one revision of a key.
 type row struct {
 	rev, create, prev, version, lease, flags, sum int64
 	key, value                                    []byte
 }
 
-// columns is how rows are selected; sum is checked only together with the value.
+// columns are the columns of a row but for sum and value. The checksum can be verified only with the value.
 const columns = `l.rev, l.key, l.create_rev, l.prev_rev, l.version, l.lease, l.flags`
+
+// insertRow inserts a row, whose fields are its arguments.
+const insertRow = `INSERT INTO log (rev, key, create_rev, prev_rev, version, lease, flags, sum, value)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksum covers all of a row, so a torn or altered page is not served as data.
+// checksum covers the whole row, so that a torn or altered page is not served as data.
 func (r *row) checksum() int64 {
 	var b [7 * 8]byte
 	for i, v := range [...]int64{r.rev, r.create, r.prev, r.version, r.lease, r.flags, int64(len(r.key))} {
@@ -75,20 +79,22 @@ func (r *row) checksum() int64 {
 }
 
 func (r *row) kv() *server.KeyValue {
-	return &server.KeyValue{Key: string(r.key), Value: r.value, Version: r.version, CreateRevision: r.create, ModRevision: r.rev, Lease: r.lease}
+	return &server.KeyValue{Key: string(r.key), Value: r.value, Version: r.version, CreateRevision: r.create,
+		ModRevision: r.rev, Lease: r.lease}
 }
 
-// dsn names the file with the pragmas that every connection needs. Memory is bounded by cache_size; mmap
-// stays off because a read error of the disk would then be a SIGBUS.
+// dsn returns the data source name of a file with the pragmas that every connection needs. cache_size bounds the
+// memory; mmap is off because a read error of the disk would then be a SIGBUS.
 func dsn(path string, pragmas ...string) string {
 	q := url.Values{}
-	for _, p := range append([]string{"busy_timeout(10000)", "mmap_size(0)", "temp_store(MEMORY)", "cell_size_check(1)"}, pragmas...) {
+	for _, p := range append([]string{"busy_timeout(10000)", "mmap_size(0)", "temp_store(MEMORY)",
+		"cell_size_check(1)"}, pragmas...) {
 		q.Add("_pragma", p)
 	}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }
 
-// create makes an empty file that appears under its name only when it is complete. fill may write rows.
+// create creates an empty database, which appears at path only when it is complete. fill, if not nil, writes rows.
 func create(ctx context.Context, path string, fill func(*sql.Conn) error) (err error) {
 	tmp := path + ".new"
 	for _, suffix := range []string{"", "-journal", "-wal", "-shm"} {
@@ -96,10 +102,11 @@ func create(ctx context.Context, path string, fill func(*sql.Conn) error) (err e
 			return fmt.Errorf("remove an unfinished file: %w", classify(err))
 		}
 	}
-	if err := touch(tmp); err != nil { // so that it is 0600 from the start
+	if err := touch(tmp); err != nil { // so that its mode is 0600 from the start
 		return fmt.Errorf("create %s: %w", tmp, classify(err))
 	}
-	db, err := sql.Open("sqlite", dsn(tmp, "page_size(4096)", "auto_vacuum(INCREMENTAL)", "journal_mode(DELETE)", "synchronous(FULL)"))
+	db, err := sql.Open("sqlite", dsn(tmp, "page_size(4096)", "auto_vacuum(INCREMENTAL)", "journal_mode(DELETE)",
+		"synchronous(FULL)"))
 	if err != nil {
 		return err
 	}
@@ -109,7 +116,8 @@ func create(ctx context.Context, path string, fill func(*sql.Conn) error) (err e
 		return fmt.Errorf("create %s: %w", tmp, classify(err))
 	}
 	statements := append([]string{"BEGIN IMMEDIATE"}, schema...)
-	statements = append(statements, fmt.Sprintf("PRAGMA application_id = %d", applicationID), fmt.Sprintf("PRAGMA user_version = %d", schemaVersion),
+	statements = append(statements, fmt.Sprintf("PRAGMA application_id = %d", applicationID),
+		fmt.Sprintf("PRAGMA user_version = %d", schemaVersion),
 		"INSERT INTO meta VALUES ('floor', 1), ('compact', 0), ('swept', 0), ('epoch', 0)")
 	for _, s := range statements {
 		if _, err := conn.ExecContext(ctx, s); err != nil {
@@ -133,6 +141,7 @@ func create(ctx context.Context, path string, fill func(*sql.Conn) error) (err e
 	return atomicfile.SyncDir(filepath.Dir(path))
 }
 
+// touch creates a file with mode 0600.
 func touch(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -141,7 +150,7 @@ func touch(path string) error {
 	return f.Close()
 }
 
-// header is what the first 100 bytes of a file say.
+// header has fields of the header of a SQLite file, its first 100 bytes.
 type header struct {
 	pageSize      int
 	pages         uint32
@@ -149,12 +158,13 @@ type header struct {
 	userVersion   uint32
 }
 
-// parseHeader reads the start of an SQLite file.
+// parseHeader parses the start of a SQLite file.
 func parseHeader(b []byte) (header, error) {
 	if len(b) < 100 || string(b[:16]) != "SQLite format 3\x00" {
 		return header{}, errors.New("the file does not start as an SQLite database")
 	}
-	h := header{pageSize: int(binary.BigEndian.Uint16(b[16:])), pages: binary.BigEndian.Uint32(b[28:]), userVersion: binary.BigEndian.Uint32(b[60:]), applicationID: binary.BigEndian.Uint32(b[68:])}
+	h := header{pageSize: int(binary.BigEndian.Uint16(b[16:])), pages: binary.BigEndian.Uint32(b[28:]),
+		userVersion: binary.BigEndian.Uint32(b[60:]), applicationID: binary.BigEndian.Uint32(b[68:])}
 	if h.pageSize == 1 {
 		h.pageSize = 65536
 	}
@@ -164,7 +174,7 @@ func parseHeader(b []byte) (header, error) {
 	return h, nil
 }
 
-// readHeader reads it from the file. It must not be called while SQLite has the file open in this
+// readHeader reads the header of a file. It must not be called while SQLite has the file open in this
 // process: closing any descriptor of it would drop SQLite's locks.
 func readHeader(path string) (header, error) {
 	f, err := os.Open(path)

@@ -21,25 +21,25 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// File is the database in a folder.
+// File returns the path of the database in a folder.
 func File(dir string) string { return filepath.Join(dir, "state.db") }
 
-// Options says where the store is and whom it tells what it does.
+// Options are the parameters of Open.
 type Options struct {
-	Dir        string
+	Dir        string // created if it is missing
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 
-	synchronous string // FULL; tests set OFF to see the power-cut test fail
+	synchronous string // empty: FULL; tests set OFF, to be faster or to see the power-cut test fail
 }
 
-// Store is an open file. Create one with Open and end it with Close.
+// Store is an open database. Open creates it and Close ends it.
 type Store struct {
 	path string
 	log  *slog.Logger
-	lock func() // releases the lock of the folder; nil while it is not held
+	lock func() // releases the lock of the folder; nil if it is not held
 
-	writeDB *sql.DB // one connection, the writer's
+	writeDB *sql.DB // has one connection, that of writer
 	readers *sql.DB
 	writer  *writer
 	hub     *hub.Hub
@@ -47,12 +47,12 @@ type Store struct {
 	metrics *metrics
 
 	current atomic.Int64 // newest acknowledged revision
-	compact atomic.Int64 // history below is not readable
-	swept   atomic.Int64 // rows up to here are removed
+	compact atomic.Int64 // revision below which history is not readable
+	swept   atomic.Int64 // revision up to which compacted rows are removed
 	epoch   int64
-	jump    bool // revisions that clients have seen are lost: go on far above them
+	jump    bool // revisions that clients have seen are lost: connect continues revisionJump above
 
-	gate      sync.RWMutex // readers share it; taken to empty the write-ahead log
+	gate      sync.RWMutex // readers hold it shared; held exclusively to empty the write-ahead log
 	sweepWake chan struct{}
 
 	stmtMu sync.Mutex
@@ -68,8 +68,8 @@ type Store struct {
 	close sync.Once
 }
 
-// Open locks the folder, checks the file, recovers it where it is damaged, and makes it ready for reads and
-// writes. Its errors wrap one of the sentinels of this package where one fits.
+// Open locks the folder, checks the file, recovers it if it is damaged, and makes it ready for reads and writes. Its
+// errors wrap one of the Err variables of this package where one fits.
 func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.synchronous == "" {
 		o.synchronous = "FULL"
@@ -77,7 +77,8 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open datastore %s: %w", o.Dir, classify(err))
 	}
-	s := &Store{path: File(o.Dir), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{}, stop: make(chan struct{})}
+	s := &Store{path: File(o.Dir), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{},
+		stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open datastore %s: %w", o.Dir, errors.Join(classify(err), s.closeFiles()))
@@ -114,7 +115,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	return s, nil
 }
 
-// lockDir takes the lock of the folder, which one process at a time can have.
+// lockDir takes the lock of the folder. The error is ErrLocked if another process holds it.
 func lockDir(dir string) (release func(), err error) {
 	release, err = filelock.Try(filepath.Join(dir, "lock"))
 	if errors.Is(err, filelock.ErrHeld) {
@@ -123,8 +124,8 @@ func lockDir(dir string) (release func(), err error) {
 	return release, err
 }
 
-// prepareFile sees to it that there is a file of ours under the name: a new one if there was none, else
-// one whose header says that this version may touch it.
+// prepareFile creates the file if there is none. Otherwise it checks the header, whether this version can open the
+// file, and looks for damage of the write-ahead log.
 func (s *Store) prepareFile(ctx context.Context) error {
 	if err := finishRecovery(s.path, s.log); err != nil {
 		return err
@@ -139,7 +140,8 @@ func (s *Store) prepareFile(ctx context.Context) error {
 			return err
 		}
 		if len(kept) > 0 {
-			return fmt.Errorf("%w: state.db is gone but %s is there: put a state.db back, or remove the broken-* folders to start empty", ErrDamaged, kept[len(kept)-1])
+			return fmt.Errorf("%w: state.db is gone but %s is there: put a state.db back, or remove the broken-* "+
+				"folders to start empty", ErrDamaged, kept[len(kept)-1])
 		}
 		if _, err := os.Stat(s.path + "-wal"); err == nil {
 			return fmt.Errorf("%w: state.db is gone but state.db-wal is there", ErrDamaged)
@@ -158,19 +160,21 @@ func (s *Store) prepareFile(ctx context.Context) error {
 	case h.applicationID != applicationID:
 		return fmt.Errorf("state.db is %w: its application id is %#x", ErrForeign, h.applicationID)
 	case h.userVersion > schemaVersion:
-		return fmt.Errorf("state.db is %w: it has format %d, this program knows %d", ErrNewer, h.userVersion, schemaVersion)
+		return fmt.Errorf("state.db is %w: it has format %d, this program knows %d", ErrNewer, h.userVersion,
+			schemaVersion)
 	}
 	return s.inspectWAL()
 }
 
-// connect opens the connections, brings the file up to its last commit, checks it and reads where it is.
+// connect opens the connections, which applies the write-ahead log, checks the file and reads its revisions.
 func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.disconnect())
 		}
 	}()
-	if s.writeDB, err = sql.Open("sqlite", dsn(s.path, "journal_mode(WAL)", "synchronous("+synchronous+")", fmt.Sprintf("wal_autocheckpoint(%d)", autoCheckpoint),
+	if s.writeDB, err = sql.Open("sqlite", dsn(s.path, "journal_mode(WAL)", "synchronous("+synchronous+")",
+		fmt.Sprintf("wal_autocheckpoint(%d)", autoCheckpoint),
 		fmt.Sprintf("journal_size_limit(%d)", journalLimit), "cache_size(-4000)")); err != nil {
 		return err
 	}
@@ -193,12 +197,16 @@ func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
 	if err := conn.QueryRowContext(ctx, `SELECT coalesce(max(rev), 0) FROM log`).Scan(&top); err != nil {
 		return err
 	}
-	if err := conn.QueryRowContext(ctx, `SELECT (SELECT value FROM meta WHERE name = 'floor'), (SELECT value FROM meta WHERE name = 'compact'), (SELECT value FROM meta WHERE name = 'swept')`).Scan(&floor, &compact, &swept); err != nil {
+	if err := conn.QueryRowContext(ctx,
+		`SELECT (SELECT value FROM meta WHERE name = 'floor'),
+		(SELECT value FROM meta WHERE name = 'compact'),
+		(SELECT value FROM meta WHERE name = 'swept')`).Scan(&floor, &compact, &swept); err != nil {
 		return fmt.Errorf("%w: meta: %w", ErrDamaged, err)
 	}
 	if s.jump {
 		floor = max(top, floor) + revisionJump
-		if _, err := conn.ExecContext(ctx, `UPDATE meta SET value = ? WHERE name IN ('floor', 'compact')`, floor); err != nil {
+		if _, err := conn.ExecContext(ctx, `UPDATE meta SET value = ? WHERE name IN ('floor', 'compact')`,
+			floor); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
 		compact, s.jump = floor, false
@@ -206,8 +214,9 @@ func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
 	s.current.Store(max(top, floor))
 	s.compact.Store(compact)
 	s.swept.Store(swept)
-	// The one write at every start. It also shows that the disk takes writes.
-	if err := conn.QueryRowContext(ctx, `UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value`).Scan(&s.epoch); err != nil {
+	// This is the only write at a start. It also proves that the disk takes writes.
+	if err := conn.QueryRowContext(ctx,
+		`UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value`).Scan(&s.epoch); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
 	if s.readers, err = sql.Open("sqlite", dsn(s.path, "query_only(1)", "cache_size(-1000)")); err != nil {
@@ -219,13 +228,16 @@ func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
 	return err
 }
 
-// seedLeases gives every leased key its deadline again.
+// seedLeases sets a new deadline for every leased key.
 func (s *Store) seedLeases(ctx context.Context) error {
-	rows, err := s.readers.QueryContext(ctx, `SELECT l.key, l.rev, l.lease FROM log l WHERE l.lease > 0 AND NOT EXISTS (SELECT 1 FROM log n WHERE n.key = l.key AND n.rev > l.rev)`)
+	rows,
+		err := s.readers.QueryContext(ctx,
+		`SELECT l.key, l.rev, l.lease FROM log l WHERE l.lease > 0
+		AND NOT EXISTS (SELECT 1 FROM log n WHERE n.key = l.key AND n.rev > l.rev)`)
 	if err != nil {
 		return fmt.Errorf("read leases: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	defer rows.Close() //nolint:errcheck // Err has the error
 	for rows.Next() {
 		var key []byte
 		var rev, lease int64
@@ -237,11 +249,11 @@ func (s *Store) seedLeases(ctx context.Context) error {
 	return rows.Err()
 }
 
-// Epoch is how many times this file has been opened, this time included.
+// Epoch returns the number of times that this file has been opened, including this time.
 func (s *Store) Epoch() int64 { return s.epoch }
 
-// Run does what goes on beside reads and writes (expiry, removal of compacted rows, the rest of the
-// integrity check) until ctx ends.
+// Run does the background work (expiry, removal of compacted rows, the rest of the check of a large file) until ctx
+// ends.
 func (s *Store) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, f := range []func(context.Context){s.ttl.Run, s.sweeper, s.checkRest} {
@@ -254,8 +266,8 @@ func (s *Store) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-// Close ends the writer, copies the write-ahead log into the file and gives the folder free. Writes that
-// were not committed get an error.
+// Close ends the writer, copies the write-ahead log into the file and releases the folder. Writes that are not
+// committed get an error.
 func (s *Store) Close() (err error) {
 	s.close.Do(func() {
 		close(s.stop)
@@ -275,7 +287,7 @@ func (s *Store) closeFiles() error {
 	return err
 }
 
-// disconnect closes all connections. The fields stay: who still uses them gets an error.
+// disconnect closes all connections. It leaves the fields set, so that their users get an error.
 func (s *Store) disconnect() error {
 	if s.writeDB == nil {
 		return nil
@@ -290,7 +302,7 @@ func (s *Store) disconnect() error {
 	if s.writer != nil {
 		errs = append(errs, s.writer.close())
 	}
-	errs = append(errs, s.writeDB.Close()) // the last connection to go empties the write-ahead log
+	errs = append(errs, s.writeDB.Close()) // closing the last connection empties the write-ahead log
 	s.writeDB = nil
 	return errors.Join(errs...)
 }
@@ -298,11 +310,11 @@ func (s *Store) disconnect() error {
 // Integrity is the result of the last check.
 type Integrity struct {
 	At    time.Time `json:"at"`
-	Scope string    `json:"scope"` // what was looked at
+	Scope string    `json:"scope"` // part of the file that was checked
 	Error string    `json:"error,omitempty"`
 }
 
-// Status is what there is to say about the store.
+// Status is the state of the store.
 type Status struct {
 	Path            string    `json:"path"`
 	FileBytes       int64     `json:"fileBytes"`
@@ -312,13 +324,15 @@ type Status struct {
 	SweptRevision   int64     `json:"sweptRevision"` // behind CompactRevision while rows are being removed
 	Leased          int       `json:"leased"`
 	Integrity       Integrity `json:"integrity"`
-	Recovery        *Recovery `json:"recovery,omitempty"`  // the newest one whose broken-* folder is still there
-	LastError       string    `json:"lastError,omitempty"` // why writes fail, if they do
+	// the newest one whose broken-* folder still exists; nil if none
+	Recovery  *Recovery `json:"recovery,omitempty"`
+	LastError string    `json:"lastError,omitempty"` // why writes fail; empty if they do not
 }
 
-// Status returns the state at this moment.
+// Status returns the current state.
 func (s *Store) Status() Status {
-	st := Status{Path: s.path, Revision: s.current.Load(), CompactRevision: s.compact.Load(), SweptRevision: s.swept.Load(), Leased: s.ttl.Len()}
+	st := Status{Path: s.path, Revision: s.current.Load(), CompactRevision: s.compact.Load(),
+		SweptRevision: s.swept.Load(), Leased: s.ttl.Len()}
 	st.FileBytes, st.WALBytes = s.sizes()
 	s.statusMu.Lock()
 	defer s.statusMu.Unlock()

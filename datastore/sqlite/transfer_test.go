@@ -66,10 +66,11 @@ func TestExportImportKeepsRevisions(t *testing.T) {
 			}
 		}
 		// etcd lets keys share a revision.
-		return put(&mvccpb.KeyValue{Key: []byte("/z"), Value: []byte("z"), CreateRevision: 5, ModRevision: kvs[0].ModRevision, Version: 2})
+		return put(&mvccpb.KeyValue{Key: []byte("/z"), Value: []byte("z"), CreateRevision: 5,
+			ModRevision: kvs[0].ModRevision, Version: 2})
 	}
 	if err := Import(t.Context(), dir, Imported{Floor: 10}, put); err == nil {
-		t.Fatal("took a revision above the floor")
+		t.Fatal("accepted a revision above the floor")
 	}
 	if err := Import(t.Context(), dir, Imported{Floor: rev + 1000, Epoch: 77}, put); err != nil {
 		t.Fatal(err)

@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// walInfo is what a look at a write-ahead log tells.
+// walInfo is a summary of a write-ahead log.
 type walInfo struct {
-	Frames  int // that are valid, up to and including the last valid commit
-	Behind  int // frames of the same generation behind the first one that is not valid
-	Commits int // commits among those that others follow
+	Frames  int // valid frames, up to and including the last valid commit
+	Behind  int // frames of the same generation after the first invalid one
+	Commits int // commits among those, but for one in the last frame
 }
 
-// damaged reports that commits are lost which had been acknowledged. A power cut can leave pieces of one
-// transaction, the last: each is synced before the next begins. Something behind a commit behind a bad
-// frame therefore means that the bad frame was good once.
+// damaged reports whether acknowledged commits are lost. A power cut can leave only pieces of the last transaction,
+// since each one is synced before the next begins. A frame after a commit after an invalid frame therefore means that
+// the invalid frame was valid once.
 func (i walInfo) damaged() bool { return i.Commits > 0 }
 
-// parseWAL reads a write-ahead log as SQLite does (https://www.sqlite.org/fileformat2.html#walformat) and
-// goes on where SQLite stops. An empty or unfinished header is no error: it is a log without frames.
+// parseWAL reads a write-ahead log as SQLite does (https://www.sqlite.org/fileformat2.html#walformat), and reads on
+// where SQLite stops. An empty or incomplete header is no error: such a log has no frames.
 func parseWAL(r io.Reader) (walInfo, error) {
 	var info walInfo
 	head := make([]byte, 32)
@@ -67,7 +67,8 @@ func parseWAL(r io.Reader) (walInfo, error) {
 		if valid {
 			sum(frame[:8])
 			sum(frame[24:])
-			valid = sameGeneration && binary.BigEndian.Uint32(frame) != 0 && a == binary.BigEndian.Uint32(frame[16:]) && b == binary.BigEndian.Uint32(frame[20:])
+			valid = sameGeneration && binary.BigEndian.Uint32(frame) != 0 && a == binary.BigEndian.Uint32(frame[16:]) &&
+				b == binary.BigEndian.Uint32(frame[20:])
 		}
 		switch {
 		case valid:
@@ -86,6 +87,7 @@ func parseWAL(r io.Reader) (walInfo, error) {
 	}
 }
 
+// ignoreEOF returns nil for the end of a file, also within a frame.
 func ignoreEOF(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil
@@ -93,8 +95,9 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// inspectWAL looks at the log before SQLite does, which silently stops at the first bad frame and
-// overwrites what follows. If acknowledged commits follow, the log is kept and the loss is reported.
+// inspectWAL checks the write-ahead log before SQLite opens it, which silently stops at the first invalid frame and
+// overwrites the rest. If acknowledged commits follow that frame, inspectWAL copies the files into a broken-* folder
+// and reports the loss.
 func (s *Store) inspectWAL() error {
 	path := s.path + "-wal"
 	f, err := os.Open(path)
@@ -122,13 +125,15 @@ func (s *Store) inspectWAL() error {
 		}
 	}
 	rep := &Recovery{At: time.Now().UTC(), Kept: kept, Reason: "the write-ahead log is damaged in the middle",
-		Uncertain: fmt.Sprintf("%d pages in at least %d commits behind the damage could not be applied; the state is the one before them", info.Behind, info.Commits)}
+		Uncertain: fmt.Sprintf("%d pages in at least %d commits behind the damage could not be applied; the state "+
+			"is the one before them", info.Behind, info.Commits)}
 	if err := writeReport(rep); err != nil {
 		return err
 	}
 	s.jump = true
 	s.recovery = rep
-	s.log.Error("the datastore's write-ahead log is damaged, going back to the last good commit", "lostPages", info.Behind, "lostCommits", info.Commits, "kept", kept)
+	s.log.Error("the datastore's write-ahead log is damaged, going back to the last good commit", "lostPages",
+		info.Behind, "lostCommits", info.Commits, "kept", kept)
 	return nil
 }
 

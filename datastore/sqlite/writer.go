@@ -13,9 +13,10 @@ import (
 
 const (
 	maxBatch      = 512     // writes in one transaction
-	maxBatchBytes = 4 << 20 // values in one transaction
+	maxBatchBytes = 4 << 20 // bytes of values in one transaction
 )
 
+// verb is the kind of a write.
 type verb int
 
 const (
@@ -24,7 +25,7 @@ const (
 	deleteKey
 )
 
-// op is one write that waits to be committed.
+// op is one write.
 type op struct {
 	verb  verb
 	key   []byte
@@ -34,20 +35,21 @@ type op struct {
 	done  chan result
 }
 
+// result is the outcome of an op.
 type result struct {
 	rev int64
-	kv  *server.KeyValue // what was there, where the write did not happen or deleted it
-	ok  bool
+	kv  *server.KeyValue // the key after an update, before a delete, or as it is if the write was refused
+	ok  bool             // the write happened
 	err error
 }
 
-// task is maintenance that needs the writing connection; it runs between batches.
+// task is maintenance on the writing connection, between two batches.
 type task struct {
 	run  func(ctx context.Context, c *sql.Conn) error
 	done chan error
 }
 
-// writer owns the one connection that changes the file.
+// writer owns the only connection that changes the file.
 type writer struct {
 	s     *Store
 	conn  *sql.Conn
@@ -61,10 +63,13 @@ type writer struct {
 func newWriter(ctx context.Context, s *Store, conn *sql.Conn) (*writer, error) {
 	w := &writer{s: s, conn: conn, ops: make(chan op, maxBatch), tasks: make(chan task), done: make(chan struct{})}
 	var err error
-	if w.latest, err = conn.PrepareContext(ctx, `SELECT `+columns+`, l.sum, l.value FROM log l WHERE key = ? ORDER BY rev DESC LIMIT 1`); err != nil {
+	if w.latest,
+		err = conn.PrepareContext(ctx,
+		`SELECT `+columns+`, l.sum, l.value FROM log l WHERE key = ? ORDER BY rev DESC LIMIT 1`); err != nil {
 		return nil, err
 	}
-	w.insert, err = conn.PrepareContext(ctx, `INSERT INTO log (rev, key, create_rev, prev_rev, version, lease, flags, sum, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	w.insert,
+		err = conn.PrepareContext(ctx, insertRow)
 	return w, err
 }
 
@@ -72,8 +77,8 @@ func (w *writer) close() error {
 	return errors.Join(w.latest.Close(), w.insert.Close(), w.conn.Close())
 }
 
-// run commits what waits until stop is closed. Writes that arrive while a commit waits for the disk make
-// up the next one: that is all there is to group commit.
+// run commits the waiting writes until stop is closed. Writes that arrive while a commit waits for the disk form the
+// next batch (group commit).
 func (w *writer) run(stop <-chan struct{}) {
 	defer close(w.done)
 	batch := make([]op, 0, maxBatch)
@@ -104,12 +109,12 @@ func (w *writer) run(stop <-chan struct{}) {
 			break
 		}
 		w.commit(batch)
-		clear(batch) // the values are the clients', not ours to keep alive
+		clear(batch) // releases the values
 	}
 }
 
-// submit hands a write to the writer and waits for its end. Once handed over, it is waited for even if
-// ctx ends: the caller must not be told "no" about what may have happened.
+// submit passes a write to the writer and waits for the result. Once the write is passed on, submit waits even if ctx
+// ends: the caller must not get an error for a write that may have happened.
 func (w *writer) submit(ctx context.Context, o op) result {
 	o.done = make(chan result, 1)
 	select {
@@ -132,7 +137,7 @@ func (w *writer) submit(ctx context.Context, o op) result {
 	}
 }
 
-// do runs a maintenance task.
+// do runs a maintenance task and returns its error.
 func (w *writer) do(ctx context.Context, run func(context.Context, *sql.Conn) error) error {
 	t := task{run: run, done: make(chan error, 1)}
 	select {
@@ -147,10 +152,10 @@ func (w *writer) do(ctx context.Context, run func(context.Context, *sql.Conn) er
 
 var errClosed = errors.New("the datastore is closed")
 
-// commit makes one transaction of the batch. Either all of it is on the disk, or none of it is and every
-// writer gets the error.
+// commit writes the batch in one transaction and answers. Either the whole batch is on disk, or none of it is and every
+// caller gets the error.
 func (w *writer) commit(batch []op) {
-	ctx := context.Background() // a transaction is never broken off half way
+	ctx := context.Background() // a transaction is never interrupted
 	begun := time.Now()
 	results := make([]result, len(batch))
 	current := w.s.current.Load()
@@ -184,11 +189,11 @@ func (w *writer) commit(batch []op) {
 		o.done <- results[i]
 	}
 	if rows > 0 {
-		w.boundWAL(ctx)
+		w.s.boundWAL(ctx)
 	}
 }
 
-// bytesOf returns the size of what a batch writes.
+// bytesOf returns the bytes of keys and values in a batch.
 func bytesOf(batch []op) (n int64) {
 	for _, o := range batch {
 		n += int64(len(o.key) + len(o.value))
@@ -196,13 +201,15 @@ func bytesOf(batch []op) (n int64) {
 	return n
 }
 
-func (w *writer) write(ctx context.Context, batch []op, results []result, current int64) (rows int, events []*server.Event, err error) {
+// write runs the transaction of a batch. It fills results and returns the number of rows and their events.
+func (w *writer) write(ctx context.Context, batch []op, results []result, current int64) (rows int,
+	events []*server.Event, err error) {
 	if _, err := w.conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return 0, nil, err
 	}
 	defer func() {
 		if err != nil {
-			// Some errors have rolled back already; then there is nothing to do and this fails.
+			// After some errors SQLite has rolled back already, and this fails.
 			_, _ = w.conn.ExecContext(ctx, "ROLLBACK")
 		}
 	}()
@@ -242,7 +249,8 @@ func (w *writer) write(ctx context.Context, batch []op, results []result, curren
 			next.create, next.version, next.flags, next.lease, next.value = old.create, 0, deleted, 0, nil
 			results[i].kv = old.kv()
 		}
-		if _, err := w.insert.ExecContext(ctx, next.rev, next.key, next.create, next.prev, next.version, next.lease, next.flags, next.checksum(), next.value); err != nil {
+		if _, err := w.insert.ExecContext(ctx, next.rev, next.key, next.create, next.prev, next.version, next.lease,
+			next.flags, next.checksum(), next.value); err != nil {
 			return 0, nil, fmt.Errorf("write %q: %w", o.key, err)
 		}
 		rows++
@@ -269,7 +277,8 @@ func (w *writer) write(ctx context.Context, batch []op, results []result, curren
 // find returns the newest row of a key, or nil.
 func (w *writer) find(ctx context.Context, key []byte) (*row, error) {
 	var r row
-	err := w.latest.QueryRowContext(ctx, key).Scan(&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags, &r.sum, &r.value)
+	err := w.latest.QueryRowContext(ctx, key).Scan(&r.rev, &r.key, &r.create, &r.prev, &r.version, &r.lease, &r.flags,
+		&r.sum, &r.value)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}

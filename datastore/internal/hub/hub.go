@@ -1,12 +1,11 @@
-// Package hub hands committed events to watchers.
+// Package hub delivers committed events to watchers.
 //
-// A watcher is either live, fed from memory by Publish, or behind, reading the store's history in small
-// chunks until it has caught up. A watcher that does not take its events in time falls back to reading
-// history, so a slow client costs a bounded amount of memory and is never cut off; only compaction
-// overtaking it ends it. Nothing here runs while nothing is written, and a write wakes only the watchers
-// of its key.
+// A watcher is either live, fed from memory by Publish, or behind, reading the store's history in small chunks until
+// it has caught up. A watcher that does not take its events in time falls back to reading history, so a slow client
+// costs a bounded amount of memory and is not cut off; it ends only if compaction overtakes it. Nothing runs while
+// nothing is written, and a write wakes only the watchers of its key.
 //
-// The package knows no storage; the stores import it, and watch serves it.
+// The package imports kine's server interface and no storage. The stores import it; package watch serves its events.
 package hub
 
 import (
@@ -19,51 +18,50 @@ import (
 
 const (
 	maxPending      = 1024    // events held in memory for one watcher
-	maxPendingBytes = 8 << 20 // and the bytes of their values
+	maxPendingBytes = 8 << 20 // bytes of their values
 	chunk           = 500     // events read from history at once
 )
 
-// Source is the store whose events are handed out.
+// Source is the store whose events are delivered.
 type Source interface {
 	// Revisions returns the newest published revision and the one up to which history is compacted.
 	Revisions() (current, compact int64)
-	// History returns up to limit events from revision from on, in order, with revisions no higher than
-	// to, or server.ErrCompacted. more says that there are others behind the last one.
+	// History returns up to limit events with revisions between from and to, in order, or server.ErrCompacted. more
+	// reports that there are further ones.
 	History(ctx context.Context, from, to int64, limit int) (events []*server.Event, more bool, err error)
 }
 
-// Hub is the list of watchers of one store.
+// Hub is the set of watchers of one store.
 type Hub struct {
 	src  Source
 	mu   sync.Mutex
 	subs map[*Watcher]struct{}
 }
 
-// Watcher is one client's view of the events of a range of keys. Take, Sent and Close are for one
-// goroutine; Synced is for any.
+// Watcher is a watch of a range of keys. One goroutine may call Take, Sent and Close; any may call Synced.
 type Watcher struct {
 	hub      *Hub
 	key, end string
 	wake     chan struct{}
 
-	from, historyTo int64 // history is read from here up to there; only Take uses them
+	from, historyTo int64 // range of history that is to be read; only Take uses them
 
 	mu      sync.Mutex
 	pending []*server.Event
 	bytes   int
 	rev     int64 // newest revision published
-	behind  bool  // pending was dropped: history has to be read
-	taken   bool  // something has been taken that was not sent
+	behind  bool  // pending was dropped: history must be read
+	taken   bool  // events were taken and are not sent yet
 }
 
 // New returns a hub without watchers.
 func New(src Source) *Hub { return &Hub{src: src, subs: map[*Watcher]struct{}{}} }
 
-// Revisions returns the source's.
+// Revisions returns the revisions of the source.
 func (h *Hub) Revisions() (current, compact int64) { return h.src.Revisions() }
 
-// Publish hands out events, in revision order, that have become visible. The source must already report
-// rev as current, or do so before anybody can ask. Calls must not overlap.
+// Publish delivers events that have become visible, in revision order. The source must report rev as current by then,
+// or before any caller can ask for it. Calls must not overlap.
 func (h *Hub) Publish(events []*server.Event, rev int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -104,16 +102,16 @@ func (w *Watcher) wants(e *server.Event) bool {
 	return e.InRange(w.key, w.end)
 }
 
-// NewWatcher starts a watcher of the keys from key up to but without end, as in etcd's requests; both
-// empty mean all. It gets the events from the revision on, 0 meaning those to come. The errors are
-// server.ErrCompacted and server.ErrFutureRev; the revisions are of that moment in any case.
+// NewWatcher starts a watcher of the keys from key up to but without end, as in etcd's requests; if both are empty,
+// of all keys. It gets the events from the revision on; 0 means future events only. The errors are
+// server.ErrCompacted and server.ErrFutureRev. current and compact are valid in any case.
 func (h *Hub) NewWatcher(key, end string, revision int64) (w *Watcher, current, compact int64, err error) {
 	w = &Watcher{hub: h, key: key, end: end, wake: make(chan struct{}, 1)}
 	h.mu.Lock()
 	h.subs[w] = struct{}{}
 	h.mu.Unlock()
-	// Asked outside the lock, because stores publish with their own lock held. What was published in
-	// between is in pending already; Take drops what is not wanted.
+	// Not under h.mu, because stores call Publish with their own lock held. Events published in between are in pending
+	// already; Take drops those before from.
 	current, compact = h.src.Revisions()
 	switch {
 	case revision > current+1:
@@ -132,7 +130,7 @@ func (h *Hub) NewWatcher(key, end string, revision int64) (w *Watcher, current, 
 	defer w.mu.Unlock()
 	w.rev = max(w.rev, current)
 	if revision <= current {
-		w.pending, w.bytes, w.behind = nil, 0, true // the first Take reads it, nobody need be woken
+		w.pending, w.bytes, w.behind = nil, 0, true // the first Take reads the history; no wake is needed
 	}
 	return w, current, compact, nil
 }
@@ -144,11 +142,11 @@ func (w *Watcher) Close() {
 	w.hub.mu.Unlock()
 }
 
-// Wake receives when there may be something to take.
+// Wake returns a channel that receives when there may be events to take.
 func (w *Watcher) Wake() <-chan struct{} { return w.wake }
 
-// Take returns events that have not been taken yet and the revision up to which, with them, all has been;
-// more says to call it again at once. When there is no more and all is sent, the caller calls Sent.
+// Take returns the next events and the revision up to which all events have then been taken. If more is true, the
+// caller calls Take again at once; otherwise it calls Sent once the events are sent.
 func (w *Watcher) Take(ctx context.Context) (events []*server.Event, rev int64, more bool, err error) {
 	w.mu.Lock()
 	w.taken = true
@@ -163,7 +161,7 @@ func (w *Watcher) Take(ctx context.Context) (events []*server.Event, rev int64, 
 			w.from = max(w.from, to+1)
 			return events, to, false, nil
 		}
-		w.historyTo, w.behind = to, false // memory is complete again for all above
+		w.historyTo, w.behind = to, false // pending has all events above
 	}
 	w.mu.Unlock()
 
@@ -184,21 +182,21 @@ func (w *Watcher) Take(ctx context.Context) (events []*server.Event, rev int64, 
 	return events, rev, true, nil
 }
 
-// Sent says that what was taken has been sent.
+// Sent records that all taken events have been sent.
 func (w *Watcher) Sent() {
 	w.mu.Lock()
 	w.taken = false
 	w.mu.Unlock()
 }
 
-// Synced returns the newest revision if everything up to it has been taken and sent, else false.
+// Synced returns the newest revision, and whether all events up to it have been taken and sent.
 func (w *Watcher) Synced() (int64, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.rev, !w.taken && !w.behind && len(w.pending) == 0
 }
 
-// Watch is the watch of kine's Backend: all keys, as batches on a channel.
+// Watch implements the method of kine's Backend: a watch of all keys, in batches on a channel.
 func (h *Hub) Watch(ctx context.Context, revision int64) server.WatchResult {
 	events := make(chan server.EventBatch)
 	errs := make(chan error, 1)
@@ -222,7 +220,7 @@ func (h *Hub) Watch(ctx context.Context, revision int64) server.WatchResult {
 				errs <- err
 				return
 			}
-			if len(list) > 0 || first { // the first one says from where on the reader is live
+			if len(list) > 0 || first { // the first batch, even an empty one, has the revision at which the reader is
 				select {
 				case events <- server.EventBatch{Events: list, CurrentRev: rev}:
 				case <-ctx.Done():

@@ -12,7 +12,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 )
 
-// source has an event at every revision.
+// source is a Source with an event at every revision.
 type source struct{ current atomic.Int64 }
 
 func (s *source) Revisions() (int64, int64) { return s.current.Load(), 0 }
@@ -31,8 +31,8 @@ func at(rev int64) *server.Event {
 	return &server.Event{KV: &server.KeyValue{Key: "/k", ModRevision: rev}}
 }
 
-// TestWatchersBeginWhileEventsCome starts watchers of old revisions while others are published: each must
-// see every revision once, and nobody may wait for anybody.
+// TestWatchersBeginWhileEventsCome starts watchers of old revisions while new ones are published: each watcher must see
+// every revision once, and none may block.
 func TestWatchersBeginWhileEventsCome(t *testing.T) {
 	s := &source{}
 	s.current.Store(1)

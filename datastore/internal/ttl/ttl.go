@@ -1,9 +1,10 @@
-// Package ttl deletes keys when the lease with which they were written has run out.
+// Package ttl deletes keys whose lease has expired.
 //
-// One timer stands at the earliest deadline and there is no other clock, so a store without leased keys
-// never wakes. A key written again before its deadline gets a new one. Deadlines are not stored: after a
-// restart a key lives for its whole lease again, as with etcd after a change of leader; that is safe also
-// where the clock is wrong at boot.
+// There is one timer, set to the earliest deadline, so a store without leased keys never wakes. A key that is written
+// again gets a new deadline. Deadlines are not stored: after a restart, a key lives for its whole TTL again, as in etcd
+// after a change of leader. That is also safe if the clock is wrong at boot.
+//
+// The package imports the standard library only. The stores call it.
 package ttl
 
 import (
@@ -15,13 +16,13 @@ import (
 	"time"
 )
 
-// retryPause is the pause after a deletion that failed, for instance because the disk is full.
+// retryPause is the pause after a failed deletion, for instance while the disk is full.
 const retryPause = 5 * time.Second
 
 // Delete removes key if it is still at the revision.
 type Delete func(ctx context.Context, key string, revision int64) error
 
-// Expirer knows which keys end when.
+// Expirer holds the deadlines of keys and deletes the keys when they are due.
 type Expirer struct {
 	delete Delete
 	log    *slog.Logger
@@ -29,15 +30,15 @@ type Expirer struct {
 
 	mu      sync.Mutex
 	queue   deadlines
-	current map[string]int64 // revision that counts, by key
+	current map[string]int64 // key to its newest revision; an entry of queue with another revision is obsolete
 }
 
-// New returns a Expirer; nothing expires before Run is called.
+// New returns an Expirer. Nothing expires before Run is called.
 func New(d Delete, log *slog.Logger) *Expirer {
 	return &Expirer{delete: d, log: log, wake: make(chan struct{}, 1), current: map[string]int64{}}
 }
 
-// Set notes that key was written at the revision with a lease of so many seconds; 0 or less means none.
+// Set records that key was written at a revision with a TTL in seconds; 0 or less means no lease.
 func (k *Expirer) Set(key string, revision, seconds int64) {
 	k.mu.Lock()
 	if seconds <= 0 {
@@ -46,7 +47,8 @@ func (k *Expirer) Set(key string, revision, seconds int64) {
 		return
 	}
 	k.current[key] = revision
-	heap.Push(&k.queue, deadline{at: time.Now().Add(time.Duration(min(seconds, 1<<31)) * time.Second), key: key, revision: revision})
+	heap.Push(&k.queue, deadline{at: time.Now().Add(time.Duration(min(seconds, 1<<31)) * time.Second), key: key,
+		revision: revision})
 	first := k.queue[0].key == key && k.queue[0].revision == revision
 	k.mu.Unlock()
 	if first {
@@ -57,14 +59,14 @@ func (k *Expirer) Set(key string, revision, seconds int64) {
 	}
 }
 
-// Len is the number of keys that have a lease.
+// Len returns the number of keys with a lease.
 func (k *Expirer) Len() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return len(k.current)
 }
 
-// Run deletes what has run out until ctx ends.
+// Run deletes expired keys until ctx ends.
 func (k *Expirer) Run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
@@ -72,7 +74,8 @@ func (k *Expirer) Run(ctx context.Context) {
 	for {
 		wait, d, due := k.next()
 		if due {
-			if err := k.delete(ctx, d.key, d.revision); err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+			if err := k.delete(ctx, d.key, d.revision); err != nil && ctx.Err() == nil &&
+				!errors.Is(err, context.Canceled) {
 				k.log.Warn("cannot delete an expired key, trying again", "key", d.key, "error", err)
 				k.mu.Lock()
 				d.at = time.Now().Add(retryPause)
@@ -102,7 +105,8 @@ func (k *Expirer) Run(ctx context.Context) {
 	}
 }
 
-// next drops what was written again since and returns the first deadline that counts: due, or in how long.
+// next drops obsolete deadlines from the head of the queue. It returns the first deadline and true if it is due, else
+// the time until then; zero and false if there is none.
 func (k *Expirer) next() (time.Duration, deadline, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -121,12 +125,14 @@ func (k *Expirer) next() (time.Duration, deadline, bool) {
 	return 0, deadline{}, false
 }
 
+// deadline is the time at which a key at a revision expires.
 type deadline struct {
 	at       time.Time
 	key      string
 	revision int64
 }
 
+// deadlines is a heap of deadlines, the earliest first.
 type deadlines []deadline
 
 func (d deadlines) Len() int           { return len(d) }

@@ -39,7 +39,8 @@ func TestKeeper(t *testing.T) {
 		time.Sleep(time.Hour)
 		cancel()
 		synctest.Wait()
-		want := map[string]time.Duration{"before run": 10 * time.Second, "shorter": 3 * time.Second, "renewed": 62 * time.Second, "fails once": 25 * time.Second}
+		want := map[string]time.Duration{"before run": 10 * time.Second, "shorter": 3 * time.Second,
+			"renewed": 62 * time.Second, "fails once": 25 * time.Second}
 		if len(gone) != len(want) {
 			t.Errorf("gone: %v", gone)
 		}

@@ -1,3 +1,3 @@
-// Package upstream runs the tests of kube-apiserver's own storage layer against our datastore. It has no
-// code but tests, apart from the others because they link the API server's library.
+// Package upstream runs the tests of kube-apiserver's storage layer against the datastore. It has only tests, which are
+// apart from those of package datastore because they link the API server's library.
 package upstream

@@ -39,7 +39,8 @@ func setup(t *testing.T, volatile bool) env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := datastore.Open(t.Context(), datastore.Config{Dir: dir + "/db", Socket: dir + "/d.sock", VolatileSocket: dir + "/v.sock", Log: slog.New(slog.DiscardHandler)})
+	s, err := datastore.Open(t.Context(), datastore.Config{Dir: dir + "/db", Socket: dir + "/d.sock",
+		VolatileSocket: dir + "/v.sock", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,8 @@ func setup(t *testing.T, volatile bool) env {
 	if volatile {
 		endpoint = s.VolatileEndpoint()
 	}
-	client, err := kubernetes.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	client, err := kubernetes.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second,
+		Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,8 +79,10 @@ func setup(t *testing.T, volatile bool) env {
 	t.Cleanup(compactor.Stop)
 	leases := etcd3.NewDefaultLeaseManagerConfig()
 	leases.ReuseDurationSeconds = 1
-	store, err := etcd3.New(client, compactor, codec, func() runtime.Object { return &example.Pod{} }, func() runtime.Object { return &example.PodList{} },
-		"", "/pods/", schema.GroupResource{Resource: "pods"}, storagetesting.NewPrefixTransformer([]byte("test!"), false), leases, etcd3.NewDefaultDecoder(codec, versioner), versioner)
+	store, err := etcd3.New(client, compactor, codec, func() runtime.Object { return &example.Pod{} },
+		func() runtime.Object { return &example.PodList{} },
+		"", "/pods/", schema.GroupResource{Resource: "pods"}, storagetesting.NewPrefixTransformer([]byte("test!"),
+			false), leases, etcd3.NewDefaultDecoder(codec, versioner), versioner)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,13 +149,25 @@ func TestUpstream(t *testing.T) {
 		"WatchInitializationSignal":                  plain(storagetesting.RunTestWatchInitializationSignal),
 		"ClusterScopedWatch":                         plain(storagetesting.RunTestClusterScopedWatch),
 		"NamespaceScopedWatch":                       plain(storagetesting.RunTestNamespaceScopedWatch),
-		"WatchFromZero":                              func(t *testing.T, e env) { storagetesting.RunTestWatchFromZero(e.ctx, t, e, e.compact) },
-		"List":                                       func(t *testing.T, e env) { storagetesting.RunTestList(e.ctx, t, e, e.compact, false, recorder(e)) },
+		"WatchFromZero": func(t *testing.T,
+			e env) {
+			storagetesting.RunTestWatchFromZero(e.ctx, t, e, e.compact)
+		},
+		"List": func(t *testing.T, e env) {
+			storagetesting.RunTestList(e.ctx, t,
+				e, e.compact, false, recorder(e))
+		},
 		"ConsistentList": func(t *testing.T, e env) {
 			storagetesting.RunTestConsistentList(e.ctx, t, e, e.increase, false, true, false)
 		},
-		"GetListNonRecursive":          func(t *testing.T, e env) { storagetesting.RunTestGetListNonRecursive(e.ctx, t, e.increase, e) },
-		"ListInconsistentContinuation": func(t *testing.T, e env) { storagetesting.RunTestListInconsistentContinuation(e.ctx, t, e, e.compact) },
+		"GetListNonRecursive": func(t *testing.T, e env) {
+			storagetesting.RunTestGetListNonRecursive(e.ctx, t,
+				e.increase, e)
+		},
+		"ListInconsistentContinuation": func(t *testing.T,
+			e env) {
+			storagetesting.RunTestListInconsistentContinuation(e.ctx, t, e, e.compact)
+		},
 		"ListContinuation": func(t *testing.T, e env) {
 			storagetesting.RunTestListContinuation(e.ctx, t, e, func(*testing.T, uint64, uint64) {})
 		},

@@ -1,8 +1,10 @@
 // Package watch serves etcd's Watch API from a hub.
 //
-// kine's own watch server wakes every watch for every write, whatever its key, polls for progress, and
-// ends the process when a progress report races with a new watch. This one wakes the watches of the key
-// that was written, and answers when it is asked.
+// It replaces kine's watch server, which wakes every watch for every write, whatever its key, polls for progress, and
+// ends the process when a progress report races with a new watch. This one wakes only the watches of the written key,
+// and reports progress on request.
+//
+// It imports etcd's API and datastore/internal/hub. Package datastore calls it.
 package watch
 
 import (
@@ -19,12 +21,12 @@ import (
 )
 
 const (
-	// The API server's own key by which it agrees on compaction is stored under another name by kine's
-	// server, together with a version.
+	// compactKey is the key that kube-apiserver uses for compaction. kine's server stores it under another name, with a
+	// version in the value.
 	compactKey       = "compact_rev_key"
 	compactKeyStored = "compact_rev_key_apiserver"
 
-	noWatch = -1 // the id in messages to all watches of a stream
+	noWatch = -1 // ID in messages to all watches of a stream
 )
 
 // Server implements etcdserverpb.WatchServer.
@@ -34,18 +36,17 @@ type Server struct {
 	interval time.Duration
 }
 
-// New returns a server that reports progress unasked at the interval, to watches that want it and for
-// which there is any.
+// New returns a server that reports progress at the interval to watches that requested notifications, if there is any.
 func New(h *hub.Hub, interval time.Duration) *Server { return &Server{hub: h, interval: interval} }
 
-// stream is one client's connection with all its watches.
+// stream is one gRPC stream of a client, with all its watches.
 type stream struct {
 	hub *hub.Hub
 	ws  etcdserverpb.Watch_WatchServer
 
-	mu      sync.Mutex // held while sending, so that what is sent is in order
+	mu      sync.Mutex // held while sending, so that messages are in order
 	watches map[int64]*watch
-	wanted  bool // progress was asked for and could not be given yet
+	wanted  bool // a progress request is not answered yet
 	ticker  *time.Timer
 	every   time.Duration
 }
@@ -58,7 +59,7 @@ type watch struct {
 	progress bool
 	ctx      context.Context //nolint:containedctx // ends the watch's own goroutine
 	cancel   context.CancelFunc
-	sentRev     int64 // newest revision that the client has heard of through this watch
+	sentRev  int64 // newest revision that this watch has sent
 }
 
 // Watch serves one stream.
@@ -108,12 +109,13 @@ func (s *Server) Watch(ws etcdserverpb.Watch_WatchServer) error {
 	}
 }
 
-// create answers a request for a watch, in the order of the requests, and returns it if there is one.
+// create answers a request for a watch, in the order of the requests. It returns nil if the request was refused.
 func (st *stream) create(ctx context.Context, id int64, r *etcdserverpb.WatchCreateRequest) (*watch, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if r.WatchId != 0 {
-		return nil, st.ws.Send(&etcdserverpb.WatchResponse{Header: st.header(), WatchId: noWatch, Created: true, Canceled: true, CancelReason: server.ErrInvalidWatch.Error()})
+		return nil, st.ws.Send(&etcdserverpb.WatchResponse{Header: st.header(), WatchId: noWatch, Created: true,
+			Canceled: true, CancelReason: server.ErrInvalidWatch.Error()})
 	}
 	key, end := string(r.Key), string(r.RangeEnd)
 	if key == "\x00" && end == "\x00" {
@@ -128,7 +130,8 @@ func (st *stream) create(ctx context.Context, id int64, r *etcdserverpb.WatchCre
 	if r.StartRevision >= 0 {
 		w, current, compact, err = st.hub.NewWatcher(key, end, r.StartRevision)
 	}
-	created := &etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: current}, WatchId: id, Created: true}
+	created := &etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: current}, WatchId: id,
+		Created: true}
 	if serr := st.ws.Send(created); serr != nil {
 		if w != nil {
 			w.Close()
@@ -136,7 +139,8 @@ func (st *stream) create(ctx context.Context, id int64, r *etcdserverpb.WatchCre
 		return nil, serr
 	}
 	if err != nil {
-		res := &etcdserverpb.WatchResponse{Header: created.Header, WatchId: id, Canceled: true, CancelReason: err.Error()}
+		res := &etcdserverpb.WatchResponse{Header: created.Header, WatchId: id, Canceled: true,
+			CancelReason: err.Error()}
 		if errors.Is(err, server.ErrCompacted) {
 			res.CompactRevision = max(compact, 1)
 		}
@@ -175,7 +179,8 @@ func (st *stream) run(ctx context.Context, w *watch) {
 			return
 		}
 		if len(events) > 0 {
-			err = st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: w.id, Events: w.convert(events)})
+			err = st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev},
+				WatchId: w.id, Events: w.convert(events)})
 			w.sentRev = rev
 		}
 		if !more {
@@ -186,7 +191,7 @@ func (st *stream) run(ctx context.Context, w *watch) {
 		}
 		st.mu.Unlock()
 		if err != nil {
-			return // the stream is broken, Recv says so too
+			return // the stream is broken, so Recv fails too
 		}
 		if more {
 			continue
@@ -199,7 +204,7 @@ func (st *stream) run(ctx context.Context, w *watch) {
 	}
 }
 
-// end cancels a watch and tells the client why.
+// end cancels a watch and sends the reason to the client. err is nil if the client asked for it.
 func (st *stream) end(id int64, err error, compact int64) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -216,25 +221,26 @@ func (st *stream) end(id int64, err error, compact int64) {
 			res.CompactRevision = compact
 		}
 	}
-	_ = st.ws.Send(res) // a broken stream ends by itself
+	_ = st.ws.Send(res) // Recv fails on a broken stream
 }
 
-// tryProgress answers a request for progress once all watches have been sent all there is. mu is held, so
-// nothing newer can be sent before it.
+// tryProgress answers a progress request if all watches have sent all their events. The caller holds mu, so that no
+// newer event is sent before the answer.
 func (st *stream) tryProgress() error {
 	rev, _ := st.hub.Revisions()
 	for _, w := range st.watches {
 		synced, ok := w.w.Synced()
 		if !ok {
-			return nil // run calls again when it has caught up
+			return nil // run calls tryProgress when the watch has caught up
 		}
 		rev = min(rev, synced)
 	}
 	st.wanted = false
-	return st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: noWatch})
+	return st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev},
+		WatchId: noWatch})
 }
 
-// tick tells watches that want it how far they are, if they have not heard.
+// tick sends progress notifications to the watches that want them and have sent nothing newer.
 func (st *stream) tick() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -245,7 +251,8 @@ func (st *stream) tick() {
 		}
 		again = true
 		if rev, ok := w.w.Synced(); ok && rev > w.sentRev {
-			if st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: w.id}) != nil {
+			if st.ws.Send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev},
+				WatchId: w.id}) != nil {
 				return
 			}
 			w.sentRev = rev
@@ -274,7 +281,8 @@ func (w *watch) convert(events []*server.Event) []*mvccpb.Event {
 }
 
 func keyValue(kv *server.KeyValue) *mvccpb.KeyValue {
-	out := &mvccpb.KeyValue{Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision}
+	out := &mvccpb.KeyValue{Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease,
+		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision}
 	if kv.Key == compactKeyStored {
 		out.Key = []byte(compactKey)
 		out.Version, out.Value = server.DecodeVersion(kv.Value)
