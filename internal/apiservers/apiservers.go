@@ -14,11 +14,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// name is that of the slice that API servers publish. Whoever may change Services in the namespace default could give this one a
-// selector, and pods of theirs would stand in other slices of it.
+// name is the name of the EndpointSlice that API servers publish. Other slices of the Service are ignored: a user who
+// may change Services in the namespace default could add a selector, which would create slices with pods of theirs.
 const name = "kubernetes"
 
-// Of are the addresses, as HOST:PORT, that the API servers have published among the slices of the Service default/kubernetes.
+// Of returns the addresses, as HOST:PORT, that the API servers have published, from the slices of the Service
+// default/kubernetes.
 func Of(slicesOf []discoveryv1.EndpointSlice) []string {
 	var out []string
 	for _, s := range slicesOf {
@@ -40,11 +41,11 @@ func Of(slicesOf []discoveryv1.EndpointSlice) []string {
 	return slices.Compact(out)
 }
 
-// Selector is for the slices in the namespace default.
+// Selector is the label selector of those slices, in the namespace default.
 const Selector = discoveryv1.LabelServiceName + "=kubernetes"
 
-// Follow tells the servers at first and whenever they change, until ctx ends. There may be none.
-func Follow(ctx context.Context, client kubernetes.Interface, tell func([]string)) error {
+// Follow calls changed with the addresses at first and whenever they change, until ctx ends. There may be none.
+func Follow(ctx context.Context, client kubernetes.Interface, changed func([]string)) error {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceDefault),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = Selector }))
 	inf := f.Discovery().V1().EndpointSlices().Informer()
@@ -55,7 +56,7 @@ func Follow(ctx context.Context, client kubernetes.Interface, tell func([]string
 				all = append(all, *s)
 			}
 		}
-		tell(Of(all))
+		changed(Of(all))
 	}
 	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: read, DeleteFunc: read, UpdateFunc: func(_, o any) { read(o) },

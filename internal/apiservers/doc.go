@@ -1,5 +1,5 @@
-// Package apiservers finds the addresses of all API servers of a cluster, as they publish them in the Service
-// default/kubernetes.
+// Package apiservers finds the addresses of all API servers of a cluster, which they publish as endpoints of the
+// Service default/kubernetes.
 //
-// The agent's balancer, the join API and the servers themselves use it. It imports client-go and nothing of umiak.
+// The agent's load balancer, the join API and the servers use it. It imports client-go and nothing of umiak.
 package apiservers

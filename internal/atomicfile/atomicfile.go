@@ -1,5 +1,5 @@
-// Package atomicfile writes files so that after a crash or a power cut a reader finds either the old
-// content or the new one, never a part of it.
+// Package atomicfile writes files so that after a crash or a power cut a reader finds either the old content or the new
+// one, never a part of it. It imports nothing of umiak; any package may call it.
 package atomicfile
 
 import (
@@ -37,7 +37,7 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	return SyncDir(dir)
 }
 
-// WriteIfChanged is Write, but leaves a file alone that has this content and mode already, and reports whether it wrote.
+// WriteIfChanged calls Write unless the file has this content and mode already, and reports whether it did.
 func WriteIfChanged(path string, data []byte, mode fs.FileMode) (changed bool, err error) {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
 		if fi, err := os.Stat(path); err == nil && fi.Mode().Perm() == mode {

@@ -26,7 +26,7 @@ const (
 	AdminLifetime = 365 * 24 * time.Hour // people copy the administrator's kubeconfig to their own machines
 )
 
-// limit bounds a file that is looked at.
+// limit is the most bytes of a file that is read.
 const limit = 1 << 20
 
 // Certificate is one in one file.
@@ -38,7 +38,7 @@ type Certificate struct {
 	Issuer  string    `json:"issuer,omitempty"`
 	Ends    time.Time `json:"ends,omitzero"`
 	Days    int       `json:"daysLeft"`
-	// Renews is when the running umiak renews it by itself; zero where it does not.
+	// Renews is the time at which a running umiak renews the certificate; zero if it does not.
 	Renews time.Time `json:"renews,omitzero"`
 	UsedBy string    `json:"usedBy,omitempty"`
 	// State is "ok", "ends soon", "ended", "being replaced" or "unreadable".
@@ -46,7 +46,7 @@ type Certificate struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Fine says whether nothing has to be done about it.
+// Fine reports whether the certificate needs no action.
 func (c Certificate) Fine() bool { return c.State == StateOK || c.State == StateOld }
 
 // States of a certificate.
@@ -54,18 +54,18 @@ const (
 	StateOK         = "ok"
 	StateSoon       = "ends soon"
 	StateEnded      = "ended"
-	StateOld        = "being replaced" // a root that is trusted until a rotation is finished
+	StateOld        = "being replaced" // an old root that is trusted until the rotation is finished
 	StateUnreadable = "unreadable"
 )
 
-// use says what a file is for.
+// use describes the purpose of a file.
 type use struct {
 	usedBy   string
 	ca       bool
 	lifetime time.Duration // of a leaf that umiak renews
 }
 
-// server are the files of the control plane, agent those of a node.
+// server lists the files of the control plane, agent those of a node.
 var (
 	server = map[string]use{
 		"server-ca.crt":          {usedBy: "trusted by all for the API server and kubelets", ca: true},
@@ -89,7 +89,7 @@ var (
 	}
 )
 
-// Inspect looks at all certificates under the data directory. One that ends within warn is not fine.
+// Inspect returns all certificates under the data directory. One that expires within warn is in StateSoon.
 func Inspect(dirs layout.Dirs, now time.Time, warn time.Duration) ([]Certificate, error) {
 	var out []Certificate
 	for _, place := range []struct {
@@ -103,7 +103,7 @@ func Inspect(dirs layout.Dirs, now time.Time, warn time.Duration) ([]Certificate
 		for _, f := range files {
 			base := filepath.Base(f)
 			if strings.HasSuffix(base, "-signer.crt") || strings.HasSuffix(base, "-old.crt") {
-				continue // what they say stands in the CA's own file
+				continue // the file of the CA has the same certificates
 			}
 			out = append(out, file(place.prefix+strings.TrimSuffix(base, ".crt"), f, place.uses[base])...)
 		}
@@ -114,12 +114,13 @@ func Inspect(dirs layout.Dirs, now time.Time, warn time.Duration) ([]Certificate
 	}
 	slices.SortStableFunc(out, func(a, b Certificate) int { return order(a) - order(b) })
 	if len(out) == 0 {
-		return nil, fmt.Errorf("there are no certificates below %s: umiak has not run with this data-dir yet", dirs.Data)
+		return nil, fmt.Errorf("there are no certificates below %s: umiak has not run with this data-dir yet",
+			dirs.Data)
 	}
 	return out, nil
 }
 
-// order puts CAs first and the node last.
+// order returns the sort key: CAs first, those of the node last.
 func order(c Certificate) int {
 	n := 0
 	if strings.HasPrefix(c.Name, "node ") {
@@ -131,6 +132,7 @@ func order(c Certificate) int {
 	return n
 }
 
+// judge sets State and Days.
 func (c *Certificate) judge(now time.Time, warn time.Duration) {
 	if c.Error != "" {
 		c.State = StateUnreadable
@@ -148,18 +150,19 @@ func (c *Certificate) judge(now time.Time, warn time.Duration) {
 	}
 }
 
-// file is the leaf in a file, or all roots in a CA's.
+// file returns the leaf certificate in a file, or all roots in the file of a CA.
 func file(name, path string, u use) []Certificate {
 	certs, err := read(path)
 	if err != nil {
 		return []Certificate{{Name: name, File: path, UsedBy: u.usedBy, CA: u.ca, Error: err.Error()}}
 	}
 	if !certs[0].IsCA {
-		certs = certs[:1] // behind it stands who signed it
+		certs = certs[:1] // the others are its issuers
 	}
 	var out []Certificate
 	for i, c := range certs {
-		e := Certificate{Name: name, File: path, CA: c.IsCA, Subject: c.Subject.String(), Issuer: c.Issuer.String(), Ends: c.NotAfter.UTC(), UsedBy: u.usedBy}
+		e := Certificate{Name: name, File: path, CA: c.IsCA, Subject: c.Subject.String(), Issuer: c.Issuer.String(),
+			Ends: c.NotAfter.UTC(), UsedBy: u.usedBy}
 		if i > 0 {
 			e.State = StateOld
 		}
@@ -171,7 +174,7 @@ func file(name, path string, u use) []Certificate {
 	return out
 }
 
-// kubeconfig is the certificate that is embedded in a kubeconfig, which is a copy and may be an old one.
+// kubeconfig returns the certificate that is embedded in a kubeconfig. It is a copy and may be out of date.
 func kubeconfig(name, path string) []Certificate {
 	e := Certificate{Name: name, File: path, UsedBy: "umiak kubectl, and copies of it"}
 	fail := func(err error) []Certificate {
@@ -193,7 +196,7 @@ func kubeconfig(name, path string) []Certificate {
 		} `json:"users"`
 	}
 	if err := yaml.Unmarshal(raw, &k); err != nil {
-		return fail(errors.New("not a kubeconfig")) // the parser's words might quote a key
+		return fail(errors.New("not a kubeconfig")) // the parser's error might quote a private key
 	}
 	if len(k.Users) == 0 || len(k.Users[0].User.Data) == 0 {
 		return nil
@@ -208,7 +211,7 @@ func kubeconfig(name, path string) []Certificate {
 	return []Certificate{e}
 }
 
-// ReadSmall reads a file that cannot sensibly have more than so many bytes.
+// ReadSmall reads a file of at most limit bytes; a larger one is an error.
 func ReadSmall(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -252,7 +255,7 @@ func parse(raw []byte) (out []*x509.Certificate, err error) {
 	return out, nil
 }
 
-// Print writes the list for people.
+// Print writes the list as a table.
 func Print(w io.Writer, list []Certificate) error {
 	t := output.NewTable(w, "NAME", "KIND", "STATE", "ENDS", "DAYS", "RENEWED BY ITSELF", "SUBJECT", "USED BY")
 	for _, c := range list {
@@ -267,7 +270,8 @@ func Print(w io.Writer, list []Certificate) error {
 			fmt.Fprintf(t, "%s\t%s\t%s\t\t\t\t%s\t%s\n", c.Name, kind, c.State, c.Error, c.UsedBy)
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", c.Name, kind, c.State, c.Ends.Format(time.DateOnly), c.Days, renews, c.Subject, c.UsedBy)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", c.Name, kind, c.State, c.Ends.Format(time.DateOnly), c.Days,
+			renews, c.Subject, c.UsedBy)
 	}
 	return t.Flush()
 }

@@ -28,7 +28,8 @@ func issue(t *testing.T, name string, ca bool, ends time.Time) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: ends, IsCA: ca, BasicConstraintsValid: true}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: ends,
+		IsCA: ca, BasicConstraintsValid: true}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -59,14 +60,18 @@ func TestInspect(t *testing.T) {
 	put(t, filepath.Join(dirs.ServerPKI(), "scheduler.crt"), issue(t, "sched", false, in(10)))
 	put(t, filepath.Join(dirs.AgentPKI(), "kubelet-client.crt"), issue(t, "node", false, in(-2)))
 	put(t, filepath.Join(dirs.AgentPKI(), "kubelet-serving.crt"), []byte("x"))
-	put(t, dirs.AdminKubeconfig(), []byte("users:\n- user:\n    client-certificate-data: "+base64.StdEncoding.EncodeToString(issue(t, "admin", false, in(300)))+"\n"))
+	put(t, dirs.AdminKubeconfig(),
+		[]byte("users:\n- user:\n    client-certificate-data: "+base64.StdEncoding.EncodeToString(issue(t, "admin",
+			false, in(300)))+"\n"))
 	list, err := certfiles.Inspect(dirs, now, 14*24*time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"server-ca CN=new": certfiles.StateOK, "server-ca CN=old": certfiles.StateOld, "apiserver CN=api": certfiles.StateOK,
-		"scheduler CN=sched": certfiles.StateSoon, "node kubelet-client CN=node": certfiles.StateEnded, "node kubelet-serving ": certfiles.StateUnreadable,
+		"server-ca CN=new": certfiles.StateOK, "server-ca CN=old": certfiles.StateOld,
+		"apiserver CN=api":   certfiles.StateOK,
+		"scheduler CN=sched": certfiles.StateSoon, "node kubelet-client CN=node": certfiles.StateEnded,
+		"node kubelet-serving ":     certfiles.StateUnreadable,
 		"admin.kubeconfig CN=admin": certfiles.StateOK,
 	}
 	for _, c := range list {
@@ -90,7 +95,8 @@ func TestInspect(t *testing.T) {
 }
 
 func FuzzInspect(f *testing.F) {
-	f.Add([]byte("users: [{user: {client-certificate-data: eA==}}]"), []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	f.Add([]byte("users: [{user: {client-certificate-data: eA==}}]"),
+		[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
 	f.Fuzz(func(t *testing.T, kubeconfig, crt []byte) {
 		dirs := layout.Dirs{Data: t.TempDir()}
 		put(t, dirs.AdminKubeconfig(), kubeconfig)

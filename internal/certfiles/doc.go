@@ -1,7 +1,6 @@
-// Package certfiles finds the certificates that umiak keeps on a machine, a server's and a node's, and says
-// of each when it ends, when it is renewed and what uses it. It reads files and asks nobody, so that it works
-// also where nothing runs, which is when one wants to know most.
+// Package certfiles lists the certificates of umiak on a machine, those of a server and of a node: when each expires,
+// when it is renewed and what uses it. It only reads files, so that it also works while umiak does not run.
 //
-// It knows names of files and nothing of how they come to be. `umiak certificate check` and package pki use
-// it.
+// It has the names of the files and does not issue certificates. `umiak certificate check` and package pki use it. It
+// imports internal/layout and internal/listing.
 package certfiles

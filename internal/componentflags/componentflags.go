@@ -1,5 +1,5 @@
-// Package componentflags puts the flags that users give to a component of Kubernetes into the component's own flag set, and
-// names everything that is wrong with them by the setting that they were given with.
+// Package componentflags applies flags that users give to a component of Kubernetes to the flag set of the component.
+// Its errors name the setting in which the flags were given.
 //
 // agent/kubelet and server/controlplane use it. It imports nothing of umiak but internal/config.
 package componentflags
@@ -15,8 +15,8 @@ import (
 	"github.com/umiak-io/umiak/internal/config"
 )
 
-// Split takes one argument apart: NAME=VALUE, with or without leading dashes, and underscores for dashes in the name. A flag
-// that stands alone has no value.
+// Split splits one argument, NAME=VALUE, with or without leading dashes, with underscores or dashes in the name.
+// alone means that it has no =VALUE.
 func Split(arg string) (name, value string, alone bool) {
 	name, value, found := strings.Cut(arg, "=")
 	name = strings.ReplaceAll(strings.TrimLeft(strings.TrimSpace(name), "-"), "_", "-")
@@ -36,8 +36,8 @@ func Given(args []string, names ...string) bool {
 	return false
 }
 
-// Set puts args into fs. It reports all mistakes at once, each with key, the setting that args come from. refused returns what
-// to do instead of setting a flag to a value, empty where it may be set; it is nil where all may.
+// Set sets the flags in args. It reports all mistakes at once, each with key, the setting that has args. refused
+// returns what to do instead of setting a flag to a value, empty if the flag may be set; nil allows all.
 func Set(fs *pflag.FlagSet, key string, args []string, refused func(name, value string) string) error {
 	var errs []error
 	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf(key+": "+format, a...)) }
@@ -71,7 +71,7 @@ func Set(fs *pflag.FlagSet, key string, args []string, refused func(name, value 
 	return errors.Join(errs...)
 }
 
-// near names flags that begin like an unknown one, or the one with the fewest edits.
+// near returns a suggestion for an unknown flag: the flags that begin with its name, or the one with the fewest edits.
 func near(name string, fs *pflag.FlagSet) string {
 	var like, all []string
 	fs.VisitAll(func(f *pflag.Flag) {

@@ -17,19 +17,23 @@ func TestSet(t *testing.T) {
 		}
 		return ""
 	}
-	if err := Set(fs, "k-arg", []string{"--max_pods=20", "node-name=a=b,c", "--verbose", "port=0"}, refused); err != nil {
+	if err := Set(fs, "k-arg", []string{"--max_pods=20", "node-name=a=b,c", "--verbose", "port=0"},
+		refused); err != nil {
 		t.Fatal(err)
 	}
 	if *pods != 20 || *name != "a=b,c" || !*verbose || *port != 0 {
 		t.Error(*pods, *name, *verbose, *port)
 	}
-	err := Set(fs, "k-arg", []string{"max-pod=3", "max-pods=many", "max-pods", "=x", "port=1", "nonsense=1", "--"}, refused)
+	err := Set(fs, "k-arg", []string{"max-pod=3", "max-pods=many", "max-pods", "=x", "port=1", "nonsense=1", "--"},
+		refused)
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, want := range []string{
-		`k-arg: there is no flag "max-pod"; did you mean max-pods?`, `k-arg: invalid argument "many" for "--max-pods" flag`, "k-arg: max-pods needs a value: max-pods=VALUE",
-		`k-arg: "=x" is not NAME=VALUE`, "k-arg: port cannot be set: set kubelet-port", `k-arg: there is no flag "nonsense"`, `k-arg: "--" is not NAME=VALUE`,
+		`k-arg: there is no flag "max-pod"; did you mean max-pods?`,
+		`k-arg: invalid argument "many" for "--max-pods" flag`, "k-arg: max-pods needs a value: max-pods=VALUE",
+		`k-arg: "=x" is not NAME=VALUE`, "k-arg: port cannot be set: set kubelet-port",
+		`k-arg: there is no flag "nonsense"`, `k-arg: "--" is not NAME=VALUE`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing %q in:\n%v", want, err)
@@ -39,7 +43,8 @@ func TestSet(t *testing.T) {
 
 func TestGiven(t *testing.T) {
 	args := []string{"--oidc-issuer-url=https://x", "v=1", "allow_metric_labels=x"}
-	for name, want := range map[string]bool{"oidc-*": true, "v": true, "oidc": false, "anonymous-auth": false, "allow-metric-labels": true} {
+	for name, want := range map[string]bool{"oidc-*": true, "v": true, "oidc": false, "anonymous-auth": false,
+		"allow-metric-labels": true} {
 		if Given(args, name) != want {
 			t.Errorf("%s: %v", name, !want)
 		}

@@ -1,9 +1,11 @@
-// Package control lets root's commands have the running umiak do something, over a unix socket that only
-// root can open. What only looks goes through package status.
+// Package control lets commands of root run actions in the running umiak, over a unix socket that only root can open.
+// Commands that only read use package status.
 //
-// The process registers actions by name; a command calls one with a small JSON document and gets one back.
-// Actions run one at a time, so that two commands never change the same thing together. An action goes on
-// to its end when the command that asked for it goes away: half of it would be worse.
+// The process registers actions by name. A command calls one with a small JSON document and gets one back. Actions
+// run one at a time, so that two commands never change the same thing at once. An action runs to its end even if its
+// command goes away, so that it is never half done.
+//
+// It imports internal/socket. Server, agent and commands call it.
 package control
 
 import (
@@ -21,26 +23,26 @@ import (
 	"github.com/umiak-io/umiak/internal/socket"
 )
 
-// limit bounds a document on either way.
+// limit is the most bytes of a request or an answer.
 const limit = 1 << 20
 
-// Action does what its request asks for. What it returns is encoded as JSON.
+// Action performs a request. Its result is encoded as JSON.
 type Action func(ctx context.Context, request json.RawMessage) (any, error)
 
-// Server answers on the socket.
+// Server serves actions on a socket.
 type Server struct {
-	Socket  string
-	Actions map[string]Action
+	Socket  string            // path
+	Actions map[string]Action // by name
 
 	one sync.Mutex // one action at a time
 }
 
-// refusal is what an action that failed sends.
+// refusal is the answer of a failed action.
 type refusal struct {
 	Error string `json:"error"`
 }
 
-// Run serves until ctx ends. The socket's folder must exist.
+// Run serves until ctx ends, then waits for a running action. The folder of the socket must exist.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	l, err := socket.Listen(ctx, s.Socket)
 	if err != nil {
@@ -53,7 +55,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control: %w", err)
 	}
-	s.one.Lock() // an action under way is let finish
+	s.one.Lock() // waits for a running action
 	defer s.one.Unlock()
 	return nil
 }
@@ -63,9 +65,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	fail := func(code int, format string, a ...any) {
 		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(refusal{fmt.Sprintf(format, a...)}) // the reader has gone away: nothing to do
+		_ = json.NewEncoder(w).Encode(refusal{fmt.Sprintf(format, a...)}) // fails only if the client is gone
 	}
-	name := strings.TrimPrefix(r.URL.Path, "/") // the path may be empty, RFC 9112 section 3.2.2
+	name := strings.TrimPrefix(r.URL.Path, "/") // the path may be empty (RFC 9112, section 3.2.2)
 	act := s.Actions[name]
 	if act == nil {
 		fail(http.StatusNotFound, "this umiak does not know %q: is it of another version than the command?", name)
@@ -87,11 +89,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusConflict, "%v", err)
 		return
 	}
-	_ = json.NewEncoder(w).Encode(out) // as above
+	_ = json.NewEncoder(w).Encode(out) // fails only if the client is gone
 }
 
-// Call has the process behind the socket do the action. Where nobody listens the error is
-// socket.ErrNotRunning.
+// Call runs an action in the process that listens on the socket and decodes its result into response. The error wraps
+// socket.ErrNotRunning if no process listens.
 func Call(ctx context.Context, path, action string, request, response any) error {
 	body, err := json.Marshal(request)
 	if err != nil {
@@ -107,7 +109,7 @@ func Call(ctx context.Context, path, action string, request, response any) error
 	if err != nil {
 		return socket.Unanswered(ctx, path, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
+	defer resp.Body.Close() //nolint:errcheck // nothing more is read
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit))
 	if err != nil {
 		return fmt.Errorf("read answer of the running umiak: %w", err)

@@ -72,13 +72,15 @@ func TestActionsRunOneAtATimeBehindAPrivateSocket(t *testing.T) {
 	if err := control.Call(t.Context(), sock, "fail", request{}, &out); err == nil || err.Error() != "no such name" {
 		t.Errorf("got %v", err)
 	}
-	if err := control.Call(t.Context(), sock, "other", request{}, &out); err == nil || !strings.Contains(err.Error(), "another version") {
+	if err := control.Call(t.Context(), sock, "other", request{}, &out); err == nil ||
+		!strings.Contains(err.Error(), "another version") {
 		t.Errorf("got %v", err)
 	}
 	if err := control.Call(t.Context(), sock+".none", "echo", request{}, &out); !errors.Is(err, socket.ErrNotRunning) {
 		t.Errorf("got %v", err)
 	}
-	if err := control.Call(t.Context(), sock, "echo", strings.Repeat("x", 2<<20), &out); err == nil || !strings.Contains(err.Error(), "1048576") {
+	if err := control.Call(t.Context(), sock, "echo", strings.Repeat("x", 2<<20), &out); err == nil ||
+		!strings.Contains(err.Error(), "1048576") {
 		t.Errorf("a request too large: %v", err)
 	}
 }
@@ -88,7 +90,8 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte(`{`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		called := false
-		s := &control.Server{Actions: map[string]control.Action{"echo": func(_ context.Context, raw json.RawMessage) (any, error) {
+		s := &control.Server{Actions: map[string]control.Action{"echo": func(_ context.Context,
+			raw json.RawMessage) (any, error) {
 			called = true
 			if !json.Valid(raw) {
 				t.Error("not JSON")

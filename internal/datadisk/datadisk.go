@@ -1,9 +1,12 @@
-// Package datadisk notices that the disk with a node's data is not there, before a new, empty node comes to be on the disk below.
+// Package datadisk detects that the disk with the data of a node is not mounted, before a new, empty node is created
+// in the folder below.
 //
-// Beside the settings, outside of the data directory, a note says which data ran here last and on which mounted file system
-// they were. The data have the same mark. Data without it on another file system are not the node's.
+// A note beside the settings, outside the data directory, records the mark of the data that were used last and the
+// mounted file system that they were on. A file in the data directory has the same mark. Data without that mark on
+// another file system are not those of the node.
 //
-// Both binaries call it at their start; uninstall reads the notes. It imports internal/mounted and what writes files.
+// Both programs call it when they start; uninstall reads the notes. It imports internal/mounted and
+// internal/atomicfile.
 package datadisk
 
 import (
@@ -20,27 +23,27 @@ import (
 	"github.com/umiak-io/umiak/internal/mounted"
 )
 
-// File is the file of notes in the folder of settings.
+// File is the name of the file of notes in the folder of settings.
 const File = "data.json"
 
-// markFile is the file in the data directory with the mark.
+// markFile is the name of the file with the mark in the data directory.
 const markFile = "mark"
 
-// Note says which data were in a data directory.
+// Note describes the data that a node has in a data directory.
 type Note struct {
 	DataDir string `json:"dataDir"`
 	RunDir  string `json:"runDir"`
-	// Place is the mounted file system that the data were on, see mounted.At.
+	// Place identifies the file system that the data are on, see mounted.At; empty if that is unknown.
 	Place string `json:"place"`
-	// Mark is that of the data. It is written here first.
+	// Mark is a random text that is also in the data directory. It is written here first.
 	Mark string `json:"mark"`
 }
 
-// ErrMissing means that the data of the node are not there.
+// ErrMissing means that the data directory does not have the data of the node.
 var ErrMissing = errors.New("the data of this node are not there")
 
-// Check returns ErrMissing when what is in the data directory is not what ran here last and is on another file system than that
-// was. etc is the folder of settings.
+// Check returns an error that wraps ErrMissing if the data directory is on another file system than that of the note
+// and does not have the mark of the note. etc is the folder of settings.
 func Check(etc, dataDir string) error {
 	notes, err := Read(etc)
 	if err != nil {
@@ -50,11 +53,13 @@ func Check(etc, dataDir string) error {
 	if !noted || n.Place == "" || mounted.Still(dataDir, n.Place) || read(dataDir) == n.Mark {
 		return nil
 	}
-	return fmt.Errorf("%w: %s is not on the disk on which they were; mount that, and umiak starts; for a new node or cluster instead, uninstall umiak, or remove %s",
+	return fmt.Errorf("%w: %s is not on the disk on which they were; mount that, and umiak starts; for a new node "+
+		"or cluster instead, uninstall umiak, or remove %s",
 		ErrMissing, dataDir, filepath.Join(etc, File))
 }
 
-// Keep notes that the data in the data directory are the node's. Without a folder of settings there is no place for a note.
+// Keep writes a note that the data in the data directory are those of the node. It does nothing if the folder of
+// settings does not exist.
 func Keep(etc, dataDir, runDir string) error {
 	if st, err := os.Stat(etc); err != nil || !st.IsDir() {
 		return nil
@@ -68,7 +73,7 @@ func Keep(etc, dataDir, runDir string) error {
 	if noted && n.Place == place && n.RunDir == runDir && mark == n.Mark {
 		return nil
 	}
-	// A new mark for another file system: a copy of the data that stays behind there must not pass for them later.
+	// The data on another file system get a new mark, so that a copy left on the old one is not accepted later.
 	next := Note{DataDir: dataDir, RunDir: runDir, Place: place, Mark: rand.Text()}
 	if err := notes.with(next).write(etc); err != nil {
 		return err
@@ -79,7 +84,7 @@ func Keep(etc, dataDir, runDir string) error {
 	return nil
 }
 
-// Forget removes the note of a data directory.
+// Forget removes the note about a data directory, if there is one.
 func Forget(etc, dataDir string) error {
 	notes, err := Read(etc)
 	if err != nil {
@@ -91,7 +96,7 @@ func Forget(etc, dataDir string) error {
 	return notes.without(dataDir).write(etc)
 }
 
-// Notes are all of a folder of settings.
+// Notes are the notes in a folder of settings.
 type Notes []Note
 
 // Read reads the notes in the folder of settings.
@@ -105,7 +110,7 @@ func Read(etc string) (Notes, error) {
 		err = json.Unmarshal(raw, &all)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read on which disk the data are, %s: %w", filepath.Join(etc, File), err)
+		return nil, fmt.Errorf("read the note about the disk of the data, %s: %w", filepath.Join(etc, File), err)
 	}
 	return all, nil
 }
@@ -138,7 +143,7 @@ func (all Notes) write(etc string) error {
 	file := filepath.Join(etc, File)
 	if len(all) == 0 {
 		if err := os.Remove(file); err != nil {
-			return fmt.Errorf("forget on which disk the data are: %w", err)
+			return fmt.Errorf("remove the note about the disk of the data: %w", err)
 		}
 		return nil
 	}
@@ -147,11 +152,12 @@ func (all Notes) write(etc string) error {
 		err = atomicfile.Write(file, append(raw, '\n'), 0o600)
 	}
 	if err != nil {
-		return fmt.Errorf("note on which disk the data are: %w", err)
+		return fmt.Errorf("write the note about the disk of the data: %w", err)
 	}
 	return nil
 }
 
+// read returns the mark in a data directory, empty if there is none.
 func read(dataDir string) string {
 	raw, err := os.ReadFile(filepath.Join(dataDir, markFile))
 	if err != nil {

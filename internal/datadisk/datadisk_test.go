@@ -15,7 +15,7 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
-// TestMain runs the tests in namespaces of their own, since they mount.
+// TestMain runs the tests in a mount namespace, since they mount file systems.
 func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run, syscall.CLONE_NEWNS)) }
 
 type machine struct {
@@ -50,7 +50,7 @@ func (m *machine) unmount() {
 	m.must(unix.Unmount(m.data, 0))
 }
 
-// start is what a node does.
+// start does what a node does at its start.
 func (m *machine) start() {
 	m.Helper()
 	m.must(datadisk.Check(m.etc, m.data))
@@ -59,7 +59,8 @@ func (m *machine) start() {
 
 func (m *machine) refused(what string) {
 	m.Helper()
-	if err := datadisk.Check(m.etc, m.data); !errors.Is(err, datadisk.ErrMissing) || !strings.Contains(err.Error(), m.data) || !strings.Contains(err.Error(), filepath.Join(m.etc, datadisk.File)) {
+	if err := datadisk.Check(m.etc, m.data); !errors.Is(err, datadisk.ErrMissing) ||
+		!strings.Contains(err.Error(), m.data) || !strings.Contains(err.Error(), filepath.Join(m.etc, datadisk.File)) {
 		m.Errorf("%s: %v", what, err)
 	}
 }
@@ -81,7 +82,7 @@ func TestDiskThatIsNotMounted(t *testing.T) {
 	m.refused("an empty disk is mounted")
 	m.unmount()
 
-	// The data move: copied, and then used on the other disk. What stays behind does not pass for them any more.
+	// The data are copied to another disk and used there. The copy on the old disk is not accepted afterwards.
 	m.must(exec.CommandContext(t.Context(), "cp", "-a", disk+"/.", bigger).Run())
 	m.mount(bigger)
 	m.start()
@@ -92,7 +93,7 @@ func TestDiskThatIsNotMounted(t *testing.T) {
 	m.mount(bigger)
 	m.start()
 
-	// A link to a folder on a disk.
+	// The data directory is a link to a folder on a disk.
 	link := &machine{t, m.etc, filepath.Join(t.TempDir(), "link")}
 	m.must(os.Symlink(m.data, link.data))
 	link.start()
@@ -104,7 +105,7 @@ func TestDiskThatIsNotMounted(t *testing.T) {
 	m.mount(bigger)
 	link.start()
 
-	// The way out.
+	// The remedy that the error names.
 	m.unmount()
 	m.refused("nothing is mounted")
 	m.must(os.Remove(filepath.Join(m.etc, datadisk.File)))
@@ -130,7 +131,7 @@ func (m *machine) start0() {
 	m.must(os.Mkdir(m.data, 0o755))
 }
 
-// TestPowerLoss: the note is written and the mark is not.
+// TestPowerLoss covers a power cut after the note and before the mark is written.
 func TestPowerLoss(t *testing.T) {
 	m := newMachine(t)
 	disk := t.TempDir()

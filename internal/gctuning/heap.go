@@ -1,5 +1,4 @@
-// Package gctuning sets how much memory a process of umiak keeps for itself. Commands call it; nothing else
-// does.
+// Package gctuning sets the garbage collector of a process. Only commands call it. It imports nothing of umiak.
 package gctuning
 
 import (
@@ -9,23 +8,23 @@ import (
 	"time"
 )
 
-// Growth is how far the heap may grow before it is collected, in percent of what is live. Half of Go's
-// default: an idle node holds little garbage, and memory is what small boxes lack. GOGC overrides it.
+// Growth is the growth of the heap, in percent of the live heap, at which a collection starts. It is half of Go's
+// default, since an idle node produces little garbage and small machines lack memory. The variable GOGC overrides it.
 const Growth = 50
 
-// StartOver is when what a start needs for a while is garbage: the first pods run, caches are filled.
+// StartOver is the time after which the memory that only a start needs is garbage: the first pods run, caches are
+// filled.
 const StartOver = 20 * time.Second
 
-// Limit makes the heap grow by Growth at most.
+// Limit sets the growth of the heap to Growth, unless GOGC is set.
 func Limit() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(Growth)
 	}
 }
 
-// GiveBack gives the system back, once, what only the start needed. The runtime by itself keeps it for as long
-// as the heap stays at that size, which for an idle node is for ever. It returns after StartOver, or when ctx
-// ends.
+// GiveBack returns the memory that only the start needed to the system, once, after StartOver. The runtime alone
+// would not, as long as the heap does not grow, which on an idle node is for ever. It returns then, or when ctx ends.
 func GiveBack(ctx context.Context) {
 	select {
 	case <-ctx.Done():

@@ -1,7 +1,9 @@
-// Package httpproxy says which of the process's connections may go to an HTTP proxy (HTTPS_PROXY, HTTP_PROXY).
+// Package httpproxy decides which connections of the process use an HTTP proxy (HTTPS_PROXY, HTTP_PROXY).
 //
-// Nothing of the cluster's own may: API server, kubelets, webhooks, aggregated APIs, etcd members and nodes are reached
-// directly. What lies outside may: registries, object stores, releases, an OIDC issuer. Upstream's libraries decide by
-// the variable NO_PROXY and nothing else, each at its own time, so Exempt extends that variable before the first of them
-// looks; transports of our own for what lies outside use Proxy, which knows the user's setting alone.
+// Connections within the cluster do not: to API servers, kubelets, webhooks, aggregated APIs, etcd members and nodes.
+// Connections to the outside may: to registries, object stores, releases, an OIDC issuer. Upstream's libraries read
+// only the variable NO_PROXY, each when it is first used, so Exempt extends that variable before. umiak's own
+// transports to the outside use Proxy, which has only the user's settings.
+//
+// It imports nothing of umiak; both programs call it.
 package httpproxy

@@ -9,22 +9,22 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// marker stands before what Exempt adds to NO_PROXY: no host has this name, and by it the user's part is found again,
-// also by a process that has inherited the variable.
+// marker separates the user's part of NO_PROXY from the part that Exempt adds, also for a process that has inherited
+// the variable. No host has this name.
 const marker = "umiak-internal.invalid"
 
-// everyAddress are the targets that are given as an address: that is how the parts of a cluster reach each other. A
-// list of ranges would not do, since nodes come with addresses that nobody knows beforehand.
+// everyAddress matches all targets that are given as an IP address, which is how the parts of a cluster reach each
+// other. A list of ranges would not do, since the addresses of future nodes are unknown.
 var everyAddress = []string{"localhost", "0.0.0.0/0", "::/0"}
 
-// Exempt keeps the process's connections to targets given as an address, and to the host names and .domains in also,
-// from any proxy. Call it before the process makes its first request; it may be called again.
+// Exempt makes the process connect without a proxy to targets given as an IP address, and to the host names and
+// .domains in also. Call it before the first request of the process. Further calls replace the names.
 func Exempt(also ...string) error {
 	add := marker + "," + strings.Join(append(everyAddress, also...), ",")
-	if own := users(noProxy()); own != "" {
-		add = own + "," + add
+	if user := userPart(noProxy()); user != "" {
+		add = user + "," + add
 	}
-	// Libraries look at one or the other first.
+	// Libraries differ in which of the two variables they read first.
 	for _, name := range []string{"NO_PROXY", "no_proxy"} {
 		if err := os.Setenv(name, add); err != nil {
 			return err
@@ -40,18 +40,18 @@ func noProxy() string {
 	return os.Getenv("no_proxy")
 }
 
-// users is the part of a NO_PROXY that Exempt has not added.
-func users(noProxy string) string {
-	own, _, _ := strings.Cut(noProxy, marker)
-	return strings.Trim(own, ", ")
+// userPart returns the part of NO_PROXY that Exempt has not added.
+func userPart(noProxy string) string {
+	user, _, _ := strings.Cut(noProxy, marker)
+	return strings.Trim(user, ", ")
 }
 
-// Environ returns the process's environment without what Exempt has added: for programs that keep what they are given.
+// Environ returns the environment of the process without what Exempt has added, for programs that store it.
 func Environ() []string {
 	var out []string
 	for _, v := range os.Environ() {
 		if name, value, _ := strings.Cut(v, "="); name == "NO_PROXY" || name == "no_proxy" {
-			if value = users(value); value == "" {
+			if value = userPart(value); value == "" {
 				continue
 			}
 			v = name + "=" + value
@@ -61,11 +61,11 @@ func Environ() []string {
 	return out
 }
 
-// Proxy returns what http.Transport.Proxy is to be for targets outside the cluster: the user's settings, without what
-// Exempt has added.
+// Proxy returns a function for http.Transport.Proxy, for targets outside the cluster. It follows the user's settings,
+// without what Exempt has added.
 func Proxy() func(*http.Request) (*url.URL, error) {
 	c := httpproxy.FromEnvironment()
-	c.NoProxy = users(c.NoProxy)
+	c.NoProxy = userPart(c.NoProxy)
 	f := c.ProxyFunc()
 	return func(r *http.Request) (*url.URL, error) { return f(r.URL) }
 }

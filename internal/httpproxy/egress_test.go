@@ -13,22 +13,24 @@ import (
 	"github.com/umiak-io/umiak/internal/httpproxy"
 )
 
-// TestExempt asks the libraries' own choosers in a process of its own, since they look at the environment once.
+// TestExempt calls the libraries' own functions in a process of its own, since they read the environment once.
 func TestExempt(t *testing.T) {
 	if os.Getenv("EGRESS_TEST_CHILD") == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestExempt$")
-		cmd.Env = append(os.Environ(), "EGRESS_TEST_CHILD=1", "HTTPS_PROXY=http://proxy.example:3128", "http_proxy=http://proxy.example:3128", "NO_PROXY=own.example,198.51.100.0/24")
+		cmd.Env = append(os.Environ(), "EGRESS_TEST_CHILD=1", "HTTPS_PROXY=http://proxy.example:3128",
+			"http_proxy=http://proxy.example:3128", "NO_PROXY=own.example,198.51.100.0/24")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		return
 	}
-	for range 2 { // as after the process has executed itself anew
+	for range 2 { // as after the process has executed itself again
 		if err := httpproxy.Exempt(".svc", ".cluster.local", "db.example"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := os.Getenv("NO_PROXY"); strings.Count(got, "0.0.0.0/0") != 1 || !strings.HasPrefix(got, "own.example,198.51.100.0/24,") {
+	if got := os.Getenv("NO_PROXY"); strings.Count(got, "0.0.0.0/0") != 1 ||
+		!strings.HasPrefix(got, "own.example,198.51.100.0/24,") {
 		t.Error(got)
 	}
 	request := func(target string) *http.Request {
@@ -39,10 +41,11 @@ func TestExempt(t *testing.T) {
 		return &http.Request{URL: u}
 	}
 	old := utilnet.SetOldTransportDefaults(&http.Transport{})
-	choosers := map[string]func(*http.Request) (*url.URL, error){"net/http": http.ProxyFromEnvironment, "apimachinery": old.Proxy}
+	choosers := map[string]func(*http.Request) (*url.URL, error){"net/http": http.ProxyFromEnvironment,
+		"apimachinery": old.Proxy}
 	for _, c := range []struct {
 		target             string
-		cluster, elsewhere bool // whether it goes to the proxy
+		cluster, elsewhere bool // whether a connection uses the proxy
 	}{
 		{"https://10.43.0.1:443/", false, true},
 		{"https://203.0.113.7:10250/pods", false, true}, // a kubelet with an address that nobody knew beforehand

@@ -1,4 +1,6 @@
-// Package instance makes one process the owner of a data directory.
+// Package instance ensures that one process at a time uses a data directory, and finds the nodes of this machine.
+//
+// Commands, snapshot.Restore and the host checks call it. It imports internal/layout, filelock and atomicfile.
 package instance
 
 import (
@@ -10,11 +12,11 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// ErrTaken means that another process owns the directory.
+// ErrTaken means that another process has locked the data directory.
 var ErrTaken = errors.New("another umiak is using this data directory")
 
-// Acquire creates the two directories and locks the data directory for this process, until release is
-// called or the process ends, however it ends. A second owner gets ErrTaken with the first one's pid.
+// Acquire creates the two directories and locks the data directory until release is called or the process ends,
+// however it ends. A second process gets ErrTaken with the process ID of the first.
 func Acquire(d layout.Dirs) (release func(), err error) {
 	for dir, mode := range map[string]os.FileMode{d.Data: 0o755, d.Run: 0o711} {
 		if err := os.MkdirAll(dir, mode); err != nil {
@@ -28,5 +30,5 @@ func Acquire(d layout.Dirs) (release func(), err error) {
 	return release, err
 }
 
-// Running reports whether a process owns the data directory.
+// Running reports whether a process has locked the data directory.
 func Running(d layout.Dirs) bool { return filelock.Held(d.Lock()) }

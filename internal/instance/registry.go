@@ -14,8 +14,8 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// Registry is the folder in which nodes of this machine say where their directories are, a file each, so that commands find
-// a node that was started with other directories than the settings name. It lives as long as the boot.
+// Registry is the folder in which the nodes of this machine register their directories, one file each, so that commands
+// find a node that was started with other directories than those in the settings. It is on a tmpfs.
 type Registry string
 
 type registered struct {
@@ -28,7 +28,7 @@ func (r Registry) file(d layout.Dirs) string {
 	return filepath.Join(string(r), hex.EncodeToString(h[:8])+".json")
 }
 
-// Add registers a node. Nodes in the default directories are found without.
+// Add registers a node. Nodes in the default directories need no registration.
 func (r Registry) Add(d layout.Dirs) error {
 	if d == layout.Default {
 		return nil
@@ -46,16 +46,16 @@ func (r Registry) Add(d layout.Dirs) error {
 	return nil
 }
 
-// Remove forgets a node; the last one takes the folder with it.
+// Remove removes a node, and the folder with the last one.
 func (r Registry) Remove(d layout.Dirs) error {
 	if err := os.Remove(r.file(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget the node: %w", err)
+		return fmt.Errorf("unregister the node: %w", err)
 	}
-	_ = os.Remove(string(r)) // fails while there are others
+	_ = os.Remove(string(r)) // fails while other nodes are registered
 	return nil
 }
 
-// List returns the registered nodes. What cannot be read is left out.
+// List returns the registered nodes. It leaves out files that cannot be read.
 func (r Registry) List() []layout.Dirs {
 	entries, err := os.ReadDir(string(r))
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package joinclient asks servers' join API (internal/joinwire): one request to one server, which errors are
-// worth asking again for, and how long to wait in between.
+// Package joinclient is a client of the join API of servers (internal/joinwire): it sends one request to one server,
+// tells errors that pass from final ones, and repeats requests with back-off.
 //
-// agent/join joins nodes with it, server joins servers. It may import internal/.
+// agent/join uses it to join nodes, server/cluster to join servers. It may import internal/.
 package joinclient

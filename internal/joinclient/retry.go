@@ -12,7 +12,7 @@ import (
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
-// Definite says whether asking again would bring the same answer.
+// Definite reports whether a repeated request would get the same answer.
 func Definite(err error) bool {
 	if errors.Is(err, token.ErrWrongServer) {
 		return true
@@ -28,7 +28,7 @@ func Definite(err error) bool {
 	return true
 }
 
-// IsCode says whether a server has refused for this reason.
+// IsCode reports whether err is a server's refusal with this code.
 func IsCode(err error, code joinwire.Code) bool {
 	var e *joinwire.Error
 	return errors.As(err, &e) && e.Code == code
@@ -37,12 +37,12 @@ func IsCode(err error, code joinwire.Code) bool {
 const (
 	firstPause = 500 * time.Millisecond
 	maxPause   = 15 * time.Second
-	// tokenTries is how often a token is offered: a server may be a moment behind the one on which it was made.
+	// tokenTries is the number of times that a token is sent: a server may not have it yet if another one created it.
 	tokenTries = 3
 )
 
-// Insist repeats try until it succeeds, the answer is definite, or ctx ends. wait hears why it goes on. It does
-// not wait any longer once the clock is set, which may have been what was wrong.
+// Insist calls try until it succeeds, its error is definite, or ctx ends. It calls wait with each other error, then
+// pauses. It tries at once when the clock is set, since a wrong clock may have been the cause.
 func Insist(ctx context.Context, try func(context.Context) error, wait func(error)) error {
 	alarm, err := wallclock.NewAlarm()
 	if err != nil {
@@ -61,7 +61,7 @@ func Insist(ctx context.Context, try func(context.Context) error, wait func(erro
 			return err
 		}
 		wait(err)
-		// A thousand nodes that come back after a power cut do not all ask in the same moment.
+		// The pauses are spread, so that many nodes that start after a power cut do not all send at the same moment.
 		if err := alarm.Set(pauses.Next()); err != nil {
 			return err
 		}

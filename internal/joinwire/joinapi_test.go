@@ -9,7 +9,8 @@ import (
 func TestDecode(t *testing.T) {
 	for body, good := range map[string]bool{
 		`{"name":"n"}`: true, ` {"name":"n"} ` + "\n": true,
-		``: false, `[]`: false, `{"name":1}`: false, `{"name":"n"}{}`: false, `{"name":"n"}x`: false, `{"nam":"n"}`: false,
+		``: false, `[]`: false, `{"name":1}`: false, `{"name":"n"}{}`: false, `{"name":"n"}x`: false,
+		`{"nam":"n"}`: false,
 		`{"name":"` + strings.Repeat("n", MaxBody) + `"}`: false,
 	} {
 		var r NodeRequest

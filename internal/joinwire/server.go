@@ -1,25 +1,25 @@
 package joinwire
 
-// ServerRequest is what a server that joins others says of itself.
+// ServerRequest is the request of a server that joins others.
 type ServerRequest struct {
-	// Name is the server's, and its node's; Password proves, the next time, that it is the same machine.
+	// Name is the name of the server and its node. Password proves at the next request that it is the same machine.
 	Name     string `json:"name"`
 	Password string `json:"password"`
-	// Datastore is the kind that the server is set up for.
+	// Datastore is the kind of datastore in the settings of the server.
 	Datastore Datastore `json:"datastore"`
-	// Peer is where the members of an etcd cluster are to reach it, as HOST:PORT.
+	// Peer is the HOST:PORT at which the members of an etcd cluster reach it; empty with another datastore.
 	Peer string `json:"peer,omitempty"`
-	// Settings are those that must be the same on all servers.
+	// Settings are the settings that must be the same on all servers.
 	Settings []Setting `json:"settings"`
 }
 
-// Datastore is what servers share their state by.
+// Datastore is a kind of datastore that servers can share.
 type Datastore string
 
-// The kinds. A server whose state is in SQLite takes no other in.
+// The kinds. A server with SQLite admits no other server.
 const (
-	Etcd     Datastore = "etcd"     // in the servers' processes
-	External Datastore = "external" // of somebody else; its address is among the settings of each server
+	Etcd     Datastore = "etcd"     // embedded in the servers
+	External Datastore = "external" // a database that the user runs; each server has its address in its settings
 )
 
 // Setting is a key of the configuration with its value, as a user would write it.
@@ -28,15 +28,15 @@ type Setting struct {
 	Value string `json:"value"`
 }
 
-// ServerResponse is what it gets.
+// ServerResponse is the answer to a ServerRequest.
 type ServerResponse struct {
-	// Files are the cluster's keys; none in the answer to a check.
+	// Files are the keys of the cluster; empty in the answer to a check.
 	Files []File `json:"files"`
-	// Members are those of the etcd cluster, the new one included unless it is a check; none with another datastore.
+	// Members are the members of the etcd cluster, with the new one unless it is a check; empty with another datastore.
 	Members []Member `json:"members,omitempty"`
 }
 
-// File is one of the files that all servers have in common.
+// File is a file that all servers share.
 type File struct {
 	Name string `json:"name"` // below data-dir/server, with slashes
 	Data []byte `json:"data"`
@@ -45,14 +45,14 @@ type File struct {
 // Member is a member of an etcd cluster.
 type Member struct {
 	ID      uint64 `json:"id,string"`
-	Name    string `json:"name"` // empty until it has started once
+	Name    string `json:"name"` // empty until the member has started once
 	Peer    string `json:"peer"` // HOST:PORT
 	Learner bool   `json:"learner,omitempty"`
-	// Needed means that a new member has to reach this one: it is the leader, or the server that answers.
+	// Needed means that a new member must be able to reach this one: it is the leader, or the server that answers.
 	Needed bool `json:"needed,omitempty"`
 }
 
-// Differences are the settings of which the two have not the same.
+// Differences returns the settings whose values differ.
 func Differences(ours, theirs []Setting) []Difference {
 	var out []Difference
 	have := map[string]string{}
@@ -73,5 +73,5 @@ func Differences(ours, theirs []Setting) []Difference {
 	return out
 }
 
-// Difference is a setting that two servers have unlike.
+// Difference is a setting with the values of two servers; a missing one is empty.
 type Difference struct{ Key, Ours, Theirs string }

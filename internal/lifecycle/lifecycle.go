@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Run is what a part does.
+// Run is the function of a part.
 type Run = func(ctx context.Context, ready func()) error
 
 // Part is one long-running piece of a process.
@@ -21,48 +21,48 @@ type Part struct {
 	// After names the parts that must be ready before Run is called. A part is stopped only when
 	// every part that names it here has returned.
 	After []string
-	// Run does the work and returns when ctx ends. It calls ready once, as soon as others may rely on
-	// it; a part that nobody waits for may call it at once. Returning before ctx has ended is a
-	// failure of the whole group, also with a nil error, unless ready was called and Oneshot is set.
+	// Run does the work and returns when ctx ends. It calls ready once, as soon as other parts may rely on it; a part
+	// that no other waits for may call it at once. A return before ctx has ended is a failure of the whole group,
+	// also with a nil error, unless Oneshot is set.
 	Run Run
-	// Oneshot marks a part whose work is done when Run returns.
+	// Oneshot marks a part whose work is done when Run returns nil.
 	Oneshot bool
-	// StopTimeout is how long Run may take to return after ctx has ended before the group says so in the log, goes
-	// on stopping the others and ends without it; 0 means 30 seconds. A part that stands on one that has failed
-	// gets 5 seconds at most: what it waits for does not come.
+	// StopTimeout is the time that Run may take to return after ctx has ended; 0 means 30 seconds. After it, the group
+	// logs a warning, stops the other parts and ends without this one. A part that waits for one that has failed gets 5
+	// seconds at most, since it may be waiting for that one.
 	StopTimeout time.Duration
-	// Restart says how Run is called again after a failure, see the function Restart; nil means that a failure stops
-	// the group.
+	// Restart is the policy by which Run is called again after a failure, see the function Restart; nil means that a
+	// failure stops the group.
 	Restart *Policy
 }
 
-// State is where a part is in its life.
+// State is the state of a part.
 type State string
 
-// The states of a part, in the order in which they are passed.
+// The states of a part, in their order.
 const (
 	Waiting  State = "waiting"
 	Starting State = "starting"
 	Ready    State = "ready"
-	Retrying State = "retrying" // it has failed and is run again
+	Retrying State = "retrying" // after a failure, until it is ready again
 	Stopping State = "stopping"
 	Stopped  State = "stopped"
 	Failed   State = "failed"
 )
 
-// Status is what is known of a part at one moment.
+// Status describes a part at one moment.
 type Status struct {
 	Name       string    `json:"name"`
 	State      State     `json:"state"`
 	WaitingFor []string  `json:"waitingFor,omitempty"`
 	Since      time.Time `json:"since"`
 	Error      string    `json:"error,omitempty"`
-	// Attempt counts the failures in a row of a part that is retrying, and Next is when it is run again.
+	// Attempt is the number of failures in a row of a part that is retrying, Next the time of its next run.
 	Attempt int       `json:"attempt,omitempty"`
 	Next    time.Time `json:"next,omitzero"`
 }
 
-// String says in a few words where the part is, for people.
+// String returns the status in a few words, for people.
 func (s Status) String() string {
 	switch {
 	case s.State == Waiting && len(s.WaitingFor) > 0:
@@ -75,7 +75,7 @@ func (s Status) String() string {
 	return fmt.Sprintf("%s: %s", s.Name, s.State)
 }
 
-// Group is a set of parts that live and die together.
+// Group is a set of parts that start and stop together.
 type Group struct {
 	log   *slog.Logger
 	parts []*part
@@ -86,7 +86,7 @@ type part struct {
 	after  []*part
 	ready  chan struct{}
 	done   chan struct{}
-	gone   chan struct{} // closed when it is done, or not waited for any longer
+	gone   chan struct{} // closed when the part is done, or after StopTimeout
 	cancel context.CancelFunc
 
 	err error // set before done is closed
@@ -95,20 +95,21 @@ type part struct {
 	status Status
 }
 
-// New checks the list and returns the group. Parts stand in start order: a part may name only parts
-// before it, which also rules out cycles.
+// New checks the list of parts and returns the group. Parts are in start order: a part may wait only for parts before
+// it, which also rules out cycles.
 func New(log *slog.Logger, parts ...Part) (*Group, error) {
 	g := &Group{log: log}
 	byName := map[string]*part{}
 	for _, p := range parts {
-		q := &part{Part: p, ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), status: Status{Name: p.Name, State: Waiting, Since: time.Now()}}
+		q := &part{Part: p, ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}),
+			status: Status{Name: p.Name, State: Waiting, Since: time.Now()}}
 		if _, dup := byName[p.Name]; dup || p.Name == "" {
 			return nil, fmt.Errorf("part %q: the name is empty or taken", p.Name)
 		}
 		for _, a := range p.After {
 			dep, ok := byName[a]
 			if !ok {
-				return nil, fmt.Errorf("part %q waits for %q, which does not stand before it", p.Name, a)
+				return nil, fmt.Errorf("part %q waits for %q, which is not before it in the list", p.Name, a)
 			}
 			q.after = append(q.after, dep)
 		}
@@ -118,12 +119,11 @@ func New(log *slog.Logger, parts ...Part) (*Group, error) {
 	return g, nil
 }
 
-// Run starts the parts and blocks until all have stopped. It returns nil when they stopped because
-// ctx ended, otherwise what went wrong while the parts were stopped joined with the error of the part
-// that ended first.
+// Run starts the parts and blocks until all have stopped. If ctx ended, it returns the errors of stopping, nil if there
+// are none. Otherwise it returns them joined with the error of the part that failed first.
 func (g *Group) Run(ctx context.Context) error {
-	// stop ends the start of whatever has not begun; each part that runs has a context of its own so
-	// that it can be stopped after those that depend on it.
+	// stop cancels the start of parts that have not begun. Each running part has a context of its own, so that it can
+	// be stopped after those that depend on it.
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	for _, p := range g.parts {
@@ -152,7 +152,7 @@ func (g *Group) Run(ctx context.Context) error {
 	if ctx.Err() != nil && context.Cause(stop) == context.Cause(ctx) {
 		return errors.Join(errs...)
 	}
-	// What led to the end stands last, since a log is read from its end.
+	// The error that caused the end is the last one, since a log is read from its end.
 	first := context.Cause(stop)
 	var out []error
 	for _, e := range errs {
@@ -163,6 +163,7 @@ func (g *Group) Run(ctx context.Context) error {
 	return errors.Join(append(out, first)...)
 }
 
+// runOne runs a part once its dependencies are ready. stop ends when the group stops, run when the part must stop.
 func (g *Group) runOne(stop, run context.Context, p *part) error {
 	for _, a := range p.after {
 		select {
@@ -188,9 +189,9 @@ func (g *Group) runOne(stop, run context.Context, p *part) error {
 	}
 	var err error
 	if p.Restart != nil {
-		err = g.again(stop, run, p, ready)
+		err = g.runRestarting(stop, run, p, ready)
 	} else {
-		err = g.safely(run, p, sync.OnceFunc(ready))
+		err = g.runOnce(run, p, sync.OnceFunc(ready))
 	}
 	if stop.Err() == nil && run.Err() == nil && err == nil {
 		if p.Oneshot {
@@ -200,7 +201,7 @@ func (g *Group) runOne(stop, run context.Context, p *part) error {
 		err = errEnded
 	}
 	if err != nil && run.Err() != nil && errors.Is(err, context.Canceled) {
-		err = nil // the way many parts say that they were told to stop
+		err = nil // many parts return this when they are stopped
 	}
 	if err != nil {
 		p.set(Failed, err)
@@ -210,7 +211,7 @@ func (g *Group) runOne(stop, run context.Context, p *part) error {
 	return nil
 }
 
-// stopInReverse ends each part's context once everything that was started after it on top of it is gone.
+// stopInReverse ends the context of each part once all parts that wait for it are gone.
 func (g *Group) stopInReverse(stop context.Context) {
 	<-stop.Done()
 	dependents := map[*part][]*part{}
@@ -246,6 +247,7 @@ const (
 	orphanStopTimeout  = 5 * time.Second
 )
 
+// stopTimeout returns the time that the part may take to stop.
 func (p *part) stopTimeout() time.Duration {
 	limit := p.StopTimeout
 	if limit == 0 {
@@ -262,7 +264,7 @@ func (p *part) stopTimeout() time.Duration {
 	return limit
 }
 
-// Status returns what every part is doing, in start order.
+// Status returns the status of every part, in start order.
 func (g *Group) Status() []Status {
 	out := make([]Status, 0, len(g.parts))
 	for _, p := range g.parts {
@@ -283,7 +285,7 @@ func (g *Group) Status() []Status {
 	return out
 }
 
-// WaitReady blocks until every part is ready, or returns what is being waited for when ctx ends first.
+// WaitReady blocks until every part is ready. If ctx ends first, the error names the parts that are not.
 func (g *Group) WaitReady(ctx context.Context) error {
 	for _, p := range g.parts {
 		select {
@@ -303,7 +305,7 @@ func (g *Group) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// AllReady reports whether every part is ready now, or has done what it had to do.
+// AllReady reports whether every part is ready now; a part with Oneshot stays ready when its work is done.
 func (g *Group) AllReady() bool {
 	for _, p := range g.parts {
 		p.mu.Lock()

@@ -33,7 +33,8 @@ func (j *journal) part(name string, after ...string) lifecycle.Part {
 
 func TestStartsInOrderAndStopsInReverse(t *testing.T) {
 	j := &journal{}
-	g, err := lifecycle.New(slog.New(slog.DiscardHandler), j.part("store"), j.part("api", "store"), j.part("scheduler", "api"))
+	g, err := lifecycle.New(slog.New(slog.DiscardHandler), j.part("store"), j.part("api", "store"),
+		j.part("scheduler", "api"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,8 +77,8 @@ func TestAFailureStopsTheOthersAndIsReported(t *testing.T) {
 	}
 }
 
-// TestWhatDoesNotStop: a process ends also when one of its parts does not, and sooner when that part stands on one
-// that has failed.
+// TestWhatDoesNotStop checks that a group ends although one of its parts does not, and sooner if that part waits for
+// one that has failed.
 func TestWhatDoesNotStop(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -85,7 +86,8 @@ func TestWhatDoesNotStop(t *testing.T) {
 		want  string
 		took  time.Duration
 	}{
-		{"told to", func(ctx context.Context, ready func()) error { ready(); <-ctx.Done(); return nil }, "api: does not stop", 30 * time.Second},
+		{"told to", func(ctx context.Context, ready func()) error { ready(); <-ctx.Done(); return nil },
+			"api: does not stop", 30 * time.Second},
 		{"its store is gone", func(_ context.Context, ready func()) error {
 			ready()
 			time.Sleep(time.Second)
@@ -137,7 +139,8 @@ func TestEndingByItselfIsAFailureUnlessOneshot(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	j := &journal{}
-	g, _ = lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "a", Run: end, Oneshot: true}, j.part("b", "a"))
+	g, _ = lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "a", Run: end, Oneshot: true},
+		j.part("b", "a"))
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
 	if err := g.WaitReady(t.Context()); err != nil {
@@ -152,7 +155,8 @@ func TestEndingByItselfIsAFailureUnlessOneshot(t *testing.T) {
 func TestSaysWhatItIsWaitingFor(t *testing.T) {
 	block := func(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
 	j := &journal{}
-	g, _ := lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "store", Run: block}, j.part("api", "store"))
+	g, _ := lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "store", Run: block},
+		j.part("api", "store"))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()

@@ -9,39 +9,39 @@ import (
 	"time"
 )
 
-// Policy says how a part is run again when it has failed.
+// Policy describes how a part is run again after a failure.
 type Policy struct {
-	// First is the pause after the first failure; 0 means a second. It doubles with each further one.
+	// First is the pause after the first failure; 0 means one second. It doubles with each further failure.
 	First time.Duration
-	// Most is the longest pause; 0 means a minute.
+	// Most is the longest pause; 0 means one minute.
 	Most time.Duration
-	// Steady is how long the part must have been ready for its next failure to count as the first again; 0 means
-	// two minutes.
+	// Steady is the time for which the part must have been ready for its next failure to count as the first one; 0
+	// means two minutes.
 	Steady time.Duration
-	// Held delays the part's first run: it is the reason why the process before this one ended. Nil means no delay.
+	// Held delays the first run of the part, which has ended the previous run of the process; nil means no delay.
 	Held *Held
-	// Report is told of failures and recoveries; nil means nobody is.
+	// Report is called after failures and recoveries; it may be nil.
 	Report Reporter
 }
 
-// Held is what keeps a part from running at once.
+// Held describes the delay of the first run of a part.
 type Held struct {
-	Reason  error
-	Attempt int
-	For     time.Duration
+	Reason  error         // why the previous run of the process ended
+	Attempt int           // failures in a row so far
+	For     time.Duration // delay
 }
 
-// Reporter learns how a part with a Policy fares. Its methods must not block.
+// Reporter receives the failures and recoveries of a part with a Policy. Its methods must not block.
 type Reporter interface {
-	// Failing is called when the part has failed, and not with the words of the failure before.
+	// Failing is called when the part has failed with another error text than the last time.
 	Failing(part string, err error)
 	// Recovered is called when the part is ready again.
 	Recovered(part string)
 }
 
-// Restart returns the part with a policy: a failure of its Run does not stop the group but is logged, reported and
-// shown by Status, and Run is called again after a pause. Parts that wait for it go on waiting; those that it has
-// let start run on while it is started again. Each run has a context of its own, which ends with it.
+// Restart returns the part with a policy: a failure of its Run does not stop the group. It is logged, reported and
+// shown by Status, and Run is called again after a pause. Parts that wait for this one go on waiting; parts that have
+// started keep running. Each call of Run has a context of its own, which ends with the call.
 //
 // Errors that wrap Permanent or Anew stop the group in any case.
 func Restart(p Part, policy Policy) Part {
@@ -58,7 +58,7 @@ func Restart(p Part, policy Policy) Part {
 	return p
 }
 
-// Pause is how long to wait after a number of failures in a row.
+// Pause returns the pause after a number of failures in a row.
 func (p Policy) Pause(failures int) time.Duration {
 	d := p.First
 	for ; failures > 1 && d < p.Most; failures-- {
@@ -71,11 +71,11 @@ type permanent struct{ error }
 
 func (p permanent) Unwrap() error { return p.error }
 
-// Permanent marks an error that trying again cannot cure, as a setting that only a person can change.
+// Permanent marks an error that a retry cannot repair, for instance a wrong setting.
 func Permanent(err error) error { return permanent{err} }
 
-// Anew is the error of a part that can run only once in a process and has ended: the process has to execute itself
-// anew to have it back.
+// Anew is the error of a part that can run only once per process and has ended: the process must execute itself again
+// (see package reexec) to start the part again.
 type Anew struct {
 	Part string // as `umiak status` names it
 	Err  error
@@ -91,26 +91,27 @@ type waking struct {
 
 func (w waking) Unwrap() error { return w.error }
 
-// WakeOn returns an error after which the part is run again as soon as wake is closed or yields something, and not
-// only after the pause: for what can be watched.
+// WakeOn returns an error after which the part is run again as soon as wake is closed or yields a value, if that is
+// before the end of the pause.
 func WakeOn(err error, wake <-chan struct{}) error { return waking{err, wake} }
 
-// ends says whether a failure stops the group although the part has a policy.
-func ends(err error) bool {
+// isFinal reports whether a failure stops the group although the part has a policy.
+func isFinal(err error) bool {
 	var p permanent
 	var a *Anew
 	return errors.As(err, &p) || errors.As(err, &a)
 }
 
-// settle is how long a part must be ready to have recovered: some are ready at once, and fail then.
-const settle = 2 * time.Second
+// settleTime is the time for which a part must be ready to count as recovered: some parts call ready at once and fail
+// then.
+const settleTime = 2 * time.Second
 
-// again runs a part with a policy until it is told to stop or fails for good.
-func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
+// runRestarting runs a part with a policy until it is stopped or fails with a final error.
+func (g *Group) runRestarting(stop, run context.Context, p *part, ready func()) error {
 	pol := *p.Restart
-	failures, said := 0, ""
+	failures, reported := 0, "" // the text of the failure that was reported last; empty after a recovery
 	if h := pol.Held; h != nil {
-		failures, said = h.Attempt, h.Reason.Error()
+		failures, reported = h.Attempt, h.Reason.Error()
 		if !g.rest(stop, p, h.Reason, failures, h.For) {
 			return nil
 		}
@@ -121,7 +122,7 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 		var mu sync.Mutex
 		attempts := failures + 1
 		attempt, cancel := context.WithCancel(run)
-		err := g.safely(attempt, p, func() {
+		err := g.runOnce(attempt, p, func() {
 			mu.Lock()
 			defer mu.Unlock()
 			if !since.IsZero() || attempt.Err() != nil {
@@ -129,8 +130,8 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 			}
 			since = time.Now()
 			ready()
-			if said != "" {
-				settled = time.AfterFunc(settle, func() {
+			if reported != "" {
+				settled = time.AfterFunc(settleTime, func() {
 					g.log.Info("part works again", "part", p.Name, "attempt", attempts)
 					if pol.Report != nil {
 						pol.Report.Recovered(p.Name)
@@ -139,7 +140,7 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 			}
 		})
 		cancel()
-		if run.Err() != nil || stop.Err() != nil || ends(err) || err == nil && p.Oneshot {
+		if run.Err() != nil || stop.Err() != nil || isFinal(err) || err == nil && p.Oneshot {
 			return err
 		}
 		if err == nil {
@@ -150,8 +151,8 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 			settled.Stop()
 		}
 		if !since.IsZero() {
-			if time.Since(since) >= settle {
-				said = ""
+			if time.Since(since) >= settleTime {
+				reported = ""
 			}
 			if time.Since(since) >= pol.Steady {
 				failures = 0
@@ -160,8 +161,8 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 		mu.Unlock()
 		failures++
 		pause := pol.Pause(failures)
-		if text := err.Error(); text != said {
-			said = text
+		if text := err.Error(); text != reported {
+			reported = text
 			g.log.Warn("part failed, it is started again", "part", p.Name, "error", err, "in", pause)
 			if pol.Report != nil {
 				pol.Report.Failing(p.Name, err)
@@ -173,7 +174,7 @@ func (g *Group) again(stop, run context.Context, p *part, ready func()) error {
 	}
 }
 
-// rest waits before the next run of a part. It returns false when there shall be none.
+// rest waits until the next run of a part. It returns false if the group stops first.
 func (g *Group) rest(stop context.Context, p *part, err error, failures int, pause time.Duration) bool {
 	p.retry(err, failures, time.Now().Add(pause))
 	timer := time.NewTimer(pause)
@@ -194,8 +195,8 @@ func (g *Group) rest(stop context.Context, p *part, err error, failures int, pau
 
 var errEnded = errors.New("ended by itself")
 
-// safely runs a part once and makes an error of a panic in its goroutine.
-func (g *Group) safely(ctx context.Context, p *part, ready func()) (err error) {
+// runOnce calls Run of a part once and turns a panic in its goroutine into an error.
+func (g *Group) runOnce(ctx context.Context, p *part, ready func()) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			g.log.Error("part panicked", "part", p.Name, "error", fmt.Sprint(r), "stack", string(debug.Stack()))
@@ -205,6 +206,7 @@ func (g *Group) safely(ctx context.Context, p *part, ready func()) (err error) {
 	return p.Run(ctx, ready)
 }
 
+// retry sets the status of a part that has failed and is run again at next.
 func (p *part) retry(err error, failures int, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 func (j *journal) Failing(part string, err error) { j.add("!" + part + ": " + err.Error()) }
 func (j *journal) Recovered(part string)          { j.add("ok " + part) }
 
-// times collects when something was tried.
+// times collects the times of attempts.
 type times struct {
 	mu    sync.Mutex
 	begun time.Time
@@ -55,7 +55,8 @@ func state(g *lifecycle.Group, part string) lifecycle.Status {
 	return lifecycle.Status{}
 }
 
-// TestAPartThatFailsIsRunAgain: alone, with longer and longer pauses, and those who wait for it wait on.
+// TestAPartThatFailsIsRunAgain checks that a failed part is run again without the others, with growing pauses, and
+// that the parts that wait for it go on waiting.
 func TestAPartThatFailsIsRunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{}
@@ -76,7 +77,8 @@ func TestAPartThatFailsIsRunAgain(t *testing.T) {
 			lifecycle.Restart(dns, lifecycle.Policy{Report: j}), j.part("pods", "dns"))
 		time.Sleep(3500 * time.Millisecond)
 		synctest.Wait()
-		if s := state(g, "dns"); s.State != lifecycle.Retrying || s.Attempt != 3 || !strings.Contains(s.Error, "dnsmasq") || time.Until(s.Next) != 3500*time.Millisecond {
+		if s := state(g, "dns"); s.State != lifecycle.Retrying || s.Attempt != 3 ||
+			!strings.Contains(s.Error, "dnsmasq") || time.Until(s.Next) != 3500*time.Millisecond {
 			t.Errorf("dns is %+v", s)
 		}
 		if s := state(g, "pods"); s.State != lifecycle.Waiting || !slices.Equal(s.WaitingFor, []string{"dns"}) {
@@ -100,7 +102,8 @@ func TestAPartThatFailsIsRunAgain(t *testing.T) {
 		if !slices.Equal(tries.list(), want) {
 			t.Errorf("tried at %v", tries.list())
 		}
-		if got := slices.Sorted(slices.Values(j.list())); !slices.Equal(got, []string{"!dns: port 53 is held by dnsmasq (pid 7)", "+api", "+pods", "ok dns"}) {
+		if got := slices.Sorted(slices.Values(j.list())); !slices.Equal(got,
+			[]string{"!dns: port 53 is held by dnsmasq (pid 7)", "+api", "+pods", "ok dns"}) {
 			t.Errorf("%q", j.list())
 		}
 		if n := strings.Count(log.String(), "dnsmasq"); n != 1 {
@@ -130,10 +133,12 @@ func TestAPartThatWasReady(t *testing.T) {
 			<-ctx.Done()
 			return nil
 		}}
-		g, _ := start(t, slog.New(slog.DiscardHandler), lifecycle.Restart(network, lifecycle.Policy{Report: j}), j.part("pods", "network"))
+		g, _ := start(t, slog.New(slog.DiscardHandler), lifecycle.Restart(network, lifecycle.Policy{Report: j}),
+			j.part("pods", "network"))
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if s := state(g, "network"); s.State != lifecycle.Retrying || s.Error != "panic: index out of range" || s.Attempt != 2 {
+		if s := state(g, "network"); s.State != lifecycle.Retrying || s.Error != "panic: index out of range" ||
+			s.Attempt != 2 {
 			t.Errorf("network is %+v", s)
 		}
 		time.Sleep(2*time.Hour - 2*time.Second)
@@ -141,7 +146,8 @@ func TestAPartThatWasReady(t *testing.T) {
 		if s := state(g, "network"); s.State != lifecycle.Ready || runs.Load() != 4 {
 			t.Errorf("network is %+v after %d runs", s, runs.Load())
 		}
-		want := []string{"+pods", "!network: vxlan is gone", "!network: panic: index out of range", "ok network", "!network: ended by itself", "ok network"}
+		want := []string{"+pods", "!network: vxlan is gone", "!network: panic: index out of range", "ok network",
+			"!network: ended by itself", "ok network"}
 		got := slices.DeleteFunc(j.list(), func(s string) bool { return s == "+pods" })
 		if !slices.Equal(got, want[1:]) || len(got)+1 != len(j.list()) {
 			t.Errorf("%q", j.list())
@@ -149,7 +155,7 @@ func TestAPartThatWasReady(t *testing.T) {
 	})
 }
 
-// TestReadyAndThenNot: what is ready at once and fails each time is reported once.
+// TestReadyAndThenNot checks that a part that is ready at once and fails each time is reported once.
 func TestReadyAndThenNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{}
@@ -180,10 +186,12 @@ func TestWhatEndsTheProcess(t *testing.T) {
 		} {
 			j := &journal{}
 			p := lifecycle.Part{Name: "kubelet", Run: func(context.Context, func()) error { return c.err }}
-			_, done := start(t, slog.New(slog.DiscardHandler), j.part("api"), lifecycle.Restart(p, lifecycle.Policy{Report: j}))
+			_, done := start(t, slog.New(slog.DiscardHandler), j.part("api"),
+				lifecycle.Restart(p, lifecycle.Policy{Report: j}))
 			err := <-done
 			var a *lifecycle.Anew
-			if !errors.Is(err, c.err) || errors.As(err, &a) != c.anew || !strings.Contains(err.Error(), "kubelet: "+c.err.Error()) {
+			if !errors.Is(err, c.err) || errors.As(err, &a) != c.anew || !strings.Contains(err.Error(),
+				"kubelet: "+c.err.Error()) {
 				t.Errorf("got %v", err)
 			}
 			if slices.ContainsFunc(j.list(), func(s string) bool { return s[0] == '!' }) {
@@ -193,7 +201,7 @@ func TestWhatEndsTheProcess(t *testing.T) {
 	})
 }
 
-// TestWakingAndHolding: what can be watched is not waited out; a part that ended the process is held back.
+// TestWakingAndHolding checks that WakeOn shortens the pause, and that Held delays a part that ended the process.
 func TestWakingAndHolding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{}
@@ -210,16 +218,19 @@ func TestWakingAndHolding(t *testing.T) {
 			<-ctx.Done()
 			return nil
 		}}
-		g, _ := start(t, slog.New(slog.DiscardHandler), lifecycle.Restart(join, lifecycle.Policy{Report: j, First: time.Hour, Most: time.Hour,
-			Held: &lifecycle.Held{Reason: errors.New("it ended the process"), Attempt: 4, For: time.Minute}}))
+		g, _ := start(t, slog.New(slog.DiscardHandler), lifecycle.Restart(join,
+			lifecycle.Policy{Report: j, First: time.Hour, Most: time.Hour,
+				Held: &lifecycle.Held{Reason: errors.New("it ended the process"), Attempt: 4, For: time.Minute}}))
 		synctest.Wait()
-		if s := state(g, "join"); s.State != lifecycle.Retrying || s.Attempt != 4 || s.Error != "it ended the process" || len(tries.list()) != 0 {
+		if s := state(g, "join"); s.State != lifecycle.Retrying || s.Attempt != 4 ||
+			s.Error != "it ended the process" || len(tries.list()) != 0 {
 			t.Errorf("join is %+v", s)
 		}
 		time.Sleep(2 * time.Minute)
 		close(came)
 		synctest.Wait()
-		if s := state(g, "join"); s.State != lifecycle.Ready || !slices.Equal(tries.list(), []time.Duration{time.Minute, 2 * time.Minute}) {
+		if s := state(g, "join"); s.State != lifecycle.Ready || !slices.Equal(tries.list(),
+			[]time.Duration{time.Minute, 2 * time.Minute}) {
 			t.Errorf("join is %+v after %v", s, tries.list())
 		}
 	})

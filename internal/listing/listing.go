@@ -1,7 +1,7 @@
-// Package listing lists what of a folder has names of a pattern. Unlike filepath.Glob it takes the folder's own name as it is, whatever
-// characters are in it, and says when it cannot be read.
+// Package listing lists the entries of a folder whose names match a pattern. Unlike filepath.Glob, it takes the name
+// of the folder literally, whatever characters it has, and returns an error if the folder cannot be read.
 //
-// It imports nothing of umiak.
+// It imports nothing of umiak; any package may call it.
 package listing
 
 import (
@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// Match returns the paths below dir whose names match patterns of filepath.Match, one for each level, sorted. A folder that is not there
-// has none.
+// Match returns the paths below dir whose names match patterns (as in filepath.Match), one pattern per level, sorted. A
+// folder that does not exist has no entries.
 func Match(dir string, patterns ...string) ([]string, error) {
 	found := []string{dir}
 	for level, pattern := range patterns {

@@ -20,13 +20,15 @@ func TestMatchTakesTheFoldersNameAsItIsAndSaysWhenItCannotBeRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := Match(dir, "[0-9].x"); err != nil || !slices.Equal(got, []string{filepath.Join(dir, "1.x"), filepath.Join(dir, "2.x")}) {
+	if got, err := Match(dir, "[0-9].x"); err != nil || !slices.Equal(got, []string{filepath.Join(dir, "1.x"),
+		filepath.Join(dir, "2.x")}) {
 		t.Errorf("%v, %v", got, err)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "5.d", "6.x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Match(dir, "*", "*.x"); err != nil || !slices.Equal(got, []string{filepath.Join(dir, "5.d", "6.x")}) {
+	if got, err := Match(dir, "*", "*.x"); err != nil || !slices.Equal(got,
+		[]string{filepath.Join(dir, "5.d", "6.x")}) {
 		t.Errorf("two levels: %v, %v", got, err)
 	}
 	if _, err := Match(filepath.Join(dir, "4.y"), "*"); err == nil {

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Digest logs what strangers can cause as often as they like: one line every few seconds, with how many were left out.
+// Digest limits the log lines that unauthenticated clients can cause: it writes one line every few seconds, with the
+// number of those left out.
 type Digest struct {
 	log     *slog.Logger
 	now     func() time.Time
@@ -17,20 +18,20 @@ type Digest struct {
 	skipped int
 }
 
-// digestEvery is how far apart the lines of a Digest are at least.
-const digestEvery = 5 * time.Second
+// digestInterval is the minimum time between two lines of a Digest.
+const digestInterval = 5 * time.Second
 
-// NewDigest returns a Digest whose lines have a message. now is the clock.
+// NewDigest returns a Digest that logs lines with a message. now is the clock.
 func NewDigest(log *slog.Logger, now func() time.Time, message string) *Digest {
 	return &Digest{log: log, now: now, message: message}
 }
 
-// Add logs that somebody at an address was refused and why, or counts it for the next line.
+// Add logs that a client at an address was refused and why, or counts it for the next line.
 func (d *Digest) Add(from, why string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()
-	if since := now.Sub(d.last); since >= 0 && since < digestEvery {
+	if since := now.Sub(d.last); since >= 0 && since < digestInterval {
 		d.skipped++
 		return
 	}

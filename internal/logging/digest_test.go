@@ -15,7 +15,7 @@ func TestDigest(t *testing.T) {
 	for range 1000 {
 		d.Add("192.0.2.1", "no")
 	}
-	now = now.Add(digestEvery)
+	now = now.Add(digestInterval)
 	d.Add("192.0.2.2", "no")
 	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "others-since-last-line=999") {
 		t.Errorf("%s", got)

@@ -23,12 +23,13 @@ type writer func(line string)
 
 func (w writer) Write(b []byte) (int, error) { w(string(b)); return len(b), nil }
 
-// TestNobodyEndsTheProcess: what libraries do to end it becomes an error with the reason, and their goroutine ends.
+// TestNobodyEndsTheProcess checks that an attempt of a library to end the process becomes an error with the reason, and
+// that its goroutine ends.
 func TestNobodyEndsTheProcess(t *testing.T) {
 	e := CatchExits()
 	if _, _, err := Setup(Config{Level: "info", Format: "text"}, writer(func(line string) {
-		if strings.Contains(line, "no CSINode") { // somebody else has an error before the process ends
-			e.note(e.last.Load().component, slog.NewRecord(time.Now(), slog.LevelError, "another", 0), false)
+		if strings.Contains(line, "no CSINode") { // another component logs an error before the process ends
+			e.record(e.last.Load().component, slog.NewRecord(time.Now(), slog.LevelError, "another", 0), false)
 		}
 	})); err != nil {
 		t.Fatal(err)
@@ -44,16 +45,19 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 		f    func()
 		want string
 	}{
-		"klog":   {func() { klog.Fatalf("no CSINode after %d tries", 6); t.Error("it went on") }, "no CSINode after 6 tries"},
-		"exit":   {func() { klog.ErrorS(errors.New("full"), "cannot write"); klog.FlushAndExit(time.Second, 1) }, "cannot write: full"},
+		"klog": {func() { klog.Fatalf("no CSINode after %d tries", 6); t.Error("it went on") },
+			"no CSINode after 6 tries"},
+		"exit": {func() { klog.ErrorS(errors.New("full"), "cannot write"); klog.FlushAndExit(time.Second, 1) },
+			"cannot write: full"},
 		"logrus": {func() { logrus.Fatal("transaction failed"); t.Error("it went on") }, "transaction failed"},
-		"panic":  {func() { defer utilruntime.HandleCrash(); panic("index out of range") }, "panic: index out of range"},
+		"panic": {func() { defer utilruntime.HandleCrash(); panic("index out of range") },
+			"panic: index out of range"},
 	} {
 		if err := wished(c.f); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// A request that panics is the request's affair.
+	// The panic of a request is left to the HTTP server.
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		defer utilruntime.HandleCrash()
 		panic("one request")
@@ -70,8 +74,8 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 		t.Error(err)
 	default:
 	}
-	// A component of the node has the process execute itself anew, others end it.
-	e.wish("kubelet", errors.New("x"))
+	// A component of the node makes the process execute itself again, others end it.
+	e.report("kubelet", errors.New("x"))
 	var anew *lifecycle.Anew
 	if err := <-e.c; !errors.As(err, &anew) || anew.Part != "kubelet" {
 		t.Error(err)
@@ -79,8 +83,8 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 	e.Take(func(component string, reason error) bool {
 		return component == "kubelet" && reason.Error() == "no CSINode"
 	})
-	e.wish("kubelet", errors.New("no CSINode"))
-	e.wish("kube-apiserver", errors.New("x"))
+	e.report("kubelet", errors.New("no CSINode"))
+	e.report("kube-apiserver", errors.New("x"))
 	if err := <-e.c; errors.As(err, &anew) {
 		t.Error(err)
 	}

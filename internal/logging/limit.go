@@ -7,22 +7,22 @@ import (
 	"time"
 )
 
-// Some libraries say the same ten times a second for as long as a server is away, which wears a flash card
-// out. What is said again gets this many lines in this time, and so does what is said at one place of the code, be it
-// about one thing after the other. At debug there is no limit.
+// Limits of the lines of libraries, some of which repeat a message ten times a second while a server is away, which
+// wears out flash: burst lines with the same text per window, and siteBurst lines from the same place in the code,
+// with any text, per siteWindow. At level debug there are no limits.
 const (
 	burst      = 3
 	window     = 10 * time.Minute
 	siteBurst  = 10
 	siteWindow = time.Minute
-	maxKept    = 512
+	maxTexts   = 512 // texts that are counted; then counting begins again
 )
 
-// limits counts how often the same is said, and how often at the same place.
+// limits counts lines by text and by place in the code.
 type limits struct {
 	mu    sync.Mutex
 	seed  maphash.Seed
-	said  map[uint64]*count
+	texts map[uint64]*count
 	sites map[uintptr]*count
 }
 
@@ -31,15 +31,15 @@ type count struct {
 	lines, skipped int
 }
 
-// pass says whether a record may be shown, and how many like it were not since the last one that was.
+// pass reports whether a record may be written, and how many like it were dropped since the last one that was.
 func (l *limits) pass(r slog.Record) (ok bool, skipped int) {
 	if l == nil {
 		return true, 0
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.said == nil || len(l.said) >= maxKept {
-		l.seed, l.said = maphash.MakeSeed(), map[uint64]*count{}
+	if l.texts == nil || len(l.texts) >= maxTexts {
+		l.seed, l.texts = maphash.MakeSeed(), map[uint64]*count{}
 	}
 	var h maphash.Hash
 	h.SetSeed(l.seed)
@@ -48,17 +48,17 @@ func (l *limits) pass(r slog.Record) (ok bool, skipped int) {
 		_, _ = h.WriteString(a.String())
 		return true
 	})
-	c := l.said[h.Sum64()]
+	c := l.texts[h.Sum64()]
 	if c == nil {
 		c = &count{begun: r.Time}
-		l.said[h.Sum64()] = c
+		l.texts[h.Sum64()] = c
 	}
 	if !c.pass(r.Time, burst, window) {
 		c.skipped++
 		return false, 0
 	}
 	if l.sites == nil {
-		l.sites = map[uintptr]*count{} // as many as there are places in the code
+		l.sites = map[uintptr]*count{} // bounded by the number of places in the code
 	}
 	site := l.sites[r.PC]
 	if site == nil {
@@ -74,7 +74,7 @@ func (l *limits) pass(r slog.Record) (ok bool, skipped int) {
 	return true, skipped
 }
 
-// pass counts a line and reports whether it is one of the first in its window.
+// pass counts a line and reports whether it is one of the first burst lines in its window.
 func (c *count) pass(now time.Time, burst int, window time.Duration) bool {
 	if since := now.Sub(c.begun); since >= window || since < 0 {
 		c.begun, c.lines = now, 0

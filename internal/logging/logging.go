@@ -1,11 +1,11 @@
 // Package logging makes one structured log of everything that runs in the process.
 //
-// Umiak's own packages log with slog. The libraries' loggers (klog of Kubernetes and flannel, logrus of
-// containerd and kine, the standard log package of others) are led into the same handler, each record
-// with a `component` field found from the package that wrote it. Libraries speak one level softer than
-// umiak does: their "error" is umiak's "warn", their "info" umiak's "debug", so a quiet log stays quiet.
+// umiak's packages log with slog. The loggers of libraries (klog of Kubernetes and flannel, logrus of containerd and
+// kine, the standard log package of others) write to the same handler, each record with a field `component` derived
+// from the package that wrote it. Records of libraries are lowered by one level: their error is umiak's warn, their
+// info umiak's debug.
 //
-// The package is called once, from cmd/.
+// Only cmd/ calls Setup, once. The package imports internal/lifecycle.
 package logging
 
 import (
@@ -22,13 +22,13 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Config is what a user may choose.
+// Config holds the user's settings.
 type Config struct {
 	Level  string `key:"log-level" default:"info" usage:"how much to log: debug, info, warn or error"`
 	Format string `key:"log-format" default:"text" usage:"text or json"`
 }
 
-// Validate names the key that is wrong and what it may be.
+// Validate returns an error that names the wrong key and its possible values.
 func (c Config) Validate() error {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(c.Level)); err != nil {
@@ -40,38 +40,39 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Quiet silences the libraries' loggers, unless all is to be shown.
+// Quiet silences the loggers of libraries. At level debug it does nothing.
 type Quiet struct{ lib *library }
 
-// Hush silences all libraries for good: while a process stops, they complain of each other's absence.
+// Hush silences all libraries for good: while a process stops, they log errors about each other's absence.
 func (q *Quiet) Hush() {
 	if q.lib.limits != nil {
 		q.lib.min.Set(slog.LevelError + 1)
 	}
 }
 
-// Muffle silences, or no longer silences, the libraries that have nothing to do but complain while the datastore takes
-// no writes. That it does not is for its owner to log, once.
+// Muffle sets whether the libraries that depend on the datastore are silent, for the time while it takes no writes. The
+// owner of the datastore logs that condition once.
 func (q *Quiet) Muffle(on bool) {
 	if q.lib.limits != nil {
 		q.lib.muffled.Store(on)
 	}
 }
 
-// muffled are the components that live from the datastore.
+// muffled lists the components that depend on the datastore.
 var muffled = map[string]bool{
-	"kube-apiserver": true, "kube-controller-manager": true, "kube-scheduler": true, "kubernetes": true, "client-go": true,
-	"etcd": true, "grpc": true, "kine": true,
+	"kube-apiserver": true, "kube-controller-manager": true, "kube-scheduler": true, "kubernetes": true,
+	"client-go": true,
+	"etcd":      true, "grpc": true, "kine": true,
 }
 
-// expected reports whether a record tells of what is meant to be, or of what somebody else reports better: a webhook that
-// refuses a request has done its work, and whoever asked is told.
+// expected reports whether a record describes intended behavior, or an error that is reported elsewhere: a webhook that
+// denies a request works as intended, and the client gets the reason.
 func expected(r slog.Record) bool {
 	const refused = "denied the request"
 	if strings.HasPrefix(r.Message, "rejected by webhook") || strings.Contains(r.Message, refused) {
 		return true
 	}
-	// kine's server writes out each request that fails, values included. The API server reports the error.
+	// kine's server logs each failed request with its values. The API server reports the error.
 	if strings.HasPrefix(r.Message, "error in txn ") || strings.HasPrefix(r.Message, "error in put ") {
 		return true
 	}
@@ -83,8 +84,8 @@ func expected(r slog.Record) bool {
 	return found
 }
 
-// Setup returns umiak's logger and leads the libraries' loggers into it. It is for main: it sets
-// process-wide state of those libraries.
+// Setup returns umiak's logger, which writes to w, and connects the loggers of libraries to it. It is for main, since
+// it sets global state of those libraries.
 func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
@@ -109,13 +110,13 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 	logrus.AddHook(hook{lib})
 	own = slog.New(&leveled{Handler: h, min: level})
 	slog.SetDefault(own)
-	// SetDefault made the log package write to own at info; what uses it is a library.
+	// SetDefault made the package log write to own at level info; only libraries use that package.
 	log.SetFlags(0)
 	log.SetOutput(stdlog{lib})
 	return own, &Quiet{lib}, nil
 }
 
-// libraryLevel is the least level at which a library's record is shown.
+// libraryLevel returns the lowest level of library records that are written if umiak's level is own.
 func libraryLevel(own slog.Level) slog.Level {
 	switch {
 	case own <= slog.LevelDebug:
@@ -147,7 +148,7 @@ func (h *leveled) WithAttrs(a []slog.Attr) slog.Handler {
 }
 func (h *leveled) WithGroup(n string) slog.Handler { return &leveled{h.Handler.WithGroup(n), h.min} }
 
-// library is the handler behind the libraries' loggers: it adds the component.
+// library is the handler of the loggers of libraries. It adds the component, lowers the level and applies the limits.
 type library struct {
 	slog.Handler
 	min     *slog.LevelVar
@@ -167,7 +168,7 @@ func (h *library) WithGroup(n string) slog.Handler {
 
 func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	if !h.Enabled(ctx, r.Level) {
-		return nil // logr does not ask for errors
+		return nil // logr does not call Enabled for errors
 	}
 	final := inFatal()
 	if r.Level == slog.LevelInfo && final {
@@ -180,13 +181,11 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	}
 	name := component(fn)
 	if r.Level >= slog.LevelError {
-		exits.note(name, r, final)
+		exits.record(name, r, final)
 	}
 	if h.muffled.Load() && muffled[name] || h.limits != nil && expected(r) {
 		return nil
 	}
-	// A library's error is often something that it tries again; whether anything of umiak's fails is
-	// said by umiak.
 	pass, skipped := h.limits.pass(r)
 	if !pass {
 		return nil
@@ -194,23 +193,25 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	if skipped > 0 {
 		r.AddAttrs(slog.Int("skipped-before", skipped))
 	}
+	// A library often repeats what failed, so its error is a warning here. umiak logs its own failures.
 	r.Level -= slog.LevelError - slog.LevelWarn
 	r.Message = shorten(strings.TrimSpace(r.Message))
 	r.AddAttrs(slog.String("component", name))
 	return h.Handler.Handle(ctx, r)
 }
 
-// longest is how much of a library's message is kept: kine, for one, logs whole transactions.
-const longest = 1000
+// maxMessage is the length in bytes to which a library's message is cut: kine, for one, logs whole transactions.
+const maxMessage = 1000
 
+// shorten cuts a message to maxMessage.
 func shorten(s string) string {
-	if len(s) > longest {
-		return strings.ToValidUTF8(s[:longest], "") + fmt.Sprintf("… (%d bytes in all)", len(s))
+	if len(s) > maxMessage {
+		return strings.ToValidUTF8(s[:maxMessage], "") + fmt.Sprintf("… (%d bytes in all)", len(s))
 	}
 	return s
 }
 
-// hook leads logrus records into the library handler.
+// hook is a logrus.Hook that passes records to the library handler.
 type hook struct{ h *library }
 
 func (hook) Levels() []logrus.Level { return logrus.AllLevels }
@@ -236,7 +237,7 @@ func (k hook) Fire(e *logrus.Entry) error {
 	return k.h.Handle(context.Background(), r)
 }
 
-// stdlog takes what libraries write with the standard log package.
+// stdlog is the writer of the standard log package.
 type stdlog struct{ h *library }
 
 func (s stdlog) Write(p []byte) (int, error) {
@@ -246,7 +247,7 @@ func (s stdlog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// component names what a library function belongs to, from its package path: the longest prefix wins.
+// component returns the component of a function from its package path; the longest prefix wins.
 func component(function string) string {
 	best, name := 0, "library"
 	for prefix, c := range components {

@@ -28,7 +28,9 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	klog.Error("klog trouble" + strings.Repeat(" and more", 1000))
 	logrus.WithField("id", 7).Warn("logrus trouble")
 	quiet.Muffle(true)
-	cache.DefaultWatchErrorHandler(t.Context(), cache.NewReflector(nil, nil, nil, 0), errors.New("chatter without a datastore")) // of client-go
+	// of client-go
+	cache.DefaultWatchErrorHandler(t.Context(), cache.NewReflector(nil, nil, nil, 0),
+		errors.New("chatter without a datastore"))
 	quiet.Muffle(false)
 	quiet.Hush()
 	klog.Error("parting words")
@@ -41,7 +43,8 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	}
 	for i, level := range []string{"INFO", "WARN", "INFO"} {
 		var m map[string]any
-		if err := json.Unmarshal([]byte(lines[i]), &m); err != nil || m["component"] == nil || m["level"] != level || len(lines[i]) > 1500 {
+		if err := json.Unmarshal([]byte(lines[i]), &m); err != nil || m["component"] == nil || m["level"] != level ||
+			len(lines[i]) > 1500 {
 			t.Fatalf("%v, want level %s in %s", err, level, lines[i])
 		}
 	}
@@ -70,7 +73,7 @@ func TestWhatIsSaidAgainAndAgainIsCutShort(t *testing.T) {
 		t.Errorf("%d lines:\n%.2000s", strings.Count(s, "\n"), s)
 	}
 	b.Reset()
-	for i := range 1000 { // one place of the code, something else each time
+	for i := range 1000 { // one place in the code, another text each time
 		klog.ErrorS(nil, "no pod", "pod", i, "took", time.Duration(i))
 	}
 	if n := strings.Count(b.String(), "no pod"); n == 0 || n > 10 {
@@ -89,7 +92,8 @@ func TestWhatIsMeantIsNoWarning(t *testing.T) {
 	klog.Warningf("rejected by webhook %q: %#v", "policy.example.org", errors.New("no latest"))
 	logrus.Errorf("error in txn compare:{} success:{request_put:{value:%q}}: Unavailable", "a secret")
 	utilruntime.HandleError(errors.New("failed calling webhook"))
-	if s := b.String(); strings.Contains(s, "latest") || strings.Contains(s, "secret") || !strings.Contains(s, "failed calling") {
+	if s := b.String(); strings.Contains(s, "latest") || strings.Contains(s, "secret") ||
+		!strings.Contains(s, "failed calling") {
 		t.Errorf("the log:\n%s", s)
 	}
 }

@@ -1,6 +1,7 @@
-// Package mounted tells mounted file systems apart, so that a folder whose disk is not mounted is not taken for an empty one.
+// Package mounted identifies mounted file systems, so that a folder whose disk is not mounted is not taken for an
+// empty one.
 //
-// The server and the agent use it. It imports nothing of umiak.
+// The server, the agent and internal/datadisk use it. It imports nothing of umiak.
 package mounted
 
 import (
@@ -11,25 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// At tells on which mounted file system dir is: by the file system's type and id, and by the number of the folder that
-// is mounted, which tells bind mounts apart. It stays the same over a reboot. Where dir is not there, the nearest folder
-// above it that is there counts: so a folder that was taken away leaves its place, and a disk that is not mounted does not.
-// It is "" where it cannot be told.
+// At returns an identifier of the mounted file system on which dir is, made of the type and ID of the file system and
+// the inode number of the mounted folder, which differs between bind mounts. It does not change with a reboot. If dir
+// does not exist, At uses its nearest existing parent: the result is the same after dir was removed, but not after
+// its disk was unmounted. It returns "" if the file system cannot be identified.
 //
-// Where the id is the number of the device, as on XFS, F2FS and FAT, a disk may have another one after a reboot, and another disk the
-// same. There the UUID counts, if the kernel (6.9 and later) or udev tells it.
+// If the ID is a device number, as on XFS, F2FS and FAT, it may differ after a reboot, and another disk may have it.
+// Then the UUID replaces it, if the kernel (6.9 and later) or udev provides one.
 func At(dir string) string {
 	place, _ := at(dir)
 	return place
 }
 
-// Still says whether dir is on place, which At returned before, be it that of a version that did not know UUIDs.
+// Still reports whether dir is on place, an earlier result of At, also of a version of this package without UUIDs.
 func Still(dir, place string) bool {
 	now, byDevice := at(dir)
 	return place != "" && (place == now || place == byDevice)
 }
 
-// at is At, and what it is without the UUID.
+// at returns the result of At, with and without the UUID.
 func at(dir string) (place, byDevice string) {
 	for {
 		real, err := filepath.EvalSymlinks(dir)
@@ -39,7 +40,7 @@ func at(dir string) (place, byDevice string) {
 		case !os.IsNotExist(err):
 			return "", ""
 		}
-		// A link whose target is not there is there itself: what is behind it is not known.
+		// A link whose target does not exist: the file system of the target is unknown.
 		if st, err := os.Lstat(dir); err == nil && st.Mode()&os.ModeSymlink != 0 || dir == "/" {
 			return "", ""
 		}
@@ -47,6 +48,7 @@ func at(dir string) (place, byDevice string) {
 	}
 }
 
+// of is at for an existing folder without links in its path.
 func of(dir string) (place, byDevice string) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
@@ -73,7 +75,7 @@ func of(dir string) (place, byDevice string) {
 	}
 }
 
-// isRoot says whether something is mounted at dir.
+// isRoot reports whether dir is a mount point.
 func isRoot(dir string, st *unix.Statx_t) bool {
 	if dir == "/" {
 		return true

@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
-// TestMain runs the tests in namespaces of their own, since they mount.
+// TestMain runs the tests in a mount namespace, since they mount file systems.
 func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run, syscall.CLONE_NEWNS)) }
 
 func TestWatch(t *testing.T) {
@@ -22,7 +22,7 @@ func TestWatch(t *testing.T) {
 	w := mounted.Watch(ctx)
 	at := t.TempDir()
 	for _, change := range []func() error{
-		func() error { return nil }, // it has begun
+		func() error { return nil }, // the beginning of the watch
 		func() error { return unix.Mount("tmpfs", at, "tmpfs", 0, "") },
 		func() error { return unix.Unmount(at, 0) },
 	} {
@@ -34,7 +34,7 @@ func TestWatch(t *testing.T) {
 		case err := <-w.Ended:
 			t.Fatal(err)
 		case <-time.After(30 * time.Second):
-			t.Fatal("not told")
+			t.Fatal("no value from Changes.C")
 		}
 	}
 	cancel()
@@ -43,7 +43,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestAt: a folder whose disk is not mounted is not the folder that it was; one that was taken away is.
+// TestAt checks that the identifier of a folder changes when its disk is unmounted, and not when the folder is removed.
 func TestAt(t *testing.T) {
 	must := func(err error) {
 		t.Helper()
@@ -74,7 +74,7 @@ func TestAt(t *testing.T) {
 		}
 		must(os.RemoveAll(sub))
 		if mounted.At(sub) != disk {
-			t.Errorf("%s: a folder that was taken away has moved", what)
+			t.Errorf("%s: the identifier of a removed folder has changed", what)
 		}
 		must(unix.Unmount(at, 0))
 		if mounted.At(sub) != bare {

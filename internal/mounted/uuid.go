@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isDevice says whether a file system's id is nothing but the number of its device, in the kernel's encoding, or 0.
+// isDevice reports whether the ID of a file system is just the number of its device in the kernel's encoding, or 0.
 func isDevice(low, high, major, minor uint32) bool {
 	return high == 0 && (low == 0 || low == minor&0xff|major<<8|(minor&^0xff)<<12)
 }
@@ -24,11 +24,11 @@ type fsUUID struct {
 	uuid [16]byte
 }
 
-// byUUID is where udev links the devices by the UUIDs of their file systems.
+// byUUID is the folder in which udev links devices by the UUIDs of their file systems.
 const byUUID = "/dev/disk/by-uuid"
 
-// uuid returns what names the file system at dir, which is on the device: by the kernel's word, or by udev's, as there are file systems
-// whose UUID the kernel does not know. It is "" if neither tells.
+// uuid returns the UUID of the file system at dir, which is on the device: from the kernel, or from udev, since the
+// kernel does not have the UUIDs of all file systems. It returns "" if neither has it.
 func uuid(dir, links string, major, minor uint32) string {
 	if id := kernelUUID(dir); id != "" {
 		return id
@@ -40,21 +40,24 @@ func uuid(dir, links string, major, minor uint32) string {
 	for _, n := range names {
 		var st unix.Stat_t
 		if unix.Stat(filepath.Join(links, n.Name()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
-			unix.Major(uint64(st.Rdev)) == major && unix.Minor(uint64(st.Rdev)) == minor { //nolint:unconvert // not the same type on all machines
-			return strings.ToLower(strings.ReplaceAll(n.Name(), "-", "")) // as the kernel's
+			unix.Major(uint64(st.Rdev)) == major &&
+			unix.Minor(uint64(st.Rdev)) == minor { //nolint:unconvert // not the same type on all machines
+			return strings.ToLower(strings.ReplaceAll(n.Name(), "-", "")) // in the kernel's form
 		}
 	}
 	return ""
 }
 
+// kernelUUID returns the UUID of the file system at dir from the kernel, "" if it has none.
 func kernelUUID(dir string) string {
 	d, err := os.Open(dir)
 	if err != nil {
 		return ""
 	}
-	defer d.Close() //nolint:errcheck // only asked
+	defer d.Close() //nolint:errcheck // nothing was written
 	var u fsUUID
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), fsGetUUID, uintptr(unsafe.Pointer(&u))); errno != 0 || int(u.size) > len(u.uuid) {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), fsGetUUID, uintptr(unsafe.Pointer(&u))); errno != 0 ||
+		int(u.size) > len(u.uuid) {
 		return ""
 	}
 	return hex.EncodeToString(u.uuid[:u.size])

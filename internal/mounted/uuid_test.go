@@ -17,7 +17,7 @@ func TestIsDevice(t *testing.T) {
 	}{
 		{0x811, 0, 8, 0x11, true},        // sdb1
 		{0x10b301, 0, 0xb3, 0x101, true}, // a minor of more than eight bits
-		{0, 0, 0, 0x2a, true},            // none at all, as of FUSE
+		{0, 0, 0, 0x2a, true},            // no ID, as of FUSE
 		{0x811, 1, 8, 0x11, false},
 		{0x812, 0, 8, 0x11, false},
 	} {
@@ -27,7 +27,7 @@ func TestIsDevice(t *testing.T) {
 	}
 }
 
-// TestKernelUUID asks a file system that this kernel gives a UUID to at each mount.
+// TestKernelUUID uses tmpfs, to which the kernel gives a UUID at each mount.
 func TestKernelUUID(t *testing.T) {
 	one, two := t.TempDir(), t.TempDir()
 	for _, at := range []string{one, two} {
@@ -48,18 +48,19 @@ func TestKernelUUID(t *testing.T) {
 		t.Errorf("%q, %q", a, b)
 	}
 	if id := kernelUUID("/proc"); id != "" {
-		t.Errorf("one without a UUID has %q", id)
+		t.Errorf("a file system without a UUID has %q", id)
 	}
 }
 
-// TestUdevUUID: where the kernel does not know it, udev does; by the device, whatever its name is.
+// TestUdevUUID checks that udev's UUID is used if the kernel has none, found by the device number whatever its name.
 func TestUdevUUID(t *testing.T) {
 	links := t.TempDir()
 	dev := filepath.Join(links, "..", "sdz1")
 	if err := unix.Mknod(dev, unix.S_IFBLK|0o600, int(unix.Mkdev(8, 401))); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Symlink("../sdz1", filepath.Join(links, "1A2B-3C4D")), os.Symlink("nothing", filepath.Join(links, "0000-0000"))); err != nil {
+	if err := errors.Join(os.Symlink("../sdz1", filepath.Join(links, "1A2B-3C4D")),
+		os.Symlink("nothing", filepath.Join(links, "0000-0000"))); err != nil {
 		t.Fatal(err)
 	}
 	if id := uuid("/proc", links, 8, 401); id != strings.ToLower("1A2B3C4D") {

@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes is a watch of the mounts of this mount namespace.
+// Changes is a watch of the mounts in this mount namespace.
 type Changes struct {
-	// C holds at most one value. It receives one when the watch begins, and after anything was mounted or unmounted.
+	// C yields a value when the watch begins, and after any mount or unmount. Values that are not read merge into one.
 	C <-chan struct{}
-	// Ended receives why the watch ended, nil after its context has ended, and is closed.
+	// Ended yields the error with which the watch ended, nil if its context has ended, and is then closed.
 	Ended <-chan error
 }
 
-// Watch watches until ctx ends.
+// Watch watches the mounts until ctx ends.
 func Watch(ctx context.Context) Changes {
 	changed, ended := make(chan struct{}, 1), make(chan error, 1)
 	go func() {
@@ -31,9 +31,10 @@ func Watch(ctx context.Context) Changes {
 	return Changes{C: changed, Ended: ended}
 }
 
-// watch calls changed when it begins to watch, and after anything was mounted or unmounted, until ctx ends.
+// watch calls changed when it begins, and after any mount or unmount, until ctx ends.
 func watch(ctx context.Context, changed func()) error {
-	// The kernel reports a change once to each open file, proc_pid_mounts(5): the runtime's poller must not get it first.
+	// The kernel reports a change once per open file (proc_pid_mounts(5)), so the runtime's poller must not see it
+	// first.
 	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("watch mounts: %w", err)
@@ -50,7 +51,7 @@ func watch(ctx context.Context, changed func()) error {
 	})
 	defer func() {
 		if !stop() {
-			<-ended // it uses the descriptor
+			<-ended // the function uses the descriptor
 		}
 		_ = unix.Close(wake)
 	}()

@@ -1,7 +1,8 @@
-// Package nodename decides the name of this machine's node, and keeps it: a machine that has joined under a name stays that node,
-// whatever its host name becomes, because a second Node would have its containers killed and made anew.
+// Package nodename determines the name of this machine's node and stores it. A machine that has joined with a name
+// keeps it, even if its host name changes, because with a second Node its containers would be killed and created
+// again.
 //
-// The commands that run a node claim the name once; server and agent ask for it. It imports internal/.
+// The commands that run a node call Claim once; other callers use Find. It imports internal/.
 package nodename
 
 import (
@@ -24,35 +25,37 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// MaxLength is how long a name may be: the Node has it as the value of a label.
+// MaxLength is the maximum length of a name, which is the value of a label of the Node.
 const MaxLength = validation.LabelValueMaxLength
 
 // Name is the name of a node.
 type Name struct {
 	Name string
-	// Remark is what a person should know about the name, empty where it is what was set or the host's.
+	// Remark explains to a person a name that is neither the one in the settings nor the host name; else it is empty.
 	Remark string
 }
 
-// Finder finds the name of the node whose directories are Dirs.
+// Finder finds the name of the node with the directories Dirs.
 type Finder struct {
 	Dirs layout.Dirs
-	// Set is the setting node-name, empty for the host name.
+	// Set is the setting node-name; empty for the host name.
 	Set string
-	// Host returns the host name; os.Hostname where it is nil.
+	// Host returns the host name; nil means os.Hostname.
 	Host func() (string, error)
 }
 
-// Find returns the name that the node has, or would get if it were started now. It writes nothing.
+// Find returns the name that the node has, or would get if it started now. It writes nothing.
 func (f Finder) Find() (Name, error) {
-	kept, err := f.kept()
+	kept, err := f.stored()
 	if err != nil {
 		return Name{}, err
 	}
 	if f.Set != "" {
 		if kept != "" && kept != f.Set && f.joined() {
-			return Name{}, fmt.Errorf("node-name: this machine has joined as node %q and cannot be %q: set node-name to %s, or leave it out. To rename it, stop umiak, "+
-				"run `umiak cleanup`, write %s into %s, start it, and delete the Node %s", kept, f.Set, kept, f.Set, f.Dirs.NodeName(), kept)
+			return Name{}, fmt.Errorf("node-name: this machine has joined as node %q and cannot be %q: set "+
+				"node-name to %s, or leave it out. To rename it, stop umiak, "+
+				"run `umiak cleanup`, write %s into %s, start it, and delete the Node %s", kept, f.Set, kept, f.Set,
+				f.Dirs.NodeName(), kept)
 		}
 		return Name{Name: f.Set}, check("node-name: ", f.Set)
 	}
@@ -61,23 +64,25 @@ func (f Finder) Find() (Name, error) {
 	case kept != "":
 		n := Name{Name: kept}
 		if host != kept {
-			n.Remark = fmt.Sprintf("this node stays %s, the name with which it joined; the host name is %q now", kept, host)
+			n.Remark = fmt.Sprintf("this node stays %s, the name with which it joined; the host name is %q now", kept,
+				host)
 		}
 		return n, nil
 	case hostErr != nil:
 		return Name{}, fmt.Errorf("find the host name (set node-name): %w", hostErr)
-	case says(host):
+	case distinctive(host):
 		return Name{Name: host}, check("node-name: the host name ", host)
 	}
 	b := make([]byte, 4)
 	_, _ = rand.Read(b) // never fails, see crypto/rand
 	n := Name{Name: "node-" + hex.EncodeToString(b)}
-	n.Remark = fmt.Sprintf("this node is %s from now on, because the host name is %q, which other machines may have as well; set node-name before the first start for another name", n.Name, host)
+	n.Remark = fmt.Sprintf("this node is %s from now on, because the host name is %q, which other machines may have "+
+		"as well; set node-name before the first start for another name", n.Name, host)
 	return n, nil
 }
 
-// Claim is Find for a node that starts: it keeps the name. When that fails, for instance on a full disk, the name is returned with
-// the error. The data directory must be locked by the caller.
+// Claim is Find for a node that starts: it also stores the name. If that fails, for instance because the disk is
+// full, it returns the name with the error. The caller must have locked the data directory.
 func (f Finder) Claim() (Name, error) {
 	n, err := f.Find()
 	if err != nil {
@@ -88,13 +93,13 @@ func (f Finder) Claim() (Name, error) {
 		return n, nil
 	}
 	if err := atomicfile.Write(f.Dirs.NodeName(), []byte(line), 0o644); err != nil {
-		return n, fmt.Errorf("keep the node's name: %w", err)
+		return n, fmt.Errorf("store the node's name: %w", err)
 	}
 	return n, nil
 }
 
-// joined reports whether the name is in use: the node has its certificate, or the server its state. Before that another may be
-// set, for instance because the cluster has refused the first.
+// joined reports whether the name is in use: the node has its certificate, or the server its state. Before that, the
+// name can be changed, for instance because the cluster has refused it.
 func (f Finder) joined() bool {
 	for _, p := range []string{f.certificate(), f.Dirs.DB()} {
 		if _, err := os.Stat(p); err == nil {
@@ -115,16 +120,17 @@ func (f Finder) host() (string, error) {
 	return strings.ToLower(strings.TrimSuffix(strings.TrimSpace(h), ".")), err
 }
 
-// says reports whether a host name tells this machine from others.
-func says(host string) bool {
+// distinctive reports whether a host name distinguishes this machine from others.
+func distinctive(host string) bool {
 	first, _, _ := strings.Cut(host, ".")
 	return !slices.Contains([]string{"", "(none)", "localhost", "localhost4", "localhost6"}, first)
 }
 
-// check returns what keeps a name from being a node's; what stands before the name in the error.
+// check returns an error if name cannot be the name of a node. what is put before the name in the error.
 func check(what, name string) error {
 	if len(name) > MaxLength {
-		return fmt.Errorf("%s%q has %d characters, and %d is the limit, because it becomes the value of a label; set node-name to a shorter one", what, name, len(name), MaxLength)
+		return fmt.Errorf("%s%q has %d characters, and %d is the limit, because it becomes the value of a label; "+
+			"set node-name to a shorter one", what, name, len(name), MaxLength)
 	}
 	if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
 		return fmt.Errorf("%s%q cannot be a node's: %s", what, name, strings.Join(e, ", "))
@@ -132,8 +138,8 @@ func check(what, name string) error {
 	return nil
 }
 
-// kept is the name under which this machine has joined, empty before that.
-func (f Finder) kept() (string, error) {
+// stored returns the stored name of this machine's node, empty if there is none.
+func (f Finder) stored() (string, error) {
 	raw, err := os.ReadFile(f.Dirs.NodeName())
 	switch {
 	case err == nil:
@@ -145,10 +151,10 @@ func (f Finder) kept() (string, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("read the node's name: %w", err)
 	}
-	// Nodes that joined before the file was written have it in their certificate.
+	// A node that joined with a release without this file has the name in its certificate.
 	raw, err = os.ReadFile(f.certificate())
 	if err != nil {
-		return "", nil //nolint:nilerr // it has not joined, or joins anew
+		return "", nil //nolint:nilerr // the node has not joined, or joins again
 	}
 	b, _ := pem.Decode(raw)
 	if b == nil {

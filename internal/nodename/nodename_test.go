@@ -17,7 +17,7 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// finder is for a new data directory on a machine with a host name.
+// finder returns a Finder for a new data directory on a machine with a host name.
 func finder(t *testing.T, host string) Finder {
 	t.Helper()
 	d := layout.Dirs{Data: t.TempDir(), Run: "/run/x"}
@@ -26,13 +26,15 @@ func finder(t *testing.T, host string) Finder {
 
 func TestFirstStart(t *testing.T) {
 	long := strings.Repeat("a", 64)
-	for host, want := range map[string]string{"Pi-3": "pi-3", "pi.lan": "pi.lan", "pi.lan.": "pi.lan", strings.Repeat("a", 63): strings.Repeat("a", 63)} {
+	for host, want := range map[string]string{"Pi-3": "pi-3", "pi.lan": "pi.lan", "pi.lan.": "pi.lan",
+		strings.Repeat("a", 63): strings.Repeat("a", 63)} {
 		n, err := finder(t, host).Find()
 		if err != nil || n.Name != want || n.Remark != "" {
 			t.Errorf("%s: %+v, %v", host, n, err)
 		}
 	}
-	for host, want := range map[string]string{long: `the host name "` + long + `" has 64 characters, and 63 is the limit`, "my_pi": "set node-name", "-": "cannot be a node's"} {
+	for host, want := range map[string]string{long: `the host name "` + long +
+		`" has 64 characters, and 63 is the limit`, "my_pi": "set node-name", "-": "cannot be a node's"} {
 		if _, err := finder(t, host).Find(); err == nil || !strings.Contains(err.Error(), "node-name: the host name ") {
 			t.Errorf("%s: want %q, got %v", host, want, err)
 		}
@@ -58,7 +60,7 @@ func TestTenMachinesCalledLocalhostAreTenNodes(t *testing.T) {
 			t.Errorf("%q: %+v, %v", host, n, err)
 		}
 		seen[n.Name] = true
-		// The name stays, also when the host gets its own at last.
+		// The name stays when the machine gets a host name later.
 		for _, later := range []string{host, "pi", "localhost"} {
 			f.Host = func() (string, error) { return later, nil }
 			again, err := f.Claim()
@@ -88,7 +90,7 @@ func TestTheNameStays(t *testing.T) {
 	if n, err := f.Claim(); err != nil || n.Name != "one" || n.Remark != "" {
 		t.Error(n, err)
 	}
-	// The cluster may have refused it: until the machine has joined, another can be set.
+	// Until the machine has joined, another name can be set, since the cluster may have refused the first.
 	f.Set = "three"
 	if n, err := f.Find(); err != nil || n.Name != "three" {
 		t.Error(n, err)
@@ -97,10 +99,11 @@ func TestTheNameStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Set = "two"
-	if _, err := f.Claim(); err == nil || !strings.Contains(err.Error(), `has joined as node "one"`) || !strings.Contains(err.Error(), "write two into "+f.Dirs.NodeName()) {
+	if _, err := f.Claim(); err == nil || !strings.Contains(err.Error(), `has joined as node "one"`) ||
+		!strings.Contains(err.Error(), "write two into "+f.Dirs.NodeName()) {
 		t.Errorf("got %v", err)
 	}
-	// What the error says works.
+	// The remedy in the error works.
 	if err := os.WriteFile(f.Dirs.NodeName(), []byte("two\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +124,8 @@ func TestANodeOfAnEarlierVersionHasItsNameFromItsCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(f.Dirs.AgentPKI(), "kubelet-client.crt")
-	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700),
+		os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := f.Claim(); err != nil || n.Name != "old" || !strings.Contains(n.Remark, "stays old") {

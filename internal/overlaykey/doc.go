@@ -1,4 +1,4 @@
-// Package overlaykey reads what a Node's annotations say of the end of its tunnel, as flannel's backends understand it: by
-// what other nodes know that end, a MAC address or a WireGuard key. Agents (agent/dataplane/network) and servers (server/admission)
-// compare these keys by their bytes, so that a key has no second spelling.
+// Package overlaykey parses flannel's annotations of a Node for the key of its tunnel endpoint: a MAC address (VXLAN)
+// or a WireGuard public key. Agents (agent/dataplane/network) and servers (server/admission) compare keys as bytes,
+// so that another spelling of a key is not another key. It imports nothing of umiak.
 package overlaykey

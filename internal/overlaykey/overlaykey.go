@@ -13,42 +13,45 @@ import (
 	"strings"
 )
 
-// Type is the annotation with the backend of a node.
+// Type is the annotation with the name of a node's backend.
 const Type = "flannel.alpha.coreos.com/backend-type"
 
-// Backends with tunnels, as flannel names them.
+// Backends that use tunnels, as flannel names them.
 const (
 	VXLAN     = "vxlan"
 	WireGuard = "wireguard"
 )
 
-// Family holds the annotations of one address family.
+// Family holds the names of the annotations of one address family.
 type Family struct {
-	// Public is where the node is reached, Overwrite the same from an administrator, Data what its backend says.
+	// Public is for the node's address, Overwrite for an address set by an administrator, Data for the backend's data.
 	Public, Overwrite, Data string
 }
 
 // V4 and V6 are the two families.
 var (
-	V4 = Family{"flannel.alpha.coreos.com/public-ip", "flannel.alpha.coreos.com/public-ip-overwrite", "flannel.alpha.coreos.com/backend-data"}
-	V6 = Family{"flannel.alpha.coreos.com/public-ipv6", "flannel.alpha.coreos.com/public-ipv6-overwrite", "flannel.alpha.coreos.com/backend-v6-data"}
+	V4 = Family{"flannel.alpha.coreos.com/public-ip", "flannel.alpha.coreos.com/public-ip-overwrite",
+		"flannel.alpha.coreos.com/backend-data"}
+	V6 = Family{"flannel.alpha.coreos.com/public-ipv6", "flannel.alpha.coreos.com/public-ipv6-overwrite",
+		"flannel.alpha.coreos.com/backend-v6-data"}
 )
 
-// vni is that of flannel's networks, which is no setting of umiak's.
+// vni is the VXLAN network identifier of flannel, which umiak does not change.
 const vni = 1
 
-// maxData bounds what is read; flannel writes under 100 bytes.
+// maxData is the most bytes that are read; flannel writes fewer than 100.
 const maxData = 4096
 
-// End is the end of a node's tunnel.
+// End is the tunnel endpoint of a node.
 type End struct {
-	// Key is the 6 bytes of a MAC address (VXLAN) or the 32 of a public key (WireGuard), empty with other backends.
+	// Key has the 6 bytes of a MAC address (VXLAN) or the 32 bytes of a public key (WireGuard); empty for other
+	// backends.
 	Key string
-	// Data is for flannel's backend. It is encoded anew and holds nothing but what has been checked; nil without a Key.
+	// Data is for flannel's backend. It is re-encoded and contains only checked fields; nil without a Key.
 	Data json.RawMessage
 }
 
-// Parse reads the data of a backend.
+// Parse parses the data of a backend. The zero End is the result for backends without tunnels.
 func Parse(backend, data string) (End, error) {
 	switch backend {
 	case VXLAN:
@@ -90,7 +93,7 @@ func Parse(backend, data string) (End, error) {
 	return End{}, nil
 }
 
-// decode reads one JSON object that has no other fields than into.
+// decode decodes one JSON object that has no fields unknown to into.
 func decode(data string, into any) error {
 	if len(data) > maxData {
 		return fmt.Errorf("it is longer than %d bytes", maxData)
@@ -101,13 +104,14 @@ func decode(data string, into any) error {
 		return errors.New("it is not what the backend writes")
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return errors.New("something follows it")
+		return errors.New("data follows the JSON object")
 	}
 	return nil
 }
 
-// Shares reports whether a node may have the key of another one that is reached at the same address: it is the same machine
-// under another name, and that address is one of its internal ones, own. An external one may be a router's.
+// Shares reports whether a node may have the same key as another one: both have the same public address, and that is
+// an internal address of the node, in own, so they are the same machine under two names. An external address may be
+// that of a router.
 func Shares(public, others string, own []netip.Addr) bool {
 	at, err := netip.ParseAddr(public)
 	return err == nil && public == others && slices.Contains(own, at.Unmap())

@@ -9,7 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// FuzzParse: what is accepted is read by flannel as the key that was compared, and as nothing else.
+// FuzzParse checks that flannel decodes accepted data as the key that was compared.
 func FuzzParse(f *testing.F) {
 	f.Add(VXLAN, `{"VNI":1,"VtepMAC":"aa:00:00:00:00:01"}`)
 	f.Add(VXLAN, `{"VNI":1,"VtepMAC":"AA-00-00-00-00-01","vtepmac":"01:00:5e:00:00:01"}`)
@@ -32,7 +32,8 @@ func FuzzParse(f *testing.F) {
 		}
 		switch backend {
 		case VXLAN:
-			if mac, err := net.ParseMAC(d.VtepMAC); err != nil || string(mac) != e.Key || len(mac) != 6 || mac[0]&1 != 0 || d.PublicKey != "" {
+			if mac, err := net.ParseMAC(d.VtepMAC); err != nil || string(mac) != e.Key || len(mac) != 6 ||
+				mac[0]&1 != 0 || d.PublicKey != "" {
 				t.Fatalf("%s for key %x", e.Data, e.Key)
 			}
 		case WireGuard:
@@ -56,7 +57,7 @@ func TestShares(t *testing.T) {
 	}{
 		{"192.0.2.1", "192.0.2.1", true},
 		{"192.0.2.1", "192.0.2.2", false},
-		{"192.0.2.2", "192.0.2.2", false}, // it is the other's alone
+		{"192.0.2.2", "192.0.2.2", false}, // an address of the other node only
 		{"", "", false},
 	} {
 		if got := Shares(c.public, c.others, own); got != c.want {

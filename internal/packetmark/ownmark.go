@@ -1,6 +1,8 @@
-// Package packetmark marks the packets of umiak's own connections to servers, so that the tables of the service proxy let
-// them pass before they look at any Service: a rule that is wrong or stale can then not cut a node off from the servers
-// that would tell it so.
+// Package packetmark sets a packet mark on umiak's connections to servers. The tables of the service proxy accept
+// marked packets before any rule of a Service, so that a wrong or stale rule cannot cut a node off from the servers,
+// from which it would get the right one.
+//
+// It imports nothing of umiak. Whatever connects to servers uses its Dialer.
 package packetmark
 
 import (
@@ -10,16 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mark is a bit of the packet mark. 0x4000 and 0x8000 are Kubernetes' own by convention, 0x0f00 is Cilium's, 0xff0000
-// Tailscale's, 0xffff0000 Calico's. The mark ends with the machine: it is nothing that a packet carries.
+// Mark is the bit of the packet mark. By convention 0x4000 and 0x8000 are used by Kubernetes, 0x0f00 by Cilium,
+// 0xff0000 by Tailscale, 0xffff0000 by Calico. The mark exists only within the machine: no packet carries it.
 const Mark = 0x2000
 
-// Control is for net.Dialer.Control. Without CAP_NET_ADMIN the connection is made all the same, unmarked.
+// Control is a function for net.Dialer.Control. Without CAP_NET_ADMIN the connection is unmarked.
 func Control(_, _ string, c syscall.RawConn) error {
 	return c.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark) // see above
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark) // an error leaves the connection unmarked
 	})
 }
 
-// Dialer returns a dialer with Control and the default time-outs.
+// Dialer returns a net.Dialer with Control and no other settings.
 func Dialer() *net.Dialer { return &net.Dialer{Control: Control} }

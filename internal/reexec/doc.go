@@ -1,8 +1,8 @@
-// Package reexec has a process execute itself anew, and keeps on the tmpfs why and how often.
+// Package reexec replaces the process by a new run of its program, and stores on a tmpfs why and how often it did.
 //
-// It is for libraries that can start only once a process: when the kubelet has ended, a new process is the only way to
-// have it back. The process keeps its pid, so an init system sees nothing of it; containers are not its children. Of a
-// Go panic, which leaves no time for anything, the text is kept for the next process.
+// It is for libraries that can start only once per process: after the kubelet has ended, only a new run of the
+// program can start it again. The process ID stays the same, so that the init system does not notice; containers are
+// not children of the process. The text of a Go panic is stored for the next process, too.
 //
-// The command calls it; it imports only internal/.
+// Commands call it. It imports only internal/.
 package reexec

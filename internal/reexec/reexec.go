@@ -19,16 +19,16 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Reason says why the process before this one ended.
+// Reason is the reason why the previous run ended.
 type Reason struct {
 	Part  string    `json:"part,omitempty"` // empty for a panic
 	Error string    `json:"error"`
 	At    time.Time `json:"at"`
-	// Count is how often in a row the part has ended the process.
+	// Count is the number of runs in a row that the part has ended.
 	Count int `json:"count,omitempty"`
 }
 
-// String names the part and its error.
+// String returns the part and its error.
 func (r Reason) String() string {
 	if r.Part == "" {
 		return r.Error
@@ -36,21 +36,21 @@ func (r Reason) String() string {
 	return r.Part + ": " + r.Error
 }
 
-// steady is how long a process must have run for the next end of it to count as the first.
+// steady is the duration of a run after which Count begins again.
 const steady = 20 * time.Minute
 
-// Pause is how long the part waits before it starts again. Everything else starts at once.
+// Pause returns the time that the part waits before it starts again. The other parts start at once.
 func (r Reason) Pause() time.Duration {
 	return time.Second * time.Duration(math.Pow(2, float64(min(r.Count-1, 9)))) // up to 8.5 minutes
 }
 
-// Store is the folder in which reasons are kept, on a tmpfs.
+// Store is the folder, on a tmpfs, in which the reason is stored.
 type Store struct{ Dir string }
 
 func (s Store) file() string  { return filepath.Join(s.Dir, "restarted.json") }
 func (s Store) crash() string { return filepath.Join(s.Dir, "panic.txt") }
 
-// Last returns why the last process ended, nil if it ended because it was told to, or is not known to have run.
+// Last returns the reason why the previous run ended. It returns nil if that run was stopped, or if there was none.
 func (s Store) Last() (*Reason, error) {
 	raw, err := os.ReadFile(s.file())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -66,7 +66,7 @@ func (s Store) Last() (*Reason, error) {
 	return &r, nil
 }
 
-// Note keeps why the process ends, and counts.
+// Note stores the reason why the process ends, and returns it with its count.
 func (s Store) Note(part string, reason error, now time.Time) (Reason, error) {
 	r := Reason{Part: part, Error: strings.ReplaceAll(reason.Error(), "\n", "; "), At: now, Count: 1}
 	if last, err := s.Last(); err == nil && last != nil && last.Part == part && now.Sub(last.At) < last.Pause()+steady {
@@ -83,7 +83,7 @@ func (s Store) write(r Reason) error {
 	return atomicfile.Write(s.file(), append(raw, '\n'), 0o600)
 }
 
-// Forget removes the reason: the process ends because it was told to.
+// Forget removes the reason, for a process that is stopped.
 func (s Store) Forget() error {
 	if err := os.Remove(s.file()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -91,8 +91,8 @@ func (s Store) Forget() error {
 	return nil
 }
 
-// KeepPanics has Go's runtime write a panic of this process to a file as well. If the process before left one, it
-// becomes the reason that Last returns, and its text is returned.
+// KeepPanics makes Go's runtime also write a panic of this process to a file. If the previous run left one, KeepPanics
+// makes it the reason that Last returns, and returns its text.
 func (s Store) KeepPanics() (text string, err error) {
 	raw, err := os.ReadFile(s.crash())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -114,7 +114,7 @@ func (s Store) KeepPanics() (text string, err error) {
 	if err != nil {
 		return text, fmt.Errorf("prepare for panics: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // the runtime has a descriptor of its own
+	defer f.Close() //nolint:errcheck // the runtime has its own descriptor
 	if err := debug.SetCrashOutput(f, debug.CrashOptions{}); err != nil {
 		return text, fmt.Errorf("prepare for panics: %w", err)
 	}
@@ -131,25 +131,25 @@ func firstLine(text string) string {
 	return "panic"
 }
 
-// Exec replaces this process by a new run of its own program with the same arguments. It returns only if that fails.
+// Exec replaces this process by a new run of its program with the same arguments. It returns only if that fails.
 func Exec(env []string) error {
-	// Go opens all files so that they are closed; this is for those that a library may have opened otherwise.
+	// Go opens files with O_CLOEXEC; this is for files that a library may have opened without.
 	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; without it they stay open
-	// The very file that runs, also if another has its name by now: which program runs is for an upgrade to decide, which
-	// tries the new one first and restarts the service.
+	// This is the file that runs, even if another file has its name by now: only an upgrade, which tries the new
+	// program first and restarts the service, changes the program.
 	if err := syscall.Exec("/proc/self/exe", os.Args, env); err != nil {
-		return fmt.Errorf("execute this program anew: %w", err)
+		return fmt.Errorf("execute this program again: %w", err)
 	}
 	return nil
 }
 
-// TakeName gives a process that Exec has started the name of its program: the kernel has named it after the last part of
-// /proc/self/exe.
+// TakeName sets the name of a process that Exec has started, which the kernel took from the path /proc/self/exe, to the
+// name of its program.
 func TakeName() error {
 	return os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0) // cut to 15 bytes by the kernel
 }
 
-// ReapChildren waits for the children that the program had before it executed itself anew: nobody else does.
+// ReapChildren waits for the children of the process that were started before Exec.
 func ReapChildren() {
 	tasks, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, t := range tasks {

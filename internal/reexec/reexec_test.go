@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/reexec"
 )
 
-// TestMain is also the program that ends and comes again.
+// TestMain is also the program that executes itself again.
 func TestMain(m *testing.M) {
 	dir := os.Getenv("REEXEC_TEST_DIR")
 	if dir == "" {
@@ -61,7 +61,9 @@ func TestAProcessComesAgainAndSaysWhy(t *testing.T) {
 	}
 	out, pid := run()
 	line, rest, _ := strings.Cut(out, "\n")
-	if f := strings.SplitN(line, " ", 4); len(f) != 4 || f[0] != fmt.Sprint(pid) || f[1] != "yes" || f[2] != filepath.Base(os.Args[0])[:len(f[2])] || f[3] != "kubelet: cgroup is gone" || !strings.Contains(rest, "panic: in a goroutine") {
+	if f := strings.SplitN(line, " ", 4); len(f) != 4 || f[0] != fmt.Sprint(pid) || f[1] != "yes" ||
+		f[2] != filepath.Base(os.Args[0])[:len(f[2])] || f[3] != "kubelet: cgroup is gone" ||
+		!strings.Contains(rest, "panic: in a goroutine") {
 		t.Errorf("process %d: %s", pid, out)
 	}
 	if out, _ := run(); out != "panic: in a goroutine of a library true\n" {
@@ -85,8 +87,10 @@ func TestCounting(t *testing.T) {
 		count int
 		pause time.Duration
 	}{
-		{"kubelet", 0, 1, time.Second}, {"kubelet", time.Minute, 2, 2 * time.Second}, {"containerd", time.Minute, 1, time.Second},
-		{"containerd", time.Minute, 2, 2 * time.Second}, {"containerd", time.Minute, 3, 4 * time.Second}, {"containerd", time.Hour, 1, time.Second},
+		{"kubelet", 0, 1, time.Second}, {"kubelet", time.Minute, 2, 2 * time.Second},
+		{"containerd", time.Minute, 1, time.Second},
+		{"containerd", time.Minute, 2, 2 * time.Second}, {"containerd", time.Minute, 3, 4 * time.Second},
+		{"containerd", time.Hour, 1, time.Second},
 	} {
 		now = now.Add(c.after)
 		r, err := s.Note(c.part, errors.New("x"), now)

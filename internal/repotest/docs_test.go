@@ -36,7 +36,8 @@ var (
 	blanks = regexp.MustCompile(`\s+`)
 )
 
-// The tables of docs/ with a first column "message" quote what programs print: a message that nothing prints any more is an error.
+// The tables of docs/ with a first column "message" quote what programs print: a message that nothing prints any more
+// is an error.
 func TestQuotedMessagesExist(t *testing.T) {
 	var all strings.Builder
 	for _, p := range tracked(t, "*.go", "install.sh") {

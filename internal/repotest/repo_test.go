@@ -30,7 +30,8 @@ func goFiles(t *testing.T) map[string]map[string]*ast.File {
 	t.Helper()
 	out := map[string]map[string]*ast.File{}
 	for _, p := range tracked(t, "*.go") {
-		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, p), nil, parser.ParseComments|parser.SkipObjectResolution)
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, p), nil,
+			parser.ParseComments|parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +47,8 @@ func goFiles(t *testing.T) map[string]map[string]*ast.File {
 // tracked lists the files that git knows or would take, so that build products do not count.
 func tracked(t *testing.T, patterns ...string) []string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "git", append([]string{"ls-files", "-z", "--cached", "--others", "--exclude-standard", "--"}, patterns...)...)
+	cmd := exec.CommandContext(t.Context(), "git", append([]string{"ls-files", "-z", "--cached", "--others",
+		"--exclude-standard", "--"}, patterns...)...)
 	cmd.Dir = root
 	raw, err := cmd.Output()
 	if err != nil {
@@ -108,11 +110,13 @@ func TestImports(t *testing.T) {
 			for _, imp := range f.Imports {
 				path := strings.Trim(imp.Path.Value, `"`)
 				for _, r := range forbidden {
-					if under(dir, r.dir) && under(path, r.imports) && (!forTests(dir, p) || under(dir, "e2e") && !strings.HasSuffix(p, "_test.go")) {
+					if under(dir, r.dir) && under(path, r.imports) && (!forTests(dir, p) || under(dir, "e2e") &&
+						!strings.HasSuffix(p, "_test.go")) {
 						t.Errorf("%s imports %s: %s", p, path, r.reason)
 					}
 				}
-				if under(path, "github.com/umiak-io/umiak/cmd") && !under(dir, "cmd") || under(path, "github.com/umiak-io/umiak/e2e") && !under(dir, "e2e") {
+				if under(path, "github.com/umiak-io/umiak/cmd") && !under(dir, "cmd") ||
+					under(path, "github.com/umiak-io/umiak/e2e") && !under(dir, "e2e") {
 					t.Errorf("%s imports %s, which is for nobody to import", p, path)
 				}
 				if under(path, "github.com/umiak-io/umiak/internal/testing") && !forTests(dir, p) {
@@ -125,7 +129,8 @@ func TestImports(t *testing.T) {
 
 // forTests reports whether a file is no part of a program that users run: tests, their helpers and the benchmarks.
 func forTests(dir, file string) bool {
-	return strings.HasSuffix(file, "_test.go") || under(dir, "internal/testing") || under(dir, "e2e") || under(dir, "agent/dataplane/proxy/bench")
+	return strings.HasSuffix(file, "_test.go") || under(dir, "internal/testing") || under(dir, "e2e") ||
+		under(dir, "agent/dataplane/proxy/bench")
 }
 
 func under(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
@@ -133,7 +138,9 @@ func under(path, dir string) bool { return path == dir || strings.HasPrefix(path
 // Only a main function, or what stands in cmd/, decides that the process ends. Programs of their own that a
 // bundle or a test image consists of are mains as well.
 func TestNobodyElseEndsTheProcess(t *testing.T) {
-	ends := map[string][]string{"os": {"Exit"}, "log": {"Fatal", "Fatalf", "Fatalln", "Panic", "Panicf"}, "klog": {"Fatal", "Fatalf", "Exit", "Exitf", "FlushAndExit"}, "logrus": {"Fatal", "Fatalf"}, "syscall": {"Exit"}}
+	ends := map[string][]string{"os": {"Exit"}, "log": {"Fatal", "Fatalf", "Fatalln", "Panic", "Panicf"},
+		"klog": {"Fatal", "Fatalf", "Exit", "Exitf", "FlushAndExit"}, "logrus": {"Fatal", "Fatalf"},
+		"syscall": {"Exit"}}
 	for _, files := range goFiles(t) {
 		for p, f := range files {
 			if f.Name.Name == "main" || strings.HasSuffix(p, "_test.go") {
@@ -228,7 +235,8 @@ func TestKubernetesIsOneVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range regexp.MustCompile(`(?m)^\s*(k8s\.io/\S+) => \./staging`).FindAllStringSubmatch(string(theirs), -1) {
+	for _, g := range regexp.MustCompile(`(?m)^\s*(k8s\.io/\S+) => \./staging`).FindAllStringSubmatch(string(theirs),
+		-1) {
 		if replaced[g[1]] == "" {
 			t.Errorf("%s is not replaced with %s", g[1], want)
 		}
@@ -251,7 +259,8 @@ func TestScripts(t *testing.T) {
 			continue // sourced by others
 		}
 		n++
-		if info, err := os.Stat(filepath.Join(root, p)); err != nil || info.Mode()&0o111 == 0 && under(filepath.Dir(p), "scripts") {
+		if info, err := os.Stat(filepath.Join(root, p)); err != nil || info.Mode()&0o111 == 0 &&
+			under(filepath.Dir(p), "scripts") {
 			t.Errorf("%s is not executable", p)
 		}
 		if checker == "" || !bytes.Contains(first, []byte("sh")) {
@@ -315,7 +324,8 @@ func anchors(md string) []string {
 // What the agent links is part of the promise that it is small and safe to run on every machine; a change
 // of it is to be seen in review.
 func TestWhatTheAgentLinks(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./cmd/umiak-agent")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}",
+		"./cmd/umiak-agent")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	raw, err := cmd.Output()
@@ -339,7 +349,8 @@ func TestWhatTheAgentLinks(t *testing.T) {
 func golden(t *testing.T, file, got string) {
 	t.Helper()
 	if *update {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(got), 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(got),
+			0o644)); err != nil {
 			t.Fatal(err)
 		}
 		t.Fatalf("%s was written anew; look at it and run without -update", file)

@@ -72,7 +72,8 @@ func (n *News) Is(err error) bool {
 
 // Do calls f until it returns nil, or ctx ends: then the error wraps the cause of ctx and f's last error. After a
 // failure that reads differently from the one before it calls failed, unless that is nil, with the pause that follows.
-func Do(ctx context.Context, b Backoff, failed func(err error, pause time.Duration), f func(context.Context) error) error {
+func Do(ctx context.Context, b Backoff, failed func(err error, pause time.Duration),
+	f func(context.Context) error) error {
 	var news News
 	for {
 		err := f(ctx)
@@ -93,8 +94,10 @@ func Do(ctx context.Context, b Backoff, failed func(err error, pause time.Durati
 }
 
 // Forever calls f again whenever it returns, until ctx ends: f is something that runs on, as a watch. Before each
-// further call it calls ended, unless that is nil, and pauses; a run of at least steady makes the pause the first one again.
-func Forever(ctx context.Context, b Backoff, steady time.Duration, ended func(err error, pause time.Duration), f func(context.Context) error) {
+// further call it calls ended, unless that is nil, and pauses; a run of at least steady makes the pause the first one
+// again.
+func Forever(ctx context.Context, b Backoff, steady time.Duration, ended func(err error, pause time.Duration),
+	f func(context.Context) error) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := f(ctx)

@@ -14,8 +14,9 @@ func TestBackoffDoublesUpToItsLimit(t *testing.T) {
 		b    Backoff
 		want []time.Duration
 	}{
-		"zero value":       {Backoff{}, []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}},
-		"its limit":        {Backoff{First: 20 * time.Second}, []time.Duration{20 * time.Second, 40 * time.Second, time.Minute, time.Minute}},
+		"zero value": {Backoff{}, []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}},
+		"its limit": {Backoff{First: 20 * time.Second}, []time.Duration{20 * time.Second, 40 * time.Second,
+			time.Minute, time.Minute}},
 		"first over limit": {Backoff{First: time.Hour, Limit: time.Second}, []time.Duration{time.Second, time.Second}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -55,7 +56,8 @@ func TestDoReportsEachFailureOnceAndEndsWithItsContext(t *testing.T) {
 		if err != nil || calls != 4 || time.Since(began) != 7*time.Second {
 			t.Errorf("Do: %v after %d calls and %v, want nil after 4 and 7s", err, calls, time.Since(began))
 		}
-		if !slices.Equal(reported, []string{"a", "b"}) || !slices.Equal(pauses, []time.Duration{time.Second, 4 * time.Second}) {
+		if !slices.Equal(reported, []string{"a", "b"}) || !slices.Equal(pauses,
+			[]time.Duration{time.Second, 4 * time.Second}) {
 			t.Errorf("reported %v with pauses %v", reported, pauses)
 		}
 
@@ -74,16 +76,18 @@ func TestForeverBeginsWithTheFirstPauseAfterASteadyRun(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var pauses []time.Duration
 		runs := 0
-		Forever(ctx, Backoff{}, time.Minute, func(_ error, pause time.Duration) { pauses = append(pauses, pause) }, func(ctx context.Context) error {
-			switch runs++; runs {
-			case 3:
-				return Sleep(ctx, time.Minute)
-			case 5:
-				cancel()
-			}
-			return errors.New("ended")
-		})
-		if want := []time.Duration{time.Second, 2 * time.Second, time.Second, 2 * time.Second}; !slices.Equal(pauses, want) {
+		Forever(ctx, Backoff{}, time.Minute, func(_ error, pause time.Duration) { pauses = append(pauses, pause) },
+			func(ctx context.Context) error {
+				switch runs++; runs {
+				case 3:
+					return Sleep(ctx, time.Minute)
+				case 5:
+					cancel()
+				}
+				return errors.New("ended")
+			})
+		if want := []time.Duration{time.Second, 2 * time.Second, time.Second, 2 * time.Second}; !slices.Equal(pauses,
+			want) {
 			t.Errorf("pauses %v, want %v", pauses, want)
 		}
 	})

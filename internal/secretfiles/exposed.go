@@ -1,4 +1,5 @@
-// Package secretfiles finds files with secrets that others than root can read. Server and agent share it.
+// Package secretfiles finds files with secrets that users other than root can read. Server and agent use it. It imports
+// nothing of umiak.
 package secretfiles
 
 import (
@@ -13,8 +14,8 @@ const (
 	searchAny             = 0o011
 )
 
-// File returns a sentence that names a file and its remedy if others than root can read it; empty if not, or if there is no
-// such file.
+// File returns a warning with a remedy if users other than root can read a file; empty if they cannot, or if there is
+// no such file.
 func File(path string) string {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -31,7 +32,7 @@ func File(path string) string {
 	}
 	for dir := filepath.Dir(path); dir != "/"; dir = filepath.Dir(dir) {
 		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&searchAny == 0 {
-			return "" // nobody gets there
+			return "" // only root can reach the file
 		}
 	}
 	return fmt.Sprintf("%s holds a secret and others than root can read it (mode %04o): chmod 600 %s", path, mode, path)

@@ -11,7 +11,7 @@ func TestFile(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	// Below a folder that others can enter: the test's own is 0700.
+	// In a folder that other users can enter, which the test's own is not (0700).
 	dir, err := os.MkdirTemp("/tmp", "exposed")
 	if err != nil {
 		t.Fatal(err)

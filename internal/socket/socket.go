@@ -1,5 +1,5 @@
-// Package socket makes unix sockets that only root can open, and HTTP clients for them. The status and
-// control packages serve on such sockets; nothing else of umiak is known here.
+// Package socket creates unix sockets that only root can open, and HTTP clients for them. Packages status and control
+// use it. It imports nothing of umiak.
 package socket
 
 import (
@@ -13,11 +13,11 @@ import (
 	"path/filepath"
 )
 
-// ErrNotRunning means that nobody listens on the socket.
+// ErrNotRunning means that no process listens on the socket.
 var ErrNotRunning = errors.New("umiak is not running")
 
-// Listen replaces what a predecessor may have left at path. It binds in a folder that only root can enter
-// before the mode is set, by way of a rename: at no moment can another user connect.
+// Listen creates a socket at path in place of an old one. It binds in a folder that only root can enter, sets the
+// mode to 0600, and renames the socket, so that another user cannot connect at any moment.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
@@ -26,7 +26,7 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(private) //nolint:errcheck // an empty folder at worst
+	defer os.RemoveAll(private) //nolint:errcheck // an error leaves an empty folder
 	tmp := filepath.Join(private, "s")
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", tmp)
@@ -40,14 +40,15 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Client speaks HTTP to whoever listens at path; the host in URLs means nothing.
+// Client returns an HTTP client that connects to the socket at path, whatever the host in a URL is.
 func Client(path string) *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn,
+		error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}}}
 }
 
-// Probe returns an error, as Unanswered words it, where nobody listens at path.
+// Probe returns an error of Unanswered if no process listens at path.
 func Probe(ctx context.Context, path string) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -56,7 +57,7 @@ func Probe(ctx context.Context, path string) error {
 	return conn.Close()
 }
 
-// Unanswered words the error of a request that got no answer.
+// Unanswered returns the error for the user from err, the error of a request to the socket at path.
 func Unanswered(ctx context.Context, path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):

@@ -1,7 +1,7 @@
-// Package status lets a running umiak tell what it is doing, over a unix socket that only root can open.
+// Package status serves the status of a running umiak over a unix socket that only root can open.
 //
-// The process registers sources, each of which yields one section; `umiak status` reads them all as one
-// report and prints it as aligned lines or as JSON. Nothing is computed while nobody asks.
+// The process registers sources, each of which returns one section. `umiak status` reads them as one report and
+// prints it as aligned lines or as JSON. The sources are called only for a request.
 package status
 
 import (
@@ -19,23 +19,23 @@ import (
 	"github.com/umiak-io/umiak/internal/socket"
 )
 
-// Unhealthy is the State of what runs and does not do what it is for.
+// Unhealthy is the State of a part that runs but does not work.
 const Unhealthy = "unhealthy"
 
-// Row is one line: what, how it is, and a remark.
+// Row is one line: a name, its state and a remark.
 type Row struct {
 	Name   string `json:"name"`
 	State  string `json:"state"`
 	Detail string `json:"detail,omitempty"`
 }
 
-// Section is what one source says.
+// Section is the result of one source.
 type Section struct {
 	Name string `json:"name"`
 	Rows []Row  `json:"rows"`
 }
 
-// Report is the whole answer.
+// Report is the whole status.
 type Report struct {
 	Version  string    `json:"version"`
 	PID      int       `json:"pid"`
@@ -44,26 +44,27 @@ type Report struct {
 	Sections []Section `json:"sections"`
 }
 
-// Source yields a section at the moment it is called; it must return within the context's time.
+// Source returns a section with the current state. It must return before ctx ends.
 type Source func(ctx context.Context) Section
 
-// Server answers on the socket.
+// Server serves the status on a socket.
 type Server struct {
 	Socket  string
 	Version string
-	// Ready says whether all parts are ready.
+	// Ready reports whether all parts are ready.
 	Ready   func() bool
 	Sources []Source
 }
 
-// Run serves until ctx ends. The socket's folder must exist.
+// Run serves until ctx ends. The folder of the socket must exist.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	l, err := socket.Listen(ctx, s.Socket)
 	if err != nil {
 		return fmt.Errorf("listen for status: %w", err)
 	}
 	started := time.Now()
-	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter,
+		r *http.Request) {
 		rep := Report{Version: s.Version, PID: os.Getpid(), Started: started, Ready: s.Ready()}
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
@@ -71,7 +72,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			rep.Sections = append(rep.Sections, src(ctx))
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(rep) // the reader has gone away: nothing to do
+		_ = json.NewEncoder(w).Encode(rep) // fails only if the client is gone
 	})}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
@@ -82,10 +83,10 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// ErrNotRunning means that nobody listens on the socket.
+// ErrNotRunning means that no process listens on the socket.
 var ErrNotRunning = socket.ErrNotRunning
 
-// Get asks the process behind the socket.
+// Get returns the report of the process that listens on the socket.
 func Get(ctx context.Context, path string) (*Report, error) {
 	c := socket.Client(path)
 	defer c.CloseIdleConnections()
@@ -97,7 +98,7 @@ func Get(ctx context.Context, path string) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for status: %w", socket.Unanswered(ctx, path, err))
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to the end or given up
+	defer resp.Body.Close() //nolint:errcheck // nothing more is read
 	var rep Report
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&rep); err != nil {
 		return nil, fmt.Errorf("read status: %w", err)
@@ -115,7 +116,7 @@ func (r *Report) Healthy() bool {
 	return true
 }
 
-// Print writes the report for people.
+// Print writes the report as aligned lines.
 func (r *Report) Print(w io.Writer) error {
 	state := "starting"
 	switch {

@@ -19,7 +19,8 @@ func TestReportTravelsOverAPrivateSocket(t *testing.T) {
 	}
 	s := &status.Server{Socket: sock, Version: "v1", Ready: func() bool { return true }, Sources: []status.Source{
 		func(context.Context) status.Section {
-			return status.Section{Name: "Components", Rows: []status.Row{{Name: "datastore", State: "ready", Detail: "sqlite"}}}
+			return status.Section{Name: "Components", Rows: []status.Row{{Name: "datastore", State: "ready",
+				Detail: "sqlite"}}}
 		},
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -35,7 +36,8 @@ func TestReportTravelsOverAPrivateSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := rep.Print(&b); err != nil || !strings.Contains(b.String(), "datastore  ready  sqlite") || !strings.HasPrefix(b.String(), "umiak v1  ready") {
+	if err := rep.Print(&b); err != nil || !strings.Contains(b.String(), "datastore  ready  sqlite") ||
+		!strings.HasPrefix(b.String(), "umiak v1  ready") {
 		t.Fatalf("%v\n%s", err, b.String())
 	}
 	cancel()
@@ -44,7 +46,7 @@ func TestReportTravelsOverAPrivateSocket(t *testing.T) {
 	}
 }
 
-// TestUnhealthy: a part that is ready and does not do what it is for is not hidden behind "ready".
+// TestUnhealthy checks that the first line shows a part that is ready but unhealthy.
 func TestUnhealthy(t *testing.T) {
 	rep := status.Report{Version: "v1", Ready: true, Sections: []status.Section{
 		{Name: "Parts", Rows: []status.Row{{Name: "datastore", State: "ready"}}},

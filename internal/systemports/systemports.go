@@ -1,13 +1,13 @@
-// Package systemports names the ports of a node's own addresses that belong to the system: no Service gets them there,
-// whether or not anything listens right now. Server and agent share it.
+// Package systemports lists the ports on a node's own addresses that are reserved for the system: no Service gets them
+// there, whether or not anything listens at present. Server and agent use it. It imports nothing of umiak.
 package systemports
 
 import corev1 "k8s.io/api/core/v1"
 
-// Ports are those that settings move; zero means the default.
+// Ports are the ports that settings can change; zero means the default.
 type Ports struct{ API, Kubelet int }
 
-// The defaults, and what no setting moves.
+// Defaults, and ports that no setting changes.
 const (
 	defaultAPI, defaultKubelet = 6443, 10250
 	etcdClients, etcdPeers     = 2379, 2380
@@ -16,24 +16,26 @@ const (
 	wireguard, wireguard6      = 51820, 51821
 )
 
-// Node is what decides which ports of its own a node needs.
+// Node describes a node by what determines the ports that it needs.
 type Node struct {
-	// Server says that this is a server's own node.
+	// Server is true for the node of a server.
 	Server bool
-	// API is the port at which the node reaches the API: the API server's own on a server, the local balancer's elsewhere.
+	// API is the port at which the node reaches the API: that of the API server on a server, that of the local load
+	// balancer elsewhere. Kubelet is the kubelet's port.
 	API, Kubelet int
-	// Sharing says that the node gives images to others, VXLAN and WireGuard that the pods' network is one of these.
+	// Sharing means that the node serves images to others, VXLAN or WireGuard that the overlay network is of that kind.
 	Sharing, VXLAN, WireGuard bool
 }
 
-// Held is a port with what it belongs to.
+// Held is a reserved port and its holder.
 type Held struct {
 	Protocol corev1.Protocol
 	Port     int
 	Holder   string
 }
 
-// Held returns the ports that no pod gets by hostPort: what comes there would go to the pod, and not to the system.
+// Held returns the ports that no pod may claim with hostPort, since their traffic would go to the pod instead of the
+// system.
 func (n Node) Held() []Held {
 	out := []Held{{corev1.ProtocolTCP, n.Kubelet, "the kubelet"}}
 	add := func(proto corev1.Protocol, holder string, ports ...int) {
@@ -59,7 +61,7 @@ func (n Node) Held() []Held {
 	return out
 }
 
-// Holder says what a port belongs to, as "the kubelet"; empty if it is free.
+// Holder returns the holder of a port, for instance "the kubelet"; empty if the port is free.
 func (p Ports) Holder(proto corev1.Protocol, port int) string {
 	if p.API == 0 {
 		p.API = defaultAPI

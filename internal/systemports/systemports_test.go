@@ -7,19 +7,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestHeld: what a node holds against pods, it holds against Services too, but for the balancer at 127.0.0.1, which no Service has.
+// TestHeld checks that ports reserved against pods are reserved against Services too. The load balancer at 127.0.0.1
+// is an exception: no Service has that address.
 func TestHeld(t *testing.T) {
 	server := Node{Server: true, API: 7443, Kubelet: 10260, Sharing: true, VXLAN: true, WireGuard: true}
 	for _, h := range server.Held() {
 		if (Ports{API: 7443, Kubelet: 10260}).Holder(h.Protocol, h.Port) != h.Holder {
-			t.Errorf("%+v is not held against Services", h)
+			t.Errorf("%+v is not reserved against Services", h)
 		}
 	}
 	agent := Node{API: 6444, Kubelet: 10250}.Held()
 	has := func(port int) bool {
-		return slices.ContainsFunc(agent, func(h Held) bool { return h.Protocol == corev1.ProtocolTCP && h.Port == port })
+		return slices.ContainsFunc(agent, func(h Held) bool {
+			return h.Protocol == corev1.ProtocolTCP &&
+				h.Port == port
+		})
 	}
 	if !has(6444) || !has(10250) || len(agent) != 2 {
-		t.Errorf("an agent that shares nothing, with host-gw, holds %+v", agent)
+		t.Errorf("an agent without image sharing, with host-gw, reserves %+v", agent)
 	}
 }

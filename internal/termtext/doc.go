@@ -1,2 +1,3 @@
-// Package termtext keeps the words of others, as nodes and images, from commanding the terminal on which they are shown.
+// Package termtext removes control characters from untrusted text, for instance of nodes and images, before a
+// terminal shows it. Commands call it. It imports nothing of umiak.
 package termtext

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Terminal returns f, behind a Writer if it is a terminal: what goes to a file or a pipe stays as it is.
+// Terminal returns a Writer on f if f is a terminal, else f: output to a file or a pipe is not changed.
 func Terminal(f *os.File) io.Writer {
 	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
 		return f
@@ -15,17 +15,18 @@ func Terminal(f *os.File) io.Writer {
 	return NewWriter(f)
 }
 
-// Writer shows control characters, ECMA-48's C0 and C1, as question marks, besides tab, line feed and carriage return.
+// Writer replaces the control characters of ECMA-48 (C0 and C1) by question marks, except tab, line feed and carriage
+// return.
 type Writer struct {
 	w io.Writer
-	// c2 is set after the first of two bytes that may be a control character of C1 in UTF-8.
+	// c2 is set after a byte 0xc2, which begins the UTF-8 form of C1.
 	c2 bool
 }
 
 // NewWriter returns a Writer on w.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
-// Write implements io.Writer. It writes all or returns an error.
+// Write implements io.Writer. It writes all of p or returns an error.
 func (t *Writer) Write(p []byte) (int, error) {
 	out := make([]byte, 0, len(p)+1)
 	for _, b := range p {

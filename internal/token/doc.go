@@ -1,8 +1,7 @@
-// Package token is what a machine needs in order to join a cluster: the line that a user copies, and the
-// check that the machine at the other end is a server of that cluster, before anything is said to it.
+// Package token holds join tokens: the line that a user copies to a machine, and the check that the other end of a
+// connection is a server of the token's cluster, before the secret is sent.
 //
 //	um1.<hex sha256 of the server CA's SubjectPublicKeyInfo>.<id>.<secret>
 //
-// Servers, agents and the command line use it. It imports nothing of umiak but
-// wallclock and atomicfile.
+// Servers, agents and the commands use it. Of umiak, it imports wallclock, packetmark and atomicfile.
 package token

@@ -20,16 +20,16 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Kind is what a token lets a machine do.
+// Kind is the kind of machines that may join with a token.
 type Kind string
 
-// The kinds. A server's token lets agents join as well.
+// The kinds. Agents may join with a token for servers, too.
 const (
 	Agent  Kind = "agent"
 	Server Kind = "server"
 )
 
-// ParseKind reads a kind as a user gives it.
+// ParseKind parses a kind as a user gives it.
 func ParseKind(s string) (Kind, error) {
 	if k := Kind(s); k == Agent || k == Server {
 		return k, nil
@@ -37,22 +37,23 @@ func ParseKind(s string) (Kind, error) {
 	return "", fmt.Errorf("kind %q is neither agent nor server", s)
 }
 
-// Token is what stands in one. Printing it, in any way, does not show the secret; Line does.
+// Token is a parsed token or password. No way of printing it shows the secret; only Line does.
 type Token struct {
-	// CA is the hash of the server CA's public key. It is empty where all that is known is a password.
+	// CA is the hash of the server CA's public key; empty for a password.
 	CA string
-	// ID names the token. It is empty where all that is known is a password.
+	// ID identifies the token; empty for a password.
 	ID     string
 	Secret string
-	// User is set in a password with a hash as k3s prints it, K10HASH::USER:PASSWORD; its CA may be a k3s cluster's.
+	// User is set for a password with a hash as k3s prints it, K10HASH::USER:PASSWORD. Its CA may be that of a k3s
+	// cluster.
 	User string
 }
 
-// MinPassword is how many characters a password needs that a person chooses: ten guesses a minute from an address find a
-// shorter one sooner or later.
+// MinPassword is the minimum length in characters of a password that a person chooses. A shorter one could be guessed
+// with the ten attempts a minute that an address has.
 const MinPassword = 12
 
-// Weak reports whether it is a password of somebody's choice that is too short.
+// Weak reports whether the token is a password that is shorter than MinPassword.
 func (t Token) Weak() bool { return t.ID == "" && len(t.Secret) < MinPassword }
 
 const (
@@ -67,11 +68,11 @@ var (
 	idForm   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 )
 
-// form is what a token looks like, for errors.
+// form describes the form of a token, for errors.
 const form = "a token is one line, " + prefix + ".<64 hex digits>.<id>.<secret>, as `umiak token create` prints it"
 
-// Parse reads a token, or a password if the text does not begin as a token does. What surrounds it, as the
-// end of the line in a file, does not matter. No error shows any of the secret.
+// Parse parses a token, or a password if the text does not begin like a token. It ignores white space around it. No
+// error shows any part of the secret.
 func Parse(s string) (Token, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
@@ -84,7 +85,8 @@ func Parse(s string) (Token, error) {
 		return parseK3s(strings.ToLower(m[1]), m[2])
 	}
 	if strings.HasPrefix(s, "K10") && strings.Contains(s, "::") {
-		return Token{}, errors.New("it begins as a token of k3s does, K10HASH::USER:PASSWORD, and its hash has not 64 hex digits; " + form)
+		return Token{}, errors.New("it begins as a token of k3s does, K10HASH::USER:PASSWORD, and its hash has not " +
+			"64 hex digits; " + form)
 	}
 	rest, isToken := strings.CutPrefix(s, prefix+".")
 	if !isToken {
@@ -110,14 +112,16 @@ func Parse(s string) (Token, error) {
 	return t, nil
 }
 
-// parseK3s reads what follows the hash in a token as k3s prints it.
+// parseK3s parses the rest, after the hash, of a token as k3s prints it.
 func parseK3s(ca, rest string) (Token, error) {
 	user, secret, ok := strings.Cut(rest, ":")
 	switch {
 	case !ok:
-		return Token{}, errors.New("it is a token of `k3s token create`, which is known in that k3s cluster alone; " + form)
+		return Token{}, errors.New("it is a token of `k3s token create`, which is known in that k3s cluster alone; " +
+			form)
 	case user != "server" && user != "node":
-		return Token{}, errors.New("it is K10HASH::USER:PASSWORD as k3s prints it, and its user is neither server nor node; " + form)
+		return Token{}, errors.New("it is K10HASH::USER:PASSWORD as k3s prints it, and its user is neither server " +
+			"nor node; " + form)
 	}
 	if err := CheckSecret(secret); err != nil {
 		return Token{}, fmt.Errorf("%w; %s", err, form)
@@ -125,7 +129,7 @@ func parseK3s(ca, rest string) (Token, error) {
 	return Token{CA: ca, User: user, Secret: secret}, nil
 }
 
-// CheckID says whether an id can be one.
+// CheckID returns an error if id is not a valid ID of a token.
 func CheckID(id string) error {
 	if !idForm.MatchString(id) {
 		return fmt.Errorf("%q is not an id: 1 to 32 small letters, digits and dashes", id)
@@ -133,7 +137,7 @@ func CheckID(id string) error {
 	return nil
 }
 
-// CheckSecret says whether a secret, which may be a user's own password, can stand in a token.
+// CheckSecret returns an error if s is not a valid secret. It may be a password that a user chose.
 func CheckSecret(s string) error {
 	if s == "" || len(s) > maxSecret {
 		return fmt.Errorf("its secret has %d characters, 1 to %d are possible", len(s), maxSecret)
@@ -146,7 +150,7 @@ func CheckSecret(s string) error {
 	return nil
 }
 
-// Line is the token as a user copies it.
+// Line returns the token with its secret, as a user copies it.
 func (t Token) Line() string {
 	switch {
 	case t.CA == "":
@@ -157,7 +161,7 @@ func (t Token) Line() string {
 	return prefix + "." + t.CA + "." + t.ID + "." + t.Secret
 }
 
-// String names the token without its secret.
+// String identifies the token without its secret.
 func (t Token) String() string {
 	if t.ID == "" {
 		return "password"
@@ -165,13 +169,13 @@ func (t Token) String() string {
 	return "token " + t.ID
 }
 
-// GoString is String: what prints with %#v is no more entitled to the secret.
+// GoString returns String, so that %#v does not show the secret.
 func (t Token) GoString() string { return t.String() }
 
-// LogValue is String.
+// LogValue implements slog.LogValuer with String.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
-// New makes a token with a random secret of 160 bits and, if id is empty, a random id.
+// New returns a token with a random secret of 160 bits and, if id is empty, a random ID.
 func New(ca, id string) Token {
 	if id == "" {
 		id = random(5)
@@ -188,19 +192,19 @@ func random(n int) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b))
 }
 
-// HashCA is the hash by which a token knows a CA: that of its public key, so that a CA certificate that
-// is made again for the same key is still the one.
+// HashCA returns the hash of a CA in a token. It is that of the public key, so that a new CA certificate for the same
+// key has the same hash.
 func HashCA(ca *x509.Certificate) string {
 	h := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(h[:])
 }
 
-// hasHash reports whether a hash is the CA's: that of HashCA, or, as k3s makes it, that of the certificate's PEM file.
+// hasHash reports whether a hash is that of a CA: of HashCA, or, as in k3s, of the certificate's PEM file.
 func hasHash(ca *x509.Certificate, hash string) bool {
 	return HashCA(ca) == hash || HashSecret(string(EncodeCA(ca))) == hash
 }
 
-// HoldsCA says whether one of the certificates, in PEM form, is the CA with a hash.
+// HoldsCA reports whether one of the certificates, in PEM form, has the hash.
 func HoldsCA(raw []byte, hash string) bool {
 	return slices.ContainsFunc(parseCAs(raw), func(c *x509.Certificate) bool { return hasHash(c, hash) })
 }
@@ -214,19 +218,19 @@ func parseCAs(raw []byte) (out []*x509.Certificate) {
 	return out
 }
 
-// EncodeCA is a CA in PEM form.
+// EncodeCA returns a CA in PEM form.
 func EncodeCA(ca *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
 }
 
-// HashSecret is what servers keep of a secret. It is a plain hash: a random secret cannot be guessed, and
-// checking one must cost next to nothing.
+// HashSecret returns the hash of a secret that servers store. It is a plain SHA-256, since a random secret cannot be
+// guessed and a check must be cheap.
 func HashSecret(s string) string {
 	h := sha256.Sum256([]byte(s))
 	return hex.EncodeToString(h[:])
 }
 
-// SecretFile returns the random secret that a file holds, and makes it, with mode 0600, if it is missing.
+// SecretFile returns the secret in a file. If the file is missing, it creates it with a random secret and mode 0600.
 func SecretFile(file string) (string, error) {
 	raw, err := os.ReadFile(file)
 	if err == nil {
@@ -243,7 +247,7 @@ func SecretFile(file string) (string, error) {
 	return s, atomicfile.Write(file, []byte(s+"\n"), 0o600)
 }
 
-// FromSettings is what a user has set, as a value or as the name of a file that holds it.
+// FromSettings returns a setting that is given as a value or as the name of a file with the value.
 func FromSettings(value, file string) (string, error) {
 	if value != "" || file == "" {
 		return value, nil

@@ -31,7 +31,8 @@ func TestParse(t *testing.T) {
 		t.Fatalf("%v, %v", got, err)
 	}
 	k3s := "K10" + hash + "::server:" + secret
-	if got, err = Parse(k3s); err != nil || got != (Token{CA: hash, User: "server", Secret: secret}) || got.Line() != k3s || strings.Contains(fmt.Sprint(got), secret) {
+	if got, err = Parse(k3s); err != nil || got != (Token{CA: hash, User: "server", Secret: secret}) ||
+		got.Line() != k3s || strings.Contains(fmt.Sprint(got), secret) {
 		t.Fatalf("%v, %v", got, err)
 	}
 	for in, want := range map[string]string{
@@ -104,8 +105,9 @@ func newAuthority(t *testing.T) authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true,
+		BasicConstraintsValid: true,
+		NotBefore:             time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -123,8 +125,10 @@ func (a authority) serving(t *testing.T, name string, usage x509.ExtKeyUsage, be
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "s"}, DNSNames: []string{name},
-		NotBefore: time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage}}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "s"},
+		DNSNames:  []string{name},
+		NotBefore: time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{usage}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -176,16 +180,25 @@ func TestFetchCA(t *testing.T) {
 		now  time.Time
 		want error
 	}{
-		"right":            {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), nil},
-		"no hash":          {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), "", time.Now(), nil},
-		"another cluster":  {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, evil), HashCA(good.cert), time.Now(), ErrWrongServer},
-		"as k3s hashes it": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashSecret(string(EncodeCA(good.cert))), time.Now(), nil},
-		"borrowed CA":      {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), ErrWrongServer},
-		"no CA":            {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth), HashCA(good.cert), time.Now(), ErrWrongServer},
-		"a node's":         {good.serving(t, "node1", x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), ErrWrongServer},
-		"a client's":       {good.serving(t, ServerName, x509.ExtKeyUsageClientAuth, good), HashCA(good.cert), time.Now(), ErrWrongServer},
-		"clock far ahead":  {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now().AddDate(20, 0, 0), ErrClock},
-		"clock far behind": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Unix(1000, 0), nil},
+		"right": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert),
+			time.Now(), nil},
+		"no hash": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), "", time.Now(), nil},
+		"another cluster": {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, evil), HashCA(good.cert),
+			time.Now(), ErrWrongServer},
+		"as k3s hashes it": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good),
+			HashSecret(string(EncodeCA(good.cert))), time.Now(), nil},
+		"borrowed CA": {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert),
+			time.Now(), ErrWrongServer},
+		"no CA": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth), HashCA(good.cert), time.Now(),
+			ErrWrongServer},
+		"a node's": {good.serving(t, "node1", x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(),
+			ErrWrongServer},
+		"a client's": {good.serving(t, ServerName, x509.ExtKeyUsageClientAuth, good), HashCA(good.cert),
+			time.Now(), ErrWrongServer},
+		"clock far ahead": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert),
+			time.Now().AddDate(20, 0, 0), ErrClock},
+		"clock far behind": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert),
+			time.Unix(1000, 0), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr, said := serve(t, c.cert)

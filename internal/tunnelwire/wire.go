@@ -11,61 +11,63 @@ import (
 )
 
 const (
-	// Path is where a server takes tunnels, on the API server's port.
+	// Path is the path at which a server accepts tunnels, on the API server's port.
 	Path = "/umiak/v1/tunnel"
-	// Protocol is what a connection switches to, in the header Upgrade.
+	// Protocol is the value of the header Upgrade.
 	Protocol = "umiak-tunnel/1"
 )
 
-// MaxStreams is how many connections a tunnel carries at once; more wait.
+// MaxStreams is the number of connections that a tunnel carries at once; further ones wait.
 const MaxStreams = 500
 
-// How a connection that nothing comes through any more is noticed: after so much quiet the other end is asked
-// for a sign of life, and when nothing at all has come for so long the connection is given up. The agent asks
-// first, and the answer keeps the server from asking, so an idle tunnel costs one round trip each agentQuiet.
+// Timeouts by which each end detects a dead connection: an end sends a ping after it has received nothing for
+// agentQuiet or serverQuiet, and closes the connection after it has received nothing for agentSilent or serverSilent.
+// The agent sends its ping first, and the answer is traffic for both, so an idle tunnel costs one round trip per
+// agentQuiet.
 //
-// It is not the answer that is waited for, as HTTP/2 does by itself, but anything: behind much data, on a slow
-// line or a busy machine, an answer may be long in coming from an end that is alive.
+// Any data counts, not only the answer to the ping as in HTTP/2: behind much data, on a slow line or a busy machine,
+// the answer of a live end may take long.
 const (
 	agentQuiet   = 2 * time.Second
 	serverQuiet  = 3 * time.Second
 	agentSilent  = 5 * time.Second
 	serverSilent = 6 * time.Second
 	pingTimeout  = 30 * time.Second
-	// A write that makes no progress at all is given up as well.
+	// writeTimeout is the time without any progress of a write after which the connection is closed, too.
 	writeTimeout = 10 * time.Second
 )
 
-// Noticed is the longest time that a dead connection goes unnoticed by either end.
+// Noticed is the longest time until either end detects a dead connection.
 const Noticed = serverSilent
 
-// window is how much may be under way to the node in one stream. The connection's own window holds all
-// streams' at once: however many of them stand still, the others go on.
+// window is the number of bytes that may be in flight to the node in one stream. The window of the connection is as
+// large as those of all streams, so that stalled streams do not block the others.
 const window = 512 << 10
 
-// AgentEnd are the settings of the end that answers requests.
+// AgentEnd returns the settings of the agent's end, which answers requests.
 func AgentEnd() *http.HTTP2Config {
 	return &http.HTTP2Config{
-		MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerStream: window, MaxReceiveBufferPerConnection: MaxStreams * window,
-		SendPingTimeout: agentQuiet, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
+		MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerStream: window,
+		MaxReceiveBufferPerConnection: MaxStreams * window,
+		SendPingTimeout:               agentQuiet, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
 	}
 }
 
-// ServerEnd are the settings of the end that sends them. What it may have under way to it is the default of
-// an HTTP/2 client: 4 MiB a stream and 1 GiB in all.
+// ServerEnd returns the settings of the server's end, which sends requests. Its windows are the defaults of an HTTP/2
+// client: 4 MiB per stream and 1 GiB in all.
 func ServerEnd() *http.HTTP2Config {
 	return &http.HTTP2Config{SendPingTimeout: serverQuiet, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout}
 }
 
-// Protocols is HTTP/2 and nothing else, without TLS of its own: the connection has it.
+// Protocols returns only HTTP/2 without TLS, which the connection below has.
 func Protocols() *http.Protocols {
 	var p http.Protocols
 	p.SetUnencryptedHTTP2(true)
 	return &p
 }
 
-// Conn is the connection below HTTP/2. It hides that there is TLS, about which both ends of net/http have
-// ideas of their own, and tells when and why it ended.
+// Conn is the connection below HTTP/2. It hides TLS, which both ends of net/http would treat specially, and reports
+// when and why the connection ended.
 type Conn struct {
 	net.Conn
 	silent time.Duration
@@ -73,21 +75,21 @@ type Conn struct {
 	ended  chan struct{}
 
 	mu    sync.Mutex
-	ahead []byte // read from the connection with what came before HTTP/2
+	ahead []byte // data of HTTP/2 that was read together with the HTTP/1.1 message before it
 	cause error
 }
 
-// AgentConn takes over c at the agent's end; ahead has been read from it already.
+// AgentConn returns the Conn of the agent's end on c, from which ahead has been read already.
 func AgentConn(c net.Conn, ahead []byte) *Conn {
 	return &Conn{Conn: c, silent: agentSilent, ahead: ahead, ended: make(chan struct{})}
 }
 
-// ServerConn takes over c at the server's end; ahead has been read from it already.
+// ServerConn returns the Conn of the server's end on c, from which ahead has been read already.
 func ServerConn(c net.Conn, ahead []byte) *Conn {
 	return &Conn{Conn: c, silent: serverSilent, ahead: ahead, ended: make(chan struct{})}
 }
 
-// Read fails when nothing comes for too long, and notes the error with which the connection broke.
+// Read implements net.Conn. It fails when nothing arrives for too long, and stores the error for Cause.
 func (c *Conn) Read(p []byte) (int, error) {
 	if n := c.readAhead(p); n > 0 {
 		return n, nil
@@ -128,17 +130,17 @@ func (c *Conn) closed() bool {
 	}
 }
 
-// Close may be called any number of times.
+// Close closes the connection. It may be called several times.
 func (c *Conn) Close() error {
 	c.once.Do(func() { close(c.ended) })
 	return c.Conn.Close()
 }
 
-// Ended is closed when the connection has been.
+// Ended returns a channel that is closed with the connection.
 func (c *Conn) Ended() <-chan struct{} { return c.ended }
 
-// Cause is the error with which reading ended before this end closed the connection, if it did: nil
-// means that this end gave it up.
+// Cause returns the error with which reading failed before this end closed the connection. It is nil if this end
+// closed it first.
 func (c *Conn) Cause() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

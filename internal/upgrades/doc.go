@@ -1,6 +1,6 @@
-// Package upgrades is what servers, agents and `umiak upgrade cluster` say to each other about the upgrade of a
-// cluster: the Upgrade object, and two annotations of a Node. A server asks a node by the one, and the node's agent
-// answers by the other.
+// Package upgrades defines the API by which servers, agents and `umiak upgrade cluster` upgrade a cluster: the
+// Upgrade object, and two annotations of a Node. A server requests the upgrade of a node in one, and the node's agent
+// answers in the other.
 //
-// It imports apimachinery alone. The object's schema is manifests/upgrades.yaml.
+// It imports only apimachinery. The schema of the object is manifests/upgrades.yaml.
 package upgrades

@@ -12,40 +12,40 @@ import (
 )
 
 const (
-	// Group is that of Upgrades.
+	// Group is the API group of Upgrades.
 	Group = "umiak.io"
-	// Version is the one in which they are served.
+	// Version is their API version.
 	Version = "v1alpha1"
-	// Kind is what they are called.
+	// Kind is their kind.
 	Kind = "Upgrade"
 
-	// AskedFor is the annotation of a Node with a Request in it.
+	// AskedFor is the annotation of a Node with the Request.
 	AskedFor = "umiak.io/upgrade"
-	// Answered is the annotation of a Node with the Answer to the last Request. It stays.
+	// Answered is the annotation of a Node with the Answer to the last Request. It is not removed.
 	Answered = "umiak.io/upgrade-answer"
 	// Drained is the annotation of a Node that was made unschedulable for its upgrade; its value is the Request's ID.
 	Drained = "umiak.io/upgrade-drained"
 
-	// Manifest is the name of the packaged manifest that has the schema, for --disable.
+	// Manifest is the name, for --disable, of the packaged manifest with the schema.
 	Manifest = "upgrades"
 )
 
-// Resource is by what clients find Upgrades.
+// Resource identifies Upgrades for clients.
 var Resource = schema.GroupVersionResource{Group: Group, Version: Version, Resource: "upgrades"}
 
-// Phase is how far an Upgrade is.
+// Phase is the progress of an Upgrade.
 type Phase string
 
 // The phases.
 const (
 	Upgrading Phase = "Upgrading" // a node is being upgraded
-	Waiting   Phase = "Waiting"   // for what the message says
-	Paused    Phase = "Paused"    // because its spec says so
-	Failed    Phase = "Failed"    // and stays so until the spec changes
+	Waiting   Phase = "Waiting"   // Message says for what
+	Paused    Phase = "Paused"    // by its spec
+	Failed    Phase = "Failed"    // until the spec changes
 	Complete  Phase = "Complete"  // all selected nodes run the version
 )
 
-// Upgrade says which version the nodes of a cluster are to run. There is one namespace for all of them: none.
+// Upgrade sets the version that nodes of the cluster run. It has no namespace.
 type Upgrade struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -53,56 +53,56 @@ type Upgrade struct {
 	Status            Status `json:"status,omitempty"`
 }
 
-// Spec is what is wanted.
+// Spec is the desired state.
 type Spec struct {
 	// Version is a release, such as v1.37.3+umiak1.
 	Version string `json:"version"`
-	// Source is where nodes find releases, if it is not where they were installed from: INSTALL_UMIAK_BASE_URL.
+	// Source is the URL of releases, as INSTALL_UMIAK_BASE_URL; empty for the one that the node was installed from.
 	Source string `json:"source,omitempty"`
-	// NodeSelector chooses nodes; nil is all.
+	// NodeSelector selects nodes; nil selects all.
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
-	// Drain moves the pods of a node away first. Without it they run on through the upgrade.
+	// Drain evicts the pods of a node first. Without it, they keep running during the upgrade.
 	Drain bool `json:"drain,omitempty"`
-	// IgnoreDisruptionBudgets does not wait until the PodDisruptionBudgets of a node's pods allow a disruption.
+	// IgnoreDisruptionBudgets drains even if the PodDisruptionBudgets of the pods do not allow a disruption.
 	IgnoreDisruptionBudgets bool `json:"ignoreDisruptionBudgets,omitempty"`
-	// Paused begins with no further node.
+	// Paused stops before the next node.
 	Paused bool `json:"paused,omitempty"`
-	// Attempt is raised to try again what has failed.
+	// Attempt is increased to repeat a failed upgrade.
 	Attempt int64 `json:"attempt,omitempty"`
 }
 
-// Status is how it stands.
+// Status is the observed state.
 type Status struct {
 	ObservedGeneration int64  `json:"observedGeneration"`
 	Phase              Phase  `json:"phase"`
 	Message            string `json:"message"`
-	Node               string `json:"node"` // the one that Phase and Message are about, if any
-	Done               int    `json:"done"`
-	Nodes              int    `json:"nodes"`
+	Node               string `json:"node"`  // to which Phase and Message refer; may be empty
+	Done               int    `json:"done"`  // nodes that run the version
+	Nodes              int    `json:"nodes"` // selected nodes
 }
 
-// Request asks an agent to upgrade its node.
+// Request is the request to an agent to upgrade its node.
 type Request struct {
-	ID      string    `json:"id"` // of an Upgrade, a version and an attempt
+	ID      string    `json:"id"` // from Upgrade.ID
 	Version string    `json:"version"`
 	Source  string    `json:"source,omitempty"`
 	Asked   time.Time `json:"asked"`
 }
 
-// Answer is what became of it.
+// Answer is the result of a Request.
 type Answer struct {
 	ID      string    `json:"id"`
-	Version string    `json:"version"` // that runs now
-	Error   string    `json:"error,omitempty"`
+	Version string    `json:"version"`         // that the node runs now
+	Error   string    `json:"error,omitempty"` // empty on success
 	Ended   time.Time `json:"ended"`
 }
 
-// ID names what u asks of its nodes, so that an answer to something else is not taken for one.
+// ID identifies the request of u to its nodes, so that an answer to another request is not taken for one to this.
 func (u *Upgrade) ID() string {
 	return fmt.Sprintf("%.8s/%s/%d", u.UID, u.Spec.Version, u.Spec.Attempt)
 }
 
-// FromUnstructured reads an object of the API server.
+// FromUnstructured decodes an object from the API server.
 func FromUnstructured(o *unstructured.Unstructured) (*Upgrade, error) {
 	u := &Upgrade{}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, u); err != nil {
@@ -111,7 +111,7 @@ func FromUnstructured(o *unstructured.Unstructured) (*Upgrade, error) {
 	return u, nil
 }
 
-// ToUnstructured makes an object for the API server of it.
+// ToUnstructured encodes an Upgrade for the API server.
 func (u *Upgrade) ToUnstructured() (*unstructured.Unstructured, error) {
 	u.TypeMeta = metav1.TypeMeta{APIVersion: Group + "/" + Version, Kind: Kind}
 	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(u)
@@ -121,9 +121,10 @@ func (u *Upgrade) ToUnstructured() (*unstructured.Unstructured, error) {
 	return &unstructured.Unstructured{Object: raw}, nil
 }
 
+// maxAnnotation is the most bytes that are read of an annotation.
 const maxAnnotation = 16 << 10
 
-// Annotation reads a Request or an Answer. What is not there or cannot be read is false.
+// Annotation reads a Request or an Answer. It returns false if there is none or it cannot be read.
 func Annotation[T Request | Answer](annotations map[string]string, name string) (v T, ok bool) {
 	s := annotations[name]
 	if s == "" || len(s) > maxAnnotation || json.Unmarshal([]byte(s), &v) != nil {

@@ -8,7 +8,9 @@ import (
 )
 
 func TestObject(t *testing.T) {
-	u := &Upgrade{ObjectMeta: metav1.ObjectMeta{Name: "cluster", UID: "0123456789"}, Spec: Spec{Version: "v1.37.2", Attempt: 2, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}}}
+	u := &Upgrade{ObjectMeta: metav1.ObjectMeta{Name: "cluster", UID: "0123456789"},
+		Spec: Spec{Version: "v1.37.2", Attempt: 2,
+			NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}}}
 	o, err := u.ToUnstructured()
 	if err != nil {
 		t.Fatal(err)

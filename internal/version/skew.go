@@ -8,7 +8,7 @@ import (
 
 var minor = regexp.MustCompile(`^v1\.(\d{1,4})\.\d{1,4}(-[a-z0-9.-]+)?(\+[a-z0-9.-]+)?$`)
 
-// Minor is the 37 of v1.37.2+umiak1.
+// Minor returns the minor version: 37 for v1.37.2+umiak1.
 func Minor(version string) (int, error) {
 	m := minor.FindStringSubmatch(version)
 	if m == nil {
@@ -17,32 +17,35 @@ func Minor(version string) (int, error) {
 	return strconv.Atoi(m[1])
 }
 
-// oldest is how many minor versions a node may be behind its servers.
-// https://kubernetes.io/releases/version-skew-policy/#kubelet
-const oldest = 3
+// maxNodeSkew is the number of minor versions that a node may be behind its servers, see
+// https://kubernetes.io/releases/version-skew-policy/#kubelet.
+const maxNodeSkew = 3
 
-// NodeFits says why a node of a version cannot work with a server of another: a kubelet must not be newer than the API
-// server, nor more than three minor versions older. A version that is not known fits.
+// NodeFits returns why a node of a version cannot work with a server of another: a kubelet must not be newer than the
+// API server, nor more than maxNodeSkew minor versions older. It returns nil for a version that it cannot parse.
 func NodeFits(node, server string) error {
 	n, s, ok := minors(node, server)
 	switch {
 	case !ok:
 		return nil
 	case n > s:
-		return fmt.Errorf("this machine has umiak %s and the server %s: a node must not be newer than its servers; install umiak v1.%d here, or upgrade the servers first", node, server, s)
-	case n < s-oldest:
-		return fmt.Errorf("this machine has umiak %s and the server %s: a node must not be more than %d minor versions older than its servers; install umiak v1.%d here", node, server, oldest, s)
+		return fmt.Errorf("this machine has umiak %s and the server %s: a node must not be newer than its servers; "+
+			"install umiak v1.%d here, or upgrade the servers first", node, server, s)
+	case n < s-maxNodeSkew:
+		return fmt.Errorf("this machine has umiak %s and the server %s: a node must not be more than %d minor "+
+			"versions older than its servers; install umiak v1.%d here", node, server, maxNodeSkew, s)
 	}
 	return nil
 }
 
-// ServerFits says why a server of a version cannot be one more beside a server of another: API servers of a cluster may
-// be one minor version apart. A version that is not known fits.
-// https://kubernetes.io/releases/version-skew-policy/#kube-apiserver
+// ServerFits returns why a server of a version cannot join a server of another: API servers of a cluster may be one
+// minor version apart, see https://kubernetes.io/releases/version-skew-policy/#kube-apiserver. It returns nil for a
+// version that it cannot parse.
 func ServerFits(joining, server string) error {
 	j, s, ok := minors(joining, server)
 	if ok && (j > s+1 || j < s-1) {
-		return fmt.Errorf("this machine has umiak %s and the server %s: servers of a cluster may be one minor version apart; install umiak v1.%d here", joining, server, s)
+		return fmt.Errorf("this machine has umiak %s and the server %s: servers of a cluster may be one minor "+
+			"version apart; install umiak v1.%d here", joining, server, s)
 	}
 	return nil
 }
@@ -55,8 +58,8 @@ func minors(a, b string) (x, y int, ok bool) {
 
 var etcd = regexp.MustCompile(`^(\d{1,4})\.(\d{1,4})\.`)
 
-// EtcdFits says why an etcd of a version cannot become a member beside one of another: not an older one, which the
-// cluster would refuse, and not one that is more than one minor version newer. A version that is not known fits.
+// EtcdFits returns why an etcd of a version cannot become a member beside one of another: it must not be older, which
+// the cluster would refuse, nor more than one minor version newer. It returns nil for a version that it cannot parse.
 func EtcdFits(joining, member string) error {
 	j, m := etcd.FindStringSubmatch(joining), etcd.FindStringSubmatch(member)
 	if j == nil || m == nil {
@@ -65,7 +68,8 @@ func EtcdFits(joining, member string) error {
 	a, _ := strconv.Atoi(j[2]) // digits
 	b, _ := strconv.Atoi(m[2])
 	if j[1] != m[1] || a < b || a > b+1 {
-		return fmt.Errorf("this machine's umiak has etcd %s and the cluster's %s: they have to be the same minor version, or this one the next; install the cluster's umiak here", joining, member)
+		return fmt.Errorf("this machine's umiak has etcd %s and the cluster's %s: they have to be the same minor "+
+			"version, or this one the next; install the cluster's umiak here", joining, member)
 	}
 	return nil
 }

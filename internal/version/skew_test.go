@@ -3,7 +3,8 @@ package version
 import "testing"
 
 func TestMinor(t *testing.T) {
-	for in, want := range map[string]int{"v1.37.2+umiak1": 37, "v1.38.0-rc.1": 38, "v1.5.0": 5, "v2.0.0": -1, "1.37.2": -1, "v1.37": -1, "v1.37.2\n": -1, "v1.37.2+a/b": -1, "": -1} {
+	for in, want := range map[string]int{"v1.37.2+umiak1": 37, "v1.38.0-rc.1": 38, "v1.5.0": 5, "v2.0.0": -1,
+		"1.37.2": -1, "v1.37": -1, "v1.37.2\n": -1, "v1.37.2+a/b": -1, "": -1} {
 		got, err := Minor(in)
 		if (err != nil) != (want < 0) || err == nil && got != want {
 			t.Errorf("%q: got %d, %v", in, got, err)

@@ -1,7 +1,7 @@
-// Package wallclock helps to live with clocks that are wrong at boot, as those of boards without a battery are.
+// Package wallclock handles clocks that are wrong at boot, as on boards without a battery.
 //
-// Released tells a clock that cannot be right; Alarm waits for a moment of the wall clock and wakes also
-// when the clock is set. Whoever keeps certificates fresh uses both. It imports nothing of umiak.
+// Doubt detects a clock that cannot be right. Alarm waits for a time of the wall clock and also fires when the clock
+// is set. The code that renews certificates uses both. The package imports nothing of umiak.
 package wallclock
 
 import (
@@ -13,29 +13,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Released is a moment that has passed for everyone who runs this code; a clock that is behind it is wrong.
+// Released is a time before the release of this code. A clock that is behind it is wrong.
 var Released = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
-// late is how long after Released a clock is believed: a program runs for longer on few machines, and a clock that is ahead
-// is nothing that one machine alone could know.
-const late = 5 * 365 * 24 * time.Hour
+// maxAge is the time after Released for which a clock is accepted. Few machines run a release for longer, and a machine
+// alone cannot detect a clock that is less far ahead.
+const maxAge = 5 * 365 * 24 * time.Hour
 
-// Remedy is what to do about a doubt.
-const Remedy = "set the clock, by NTP or from a battery-backed one; everything here goes on by itself then"
+// Remedy is the advice for the user of a machine with a doubtful clock.
+const Remedy = "set the clock, by NTP or from a battery-backed one; everything continues then without a restart"
 
-// Doubt returns why a clock that says now is wrong, or probably is; empty if it may be right.
+// Doubt returns why a clock that shows now is wrong, or probably wrong; empty if it may be right.
 func Doubt(now time.Time) string {
 	switch {
 	case now.Before(Released):
-		return fmt.Sprintf("it says %s, before this release was made (%s)", now.UTC().Format(time.RFC3339), Released.Format(time.DateOnly))
-	case now.After(Released.Add(late)):
-		return fmt.Sprintf("it says %s, years after this release was made (%s)", now.UTC().Format(time.RFC3339), Released.Format(time.DateOnly))
+		return fmt.Sprintf("it says %s, before this release was made (%s)", now.UTC().Format(time.RFC3339),
+			Released.Format(time.DateOnly))
+	case now.After(Released.Add(maxAge)):
+		return fmt.Sprintf("it says %s, years after this release was made (%s)", now.UTC().Format(time.RFC3339),
+			Released.Format(time.DateOnly))
 	}
 	return ""
 }
 
-// Alarm is a timer on the wall clock that also rings when the clock is set (timerfd_create(2)), which
-// Go's timers, being on the monotonic clock, do not see.
+// Alarm is a timer on the wall clock that also rings when the clock is set (timerfd_create(2)). Go's timers use the
+// monotonic clock, which is not set.
 type Alarm struct {
 	f    *os.File
 	rung chan struct{}
@@ -43,7 +45,7 @@ type Alarm struct {
 	err  error
 }
 
-// NewAlarm returns one that does not ring before Set is called. Close ends it.
+// NewAlarm returns an Alarm that does not ring before Set is called. The caller closes it.
 func NewAlarm() (*Alarm, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
@@ -54,13 +56,14 @@ func NewAlarm() (*Alarm, error) {
 	return a, nil
 }
 
-// Rung yields a value for each ring. It is closed when the clock cannot be watched any more; see Err.
+// Rung returns a channel that yields a value for each ring. It is closed when the clock cannot be watched any more; see
+// Err.
 func (a *Alarm) Rung() <-chan struct{} { return a.rung }
 
-// Err is why Rung was closed.
+// Err returns why Rung was closed. It may be called only then.
 func (a *Alarm) Err() error { return fmt.Errorf("watch the clock: %w", a.err) }
 
-// Set rings after d or when the clock is set, whichever comes first.
+// Set makes the alarm ring after d or when the clock is set, whichever comes first.
 func (a *Alarm) Set(d time.Duration) error {
 	at := time.Now().Add(max(d, time.Millisecond))
 	rc, err := a.f.SyscallConn()
@@ -72,7 +75,7 @@ func (a *Alarm) Set(d time.Duration) error {
 		set = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET,
 			&unix.ItimerSpec{Value: unix.NsecToTimespec(at.UnixNano())}, nil)
 	})
-	// ECANCELED tells of a clock that was set before the call; the timer is armed all the same.
+	// ECANCELED means that the clock was set before the call. The timer is armed all the same.
 	if err == nil && set != unix.ECANCELED {
 		err = set
 	}
@@ -100,8 +103,8 @@ func (a *Alarm) run() {
 	}
 }
 
-// Close frees it. Rung is closed soon after.
+// Close ends the alarm. Rung is closed soon after.
 func (a *Alarm) Close() {
 	close(a.done)
-	_ = a.f.Close() // only a timer: nothing can be lost
+	_ = a.f.Close() // closing a timer loses nothing
 }

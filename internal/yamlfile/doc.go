@@ -1,5 +1,5 @@
-// Package yamlfile reads the YAML files that people write for umiak: which files of a folder count, their bytes, and the one document that
-// each may hold. What the document means is for the caller.
+// Package yamlfile reads the YAML files that users write for umiak: it selects the files of a folder, reads them, and
+// parses the one document that each may have. The caller interprets the document.
 //
-// It imports nothing of umiak.
+// It imports nothing of umiak; any package may call it.
 package yamlfile

@@ -13,9 +13,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Document returns the only document of a file, nil if there is nothing in it. Its errors begin with the line.
+// Document returns the only document of a file, nil if the file is empty. Its errors begin with the line number.
 func Document(raw []byte) (*yaml.Node, error) {
-	raw = bytes.TrimPrefix(raw, []byte("\ufeff")) // editors on Windows write it
+	raw = bytes.TrimPrefix(raw, []byte("\ufeff")) // some editors on Windows write a byte order mark
 	if line, ok := notText(raw); ok {
 		return nil, fmt.Errorf("%d: this is not text in UTF-8; save the file as UTF-8", line)
 	}
@@ -33,13 +33,14 @@ func Document(raw []byte) (*yaml.Node, error) {
 			continue
 		}
 		if only != nil {
-			return nil, fmt.Errorf("%d: a second document begins here, which nothing would read; remove the line `---` above it", doc.Content[0].Line)
+			return nil, fmt.Errorf("%d: a second document begins here, which nothing would read; remove the line "+
+				"`---` above it", doc.Content[0].Line)
 		}
 		only = doc.Content[0]
 	}
 }
 
-// notText returns the first line that holds bytes which are no UTF-8, or NUL.
+// notText returns the first line that has bytes which are not UTF-8, or a NUL, and whether there is one.
 func notText(raw []byte) (int, bool) {
 	if i := bytes.IndexByte(raw, 0); i >= 0 {
 		return 1 + bytes.Count(raw[:i], []byte("\n")), true
@@ -63,7 +64,7 @@ func notText(raw []byte) (int, bool) {
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+)(?:, column \d+)?: )?`)
 
-// syntax words an error of the YAML library, so that the line comes first. The library does not always say the line.
+// syntax returns an error of the YAML library with the line number first, 1 if the library does not give it.
 func syntax(err error, raw []byte) error {
 	text, line := err.Error(), 1
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
@@ -72,9 +73,10 @@ func syntax(err error, raw []byte) error {
 			line = n
 		}
 	}
-	// The library blames the line before or after the tab.
+	// For a tab, the library gives the line before or after it.
 	for i, l := range strings.Split(string(raw), "\n") {
-		if indent := l[:len(l)-len(strings.TrimLeft(l, " \t"))]; strings.Contains(indent, "\t") && strings.TrimSpace(l) != "" && i+1 >= line-1 && i+1 <= line+1 {
+		if indent := l[:len(l)-len(strings.TrimLeft(l, " \t"))]; strings.Contains(indent, "\t") &&
+			strings.TrimSpace(l) != "" && i+1 >= line-1 && i+1 <= line+1 {
 			return fmt.Errorf("%d: a tab begins this line; YAML is indented with spaces", i+1)
 		}
 	}

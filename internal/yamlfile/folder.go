@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// looksRead are the ends of names by which people expect that a file is read, in lower case.
+// looksRead lists the suffixes, in lower case, of files that users expect to be read.
 var looksRead = []string{".yaml", ".yml", ".conf", ".json"}
 
-// Folder lists the files of a folder whose names end in one of exts, in the order of their names. Names that begin with a dot are not
-// the user's: editors' locks, what macOS leaves beside a file. Names that merely look as if they were read are passedOver. The error is
-// that of os.ReadDir.
+// Folder lists the files of a folder whose names end in one of exts, sorted by name. It ignores names that begin with
+// a dot, such as locks of editors and metadata files of macOS. passedOver has the files that are not read although
+// their suffix looks like it. The error is that of os.ReadDir.
 func Folder(dir string, exts ...string) (files, passedOver []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -35,13 +35,14 @@ func Folder(dir string, exts ...string) (files, passedOver []string, err error) 
 	return files, passedOver, nil
 }
 
-// Read returns the content of a regular file. Nothing else is waited for: the open of a pipe would last until somebody writes to it.
+// Read returns the content of a regular file. It opens the file without blocking, since opening a pipe would block
+// until another process writes to it.
 func Read(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() //nolint:errcheck // only read
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err

@@ -12,12 +12,13 @@ import (
 
 func TestFolder(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"20.yaml", "10.yml", "30.YAML", "40.conf", "50.json", "README", "60.yaml~", "70.yaml.bak", "._20.yaml", ".hidden.conf"} {
+	for _, name := range []string{"20.yaml", "10.yml", "30.YAML", "40.conf", "50.json", "README", "60.yaml~",
+		"70.yaml.bak", "._20.yaml", ".hidden.conf"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	// Emacs' lock: a link that leads nowhere.
+	// A lock of Emacs is a link without a target.
 	if err := os.Symlink("me@machine.1234:5678", filepath.Join(dir, ".#20.yaml")); err != nil {
 		t.Fatal(err)
 	}
