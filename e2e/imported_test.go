@@ -121,7 +121,7 @@ func TestImportedImages(t *testing.T) {
 	e.sub("wrong settings are named", func(e *env) {
 		_, err := e.M.Run(e.soon(), "sh", "-c", "echo 'mirrors: {registry.test/app: {}}' >/etc/umiak/registries.yaml")
 		e.must(err)
-		e.statusHas("the settings before it stay in use", "registries.yaml:1: mirrors.registry.test/app: is more than a registry")
+		e.statusHas("the settings before it stay in use", "registries.yaml:1: mirrors.registry.test/app: is not a registry")
 	})
 	log, err := os.ReadFile(e.LogFile())
 	e.must(err)

@@ -136,7 +136,7 @@ func (b *builder) say(format string, a ...any) { fmt.Fprintf(b.cfg.Progress, for
 // images packs each image of the store into an archive of its own, so that the next bundle brings only those that are
 // new; and each archive that was given into one.
 func (b *builder) images(ctx context.Context) error {
-	keep := images.Keep{All: b.cfg.AllPlatforms}
+	keep := images.Selection{All: b.cfg.AllPlatforms}
 	for _, a := range b.cfg.Arches {
 		keep.Platforms = append(keep.Platforms, platforms[a])
 	}
@@ -161,7 +161,7 @@ func (b *builder) images(ctx context.Context) error {
 	for _, ref := range b.cfg.Images {
 		err := add(ref, ref, func(file string) ([]string, error) {
 			if b.cfg.DryRun {
-				return nil, images.InStore(ctx, b.cfg.Socket, ref, keep)
+				return nil, images.CheckPackable(ctx, b.cfg.Socket, ref, keep)
 			}
 			return nil, images.Pack(ctx, b.cfg.Socket, ref, file, keep)
 		})

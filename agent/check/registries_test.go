@@ -17,7 +17,7 @@ func TestRegistrySettings(t *testing.T) {
 		detail string
 	}{
 		"mirrors: {docker.io: {endpoint: [mirror.local]}}": {OK, "mirrors for 1 registries"},
-		"mirrors: {docker.io/library: {}, quay.io: []}":    {Missing, "is more than a registry"},
+		"mirrors: {docker.io/library: {}, quay.io: []}":    {Missing, "is not a registry"},
 		"configs: {a: {tls: {ca_file: /nowhere.pem}}}":     {Warn, "/nowhere.pem"},
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

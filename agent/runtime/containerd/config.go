@@ -15,41 +15,41 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// Namespace is containerd's namespace of everything that the kubelet runs.
+// Namespace is the containerd namespace that the kubelet's containers and images are in.
 const Namespace = "k8s.io"
 
-// Config is what the node's containerd is made from.
+// Config describes the node's containerd. Every field without a stated default must be set.
 type Config struct {
 	Dirs     layout.Dirs
 	Programs programs.Programs
-	// Snapshotter is overlayfs or native. Where the data directory's file system cannot carry
-	// overlayfs, native is used, with a warning.
+	// Snapshotter is "overlayfs" or "native". If the data directory's file system does not support overlayfs,
+	// containerd uses native and logs a warning.
 	Snapshotter string
-	// SystemdCgroup makes runc ask systemd for cgroups; it must be what the kubelet is told.
+	// SystemdCgroup makes runc create cgroups through systemd. It must match the kubelet's cgroup driver.
 	SystemdCgroup bool
-	// OwnNetwork means that the user brings the pod network: its configuration and plugins are looked for where the
-	// world's networks put them, and ours beside them.
+	// OwnNetwork means that the user installs the pod network: containerd reads the CNI configuration and plugins from
+	// the usual folders, and uses the bundled plugins where the user's folder has none of that name.
 	OwnNetwork bool
-	// ShimCgroup is where shims live; "" leaves them in umiak's own cgroup.
+	// ShimCgroup is the cgroup of the shims; "" leaves them in umiak's own cgroup.
 	ShimCgroup string
-	// Registry says how to reach a registry; nil is as the image's name says.
+	// Registry resolves a registry to hosts; nil uses the host in the image's name.
 	Registry Registry
 	Log      *slog.Logger
 }
 
-// settings are what is found out at start.
+// settings holds what probe determined at start.
 type settings struct {
 	snapshotter string
 	restrictOOM bool
 }
 
-// Where networks that are installed by a manifest put their configuration and their plugins.
+// Folders in which a pod network that is installed by a manifest puts its configuration and its plugins.
 const (
 	usersCNIConfig  = "/etc/cni/net.d"
 	usersCNIPlugins = "/opt/cni/bin"
 )
 
-// CNIConfigDir is the folder that the network's configuration is read from.
+// CNIConfigDir is the folder from which containerd reads the CNI configuration.
 func (c Config) CNIConfigDir() string {
 	if c.OwnNetwork {
 		return usersCNIConfig
@@ -57,7 +57,7 @@ func (c Config) CNIConfigDir() string {
 	return c.Dirs.CNIConfig()
 }
 
-// cniPlugins are the folders of plugins; the first that has one wins.
+// cniPlugins lists the folders of CNI plugins in search order.
 func (c Config) cniPlugins() []string {
 	if c.OwnNetwork {
 		return []string{usersCNIPlugins, c.Programs.CNIDir}
@@ -65,18 +65,18 @@ func (c Config) cniPlugins() []string {
 	return []string{c.Programs.CNIDir}
 }
 
-// ShimSockets is the folder of the shims' sockets. Their names are 64 bytes long, so a run directory of
-// more than 29 bytes has no room for them: then it is a folder in /run named after the directory.
+// ShimSockets is the folder of the shims' sockets. Socket names are 64 bytes long and containerd limits the folder to
+// 42 bytes, so for a run directory of more than 29 bytes the folder is in /run, named after a hash of the directory.
 func ShimSockets(dirs layout.Dirs) string {
-	const longest = 42 // containerd's own limit
-	if d := filepath.Join(dirs.ContainerdState(), "s"); len(d) <= longest {
+	const maxLen = 42 // containerd's limit for socket_dir
+	if d := filepath.Join(dirs.ContainerdState(), "s"); len(d) <= maxLen {
 		return d
 	}
 	sum := sha256.Sum256([]byte(dirs.Run))
 	return "/run/umiak-" + hex.EncodeToString(sum[:4]) + "/s"
 }
 
-// ttrpcSocket is where shims report events.
+// ttrpcSocket is the socket to which shims report events.
 func ttrpcSocket(dirs layout.Dirs) string { return dirs.ContainerdSocket() + ".ttrpc" }
 
 // render returns containerd's configuration.
@@ -93,7 +93,7 @@ func (c Config) render(s settings) *srvconfig.Config {
 			"io.containerd.server.v1.ttrpc": map[string]any{"address": ttrpcSocket(c.Dirs)},
 			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": ShimSockets(c.Dirs)},
 			"io.containerd.transfer.v1.local": map[string]any{
-				// Layers of a pull that are fetched at once; each is buffered and unpacked in memory.
+				// Layers that one pull fetches at the same time; each is buffered and unpacked in memory.
 				"max_concurrent_downloads": 3,
 				"unpack_config": []map[string]any{
 					{"platform": platform(), "snapshotter": s.snapshotter, "differ": "walking"},
@@ -101,20 +101,20 @@ func (c Config) render(s settings) *srvconfig.Config {
 			},
 			"io.containerd.grpc.v1.cri": map[string]any{
 				"disable_tcp_service": true,
-				// exec, attach and port-forward: the kubelet connects here with a one-time token from
-				// the CRI socket, and nothing else is answered. containerd has no other way.
+				// The server for exec, attach and port-forward. It accepts only one-time tokens, which the kubelet gets
+				// over the CRI socket. containerd has no other transport for it.
 				"stream_server_address": "127.0.0.1",
 				"stream_server_port":    "0",
 			},
 			"io.containerd.cri.v1.images": map[string]any{
 				"snapshotter":   s.snapshotter,
 				"pinned_images": map[string]string{"sandbox": PauseImage},
-				// How often (in seconds) each container's writable layer is measured, which is a walk
-				// over its files; the kubelet's limits on ephemeral storage act on it.
+				// Interval in seconds at which containerd measures each container's writable layer by walking its
+				// files. The kubelet's ephemeral storage limits depend on it.
 				"stats_collect_period": 60,
 			},
 			"io.containerd.cri.v1.runtime": map[string]any{
-				// CPU use comes from the kubelet's cadvisor; containerd would ask every shim once a second.
+				// The kubelet's cadvisor measures CPU use; by default containerd would ask every shim once a second.
 				"stats_collect_period":         "1h",
 				"stats_retention_period":       "2h",
 				"restrict_oom_score_adj":       s.restrictOOM,
@@ -122,13 +122,13 @@ func (c Config) render(s settings) *srvconfig.Config {
 				"enable_unprivileged_ports":    true,
 				"enable_unprivileged_icmp":     true,
 				"enable_criu":                  false,
-				// umiak says itself, once, what an old kernel setup costs.
+				// umiak logs its own, single warning about cgroup v1.
 				"ignore_deprecation_warnings": []string{"io.containerd.deprecation/cgroup-v1"},
 				"cni": map[string]any{
 					"bin_dirs":     c.cniPlugins(),
 					"conf_dir":     c.CNIConfigDir(),
 					"max_conf_num": 1,
-					// Brings lo up in the process, instead of running a program for each pod.
+					// Sets the loopback interface up in this process, instead of running a plugin for each pod.
 					"use_internal_loopback": true,
 				},
 				"containerd": map[string]any{
@@ -138,7 +138,7 @@ func (c Config) render(s settings) *srvconfig.Config {
 							"runtime_type": "io.containerd.runc.v2",
 							"runtime_path": c.Programs.Shim,
 							"sandboxer":    "podsandbox",
-							// It is made from the bundle: a name that resolves nowhere must not be asked for.
+							// ensurePause creates the image; its name resolves to no registry.
 							"disable_pause_image_pull": true,
 							"options": map[string]any{
 								"BinaryName":    c.Programs.Runc,
@@ -154,11 +154,11 @@ func (c Config) render(s settings) *srvconfig.Config {
 	}
 }
 
-// text is the configuration as a file, for people to read.
+// text returns the configuration as TOML, for people to read; nothing reads the file.
 func text(c *srvconfig.Config) ([]byte, error) {
 	b, err := toml.Marshal(c)
 	if err != nil {
-		return nil, fmt.Errorf("write containerd's configuration: %w", err)
+		return nil, fmt.Errorf("encode containerd's configuration: %w", err)
 	}
-	return append([]byte("# What umiak's containerd runs with. Written at every start, read by nobody.\n"), b...), nil
+	return append([]byte("# The configuration of umiak's containerd. Written at every start; changes here have no effect.\n"), b...), nil
 }

@@ -24,10 +24,10 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
-// Containerd is one containerd, to be run once.
+// Containerd is one containerd. Run can be called once in a process.
 type Containerd struct{ cfg Config }
 
-// New checks the configuration.
+// New validates the configuration and returns a containerd that is not started yet.
 func New(cfg Config) (*Containerd, error) {
 	if cfg.Log == nil || cfg.Dirs.Data == "" || cfg.Dirs.Run == "" {
 		return nil, errors.New("containerd: directories and log must be set")
@@ -38,7 +38,7 @@ func New(cfg Config) (*Containerd, error) {
 	p := cfg.Programs
 	for _, path := range []string{p.Runc, p.Shim, p.CNIDir, p.Pause} {
 		if !filepath.IsAbs(path) {
-			return nil, fmt.Errorf("containerd: a program's path is not absolute: %q", path)
+			return nil, fmt.Errorf("containerd: the path of a program is not absolute: %q", path)
 		}
 	}
 	return &Containerd{cfg: cfg}, nil
@@ -49,8 +49,8 @@ const (
 	native    = "native"
 )
 
-// Run starts containerd, calls ready when its CRI service answers, and stops it when ctx ends.
-// Containers are left running.
+// Run starts containerd, calls ready when its CRI service answers, and stops containerd when ctx ends. Containers keep
+// running.
 func (c *Containerd) Run(ctx context.Context, ready func()) error {
 	if err := c.run(ctx, ready); err != nil {
 		return fmt.Errorf("run containerd: %w", err)
@@ -84,20 +84,21 @@ func (c *Containerd) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	failed := make(chan error, 1)
-	// Not ctx itself: upstream's services take the context they start with for their whole life, and
-	// a request that is under way when ctx ends should not fail before the server is stopped.
+	// Not ctx itself: upstream services use their start context for as long as they live, and a request in progress
+	// when ctx ends must not fail before the server stops.
 	sctx := log.WithLogger(context.WithoutCancel(ctx), logrus.NewEntry(logger(failed)))
 	if err := c.wrapPlugins(s); err != nil {
 		return err
 	}
 	if err := c.serve(ctx, sctx, config, failed, ready); err != nil {
-		return &lifecycle.Anew{Part: "containerd", Err: err} // upstream's plugins cannot be started twice in a process
+		return &lifecycle.Anew{Part: "containerd", Err: err} // upstream's plugins start once per process
 	}
 	return nil
 }
 
-// serve runs containerd's plugins until ctx ends.
-func (c *Containerd) serve(ctx, sctx context.Context, config *srvconfig.Config, failed <-chan error, ready func()) error {
+// serve runs containerd's plugins until ctx ends or one of them fails.
+func (c *Containerd) serve(ctx, sctx context.Context, config *srvconfig.Config, failed <-chan error,
+	ready func()) error {
 	srv, err := server.New(sctx, config)
 	if err != nil {
 		return err
@@ -126,10 +127,10 @@ func (c *Containerd) serve(ctx, sctx context.Context, config *srvconfig.Config, 
 	}
 }
 
-// usePath puts the shim's folder at the head of this process's PATH. The configured runtime_path is not
-// enough: when containerd starts over running containers it looks up the shim of every container but the
-// pod's first by the runtime's name alone (core/runtime/v2/shim_load.go), and forgets those for which it
-// finds none. It also makes `ctr run` and nerdctl work on a machine without any of this installed.
+// usePath puts the shim's folder first in this process's PATH. The configured runtime_path is not enough: when
+// containerd starts while containers run, it looks up the shim of every container except the sandbox by the runtime's
+// name alone (core/runtime/v2/shim_load.go), and drops the containers whose shim it does not find. With it, `ctr run`
+// and nerdctl also work on a machine where no runtime is installed.
 func usePath(dir string) error {
 	path := os.Getenv("PATH")
 	if path == dir || strings.HasPrefix(path, dir+":") {
@@ -138,11 +139,12 @@ func usePath(dir string) error {
 	return os.Setenv("PATH", strings.TrimSuffix(dir+":"+path, ":"))
 }
 
-// logger is the process's logrus logger, except that a fatal message ends only the goroutine that
-// wrote it, and Run: upstream ends the process when a service fails.
+// logger copies the process's logrus logger and changes what a fatal message does: upstream ends the process when a
+// service fails; here only the goroutine that logs the message ends, and Run returns the message as an error.
 func logger(failed chan<- error) *logrus.Logger {
 	std := logrus.StandardLogger()
-	l := &logrus.Logger{Out: std.Out, Hooks: logrus.LevelHooks{}, Formatter: std.Formatter, ReportCaller: std.ReportCaller, Level: std.GetLevel()}
+	l := &logrus.Logger{Out: std.Out, Hooks: logrus.LevelHooks{}, Formatter: std.Formatter,
+		ReportCaller: std.ReportCaller, Level: std.GetLevel()}
 	for level, hooks := range std.Hooks {
 		l.Hooks[level] = append([]logrus.Hook(nil), hooks...)
 	}
@@ -151,7 +153,7 @@ func logger(failed chan<- error) *logrus.Logger {
 	return l
 }
 
-// fatalHook reports a fatal message as Run's error.
+// fatalHook sends a fatal message to Run as an error.
 type fatalHook struct{ failed chan<- error }
 
 func (fatalHook) Levels() []logrus.Level { return []logrus.Level{logrus.FatalLevel} }
@@ -163,12 +165,12 @@ func (h fatalHook) Fire(e *logrus.Entry) error {
 	}
 	select {
 	case h.failed <- err:
-	default: // one is enough
+	default: // Run returns the first error
 	}
 	return nil
 }
 
-// wrapPlugins puts umiak's part around two of upstream's plugins: see transfer.go and pause.go.
+// wrapPlugins wraps two of upstream's plugins; see transfer.go and pause.go.
 func (c *Containerd) wrapPlugins(s settings) error {
 	all := registry.Graph(func(*plugin.Registration) bool { return false })
 	registry.Reset()
@@ -182,7 +184,7 @@ func (c *Containerd) wrapPlugins(s settings) error {
 		case r.Type == plugins.GRPCPlugin && r.ID == "cri":
 			r.InitFn = func(ic *plugin.InitContext) (any, error) {
 				if err := ensurePause(ic, c.cfg.Programs.Pause, s.snapshotter); err != nil {
-					return nil, fmt.Errorf("make the pause image: %w", err)
+					return nil, fmt.Errorf("create the pause image: %w", err)
 				}
 				return inner(ic)
 			}
@@ -191,12 +193,12 @@ func (c *Containerd) wrapPlugins(s settings) error {
 		registry.Register(&r)
 	}
 	if wrapped != 2 {
-		return fmt.Errorf("%d of 2 plugins found to wrap", wrapped)
+		return fmt.Errorf("wrap containerd's plugins: found %d of 2", wrapped)
 	}
 	return nil
 }
 
-// probe finds out what this machine allows.
+// probe determines what this machine supports, and logs what it falls back to.
 func (c *Containerd) probe() (settings, error) {
 	s := settings{snapshotter: c.cfg.Snapshotter}
 	root := c.cfg.Dirs.ContainerdRoot()
@@ -205,7 +207,7 @@ func (c *Containerd) probe() (settings, error) {
 	}
 	if s.snapshotter == overlayfs {
 		if err := overlayutils.Supported(root); err != nil {
-			c.cfg.Log.Warn("no overlayfs on the data directory, every container gets a full copy of its image (snapshotter native)",
+			c.cfg.Log.Warn("the data directory does not support overlayfs, every container gets a full copy of its image (snapshotter native)",
 				"dir", root, "error", err)
 			s.snapshotter = native
 		}
@@ -215,12 +217,13 @@ func (c *Containerd) probe() (settings, error) {
 		return s, err
 	}
 	if s.restrictOOM = !ok; s.restrictOOM {
-		c.cfg.Log.Warn("not allowed to protect pods from the kernel's OOM killer (no CAP_SYS_RESOURCE), going on without")
+		c.cfg.Log.Warn("cannot protect pod sandboxes from the kernel's OOM killer (CAP_SYS_RESOURCE is missing), continuing without")
 	}
 	return s, nil
 }
 
-// mayLowerOOMScore tries what a pod's sandbox needs: -998 and below it. The score is set back at once.
+// mayLowerOOMScore reports whether this process may set the OOM score that a pod sandbox needs (-998). It writes the
+// score and restores the previous one.
 func mayLowerOOMScore(file string) (bool, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {

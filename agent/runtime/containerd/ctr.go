@@ -7,9 +7,9 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// Ctr runs containerd's own client with the arguments given (without the program's name), against the
-// node's socket and the kubelet's namespace. An error with an ExitCode method carries the exit status
-// of a program that ctr ran.
+// Ctr runs ctr, containerd's own client, with the given arguments (without the program's name), against the node's
+// socket and the kubelet's namespace. An error with an ExitCode method carries the exit status of a program that ctr
+// ran.
 func Ctr(ctx context.Context, args []string, socket string) error {
 	cmd := app.New()
 	// The default handler ends the process.
@@ -21,7 +21,7 @@ func Ctr(ctx context.Context, args []string, socket string) error {
 		}
 		switch s.Name {
 		case "address":
-			// The environment may point at another containerd of this host; this is about umiak's.
+			// Ignore CONTAINERD_ADDRESS: it may name another containerd of this host.
 			s.Value, s.Sources = socket, cli.ValueSourceChain{}
 		case "namespace":
 			s.Value = Namespace

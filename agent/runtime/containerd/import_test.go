@@ -164,9 +164,10 @@ func TestWhatIsForThisMachine(t *testing.T) {
 	}
 	// With all platforms, the second manifest stays.
 	n.ok(images.Import(ctx, sock, []string{in("turned.tar")}, images.ImportOptions{AllPlatforms: true}, io.Discard))
-	n.ok(images.InStore(ctx, sock, "registry.test/turned:1", images.Keep{Platforms: []string{"linux/" + other, "linux/" + runtime.GOARCH}}))
+	n.ok(images.CheckPackable(ctx, sock, "registry.test/turned:1", images.Selection{Platforms: []string{"linux/" + other, "linux/" + runtime.GOARCH}}))
 
-	// In the folder, an archive that cannot be used wholly is imported as far as it can, and is not read again at each start.
+	// In the folder, an archive that cannot be used wholly is imported as far as it can, and is not read again at
+	// each start.
 	mixed := filepath.Join(n.folder(), "mixed.TAR")
 	own := for1(t, runtime.GOARCH, "mixed")
 	ociArchive(t, mixed, func(p layout.Path) error {

@@ -22,23 +22,23 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// PauseImage is the image of every pod's first container. It is made from the bundle's pause program
-// and never pulled.
+// PauseImage is the image of every pod's sandbox container. It is created from the embedded pause program and never
+// pulled.
 const PauseImage = "umiak.io/pause:1"
 
-// PinnedLabel keeps the kubelet's image garbage collection away from an image.
+// PinnedLabel, with the value PinnedValue, protects an image from the kubelet's image garbage collection.
 const (
 	PinnedLabel = "io.cri-containerd.pinned"
 	PinnedValue = "pinned"
-	// ManagedLabel marks images that the CRI service shows.
+	// ManagedLabel, with the value ManagedValue, marks images that the CRI service lists.
 	ManagedLabel = "io.cri-containerd.image"
 	ManagedValue = "managed"
 )
 
-// platform is what this machine runs.
+// platform is this machine's platform, such as linux/arm64.
 func platform() string { return platforms.Format(platforms.DefaultSpec()) }
 
-// ensurePause makes the pause image, before the CRI service looks at which images there are.
+// ensurePause creates and unpacks the pause image. It must run before the CRI service lists the images.
 func ensurePause(ic *plugin.InitContext, program, snapshotter string) error {
 	bin, err := os.ReadFile(program)
 	if err != nil {
@@ -48,7 +48,8 @@ func ensurePause(ic *plugin.InitContext, program, snapshotter string) error {
 	if err != nil {
 		return err
 	}
-	c, err := client.New("", client.WithInMemoryServices(ic), client.WithDefaultNamespace(Namespace), client.WithDefaultPlatform(platforms.Default()))
+	c, err := client.New("", client.WithInMemoryServices(ic), client.WithDefaultNamespace(Namespace),
+		client.WithDefaultPlatform(platforms.Default()))
 	if err != nil {
 		return err
 	}
@@ -63,8 +64,8 @@ func ensurePause(ic *plugin.InitContext, program, snapshotter string) error {
 	return img.put(ctx, c, snapshotter)
 }
 
-// defaultSnapshotter notes which snapshotter the kubelet's images are unpacked with, where containerd's
-// clients (ctr, nerdctl, agent/runtime/images) look for it.
+// defaultSnapshotter records the snapshotter in a label of the kubelet's namespace, where containerd's clients (ctr,
+// nerdctl, agent/runtime/images) look for it.
 func defaultSnapshotter(ctx context.Context, c *client.Client, name string) error {
 	ns := c.NamespaceService()
 	if err := ns.Create(ctx, Namespace, nil); err != nil && !errdefs.IsAlreadyExists(err) {
@@ -76,20 +77,21 @@ func defaultSnapshotter(ctx context.Context, c *client.Client, name string) erro
 	return ns.SetLabel(ctx, Namespace, defaults.DefaultSnapshotterNSLabel, name)
 }
 
-// blob is one piece of an image's content.
+// blob is one blob of an image with its descriptor.
 type blob struct {
 	desc ocispec.Descriptor
 	data []byte
 }
 
-// pause is the image: one file, one layer. The same program gives the same digests.
+// pause is the pause image: one layer with one file. The same program gives the same digests.
 type pause struct{ layer, config, manifest blob }
 
 func newPause(program []byte, p ocispec.Platform) (pause, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	// Writing to memory does not fail.
-	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "pause", Mode: 0o555, Size: int64(len(program)), ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR})
+	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "pause", Mode: 0o555, Size: int64(len(program)),
+		ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR})
 	_, _ = w.Write(program)
 	_ = w.Close()
 
@@ -121,7 +123,7 @@ func newBlob(mediaType string, data []byte) blob {
 	return blob{ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}, data}
 }
 
-// put stores and unpacks the image, under its name and its id as a pull would.
+// put stores and unpacks the image under its name and its ID, as a pull would. It does nothing if the image is there.
 func (p pause) put(ctx context.Context, c *client.Client, snapshotter string) error {
 	labels := map[string]string{PinnedLabel: PinnedValue, ManagedLabel: ManagedValue}
 	store := c.ImageService()
@@ -136,7 +138,7 @@ func (p pause) put(ctx context.Context, c *client.Client, snapshotter string) er
 			return nil
 		}
 	}
-	// What keeps a blob from being collected is a reference from the one above it.
+	// These labels make containerd's garbage collector keep the blobs that the manifest refers to.
 	gc := map[string]map[string]string{
 		p.manifest.desc.Digest.String(): {
 			"containerd.io/gc.ref.content.config": p.config.desc.Digest.String(),
@@ -145,7 +147,8 @@ func (p pause) put(ctx context.Context, c *client.Client, snapshotter string) er
 	}
 	for _, b := range []blob{p.layer, p.config, p.manifest} {
 		d := b.desc.Digest.String()
-		if err := content.WriteBlob(ctx, c.ContentStore(), "umiak-"+d, bytes.NewReader(b.data), b.desc, content.WithLabels(gc[d])); err != nil {
+		if err := content.WriteBlob(ctx, c.ContentStore(), "umiak-"+d, bytes.NewReader(b.data), b.desc,
+			content.WithLabels(gc[d])); err != nil {
 			return err
 		}
 	}

@@ -1,8 +1,8 @@
 package containerd
 
-// The plugins of a kubelet's containerd, and of ctr, crictl and nerdctl as its clients. Left out: NRI and
-// the restart monitor (a socket, a poller), image verifiers, tracing, the metrics and debug servers,
-// cgroup metrics (the kubelet has its own), and every snapshotter but two.
+// These are the plugins that the kubelet needs, and ctr, crictl and nerdctl as clients. Left out: NRI and the restart
+// monitor (a socket and a poller), image verifiers, tracing, the metrics and debug servers, cgroup metrics (the kubelet
+// has its own), and every snapshotter except overlayfs and native.
 import (
 	_ "github.com/containerd/containerd/api/types/runc/options" // type registration
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"
@@ -42,7 +42,7 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/transfer"
 )
 
-// required are the plugins without which a node is no use: containerd would start without them.
+// required lists the plugins without which a node cannot run pods. containerd would start without them.
 var required = []string{
 	"io.containerd.grpc.v1.cri",
 	"io.containerd.cri.v1.images",
@@ -53,10 +53,10 @@ var required = []string{
 	"io.containerd.metadata.v1.bolt",
 }
 
-// disabled come along with packages that are needed.
+// disabled lists plugins that needed packages register, but the node does not use.
 var disabled = []string{
 	"io.containerd.server.v1.grpc-tcp",
-	// Several hundred series, and a span, for what is one process talking to itself.
+	// They cost several hundred series and a span per call, for calls within one process.
 	"io.containerd.metrics.v1.grpc-prometheus",
 	"io.containerd.metrics.v1.grpc-otel",
 }

@@ -21,19 +21,19 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Registry says at which addresses, and how, the images of a registry are fetched.
+// Registry resolves the name of a registry to the hosts from which its images are fetched.
 //
-// Upstream reads this from hosts.toml files, which know neither rewrites nor "*" as k3s's registries.yaml
-// has them. Every pull of the CRI service, and of ctr, goes through the transfer plugin as one call with
-// the image's name and the pod's credentials, so the wrapper here replaces the source of such a call.
+// Upstream reads this from hosts.toml files, which support neither rewrites nor the "*" mirror of k3s's
+// registries.yaml. Every pull, by the CRI service and by ctr, is one call of the transfer plugin with the image's name
+// and the pod's credentials; the wrapper in this file replaces the source of that call.
 type Registry interface {
-	// Hosts returns where to go for a registry, in order. Credentials are those of the request (a
-	// pod's imagePullSecrets); they go before the node's own.
+	// Hosts returns the hosts to try for a registry, in order. credentials are those of the request (a pod's
+	// imagePullSecrets); they take precedence over the node's own.
 	Hosts(registry string, credentials Credentials) ([]docker.RegistryHost, error)
 }
 
-// Credentials returns user name and password for a host, or the empty name and a token; both are empty
-// where there are none.
+// Credentials returns the user name and password for a host, or an empty name and a token, or two empty strings if
+// there are none.
 type Credentials = func(host string) (user, secret string, err error)
 
 func wrapTransfer(ic *plugin.InitContext, inner func(*plugin.InitContext) (any, error), r Registry) (any, error) {
@@ -43,7 +43,7 @@ func wrapTransfer(ic *plugin.InitContext, inner func(*plugin.InitContext) (any, 
 	}
 	t, ok := v.(coretransfer.Transferrer)
 	if !ok {
-		return nil, fmt.Errorf("the transfer plugin is a %T", v)
+		return nil, fmt.Errorf("wrap containerd's transfer plugin: unexpected type %T", v)
 	}
 	return &transferrer{Transferrer: t, registry: r}, nil
 }
@@ -58,8 +58,8 @@ func (t *transferrer) Transfer(ctx context.Context, source, destination any, opt
 	if !pull {
 		return t.Transferrer.Transfer(ctx, source, destination, opts...)
 	}
-	// What the caller of the service knows is inside from; it comes out the way in which it would be
-	// sent to a transfer service in another process.
+	// The name, headers and credentials of the pull are unexported fields of from. Marshal it, as for a transfer
+	// service in another process, and read them from the message.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	creds := &credentials{done: ctx.Done()}
@@ -78,7 +78,7 @@ func (t *transferrer) Transfer(ctx context.Context, source, destination any, opt
 	}
 	ask := func(host string) (string, string, error) { return creds.get(spec.Reference, host) }
 	if to, ok := destination.(*transferimage.Store); ok {
-		destination = pinKeeper{to}
+		destination = pinnedDestination{to}
 	}
 	return t.Transferrer.Transfer(ctx, &image{
 		name: spec.Reference,
@@ -89,18 +89,20 @@ func (t *transferrer) Transfer(ctx context.Context, source, destination any, opt
 	}, destination, opts...)
 }
 
-// pinKeeper is the destination of a pull. Upstream's replaces the labels of an image that it finds, so that an imported image that is pulled
-// again (policy Always) would lose its pin, and be collected.
-type pinKeeper struct{ *upstreamStore }
+// pinnedDestination is the destination of a pull. Upstream's destination replaces the labels of an existing image, so
+// an imported image that is pulled again (imagePullPolicy Always) would lose its pin and be garbage-collected.
+type pinnedDestination struct{ *upstreamStore }
 
 type upstreamStore = transferimage.Store
 
 // Store implements transfer.ImageStorer.
-func (k pinKeeper) Store(ctx context.Context, desc ocispec.Descriptor, store images.Store) ([]images.Image, error) {
+func (k pinnedDestination) Store(
+	ctx context.Context, desc ocispec.Descriptor, store images.Store,
+) ([]images.Image, error) {
 	return k.upstreamStore.Store(ctx, desc, pinStore{store})
 }
 
-// pinStore is an image store in which an image that stays what it was stays pinned as well.
+// pinStore is an image store that keeps the pin of an image whose digest an update does not change.
 type pinStore struct{ images.Store }
 
 // Update implements images.Store.
@@ -151,24 +153,25 @@ func (i *image) SetResolverOptions(opts ...coretransfer.ImageResolverOption) {
 	}
 }
 
-// credentials asks a registry object for credentials over the stream that it answers on. It is both
-// the creator of that stream and its other end.
+// credentials asks an OCIRegistry object for credentials over the stream on which the object answers. It creates that
+// stream and is its other end.
 type credentials struct {
 	done <-chan struct{}
 
-	mu     sync.Mutex // one question at a time
+	mu     sync.Mutex // serializes questions
 	stream *pipe
 }
 
 var _ streaming.StreamCreator = (*credentials)(nil)
 
-// Create is called once, when there are credentials to be asked for.
+// Create implements streaming.StreamCreator. The registry object calls it once, if it has credentials.
 func (c *credentials) Create(context.Context, string) (streaming.Stream, error) {
-	c.stream = &pipe{questions: make(chan typeurl.Any), answers: make(chan typeurl.Any), none: make(chan struct{}), closed: make(chan struct{})}
+	c.stream = &pipe{questions: make(chan typeurl.Any), answers: make(chan typeurl.Any), none: make(chan struct{}),
+		closed: make(chan struct{})}
 	return c.stream, nil
 }
 
-// Close ends the goroutine that answers.
+// Close ends the goroutine of the registry object that answers.
 func (c *credentials) Close() {
 	if c.stream != nil {
 		_ = c.stream.Close()
@@ -207,8 +210,8 @@ func (c *credentials) get(reference, host string) (user, secret string, err erro
 
 var errClosed = errors.New("the pull has ended")
 
-// pipe is the registry object's end of the stream. It asks for the next question also when it could not
-// answer the last one; asked tells the two apart.
+// pipe is the registry object's end of the stream. The object calls Recv for the next question after an answer, but
+// also after a question that it could not answer; asked distinguishes the two.
 type pipe struct {
 	questions, answers chan typeurl.Any
 	none               chan struct{}

@@ -16,18 +16,19 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// suffixes are the endings of archives' names in the folder, in lower case; capitals are accepted too. The content alone decides how
-// an archive is read.
+// suffixes are the endings of archives' names, in lower case; case is ignored. The content alone decides how an archive
+// is read.
 var suffixes = []string{
 	".tar", ".oci",
 	".tar.gz", ".tgz", ".oci.gz", ".tar.gzip",
 	".tar.zst", ".tzst", ".tar.zstd", ".oci.zst",
 	".tar.bz2", ".tbz2", ".tbz", ".tb2", ".oci.bz2",
-	// These are refused by name: see plain.
-	".tar.xz", ".txz", ".oci.xz", ".tar.lz4", ".tlz4", ".oci.lz4", ".tar.lzma", ".tlz", ".tar.lz", ".tar.z", ".tar.br", ".tar.sz",
+	// Formats that plain rejects with an explanation.
+	".tar.xz", ".txz", ".oci.xz", ".tar.lz4", ".tlz4", ".oci.lz4", ".tar.lzma", ".tlz", ".tar.lz", ".tar.z", ".tar.br",
+	".tar.sz",
 }
 
-// isArchive reports whether a file of this name is imported. A name that begins with a dot belongs to a file that is still being
+// isArchive reports whether the name is that of an archive. A name that begins with a dot is that of a file still being
 // written (rsync, scp with a temporary name).
 func isArchive(name string) bool {
 	if strings.HasPrefix(name, ".") {
@@ -42,10 +43,10 @@ func isArchive(name string) bool {
 	return false
 }
 
-// unfinished are endings of names under which programs write a file before they give it its own name.
+// unfinished lists the name endings that programs use for files they are still writing.
 var unfinished = []string{".part", ".partial", ".filepart", ".tmp", ".temp", ".crdownload", ".download", ".swp", "~"}
 
-// isUnfinished reports whether a file's name says that it is not complete yet.
+// isUnfinished reports whether a file's name marks it as incomplete.
 func isUnfinished(name string) bool {
 	if strings.HasPrefix(name, ".") {
 		return true
@@ -63,7 +64,7 @@ const accepted = "tar, or tar compressed with gzip, zstd or bzip2"
 
 var errNotTar = errors.New("not a tar archive; accepted are " + accepted)
 
-// refused are formats that no linked library reads: the magic number, the name, and the command that unpacks it.
+// refused lists formats that no linked library reads: magic number, name, and the command that unpacks it.
 var refused = []struct{ magic, name, unpack string }{
 	{"\xfd7zXZ\x00", "xz", "xz -d"},
 	{"\x04\x22\x4d\x18", "lz4", "lz4 -d"},
@@ -77,13 +78,14 @@ var refused = []struct{ magic, name, unpack string }{
 	{"Rar!", "rar", "unrar x"},
 }
 
-// maxWindow bounds what a zstd archive can make the reader allocate; --long=27 is what zstd itself accepts unasked.
+// maxWindow bounds the memory that a zstd archive can make the reader allocate. It is what zstd itself accepts without
+// options (--long=27).
 const maxWindow = 128 << 20
 
 // plain returns the tar stream inside an archive.
 func plain(r io.Reader) (io.ReadCloser, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
-	// An error is seen again by whoever reads on.
+	// The next read returns the error again.
 	head, _ := b.Peek(512)
 	switch f := format(head); f {
 	case "gzip":
@@ -93,7 +95,8 @@ func plain(r io.Reader) (io.ReadCloser, error) {
 		}
 		return z, nil
 	case "zstd":
-		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, fmt.Errorf("read zstd: %w", err)
 		}
@@ -112,14 +115,15 @@ func plain(r io.Reader) (io.ReadCloser, error) {
 	}
 }
 
-// format names what a file begins with; it is empty for what is no archive.
+// format returns the name of the format that a file begins with, "" if it is unknown.
 func format(head []byte) string {
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		return "gzip"
 	case isZstd(head):
 		return "zstd"
-	case len(head) >= 10 && bytes.HasPrefix(head, []byte("BZh")) && (string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17rE8P\x90"):
+	case len(head) >= 10 && bytes.HasPrefix(head, []byte("BZh")) &&
+		(string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17rE8P\x90"):
 		return "bzip2"
 	case isTar(head):
 		return "tar"
@@ -132,19 +136,19 @@ func format(head []byte) string {
 	return ""
 }
 
-// errFormat says what to do with a format that is not read.
+// errFormat returns an error that says how to convert a file of an unsupported format.
 func errFormat(name string) error {
 	for _, r := range refused {
 		if r.name == name {
-			return fmt.Errorf("%s is not read here; accepted are %s: unpack it with `%s`, and compress it with `zstd` if it is to be small", name, accepted, r.unpack)
+			return fmt.Errorf("%s is not supported; accepted are %s: unpack it with `%s`, and compress it with `zstd` to save space", name, accepted, r.unpack)
 		}
 	}
 	return errNotTar
 }
 
-// overlooked says what a file of the folder seems to be whose name is not that of an archive; it is empty for what nobody would take for
-// an image.
-func overlooked(path string) string {
+// misnamed says how to import a file of the folder that has no archive's name but an archive's content. It is "" for
+// other files.
+func misnamed(path string) string {
 	st, err := os.Stat(path)
 	if err != nil {
 		return ""
@@ -153,7 +157,7 @@ func overlooked(path string) string {
 		if _, err := os.Stat(filepath.Join(path, "oci-layout")); err != nil {
 			return ""
 		}
-		return "an OCI layout as a folder is not read; pack it: tar -C " + path + " -cf " + path + ".tar ."
+		return "an OCI layout is imported only as an archive; pack it: tar -C " + path + " -cf " + path + ".tar ."
 	}
 	if !st.Mode().IsRegular() {
 		return ""
@@ -169,23 +173,24 @@ func overlooked(path string) string {
 	case "":
 		return ""
 	case "tar", "gzip", "zstd", "bzip2":
-		return "it looks like an archive (" + is + "); give it a name that ends in .tar, .tar.gz, .tar.zst or .tar.bz2 to have it imported"
+		return "it looks like an archive (" + is +
+			"); rename it to end in .tar, .tar.gz, .tar.zst or .tar.bz2 to import it"
 	default:
 		return errFormat(is).Error()
 	}
 }
 
-// isZstd knows a frame, and a frame to be skipped, by its magic number.
+// isZstd reports whether data begins with the magic number of a zstd frame or skippable frame.
 func isZstd(head []byte) bool {
 	return bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
 		len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18})
 }
 
-// isTar checks the first header, which has a checksum in every kind of tar.
+// isTar validates the first header, whose checksum every tar format has.
 func isTar(head []byte) bool {
 	if len(head) < 512 {
 		return false
 	}
 	_, err := tar.NewReader(bytes.NewReader(head)).Next()
-	return err == nil || errors.Is(err, io.ErrUnexpectedEOF) // a long name goes on in the next block
+	return err == nil || errors.Is(err, io.ErrUnexpectedEOF) // a long name continues in the next block
 }

@@ -15,16 +15,16 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// named is an image of an archive: a name, and what the archive's index lists under it. That is usually one manifest or index, but an
-// index.json may list a manifest for each platform.
+// named is an image of an archive: its name and the descriptors that the archive's index lists under it. Usually that
+// is one manifest or index, but an index.json may list one manifest per platform.
 type named struct {
 	name  string
 	descs []ocispec.Descriptor
 }
 
-// choice is what an image's name stands for on one machine.
+// choice is what an image's name refers to on one machine.
 type choice struct {
-	target   ocispec.Descriptor // what the name refers to: the leaf, or an index with it
+	target   ocispec.Descriptor // what the name refers to: the leaf, or an index that contains it
 	leaf     ocispec.Descriptor // the manifest that this machine runs
 	platform ocispec.Platform
 }
@@ -33,22 +33,22 @@ type choice struct {
 type leaf struct {
 	root, desc ocispec.Descriptor
 	platform   ocispec.Platform
-	any        bool  // no platform is said anywhere
-	missing    error // what of its content is not there
+	any        bool  // neither index nor configuration states a platform
+	missing    error // the blob that the archive lacks; nil if it is complete
 }
 
-// deepest bounds indexes within indexes.
-const deepest = 4
+// maxIndexDepth bounds the nesting of indexes.
+const maxIndexDepth = 4
 
-// leaves lists the manifests below a descriptor. What an index lists and the archive lacks is listed as missing: it may be meant for
-// other machines.
+// leaves lists the manifests below a descriptor. A manifest that an index lists and the archive lacks is returned as
+// missing: it may be for other machines.
 func leaves(ctx context.Context, store content.Provider, root, desc ocispec.Descriptor, depth int) ([]leaf, error) {
 	if p := desc.Platform; p != nil && (p.OS == "unknown" || p.Architecture == "unknown") {
 		return nil, nil // an attestation
 	}
 	if images.IsIndexType(desc.MediaType) {
-		if depth >= deepest {
-			return nil, fmt.Errorf("%d indexes lie within each other", deepest)
+		if depth >= maxIndexDepth {
+			return nil, fmt.Errorf("more than %d levels of indexes", maxIndexDepth)
 		}
 		children, err := images.Children(ctx, store, desc)
 		if errdefs.IsNotFound(err) && depth > 0 {
@@ -77,7 +77,7 @@ func leaves(ctx context.Context, store content.Provider, root, desc ocispec.Desc
 	manifest, err := images.Children(ctx, store, desc)
 	switch {
 	case errdefs.IsNotFound(err) && desc.Platform == nil:
-		return nil, nil // nothing says what it would be for
+		return nil, nil // its platform is unknown
 	case errdefs.IsNotFound(err):
 		l.platform, l.missing = platforms.Normalize(*desc.Platform), err
 		return []leaf{l}, nil
@@ -118,8 +118,8 @@ func size(ctx context.Context, store content.Provider, desc ocispec.Descriptor) 
 	return r.Size(), r.Close()
 }
 
-// choose finds what a machine runs of an image. It is an error, which lists what there is, if there is nothing for it, and if the content
-// is not complete.
+// choose selects the manifest that the machine runs. If there is none, the error lists the platforms that the archive
+// has. It is also an error if the manifest's content is incomplete.
 func (n named) choose(ctx context.Context, store content.Provider, machine ocispec.Platform) (choice, error) {
 	var all []leaf
 	for _, d := range n.descs {
@@ -129,7 +129,7 @@ func (n named) choose(ctx context.Context, store content.Provider, machine ocisp
 		}
 		all = append(all, below...)
 	}
-	slices.Reverse(all) // of two that are alike the later one is the newer one
+	slices.Reverse(all) // of two equal platforms, the later entry is the newer one
 	var incomplete error
 	for _, m := range []platforms.MatchComparer{platforms.OnlyStrict(machine), compatible(machine)} {
 		var fit []leaf
@@ -137,7 +137,7 @@ func (n named) choose(ctx context.Context, store content.Provider, machine ocisp
 			switch {
 			case !l.any && !m.Match(l.platform):
 			case l.missing != nil:
-				incomplete = fmt.Errorf("the archive lacks content of it for %s: %w", platforms.Format(l.platform), l.missing)
+				incomplete = fmt.Errorf("the archive lacks content for %s: %w", platforms.Format(l.platform), l.missing)
 			default:
 				fit = append(fit, l)
 			}
@@ -156,7 +156,8 @@ func (n named) choose(ctx context.Context, store content.Provider, machine ocisp
 		})
 		best := fit[0]
 		c := choice{target: best.root, leaf: best.desc, platform: best.platform}
-		// containerd looks into the index by its own rules. Where these lead elsewhere, the name stands for the manifest alone.
+		// containerd resolves an index by its own rules. If they select another manifest, the name refers to the
+		// manifest instead of the index.
 		if got, err := resolved(ctx, store, c.target, machine); err != nil || got != best.desc.Digest {
 			c.target = best.desc
 		}
@@ -173,13 +174,13 @@ func (n named) choose(ctx context.Context, store content.Provider, machine ocisp
 	}
 	slices.Sort(there)
 	if len(there) == 0 {
-		return choice{}, errors.New("there is no image to run in it")
+		return choice{}, errors.New("it contains no runnable image")
 	}
 	return choice{}, fmt.Errorf("it is for %s, not for %s", strings.Join(there, ", "), platforms.Format(machine))
 }
 
-// compatible matches what a machine runs besides its very own platform: an older variant of its architecture, and 32-bit arm on arm64.
-// Unlike platforms.Only it does not take 386 for amd64: many kernels run neither.
+// compatible matches the platforms that a machine runs besides its own: older variants of its architecture, and 32-bit
+// arm on arm64. Unlike platforms.Only it does not match 386 on amd64: many kernels support neither.
 func compatible(machine ocispec.Platform) platforms.MatchComparer {
 	return native{platforms.Only(machine), machine.Architecture}
 }
@@ -191,21 +192,23 @@ type native struct {
 
 // Match implements platforms.Matcher.
 func (n native) Match(p ocispec.Platform) bool {
-	own := p.Architecture == n.architecture || n.architecture == "arm64" && p.Architecture == "arm"
-	return own && n.MatchComparer.Match(p)
+	sameFamily := p.Architecture == n.architecture || n.architecture == "arm64" && p.Architecture == "arm"
+	return sameFamily && n.MatchComparer.Match(p)
 }
 
-// resolved is the manifest that containerd finds in an index.
-func resolved(ctx context.Context, store content.Provider, target ocispec.Descriptor, machine ocispec.Platform) (digest.Digest, error) {
+// resolved returns the manifest that containerd selects from an index on this machine.
+func resolved(ctx context.Context, store content.Provider, target ocispec.Descriptor,
+	machine ocispec.Platform) (digest.Digest, error) {
 	var found digest.Digest
 	m := platforms.Only(machine)
 	h := images.LimitManifests(images.FilterPlatforms(images.ChildrenHandler(store), m), m, 1)
-	err := images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	walk := func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if images.IsManifestType(d.MediaType) {
 			found = d.Digest
 			return nil, images.ErrSkipDesc
 		}
 		return h(ctx, d)
-	}), target)
+	}
+	err := images.Walk(ctx, images.HandlerFunc(walk), target)
 	return found, err
 }

@@ -41,8 +41,8 @@ func (m *maker) blob(mediaType string, v any, there bool) ocispec.Descriptor {
 	return d
 }
 
-// manifest is of an image for a platform. It says so itself, and where it is listed: "listed" or "silent". Its "layer" or all of it,
-// "gone", may be missing.
+// manifest is of an image for a platform. It says so itself, and where it is listed: "listed" or "silent". Its
+// "layer" or all of it, "gone", may be missing.
 func (m *maker) manifest(platform, how string) ocispec.Descriptor {
 	m.t.Helper()
 	var p ocispec.Platform
@@ -120,10 +120,10 @@ func TestChoose(t *testing.T) {
 		}, "it is for windows/amd64"},
 		"a layer is missing": {"linux/amd64", func(m *maker) ([]ocispec.Descriptor, ocispec.Descriptor, ocispec.Descriptor) {
 			return []ocispec.Descriptor{m.index(m.manifest("linux/amd64", "layer"))}, ocispec.Descriptor{}, ocispec.Descriptor{}
-		}, "the archive lacks content of it for linux/amd64"},
+		}, "the archive lacks content for linux/amd64"},
 		"its own manifest is missing": {"linux/amd64", func(m *maker) ([]ocispec.Descriptor, ocispec.Descriptor, ocispec.Descriptor) {
 			return []ocispec.Descriptor{m.index(m.manifest("linux/amd64", "gone"), m.manifest("linux/arm64", "listed"))}, ocispec.Descriptor{}, ocispec.Descriptor{}
-		}, "the archive lacks content of it for linux/amd64"},
+		}, "the archive lacks content for linux/amd64"},
 		"arm64 also runs arm": {"linux/arm64", func(m *maker) ([]ocispec.Descriptor, ocispec.Descriptor, ocispec.Descriptor) {
 			own := m.manifest("linux/arm/v7", "listed")
 			i := m.index(m.manifest("linux/amd64", "listed"), own)
@@ -143,7 +143,7 @@ func TestChoose(t *testing.T) {
 		}, "it is for linux/arm/v7, not for linux/arm/v6"},
 		"no image": {"linux/amd64", func(m *maker) ([]ocispec.Descriptor, ocispec.Descriptor, ocispec.Descriptor) {
 			return []ocispec.Descriptor{m.index(m.attestation())}, ocispec.Descriptor{}, ocispec.Descriptor{}
-		}, "no image to run"},
+		}, "no runnable image"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store, err := local.NewStore(t.TempDir())

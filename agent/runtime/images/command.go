@@ -25,14 +25,14 @@ import (
 	"github.com/umiak-io/umiak/internal/output"
 )
 
-// ImportOptions are the choices of `umiak images import`.
+// ImportOptions are the options of `umiak images import`. The zero value imports for this machine only.
 type ImportOptions struct {
-	// AllPlatforms keeps the content for other machines too, so that it can be exported again.
+	// AllPlatforms also keeps the content for other platforms, so that it can be exported again.
 	AllPlatforms bool
 }
 
-// Import imports archives and writes what it does to progress. A broken archive does not keep the
-// others from being imported. "-" is the standard input.
+// Import imports archives and writes its progress to progress. It continues after a broken archive and returns all
+// errors. The path "-" is the standard input.
 func Import(ctx context.Context, socket string, paths []string, opts ImportOptions, progress io.Writer) error {
 	c, err := Connect(socket)
 	if err != nil {
@@ -40,7 +40,7 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
 	if err := sweep(ctx, c); err != nil && ctx.Err() == nil {
-		fmt.Fprintf(progress, "what broken-off imports left is not removed: %v\n", err)
+		fmt.Fprintf(progress, "remove the content of interrupted imports: %v\n", err)
 	}
 	var errs []error
 	for _, path := range paths {
@@ -54,16 +54,16 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 			continue
 		}
 		fmt.Fprintf(progress, "importing %s%s\n", path, megabytes(id.Size))
-		begun, said := time.Now(), time.Now()
+		begun, reported := time.Now(), time.Now()
 		got, err := importFile(ctx, c, f, importOptions{allPlatforms: opts.AllPlatforms, progress: func(n int64) {
-			if time.Since(said) > 2*time.Second && id.Size > 0 {
-				said = time.Now()
+			if time.Since(reported) > 2*time.Second && id.Size > 0 {
+				reported = time.Now()
 				fmt.Fprintf(progress, "  %d%%\n", n*100/id.Size)
 			}
 		}})
 		_ = f.Close() // opened for reading
 		if err != nil && ctx.Err() != nil {
-			err = fmt.Errorf("broken off: %w", context.Cause(ctx))
+			err = fmt.Errorf("interrupted: %w", context.Cause(ctx))
 		}
 		if err = errors.Join(err, got.unusable()); err != nil {
 			errs = append(errs, fmt.Errorf("import %s: %w", path, err))
@@ -78,7 +78,7 @@ func Import(ctx context.Context, socket string, paths []string, opts ImportOptio
 	return errors.Join(errs...)
 }
 
-// source opens an archive. A read of the standard input may block for ever: that goes on without the import when ctx ends.
+// source opens an archive. A read from standard input may block forever; when ctx ends, the import ends without it.
 func source(ctx context.Context, path string) (io.ReadCloser, identity, error) {
 	if path != "-" {
 		return open(path)
@@ -99,16 +99,16 @@ func megabytes(n int64) string {
 	return fmt.Sprintf(" (%.1f MB)", float64(n)/1e6)
 }
 
-// Image is one line of List.
+// Image is one entry of List's output.
 type Image struct {
 	Name    string    `json:"name"`
 	Digest  string    `json:"digest"`
-	Size    int64     `json:"size"` // as stored, compressed
+	Size    int64     `json:"size"` // bytes as stored, compressed
 	Pinned  bool      `json:"pinned"`
-	Created time.Time `json:"created"` // in this store
+	Created time.Time `json:"created"` // when the image was added to this store
 }
 
-// List writes the node's images as aligned lines, or as JSON for the output format "json".
+// List writes the node's images to w: as a table if format is "", as JSON if it is "json".
 func List(ctx context.Context, socket, format string, w io.Writer) error {
 	if format != "" && format != "json" {
 		return fmt.Errorf("output %q is not json", format)
@@ -126,13 +126,13 @@ func List(ctx context.Context, socket, format string, w io.Writer) error {
 	list := []Image{}
 	for _, img := range all {
 		name := img.Name()
-		// The CRI service keeps every image under its id and its digest as well.
+		// The CRI service also stores every image under its ID and its digest.
 		if strings.HasPrefix(name, "sha256:") || strings.Contains(name, "@") {
 			continue
 		}
 		size, err := img.Size(ctx)
 		if err != nil {
-			size = 0 // content is missing: still an image in the list
+			size = 0 // content is missing; list the image anyway
 		}
 		list = append(list, Image{Name: name, Digest: img.Target().Digest.String(), Size: size,
 			Pinned: img.Labels()[pinnedLabel] == pinnedValue, Created: img.Metadata().CreatedAt})
@@ -148,8 +148,8 @@ func List(ctx context.Context, socket, format string, w io.Writer) error {
 	return t.Flush()
 }
 
-// Export writes images into an archive that Import, docker and ctr can read: to the file named, which
-// appears when it is whole and is compressed if its name ends with .gz, .tgz, .zst or .tzst, or to stdout for "-".
+// Export writes images into an archive that Import, docker and ctr can read: to file, which gets its name once it is
+// complete and is compressed if the name ends with .gz, .tgz, .zst or .tzst, or to stdout if file is "-".
 func Export(ctx context.Context, socket string, names []string, file string, stdout io.Writer) (err error) {
 	if len(names) == 0 {
 		return errors.New("export: no image named")
@@ -173,7 +173,7 @@ func Export(ctx context.Context, socket string, names []string, file string, std
 		if err != nil {
 			return fmt.Errorf("export %s: %w", n, err)
 		}
-		// What is for other machines may be missing, what is for this one may not.
+		// Content for other platforms may be missing; content for this one must not.
 		if err := complete(ctx, c.ContentStore(), img); err != nil {
 			return fmt.Errorf("export %s: %w", n, err)
 		}
@@ -201,16 +201,16 @@ func Export(ctx context.Context, socket string, names []string, file string, std
 	return out.commit()
 }
 
-// complete is an error if an image lacks content that this machine needs.
+// complete returns an error if the store lacks content that this machine needs of an image.
 func complete(ctx context.Context, store content.Provider, img images.Image) error {
 	there, _, _, missing, err := images.Check(ctx, store, img.Target, platforms.Default())
 	if err == nil && (!there || len(missing) > 0) {
-		err = errors.New("content of it is missing from this node's store")
+		err = errors.New("this node's store lacks content of the image")
 	}
 	return err
 }
 
-// compressor chooses by the file's name.
+// compressor returns a writer with the compression that the file's name asks for.
 func compressor(w io.Writer, name string) (io.WriteCloser, error) {
 	is := func(endings ...string) bool {
 		return slices.ContainsFunc(endings, func(e string) bool { return strings.HasSuffix(strings.ToLower(name), e) })
@@ -221,7 +221,7 @@ func compressor(w io.Writer, name string) (io.WriteCloser, error) {
 	case is(".zst", ".tzst", ".zstd"):
 		return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
 	case is(".xz", ".txz", ".bz2", ".tbz2", ".tbz", ".lz4", ".lzma", ".lz", ".z", ".br", ".zip"):
-		return nil, fmt.Errorf("%s is not written here; name the archive .tar, .tar.gz or .tar.zst", filepath.Ext(name))
+		return nil, fmt.Errorf("%s is not supported for export; use .tar, .tar.gz or .tar.zst", filepath.Ext(name))
 	}
 	return nopCloser{w}, nil
 }

@@ -1,11 +1,13 @@
-// Package images brings image archives into the node's containerd, and takes them out again.
+// Package images imports image archives into the node's containerd, and exports images from it.
 //
-// Importer follows a folder: each archive in it (OCI or docker layout; plain, gzip, zstd or bzip2) is imported once, as far as it is for
-// this machine, and its images are pinned, so that the kubelet's garbage collection leaves them alone for as long as the archive lies
-// there. What was imported is recorded by file identity and content hash, and checked against containerd's store, so an archive that is
-// known costs a stat at the next start. The folder is followed through whatever happens to it (folder.go). Import, List and Export are
-// the same for the command line; what a broken-off import has written is removed (lease.go). Finder tells imported images from others,
-// for pulls (agent/runtime/imageshare) and for the kubelet's records of them (agent/kubelet/pullrecords).
+// Importer follows a folder. It imports each archive in it once (OCI or docker layout; plain, gzip, zstd or bzip2),
+// takes the content for this machine's platform, and pins the images, so that the kubelet's garbage collection keeps
+// them while the archive is in the folder. It records each archive by file identity and content hash and compares the
+// record with containerd's store, so an archive that is imported already costs one stat at the next start. folder.go
+// follows the folder across removal, renames, links and mounts. Import, List and Export serve the commands; lease.go
+// removes what an interrupted import has written. Finder distinguishes imported images from pulled ones, for pulls
+// (agent/runtime/imageshare) and for the kubelet's pull records (agent/kubelet/pullrecords).
 //
-// The package speaks to containerd over its socket and imports nothing of umiak but atomicfile.
+// The package connects to containerd's socket and imports nothing of umiak except internal/. The agent's list of parts,
+// agent/bundle and the commands call it.
 package images

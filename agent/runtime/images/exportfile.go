@@ -14,18 +14,19 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// exportFile is a file that gets its name when it is complete. Until then it has none at all where the file system can do that, so that
-// nothing is left however the program ends; elsewhere it has a temporary name and a lock, and the next output in the same folder removes it.
+// exportFile is a file that gets its name when it is complete. Until then it has no name where the file system supports
+// O_TMPFILE, so nothing remains however the program ends. Elsewhere it has a temporary name and a lock, and the next
+// output in the same folder removes what an ended program left.
 type exportFile struct {
 	*os.File
-	name   string
-	hidden string // its temporary name, if it has one
+	name string
+	temp string // its temporary name; "" if it has none
 }
 
-// hiddenName begins the temporary names.
-const hiddenName = ".umiak-export-"
+// tempPrefix begins the temporary names.
+const tempPrefix = ".umiak-export-"
 
-// create begins to write a file.
+// create opens a new export file.
 func create(name string) (*exportFile, error) {
 	dir := filepath.Dir(name)
 	removeLeftovers(dir)
@@ -33,19 +34,19 @@ func create(name string) (*exportFile, error) {
 	if err == nil {
 		return &exportFile{File: os.NewFile(uintptr(fd), name), name: name}, nil //nolint:gosec // a descriptor
 	}
-	f, err := os.CreateTemp(dir, hiddenName)
+	f, err := os.CreateTemp(dir, tempPrefix)
 	if err != nil {
 		return nil, err
 	}
 	if err := filelock.TryFile(f); err != nil {
 		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close(), os.Remove(f.Name()))
 	}
-	return &exportFile{File: f, name: name, hidden: f.Name()}, nil
+	return &exportFile{File: f, name: name, temp: f.Name()}, nil
 }
 
-// removeLeftovers removes what nobody writes any more.
+// removeLeftovers removes temporary files that no process writes.
 func removeLeftovers(dir string) {
-	all, _ := listing.Match(dir, hiddenName+"*") // tidying up
+	all, _ := listing.Match(dir, tempPrefix+"*") // best effort
 	for _, name := range all {
 		f, err := os.Open(name)
 		if err != nil {
@@ -58,35 +59,36 @@ func removeLeftovers(dir string) {
 	}
 }
 
-// commit gives the file its name, in place of one that has it now.
+// commit gives the file its name and replaces an existing file of that name.
 func (o *exportFile) commit() error {
 	if err := errors.Join(o.Chmod(0o644), o.Sync()); err != nil {
 		return err
 	}
-	from := o.hidden
+	from := o.temp
 	if from == "" {
-		// A name can be given only where there is none yet.
-		from = filepath.Join(filepath.Dir(o.name), hiddenName+strconv.Itoa(os.Getpid()))
+		// linkat does not replace an existing file.
+		from = filepath.Join(filepath.Dir(o.name), tempPrefix+strconv.Itoa(os.Getpid()))
 		if err := os.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", o.Fd()), unix.AT_FDCWD, from, unix.AT_SYMLINK_FOLLOW); err != nil {
+		if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", o.Fd()), unix.AT_FDCWD, from,
+			unix.AT_SYMLINK_FOLLOW); err != nil {
 			return &os.LinkError{Op: "link", Old: o.name, New: from, Err: err}
 		}
-		o.hidden = from
+		o.temp = from
 	}
 	if err := os.Rename(from, o.name); err != nil {
 		return err
 	}
-	o.hidden = ""
+	o.temp = ""
 	return nil
 }
 
-// close ends writing; without commit nothing of it is left.
+// close closes the file. Without commit, it removes what was written.
 func (o *exportFile) close() error {
 	var err error
-	if o.hidden != "" {
-		err = os.Remove(o.hidden)
+	if o.temp != "" {
+		err = os.Remove(o.temp)
 	}
 	return errors.Join(err, o.Close())
 }

@@ -15,10 +15,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Finder looks up images that were imported on this node.
+// Finder finds the images that were imported on this node.
 type Finder struct{ c *client.Client }
 
-// NewFinder returns a finder. It connects when it is asked.
+// NewFinder returns a finder for the containerd at socket. It connects at the first call.
 func NewFinder(socket string) (*Finder, error) {
 	c, err := Connect(socket)
 	if err != nil {
@@ -27,8 +27,8 @@ func NewFinder(socket string) (*Finder, error) {
 	return &Finder{c}, nil
 }
 
-// Imported returns what the name of an imported image stands for. An image that was pulled, or whose archive was taken away since, is not
-// one of them.
+// Imported returns the target of an imported image's name. ok is false for an image that was pulled, or whose archive
+// was removed since.
 func (f *Finder) Imported(ctx context.Context, name string) (_ ocispec.Descriptor, ok bool) {
 	img, err := f.c.ImageService().Get(namespaces.WithNamespace(ctx, Namespace), name)
 	if err != nil {
@@ -37,14 +37,14 @@ func (f *Finder) Imported(ctx context.Context, name string) (_ ocispec.Descripto
 	return img.Target, img.Labels[pinnedLabel] == pinnedValue
 }
 
-// Content is an image by what is in it, whatever its names are.
+// Content is an image identified by its content, independent of its names.
 type Content struct {
-	ID       string   // the digest of its configuration, by which the kubelet knows it
+	ID       string   // digest of its configuration: the kubelet's image ID
 	Imported []string // the names under which it was imported
 	Others   []string // its other names
 }
 
-// Contents lists the node's images. ids remembers what images are between calls.
+// Contents lists the node's images. ids caches image IDs by target digest between calls.
 func (f *Finder) Contents(ctx context.Context, ids map[digest.Digest]string) ([]Content, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := f.c.ImageService().List(ctx)
@@ -56,11 +56,11 @@ func (f *Finder) Contents(ctx context.Context, ids map[digest.Digest]string) ([]
 	var order []string
 	for _, img := range all {
 		there[img.Target.Digest] = true
-		id, known := ids[img.Target.Digest]
-		if !known {
+		id, cached := ids[img.Target.Digest]
+		if !cached {
 			config, err := images.Config(ctx, f.c.ContentStore(), img.Target, platforms.Default())
 			if err != nil {
-				continue // not for this machine, or not complete: the kubelet does not see it either
+				continue // for another platform, or incomplete: the kubelet does not list it either
 			}
 			id = config.Digest.String()
 			ids[img.Target.Digest] = id
@@ -86,7 +86,7 @@ func (f *Finder) Contents(ctx context.Context, ids map[digest.Digest]string) ([]
 	return out, nil
 }
 
-// imageEvents are filters for containerd's events of some kinds about images.
+// imageEvents returns filters for containerd's image events of the given kinds.
 func imageEvents(kinds ...string) []string {
 	for i, k := range kinds {
 		kinds[i] = `namespace==` + Namespace + `,topic=="/images/` + k + `"`
@@ -94,31 +94,32 @@ func imageEvents(kinds ...string) []string {
 	return kinds
 }
 
-// settle is how long images are left alone before Follow reports them: an import makes several names.
-const settle = 300 * time.Millisecond
+// imageSettleTime is the time after an image event until Follow calls changed: one import creates several names.
+const imageSettleTime = 300 * time.Millisecond
 
-// Follow calls changed once at the beginning, and whenever an image has got or lost a name, until ctx ends.
+// Follow calls changed once at the beginning, and after images have gained or lost names, until ctx ends or changed
+// fails. It returns an error if containerd's event stream ends.
 func (f *Finder) Follow(ctx context.Context, changed func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
 	defer cancel()
 	events, errs := f.c.Subscribe(ctx, imageEvents("create", "update", "delete")...)
-	quiet := time.NewTimer(0)
+	timer := time.NewTimer(0)
 	pending := true
 	for {
 		select {
 		case <-events:
 			if !pending {
 				pending = true
-				quiet.Reset(settle)
+				timer.Reset(imageSettleTime)
 			}
-		case <-quiet.C:
+		case <-timer.C:
 			pending = false
 			if err := changed(ctx); err != nil {
 				return err
 			}
 		case err := <-errs:
 			if err == nil {
-				err = errors.New("containerd's events ended")
+				err = errors.New("containerd's event stream ended")
 			}
 			return err
 		}

@@ -13,21 +13,22 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// folder watches a folder, also through what happens to the folder itself: it may be removed and made again, renamed, replaced by a link
-// or mounted over, and its files may be links to what comes later. So every folder on the way to it, and to its links' targets, is
-// watched; those are few. All in one inotify instance.
+// folder watches a folder and what happens to the folder itself: removal, creation, renames, links, mounts, and links
+// inside it whose targets appear later. It watches every folder on the path to it and to the targets of its links;
+// those are few. All share one inotify instance.
 type folder struct {
 	dir     string
 	w       *fsnotify.Watcher
-	watched map[string]inode // the folders that are watched, and which ones they are
+	watched map[string]inode // the watched folders with their inodes
 	on      via
-	real    string // dir without links; empty while it is not there
+	real    string // dir without links; "" while it does not exist
 }
 
-// inode tells one folder from another that has taken its place.
+// inode distinguishes a folder from another one that replaced it at the same path.
 type inode struct{ dev, ino uint64 }
 
-// via is what lies on the way: by folder and name in it, the files of the watched folder to which it leads, "" for the folder itself.
+// via maps each folder on a path, and the name of the next path element in it, to the files of the watched folder whose
+// path leads through it; "" stands for the folder itself.
 type via map[string]map[string][]string
 
 func (v via) add(dir, name, file string) {
@@ -37,11 +38,11 @@ func (v via) add(dir, name, file string) {
 	v[dir][name] = append(v[dir][name], file)
 }
 
-// mostLinks is how many links the kernel follows in one path.
-const mostLinks = 40
+// maxLinks is how many links the kernel follows in one path (MAXSYMLINKS).
+const maxLinks = 40
 
-// walk follows a path as the kernel does, calls step for every folder and name on the way, and returns where it leads. The last name
-// need not exist; then ok is false.
+// walk resolves a path as the kernel does, calls step for every folder and name on the way, and returns the resolved
+// path. ok is false if the path does not exist.
 func walk(path string, step func(dir, name string)) (end string, ok bool) {
 	rest := strings.Split(filepath.Clean(path), "/")
 	at := "/"
@@ -65,7 +66,7 @@ func walk(path string, step func(dir, name string)) (end string, ok bool) {
 			at = next
 			continue
 		}
-		if links++; links > mostLinks {
+		if links++; links > maxLinks {
 			return "", false
 		}
 		to, err := os.Readlink(next)
@@ -80,8 +81,8 @@ func walk(path string, step func(dir, name string)) (end string, ok bool) {
 	return at, true
 }
 
-// look finds out what is to be watched.
-func (f *folder) look() (v via, watched map[string]inode, real string) {
+// paths determines what must be watched.
+func (f *folder) paths() (v via, watched map[string]inode, real string) {
 	v, watched = via{}, map[string]inode{}
 	end, ok := walk(f.dir, func(dir, name string) { v.add(dir, name, "") })
 	if ok {
@@ -103,7 +104,7 @@ func (f *folder) look() (v via, watched map[string]inode, real string) {
 	for dir := range v {
 		var st syscall.Stat_t
 		if err := syscall.Stat(dir, &st); err == nil {
-			watched[dir] = inode{uint64(st.Dev), st.Ino} //nolint:unconvert // not the same type on all machines
+			watched[dir] = inode{uint64(st.Dev), st.Ino} //nolint:unconvert // the type differs between architectures
 		}
 	}
 	return v, watched, real
@@ -116,7 +117,7 @@ func orEmpty(m map[string][]string) map[string][]string {
 	return m
 }
 
-// watchFolder begins to watch.
+// watchFolder returns a folder that is being watched.
 func watchFolder(dir string) (*folder, error) {
 	f := &folder{dir: dir}
 	if _, err := f.update(); err != nil {
@@ -125,11 +126,11 @@ func watchFolder(dir string) (*folder, error) {
 	return f, nil
 }
 
-// update looks again at what is to be watched, and reports whether that has changed; events may have been lost then.
+// update determines again what must be watched, and reports whether that has changed; events may have been lost then.
 func (f *folder) update() (changed bool, err error) {
-	const often = 5 // it also changes while it is looked at; what goes on changing gives another event
-	for range often {
-		v, watched, real := f.look()
+	const attempts = 5 // paths may change meanwhile; later changes cause another event
+	for range attempts {
+		v, watched, real := f.paths()
 		f.on, f.real = v, real
 		if f.w != nil && maps.Equal(watched, f.watched) {
 			break
@@ -142,7 +143,7 @@ func (f *folder) update() (changed bool, err error) {
 	return changed, nil
 }
 
-// watch watches folders in place of those of before.
+// watch replaces the watched folders.
 func (f *folder) watch(dirs map[string]inode) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -162,18 +163,18 @@ func (f *folder) watch(dirs map[string]inode) error {
 
 func (f *folder) close() {
 	if f.w != nil {
-		_ = f.w.Close() // nothing is lost with a watch
+		_ = f.w.Close() // holds no data
 	}
 }
 
-// touched says which files of the folder an event is about, and whether it changes what is to be watched.
-func (f *folder) touched(e fsnotify.Event) (files []string, again bool) {
+// touched returns the files of the folder that an event concerns, and whether the watched folders may have changed.
+func (f *folder) touched(e fsnotify.Event) (files []string, rewatch bool) {
 	dir, name := filepath.Dir(e.Name), filepath.Base(e.Name)
 	moved := e.Op&(fsnotify.Create|fsnotify.Remove|fsnotify.Rename) != 0
 	_, self := f.watched[e.Name]
 	if _, onTheWay := f.on[dir][name]; moved && (self || onTheWay) {
-		again = true
-		f.watched = nil // a folder that is made again may be given the same inode
+		rewatch = true
+		f.watched = nil // a new folder may get the same inode
 	}
 	for _, file := range f.on[dir][name] {
 		if file != "" {
@@ -182,7 +183,7 @@ func (f *folder) touched(e fsnotify.Event) (files []string, again bool) {
 	}
 	if dir == f.real {
 		files = append(files, name)
-		again = again || moved // it may be a link
+		rewatch = rewatch || moved // the file may be a link
 	}
-	return files, again
+	return files, rewatch
 }

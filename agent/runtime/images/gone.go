@@ -16,25 +16,26 @@ import (
 	"github.com/umiak-io/umiak/internal/mounted"
 )
 
-// absent is a known archive that is not in the folder.
+// absent is a recorded archive that is not in the folder.
 type absent struct {
-	known
-	proven bool // that somebody took it away
+	record
+	removed bool // false: its file system may not be mounted
 }
 
-// absent returns the known archives that are not in the folder. Where the folder is on another file system than it was, a disk may be
-// missing. Notes of versions that did not note the file system count as long as there is anything in the folder.
+// absent returns the recorded archives that are not in the folder. An archive counts as removed only if the folder is
+// on the same file system as when it was imported; otherwise a disk may be missing. A record without a file system,
+// from an older version, counts as removed if the folder is not empty.
 func (i *Importer) absent() (map[string]absent, error) {
 	entries, err := os.ReadDir(i.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
 	i.mu.Lock()
-	all := maps.Clone(i.known)
+	all := maps.Clone(i.records)
 	i.mu.Unlock()
 	out, still := map[string]absent{}, map[string]bool{"": len(entries) > 0}
 	for name, k := range all {
-		if !i.isGone(name) {
+		if !i.isRemoved(name) {
 			continue
 		}
 		if _, asked := still[k.Place]; !asked {
@@ -45,29 +46,30 @@ func (i *Importer) absent() (map[string]absent, error) {
 	return out, nil
 }
 
-func (i *Importer) isGone(name string) bool {
+func (i *Importer) isRemoved(name string) bool {
 	_, err := os.Lstat(filepath.Join(i.cfg.Dir, name))
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// forgetGone unpins the images of archives that were taken out of the folder, unless another brings them too. While the folder itself is
-// not there or on another file system, and where a link leads nowhere, a disk may be missing: nothing is taken for gone then.
-func (i *Importer) forgetGone(ctx context.Context, c *client.Client) {
+// forgetRemoved unpins the images of archives that were removed from the folder, unless another archive contains them.
+// While the folder does not exist or is on another file system, and for dangling links, a disk may be missing: those
+// archives do not count as removed.
+func (i *Importer) forgetRemoved(ctx context.Context, c *client.Client) {
 	missing, err := i.absent()
 	if err != nil {
-		return // it is not there
+		return // the folder does not exist
 	}
 	i.mu.Lock()
-	maps.DeleteFunc(i.status, func(name string, _ *Status) bool { return name != i.cfg.Dir && i.isGone(name) })
-	gone := map[string]known{}
+	maps.DeleteFunc(i.status, func(name string, _ *Status) bool { return name != i.cfg.Dir && i.isRemoved(name) })
+	gone := map[string]record{}
 	for name, a := range missing {
-		if !a.proven {
-			i.status[name] = i.heldStatus(name, a.known)
+		if !a.removed {
+			i.status[name] = i.missingDiskStatus(name, a.record)
 			continue
 		}
-		if k, still := i.known[name]; still && i.isGone(name) {
+		if k, still := i.records[name]; still && i.isRemoved(name) {
 			gone[name] = k
-			delete(i.known, name)
+			delete(i.records, name)
 		}
 	}
 	unclaimed := map[string]string{}
@@ -80,25 +82,28 @@ func (i *Importer) forgetGone(ctx context.Context, c *client.Client) {
 	}
 	i.unpin(ctx, c, unclaimed)
 	i.mu.Lock()
-	err = saveState(i.cfg.State, i.known)
+	err = saveState(i.cfg.State, i.records)
 	i.mu.Unlock()
 	if err != nil {
-		i.cfg.Log.Warn("note what was imported", "error", err)
+		i.cfg.Log.Warn("save the import records", "error", err)
 	}
 	for name := range gone {
 		i.cfg.Log.Info("image archive is gone, its images are left to garbage collection", "file", name)
 	}
 }
 
-// heldStatus is that of an archive which may be on a disk that is not there.
-func (i *Importer) heldStatus(name string, k known) *Status {
+// missingDiskStatus is the status of an archive that may be on a disk that is not mounted.
+func (i *Importer) missingDiskStatus(name string, k record) *Status {
 	names := slices.Sorted(maps.Keys(k.Images))
-	return &Status{File: name, State: Waiting, Images: names, Error: fmt.Sprintf("it is not in %s, and the file system that it was on is not mounted there "+
-		"either; its images stay pinned until it is there again; to give them up, umiak ctr images rm %s", i.cfg.Dir, strings.Join(names, " "))}
+	return &Status{File: name, State: Waiting, Images: names,
+		Error: fmt.Sprintf("it is not in %s, and the file system that it was on is not mounted there; "+
+			"its images stay pinned until it is back; to remove them: umiak ctr images rm %s", i.cfg.Dir,
+			strings.Join(names, " "))}
 }
 
-// giveUp notes that somebody has removed an image of archives which are not there: they cannot bring it back.
-func (i *Importer) giveUp(image string) {
+// forgetImage removes an image that was deleted from the store from the records of absent archives, which cannot
+// restore it.
+func (i *Importer) forgetImage(image string) {
 	missing, err := i.absent()
 	if err != nil {
 		return
@@ -106,19 +111,19 @@ func (i *Importer) giveUp(image string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for name := range missing {
-		k, ok := i.known[name]
+		k, ok := i.records[name]
 		if _, has := k.Images[image]; !ok || !has {
 			continue
 		}
-		k.Images = maps.Clone(k.Images) // others may be reading it
+		k.Images = maps.Clone(k.Images) // other goroutines may read the map
 		if delete(k.Images, image); len(k.Images) > 0 {
-			i.known[name] = k
+			i.records[name] = k
 			continue
 		}
-		delete(i.known, name)
+		delete(i.records, name)
 		delete(i.status, name)
 	}
-	if err := saveState(i.cfg.State, i.known); err != nil {
-		i.cfg.Log.Warn("note what was imported", "error", err)
+	if err := saveState(i.cfg.State, i.records); err != nil {
+		i.cfg.Log.Warn("save the import records", "error", err)
 	}
 }

@@ -36,7 +36,7 @@ func TestStickPulledOut(t *testing.T) {
 		t.Helper()
 		i := New(Config{Dir: dir, State: state, Log: slog.New(slog.DiscardHandler)})
 		var err error
-		i.known, err = loadState(state)
+		i.records, err = loadState(state)
 		must(err)
 		return i
 	}
@@ -45,8 +45,8 @@ func TestStickPulledOut(t *testing.T) {
 		missing, err := i.absent()
 		must(err)
 		for name, proven := range want {
-			if a, ok := missing[name]; !ok || a.proven != proven {
-				t.Errorf("%s: %s is absent %v, proven %v", when, name, ok, a.proven)
+			if a, ok := missing[name]; !ok || a.removed != proven {
+				t.Errorf("%s: %s is absent %v, proven %v", when, name, ok, a.removed)
 			}
 		}
 		if len(missing) != len(want) {
@@ -64,20 +64,20 @@ func TestStickPulledOut(t *testing.T) {
 		return imported{Images: m}
 	}
 	ctx := t.Context()
-	must(i.note(ctx, nil, "kept.tar", known{imported: bring("a:1")}), i.note(ctx, nil, "app.tar", known{imported: bring("b:1", "b:2")}))
-	i.known["old.tar"] = known{imported: bring("c:1")} // of a version that noted no place
-	must(saveState(state, i.known))
+	must(i.record(ctx, nil, "kept.tar", record{imported: bring("a:1")}), i.record(ctx, nil, "app.tar", record{imported: bring("b:1", "b:2")}))
+	i.records["old.tar"] = record{imported: bring("c:1")} // of a version that noted no place
+	must(saveState(state, i.records))
 	expect(i, "taken from the stick", map[string]bool{"app.tar": true, "old.tar": true})
 	pull()
 	for range 2 { // also after a start
 		expect(i, "pulled out", map[string]bool{"kept.tar": false, "app.tar": false, "old.tar": false})
-		i.forgetGone(ctx, nil)
-		if len(i.known) != 3 {
-			t.Errorf("forgotten: %v", i.known)
+		i.forgetRemoved(ctx, nil)
+		if len(i.records) != 3 {
+			t.Errorf("forgotten: %v", i.records)
 		}
 		i = start()
 	}
-	i.forgetGone(ctx, nil)
+	i.forgetRemoved(ctx, nil)
 	var said string
 	for _, s := range i.Status() {
 		said += s.String() + "\n"
@@ -88,19 +88,19 @@ func TestStickPulledOut(t *testing.T) {
 		}
 	}
 	// What somebody removes all the same is given up.
-	i.giveUp("b:1")
+	i.forgetImage("b:1")
 	expect(i, "one of two removed", map[string]bool{"kept.tar": false, "app.tar": false, "old.tar": false})
-	i.giveUp("b:2")
+	i.forgetImage("b:2")
 	expect(start(), "both removed", map[string]bool{"kept.tar": false, "old.tar": false})
 	must(os.WriteFile(filepath.Join(dir, "new.tar"), nil, 0o600))
 	expect(i, "another archive below", map[string]bool{"kept.tar": false, "old.tar": true})
 	plug()
 	expect(i, "plugged in", map[string]bool{"old.tar": true})
-	i.giveUp("a:1") // the archive is there and brings it back
-	if _, still := i.known["kept.tar"]; !still {
+	i.forgetImage("a:1") // the archive is there and brings it back
+	if _, still := i.records["kept.tar"]; !still {
 		t.Error("an archive that is there was given up")
 	}
-	if mounted.At(dir) != i.known["kept.tar"].Place {
+	if mounted.At(dir) != i.records["kept.tar"].Place {
 		t.Error("a file system that is not the one that it was")
 	}
 	pull()

@@ -78,10 +78,10 @@ func TestPlainFindsOutWhatItIs(t *testing.T) {
 		says string
 	}{
 		"empty": {nil, "empty"}, "text": {[]byte("hello"), "accepted are tar"}, "BZhistory": {[]byte("BZh is a name"), "accepted are tar"},
-		"xz":   {[]byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 4}, "xz is not read here"},
+		"xz":   {[]byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 4}, "xz is not supported"},
 		"lz4":  {[]byte{0x04, 0x22, 0x4d, 0x18, 0x64}, "unpack it with `lz4 -d`"},
-		"zip":  {[]byte("PK\x03\x04..."), "zip is not read here"},
-		"lzma": {[]byte{0x5d, 0, 0, 0x80, 0}, "lzma is not read here"},
+		"zip":  {[]byte("PK\x03\x04..."), "zip is not supported"},
+		"lzma": {[]byte{0x5d, 0, 0, 0x80, 0}, "lzma is not supported"},
 	} {
 		if _, err := plain(bytes.NewReader(c.in)); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
@@ -89,7 +89,8 @@ func TestPlainFindsOutWhatItIs(t *testing.T) {
 	}
 }
 
-// window is a zstd frame's beginning that asks for a window of 256 MiB, as `zstd --long=28` makes it, with one raw block.
+// window is a zstd frame's beginning that asks for a window of 256 MiB, as `zstd --long=28` makes it, with one raw
+// block.
 func TestALongWindowIsRefusedWithWhatToDo(t *testing.T) {
 	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 18 << 3, 0x01 | 3<<3, 0, 0, 'a', 'b', 'c'}
 	r, err := plain(bytes.NewReader(frame))
@@ -99,7 +100,7 @@ func TestALongWindowIsRefusedWithWhatToDo(t *testing.T) {
 	if err == nil {
 		t.Fatal("it was read")
 	}
-	if text := explain(err).Error(); !strings.Contains(text, "--long=27") || !strings.Contains(text, "128 MiB") {
+	if text := describeDamage(err).Error(); !strings.Contains(text, "--long=27") || !strings.Contains(text, "128 MiB") {
 		t.Errorf("got %s", text)
 	}
 }
@@ -148,14 +149,14 @@ func TestWhatIsOverlooked(t *testing.T) {
 		in   []byte
 		says string
 	}{
-		"image": {raw, "ends in .tar"}, "image.gz": {gzipOf(t, raw), "ends in .tar"}, "x.zip": {[]byte("PK\x03\x04"), "zip is not read"},
+		"image": {raw, "end in .tar"}, "image.gz": {gzipOf(t, raw), "end in .tar"}, "x.zip": {[]byte("PK\x03\x04"), "zip is not supported"},
 		"README": {[]byte("read me"), ""}, "a.tar.sha256": {[]byte("00ff  a.tar"), ""}, "empty": {nil, ""},
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, c.in, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := overlooked(path); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+		if got := misnamed(path); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
@@ -163,14 +164,14 @@ func TestWhatIsOverlooked(t *testing.T) {
 	if err := errors.Join(os.Mkdir(layout, 0o700), os.WriteFile(filepath.Join(layout, "oci-layout"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if got := overlooked(layout); !strings.Contains(got, "tar -C "+layout) {
+	if got := misnamed(layout); !strings.Contains(got, "tar -C "+layout) {
 		t.Errorf("an OCI layout: %q", got)
 	}
 }
 
 func TestStateSurvivesDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
-	want := map[string]known{"a.tar": {identity: identity{Size: 1, Inode: 2}, imported: imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
+	want := map[string]record{"a.tar": {identity: identity{Size: 1, Inode: 2}, imported: imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
 	if err := saveState(path, want); err != nil {
 		t.Fatal(err)
 	}

@@ -30,14 +30,14 @@ import (
 )
 
 const (
-	// Namespace is containerd's where the kubelet's images are.
+	// Namespace is the containerd namespace of the kubelet's images.
 	Namespace = "k8s.io"
 
 	pinnedLabel = "io.cri-containerd.pinned"
 	pinnedValue = "pinned"
 )
 
-// Connect opens a client of the node's containerd.
+// Connect returns a client of the node's containerd.
 func Connect(socket string) (*client.Client, error) {
 	c, err := client.New(socket, client.WithDefaultNamespace(Namespace))
 	if err != nil {
@@ -46,15 +46,15 @@ func Connect(socket string) (*client.Client, error) {
 	return c, nil
 }
 
-// imported is what came out of an archive.
+// imported is what an archive contains.
 type imported struct {
-	Images map[string]string `json:"images"` // name and digest
+	Images map[string]string `json:"images"` // name to digest
 	SHA256 string            `json:"sha256"`
-	// Unusable are the images that this machine cannot run, and why.
+	// Unusable maps the images that this machine cannot run to the reason.
 	Unusable map[string]string `json:"unusable,omitempty"`
 }
 
-// unusable is an error that names them.
+// unusable returns an error that lists the unusable images, nil if there are none.
 func (i imported) unusable() error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(i.Unusable)) {
@@ -63,14 +63,14 @@ func (i imported) unusable() error {
 	return errors.Join(errs...)
 }
 
-// importOptions choose what becomes of an archive's images.
+// importOptions are the options of one import.
 type importOptions struct {
 	allPlatforms bool
 	progress     func(read int64)
 }
 
-// importFile imports one archive, and returns what was imported also with an error, which does not name the archive. Images that this
-// machine cannot use are no error: see imported.unusable.
+// importFile imports one archive. It returns the images imported so far also with an error. The error does not name the
+// archive. Images that this machine cannot use are no error; see imported.unusable.
 func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importOptions) (_ imported, err error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	sum := sha256.New()
@@ -80,8 +80,8 @@ func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importO
 		return imported{}, err
 	}
 	defer stream.Close() //nolint:errcheck // opened for reading
-	// What is imported is referenced by its image record at the end; the lease keeps it until then.
-	ctx, store, release, err := hold(ctx, c)
+	// The lease protects the content until its image record exists.
+	ctx, store, release, err := withLease(ctx, c)
 	if err != nil {
 		return imported{}, err
 	}
@@ -89,11 +89,11 @@ func importFile(ctx context.Context, c *client.Client, f io.Reader, opts importO
 
 	index, err := archive.ImportIndex(ctx, store, stream)
 	if err != nil {
-		return imported{}, explain(err)
+		return imported{}, describeDamage(err)
 	}
-	// The rest of the file counts for the hash, and may show that it is damaged.
+	// Read the rest of the file: it is part of the hash, and may show that the file is damaged.
 	if _, err := io.Copy(io.Discard, stream); err != nil {
-		return imported{}, explain(err)
+		return imported{}, describeDamage(err)
 	}
 	if _, err := io.Copy(io.Discard, counted); err != nil {
 		return imported{}, err
@@ -145,17 +145,18 @@ func namesIn(ctx context.Context, store content.Provider, index ocispec.Descript
 	return list, nil
 }
 
-// nameOf is the full name of what an archive's index lists, or empty.
+// nameOf returns the full name of an entry of an archive's index, "" if it has none.
 func nameOf(m ocispec.Descriptor) string {
-	// This one is always a whole name, if perhaps a short one.
+	// containerd's annotation always holds a complete name, possibly a short one.
 	if n, err := reference.ParseDockerRef(m.Annotations[images.AnnotationImageName]); err == nil {
 		return n.String()
 	}
 	return fullName(m.Annotations[ocispec.AnnotationRefName])
 }
 
-// put unpacks what this machine runs of an image and gives it its name.
-func (n named) put(ctx context.Context, c *client.Client, store content.Store, chosen choice, allPlatforms bool) (digest.Digest, error) {
+// put unpacks the chosen manifest of an image and creates the image's record, which it pins.
+func (n named) put(ctx context.Context, c *client.Client, store content.Store, chosen choice,
+	allPlatforms bool) (digest.Digest, error) {
 	if allPlatforms && len(n.descs) > 1 {
 		var err error
 		if chosen.target, err = joined(ctx, store, n.descs); err != nil {
@@ -166,9 +167,10 @@ func (n named) put(ctx context.Context, c *client.Client, store content.Store, c
 		return "", err
 	}
 	img := images.Image{Name: n.name, Target: chosen.target, Labels: map[string]string{pinnedLabel: pinnedValue}}
-	img.Target.Annotations = nil // those of the place in the archive
-	// Before it has its name, and down to the disk: an image that is there can be used, also after the power was cut.
-	unpacked := client.NewImageWithPlatform(c, images.Image{Name: n.name, Target: chosen.leaf}, platforms.Only(platforms.DefaultSpec()))
+	img.Target.Annotations = nil // they describe the entry in the archive
+	// Unpack and sync before creating the record: an image that has a record is usable, even after a power failure.
+	unpacked := client.NewImageWithPlatform(c, images.Image{Name: n.name, Target: chosen.leaf},
+		platforms.Only(platforms.DefaultSpec()))
 	if err := unpacked.Unpack(ctx, "", client.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 		return "", fmt.Errorf("unpack: %w", err)
 	}
@@ -180,12 +182,12 @@ func (n named) put(ctx context.Context, c *client.Client, store content.Store, c
 		return "", err
 	}
 	if err == nil && before.Target.Digest != img.Target.Digest && before.Labels[pinnedLabel] == pinnedValue {
-		// What the name stood for so far is left to garbage collection, if nothing else keeps it.
+		// Leave the previous target of the name to garbage collection, unless something else refers to it.
 		if err := unpin(ctx, c, img.Name, before.Target.Digest.String()); err != nil {
 			return "", err
 		}
 	}
-	// A pod may name the image by digest as well.
+	// A pod may also refer to the image by digest.
 	if byDigest := withDigest(n.name, img.Target.Digest); byDigest != "" {
 		img.Name = byDigest
 		if err := putImage(ctx, c.ImageService(), img); err != nil {
@@ -195,7 +197,7 @@ func (n named) put(ctx context.Context, c *client.Client, store content.Store, c
 	return img.Target.Digest, nil
 }
 
-// putImage makes an image's record, or changes the one that is there; labels of others stay.
+// putImage creates an image's record, or updates target and pin of an existing one; its other labels stay.
 func putImage(ctx context.Context, store images.Store, img images.Image) error {
 	if _, err := store.Create(ctx, img); !errdefs.IsAlreadyExists(err) {
 		return err
@@ -207,12 +209,13 @@ func putImage(ctx context.Context, store images.Store, img images.Image) error {
 	return err
 }
 
-// keepContent marks what of an image is not to be collected: all of it, or the manifest of this machine and what leads to it.
+// keepContent labels the content of an image that containerd's garbage collector must keep: all of it, or the manifest
+// for this machine and the indexes that lead to it.
 func keepContent(ctx context.Context, store content.Store, chosen choice, all bool) error {
 	children := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		below, err := images.Children(ctx, store, d)
 		if errdefs.IsNotFound(err) && d.Digest != chosen.target.Digest {
-			return nil, images.ErrSkipDesc // for another machine, and not in the archive
+			return nil, images.ErrSkipDesc // for another platform, and not in the archive
 		}
 		if err != nil || all || !images.IsIndexType(d.MediaType) {
 			return below, err
@@ -224,7 +227,8 @@ func keepContent(ctx context.Context, store content.Store, chosen choice, all bo
 	return images.Walk(ctx, images.SetChildrenLabels(store, children), chosen.target)
 }
 
-// joined makes one index of the manifests that an archive lists under one name. Later ones, which are newer, come first.
+// joined writes one index of all manifests that an archive lists under one name. Later entries, which are newer, come
+// first.
 func joined(ctx context.Context, store content.Store, descs []ocispec.Descriptor) (ocispec.Descriptor, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for _, d := range slices.Backward(descs) {
@@ -242,11 +246,12 @@ func joined(ctx context.Context, store content.Store, descs []ocispec.Descriptor
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("encode index: %w", err)
 	}
-	out := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	out := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(raw),
+		Size: int64(len(raw))}
 	return out, content.WriteBlob(ctx, store, "index-"+out.Digest.String(), bytes.NewReader(raw), out)
 }
 
-// withDigest is the name of an image with its digest in place of its tag.
+// withDigest returns an image's name with the digest in place of the tag, "" if the name is invalid.
 func withDigest(name string, d digest.Digest) string {
 	n, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -259,8 +264,7 @@ func withDigest(name string, d digest.Digest) string {
 	return byDigest.String()
 }
 
-// fullName takes a reference of an OCI archive: a full name as it is, and nothing for a bare tag, which
-// does not say which image it is.
+// fullName returns the full image name for a reference of an OCI archive, "" for a bare tag, which names no image.
 func fullName(ref string) string {
 	if !strings.ContainsAny(ref, "/:@") {
 		return ""
@@ -272,20 +276,20 @@ func fullName(ref string) string {
 	return named.String()
 }
 
-// explain puts what a damaged archive leads to into words.
-func explain(err error) error {
+// describeDamage returns an error that describes what is wrong with the archive, for errors of a damaged one.
+func describeDamage(err error) error {
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(err.Error(), "unexpected EOF"):
 		return fmt.Errorf("the archive is cut short: %w", err)
 	case errors.Is(err, zstd.ErrWindowSizeExceeded):
-		return fmt.Errorf("it was compressed with a zstd window of more than %d MiB, which the reader would need as memory: compress it again without --long and --ultra, or with --long=27", maxWindow>>20)
+		return fmt.Errorf("its zstd window is larger than %d MiB, which the reader would need as memory: compress it again without --long and --ultra, or with --long=27", maxWindow>>20)
 	case strings.Contains(err.Error(), "unrecognized image format"):
-		return errors.New("there is no image in it: neither an OCI layout nor docker's manifest.json")
+		return errors.New("it contains no image: neither an OCI layout nor docker's manifest.json")
 	}
 	return err
 }
 
-// counter tells how far a file has been read and ends with its context.
+// counter reports how much of a file has been read, and fails once its context has ended.
 type counter struct {
 	ctx    context.Context
 	r      io.Reader
@@ -305,7 +309,7 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// present says whether the store has all images of an archive. A pin that one has lost is set again.
+// present reports whether the store has all images of an archive. It restores missing pins.
 func present(ctx context.Context, c *client.Client, want imported) (bool, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	for name, digest := range want.Images {
@@ -331,8 +335,8 @@ func present(ctx context.Context, c *client.Client, want imported) (bool, error)
 	return len(want.Images)+len(want.Unusable) > 0, nil
 }
 
-// unpin leaves an image to the kubelet's garbage collection, if it is still the one that was imported. Its name by digest stays pinned while
-// another imported tag of the repository stands for the same.
+// unpin removes the pin from an image if the name still refers to the imported digest. The image's name by digest stays
+// pinned while another imported tag of the repository refers to the same digest.
 func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := c.ImageService().List(ctx, "target.digest=="+digest)
@@ -342,7 +346,8 @@ func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 	repository := repositoryOf(name)
 	byDigest := repository + "@" + digest
 	kept := slices.ContainsFunc(all, func(img images.Image) bool {
-		return img.Name != name && img.Name != byDigest && repositoryOf(img.Name) == repository && img.Labels[pinnedLabel] == pinnedValue
+		return img.Name != name && img.Name != byDigest && repositoryOf(img.Name) == repository &&
+			img.Labels[pinnedLabel] == pinnedValue
 	})
 	for _, img := range all {
 		if img.Name != name && (img.Name != byDigest || kept) || img.Labels[pinnedLabel] != pinnedValue {
@@ -356,7 +361,7 @@ func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 	return nil
 }
 
-// repositoryOf takes tag and digest off a name.
+// repositoryOf returns an image's name without tag and digest.
 func repositoryOf(name string) string {
 	name, _, _ = strings.Cut(name, "@")
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
@@ -365,7 +370,7 @@ func repositoryOf(name string) string {
 	return name
 }
 
-// open opens a regular file and says what identifies it.
+// open opens a regular file and returns its identity.
 func open(path string) (*os.File, identity, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -19,16 +19,16 @@ import (
 	"github.com/umiak-io/umiak/internal/mounted"
 )
 
-// Config is what an Importer is made from.
+// Config describes an Importer.
 type Config struct {
 	Dir      string // the folder to follow
-	Socket   string // containerd's
-	State    string // file for notes; it belongs beside containerd's store
-	Parallel int    // archives to import at once; 0 is 1
+	Socket   string // containerd's socket
+	State    string // file of the import records; keep it next to containerd's store
+	Parallel int    // number of archives to import at the same time; 0 means 1
 	Log      *slog.Logger
 }
 
-// State is where an archive is on its way.
+// State is the stage of an archive's import.
 type State string
 
 // The states of an archive.
@@ -39,7 +39,7 @@ const (
 	Failed    State = "failed"
 )
 
-// Status is what is known of one archive.
+// Status describes one archive.
 type Status struct {
 	File   string        `json:"file"`
 	State  State         `json:"state"`
@@ -47,10 +47,10 @@ type Status struct {
 	Read   int64         `json:"read,omitempty"`
 	Images []string      `json:"images,omitempty"`
 	Took   time.Duration `json:"took,omitempty"`
-	Error  string        `json:"error,omitempty"` // also why an archive waits, and what of an imported one cannot be used
+	Error  string        `json:"error,omitempty"` // also why an archive waits, or which of its images are unusable
 }
 
-// String is the status in a few words.
+// String returns the status as one line.
 func (s Status) String() string {
 	switch s.State {
 	case Importing:
@@ -64,22 +64,22 @@ func (s Status) String() string {
 	return fmt.Sprintf("%s: %s", s.File, s.State)
 }
 
-// Importer imports the archives of a folder, and those that appear in it.
+// Importer imports the archives of a folder, and those that are added to it.
 type Importer struct {
 	cfg Config
 
-	mu     sync.Mutex
-	status map[string]*Status
-	known  map[string]known
+	mu      sync.Mutex
+	status  map[string]*Status
+	records map[string]record
 }
 
-// New returns an importer for a folder, which Run makes if it is not there.
+// New returns an importer for a folder, which Run creates if it does not exist.
 func New(cfg Config) *Importer {
 	cfg.Parallel = max(cfg.Parallel, 1)
 	return &Importer{cfg: cfg, status: map[string]*Status{}}
 }
 
-// Status returns what is known of every archive in the folder, by name.
+// Status returns the status of every archive in the folder, sorted by name.
 func (i *Importer) Status() []Status {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -90,10 +90,10 @@ func (i *Importer) Status() []Status {
 	return out
 }
 
-// quiet is how long an archive must be left alone before it is read.
-const quiet = time.Second
+// settleTime is how long an archive must be unchanged before it is read.
+const settleTime = time.Second
 
-// Run imports until ctx ends. It is ready at once: nothing waits for images but the pods that use them.
+// Run imports until ctx ends. It calls ready at once: only pods that use the images wait for them.
 func (i *Importer) Run(ctx context.Context, ready func()) error {
 	ready()
 	if err := i.run(ctx); err != nil && ctx.Err() == nil {
@@ -113,12 +113,12 @@ func (i *Importer) run(ctx context.Context) error {
 		return err
 	}
 	defer f.close()
-	mounts := mounted.Watch(ctx) // the only change of a path that inotify does not report
+	mounts := mounted.Watch(ctx) // inotify does not report mounts
 	defer func() {
 		cancel()
-		<-mounts.Ended //nolint:errcheck // told to end
+		<-mounts.Ended //nolint:errcheck // canceled above
 	}()
-	if i.known, err = loadState(i.cfg.State); err != nil {
+	if i.records, err = loadState(i.cfg.State); err != nil {
 		return err
 	}
 	c, err := Connect(i.cfg.Socket)
@@ -127,29 +127,30 @@ func (i *Importer) run(ctx context.Context) error {
 	}
 	defer c.Close() //nolint:errcheck // a connection, all is done
 	if err := sweep(ctx, c); err != nil && ctx.Err() == nil {
-		i.cfg.Log.Warn("what broken-off imports left is not removed", "error", err)
+		i.cfg.Log.Warn("remove the content of interrupted imports", "error", err)
 	}
 
 	q := newQueue()
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer q.close()
-	defer cancel() // before they are waited for
+	defer cancel() // runs before workers.Wait
 	for range i.cfg.Parallel {
 		workers.Go(func() {
 			for name, ok := q.next(); ok; name, ok = q.next() {
-				i.one(ctx, c, name)
+				i.importNamed(ctx, c, name)
 				q.done(name)
 			}
 		})
 	}
 	workers.Go(func() { i.followStore(ctx, c, q) })
 	i.scan(q, f.real)
-	i.forgetGone(ctx, c)
+	i.forgetRemoved(ctx, c)
 	return i.follow(ctx, c, q, f, mounts)
 }
 
-// MakeFolder makes the folder for archives. A link that leads nowhere yet, to a disk that is not there, is left alone.
+// MakeFolder creates the folder for archives. It leaves a dangling link alone: the link's target may be a disk that is
+// not mounted yet.
 func MakeFolder(dir string) error {
 	if st, err := os.Lstat(dir); err == nil && st.Mode()&fs.ModeSymlink != 0 {
 		return nil
@@ -157,13 +158,13 @@ func MakeFolder(dir string) error {
 	return os.MkdirAll(dir, 0o700)
 }
 
-// follow puts archives into the queue as they come and change, until ctx ends.
+// follow queues archives as they are added and changed, until ctx ends.
 func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *folder, mounts mounted.Changes) error {
-	changed := map[string]time.Time{} // when an archive was last touched
-	again := false                    // what is to be watched may have changed
-	tick := time.NewTimer(quiet)
+	changed := map[string]time.Time{} // time of the last event per archive
+	rewatch := false                  // the set of watched folders may have changed
+	tick := time.NewTimer(settleTime)
 	tick.Stop()
-	pending := func() bool { return len(changed) > 0 || again }
+	pending := func() bool { return len(changed) > 0 || rewatch }
 	for {
 		idle := !pending()
 		select {
@@ -177,52 +178,53 @@ func (i *Importer) follow(ctx context.Context, c *client.Client, q *queue, f *fo
 			for _, name := range files {
 				changed[name] = time.Now()
 			}
-			again = again || moved
+			rewatch = rewatch || moved
 		case <-mounts.C:
-			again = true
+			rewatch = true
 		case err := <-mounts.Ended:
 			return err
 		case err := <-f.w.Errors:
-			// Events may be lost, so everything is looked at.
+			// Events may be lost: scan everything.
 			i.cfg.Log.Warn("watch images", "error", err)
-			again = true
+			rewatch = true
 			f.watched = nil
 		case <-tick.C:
-			// Only while something is changing. What is on the way may be busy, and is not waited for.
-			if again {
-				again = false
-				anew, err := f.update()
+			// The timer runs only after events. It is not reset while it runs: a busy folder must not delay the update.
+			if rewatch {
+				rewatch = false
+				differs, err := f.update()
 				if err != nil {
 					return err
 				}
-				if anew {
+				if differs {
 					i.scan(q, f.real)
 				}
-				i.forgetGone(ctx, c)
+				i.forgetRemoved(ctx, c)
 			}
 			for name, at := range changed {
-				if time.Since(at) >= quiet {
+				if time.Since(at) >= settleTime {
 					delete(changed, name)
-					i.look(q, f.real, name)
+					i.enqueue(q, f.real, name)
 				}
 			}
 			if pending() {
-				tick.Reset(quiet / 4)
+				tick.Reset(settleTime / 4)
 			} else {
-				i.forgetGone(ctx, c)
+				i.forgetRemoved(ctx, c)
 			}
 			continue
 		}
 		if idle && pending() {
-			tick.Reset(quiet)
+			tick.Reset(settleTime)
 		}
 	}
 }
 
-// scan puts every archive of the folder in the queue. real is the folder without links, empty if it is not there.
+// scan queues every archive of the folder. real is the folder's path without links, "" if it does not exist.
 func (i *Importer) scan(q *queue, real string) {
 	if real == "" {
-		i.setStatus(&Status{File: i.cfg.Dir, State: Failed, Error: "the folder is not there; archives are imported when it is back"})
+		i.setStatus(&Status{File: i.cfg.Dir, State: Failed,
+			Error: "the folder is not there; its archives are imported when it is back"})
 		return
 	}
 	entries, err := os.ReadDir(real)
@@ -234,18 +236,19 @@ func (i *Importer) scan(q *queue, real string) {
 		return
 	}
 	for _, e := range entries {
-		i.look(q, real, e.Name())
+		i.enqueue(q, real, e.Name())
 	}
 }
 
-// look puts one file of the folder in the queue if it is an archive. What looks like one and has another name is reported.
-func (i *Importer) look(q *queue, real, name string) {
+// enqueue queues one file of the folder if its name is that of an archive. It reports a file whose content looks like
+// an archive and whose name does not.
+func (i *Importer) enqueue(q *queue, real, name string) {
 	if real == "" || isUnfinished(name) {
 		return
 	}
 	path := filepath.Join(real, name)
 	if _, err := os.Lstat(path); err != nil {
-		return // forgetGone sees to it
+		return // forgetRemoved handles it
 	}
 	if isArchive(name) {
 		i.wait(name)
@@ -255,9 +258,9 @@ func (i *Importer) look(q *queue, real, name string) {
 	i.mu.Lock()
 	delete(i.status, name)
 	i.mu.Unlock()
-	if why := overlooked(path); why != "" {
-		i.setStatus(&Status{File: name, State: Failed, Error: why})
-		i.cfg.Log.Warn("file in the images folder is not imported", "file", path, "error", why)
+	if problem := misnamed(path); problem != "" {
+		i.setStatus(&Status{File: name, State: Failed, Error: problem})
+		i.cfg.Log.Warn("file in the images folder is not imported", "file", path, "error", problem)
 	}
 }
 
@@ -275,7 +278,7 @@ func (i *Importer) setStatus(s *Status) {
 	i.status[s.File] = s
 }
 
-// update changes the status of an archive, if it has one: it goes when the archive is removed.
+// update changes the status of an archive. It does nothing if the archive has none, because it was removed.
 func (i *Importer) update(name string, change func(*Status)) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -284,29 +287,29 @@ func (i *Importer) update(name string, change func(*Status)) {
 	}
 }
 
-// one imports one archive, and reports.
-func (i *Importer) one(ctx context.Context, c *client.Client, name string) {
+// importNamed imports one archive of the queue, and records and logs the result.
+func (i *Importer) importNamed(ctx context.Context, c *client.Client, name string) {
 	if ctx.Err() != nil {
 		return
 	}
 	path := filepath.Join(i.cfg.Dir, name)
-	begun := time.Now()
+	start := time.Now()
 	got, fresh, err := i.importOne(ctx, c, name)
 	if ctx.Err() != nil {
 		return
 	}
 	if _, gone := os.Lstat(path); errors.Is(gone, fs.ErrNotExist) {
-		// Removed while it waited or was imported.
-		i.forgetGone(ctx, c)
+		// It was removed while it waited or was being imported.
+		i.forgetRemoved(ctx, c)
 		return
 	}
 	names := slices.Sorted(maps.Keys(got.Images))
-	took := time.Since(begun).Round(time.Millisecond)
+	took := time.Since(start).Round(time.Millisecond)
 	i.update(name, func(s *Status) {
 		s.Read, s.Images, s.Took = 0, names, took
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			s.State, s.Error = Waiting, "a link to what is not there"
+			s.State, s.Error = Waiting, "it is a link whose target does not exist"
 		case err != nil:
 			s.State, s.Error = Failed, err.Error()
 		default:
@@ -315,17 +318,17 @@ func (i *Importer) one(ctx context.Context, c *client.Client, name string) {
 	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		i.cfg.Log.Info("image archive is a link to what is not there, waiting for it", "file", path)
+		i.cfg.Log.Info("image archive is a link whose target does not exist, waiting for it", "file", path)
 	case err != nil:
 		i.cfg.Log.Error("image archive not imported", "file", path, "images", names, "error", err)
 	case fresh:
 		i.cfg.Log.Info("images imported", "file", path, "images", names, "took", took)
 	default:
-		i.cfg.Log.Debug("images are known", "file", path)
+		i.cfg.Log.Debug("images are imported already", "file", path)
 	}
 }
 
-// importOne returns what is in an archive; fresh says that it had to be read for that.
+// importOne returns the images of an archive, which it imports if necessary. fresh reports that it read the archive.
 func (i *Importer) importOne(ctx context.Context, c *client.Client, name string) (_ imported, fresh bool, err error) {
 	f, id, err := open(filepath.Join(i.cfg.Dir, name))
 	if err != nil {
@@ -333,88 +336,90 @@ func (i *Importer) importOne(ctx context.Context, c *client.Client, name string)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
 	i.mu.Lock()
-	before, ok := i.known[name]
+	before, ok := i.records[name]
 	i.mu.Unlock()
 	i.update(name, func(s *Status) { *s = Status{File: name, State: Importing, Size: id.Size} })
 
 	if ok && before.identity == id {
 		if all, err := present(ctx, c, before.imported); err != nil || all {
 			if err == nil && before.Place != mounted.At(i.cfg.Dir) {
-				err = i.note(ctx, c, name, before)
+				err = i.record(ctx, c, name, before)
 			}
 			return before.imported, false, errors.Join(err, before.unusable())
 		}
 	} else if got, found := i.sameContent(f, id); found {
-		// Copied, touched or renamed.
+		// The file was copied, touched or renamed.
 		if all, err := present(ctx, c, got); err != nil {
 			return imported{}, false, err
 		} else if all {
-			return got, false, errors.Join(i.note(ctx, c, name, known{identity: id, imported: got}), got.unusable())
+			return got, false, errors.Join(i.record(ctx, c, name, record{identity: id, imported: got}), got.unusable())
 		}
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return imported{}, false, err
 	}
 	i.cfg.Log.Info("importing images", "file", f.Name(), "MB", id.Size>>20)
-	said := time.Now()
+	reported := time.Now()
 	got, err := importFile(ctx, c, f, importOptions{progress: func(n int64) {
 		i.update(name, func(s *Status) { s.Read = n })
-		if time.Since(said) > 10*time.Second {
-			said = time.Now()
+		if time.Since(reported) > 10*time.Second {
+			reported = time.Now()
 			i.cfg.Log.Info("importing images", "file", f.Name(), "percent", n*100/max(id.Size, 1))
 		}
 	}})
-	// Written to or removed meanwhile: it must not pass for known, but what it brought is recorded, to be unpinned some time.
+	// The file changed meanwhile: record its images, so that they are unpinned later, without an identity, so that it
+	// is read again.
 	if now, again := identify(f); err != nil || again != nil || now != id {
 		id = identity{}
 	}
 	if err != nil {
 		if len(got.Images) > 0 {
-			err = errors.Join(err, i.note(ctx, c, name, known{identity: id, imported: got}))
+			err = errors.Join(err, i.record(ctx, c, name, record{identity: id, imported: got}))
 		}
 		return imported{}, false, err
 	}
-	return got, true, errors.Join(i.note(ctx, c, name, known{identity: id, imported: got}), got.unusable())
+	return got, true, errors.Join(i.record(ctx, c, name, record{identity: id, imported: got}), got.unusable())
 }
 
-// sameContent finds a known archive with the same content. Only a file of the same size is read.
+// sameContent returns the record of an archive with the same content. It reads the file only if a recorded archive has
+// its size.
 func (i *Importer) sameContent(f io.Reader, id identity) (imported, bool) {
 	i.mu.Lock()
-	all := slices.Collect(maps.Values(i.known))
+	all := slices.Collect(maps.Values(i.records))
 	i.mu.Unlock()
-	if !slices.ContainsFunc(all, func(k known) bool { return k.Size == id.Size }) {
+	if !slices.ContainsFunc(all, func(k record) bool { return k.Size == id.Size }) {
 		return imported{}, false
 	}
 	sum, err := hashFile(f)
 	if err != nil {
-		return imported{}, false // the import reads it again and says why
+		return imported{}, false // the import reads it again and reports the error
 	}
-	n := slices.IndexFunc(all, func(k known) bool { return k.SHA256 == sum })
+	n := slices.IndexFunc(all, func(k record) bool { return k.SHA256 == sum })
 	if n < 0 {
 		return imported{}, false
 	}
 	return all[n].imported, true
 }
 
-// note records what came out of an archive. What an archive of this name brought before, and no archive brings now, is unpinned first: after a
-// kill in between it is done again.
-func (i *Importer) note(ctx context.Context, c *client.Client, name string, k known) error {
+// record stores what an archive contains. First it unpins the images that an archive of this name contained before and
+// no archive contains now, so that a kill in between repeats it.
+func (i *Importer) record(ctx context.Context, c *client.Client, name string, k record) error {
 	k.Place = mounted.At(i.cfg.Dir)
 	i.mu.Lock()
-	before := i.known[name]
-	i.known[name] = k
+	before := i.records[name]
+	i.records[name] = k
 	dropped := i.unclaimed(before.imported)
 	i.mu.Unlock()
 	i.unpin(ctx, c, dropped)
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return saveState(i.cfg.State, i.known)
+	return saveState(i.cfg.State, i.records)
 }
 
-// unclaimed is what of an archive's images no known archive brings. i.mu is held.
+// unclaimed returns those images of an archive that no recorded archive contains. i.mu must be held.
 func (i *Importer) unclaimed(got imported) map[string]string {
 	out := maps.Clone(got.Images)
-	for _, k := range i.known {
+	for _, k := range i.records {
 		maps.DeleteFunc(out, func(img, digest string) bool { return k.Images[img] == digest })
 	}
 	return out
@@ -423,7 +428,7 @@ func (i *Importer) unclaimed(got imported) map[string]string {
 func (i *Importer) unpin(ctx context.Context, c *client.Client, images map[string]string) {
 	for img, digest := range images {
 		if err := unpin(ctx, c, img, digest); err != nil {
-			i.cfg.Log.Warn("image stays pinned", "image", img, "error", err)
+			i.cfg.Log.Warn("unpin image", "image", img, "error", err)
 		}
 	}
 }

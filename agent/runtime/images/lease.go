@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	// ingestPrefix begins the names of content that an import is writing; the name of its lease follows.
+	// ingestPrefix begins the refs of content that an import writes, and the IDs of import leases.
 	ingestPrefix = "umiak-import-"
-	// ownerLabel names, on a lease, the process that imports.
+	// ownerLabel is the label of a lease that identifies the importing process.
 	ownerLabel = "umiak.io/import-owner"
 )
 
-// owner identifies a process of this boot: its number alone is given again.
+// owner identifies a process by PID, start time and boot ID: PIDs are reused.
 func owner(pid int) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -43,7 +43,7 @@ func owner(pid int) (string, error) {
 	return fmt.Sprintf("%d/%d/%s", pid, stat.Starttime, strings.TrimSpace(string(boot))), nil
 }
 
-// alive reports whether the process that owner named still runs.
+// alive reports whether the process that owner identified still runs.
 func alive(name string) bool {
 	text, _, _ := strings.Cut(name, "/")
 	pid, err := strconv.Atoi(text)
@@ -54,24 +54,29 @@ func alive(name string) bool {
 	return err == nil && now == name
 }
 
-// hold keeps what an import writes from being collected until release is called, which also removes what was begun and not finished.
-func hold(ctx context.Context, c *client.Client) (_ context.Context, store content.Store, release func() error, err error) {
-	who, err := owner(os.Getpid())
+// withLease returns a context and a content store that protect what an import writes from garbage collection until
+// release is called. release also removes content that the import began and did not finish.
+func withLease(ctx context.Context, c *client.Client) (
+	_ context.Context, store content.Store, release func() error, err error,
+) {
+	self, err := owner(os.Getpid())
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("name this process: %w", err)
+		return nil, nil, nil, fmt.Errorf("identify this process: %w", err)
 	}
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	name := ingestPrefix + hex.EncodeToString(id[:])
-	l, err := c.LeasesService().Create(ctx, leases.WithID(name), leases.WithExpiration(24*time.Hour), leases.WithLabels(map[string]string{ownerLabel: who}))
+	l, err := c.LeasesService().Create(ctx, leases.WithID(name), leases.WithExpiration(24*time.Hour),
+		leases.WithLabels(map[string]string{ownerLabel: self}))
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("make a lease for the import: %w", err)
+		return nil, nil, nil, fmt.Errorf("create a lease for the import: %w", err)
 	}
 	held := leases.WithLease(ctx, l.ID)
-	return held, marked{c.ContentStore(), name + "-"}, func() error {
-		// Also when the import was told to stop.
+	return held, prefixedStore{c.ContentStore(), name + "-"}, func() error {
+		// Clean up even if ctx has ended.
 		after := context.WithoutCancel(ctx)
-		return errors.Join(abort(after, c.ContentStore(), func(ref string) bool { return strings.HasPrefix(ref, name+"-") }),
+		return errors.Join(abort(after, c.ContentStore(),
+			func(ref string) bool { return strings.HasPrefix(ref, name+"-") }),
 			ignoreNotFound(c.LeasesService().Delete(after, l)))
 	}, nil
 }
@@ -83,14 +88,15 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// marked is a content store in which everything that is being written can be told from what others write.
-type marked struct {
+// prefixedStore is a content store that prefixes the refs of content being written, so that they are distinguishable
+// from other writers' refs.
+type prefixedStore struct {
 	content.Store
 	prefix string
 }
 
 // Writer implements content.Ingester.
-func (m marked) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+func (m prefixedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
@@ -100,7 +106,7 @@ func (m marked) Writer(ctx context.Context, opts ...content.WriterOpt) (content.
 	return m.Store.Writer(ctx, append(opts, content.WithRef(m.prefix+o.Ref))...)
 }
 
-// abort removes what is being written under names that stale accepts.
+// abort removes the unfinished content of imports whose ref is stale.
 func abort(ctx context.Context, store content.IngestManager, stale func(ref string) bool) error {
 	refs, err := unfinishedContent(ctx, store)
 	if err != nil {
@@ -115,24 +121,25 @@ func abort(ctx context.Context, store content.IngestManager, stale func(ref stri
 	return errors.Join(errs...)
 }
 
-// abortOne removes one. containerd may still be closing it for whoever wrote it, which makes the removal fail half-way.
+// abortOne removes unfinished content. It retries, because containerd may still be closing the content for its writer,
+// which makes a removal fail half-way.
 func abortOne(ctx context.Context, store content.IngestManager, ref string) error {
-	const often, pause = 20, 50 * time.Millisecond
+	const attempts, pause = 20, 50 * time.Millisecond
 	var err error
-	for range often {
+	for range attempts {
 		if err = ignoreNotFound(store.Abort(ctx, ref)); err == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(pause): // nothing tells when it is closed
+		case <-time.After(pause): // containerd has no event for it
 		}
 	}
 	return fmt.Errorf("remove unfinished content: %w", err)
 }
 
-// unfinishedContent lists what imports are writing, or have begun to write.
+// unfinishedContent lists the refs that imports are writing, or have begun to write.
 func unfinishedContent(ctx context.Context, store content.IngestManager) ([]string, error) {
 	all, err := store.ListStatuses(ctx)
 	if err != nil {
@@ -147,10 +154,10 @@ func unfinishedContent(ctx context.Context, store content.IngestManager) ([]stri
 	return out, nil
 }
 
-// sweep removes what imports left that were killed.
+// sweep removes the leases and unfinished content of imports whose process has died.
 func sweep(ctx context.Context, c *client.Client) error {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
-	// In this order: an import makes its lease before it writes.
+	// List content before leases: an import creates its lease before it writes.
 	refs, err := unfinishedContent(ctx, c.ContentStore())
 	if err != nil {
 		return err
@@ -160,8 +167,8 @@ func sweep(ctx context.Context, c *client.Client) error {
 		return fmt.Errorf("list leases: %w", err)
 	}
 	held := map[string]bool{}
-	// Nothing is imported here yet: what names this process as its owner is from before it executed itself again.
-	me, err := owner(os.Getpid())
+	// This process imports nothing yet, so a lease that it owns is from before it re-executed itself.
+	self, err := owner(os.Getpid())
 	if err != nil {
 		return fmt.Errorf("identify this process: %w", err)
 	}
@@ -170,7 +177,7 @@ func sweep(ctx context.Context, c *client.Client) error {
 		if !strings.HasPrefix(l.ID, ingestPrefix) {
 			continue
 		}
-		if who := l.Labels[ownerLabel]; who != me && alive(who) {
+		if process := l.Labels[ownerLabel]; process != self && alive(process) {
 			held[l.ID] = true
 		} else {
 			errs = append(errs, ignoreNotFound(c.LeasesService().Delete(ctx, l)))

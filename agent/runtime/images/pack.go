@@ -21,13 +21,13 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Keep says what of an image that is made for several kinds of machines is kept.
-type Keep struct {
-	Platforms []string // as linux/arm/v7: the image must be there for each
-	All       bool     // and whatever else is there
+// Selection describes which platforms of an image are packed.
+type Selection struct {
+	Platforms []string // such as linux/arm/v7; the image must support each of them
+	All       bool     // also pack all other content that the source has
 }
 
-// anyOf matches what one of the platforms takes.
+// anyOf matches a platform that any of its matchers matches.
 type anyOf []platforms.MatchComparer
 
 // Match implements platforms.MatchComparer.
@@ -45,22 +45,23 @@ func (a anyOf) Less(p, q ocispec.Platform) bool {
 	return false
 }
 
-// InStore returns an error if an image of the node's store cannot be packed.
-func InStore(ctx context.Context, socket, ref string, keep Keep) error {
+// CheckPackable returns an error if an image of the node's store cannot be packed.
+func CheckPackable(ctx context.Context, socket, ref string, sel Selection) error {
 	return inStore(ctx, socket, ref, func(ctx context.Context, store content.Store, img images.Image) error {
-		_, err := keep.matcher(ctx, store, img)
+		_, err := sel.matcher(ctx, store, img)
 		return err
 	})
 }
 
-// Pack writes an image of the node's store into a new archive, compressed with zstd.
-func Pack(ctx context.Context, socket, ref, file string, keep Keep) error {
+// Pack writes an image of the node's store to a new archive, compressed with zstd.
+func Pack(ctx context.Context, socket, ref, file string, sel Selection) error {
 	return inStore(ctx, socket, ref, func(ctx context.Context, store content.Store, img images.Image) error {
-		return keep.write(ctx, store, []images.Image{img}, file)
+		return sel.write(ctx, store, []images.Image{img}, file)
 	})
 }
 
-func inStore(ctx context.Context, socket, ref string, f func(context.Context, content.Store, images.Image) error) error {
+func inStore(ctx context.Context, socket, ref string,
+	f func(context.Context, content.Store, images.Image) error) error {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
 		return err
@@ -76,14 +77,14 @@ func inStore(ctx context.Context, socket, ref string, f func(context.Context, co
 		return errors.New("it is not in this node's store; `umiak images list` shows what is")
 	}
 	if err != nil {
-		return fmt.Errorf("ask containerd at %s: %w", socket, err)
+		return fmt.Errorf("query containerd at %s: %w", socket, err)
 	}
 	return f(ctx, c.ContentStore(), img)
 }
 
-// Repack writes what is to be kept of an archive's images into a new one, and returns their names. No containerd runs for
-// it: the content goes through a folder beside the new archive.
-func Repack(ctx context.Context, from, file string, keep Keep) (names []string, err error) {
+// Repack writes the selected content of an archive's images to a new archive, and returns the images' names. It needs
+// no containerd; the content passes through a temporary folder next to the new archive.
+func Repack(ctx context.Context, from, file string, sel Selection) (names []string, err error) {
 	f, _, err := open(from)
 	if err != nil {
 		return nil, err
@@ -105,10 +106,10 @@ func Repack(ctx context.Context, from, file string, keep Keep) (names []string, 
 	}
 	desc, err := archive.ImportIndex(ctx, store, stream)
 	if err == nil {
-		_, err = io.Copy(io.Discard, stream) // what comes behind may show that it is damaged
+		_, err = io.Copy(io.Discard, stream) // the rest may show that the file is damaged
 	}
 	if err != nil {
-		return nil, explain(err)
+		return nil, describeDamage(err)
 	}
 	all, err := namesIn(ctx, store, desc)
 	if err != nil {
@@ -124,25 +125,25 @@ func Repack(ctx context.Context, from, file string, keep Keep) (names []string, 
 		}
 		list, names = append(list, images.Image{Name: n.name, Target: target}), append(names, n.name)
 	}
-	return names, keep.write(ctx, store, list, file)
+	return names, sel.write(ctx, store, list, file)
 }
 
-var errNoName = errors.New("no image in it has a full name, as registry/repository:tag")
+var errNoName = errors.New("no image in it has a full name such as registry/repository:tag")
 
-// matcher says which parts of an image are kept. It is an error if there is nothing for a platform, or not all of it.
-func (k Keep) matcher(ctx context.Context, store content.Provider, img images.Image) (anyOf, error) {
+// matcher matches the platforms to pack. It is an error if the store lacks content for one of them.
+func (s Selection) matcher(ctx context.Context, store content.Provider, img images.Image) (anyOf, error) {
 	var out anyOf
-	for _, name := range k.Platforms {
+	for _, name := range s.Platforms {
 		p, err := platforms.Parse(name)
 		if err != nil {
 			return nil, err
 		}
-		// An arm64 also runs what is for arm, and an armv7 what is for armv6: that is taken where there is nothing better.
+		// arm64 also runs arm content, and armv7 armv6: accept that if there is nothing closer.
 		m := platforms.OnlyStrict(p)
-		err = whole(ctx, store, img, m, name)
+		err = hasAll(ctx, store, img, m, name)
 		if err != nil {
 			m = platforms.Only(p)
-			if whole(ctx, store, img, m, name) != nil {
+			if hasAll(ctx, store, img, m, name) != nil {
 				return nil, err
 			}
 		}
@@ -151,7 +152,9 @@ func (k Keep) matcher(ctx context.Context, store content.Provider, img images.Im
 	return out, nil
 }
 
-func whole(ctx context.Context, store content.Provider, img images.Image, m platforms.MatchComparer, name string) error {
+// hasAll returns an error unless the store has all content of the image for the platform called name.
+func hasAll(ctx context.Context, store content.Provider, img images.Image, m platforms.MatchComparer,
+	name string) error {
 	if images.IsManifestType(img.Target.MediaType) {
 		is, err := images.Platforms(ctx, store, img.Target)
 		if err != nil {
@@ -163,25 +166,26 @@ func whole(ctx context.Context, store content.Provider, img images.Image, m plat
 	}
 	found, _, _, missing, err := images.Check(ctx, store, img.Target, m)
 	if err == nil && (!found || len(missing) > 0) {
-		// Content for other machines is in a store only if it was asked for.
-		err = fmt.Errorf("%s is not there for %s; `umiak images import --all-platforms` keeps what is for other machines", img.Name, name)
+		// A store has content for other platforms only if the import asked for it.
+		err = fmt.Errorf("content of %s for %s is missing; `umiak images import --all-platforms` keeps the content for other machines", img.Name, name)
 	}
 	return err
 }
 
-// write makes the archive. Equal content makes an equal file.
-func (k Keep) write(ctx context.Context, store content.Store, list []images.Image, file string) (err error) {
+// write writes the archive. Equal content gives an equal file.
+func (s Selection) write(ctx context.Context, store content.Store, list []images.Image, file string) (err error) {
 	var m anyOf
 	for _, img := range list {
-		more, err := k.matcher(ctx, store, img)
+		more, err := s.matcher(ctx, store, img)
 		if err != nil {
 			return err
 		}
 		m = append(m, more...)
 	}
-	// docker's own list of contents has no order; an OCI layout is enough.
-	opts := []archive.ExportOpt{archive.WithImages(list), archive.WithPlatform(m), archive.WithSkipMissing(store), archive.WithSkipDockerManifest()}
-	if k.All {
+	// docker's manifest.json has no defined order; an OCI layout suffices.
+	opts := []archive.ExportOpt{archive.WithImages(list), archive.WithPlatform(m), archive.WithSkipMissing(store),
+		archive.WithSkipDockerManifest()}
+	if s.All {
 		opts = append(opts, archive.WithAllPlatforms())
 	}
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -189,7 +193,7 @@ func (k Keep) write(ctx context.Context, store content.Store, list []images.Imag
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	// Layers are compressed already, most of them.
+	// Most layers are compressed already.
 	z, err := zstd.NewWriter(f, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
 	if err != nil {
 		return err

@@ -91,11 +91,11 @@ func TestRepackOfAFlatArchive(t *testing.T) {
 	if err := errors.Join(w.AddFS(os.DirFS(dir)), w.Close(), f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	for want, keep := range map[string]Keep{
+	for want, sel := range map[string]Selection{
 		"arm64": {Platforms: []string{"linux/arm64"}}, "amd64": {Platforms: []string{"linux/amd64"}}, "amd64 arm64": {Platforms: []string{"linux/amd64", "linux/arm64"}},
 	} {
 		file := filepath.Join(out, strings.ReplaceAll(want, " ", "-")+".tar.zst")
-		names, err := Repack(t.Context(), from, file, keep)
+		names, err := Repack(t.Context(), from, file, sel)
 		if err != nil || !slices.Equal(names, []string{"docker.io/library/flat:latest"}) {
 			t.Fatalf("%s: %v, %v", want, names, err)
 		}
@@ -140,20 +140,20 @@ func TestRepackKeepsWhatIsAskedFor(t *testing.T) {
 	layers := multi(t, from, v1.Platform{OS: "linux", Architecture: "amd64"}, v1.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"},
 		v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}, v1.Platform{OS: "windows", Architecture: "amd64"})
 	for name, c := range map[string]struct {
-		keep Keep
+		sel  Selection
 		want string
 		err  string
 	}{
-		"one":      {Keep{Platforms: []string{"linux/arm64"}}, "linux/arm64/v8", ""},
-		"two":      {Keep{Platforms: []string{"linux/amd64", "linux/arm/v7"}}, "linux/amd64 linux/arm/v7", ""},
-		"all":      {Keep{Platforms: []string{"linux/amd64"}, All: true}, "linux/amd64 linux/arm/v7 linux/arm64/v8 windows/amd64", ""},
-		"missing":  {Keep{Platforms: []string{"linux/amd64", "linux/riscv64"}, All: true}, "", "registry.test/multi:1 is not there for linux/riscv64"},
-		"nonsense": {Keep{Platforms: []string{"a/b/c/d"}}, "", "a/b/c/d"},
+		"one":      {Selection{Platforms: []string{"linux/arm64"}}, "linux/arm64/v8", ""},
+		"two":      {Selection{Platforms: []string{"linux/amd64", "linux/arm/v7"}}, "linux/amd64 linux/arm/v7", ""},
+		"all":      {Selection{Platforms: []string{"linux/amd64"}, All: true}, "linux/amd64 linux/arm/v7 linux/arm64/v8 windows/amd64", ""},
+		"missing":  {Selection{Platforms: []string{"linux/amd64", "linux/riscv64"}, All: true}, "", "registry.test/multi:1 for linux/riscv64 is missing"},
+		"nonsense": {Selection{Platforms: []string{"a/b/c/d"}}, "", "a/b/c/d"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := t.TempDir()
 			file := filepath.Join(out, "x.tar.zst")
-			names, err := Repack(t.Context(), from, file, c.keep)
+			names, err := Repack(t.Context(), from, file, c.sel)
 			if c.err != "" {
 				if err == nil || !strings.Contains(err.Error(), c.err) {
 					t.Errorf("got %v", err)
@@ -168,7 +168,7 @@ func TestRepackKeepsWhatIsAskedFor(t *testing.T) {
 			}
 			// What was trimmed can be trimmed again, and is the same then.
 			again := filepath.Join(out, "y.tar.zst")
-			if _, err := Repack(t.Context(), file, again, c.keep); err != nil {
+			if _, err := Repack(t.Context(), file, again, c.sel); err != nil {
 				t.Fatal(err)
 			}
 			one, err1 := os.ReadFile(file)
@@ -181,7 +181,7 @@ func TestRepackKeepsWhatIsAskedFor(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Repack(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x"), Keep{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Repack(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x"), Selection{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

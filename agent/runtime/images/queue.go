@@ -2,7 +2,8 @@ package images
 
 import "sync"
 
-// queue is a list of names, each in it once; a name that is added while it is worked on comes again.
+// queue is a FIFO queue of names without duplicates. A name that is added while it is being processed is queued again
+// when that is done.
 type queue struct {
 	mu      sync.Mutex
 	more    *sync.Cond
@@ -34,7 +35,7 @@ func (q *queue) add(name string) {
 	q.more.Signal()
 }
 
-// next blocks until there is a name; false when the queue was closed.
+// next blocks until a name is available. It returns false once the queue is closed.
 func (q *queue) next() (string, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

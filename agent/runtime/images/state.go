@@ -14,8 +14,8 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// identity tells, without reading it, that a file is the one it was. A change of content changes the
-// inode's change time, which no program can set.
+// identity identifies an unchanged file without reading it. A change of content changes the inode's change time, which
+// no program can set.
 type identity struct {
 	Size  int64  `json:"size"`
 	Inode uint64 `json:"inode"`
@@ -29,7 +29,7 @@ func identify(f interface{ Stat() (fs.FileInfo, error) }) (identity, error) {
 		return identity{}, err
 	}
 	if !st.Mode().IsRegular() {
-		return identity{}, errors.New("is not a regular file")
+		return identity{}, errors.New("not a regular file")
 	}
 	id := identity{Size: st.Size(), Mtime: st.ModTime().UnixNano()}
 	if s, ok := st.Sys().(*syscall.Stat_t); ok {
@@ -38,32 +38,32 @@ func identify(f interface{ Stat() (fs.FileInfo, error) }) (identity, error) {
 	return id, nil
 }
 
-// known is what is noted of an archive.
-type known struct {
+// record is what the importer stores about an archive.
+type record struct {
 	identity
 	imported
-	// Place is the mounted file system that the folder was on (mounted.At): only there the archive's absence means anything. It is empty
-	// in the notes of versions before it.
+	// Place identifies the mounted file system that the folder was on (mounted.At); an archive's absence counts only
+	// there. It is "" in records of older versions.
 	Place string `json:"place,omitempty"`
 }
 
-// loadState reads the notes. Damaged notes are no notes: the archives are imported again.
-func loadState(path string) (map[string]known, error) {
+// loadState reads the records. It ignores a damaged file: the archives are imported again.
+func loadState(path string) (map[string]record, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return map[string]known{}, nil
+		return map[string]record{}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read what was imported: %w", err)
+		return nil, fmt.Errorf("read the import records: %w", err)
 	}
-	m := map[string]known{}
+	m := map[string]record{}
 	if err := json.Unmarshal(b, &m); err != nil {
-		return map[string]known{}, nil
+		return map[string]record{}, nil
 	}
 	return m, nil
 }
 
-func saveState(path string, m map[string]known) error {
+func saveState(path string, m map[string]record) error {
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -71,7 +71,7 @@ func saveState(path string, m map[string]known) error {
 	return atomicfile.Write(path, b, 0o600)
 }
 
-// hashFile reads a file for its hash alone.
+// hashFile returns the SHA-256 hash of what r holds.
 func hashFile(r io.Reader) (string, error) {
 	h := sha256.New()
 	if _, err := io.Copy(h, r); err != nil {

@@ -12,31 +12,31 @@ import (
 	"github.com/containerd/typeurl/v2"
 )
 
-// followStore puts an archive in the queue again when one of its images is removed from the store, or loses its pin: by a collection that
-// had begun before the import, or by hand.
+// followStore queues an archive again when one of its images is removed from the store or loses its pin: by a garbage
+// collection that began before the import, or manually.
 func (i *Importer) followStore(ctx context.Context, c *client.Client, q *queue) {
 	for ctx.Err() == nil {
 		events, errs := c.Subscribe(ctx, imageEvents("delete", "update")...)
 		for open := true; open; {
 			select {
 			case e := <-events:
-				i.lost(ctx, c, q, e)
+				i.handleEvent(ctx, c, q, e)
 			case err := <-errs:
 				open = false
 				if ctx.Err() == nil {
-					i.cfg.Log.Warn("containerd's events ended, asking again", "error", err)
+					i.cfg.Log.Warn("containerd's event stream ended, subscribing again", "error", err)
 				}
 			}
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(quiet): // containerd is being started again
+		case <-time.After(settleTime): // containerd restarts
 		}
 	}
 }
 
-// lost looks at one event of the store.
-func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *events.Envelope) {
+// handleEvent processes one image event of the store.
+func (i *Importer) handleEvent(ctx context.Context, c *client.Client, q *queue, e *events.Envelope) {
 	if e == nil || e.Event == nil {
 		return
 	}
@@ -48,7 +48,7 @@ func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *even
 	switch v := v.(type) {
 	case *apievents.ImageDelete:
 		name = v.Name
-		i.giveUp(name)
+		i.forgetImage(name)
 	case *apievents.ImageUpdate:
 		if name = v.Name; v.Labels[pinnedLabel] == pinnedValue {
 			return
@@ -56,7 +56,7 @@ func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *even
 	}
 	i.mu.Lock()
 	var from []string
-	for file, k := range i.known {
+	for file, k := range i.records {
 		if _, ok := k.Images[name]; ok {
 			from = append(from, file)
 		}
@@ -65,10 +65,10 @@ func (i *Importer) lost(ctx context.Context, c *client.Client, q *queue, e *even
 	if len(from) == 0 {
 		return
 	}
-	// A tag that a registry has moved stays as it is.
+	// A tag that a pull has moved to another digest stays as it is.
 	if img, err := c.ImageService().Get(namespaces.WithNamespace(ctx, Namespace), name); err == nil {
 		i.mu.Lock()
-		from = slices.DeleteFunc(from, func(file string) bool { return i.known[file].Images[name] != img.Target.Digest.String() })
+		from = slices.DeleteFunc(from, func(file string) bool { return i.records[file].Images[name] != img.Target.Digest.String() })
 		i.mu.Unlock()
 	}
 	for _, file := range from {

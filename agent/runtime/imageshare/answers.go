@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// probeTime is how long a registry has to answer anything at all.
-	probeTime = 2 * time.Second
-	// remembered is how long it is taken for granted then.
-	remembered = 30 * time.Second
+	// probeTimeout bounds the time for a registry to send any answer.
+	probeTimeout = 2 * time.Second
+	// probeLifetime is how long the result of a probe is used.
+	probeLifetime = 30 * time.Second
 )
 
-// probes remembers which registries answer.
+// probes caches which registries answer.
 type probes struct {
 	mu  sync.Mutex
 	all map[string]probe
@@ -28,8 +28,8 @@ type probe struct {
 	answers bool
 }
 
-// answers says whether one of the hosts at which a pull would ask says anything, be it that it wants to know who
-// asks. Mirrors count: who has set them up means them to say what an image is.
+// answers reports whether one of the hosts of a pull answers at all, even with "unauthorized". Mirrors count: they are
+// configured to define what an image is.
 func (s *Share) answers(ctx context.Context, hosts []docker.RegistryHost) bool {
 	key := probeKey(hosts)
 	now := time.Now()
@@ -39,16 +39,16 @@ func (s *Share) answers(ctx context.Context, hosts []docker.RegistryHost) bool {
 			delete(s.probes.all, k)
 		}
 	}
-	p, known := s.probes.all[key]
+	p, cached := s.probes.all[key]
 	s.probes.mu.Unlock()
-	if known {
+	if cached {
 		return p.answers
 	}
 	p.answers = anyAnswers(ctx, hosts)
 	if ctx.Err() != nil {
-		return p.answers // it was not given its time
+		return p.answers // the probe was cut short: do not cache it
 	}
-	p.until = time.Now().Add(remembered)
+	p.until = time.Now().Add(probeLifetime)
 	s.probes.mu.Lock()
 	s.probes.all[key] = p
 	s.probes.mu.Unlock()
@@ -63,7 +63,7 @@ func probeKey(hosts []docker.RegistryHost) string {
 	return strings.Join(names, " ")
 }
 
-// forget has the hosts asked again.
+// forget removes the cached result for hosts.
 func (p *probes) forget(hosts []docker.RegistryHost) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,7 +71,7 @@ func (p *probes) forget(hosts []docker.RegistryHost) {
 }
 
 func anyAnswers(ctx context.Context, hosts []docker.RegistryHost) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	got := make(chan bool, len(hosts))
 	for _, h := range hosts {
@@ -86,14 +86,15 @@ func anyAnswers(ctx context.Context, hosts []docker.RegistryHost) bool {
 }
 
 func hostAnswers(ctx context.Context, h docker.RegistryHost) bool {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, h.Scheme+"://"+h.Host+strings.TrimSuffix(h.Path, "/")+"/", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, h.Scheme+"://"+h.Host+strings.TrimSuffix(h.Path, "/")+"/",
+		nil)
 	if err != nil {
 		return false
 	}
 	r.Header.Set("User-Agent", "umiak")
 	rt := http.DefaultTransport
 	if h.Client != nil && h.Client.Transport != nil {
-		rt = h.Client.Transport // no redirects are followed: an answer is an answer
+		rt = h.Client.Transport // does not follow redirects: any response counts
 	}
 	resp, err := rt.RoundTrip(r)
 	if err != nil {

@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// atOnce is how many nodes are asked at the same time.
-	atOnce = 8
-	// askTime is how long a node has to say whether it has something, connecting included.
-	askTime = 2 * time.Second
-	// dialTime is for reaching it. The handshake may take longer than a question, where many begin one at a time:
-	// it goes on, and the next question finds it done.
-	dialTime      = time.Second
-	handshakeTime = 10 * time.Second
+	// maxParallel bounds how many nodes are asked at the same time.
+	maxParallel = 8
+	// askTimeout bounds the question whether a node has an object, including connecting.
+	askTimeout = 2 * time.Second
+	// dialTimeout bounds one TCP connect. handshakeTimeout is longer than askTimeout, since many handshakes may start
+	// at once: a slow handshake continues, and the next question uses the connection.
+	dialTimeout      = time.Second
+	handshakeTimeout = 10 * time.Second
 )
 
-// dial connects to a node: to one of the addresses that the cluster says it has, if that is really it.
+// dial connects to one of a node's addresses and verifies the node's certificate.
 func (s *Share) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	name, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -35,17 +35,17 @@ func (s *Share) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	}
 	n, ok := s.nodes.get(name)
 	if !ok {
-		return nil, fmt.Errorf("node %s is not known any more", name)
+		return nil, fmt.Errorf("node %s no longer exists", name)
 	}
 	cfg, err := s.id.client(name)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	var errs []error
 	for _, a := range n.addrs {
-		d := net.Dialer{Timeout: dialTime}
+		d := net.Dialer{Timeout: dialTimeout}
 		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a.String(), port))
 		if err != nil {
 			errs = append(errs, err)
@@ -63,12 +63,12 @@ func (s *Share) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 
 func (s *Share) transport() *http.Transport {
 	return &http.Transport{
-		DialTLSContext: s.dial, DisableCompression: true, // digests are of what is sent
-		MaxIdleConnsPerHost: 2, IdleConnTimeout: idle, ResponseHeaderTimeout: stalled,
+		DialTLSContext: s.dial, DisableCompression: true, // digests are of the uncompressed body
+		MaxIdleConnsPerHost: 2, IdleConnTimeout: idleTimeout, ResponseHeaderTimeout: stallTimeout,
 	}
 }
 
-// request asks a node.
+// request sends a request to a node.
 func (s *Share) request(ctx context.Context, method, node string, w want, part string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, method, w.url(net.JoinHostPort(node, strconv.Itoa(s.port))), nil)
 	if err != nil {
@@ -81,26 +81,26 @@ func (s *Share) request(ctx context.Context, method, node string, w want, part s
 	resp, err := s.http.RoundTrip(r)
 	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
 		s.log.Debug("a neighbour does not answer", "node", node, "error", err)
-		s.nodes.putAside(node, false)
+		s.nodes.avoidNode(node, false)
 	}
 	return resp, err
 }
 
-// answer is what a node said.
+// answer is a node's answer to a question.
 type answer struct {
 	node string
-	has  *http.Response // without a body; nil where it has not got it
-	// again means that it may have it later: it gives to others now, or does not answer in time.
+	has  *http.Response // without a body; nil if the node does not have the object
+	// again means that a retry may succeed: the node is busy, or did not answer in time.
 	again bool
 }
 
-// ask asks nodes whether they have something, some at once, in order. Who has heard enough stops reading: the
-// questions that are under way end by themselves.
+// ask asks nodes in order, several at a time, whether they have an object. The caller calls enough when it needs no
+// more answers; questions in progress then end on their own.
 func (s *Share) ask(ctx context.Context, w want, nodes []neighbour) (answers <-chan answer, enough func()) {
 	out := make(chan answer, len(nodes))
 	ctx, stop := context.WithCancel(ctx)
 	var next, left atomic.Int64
-	workers := min(atOnce, len(nodes))
+	workers := min(maxParallel, len(nodes))
 	left.Store(int64(workers))
 	for range workers {
 		go func() {
@@ -124,10 +124,9 @@ func (s *Share) ask(ctx context.Context, w want, nodes []neighbour) (answers <-c
 	return out, stop
 }
 
-// has asks one node. A question that nobody waits for any more is not broken off, because that would cost the
-// connection.
+// has asks one node. The question is not canceled with ctx, because that would close the connection.
 func (s *Share) has(ctx context.Context, w want, node string) answer {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
 	a := answer{node: node}
 	resp, err := s.request(ctx, http.MethodHead, node, w, "")
@@ -140,7 +139,8 @@ func (s *Share) has(ctx context.Context, w want, node string) answer {
 	switch resp.StatusCode {
 	case http.StatusOK:
 		d := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
-		if d.Validate() == nil && (w.digest == "" || d == w.digest) && resp.ContentLength >= 0 && (w.kind == blobs || resp.ContentLength <= largestManifest) {
+		if d.Validate() == nil && (w.digest == "" || d == w.digest) && resp.ContentLength >= 0 &&
+			(w.kind == blobs || resp.ContentLength <= maxManifestSize) {
 			a.has = resp
 		}
 	case http.StatusServiceUnavailable:
@@ -149,13 +149,13 @@ func (s *Share) has(ctx context.Context, w want, node string) answer {
 	return a
 }
 
-// timedOut says whether a node may answer later, as one that refuses connections will not.
+// timedOut reports whether the error is a timeout, after which a node may answer later.
 func timedOut(err error) bool {
 	var t net.Error
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// get takes a blob or a manifest from a node; nil where that is not to be.
+// get gets a blob or a manifest from a node; nil if the node does not send it.
 func (s *Share) get(pull context.Context, node string, w want, part string) (_ *http.Response, again bool) {
 	ctx, cancel := context.WithCancel(pull)
 	resp, err := s.request(ctx, http.MethodGet, node, w, part)
@@ -168,13 +168,15 @@ func (s *Share) get(pull context.Context, node string, w want, part string) (_ *
 		status = http.StatusPartialContent
 	}
 	begin := "bytes " + strings.TrimSuffix(strings.TrimPrefix(part, "bytes="), "-") + "-"
-	if resp.StatusCode != status || resp.ContentLength < 0 || part != "" && !strings.HasPrefix(resp.Header.Get("Content-Range"), begin) {
+	if resp.StatusCode != status || resp.ContentLength < 0 || part != "" &&
+		!strings.HasPrefix(resp.Header.Get("Content-Range"), begin) {
 		_ = resp.Body.Close()
 		cancel()
 		return nil, resp.StatusCode == http.StatusServiceUnavailable
 	}
-	b := &body{Reader: resp.Body, close: resp.Body.Close, pull: pull.Err, cancel: cancel, s: s, node: node, left: resp.ContentLength}
-	b.watch = time.AfterFunc(stalled, cancel)
+	b := &body{Reader: resp.Body, close: resp.Body.Close, pull: pull.Err, cancel: cancel, s: s, node: node,
+		left: resp.ContentLength}
+	b.watch = time.AfterFunc(stallTimeout, cancel)
 	if part == "" {
 		b.want, b.sum = w.digest, w.digest.Algorithm().Hash()
 	}
@@ -182,12 +184,12 @@ func (s *Share) get(pull context.Context, node string, w want, part string) (_ *
 	return resp, false
 }
 
-// body is what a node sends. One that does not match its digest, or stands still, is the node's fault: the next
-// attempt is made with another.
+// body is a response body from a node. It verifies the digest and the progress; a node that fails either is avoided, so
+// the next attempt uses another.
 type body struct {
 	io.Reader
 	close  func() error
-	pull   func() error // whether it has been given up
+	pull   func() error // the pull's context error
 	cancel context.CancelFunc
 	watch  *time.Timer
 	s      *Share
@@ -202,25 +204,26 @@ type body struct {
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	b.watch.Reset(stalled)
+	b.watch.Reset(stallTimeout)
 	n, err := b.Reader.Read(p)
-	b.watch.Reset(stalled)
+	b.watch.Reset(stallTimeout)
 	b.left -= int64(n)
 	b.s.count.taken.Add(int64(n))
 	if b.sum != nil {
-		_, _ = b.sum.Write(p[:n]) // a hash takes all
+		_, _ = b.sum.Write(p[:n]) // a hash never fails
 	}
 	switch {
 	case b.left == 0 && b.sum != nil:
 		if got := digest.NewDigestFromBytes(b.want.Algorithm(), b.sum.Sum(nil)); got != b.want {
-			b.s.nodes.putAside(b.node, true)
-			b.s.log.Warn("a neighbour gave something else than was asked for; look at the disk of that node", "node", b.node, "wanted", b.want, "got", got)
-			return 0, fmt.Errorf("node %s gave %s for %s", b.node, got, b.want)
+			b.s.nodes.avoidNode(b.node, true)
+			b.s.log.Warn("a neighbour sent content with a wrong digest; check the disk of that node", "node", b.node,
+				"wanted", b.want, "got", got)
+			return 0, fmt.Errorf("node %s sent %s instead of %s", b.node, got, b.want)
 		}
 		b.sum = nil
 	case err != nil && b.left > 0 && b.pull() == nil:
-		b.s.nodes.putAside(b.node, false)
-		err = io.ErrUnexpectedEOF // containerd goes on from here then
+		b.s.nodes.avoidNode(b.node, false)
+		err = io.ErrUnexpectedEOF // containerd then resumes from here
 	}
 	return n, err
 }

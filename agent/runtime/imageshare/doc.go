@@ -1,17 +1,19 @@
-// Package imageshare lets the nodes of a cluster give each other images, so that only one of them must fetch an
-// image, or be given it where there is no registry.
+// Package imageshare distributes images between the nodes of a cluster, so that only one node must pull an image, or
+// import it where there is no registry.
 //
-// It has two ends. One serves what is in this node's containerd, read only, by the registry protocol, to other
-// nodes alone (serve.go). The other stands before the first registry that a pull would ask (pull.go): containerd
-// runs in this process and asks for hosts through agent/runtime/containerd.Registry, so nothing listens for it and
-// nothing is configured. What a neighbour asks for is never asked of others, so there are no loops.
+// It has two ends. The server gives the content of this node's containerd, read-only, over the registry protocol, to
+// other nodes of the cluster only (serve.go). The client is a transport in front of the first registry host of a pull
+// (pull.go): containerd runs in this process and gets its hosts from agent/runtime/containerd.Registry, so the client
+// needs no port and no configuration. A request from another node is never forwarded, so there are no loops.
 //
-// Who may say what:
-//   - Content is named by its digest, which is checked, so every node may give it.
-//   - What a name stands for, and whether this node may have it, is the registry's to say while it answers.
-//     Only when none does, servers say what a tag is; they rule the cluster anyway. An agent never does, but for
-//     itself: what was imported on a node is what its pods get where nobody else answers.
+// Trust:
 //
-// It follows the nodes by what agent/dataplane/network watches (its Observer) and reads containerd through its socket. It
-// imports internal/wellknown, internal/status, agent/host and, for the connection, agent/runtime/images, and nothing else of umiak; the agent's list of parts calls it.
+//   - Content is addressed by digest and verified, so any node may provide it.
+//
+//   - What a tag refers to, and whether this node may have an image, is the registry's decision while it answers. If
+//     it does not, servers resolve tags: they control the cluster anyway. An agent resolves tags only for itself, to
+//     images that were imported on it.
+//
+// The package gets the list of nodes from agent/dataplane/network (its Observer) and reads containerd through its
+// socket. It imports agent/host, agent/runtime/images and internal/. The agent's list of parts runs it.
 package imageshare

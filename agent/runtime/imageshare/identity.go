@@ -11,8 +11,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// identity is the folder of the node's certificates, see agent.Joiner. They are renewed while the node runs, so
-// the files are read for each connection.
+// identity is the folder of the node's certificates; see agent.Joiner. They are renewed while the node runs, so the
+// files are read for each connection.
 type identity string
 
 func (i identity) pair(name string) (tls.Certificate, error) {
@@ -36,36 +36,38 @@ func (i identity) pool(name string) (*x509.CertPool, error) {
 	return p, nil
 }
 
-// server is how this node serves: as its kubelet does, but to those alone that allowed lets in.
+// server is the TLS configuration for serving: the kubelet's serving certificate, and only clients that are nodes and
+// that allowed accepts.
 func (i identity) server(allowed func(node string) bool) *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		own, err := i.pair("kubelet-serving")
-		if err != nil {
-			return nil, err
-		}
-		clients, err := i.pool("client-ca")
-		if err != nil {
-			return nil, err
-		}
-		return &tls.Config{
-			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{own}, NextProtos: []string{"http/1.1"},
-			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients,
-			// Whoever was let in once is looked at again.
-			SessionTicketsDisabled: true,
-			VerifyConnection: func(s tls.ConnectionState) error {
-				node, err := nodeOf(s)
-				if err == nil && !allowed(node) {
-					err = fmt.Errorf("%s is not a node of this cluster", node)
-				}
-				return err
-			},
-		}, nil
-	}}
+	return &tls.Config{MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			cert, err := i.pair("kubelet-serving")
+			if err != nil {
+				return nil, err
+			}
+			clients, err := i.pool("client-ca")
+			if err != nil {
+				return nil, err
+			}
+			return &tls.Config{
+				MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"},
+				ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients,
+				// Verify every connection: a session ticket would skip VerifyConnection's node check.
+				SessionTicketsDisabled: true,
+				VerifyConnection: func(s tls.ConnectionState) error {
+					node, err := nodeOf(s)
+					if err == nil && !allowed(node) {
+						err = fmt.Errorf("%s is not a node of this cluster", node)
+					}
+					return err
+				},
+			}, nil
+		}}
 }
 
 var errNoNode = errors.New("not a node's certificate")
 
-// nodeOf is the node whose agent has connected.
+// nodeOf returns the name of the node whose agent has connected.
 func nodeOf(s tls.ConnectionState) (string, error) {
 	if len(s.VerifiedChains) == 0 {
 		return "", errNoNode
@@ -78,10 +80,9 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 	return node, nil
 }
 
-// client is how this node connects to another, whose certificate must be for that node's name: kubelets have
-// none for any other.
+// client is the TLS configuration for connecting to another node, whose certificate must be for that node's name.
 func (i identity) client(node string) (*tls.Config, error) {
-	own, err := i.pair("agent-client")
+	cert, err := i.pair("agent-client")
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +91,7 @@ func (i identity) client(node string) (*tls.Config, error) {
 		return nil, err
 	}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{own}, NextProtos: []string{"http/1.1"},
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"},
 		RootCAs: servers, ServerName: node,
 	}, nil
 }

@@ -6,21 +6,24 @@ import (
 	"sync"
 )
 
-// perAddress is how many connections one address may have open: more than a node needs, which is given uploads blobs at once,
-// and far less than connections, so that a stranger, who is told from a node only in the handshake, keeps nobody out.
-const perAddress = 32
+// connectionsPerAddress bounds the open connections of one address. A node needs fewer, since it gets at most
+// maxUploads blobs at once. It is far below maxConnections, so that a client that is not a node, which only the TLS
+// handshake shows, cannot lock out others.
+const connectionsPerAddress = 32
 
-// fair is a listener that closes what comes from an address beyond perAddress.
-type fair struct {
+// fairListener closes connections from an address that has connectionsPerAddress open.
+type fairListener struct {
 	net.Listener
 	mu   sync.Mutex
 	open map[netip.Addr]int
 }
 
-func newFair(l net.Listener) *fair { return &fair{Listener: l, open: map[netip.Addr]int{}} }
+func newFairListener(l net.Listener) *fairListener {
+	return &fairListener{Listener: l, open: map[netip.Addr]int{}}
+}
 
 // Accept implements net.Listener.
-func (f *fair) Accept() (net.Conn, error) {
+func (f *fairListener) Accept() (net.Conn, error) {
 	for {
 		c, err := f.Listener.Accept()
 		if err != nil {
@@ -28,24 +31,24 @@ func (f *fair) Accept() (net.Conn, error) {
 		}
 		from, err := netip.ParseAddrPort(c.RemoteAddr().String())
 		if err == nil && !f.enter(from.Addr()) {
-			_ = c.Close() // nobody has said anything yet
+			_ = c.Close() // before any data was sent
 			continue
 		}
 		return &fairConn{Conn: c, leave: sync.OnceFunc(func() { f.leave(from.Addr()) })}, nil
 	}
 }
 
-func (f *fair) enter(a netip.Addr) bool {
+func (f *fairListener) enter(a netip.Addr) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.open[a] >= perAddress {
+	if f.open[a] >= connectionsPerAddress {
 		return false
 	}
 	f.open[a]++
 	return true
 }
 
-func (f *fair) leave(a netip.Addr) {
+func (f *fairListener) leave(a netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.open[a]--; f.open[a] <= 0 {

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// TestOneAddressCannotTakeAll: of a stranger who opens connections and says nothing, perAddress are kept, another address is
+// TestOneAddressCannotTakeAll: of a stranger who opens connections and says nothing, connectionsPerAddress are kept, another address is
 // let in meanwhile, and the stranger again when one has ended.
 func TestOneAddressCannotTakeAll(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := newFair(inner)
+	f := newFairListener(inner)
 	defer f.Close()
-	accepted := make(chan net.Conn, 2*perAddress)
+	accepted := make(chan net.Conn, 2*connectionsPerAddress)
 	go func() {
 		for {
 			c, err := f.Accept()
@@ -47,7 +47,7 @@ func TestOneAddressCannotTakeAll(t *testing.T) {
 		}
 	}
 	var first net.Conn
-	for range perAddress {
+	for range connectionsPerAddress {
 		dial("127.0.0.2")
 		first = take()
 	}
@@ -66,7 +66,7 @@ func TestOneAddressCannotTakeAll(t *testing.T) {
 	_ = first.Close() // it counts once
 	dial("127.0.0.2")
 	take()
-	if f.open[netip.MustParseAddr("127.0.0.2")] != perAddress {
+	if f.open[netip.MustParseAddr("127.0.0.2")] != connectionsPerAddress {
 		t.Error(f.open)
 	}
 }

@@ -8,16 +8,16 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// largestManifest is what containerd takes of any registry.
-const largestManifest = 4 << 20
+// maxManifestSize bounds a manifest in bytes; containerd has the same limit for registries.
+const maxManifestSize = 4 << 20
 
-// manifestTypes are what names of images stand for.
+// manifestTypes are the media types that an image's name may refer to.
 var manifestTypes = []string{
 	ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest,
 	images.MediaTypeDockerSchema2ManifestList, images.MediaTypeDockerSchema2Manifest,
 }
 
-// mediaType says what a blob is, if it is a manifest: containerd keeps blobs without their type.
+// mediaType returns the media type of a manifest, false for other blobs: containerd stores blobs without their type.
 func mediaType(raw []byte) (string, bool) {
 	var m struct {
 		MediaType string          `json:"mediaType"`
@@ -32,7 +32,7 @@ func mediaType(raw []byte) (string, bool) {
 	case m.MediaType != "":
 		return m.MediaType, slices.Contains(manifestTypes, m.MediaType)
 	case m.Manifests != nil && m.Layers == nil && m.Config == nil:
-		return ocispec.MediaTypeImageIndex, true // which need not say so
+		return ocispec.MediaTypeImageIndex, true // OCI's mediaType field is optional
 	case m.Manifests == nil && m.Layers != nil && m.Config != nil:
 		return ocispec.MediaTypeImageManifest, true
 	}

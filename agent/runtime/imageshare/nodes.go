@@ -15,44 +15,43 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// avoidFor is how long a node is left alone that did not answer, or gave what was not asked for.
-const avoidFor = time.Minute
+// avoidTime is how long a node is not asked after it did not answer, or sent wrong content.
+const avoidTime = time.Minute
 
-// mostAsked bounds how many nodes are asked for one thing, and how many of them at random.
+// maxAsked bounds how many nodes are asked for one object; maxRandom how many of them are chosen at random.
 const (
-	mostAsked = 24
-	atRandom  = 8
+	maxAsked  = 24
+	maxRandom = 8
 )
 
-// neighbour is what is kept of a node.
+// neighbour is what is stored of a node.
 type neighbour struct {
 	name         string
 	addrs        []netip.Addr
 	server       bool
-	repositories []string // that it has images of, as far as its status says
+	repositories []string // of the images that its status lists
 }
 
-// neighbours are all nodes of the cluster, this one too. They stay as they were last known when no server
-// answers.
+// neighbours are all nodes of the cluster, including this one. They stay as last seen while no server answers.
 type neighbours struct {
 	self string
 
 	mu    sync.RWMutex
 	all   map[string]neighbour
-	avoid map[string]aside
+	avoid map[string]avoidance // nodes that are not asked
 }
 
-// aside is why a node is left alone.
-type aside struct {
+// avoidance records why and until when a node is not asked.
+type avoidance struct {
 	until time.Time
-	wrong bool // it gave what was not asked for, which no need excuses
+	wrong bool // it sent wrong content; then it is not asked in any case
 }
 
 func newNeighbours(self string) *neighbours {
-	return &neighbours{self: self, all: map[string]neighbour{}, avoid: map[string]aside{}}
+	return &neighbours{self: self, all: map[string]neighbour{}, avoid: map[string]avoidance{}}
 }
 
-// What is kept and looked at of a node at most, whatever it says of itself: a kubelet names 50 images with 5 names each.
+// Bounds on what is read of a Node, whose content the node controls. A kubelet lists 50 images with 5 names each.
 const (
 	maxRepositories = 256
 	maxImageNames   = 4 * maxRepositories
@@ -60,12 +59,12 @@ const (
 	maxAddresses    = 16
 )
 
-// Keep copies what is needed of a node besides its addresses. A node that it has been copied to may be given again.
+// Keep copies the needed fields of a node except its addresses. Its result may be passed in again.
 func (n *neighbours) Keep(from, to *v1.Node) {
 	if v, ok := from.Labels[wellknown.ServerRole]; ok {
 		to.Labels = map[string]string{wellknown.ServerRole: v}
 	}
-	// Most nodes have images of the same repositories: one copy of each name does for all.
+	// Most nodes have images of the same repositories: intern the names.
 	var repositories []string
 	seen, looked := map[string]bool{}, 0
 	for name := range imageNames(from) {
@@ -85,7 +84,7 @@ func (n *neighbours) Keep(from, to *v1.Node) {
 	}
 }
 
-// imageNames yields the names of the images that a node says it has.
+// imageNames yields the names of the images in a node's status.
 func imageNames(n *v1.Node) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, i := range n.Status.Images {
@@ -98,12 +97,13 @@ func imageNames(n *v1.Node) iter.Seq[string] {
 	}
 }
 
-// Set takes a node that has gone through Keep.
+// Set adds or updates a node that Keep has reduced.
 func (n *neighbours) Set(node *v1.Node) {
 	h := neighbour{name: node.Name}
 	_, h.server = node.Labels[wellknown.ServerRole]
 	for _, a := range node.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == v1.NodeInternalIP && len(h.addrs) < maxAddresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == v1.NodeInternalIP &&
+			len(h.addrs) < maxAddresses {
 			h.addrs = append(h.addrs, ip)
 		}
 	}
@@ -121,7 +121,7 @@ func (n *neighbours) Set(node *v1.Node) {
 	n.all[h.name] = h
 }
 
-// Remove forgets a node.
+// Remove removes a node.
 func (n *neighbours) Remove(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -129,7 +129,7 @@ func (n *neighbours) Remove(name string) {
 	delete(n.avoid, name)
 }
 
-// get returns a node of the cluster.
+// get returns a node of the cluster, false if there is none of that name.
 func (n *neighbours) get(name string) (neighbour, bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -137,13 +137,13 @@ func (n *neighbours) get(name string) (neighbour, bool) {
 	return h, ok
 }
 
-// selfIsServer says whether this node is one that may say what a tag stands for.
+// selfIsServer reports whether this node is a server, which may resolve tags.
 func (n *neighbours) selfIsServer() bool {
 	h, _ := n.get(n.self)
 	return h.server
 }
 
-// others is how many nodes there are besides this one.
+// others returns the number of nodes besides this one.
 func (n *neighbours) others() int {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -153,16 +153,16 @@ func (n *neighbours) others() int {
 	return len(n.all)
 }
 
-// putAside leaves a node alone for a while.
-func (n *neighbours) putAside(name string, wrong bool) {
+// avoidNode excludes a node for avoidTime.
+func (n *neighbours) avoidNode(name string, wrong bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, known := n.all[name]; known && (!n.avoid[name].wrong || wrong) {
-		n.avoid[name] = aside{time.Now().Add(avoidFor), wrong}
+	if _, ok := n.all[name]; ok && (!n.avoid[name].wrong || wrong) {
+		n.avoid[name] = avoidance{time.Now().Add(avoidTime), wrong}
 	}
 }
 
-// answered takes a node back that was put aside because it did not.
+// answered includes a node again that was excluded because it did not answer.
 func (n *neighbours) answered(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -171,9 +171,9 @@ func (n *neighbours) answered(name string) {
 	}
 }
 
-// candidates are the nodes to ask for something, likely ones first: those that say that they have images of the
-// repository, then servers, then others. Within these, chance spreads the load. In need, also those are asked that
-// did not answer lately: they may be overrun.
+// candidates returns the nodes to ask for an object, in order: nodes whose status lists images of the repository, then
+// servers, then others, shuffled within each group. need includes nodes that recently did not answer: they may have
+// been overloaded.
 func (n *neighbours) candidates(repository string, serversOnly, need bool) []neighbour {
 	now := time.Now()
 	var likely, servers, rest []neighbour
@@ -186,7 +186,7 @@ func (n *neighbours) candidates(repository string, serversOnly, need bool) []nei
 			continue
 		}
 		if _, err := netip.ParseAddr(name); err == nil {
-			continue // its certificate could not be told from one for an address
+			continue // a certificate for that name would also match an address
 		}
 		switch {
 		case slices.Contains(h.repositories, repository):
@@ -201,6 +201,6 @@ func (n *neighbours) candidates(repository string, serversOnly, need bool) []nei
 	for _, l := range [][]neighbour{likely, servers, rest} {
 		rand.Shuffle(len(l), func(i, j int) { l[i], l[j] = l[j], l[i] })
 	}
-	all := slices.Concat(likely, servers, rest[:min(len(rest), atRandom)])
-	return all[:min(len(all), mostAsked)]
+	all := slices.Concat(likely, servers, rest[:min(len(rest), maxRandom)])
+	return all[:min(len(all), maxAsked)]
 }

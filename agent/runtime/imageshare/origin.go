@@ -20,9 +20,9 @@ const (
 	maxManifestBytes = 64 << 20 // of all manifests that one search reads
 )
 
-// of returns the size of a blob that belongs to the repository that is asked for. All else is not found: whoever knows the
-// digest of a private image would otherwise get it under the name of a registry of their own.
-func (h *handler) of(ctx context.Context, want want) (size int64, err error) {
+// sizeIn returns the size of a blob that belongs to the requested repository. Other blobs are not found: otherwise,
+// whoever knows the digest of a private image could get it under the name of their own registry.
+func (h *handler) sizeIn(ctx context.Context, want want) (size int64, err error) {
 	info, err := h.store.Info(ctx, want.digest)
 	if err != nil {
 		return 0, err
@@ -30,31 +30,32 @@ func (h *handler) of(ctx context.Context, want want) (size int64, err error) {
 	if pulledFrom(info.Labels, want) {
 		return info.Size, nil
 	}
-	// What was imported has no label, nor what came as part of another image.
+	// Imported content has no such label, nor has content that was pulled for another image.
 	ok, err := h.refers(ctx, want)
 	if err == nil && !ok {
-		err = fmt.Errorf("%s is no part of an image of %s: %w", want.digest, want.place(), errdefs.ErrNotFound)
+		err = fmt.Errorf("%s is not part of an image of %s: %w", want.digest, want.place(), errdefs.ErrNotFound)
 	}
 	return info.Size, err
 }
 
-// pulledFrom reports whether containerd has noted that a blob was pulled from a repository. It notes the registry without
-// its port.
-func pulledFrom(noted map[string]string, want want) bool {
+// pulledFrom reports whether containerd's labels record that a blob was pulled from a repository. The labels omit the
+// registry's port.
+func pulledFrom(recorded map[string]string, want want) bool {
 	u, err := url.Parse("dummy://" + want.registry)
 	if err != nil {
 		return false
 	}
-	return slices.Contains(strings.Split(noted[labels.LabelDistributionSource+"."+u.Hostname()], ","), want.repository)
+	return slices.Contains(strings.Split(recorded[labels.LabelDistributionSource+"."+u.Hostname()], ","),
+		want.repository)
 }
 
-// search takes a place for reading manifests, which the caller gives back with leave.
+// search takes a slot for reading manifests, which the caller releases with leave.
 func (h *handler) search(ctx context.Context) (leave func(), err error) {
-	wait := time.NewTimer(searchTime)
+	wait := time.NewTimer(searchTimeout)
 	defer wait.Stop()
 	select {
-	case h.looks <- struct{}{}:
-		return func() { <-h.looks }, nil
+	case h.searches <- struct{}{}:
+		return func() { <-h.searches }, nil
 	case <-wait.C:
 		return nil, errBusy
 	case <-ctx.Done():
@@ -87,7 +88,7 @@ func (h *handler) refers(ctx context.Context, want want) (bool, error) {
 		seen[d] = true
 		raw, err := h.small(ctx, d)
 		if errdefs.IsNotFound(err) {
-			continue // as another platform's
+			continue // such as another platform's manifest
 		}
 		if err != nil {
 			return false, err
@@ -102,7 +103,7 @@ func (h *handler) refers(ctx context.Context, want want) (bool, error) {
 	return false, nil
 }
 
-// children are the manifests and the other blobs to which a manifest or an index refers.
+// children returns the manifests and the other blobs to which a manifest or an index refers.
 func children(raw []byte) (manifests, parts []digest.Digest) {
 	type descriptor struct {
 		Digest digest.Digest `json:"digest"`

@@ -71,7 +71,7 @@ func TestManifestsWithoutEnd(t *testing.T) {
 	h := newHandler(m, func() bool { return true }, &counters{})
 	other := m.put([]byte("other"))
 	for d, yes := range map[digest.Digest]bool{self: true, top: true, other: false} {
-		if _, err := h.of(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs, digest: d}); (err == nil) != yes {
+		if _, err := h.sizeIn(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs, digest: d}); (err == nil) != yes {
 			t.Errorf("%s: %v", d, err)
 		}
 	}
@@ -92,7 +92,7 @@ func TestSearchesAreBounded(t *testing.T) {
 		h.ServeHTTP(w, r)
 		return w.Code
 	}
-	for range searches {
+	for range maxSearches {
 		leave, err := h.search(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -108,14 +108,14 @@ func TestSearchesAreBounded(t *testing.T) {
 	}
 	for range 20 {
 		if got := <-codes; got != http.StatusServiceUnavailable {
-			t.Errorf("beside %d searches: %d", searches, got)
+			t.Errorf("beside %d searches: %d", maxSearches, got)
 		}
 	}
-	<-h.looks
+	<-h.searches
 	if got := ask(other); got != http.StatusNotFound {
 		t.Errorf("with a free place: %d", got)
 	}
-	h.looks <- struct{}{}
+	h.searches <- struct{}{}
 }
 
 // TestManifestsAreReadUpToABound covers an index that refers to more than a search reads.

@@ -8,34 +8,34 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// What is asked for by the registry protocol.
+// Kinds of objects in the registry protocol.
 const (
 	manifests = "manifests"
 	blobs     = "blobs"
 )
 
-// want is a thing that is asked for.
+// want identifies a requested manifest or blob.
 type want struct {
 	registry   string // as in the image's name: docker.io
 	repository string // library/nginx
 	kind       string // manifests or blobs
 	digest     digest.Digest
-	tag        string // where there is no digest
+	tag        string // if there is no digest
 }
 
 const root = "/v2/"
 
-// The forms of names, and how long they may be, as the specification of the protocol has them.
+// Names and their lengths as the OCI distribution specification defines them.
 var (
 	repositoryForm = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	tagForm        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 	registryForm   = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
 )
 
-const longestName = 255
+const maxNameLen = 255
 
-// parse takes a request's path, below prefix, apart. Nothing in it is a file's path, so nothing is unescaped or
-// cleaned: what is not of the exact form is not known.
+// parse parses a request's path below prefix. No part of it is used as a file path, so nothing is unescaped or cleaned:
+// a path that does not match exactly is unknown.
 func parse(registry, prefix, path string) (want, bool) {
 	w := want{registry: registry}
 	rest, ok := strings.CutPrefix(path, prefix)
@@ -52,7 +52,8 @@ func parse(registry, prefix, path string) (want, bool) {
 		return want{}, false
 	}
 	w.repository, w.kind = rest[:kind], rest[kind+1:last]
-	if len(w.repository) > longestName || !repositoryForm.MatchString(w.repository) || len(registry) > longestName || !registryForm.MatchString(registry) {
+	if len(w.repository) > maxNameLen || !repositoryForm.MatchString(w.repository) || len(registry) > maxNameLen ||
+		!registryForm.MatchString(registry) {
 		return want{}, false
 	}
 	if d := digest.Digest(ref); strings.Contains(ref, ":") {
@@ -63,10 +64,10 @@ func parse(registry, prefix, path string) (want, bool) {
 	return w, w.kind == manifests && tagForm.MatchString(ref)
 }
 
-// parseURL is parse for a request between nodes.
+// parseURL parses the URL of a request between nodes.
 func parseURL(u *url.URL) (want, bool) {
-	if u.RawPath != "" || len(u.RawQuery) > 2*longestName {
-		return want{}, false // no name needs escapes
+	if u.RawPath != "" || len(u.RawQuery) > 2*maxNameLen {
+		return want{}, false // names need no escapes
 	}
 	q, err := url.ParseQuery(u.RawQuery)
 	if err != nil || len(q) != 1 || len(q["ns"]) != 1 {
@@ -75,9 +76,10 @@ func parseURL(u *url.URL) (want, bool) {
 	return parse(q.Get("ns"), root, u.Path)
 }
 
-// url is where another node has it.
+// url is the URL of the object on another node.
 func (w want) url(node string) string {
-	u := url.URL{Scheme: "https", Host: node, Path: root + w.repository + "/" + w.kind + "/" + w.ref(), RawQuery: url.Values{"ns": {w.registry}}.Encode()}
+	u := url.URL{Scheme: "https", Host: node, Path: root + w.repository + "/" + w.kind + "/" + w.ref(),
+		RawQuery: url.Values{"ns": {w.registry}}.Encode()}
 	return u.String()
 }
 
@@ -88,13 +90,13 @@ func (w want) ref() string {
 	return w.tag
 }
 
-// place is the repository with its registry.
+// place is the repository's name including the registry.
 func (w want) place() string { return w.registry + "/" + w.repository }
 
-// image is the name under which containerd keeps it.
+// image is the name under which containerd stores the image.
 func (w want) image() string { return w.place() + ":" + w.tag }
 
-// repositoryOf takes tag and digest off an image's name. Given a repository it returns that.
+// repositoryOf removes tag and digest from an image's name. It returns a repository's name unchanged.
 func repositoryOf(image string) string {
 	image, _, _ = strings.Cut(image, "@")
 	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {

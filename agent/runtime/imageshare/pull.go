@@ -18,21 +18,23 @@ import (
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
-// How long a pull waits for neighbours that are busy or do not answer, where no registry does: for the name that it
-// asks first, and then for content, which is there if there was a name.
+// How long a pull retries neighbours that are busy or do not answer, while no registry answers: for the name, which it
+// asks first, and for content, which exists if the name did.
 const (
-	namePatience = 10 * time.Second
-	patience     = time.Minute
+	nameTimeout    = 10 * time.Second
+	contentTimeout = time.Minute
 )
 
-// Registry is where images come from: agent/runtime/registries.
+// Registry returns the hosts of a registry, as agent/runtime/registries does.
 type Registry interface {
-	Hosts(registry string, credentials func(host string) (user, secret string, err error)) ([]docker.RegistryHost, error)
+	Hosts(registry string, credentials func(host string) (user, secret string, err error)) (
+		[]docker.RegistryHost, error)
 }
 
-// Hosts are those of the node's registry settings. What is asked of the first is asked of neighbours before, so
-// the errors that a pull ends with are the registry's own, and no secret of a pull comes near a neighbour.
-func (s *Share) Hosts(registry string, credentials func(host string) (user, secret string, err error)) ([]docker.RegistryHost, error) {
+// Hosts returns the hosts of the node's registry settings, with a transport for the first one that asks neighbours
+// before. So a pull ends with the registry's own errors, and its credentials never reach a neighbour.
+func (s *Share) Hosts(registry string, credentials func(host string) (user, secret string, err error)) (
+	[]docker.RegistryHost, error) {
 	hosts, err := s.cfg.Registry.Hosts(registry, credentials)
 	if err != nil || len(hosts) == 0 || s.nodes.others() == 0 && s.cfg.Own == nil {
 		return hosts, err
@@ -50,7 +52,7 @@ func (s *Share) Hosts(registry string, credentials func(host string) (user, secr
 	return hosts, nil
 }
 
-// puller stands before the first host of a registry.
+// puller is the transport in front of the first host of a registry.
 type puller struct {
 	share    *Share
 	registry string
@@ -58,10 +60,10 @@ type puller struct {
 	next     http.RoundTripper
 }
 
-// onward is the only form of a range that a pull has: from somewhere to the end.
-var onward = regexp.MustCompile(`^bytes=[0-9]{1,18}-$`)
+// openRange matches the only form of a range that pulls use: from an offset to the end.
+var openRange = regexp.MustCompile(`^bytes=[0-9]{1,18}-$`)
 
-// RoundTrip answers from neighbours and from what was imported here, or asks the registry.
+// RoundTrip answers from neighbours and imported images, or forwards the request to the registry.
 func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 	first := p.hosts[0]
 	part := req.Header.Get("Range")
@@ -69,7 +71,8 @@ func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Request = req
 		return resp, nil
 	}
-	if req.Response == nil && req.Body == nil && req.URL.Host == first.Host && req.URL.RawPath == "" && (part == "" || onward.MatchString(part)) {
+	if req.Response == nil && req.Body == nil && req.URL.Host == first.Host && req.URL.RawPath == "" &&
+		(part == "" || openRange.MatchString(part)) {
 		if w, ok := parse(p.registry, strings.TrimSuffix(first.Path, "/")+"/", req.URL.Path); ok {
 			switch {
 			case req.Method == http.MethodHead && w.kind == manifests:
@@ -80,7 +83,7 @@ func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 				if err == nil || req.Context().Err() != nil {
 					return resp, err
 				}
-				// It answered a while ago. Perhaps it went away since.
+				// The cached probe may be outdated.
 				p.share.probes.forget(p.hosts)
 				if resp := p.name(req.Context(), w); resp != nil {
 					return answered(resp)
@@ -96,29 +99,29 @@ func (p *puller) RoundTrip(req *http.Request) (*http.Response, error) {
 	return p.next.RoundTrip(req)
 }
 
-// name says what a tag stands for, or that there is such a manifest. A pull asks this first, and while a registry
-// answers it is the one to say so, and to say who may have it. Where none does, an agent believes servers before it
-// believes what was imported on itself, which may be older.
+// name resolves a tag, or confirms that a manifest exists. It is the first request of a pull. While a registry answers,
+// it decides what a tag refers to and who may pull it. If none answers, an agent prefers the servers' answer to an
+// image that was imported on itself, which may be older.
 func (p *puller) name(ctx context.Context, w want) *http.Response {
 	s := p.share
 	if s.answers(ctx, p.hosts) {
 		return nil
 	}
-	own, imported := p.own(ctx, w)
-	if imported && (w.digest != "" || s.nodes.selfIsServer()) {
-		return s.sayOwn(w, own)
+	local, ok := p.imported(ctx, w)
+	if ok && (w.digest != "" || s.nodes.selfIsServer()) {
+		return s.importedResponse(w, local)
 	}
 	if resp := p.elsewhere(ctx, w); resp != nil {
 		return resp
 	}
-	if imported {
-		return s.sayOwn(w, own)
+	if ok {
+		return s.importedResponse(w, local)
 	}
 	return nil
 }
 
-// own is what was imported on this node.
-func (p *puller) own(ctx context.Context, w want) (ocispec.Descriptor, bool) {
+// imported returns the image if it was imported on this node.
+func (p *puller) imported(ctx context.Context, w want) (ocispec.Descriptor, bool) {
 	if p.share.cfg.Own == nil {
 		return ocispec.Descriptor{}, false
 	}
@@ -130,9 +133,10 @@ func (p *puller) own(ctx context.Context, w want) (ocispec.Descriptor, bool) {
 	return d, ok && (w.digest == "" || d.Digest == w.digest)
 }
 
-// sayOwn answers with what was imported. The content is there, so nothing else will be asked for.
-func (s *Share) sayOwn(w want, d ocispec.Descriptor) *http.Response {
-	s.log.Info("the registry does not answer, going on with what was imported on this node", "image", w.place(), "tag", w.tag, "digest", d.Digest)
+// importedResponse answers with an imported image. Its content is in the store, so the pull needs nothing else.
+func (s *Share) importedResponse(w want, d ocispec.Descriptor) *http.Response {
+	s.log.Info("the registry does not answer, using the image that was imported on this node", "image", w.place(),
+		"tag", w.tag, "digest", d.Digest)
 	h := http.Header{}
 	h.Set("Content-Type", d.MediaType)
 	h.Set("Docker-Content-Digest", d.Digest.String())
@@ -143,20 +147,20 @@ func (s *Share) sayOwn(w want, d ocispec.Descriptor) *http.Response {
 func (p *puller) elsewhere(ctx context.Context, w want) *http.Response {
 	s := p.share
 	if w.digest != "" {
-		// Any node may say so, but only the manifest itself says how long it is and of what type.
-		resp := insist(ctx, namePatience, func() (*http.Response, bool) { return p.once(ctx, w, "", true) })
+		// Any node may confirm a digest, but its size and type come from the manifest itself.
+		resp := retryAsk(ctx, nameTimeout, func() (*http.Response, bool) { return p.once(ctx, w, "", true) })
 		if resp == nil {
 			return nil
 		}
-		s.say(w, w.digest.String(), "")
+		s.logName(w, w.digest.String(), "")
 		return response(resp.StatusCode, resp.Header, resp.ContentLength, http.NoBody)
 	}
-	return insist(ctx, namePatience, func() (_ *http.Response, again bool) {
+	return retryAsk(ctx, nameTimeout, func() (_ *http.Response, again bool) {
 		answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), true, true))
 		defer enough()
 		for a := range answers {
 			if a.has != nil {
-				s.say(w, a.has.Header.Get("Docker-Content-Digest"), a.node)
+				s.logName(w, a.has.Header.Get("Docker-Content-Digest"), a.node)
 				return response(a.has.StatusCode, a.has.Header, a.has.ContentLength, http.NoBody), false
 			}
 			again = again || a.again
@@ -165,10 +169,10 @@ func (p *puller) elsewhere(ctx context.Context, w want) *http.Response {
 	})
 }
 
-// insist asks again and again, ever less often, while that may be worth while.
-func insist(ctx context.Context, patience time.Duration, ask func() (_ *http.Response, again bool)) *http.Response {
+// retryAsk calls ask with back-off until it returns a response, does not ask for a retry, or timeout or ctx ends.
+func retryAsk(ctx context.Context, timeout time.Duration, ask func() (_ *http.Response, again bool)) *http.Response {
 	pauses := retry.Backoff{Limit: 8 * time.Second, Spread: true}
-	for until := time.Now().Add(patience); ; {
+	for until := time.Now().Add(timeout); ; {
 		resp, again := ask()
 		if resp != nil || !again || ctx.Err() != nil || time.Now().After(until) {
 			return resp
@@ -179,22 +183,23 @@ func insist(ctx context.Context, patience time.Duration, ask func() (_ *http.Res
 	}
 }
 
-// say logs what a registry would have been asked for.
-func (s *Share) say(w want, digest, server string) {
-	s.log.Info("the registry does not answer, going on with what other nodes have", "image", w.place(), "tag", w.tag, "digest", digest, "server", server)
+// logName logs that another node's answer replaces the registry's.
+func (s *Share) logName(w want, digest, server string) {
+	s.log.Info("the registry does not answer, using the image of other nodes", "image", w.place(), "tag", w.tag,
+		"digest", digest, "server", server)
 }
 
-// content takes a blob or a manifest from a neighbour. Where there is no registry to turn to, it waits for those that
-// are busy: others will have it then too.
+// content gets a blob or a manifest from a neighbour. If no registry answers, it retries busy neighbours: more nodes
+// have the content then.
 func (p *puller) content(ctx context.Context, w want, part string) *http.Response {
 	resp, _ := p.once(ctx, w, part, false)
 	if resp != nil || ctx.Err() != nil || p.share.answers(ctx, p.hosts) {
 		return resp
 	}
-	return insist(ctx, patience, func() (*http.Response, bool) { return p.once(ctx, w, part, true) })
+	return retryAsk(ctx, contentTimeout, func() (*http.Response, bool) { return p.once(ctx, w, part, true) })
 }
 
-// once asks all candidates; again says whether it may be worth while to do so later.
+// once asks all candidates; again reports whether a retry may succeed.
 func (p *puller) once(ctx context.Context, w want, part string, need bool) (_ *http.Response, again bool) {
 	s := p.share
 	answers, enough := s.ask(ctx, w, s.nodes.candidates(w.place(), false, need))
@@ -210,7 +215,7 @@ func (p *puller) once(ctx context.Context, w want, part string, need bool) (_ *h
 			continue
 		}
 		if w.kind == manifests {
-			raw, err := io.ReadAll(io.LimitReader(resp.Body, largestManifest+1))
+			raw, err := io.ReadAll(io.LimitReader(resp.Body, maxManifestSize+1))
 			_ = resp.Body.Close()
 			t, ok := mediaType(raw)
 			if err != nil || !ok {
@@ -220,13 +225,13 @@ func (p *puller) once(ctx context.Context, w want, part string, need bool) (_ *h
 			resp.Body = io.NopCloser(bytes.NewReader(raw))
 		}
 		s.count.blobs.Add(1)
-		s.log.Debug("taken from a neighbour", "node", a.node, "repository", w.place(), "digest", w.digest)
+		s.log.Debug("got content from a neighbour", "node", a.node, "repository", w.place(), "digest", w.digest)
 		return response(resp.StatusCode, resp.Header, resp.ContentLength, resp.Body), false
 	}
 	return nil, again
 }
 
-// response is a neighbour's answer with what a pull needs of it, and nothing else.
+// response copies the headers that a pull needs from a neighbour's answer.
 func response(status int, from http.Header, length int64, body io.ReadCloser) *http.Response {
 	h := http.Header{}
 	for _, k := range []string{"Content-Type", "Docker-Content-Digest", "Content-Range"} {

@@ -15,28 +15,29 @@ import (
 )
 
 const (
-	// uploads bounds the blobs that a node gives at once. A node that asks then asks another one, or again.
-	uploads = 8
-	// searches bounds how many requests at once read manifests to find out whether an image refers to a blob. Others wait
-	// for searchTime, which leaves time to answer within askTime.
-	searches   = 2
-	searchTime = time.Second
-	// stalled is how long a transfer may stand still.
-	stalled = 30 * time.Second
+	// maxUploads bounds how many blobs a node sends at once; further requests get "busy".
+	maxUploads = 8
+	// maxSearches bounds how many requests at once read manifests to decide whether an image refers to a blob. Others
+	// wait for searchTimeout, which is short enough to answer within askTimeout.
+	maxSearches   = 2
+	searchTimeout = time.Second
+	// stallTimeout bounds the time without progress of a transfer.
+	stallTimeout = 30 * time.Second
 )
 
 // handler answers other nodes from this node's store, and from nothing else.
 type handler struct {
 	store Store
-	// names says whether this node may say what a tag stands for.
-	names func() bool
-	slots chan struct{} // one entry an upload, see uploads
-	looks chan struct{} // one entry a search, see searches
-	count *counters
+	// resolvesTags reports whether this node may resolve tags.
+	resolvesTags func() bool
+	uploads      chan struct{} // one entry per upload; see maxUploads
+	searches     chan struct{} // one entry per search; see maxSearches
+	count        *counters
 }
 
-func newHandler(s Store, names func() bool, c *counters) *handler {
-	return &handler{store: s, names: names, slots: make(chan struct{}, uploads), looks: make(chan struct{}, searches), count: c}
+func newHandler(s Store, resolvesTags func() bool, c *counters) *handler {
+	return &handler{store: s, resolvesTags: resolvesTags, uploads: make(chan struct{}, maxUploads),
+		searches: make(chan struct{}, maxSearches), count: c}
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -50,7 +51,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	want, ok := parseURL(r.URL)
-	if !ok || want.tag != "" && !h.names() {
+	if !ok || want.tag != "" && !h.resolvesTags() {
 		refuse(w, http.StatusNotFound, "NAME_UNKNOWN")
 		return
 	}
@@ -80,7 +81,7 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, want want) er
 		if d, err = h.store.Image(r.Context(), want.image()); err != nil {
 			return err
 		}
-	} else if _, err := h.of(r.Context(), want); err != nil {
+	} else if _, err := h.sizeIn(r.Context(), want); err != nil {
 		return err
 	}
 	raw, err := h.small(r.Context(), d)
@@ -89,14 +90,14 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, want want) er
 	}
 	t, ok := mediaType(raw)
 	if !ok {
-		return fmt.Errorf("%s is no manifest: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("%s is not a manifest: %w", d, errdefs.ErrNotFound)
 	}
 	w.Header().Set("Content-Type", t)
 	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
 	w.Header().Set("Docker-Content-Digest", d.String())
 	if r.Method == http.MethodGet {
 		conn := http.NewResponseController(w)
-		_ = conn.SetWriteDeadline(time.Now().Add(stalled)) // for a client that does not read; there is one over TCP
+		_ = conn.SetWriteDeadline(time.Now().Add(stallTimeout)) // for a client that does not read; there is one over TCP
 		_, _ = w.Write(raw)
 		_ = conn.SetWriteDeadline(time.Time{})
 		h.count.gave(int64(len(raw)))
@@ -104,14 +105,14 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, want want) er
 	return nil
 }
 
-// small reads a blob that may be a manifest.
+// small reads a blob that is small enough for a manifest.
 func (h *handler) small(ctx context.Context, d digest.Digest) ([]byte, error) {
 	info, err := h.store.Info(ctx, d)
 	if err != nil {
 		return nil, err
 	}
 	size := info.Size
-	if size > largestManifest {
+	if size > maxManifestSize {
 		return nil, fmt.Errorf("%s is too large for a manifest: %w", d, errdefs.ErrNotFound)
 	}
 	ra, err := h.store.Open(ctx, d)
@@ -126,19 +127,19 @@ func (h *handler) small(ctx context.Context, d digest.Digest) ([]byte, error) {
 	return raw, err
 }
 
-// errBusy means that all places for the work are taken.
+// errBusy means that all slots for the work are taken.
 var errBusy = errors.New("this node is busy with other nodes' requests")
 
-// blob sends a blob, or the requested part of it. A node whose places are all taken is busy for a HEAD request too, since
-// the request for the content follows.
+// blob sends a blob, or the requested range of it. When all upload slots are taken it answers "busy", to HEAD requests
+// as well.
 func (h *handler) blob(w http.ResponseWriter, r *http.Request, want want) error {
 	d := want.digest
-	size, err := h.of(r.Context(), want)
+	size, err := h.sizeIn(r.Context(), want)
 	if err != nil {
 		return err
 	}
 	head := r.Method == http.MethodHead
-	if head && len(h.slots) == cap(h.slots) || !head && !enter(h.slots) {
+	if head && len(h.uploads) == cap(h.uploads) || !head && !enter(h.uploads) {
 		return errBusy
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
@@ -148,38 +149,39 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, want want) error 
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 		return nil
 	}
-	defer func() { <-h.slots }()
+	defer func() { <-h.uploads }()
 	ra, err := h.store.Open(r.Context(), d)
 	if err != nil {
 		return err
 	}
 	defer ra.Close() //nolint:errcheck // read only
 	conn := http.NewResponseController(w)
-	b := &blob{r: ra, size: size, before: func() error { return conn.SetWriteDeadline(time.Now().Add(stalled)) }}
-	// What cannot be read to its end, because it was removed, is cut off: its length was said.
+	b := &blob{r: ra, size: size, before: func() error { return conn.SetWriteDeadline(time.Now().Add(stallTimeout)) }}
+	// A blob that is removed while it is read is cut off; the client notices by its length.
 	http.ServeContent(w, r, "", time.Time{}, b)
-	// The connection is kept for the next request, for which there is no deadline.
+	// The connection stays open for the next request: clear the deadline.
 	_ = conn.SetWriteDeadline(time.Time{})
-	h.count.gave(b.taken)
+	h.count.gave(b.total)
 	return nil
 }
 
-// enter takes a place, if there is one.
-func enter(places chan struct{}) bool {
+// enter takes a slot, if one is free.
+func enter(slots chan struct{}) bool {
 	select {
-	case places <- struct{}{}:
+	case slots <- struct{}{}:
 		return true
 	default:
 		return false
 	}
 }
 
-// refuse answers with an error as the protocol has it.
+// refuse answers with an error in the registry protocol's format.
 func refuse(w http.ResponseWriter, status int, code string) {
 	for _, k := range []string{"Content-Length", "Docker-Content-Digest", "ETag"} {
 		w.Header().Del(k)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{"code": code, "message": http.StatusText(status)}}})
+	_ = json.NewEncoder(w).Encode(
+		map[string]any{"errors": []map[string]string{{"code": code, "message": http.StatusText(status)}}})
 }

@@ -25,33 +25,33 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// Port is where nodes give images to each other. It is the same on all, so that none need be told another's.
+// Port is the TCP port on which nodes give images to each other, the same on all nodes.
 const Port = 5001
 
 const (
-	// idle is how long a connection is kept for the next request.
-	idle = 30 * time.Second
-	// connections bounds those that other machines have open here.
-	connections = 512
+	// idleTimeout is how long a connection stays open for the next request.
+	idleTimeout = 30 * time.Second
+	// maxConnections bounds the open connections from other machines.
+	maxConnections = 512
 )
 
-// Config is what sharing is told.
+// Config describes image sharing on one node. All fields but Own must be set.
 type Config struct {
 	Node     string   // this node's name
-	Registry Registry // where images come from otherwise
-	Socket   string   // containerd's
-	PKI      string   // the folder of the node's certificates, see agent.Joiner
-	Own      Own      // what was imported here; nil is nothing
+	Registry Registry // the hosts of the node's registry settings
+	Socket   string   // containerd's socket
+	PKI      string   // folder of the node's certificates; see agent.Joiner
+	Own      Own      // images imported on this node; nil means none
 	Log      *slog.Logger
 }
 
-// Own knows the images that somebody has imported on this node, as distinct from those that it has pulled.
+// Own finds the images that were imported on this node, as opposed to pulled.
 type Own interface {
-	// Imported returns what an imported image's name stands for; ok is false if there is none.
+	// Imported returns the target of an imported image's name; ok is false if there is none.
 	Imported(ctx context.Context, name string) (_ ocispec.Descriptor, ok bool)
 }
 
-// Share is this node's part in it. It serves while Run runs; pulls may ask before, and find no neighbour.
+// Share is both ends of image sharing. It serves while Run runs; pulls may use it before, and find no neighbours.
 type Share struct {
 	cfg    Config
 	log    *slog.Logger
@@ -67,7 +67,7 @@ type Share struct {
 	detail string
 }
 
-// counters are for status.
+// counters count for status.
 type counters struct {
 	given, bytes, refused atomic.Int64 // to others
 	blobs, taken          atomic.Int64 // from others
@@ -78,7 +78,7 @@ func (c *counters) gave(bytes int64) {
 	c.bytes.Add(bytes)
 }
 
-// New makes what containerd is given; nothing is started.
+// New returns a Share that serves nothing until Run is called.
 func New(cfg Config) *Share {
 	s := &Share{
 		cfg: cfg, log: cfg.Log.With("component", "sharing"), id: identity(cfg.PKI), port: Port,
@@ -88,18 +88,17 @@ func New(cfg Config) *Share {
 	return s
 }
 
-// Keep copies what is needed of a node. With Set and Remove it is how the network tells what nodes there are, see
-// agent/dataplane/network.Observer.
+// Keep copies the needed fields of a node. Keep, Set and Remove implement agent/dataplane/network.Observer.
 func (s *Share) Keep(from, to *v1.Node) { s.nodes.Keep(from, to) }
 
-// Set takes a node that has gone through Keep.
+// Set adds or updates a node that Keep has reduced.
 func (s *Share) Set(n *v1.Node) { s.nodes.Set(n) }
 
-// Remove forgets a node.
+// Remove removes a node.
 func (s *Share) Remove(name string) { s.nodes.Remove(name) }
 
-// Run serves other nodes at the node's addresses until ctx ends. A port that cannot be had is an error after it was
-// ready: the node takes from others all the same.
+// Run serves other nodes at the node's addresses until ctx ends. If a port is not available, Run returns an error after
+// it has called ready: the node still gets images from others.
 func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) (err error) {
 	defer s.http.CloseIdleConnections()
 	st, err := openStore(s.cfg.Socket)
@@ -110,12 +109,12 @@ func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) (err 
 	ready()
 	var listeners []net.Listener
 	for _, a := range addrs {
-		lc := net.ListenConfig{Control: freeBind} // the machine may have the address later
+		lc := net.ListenConfig{Control: freeBind} // the address may be assigned later
 		addr := net.JoinHostPort(a.String(), strconv.Itoa(s.port))
 		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			for _, l := range listeners {
-				_ = l.Close() // it is tried again with all
+				_ = l.Close() // the next attempt listens on all again
 			}
 			err = host.PortError(err, "tcp", addr, "set image-sharing: false")
 			s.set("takes only", err.Error())
@@ -127,7 +126,7 @@ func (s *Share) Run(ctx context.Context, addrs []netip.Addr, ready func()) (err 
 	return s.serve(ctx, st, listeners)
 }
 
-// freeBind lets a socket listen at an address that the machine does not have yet.
+// freeBind lets a socket bind to an address that the machine does not have yet (IP_FREEBIND).
 func freeBind(network, _ string, c syscall.RawConn) error {
 	level, option := unix.SOL_IP, unix.IP_FREEBIND
 	if network == "tcp6" {
@@ -137,20 +136,20 @@ func freeBind(network, _ string, c syscall.RawConn) error {
 	return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }), err)
 }
 
-// serve answers on the listeners until ctx ends.
+// serve serves on the listeners until ctx ends.
 func (s *Share) serve(ctx context.Context, st Store, listeners []net.Listener) error {
-	known := func(node string) bool { _, ok := s.nodes.get(node); return ok }
+	isNode := func(node string) bool { _, ok := s.nodes.get(node); return ok }
 	srv := &http.Server{
-		Handler: stillKnown(known, newHandler(st, s.nodes.selfIsServer, &s.count)),
-		// Not ReadTimeout: it would end a transfer that takes longer.
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idle, MaxHeaderBytes: 16 << 10,
+		Handler: requireNode(isNode, newHandler(st, s.nodes.selfIsServer, &s.count)),
+		// Not ReadTimeout, which would end long transfers.
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
-		l = tls.NewListener(netutil.LimitListener(newFair(l), connections), s.id.server(known))
+		l = tls.NewListener(netutil.LimitListener(newFairListener(l), maxConnections), s.id.server(isNode))
 		go func() { failed <- srv.Serve(l) }()
 	}
 	var errs []error
@@ -166,14 +165,14 @@ func (s *Share) serve(ctx context.Context, st Store, listeners []net.Listener) e
 	return errors.Join(errs...)
 }
 
-// stillKnown refuses a node that was deleted after it had connected, and closes the connection.
-func stillKnown(known func(node string) bool, next http.Handler) http.Handler {
+// requireNode refuses requests of a node that was deleted after it had connected, and closes the connection.
+func requireNode(isNode func(node string) bool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
 			refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
 			return
 		}
-		if node, err := nodeOf(*r.TLS); err != nil || !known(node) {
+		if node, err := nodeOf(*r.TLS); err != nil || !isNode(node) {
 			w.Header().Set("Connection", "close")
 			refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
 			return
@@ -188,14 +187,15 @@ func (s *Share) set(state, detail string) {
 	s.state, s.detail = state, detail
 }
 
-// Status says for `umiak status` what has been given and taken.
+// Status is the section of `umiak status` with what was given to and taken from other nodes.
 func (s *Share) Status(context.Context) status.Section {
 	s.mu.Lock()
 	row := status.Row{Name: "neighbours", State: s.state, Detail: s.detail}
 	s.mu.Unlock()
 	if row.Detail == "" {
 		c := &s.count
-		row.Detail = fmt.Sprintf("%d nodes; gave %d blobs (%d MB), took %d (%d MB)", s.nodes.others(), c.given.Load(), c.bytes.Load()>>20, c.blobs.Load(), c.taken.Load()>>20)
+		row.Detail = fmt.Sprintf("%d nodes; gave %d blobs (%d MB), took %d (%d MB)", s.nodes.others(), c.given.Load(),
+			c.bytes.Load()>>20, c.blobs.Load(), c.taken.Load()>>20)
 		if n := c.refused.Load(); n > 0 {
 			row.Detail += fmt.Sprintf("; was busy %d times", n)
 		}

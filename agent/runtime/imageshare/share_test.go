@@ -63,7 +63,7 @@ func TestServing(t *testing.T) {
 		{srv, "GET", "/v2/app/tags/list?ns=registry.test", "", 404, -2},
 		{srv, "GET", "/v2/_catalog?ns=registry.test", "", 404, -2},
 		{srv, "GET", "/etc/passwd", "", 404, -2},
-		{srv, "POST", "/v2/app/blobs/uploads/?ns=registry.test", "", 405, -2},
+		{srv, "POST", "/v2/app/blobs/maxUploads/?ns=registry.test", "", 405, -2},
 		{srv, "DELETE", "/v2/app/manifests/1?ns=registry.test", "", 405, -2},
 	} {
 		from := ag
@@ -251,7 +251,7 @@ func TestABadNeighbour(t *testing.T) {
 	bad.store.cutAt(300_000)
 	srv.Remove("bad")
 	srv.Set(object("bad", bad.addr.String(), false))
-	srv.nodes.putAside("good", true)
+	srv.nodes.avoidNode("good", true)
 	p := &puller{share: srv.Share, registry: "registry.test"}
 	p.hosts, _ = none.Hosts("", nil)
 	w := want{registry: "registry.test", repository: "app", kind: blobs, digest: blob}
@@ -266,7 +266,7 @@ func TestABadNeighbour(t *testing.T) {
 		t.Fatalf("%d bytes, %v", head.Len(), err)
 	}
 	if c := srv.nodes.candidates(app, false, false); len(c) != 0 {
-		t.Fatalf("it is not put aside: %v", c)
+		t.Fatalf("it is not put avoidance: %v", c)
 	}
 	srv.Remove("good")
 	srv.Set(object("good", good.addr.String(), false))
@@ -291,7 +291,7 @@ func TestBusy(t *testing.T) {
 	p.hosts, _ = nobody(t).Hosts("", nil)
 	w := want{registry: "registry.test", repository: "app", kind: blobs, digest: blob}
 	var held []*http.Response
-	for range uploads {
+	for range maxUploads {
 		resp, busy := p.once(t.Context(), w, "", false)
 		if resp == nil || busy {
 			t.Fatalf("upload %d: %v, %v", len(held), resp, busy)
@@ -364,13 +364,13 @@ func TestCandidates(t *testing.T) {
 		n.Set(object(fmt.Sprintf("x%d", i), "10.0.1.1", false))
 	}
 	c := n.candidates(app, false, false)
-	if len(c) != 2+atRandom || c[0].name != "n1" || c[1].name != "srv" {
+	if len(c) != 2+maxRandom || c[0].name != "n1" || c[1].name != "srv" {
 		t.Errorf("%d, first %v", len(c), c[:2])
 	}
 	if c := n.candidates(app, true, false); len(c) != 1 || c[0].name != "srv" {
 		t.Errorf("servers: %v", c)
 	}
-	n.putAside("n1", false)
+	n.avoidNode("n1", false)
 	if c := n.candidates(app, false, true); c[0].name != "n1" {
 		t.Errorf("in need: %v", c[0])
 	}
@@ -378,18 +378,18 @@ func TestCandidates(t *testing.T) {
 	if c := n.candidates(app, false, false); c[0].name != "n1" {
 		t.Errorf("it has answered: %v", c[0])
 	}
-	n.putAside("n1", true)
-	n.putAside("n1", false)
+	n.avoidNode("n1", true)
+	n.avoidNode("n1", false)
 	n.answered("n1")
 	if c := n.candidates(app, false, true); c[0].name != "srv" {
 		t.Errorf("in need of one that gave what was not asked for: %v", c[0])
 	}
 	if c := n.candidates(app, false, false); c[0].name != "srv" {
-		t.Errorf("put aside: %v", c[0])
+		t.Errorf("put avoidance: %v", c[0])
 	}
 	n.Set(object("n1", "10.0.0.7", false, app)) // another address
 	if c := n.candidates(app, false, false); c[0].name != "n1" {
-		t.Errorf("put aside: %v", c[0])
+		t.Errorf("put avoidance: %v", c[0])
 	}
 	if !n.selfIsServer() || n.others() != 104 {
 		t.Errorf("%v, %d", n.selfIsServer(), n.others())
@@ -404,7 +404,7 @@ func TestManyAtOnce(t *testing.T) {
 	d := srv.store.image(app+":1", body)
 	srv.store.hold = make(chan struct{})
 	none := nobody(t)
-	const many = 2 * uploads
+	const many = 2 * maxUploads
 	var all []*node
 	for i := range many {
 		all = append(all, l.add(fmt.Sprintf("n%d", i), false))
@@ -423,7 +423,7 @@ func TestManyAtOnce(t *testing.T) {
 			n.store.image(app+":1", raw) // and gives it to others from now on
 		})
 	}
-	for srv.count.refused.Load() < many-uploads {
+	for srv.count.refused.Load() < many-maxUploads {
 		time.Sleep(time.Millisecond)
 	}
 	close(srv.store.hold)

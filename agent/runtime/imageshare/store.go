@@ -17,19 +17,19 @@ import (
 	"github.com/umiak-io/umiak/agent/runtime/images"
 )
 
-// Store is what this node has. What it has not is errdefs.ErrNotFound.
+// Store gives access to this node's images. A missing object is errdefs.ErrNotFound.
 type Store interface {
-	// Info is what is known of a blob: its size, and labels that say where it was pulled from.
+	// Info returns a blob's size, and labels that record where it was pulled from.
 	Info(ctx context.Context, d digest.Digest) (content.Info, error)
-	// Open reads a blob, which may be removed meanwhile.
+	// Open opens a blob for reading. It may be removed while it is read.
 	Open(ctx context.Context, d digest.Digest) (content.ReaderAt, error)
-	// Image is the digest of an image's manifest or index.
+	// Image returns the digest of an image's manifest or index.
 	Image(ctx context.Context, name string) (digest.Digest, error)
-	// Images are the digests of all images of a repository, which comes with its registry.
+	// Images returns the digests of all images of a repository, whose name includes the registry.
 	Images(ctx context.Context, repository string) ([]digest.Digest, error)
 }
 
-// store is the node's containerd.
+// store is the Store of the node's containerd.
 type store struct{ c *client.Client }
 
 func openStore(socket string) (store, error) {
@@ -67,18 +67,18 @@ func (s store) Images(ctx context.Context, repository string) ([]digest.Digest, 
 	return out, nil
 }
 
-// readAhead is how much is taken from containerd at once: each is a request over its socket.
+// readAhead is the size of a read from containerd: each is a request over its socket.
 const readAhead = 256 << 10
 
-// blob is a blob as http.ServeContent reads it.
+// blob is an io.ReadSeeker over a blob, for http.ServeContent.
 type blob struct {
 	r    io.ReaderAt
 	size int64
 	off  int64
-	buf  []byte // what was read ahead and not taken yet
+	buf  []byte // read ahead and not yet returned
 	mem  []byte
-	// taken is how much has been read in all.
-	taken int64
+	// total is the number of bytes read so far.
+	total int64
 	// before is called before each read.
 	before func() error
 }
@@ -105,7 +105,7 @@ func (b *blob) Read(p []byte) (int, error) {
 		b.buf = b.mem[:n]
 	}
 	n := copy(p, b.buf)
-	b.buf, b.off, b.taken = b.buf[n:], b.off+int64(n), b.taken+int64(n)
+	b.buf, b.off, b.total = b.buf[n:], b.off+int64(n), b.total+int64(n)
 	return n, nil
 }
 

@@ -9,17 +9,16 @@ import (
 	"path/filepath"
 )
 
-// Programs are the paths of what a node runs. They stay the same over upgrades (Unpack's folder
-// "current" is a link to the newest content), so containers that were made by an older umiak go on with
-// programs that exist.
+// Programs holds the absolute paths of the programs that a node runs. The paths stay the same across upgrades (Unpack's
+// folder "current" is a link to the newest content), so containers that an older umiak created keep working.
 type Programs struct {
 	Runc   string // the OCI runtime
 	Shim   string // containerd-shim-runc-v2
-	CNIDir string // folder of the CNI plugins, a file each
-	Pause  string // process 1 of every pod
+	CNIDir string // folder of the CNI plugins, one file each
+	Pause  string // the process of every pod's sandbox container
 }
 
-// Names of the programs in the bundle and on PATH.
+// Names of the programs in the archive and on PATH.
 const (
 	runcName  = "runc"
 	shimName  = "containerd-shim-runc-v2"
@@ -27,14 +26,14 @@ const (
 	cniName   = "cni"
 )
 
-// plugins are the CNI plugins that a node needs.
+// plugins lists the CNI plugins that a node needs.
 var plugins = []string{"bridge", "host-local", "loopback", "bandwidth", "portmap"}
 
-// Embedded says whether the binary carries the programs.
+// Embedded reports whether the binary contains the programs.
 func Embedded() bool { return len(archive) > 0 }
 
-// Unpack makes the programs available under dir and returns where they are. It costs milliseconds when
-// they are there already. Without an embedded bundle they are looked up on PATH and dir is not touched.
+// Unpack makes the programs available below dir and returns their paths. If they are there already, it takes
+// milliseconds. Without an embedded archive it looks the programs up on PATH and does not touch dir.
 func Unpack(ctx context.Context, dir string) (Programs, error) {
 	if !Embedded() {
 		return lookup(exec.LookPath, []string{"/opt/cni/bin", "/usr/lib/cni"})
@@ -46,7 +45,7 @@ func Unpack(ctx context.Context, dir string) (Programs, error) {
 	return under(filepath.Join(dir, current)), nil
 }
 
-// under returns the programs of an unpacked bundle.
+// under returns the paths of the programs in an unpacked folder.
 func under(dir string) Programs {
 	return Programs{
 		Runc:   filepath.Join(dir, runcName),
@@ -56,7 +55,7 @@ func under(dir string) Programs {
 	}
 }
 
-// lookup finds the programs of a machine that has them installed, and names all that it has not.
+// lookup finds the programs on a machine that has them installed. The error names all that are missing.
 func lookup(find func(string) (string, error), cniDirs []string) (Programs, error) {
 	var errs []error
 	path := func(name, pkg string) string {
@@ -86,15 +85,17 @@ func lookup(find func(string) (string, error), cniDirs []string) (Programs, erro
 		}
 	}
 	if out.CNIDir == "" {
-		errs = append(errs, fmt.Errorf("no CNI plugin %s on PATH or in %v (Debian: containernetworking-plugins)", missing, cniDirs))
+		errs = append(errs, fmt.Errorf("no CNI plugin %s on PATH or in %v (Debian: containernetworking-plugins)",
+			missing, cniDirs))
 	}
 	if len(errs) > 0 {
-		return Programs{}, fmt.Errorf("this umiak was built without its bundle of programs (scripts/build embeds them): %w", errors.Join(errs...))
+		return Programs{}, fmt.Errorf("this umiak was built without embedded programs (scripts/build embeds them): %w",
+			errors.Join(errs...))
 	}
 	return out, nil
 }
 
-// firstMissing is the first plugin that is not in the folder.
+// firstMissing returns the first plugin that is not in the folder, "" if all are there.
 func firstMissing(dir string) string {
 	for _, name := range plugins {
 		st, err := os.Stat(filepath.Join(dir, name))

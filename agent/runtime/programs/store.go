@@ -22,20 +22,20 @@ import (
 )
 
 const (
-	current      = "current"       // link to the folder that is in use
-	manifestName = "manifest.json" // what a folder must hold
-	verifiedName = "verified"      // the boot in which the content was last checked
+	current      = "current"       // a link to the folder in use
+	manifestName = "manifest.json" // lists the files of a folder
+	verifiedName = "verified"      // holds the boot ID of the last content check
 	tempPrefix   = ".tmp-"
 )
 
-// store is the folder of unpacked bundles: one folder each, named after its content.
+// store is the folder of unpacked archives: one subfolder per archive, named after its content.
 type store struct {
 	dir    string
 	bootID string
 	inUse  func(dir string) (bool, error)
 }
 
-// manifest lists the files of one bundle.
+// manifest lists the files of one archive.
 type manifest struct {
 	Files map[string]file `json:"files"`
 }
@@ -45,8 +45,8 @@ type file struct {
 	SHA256 string `json:"sha256"`
 }
 
-// install makes dir/current the archive with the id given, unless it is that already, and removes
-// others that nothing uses any more.
+// install links dir/current to the unpacked archive with the given id, unpacks it first if necessary, and removes other
+// archives that no process uses.
 func (s store) install(ctx context.Context, id string, archive []byte) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
@@ -68,8 +68,8 @@ func (s store) install(ctx context.Context, id string, archive []byte) error {
 	return s.sweep(id)
 }
 
-// check returns an error unless the folder holds a whole bundle. Sizes are compared at every start;
-// contents once a boot, since it takes a power cut to tear a file that was synced and renamed.
+// check returns an error unless the folder holds a complete archive. It compares sizes at every start, and content once
+// per boot: a file that was synced and renamed can only be damaged by a power failure or the disk.
 func (s store) check(ctx context.Context, home string) error {
 	text, err := os.ReadFile(filepath.Join(home, manifestName))
 	if err != nil {
@@ -85,7 +85,7 @@ func (s store) check(ctx context.Context, home string) error {
 			return err
 		}
 		if st.Size() != want.Size || !st.Mode().IsRegular() || st.Mode().Perm() != 0o755 {
-			return fmt.Errorf("%s is not what was unpacked", name)
+			return fmt.Errorf("%s differs from what was unpacked", name)
 		}
 	}
 	if b, err := os.ReadFile(filepath.Join(home, verifiedName)); err == nil && s.bootID != "" && string(b) == s.bootID {
@@ -120,7 +120,7 @@ func hash(ctx context.Context, path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// reader ends when its context does.
+// reader fails once its context has ended.
 type reader struct {
 	ctx context.Context
 	r   io.Reader
@@ -133,7 +133,7 @@ func (r reader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
-// replace unpacks beside the folder and takes its place in one step; every byte is on disk before.
+// replace unpacks the archive into a temporary folder, syncs it and renames it to home.
 func (s store) replace(ctx context.Context, home string, archive []byte) (err error) {
 	tmp, err := os.MkdirTemp(s.dir, tempPrefix)
 	if err != nil {
@@ -159,7 +159,7 @@ func (s store) replace(ctx context.Context, home string, archive []byte) (err er
 	); err != nil {
 		return err
 	}
-	// A damaged folder of the same name goes first; processes that run from it keep their files.
+	// Remove a damaged folder of the same name; processes that run from it keep their open files.
 	if err := os.RemoveAll(home); err != nil {
 		return err
 	}
@@ -172,8 +172,9 @@ func (s store) replace(ctx context.Context, home string, archive []byte) (err er
 // extract writes the archive's files below dir and syncs them.
 func extract(ctx context.Context, dir string, archive []byte) (manifest, error) {
 	m := manifest{Files: map[string]file{}}
-	// Two goroutines at most and a bounded window: a start must not cost memory that is never needed again.
-	z, err := zstd.NewReader(bytes.NewReader(archive), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+	// At most two goroutines and a bounded window: a start must not allocate memory that nothing needs later.
+	z, err := zstd.NewReader(bytes.NewReader(archive), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(8<<20))
 	if err != nil {
 		return m, err
 	}
@@ -189,7 +190,7 @@ func extract(ctx context.Context, dir string, archive []byte) (manifest, error) 
 		}
 		name := strings.TrimSuffix(h.Name, "/")
 		if !filepath.IsLocal(name) {
-			return m, fmt.Errorf("%q leads out of the folder", h.Name)
+			return m, fmt.Errorf("path %q leaves the folder", h.Name)
 		}
 		at := filepath.Join(dir, name)
 		switch h.Typeflag {
@@ -207,14 +208,14 @@ func extract(ctx context.Context, dir string, archive []byte) (manifest, error) 
 		case tar.TypeLink:
 			f, ok := m.Files[h.Linkname]
 			if !ok {
-				return m, fmt.Errorf("%s links to %s, which is not there", name, h.Linkname)
+				return m, fmt.Errorf("%s links to %s, which is not in the archive", name, h.Linkname)
 			}
 			if err := os.Link(filepath.Join(dir, h.Linkname), at); err != nil {
 				return m, err
 			}
 			m.Files[name] = f
 		default:
-			return m, fmt.Errorf("%s is neither file nor folder", name)
+			return m, fmt.Errorf("%s is neither a file nor a folder", name)
 		}
 	}
 	for d := range dirs {
@@ -238,7 +239,7 @@ func extractFile(at string, r io.Reader) (file, error) {
 	return file{Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
 }
 
-// link points dir/current at the bundle, in one step.
+// link points dir/current at the folder id, atomically.
 func (s store) link(id string) error {
 	tmp := filepath.Join(s.dir, tempPrefix+current)
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -250,7 +251,7 @@ func (s store) link(id string) error {
 	return atomicfile.SyncDir(s.dir)
 }
 
-// sweep removes what an interrupted start left behind, and bundles from which nothing runs.
+// sweep removes the temporary files of an interrupted start, and folders from which no process runs.
 func (s store) sweep(id string) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -263,17 +264,17 @@ func (s store) sweep(id string) error {
 		old := filepath.Join(s.dir, e.Name())
 		if !strings.HasPrefix(e.Name(), tempPrefix) {
 			if used, err := s.inUse(old); err != nil || used {
-				continue // it is looked at again at the next start
+				continue // the next start checks again
 			}
 		}
 		if err := os.RemoveAll(old); err != nil {
-			return fmt.Errorf("remove an old bundle: %w", err)
+			return fmt.Errorf("remove old programs: %w", err)
 		}
 	}
 	return nil
 }
 
-// bootID names this boot of the machine; empty where the kernel does not say.
+// bootID identifies this boot of the machine; it is "" if the kernel does not provide an ID.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -282,16 +283,16 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// inUse says whether a process runs a program from the folder. Files are compared by identity, since a
-// process may have its own view of the mounts.
+// inUse reports whether a process runs a program from the folder. It compares files by identity, because a process may
+// have its own mount namespace.
 func inUse(dir string) (bool, error) {
-	var own []fs.FileInfo
+	var programs []fs.FileInfo
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		st, err := os.Stat(p)
-		own = append(own, st)
+		programs = append(programs, st)
 		return err
 	})
 	if err != nil {
@@ -306,8 +307,8 @@ func inUse(dir string) (bool, error) {
 		if err != nil {
 			continue // gone, or a kernel thread
 		}
-		for _, o := range own {
-			if os.SameFile(st, o) {
+		for _, p := range programs {
+			if os.SameFile(st, p) {
 				return true, nil
 			}
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/umiak-io/umiak/internal/httpproxy"
 )
 
-// Credentials are those of one pull, asked for by host; all empty where there are none.
+// Credentials returns the credentials of one pull for a host; both strings are empty if there are none.
 type Credentials = func(host string) (user, secret string, err error)
 
 const (
@@ -25,17 +25,18 @@ const (
 	registryCan = mirrorCan | docker.HostCapabilityPush
 )
 
-// Hosts returns the hosts to try for a registry, in order: its mirrors, or those of "*", then itself if that is not ruled out. There is
-// at least one; where none may be asked, it is one whose every answer is an error that says so.
+// Hosts returns the hosts to try for a registry, in order: its mirrors, or those of "*", then the registry itself
+// unless the settings exclude it. It returns at least one host; if no host may be used, the host's client returns
+// ErrForbidden for every request.
 func (s *Settings) Hosts(registry string, request Credentials) ([]docker.RegistryHost, error) {
 	mirror, ok := s.Mirrors[registry]
 	if !ok {
 		mirror = s.Mirrors[wildcard]
 	}
-	own := registryEndpoint(registry)
+	self := registryEndpoint(registry)
 	var out []docker.RegistryHost
 	add := func(e Endpoint, rewrites []Rewrite, can docker.HostCapabilities) error {
-		h, err := s.host(e, e.Host != own.Host, rewrites, request)
+		h, err := s.host(e, e.Host != self.Host, rewrites, request)
 		if err != nil {
 			return fmt.Errorf("registry %s: %w", e.Host, err)
 		}
@@ -48,27 +49,29 @@ func (s *Settings) Hosts(registry string, request Credentials) ([]docker.Registr
 			return nil, err
 		}
 	}
-	// The registry itself knows its images by their own names: no rewrites there.
-	if len(mirror.Rewrites) == 0 && slices.Contains(mirror.Endpoints, own) {
-		i := slices.Index(mirror.Endpoints, own)
+	// Rewrites do not apply to the registry itself.
+	if len(mirror.Rewrites) == 0 && slices.Contains(mirror.Endpoints, self) {
+		i := slices.Index(mirror.Endpoints, self)
 		out[i].Capabilities = registryCan
 		return out, nil
 	}
 	if mirror.Only || s.MirrorsOnly && len(mirror.Endpoints) > 0 {
 		if len(out) == 0 {
 			out = append(out, docker.RegistryHost{
-				Client: &http.Client{Transport: forbidden(registry)}, Scheme: own.Scheme, Host: own.Host, Path: own.Path, Capabilities: mirrorCan,
+				Client: &http.Client{Transport: forbidden(registry)}, Scheme: self.Scheme, Host: self.Host,
+				Path: self.Path, Capabilities: mirrorCan,
 			})
 		}
 		return out, nil
 	}
-	return out, add(own, nil, registryCan)
+	err := add(self, nil, registryCan)
+	return out, err
 }
 
-// ErrForbidden means that the settings keep a registry from being asked.
-var ErrForbidden = errors.New("the registry settings forbid to ask it (fallback: false), and name no mirror")
+// ErrForbidden means that the settings exclude the registry and name no mirror for it.
+var ErrForbidden = errors.New("the registry settings exclude the registry (fallback: false) and name no mirror")
 
-// forbidden answers for a registry that may not be asked.
+// forbidden is the transport for a registry that the settings exclude.
 type forbidden string
 
 // RoundTrip implements http.RoundTripper.
@@ -76,7 +79,7 @@ func (f forbidden) RoundTrip(*http.Request) (*http.Response, error) {
 	return nil, fmt.Errorf("registry %s: %w", string(f), ErrForbidden)
 }
 
-// registryEndpoint is where a registry is when nothing else is said.
+// registryEndpoint returns the default endpoint of a registry.
 func registryEndpoint(registry string) Endpoint {
 	if registry == hub {
 		return Endpoint{"https", "registry-1.docker.io", "/v2"}
@@ -84,7 +87,7 @@ func registryEndpoint(registry string) Endpoint {
 	return Endpoint{defaultScheme(registry), registry, "/v2"}
 }
 
-// defaultScheme is https, but for this machine's own ports, where registries under test live.
+// defaultScheme is http for ports of this machine other than 443, where test registries listen, and https otherwise.
 func defaultScheme(host string) string {
 	_, port, err := net.SplitHostPort(host)
 	if err == nil && port != "443" && docker.IsLocalhost(host) {
@@ -93,7 +96,7 @@ func defaultScheme(host string) string {
 	return "https"
 }
 
-// config finds what the file says of a host.
+// config returns the settings for a host.
 func (s *Settings) config(host string) Host {
 	names := []string{canonical(host)}
 	for _, port := range []string{":443", ":80"} {
@@ -109,7 +112,8 @@ func (s *Settings) config(host string) Host {
 	return Host{}
 }
 
-func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request Credentials) (docker.RegistryHost, error) {
+func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite,
+	request Credentials) (docker.RegistryHost, error) {
 	cfg := s.config(e.Host)
 	if isMirror && !mayHaveSecret(e) {
 		request = nil
@@ -121,9 +125,9 @@ func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request C
 	transport := docker.DefaultHTTPTransport(tlsConfig)
 	transport.Proxy = httpproxy.Proxy()
 	if e.Scheme == "http" && cfg.TLS != nil && defaultScheme(e.Host) == "http" {
-		e.Scheme = "https" // this machine's own port, and the file says how to speak TLS to it
+		e.Scheme = "https" // a local port with TLS settings
 	}
-	// Tokens are asked for with a client that leaves paths alone.
+	// Token requests use a client without rewrites.
 	auth := docker.NewDockerAuthorizer(
 		docker.WithAuthClient(&http.Client{Transport: transport}),
 		docker.WithAuthCreds(func(host string) (string, string, error) {
@@ -137,13 +141,13 @@ func (s *Settings) host(e Endpoint, isMirror bool, rewrites []Rewrite, request C
 	return docker.RegistryHost{Client: client, Authorizer: auth, Scheme: e.Scheme, Host: e.Host, Path: e.Path}, nil
 }
 
-// mayHaveSecret says whether a pod's secret may be sent to a mirror: not in clear over the network.
+// mayHaveSecret reports whether a pod's secret may be sent to a mirror: not unencrypted over the network.
 func mayHaveSecret(mirror Endpoint) bool {
 	return mirror.Scheme == "https" || docker.IsLocalhost(mirror.Host)
 }
 
-// credentials chooses between the node's and the pull's. A pod's secret is for the registry that its
-// image names, so for a mirror the node's own come first.
+// credentials selects the node's credentials or the pull's. A pod's secret is for the registry in the image's name, so
+// for a mirror the node's credentials take precedence.
 func credentials(cfg Host, sameHost, isMirror bool, request Credentials, host string) (string, string, error) {
 	node := cfg.Secret != "" && sameHost
 	if node && isMirror {
@@ -160,7 +164,7 @@ func credentials(cfg Host, sameHost, isMirror bool, request Credentials, host st
 	return "", "", nil
 }
 
-// load reads the files.
+// load reads the files. A nil TLS gives the default configuration.
 func (t *TLS) load() (*tls.Config, error) {
 	out := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t == nil {
@@ -176,7 +180,7 @@ func (t *TLS) load() (*tls.Config, error) {
 			out.RootCAs = x509.NewCertPool()
 		}
 		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read ca_file: %s holds no certificate", t.CAFile)
+			return nil, fmt.Errorf("read ca_file: no certificate in %s", t.CAFile)
 		}
 	}
 	if t.CertFile != "" {
@@ -189,17 +193,17 @@ func (t *TLS) load() (*tls.Config, error) {
 	return out, nil
 }
 
-// rewriter sends requests for a repository to the repository that the rules name.
+// rewriter changes the repository in requests according to the rules.
 type rewriter struct {
 	transport http.RoundTripper
 	endpoint  Endpoint
 	rules     []Rewrite
 }
 
-var errBadRewrite = errors.New("a rewrite makes a repository name that is none")
+var errBadRewrite = errors.New("a rewrite gives an invalid repository name")
 
 func (r *rewriter) RoundTrip(req *http.Request) (*http.Response, error) {
-	// A redirect's target is the server's choice, and has been rewritten already if it is about the same.
+	// Leave redirects alone: the server chose the target, and the request was rewritten before.
 	if req.Response != nil || req.URL.Host != r.endpoint.Host {
 		return r.transport.RoundTrip(req)
 	}
@@ -211,19 +215,20 @@ func (r *rewriter) RoundTrip(req *http.Request) (*http.Response, error) {
 	if to == repository {
 		return r.transport.RoundTrip(req)
 	}
-	if to == "" || strings.HasPrefix(to, "/") || strings.HasSuffix(to, "/") || strings.Contains("/"+to+"/", "/../") || strings.ContainsAny(to, "?#%\x00 ") {
+	if to == "" || strings.HasPrefix(to, "/") || strings.HasSuffix(to, "/") || strings.Contains("/"+to+"/", "/../") ||
+		strings.ContainsAny(to, "?#%\x00 ") {
 		return nil, fmt.Errorf("%w: %q for %q", errBadRewrite, to, repository)
 	}
 	c := req.Clone(req.Context())
 	c.URL.Path, c.URL.RawPath = r.endpoint.Path+"/"+to+rest, ""
 	resp, err := r.transport.RoundTrip(c)
 	if resp != nil {
-		resp.Request = req // callers compare it with what they sent
+		resp.Request = req // callers compare it with their request
 	}
 	return resp, err
 }
 
-// splitPath takes the repository out of PREFIX/REPOSITORY/manifests/TAG and the like.
+// splitPath splits a path such as PREFIX/REPOSITORY/manifests/TAG.
 func splitPath(path, prefix string) (repository, rest string, ok bool) {
 	p, ok := strings.CutPrefix(path, strings.TrimSuffix(prefix, "/")+"/")
 	if !ok {
@@ -244,7 +249,7 @@ func splitPath(path, prefix string) (repository, rest string, ok bool) {
 	return "", "", false
 }
 
-// rewrite applies the first rule that matches.
+// rewrite applies the first matching rule.
 func rewrite(rules []Rewrite, repository string) string {
 	for _, r := range rules {
 		if r.Pattern.MatchString(repository) {
@@ -254,7 +259,7 @@ func rewrite(rules []Rewrite, repository string) string {
 	return repository
 }
 
-// authorizer asks for tokens for the repository that will be read, not for the one in the image's name.
+// authorizer requests tokens for the rewritten repository instead of the one in the image's name.
 type authorizer struct {
 	docker.Authorizer
 	rules []Rewrite
@@ -274,8 +279,8 @@ func (a *authorizer) Authorize(ctx context.Context, req *http.Request) error {
 	return a.Authorizer.Authorize(scoped, req)
 }
 
-// noScopes hides the context's values, of which upstream's key for scopes is not exported, and keeps
-// its end.
+// noScopes hides the values of a context, because upstream's key for scopes is not exported. It keeps the context's
+// cancellation.
 type noScopes struct{ context.Context }
 
 func (noScopes) Value(any) any { return nil }

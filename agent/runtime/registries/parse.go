@@ -16,18 +16,19 @@ import (
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
-// wildcard stands for every registry, or host, that has no entry of its own.
+// wildcard is the key for every registry, or host, without an entry of its own.
 const wildcard = "*"
 
-// Settings are the content of a registries.yaml.
+// Settings is the content of a registries.yaml.
 type Settings struct {
-	Mirrors map[string]Mirror // by registry, as docker.io
-	Configs map[string]Host   // by host, as registry.example.com:5000
-	// MirrorsOnly rules out every registry that has a mirror: disable-default-registry-endpoint.
+	Mirrors map[string]Mirror // by registry, such as docker.io
+	Configs map[string]Host   // by host, such as registry.example.com:5000
+	// MirrorsOnly excludes every registry that has a mirror: images come from the mirror alone. It is the setting
+	// disable-default-registry-endpoint.
 	MirrorsOnly bool
 }
 
-// Secret reports whether the settings hold a password or a token.
+// Secret reports whether the settings contain a password or a token.
 func (s *Settings) Secret() bool {
 	for _, h := range s.Configs {
 		if h.Secret != "" {
@@ -37,8 +38,8 @@ func (s *Settings) Secret() bool {
 	return false
 }
 
-// Unreadable is an error that names the files of the settings that cannot be used now. They are read at each pull, so that is no reason to
-// refuse the settings.
+// Unreadable returns an error that lists the TLS files that cannot be used now. Pulls read the files, so this does not
+// invalidate the settings.
 func (s *Settings) Unreadable() error {
 	var errs []error
 	for _, host := range slices.Sorted(maps.Keys(s.Configs)) {
@@ -49,43 +50,44 @@ func (s *Settings) Unreadable() error {
 	return errors.Join(errs...)
 }
 
-// Mirror says where a registry's images are fetched from before the registry itself is asked.
+// Mirror describes where a registry's images are fetched from before the registry itself.
 type Mirror struct {
 	Endpoints []Endpoint
 	Rewrites  []Rewrite // in the file's order; the first that matches is used
-	// Only means that the registry itself is not asked, whatever its mirrors answer.
+	// Only excludes the registry itself, whatever its mirrors answer (fallback: false).
 	Only bool
 }
 
-// Endpoint is one place to fetch from.
+// Endpoint is the URL of a mirror or registry.
 type Endpoint struct {
 	Scheme, Host, Path string
 }
 
-// String is the endpoint's URL.
+// String returns the endpoint's URL.
 func (e Endpoint) String() string { return e.Scheme + "://" + e.Host + e.Path }
 
-// Rewrite changes an image's repository for a mirror, as ^library/(.*) to cache/$1.
+// Rewrite changes an image's repository for a mirror, for example ^library/(.*) to cache/$1.
 type Rewrite struct {
 	Pattern *regexp.Regexp
 	By      string
 }
 
-// Host is how to talk to one host.
+// Host describes how to connect to one host.
 type Host struct {
-	User, Secret string // an empty user with a secret is an identity token
+	User, Secret string // if only Secret is set, it is an identity token
 	TLS          *TLS
 }
 
-// TLS names files; they are read at each pull.
+// TLS names files, which are read at each pull.
 type TLS struct {
 	CAFile, CertFile, KeyFile string
 	SkipVerify                bool
 }
 
+// maxSize bounds the size of the file in bytes.
 const maxSize = 1 << 20
 
-// Parse reads a registries.yaml. It reports all that is wrong, each with the file's name, line and key.
+// Parse parses a registries.yaml. It reports all mistakes, each with the file's name, line and key.
 func Parse(name string, text []byte) (*Settings, error) {
 	if len(text) > maxSize {
 		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxSize)
@@ -99,7 +101,8 @@ func Parse(name string, text []byte) (*Settings, error) {
 	if doc != nil {
 		p.object(doc, "", map[string]func(*yaml.Node, string){
 			"mirrors": func(n *yaml.Node, at string) {
-				p.named(n, at, registryKey, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
+				p.named(
+					n, at, registryKey, func(key string, n *yaml.Node, at string) { s.Mirrors[key] = p.mirror(n, at) })
 			},
 			"configs": func(n *yaml.Node, at string) {
 				p.named(n, at, hostKey, func(key string, n *yaml.Node, at string) { s.Configs[key] = p.host(n, at) })
@@ -112,44 +115,45 @@ func Parse(name string, text []byte) (*Settings, error) {
 	return s, nil
 }
 
-// defaultKey is how containerd's folder of hosts.toml files names what is for every registry.
+// defaultKey is the name of the default entry in containerd's folder of hosts.toml files.
 const defaultKey = "_default"
 
-// keyForm is a host with or without a port, as in an image's name.
+// keyForm matches a host with or without a port, as in an image's name.
 var keyForm = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9._-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
 
-// registryKey is the registry that a key of mirrors is about, as it is named in images. People also write it as the URL at which it is
-// reached, and Docker Hub by its other names.
+// registryKey returns the registry for a key of mirrors, as it is named in images. Keys may also be URLs, or other
+// names of Docker Hub.
 func registryKey(key string) (string, error) {
 	name, rest := cutKey(key)
 	switch {
 	case name == wildcard || name == defaultKey:
 		return wildcard, nil
 	case strings.Contains(name, wildcard):
-		return "", fmt.Errorf("only %q alone stands for all other registries", wildcard)
+		return "", fmt.Errorf("%q must be the whole key: it stands for all other registries", wildcard)
 	case rest != "":
-		return "", fmt.Errorf("is more than a registry; settings are for all of %s, and a rewrite tells its repositories apart", name)
+		return "", fmt.Errorf("is not a registry: settings apply to all of %s; use a rewrite for single repositories",
+			name)
 	case !keyForm.MatchString(name):
-		return "", errors.New("is not a registry, as docker.io or registry.example.com:5000")
+		return "", errors.New("is not a registry such as docker.io or registry.example.com:5000")
 	}
 	return canonical(name), nil
 }
 
-// hostKey is the host that a key of configs is about.
+// hostKey returns the host for a key of configs.
 func hostKey(key string) (string, error) {
 	name, rest := cutKey(key)
 	switch {
 	case name == wildcard || name == defaultKey:
 		return wildcard, nil
 	case rest != "":
-		return "", fmt.Errorf("is more than a host; settings are for all of %s", name)
+		return "", fmt.Errorf("is not a host: settings apply to all of %s", name)
 	case !keyForm.MatchString(name):
-		return "", errors.New("is not a host, as registry.example.com:5000")
+		return "", errors.New("is not a host such as registry.example.com:5000")
 	}
 	return canonical(name), nil
 }
 
-// cutKey takes off a scheme, and the /v1/ or /v2/ that tools write behind a registry's host.
+// cutKey removes a scheme, and the /v1/ or /v2/ that tools append to a registry's host.
 func cutKey(key string) (name, rest string) {
 	port := ""
 	for scheme, p := range map[string]string{"https://": ":443", "http://": ":80"} {
@@ -164,7 +168,7 @@ func cutKey(key string) (name, rest string) {
 	return strings.TrimSuffix(name, port), rest
 }
 
-// canonical is the name of Docker Hub in images for each of its hosts; others have one name.
+// canonical returns docker.io for each of Docker Hub's hosts, and other hosts unchanged.
 func canonical(host string) string {
 	switch strings.TrimSuffix(strings.ToLower(host), ":443") {
 	case "docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
@@ -187,7 +191,7 @@ func (p *parser) fail(n *yaml.Node, at, format string, a ...any) {
 	p.errs = append(p.errs, fmt.Errorf("%s:%d: %s: %s", p.name, n.Line, at, fmt.Sprintf(format, a...)))
 }
 
-// each calls do for every entry of a mapping. An absent value is an empty mapping.
+// each calls do for every entry of a mapping. An absent value counts as an empty mapping.
 func (p *parser) each(n *yaml.Node, at string, do func(key string, n *yaml.Node, at string)) {
 	n = resolve(n)
 	if n.Tag == "!!null" {
@@ -205,7 +209,7 @@ func (p *parser) each(n *yaml.Node, at string, do func(key string, n *yaml.Node,
 			continue
 		}
 		if seen[k.Value] {
-			p.fail(k, join(at, k.Value), "stands here a second time")
+			p.fail(k, join(at, k.Value), "is a duplicate key")
 			continue
 		}
 		seen[k.Value] = true
@@ -213,11 +217,13 @@ func (p *parser) each(n *yaml.Node, at string, do func(key string, n *yaml.Node,
 	}
 }
 
-// named is each for a mapping whose keys are registries or hosts. Two keys that name the same must have the same settings.
-func (p *parser) named(n *yaml.Node, at string, name func(string) (string, error), do func(key string, n *yaml.Node, at string)) {
+// named is each for a mapping whose keys are registries or hosts. Two keys for the same registry or host must have the
+// same settings.
+func (p *parser) named(n *yaml.Node, at string, name func(string) (string, error),
+	do func(key string, n *yaml.Node, at string)) {
 	type entry struct {
-		key string
-		is  *yaml.Node
+		key   string
+		value *yaml.Node
 	}
 	seen := map[string]entry{}
 	p.each(n, at, func(key string, n *yaml.Node, at string) {
@@ -231,31 +237,31 @@ func (p *parser) named(n *yaml.Node, at string, name func(string) (string, error
 		case !twice:
 			seen[k] = entry{key, n}
 			do(k, n, at)
-		case !same(before.is, n):
-			p.fail(n, at, "is the same as %s, which stands here already with other settings", before.key)
+		case !same(before.value, n):
+			p.fail(n, at, "is the same as %s, which has other settings", before.key)
 		}
 	})
 }
 
-// same reports whether two values are written alike.
+// same reports whether two values are equal.
 func same(a, b *yaml.Node) bool {
 	a, b = resolve(a), resolve(b)
 	return a.Kind == b.Kind && a.Tag == b.Tag && a.Value == b.Value && slices.EqualFunc(a.Content, b.Content, same)
 }
 
-// object is each for a mapping whose keys are known.
+// object is each for a mapping with a fixed set of keys.
 func (p *parser) object(n *yaml.Node, at string, keys map[string]func(*yaml.Node, string)) {
 	p.each(n, at, func(key string, v *yaml.Node, sub string) {
 		if f, ok := keys[key]; ok {
 			f(v, sub)
 			return
 		}
-		var known []string
+		var valid []string
 		for k := range keys {
-			known = append(known, k)
+			valid = append(valid, k)
 		}
-		slices.Sort(known)
-		p.fail(v, sub, "no such key; known here: %s", strings.Join(known, ", "))
+		slices.Sort(valid)
+		p.fail(v, sub, "unknown key; valid keys: %s", strings.Join(valid, ", "))
 	})
 }
 
@@ -321,7 +327,7 @@ func (p *parser) host(n *yaml.Node, at string) (h Host) {
 			case token != "":
 				h.Secret = token
 			case auth != "":
-				// No part of the value may get into the message.
+				// The message must not contain any part of the value.
 				b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(auth))
 				u, s, ok := strings.Cut(strings.TrimRight(string(b), "\x00"), ":")
 				if err != nil || !ok {
@@ -330,7 +336,7 @@ func (p *parser) host(n *yaml.Node, at string) (h Host) {
 				}
 				h.User, h.Secret = u, s
 			case password != "":
-				p.fail(n, join(at, "username"), "is missing beside password")
+				p.fail(n, join(at, "username"), "is missing: a password needs it")
 			}
 		},
 		"tls": func(n *yaml.Node, at string) {
@@ -344,24 +350,24 @@ func (p *parser) host(n *yaml.Node, at string) (h Host) {
 				},
 			})
 			if (h.TLS.CertFile == "") != (h.TLS.KeyFile == "") {
-				p.fail(n, at, "cert_file and key_file go together")
+				p.fail(n, at, "needs both cert_file and key_file")
 			}
 		},
 	})
 	return h
 }
 
-// text is a scalar's value.
+// text returns a scalar's value.
 func (p *parser) text(n *yaml.Node, at string) string {
 	n = resolve(n)
 	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
-		p.fail(n, at, "must be a text")
+		p.fail(n, at, "must be a string")
 		return ""
 	}
 	return n.Value
 }
 
-// resolve follows an alias.
+// resolve follows aliases.
 func resolve(n *yaml.Node) *yaml.Node {
 	for range 8 {
 		if n.Kind != yaml.AliasNode || n.Alias == nil {
@@ -379,8 +385,8 @@ func join(at, key string) string {
 	return at + "." + key
 }
 
-// parseEndpoint reads https://HOST[:PORT][/PATH]. Without a path the registry API is at /v2; with one
-// it is there, as the file says.
+// parseEndpoint parses https://HOST[:PORT][/PATH]. Without a path the registry API is at /v2; with one, the API is at
+// the path.
 func parseEndpoint(text string) (Endpoint, error) {
 	if !strings.Contains(text, "://") {
 		host, _, _ := strings.Cut(text, "/")
@@ -388,7 +394,7 @@ func parseEndpoint(text string) (Endpoint, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		// url's message quotes the whole URL, and there may be a password in it.
+		// url's message quotes the URL, which may contain a password.
 		return Endpoint{}, errors.New("is not a URL")
 	}
 	switch {
@@ -397,13 +403,13 @@ func parseEndpoint(text string) (Endpoint, error) {
 	case u.Hostname() == "":
 		return Endpoint{}, errors.New("has no host")
 	case u.User != nil:
-		return Endpoint{}, errors.New("credentials belong into configs")
+		return Endpoint{}, errors.New("must not contain credentials: put them into configs")
 	case u.RawQuery != "" || u.Fragment != "":
 		return Endpoint{}, errors.New("must end with the path")
 	}
 	e := Endpoint{Scheme: u.Scheme, Host: u.Host, Path: path.Clean("/" + u.Path)}
 	if canonical(e.Host) == hub {
-		e.Host = registryEndpoint(hub).Host // the others are web sites
+		e.Host = registryEndpoint(hub).Host // its other hosts serve web sites
 	}
 	if e.Path == "/" {
 		e.Path = "/v2"

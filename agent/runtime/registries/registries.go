@@ -20,15 +20,15 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// Config says where the settings are.
+// Config describes where the settings are.
 type Config struct {
-	File string // a registries.yaml
+	File string // path of registries.yaml; the file need not exist
 	// MirrorsOnly keeps every registry that has a mirror in the file from being asked itself.
 	MirrorsOnly bool
 	Log         *slog.Logger
 }
 
-// Registries are the settings of one file, as it is now.
+// Registries holds the current settings of one file.
 type Registries struct {
 	path        string
 	mirrorsOnly bool
@@ -38,13 +38,13 @@ type Registries struct {
 
 type state struct {
 	settings *Settings
-	err      error // why pulls fail
-	wrong    error // what is wrong with the file as it is, also where settings of before are in use
-	there    bool
+	err      error // why pulls fail; nil if settings are in use
+	fileErr  error // what is wrong with the file, also if earlier settings are in use
+	exists   bool
 	sum      [sha256.Size]byte
 }
 
-// New reads the file. A file that is not there is an empty one; a broken one makes Hosts fail.
+// New reads the file. A missing file counts as empty. If the file is invalid, Hosts returns its error.
 func New(cfg Config) *Registries {
 	r := &Registries{path: cfg.File, mirrorsOnly: cfg.MirrorsOnly, log: cfg.Log}
 	r.load()
@@ -60,7 +60,7 @@ func (r *Registries) Hosts(registry string, request Credentials) ([]docker.Regis
 	return s.settings.Hosts(registry, request)
 }
 
-// Read reads a file of settings. One that is not there is an empty one.
+// Read reads a file of settings. A missing file counts as empty.
 func Read(path string) (*Settings, error) {
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -69,19 +69,19 @@ func Read(path string) (*Settings, error) {
 	return Parse(path, text)
 }
 
-// Status says for `umiak status` what is in force, and what is wrong with the file.
+// Status is the section of `umiak status` with the settings in use and the errors of the file.
 func (r *Registries) Status(context.Context) status.Section {
 	s := r.now.Load()
 	out := status.Section{Name: "Registries"}
 	row := func(state, detail string) {
 		out.Rows = append(out.Rows, status.Row{Name: r.path, State: state, Detail: detail})
 	}
-	if s.wrong != nil {
+	if s.fileErr != nil {
 		state := "wrong, no image can be pulled"
 		if s.err == nil {
 			state = "wrong, the settings before it stay in use"
 		}
-		for _, line := range strings.Split(s.wrong.Error(), "\n") {
+		for _, line := range strings.Split(s.fileErr.Error(), "\n") {
 			row(state, line)
 		}
 		return out
@@ -92,41 +92,42 @@ func (r *Registries) Status(context.Context) status.Section {
 		}
 		return out
 	}
-	if s.there {
-		row("in use", fmt.Sprintf("mirrors for %d registries, settings for %d hosts", len(s.settings.Mirrors), len(s.settings.Configs)))
+	if s.exists {
+		row("in use", fmt.Sprintf("mirrors for %d registries, settings for %d hosts", len(s.settings.Mirrors),
+			len(s.settings.Configs)))
 	}
 	return out
 }
 
-// load reads the file again if it has changed.
+// load reads the file and applies it if it has changed.
 func (r *Registries) load() {
 	text, err := os.ReadFile(r.path)
-	there := true
+	exists := true
 	if errors.Is(err, fs.ErrNotExist) {
-		text, err, there = nil, nil, false
+		text, err, exists = nil, nil, false
 	}
-	next := &state{sum: sha256.Sum256(text), there: there}
+	next := &state{sum: sha256.Sum256(text), exists: exists}
 	before := r.now.Load()
-	if err == nil && before != nil && before.sum == next.sum && before.there == there {
+	if err == nil && before != nil && before.sum == next.sum && before.exists == exists {
 		return
 	}
 	if err == nil {
 		next.settings, err = Parse(r.path, text)
 	}
-	if next.wrong = err; err == nil {
+	if next.fileErr = err; err == nil {
 		next.settings.MirrorsOnly = r.mirrorsOnly
 	}
 	switch {
 	case err == nil:
 		if before != nil {
-			r.log.Info("registry settings read again", "file", r.path, "mirrors", len(next.settings.Mirrors))
+			r.log.Info("registry settings reloaded", "file", r.path, "mirrors", len(next.settings.Mirrors))
 		}
 	case before == nil || before.err != nil:
 		next.err = fmt.Errorf("registry settings: %w", err)
-		r.log.Error("registry settings are wrong, no image can be pulled until they are put right", "error", err)
+		r.log.Error("registry settings are invalid, no image can be pulled until the file is corrected", "error", err)
 	default:
 		next.settings = before.settings
-		r.log.Error("registry settings are wrong, the ones before stay in use", "error", err)
+		r.log.Error("registry settings are invalid, the previous ones stay in use", "error", err)
 	}
 	if err == nil && next.settings.Secret() {
 		if why := secretfiles.File(r.path); why != "" {
@@ -136,8 +137,8 @@ func (r *Registries) load() {
 	r.now.Store(next)
 }
 
-// settle is how long a file must be left alone before it is read: editors write in several steps.
-const settle = 100 * time.Millisecond
+// settleTime is the delay between a change of the file and reading it: editors write in several steps.
+const settleTime = 100 * time.Millisecond
 
 // Run follows the file until ctx ends.
 func (r *Registries) Run(ctx context.Context, ready func()) error {
@@ -145,14 +146,14 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", r.path, err)
 	}
-	defer w.Close() //nolint:errcheck // nothing is lost with a watch
+	defer w.Close() //nolint:errcheck // holds no data
 	watched, err := r.watch(w, "")
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", r.path, err)
 	}
-	r.load() // what has changed since New
+	r.load() // the file may have changed since New
 	ready()
-	quiet := time.NewTimer(settle)
+	quiet := time.NewTimer(settleTime)
 	quiet.Stop()
 	pending := false
 	for {
@@ -163,14 +164,14 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 			if !ok {
 				return errors.New("watch ended")
 			}
-			// What lies on the way to the file matters, and in its own folder whatever comes and goes,
-			// since the file may be a link to a link, as in a mounted ConfigMap. The timer is not set
-			// again while it runs: a busy folder must not put the reading off for ever.
+			// Relevant are the folders on the path to the file, and every file created or removed next to it: the file
+			// may be a link to a link, as in a mounted ConfigMap. The timer is not reset while it runs: a busy folder
+			// must not delay the reading forever.
 			onTheWay := e.Name == r.path || e.Name == watched || strings.HasPrefix(r.path, e.Name+"/")
 			moved := filepath.Dir(r.path) == watched && e.Op&(fsnotify.Create|fsnotify.Rename|fsnotify.Remove) != 0
 			if (onTheWay || moved) && !pending {
 				pending = true
-				quiet.Reset(settle)
+				quiet.Reset(settleTime)
 			}
 		case <-quiet.C:
 			pending = false
@@ -179,21 +180,21 @@ func (r *Registries) Run(ctx context.Context, ready func()) error {
 			}
 			r.load()
 		case err := <-w.Errors:
-			// An overflow loses events, so everything is looked at.
+			// An overflow loses events: read the file.
 			r.log.Warn("watch registry settings", "error", err)
 			pending = true
-			quiet.Reset(settle)
+			quiet.Reset(settleTime)
 		}
 	}
 }
 
-// watch watches the file's folder, or the nearest one above it that exists.
+// watch watches the file's folder, or its nearest existing parent, and returns the watched folder.
 func (r *Registries) watch(w *fsnotify.Watcher, old string) (string, error) {
 	for dir := filepath.Dir(r.path); ; dir = filepath.Dir(dir) {
 		err := w.Add(dir)
 		if err == nil {
 			if old != "" && old != dir {
-				_ = w.Remove(old) // gone with its folder, perhaps
+				_ = w.Remove(old) // fails if the folder was removed
 			}
 			return dir, nil
 		}

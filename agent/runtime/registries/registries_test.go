@@ -277,9 +277,9 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 	}
 	r := New(Config{File: path, Log: slog.New(slog.DiscardHandler)})
 	for _, c := range []struct{ text, state, detail string }{
-		{"mirrors: {docker.io: {endpiont: []}}", "no image can be pulled", path + ":1: mirrors.docker.io.endpiont: no such key"},
+		{"mirrors: {docker.io: {endpiont: []}}", "no image can be pulled", path + ":1: mirrors.docker.io.endpiont: unknown key"},
 		{"mirrors: {quay.io: {endpoint: [a]}}", "in use", "mirrors for 1 registries"},
-		{"mirrors: {quay.io/x: {}}", "the settings before it stay in use", "is more than a registry"},
+		{"mirrors: {quay.io/x: {}}", "the settings before it stay in use", "is not a registry"},
 		{"configs: {a: {tls: {ca_file: " + path + ".pem}}}", "cannot be used now", "no such file"},
 	} {
 		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
@@ -319,7 +319,7 @@ func TestABrokenFileAtStartFailsPullsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := New(Config{File: path, Log: slog.New(slog.DiscardHandler)}).Hosts("docker.io", nil)
-	if err == nil || !strings.Contains(err.Error(), path+":3: mirrors.docker.io.endpiont: no such key") {
+	if err == nil || !strings.Contains(err.Error(), path+":3: mirrors.docker.io.endpiont: unknown key") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -1,12 +1,13 @@
 // Command generate prepares the build of the CNI plugins as one multi-call program.
 //
-// Upstream's plugins are programs (package main), so they cannot be imported. This command writes, into
-// a directory of its own, a copy of each plugin's files as a package with an exported Main, a main that
-// picks one of them by the name it is called with, and the overlay file that makes
+// Upstream's plugins are programs (package main) and cannot be imported. This command writes into a directory: a copy
+// of each plugin's files as a package with an exported Main; a main package that selects a plugin by the name under
+// which it is called; the overlay file with which
 //
 //	go build -overlay DIR/overlay.json github.com/umiak-io/umiak/agent/runtime/programs/cni/multi
 //
-// see them inside this module, and a file that lists the plugins' names. Nothing of upstream's is kept in the repository. scripts/build runs it.
+// sees these files inside this module; and a file that lists the plugins' names. The repository holds no copy of
+// upstream's code. scripts/build runs the command.
 package main
 
 import (
@@ -31,12 +32,12 @@ import (
 
 const upstream = "github.com/containernetworking/plugins/plugins/"
 
-// plugins are what is built in, by the name under which they are called.
+// plugins lists the upstream plugins to build in; the last path element is the name under which a plugin is called.
 var plugins = []string{"main/bridge", "ipam/host-local", "main/loopback", "meta/bandwidth"}
 
-// own are plugins of this module, by the name under which they are called: upstream's portmap calls the
-// program nft or iptables, which need not be there.
-var own = map[string]string{"portmap": "github.com/umiak-io/umiak/agent/dataplane/network/hostport"}
+// modulePlugins maps the names of plugins of this module to their packages. Upstream's portmap runs the program nft or
+// iptables, which may not be installed.
+var modulePlugins = map[string]string{"portmap": "github.com/umiak-io/umiak/agent/dataplane/network/hostport"}
 
 func main() {
 	if len(os.Args) != 3 {
@@ -67,7 +68,7 @@ func run(root, dir string) error {
 	for _, p := range plugins {
 		names.WriteString(path.Base(p) + "\n")
 	}
-	for _, name := range slices.Sorted(maps.Keys(own)) {
+	for _, name := range slices.Sorted(maps.Keys(modulePlugins)) {
 		names.WriteString(name + "\n")
 	}
 	return errors.Join(
@@ -77,12 +78,13 @@ func run(root, dir string) error {
 
 type generator struct {
 	root, dir string
-	replace   map[string]string // where a file is seen in the module, and where it lies
+	replace   map[string]string // path in the module to path on disk
 }
 
-// plugin copies one plugin's files.
+// plugin copies one plugin's files and turns them into a library package.
 func (g *generator) plugin(name string) error {
-	out, err := exec.CommandContext(context.Background(), "go", "list", "-f", `{{.Dir}}{{range .GoFiles}} {{.}}{{end}}`, upstream+name).Output()
+	out, err := exec.CommandContext(context.Background(), "go", "list", "-f", `{{.Dir}}{{range .GoFiles}} {{.}}{{end}}`,
+		upstream+name).Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
@@ -108,8 +110,8 @@ func (g *generator) plugin(name string) error {
 	return nil
 }
 
-// library returns a file's text as one of the package named, its func main exported, and whether it
-// had one. Only these two words change, so positions in messages stay upstream's.
+// library returns a file's text with the package name pkg and its func main exported as Main, and whether it had a func
+// main. Only these two words change, so line numbers in messages stay upstream's.
 func library(file, pkg string) (text []byte, isMain bool, err error) {
 	src, err := os.ReadFile(file)
 	if err != nil {
@@ -124,7 +126,7 @@ func library(file, pkg string) (text []byte, isMain bool, err error) {
 		o := set.Position(at).Offset
 		src = append(append(append([]byte{}, src[:o]...), by...), src[o+len(old):]...)
 	}
-	// From the end to the beginning, so that the offsets stay true.
+	// Replace from the end to the beginning, so that earlier offsets stay valid.
 	for _, d := range f.Decls {
 		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "main" {
 			swap(fn.Name.Pos(), "main", "Main")
@@ -163,9 +165,10 @@ func (g *generator) dispatcher() error {
 	type entry struct{ Name, Package, Import string }
 	var all []entry
 	for _, p := range plugins {
-		all = append(all, entry{path.Base(p), packageName(p), "github.com/umiak-io/umiak/agent/runtime/programs/cni/multi/" + packageName(p)})
+		all = append(all, entry{path.Base(p), packageName(p),
+			"github.com/umiak-io/umiak/agent/runtime/programs/cni/multi/" + packageName(p)})
 	}
-	for name, pkg := range own {
+	for name, pkg := range modulePlugins {
 		all = append(all, entry{name, packageName(name), pkg})
 	}
 	var b bytes.Buffer
@@ -179,7 +182,7 @@ func (g *generator) dispatcher() error {
 	return g.add("multi/main.go", text)
 }
 
-// add writes a file below the directory and notes where the module sees it.
+// add writes a file below the directory and adds it to the overlay.
 func (g *generator) add(name string, text []byte) error {
 	at := filepath.Join(g.dir, filepath.FromSlash(name))
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
@@ -189,7 +192,7 @@ func (g *generator) add(name string, text []byte) error {
 	return os.WriteFile(at, text, 0o644)
 }
 
-// packageName makes an identifier of a plugin's name.
+// packageName converts a plugin's name to a Go identifier.
 func packageName(plugin string) string {
 	return strings.ReplaceAll(path.Base(plugin), "-", "")
 }
