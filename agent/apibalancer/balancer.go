@@ -23,57 +23,58 @@ import (
 	"github.com/umiak-io/umiak/internal/packetmark"
 )
 
-// Config says where to listen and whom to begin with.
+// Config describes a Balancer.
 type Config struct {
-	Listen string // 127.0.0.1:6444
-	File   string // where the list is kept
-	// Given is the server that the user has named, as HOST:PORT. It is tried after those on the list.
+	Listen string // HOST:PORT, such as 127.0.0.1:6444
+	File   string // where the list is stored
+	// Given is the server that the user has set, as HOST:PORT; "" if there is none. It ranks after the servers on the
+	// list.
 	Given string
 	Log   *slog.Logger
 }
 
-// Timing of failures, where there is more than one server.
+// Timing of failover, if there is more than one server.
 const (
-	checkEvery  = 5 * time.Second
-	dialTimeout = 2 * time.Second
-	// staggered is after how long the next server is tried beside one that has not answered yet.
-	staggered = 250 * time.Millisecond
-	// unanswered is how long a server may leave data or keep-alive probes unanswered, where there is another.
-	unanswered = 3 * time.Second
-	// wary is how long a server that has ended a connection by itself is not the first choice: it may be about to
-	// go, and take connections that it will not serve.
-	wary = 3 * time.Second
+	checkInterval = 5 * time.Second
+	dialTimeout   = 2 * time.Second
+	// staggerDelay is how long dial waits for a server before it also tries the next one.
+	staggerDelay = 250 * time.Millisecond
+	// ackTimeout bounds how long data or keep-alive probes stay unacknowledged (TCP_USER_TIMEOUT).
+	ackTimeout = 3 * time.Second
+	// demotionTime is how long a server that has closed a connection ranks lower: it may be shutting down, and accept
+	// connections that it will not serve.
+	demotionTime = 3 * time.Second
 )
 
-// Balancer is the proxy.
+// Balancer is the proxy. Its list of servers is usable before Run.
 type Balancer struct {
 	cfg Config
 
 	mu      sync.Mutex
-	listed  []string // the cluster's own list
+	listed  []string // the cluster's list
 	servers map[string]*server
 	changed chan struct{} // closed when the list changes
-	wake    chan struct{} // a server has failed: check the others now
+	wake    chan struct{} // triggers a check: a server has failed
 }
 
-// server is one server, listed or given.
+// server is a server from the list, or the given one.
 type server struct {
-	addr  string
-	down  error // why it does not answer; nil if it does
-	since time.Time
-	left  time.Time // when it last ended a connection by itself
-	conns map[*link]struct{}
+	addr     string
+	down     error // why it does not answer; nil if it does
+	since    time.Time
+	closedAt time.Time // when the server last closed a connection
+	conns    map[*link]struct{}
 }
 
-// link is one connection that goes through.
+// link is one proxied connection.
 type link struct{ client, server *net.TCPConn }
 
 func (l *link) close() {
-	_ = l.client.Close() // both are given up
+	_ = l.client.Close() // nothing to do about an error
 	_ = l.server.Close()
 }
 
-// New reads the list that was kept.
+// New reads the stored list. An unreadable list is logged and ignored.
 func New(cfg Config) (*Balancer, error) {
 	b := &Balancer{cfg: cfg, servers: map[string]*server{}, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 	b.cfg.Log = cfg.Log.With("component", "servers")
@@ -84,8 +85,8 @@ func New(cfg Config) (*Balancer, error) {
 	if err == nil {
 		list, err := parse(raw)
 		if err != nil {
-			// The list is only what was known last; the user has named a server.
-			b.cfg.Log.Warn("the list of servers cannot be read and is made anew", "file", cfg.File, "error", err)
+			// The list is a cache; Given still works.
+			b.cfg.Log.Warn("the stored list of servers is unreadable and is ignored", "file", cfg.File, "error", err)
 		}
 		b.listed = list
 	}
@@ -93,6 +94,7 @@ func New(cfg Config) (*Balancer, error) {
 	return b, nil
 }
 
+// maxServers bounds the list.
 const maxServers = 64
 
 // parse reads the file: a JSON list of HOST:PORT.
@@ -106,7 +108,7 @@ func parse(raw []byte) ([]string, error) {
 
 func check(list []string) error {
 	if len(list) > maxServers {
-		return fmt.Errorf("%d servers, %d at most", len(list), maxServers)
+		return fmt.Errorf("%d servers, at most %d are allowed", len(list), maxServers)
 	}
 	for _, s := range list {
 		host, port, err := net.SplitHostPort(s)
@@ -120,7 +122,8 @@ func check(list []string) error {
 	return nil
 }
 
-// Servers are all servers that are known, and a channel that is closed when the list changes.
+// Servers returns the servers on the list, or the given one if the list is empty, and a channel that is closed when the
+// list changes.
 func (b *Balancer) Servers() (list []string, changed <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -133,7 +136,7 @@ func (b *Balancer) Servers() (list []string, changed <-chan struct{}) {
 	return nil, b.changed
 }
 
-// Set replaces the list and keeps it on disk. An empty list says nothing, and changes nothing.
+// Set replaces the list and stores it on disk. It ignores an empty list.
 func (b *Balancer) Set(list []string) error {
 	list = slices.Clone(list)
 	slices.Sort(list)
@@ -162,7 +165,7 @@ func (b *Balancer) Set(list []string) error {
 	return atomicfile.Write(b.cfg.File, raw, 0o600)
 }
 
-// adopt makes servers what the list says. Connections to one that is off the list go on while it answers.
+// adopt updates servers from the list. A server that is off the list stays while it has connections. b.mu must be held.
 func (b *Balancer) adopt() {
 	want := b.listed
 	if b.cfg.Given != "" && !slices.Contains(want, b.cfg.Given) {
@@ -187,9 +190,9 @@ func (b *Balancer) wakeUp() {
 	}
 }
 
-// order is in which order servers are tried: those that answer first, and of them those that have not just ended a
-// connection, the listed before the one that the
-// user has named, those with fewer connections before others.
+// order returns the servers in the order in which dial tries them. Servers that answer come first; among them, those
+// that have not just closed a connection, then those on the list before the given one, then those with fewer
+// connections.
 func (b *Balancer) order() []*server {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -203,14 +206,14 @@ func (b *Balancer) order() []*server {
 		switch {
 		case s.down != nil:
 			return 3
-		case time.Since(s.left) < wary:
+		case time.Since(s.closedAt) < demotionTime:
 			return 2
 		case !slices.Contains(b.listed, s.addr):
 			return 1
 		}
 		return 0
 	}
-	// Go's maps are in random order, so equals are chosen at random.
+	// Map iteration is random, so servers of equal rank are too.
 	slices.SortStableFunc(out, func(x, y *server) int {
 		if d := rank(x) - rank(y); d != 0 {
 			return d
@@ -220,7 +223,7 @@ func (b *Balancer) order() []*server {
 	return out
 }
 
-// Run listens until ctx ends.
+// Run accepts connections until ctx ends.
 func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", b.cfg.Listen)
@@ -267,13 +270,13 @@ func (b *Balancer) closeAll() {
 	}
 }
 
-// serve takes one connection to a server.
+// serve proxies one connection.
 func (b *Balancer) serve(ctx context.Context, client *net.TCPConn) {
 	s, up, err := b.dial(ctx)
 	if err != nil {
-		_ = client.SetLinger(0) // a reset says more than an end
+		_ = client.SetLinger(0) // reset instead of a clean end
 		_ = client.Close()
-		b.cfg.Log.Debug("no server takes a connection", "error", err)
+		b.cfg.Log.Debug("no server accepts a connection", "error", err)
 		return
 	}
 	l := &link{client: client, server: up}
@@ -302,11 +305,11 @@ func (b *Balancer) serve(ctx context.Context, client *net.TCPConn) {
 	_, err = client.ReadFrom(up)
 	if !clientEnded.Load() {
 		b.mu.Lock()
-		s.left = time.Now()
+		s.closedAt = time.Now()
 		b.mu.Unlock()
 	}
 	if errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, unix.EHOSTUNREACH) {
-		b.wakeUp() // the server has gone without a word: look whether that is so for its other connections
+		b.wakeUp() // the server vanished without closing: check its other connections
 	}
 	_ = client.CloseWrite()
 	if err != nil {
@@ -317,8 +320,8 @@ func (b *Balancer) serve(ctx context.Context, client *net.TCPConn) {
 
 var errNoServer = errors.New("no server is known")
 
-// dial connects to the first server that answers. One that does not answer at once is not waited for
-// alone.
+// dial connects to the first server that answers. It also tries the next server if one does not answer within
+// staggerDelay.
 func (b *Balancer) dial(ctx context.Context) (*server, *net.TCPConn, error) {
 	order := b.order()
 	if len(order) == 0 {
@@ -336,9 +339,9 @@ func (b *Balancer) dial(ctx context.Context) (*server, *net.TCPConn, error) {
 	start := func(s *server) {
 		conn, err := dialOne(ctx, s.addr, several)
 		if err != nil && ctx.Err() != nil {
-			err = context.Canceled // another was faster: that says nothing of this one
+			err = context.Canceled // another server was faster: this one is not down
 		} else {
-			b.note(s, err)
+			b.setState(s, err)
 		}
 		results <- result{s, conn, err}
 	}
@@ -349,7 +352,7 @@ func (b *Balancer) dial(ctx context.Context) (*server, *net.TCPConn, error) {
 		if next < len(order) && (open == 0 || timer == nil) {
 			go start(order[next])
 			next, open = next+1, open+1
-			timer = time.After(staggered)
+			timer = time.After(staggerDelay)
 		}
 		select {
 		case <-timer:
@@ -357,7 +360,7 @@ func (b *Balancer) dial(ctx context.Context) (*server, *net.TCPConn, error) {
 		case r := <-results:
 			open--
 			if r.err == nil {
-				go func(left int) { // what the others bring is not needed any more
+				go func(left int) { // close connections that are established later
 					for range left {
 						if late := <-results; late.err == nil {
 							_ = late.conn.Close()
@@ -370,16 +373,17 @@ func (b *Balancer) dial(ctx context.Context) (*server, *net.TCPConn, error) {
 			if open == 0 && next == len(order) {
 				return nil, nil, errors.Join(errs...)
 			}
-			timer = nil // on to the next at once
+			timer = nil // try the next at once
 		}
 	}
 }
 
-// dialOne opens a connection whose end the kernel notices. several says that there is another server to go
-// to; where there is none, patience costs nothing.
+// dialOne opens a connection with keep-alive. several means that there are other servers: then failures are detected
+// sooner.
 func dialOne(ctx context.Context, addr string, several bool) (*net.TCPConn, error) {
 	limit := 10 * time.Second
-	d := net.Dialer{Control: packetmark.Control, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
+	d := net.Dialer{Control: packetmark.Control, KeepAliveConfig: net.KeepAliveConfig{Enable: true,
+		Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
 	if several {
 		limit = dialTimeout
 		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: time.Second, Count: 3}
@@ -394,16 +398,17 @@ func dialOne(ctx context.Context, addr string, several bool) (*net.TCPConn, erro
 	if several {
 		raw, err := conn.SyscallConn()
 		if err == nil {
-			_ = raw.Control(func(fd uintptr) { // without it, failures are noticed later
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unanswered.Milliseconds()))
+			_ = raw.Control(func(fd uintptr) { // without it, failures are detected later
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(ackTimeout.Milliseconds()))
 			})
 		}
 	}
 	return conn, nil
 }
 
-// note keeps whether a server answers. Connections to one that does not any more are closed.
-func (b *Balancer) note(s *server, err error) {
+// setState records whether a server answers, err being nil if it does. It closes the connections to a server that has
+// failed.
+func (b *Balancer) setState(s *server, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if (err == nil) == (s.down == nil) {
@@ -421,10 +426,10 @@ func (b *Balancer) note(s *server, err error) {
 	}
 }
 
-// checkAll looks at each server every few seconds, and at once when one has failed. A single server needs
-// no check: there is nobody to go to instead.
+// checkAll checks all servers at every interval, and at once after a failure. A single server that answers needs no
+// check: there is no alternative.
 func (b *Balancer) checkAll(ctx context.Context) {
-	tick := time.NewTicker(checkEvery)
+	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -452,7 +457,7 @@ func (b *Balancer) checkAll(ctx context.Context) {
 				if err == nil {
 					_ = conn.Close()
 				}
-				b.note(s, err)
+				b.setState(s, err)
 			}()
 		}
 		wg.Wait()

@@ -210,7 +210,7 @@ func TestAServerThatDoesNotAnswer(t *testing.T) {
 		if got, _ := who(t, addr); got != "g" {
 			t.Fatal("the server that the user has named is not tried")
 		}
-		if took := time.Since(begun); took > 10*staggered {
+		if took := time.Since(begun); took > 10*staggerDelay {
 			t.Errorf("a connection took %s", took)
 		}
 	}

@@ -1,11 +1,9 @@
-// Package apibalancer is the node's way to whichever server answers: a TCP proxy on 127.0.0.1 that all of the
-// node's clients use as their API server.
+// Package apibalancer is the node's API server endpoint: a TCP proxy on 127.0.0.1 that forwards connections to a server
+// that answers. All clients of the node use it.
 //
-// It keeps the list of servers on disk, follows the cluster's own list while it can, and knows from dials
-// and from a check every few seconds which servers answer. A connection that one server does not take goes
-// to the next before its client notices; connections to a server that is found dead are closed, so that
-// clients connect anew.
+// It stores the list of servers on disk, follows the cluster's list, and learns from its connections and from a check
+// every few seconds which servers answer. If a server does not accept a connection, the next one gets it, unnoticed by
+// the client. Connections to a server that has failed are closed, so that clients reconnect.
 //
-// agent/ and agent/join use it; others may ask it for the servers and wait for changes. It imports nothing
-// of umiak but agent/host, atomicfile, joinapi and status.
+// The agent's list of parts and agent/join use it. It imports agent/host and internal/.
 package apibalancer

@@ -8,12 +8,12 @@ import (
 	"github.com/umiak-io/umiak/internal/apiservers"
 )
 
-// Follow keeps the list what the cluster says it is, until ctx ends.
+// Follow applies the cluster's list of servers until ctx ends.
 func (b *Balancer) Follow(ctx context.Context, client kubernetes.Interface) {
 	err := apiservers.Follow(ctx, client, func(list []string) {
-		// While nothing is there the servers are starting: what is known stays.
+		// Set ignores an empty list: the servers are starting.
 		if err := b.Set(list); err != nil {
-			b.cfg.Log.Warn("cannot keep the list of servers", "error", err)
+			b.cfg.Log.Warn("cannot store the list of servers", "error", err)
 		}
 	})
 	if err != nil {

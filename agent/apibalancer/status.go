@@ -10,7 +10,7 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// Section tells how the servers are.
+// Section is the section of `umiak status` with the state of each server.
 func (b *Balancer) Section(context.Context) status.Section {
 	b.mu.Lock()
 	defer b.mu.Unlock()

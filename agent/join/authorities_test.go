@@ -84,14 +84,14 @@ func TestLearn(t *testing.T) {
 	_, changed := j.Facts()
 	same := old
 	same.APIServer = ""
-	if err := j.learn(same); err != nil {
+	if err := j.update(same); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dirs.Joined()); err == nil {
 		t.Error("the same answer was written down")
 	}
 	same.ExternalIPs = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
-	if err := j.learn(same); err != nil {
+	if err := j.update(same); err != nil {
 		t.Fatal(err)
 	}
 	select {

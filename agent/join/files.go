@@ -32,7 +32,7 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// The files of the node's identity, see agent.Joiner.
+// Files of the node's identity; see agent.Joiner.
 const (
 	serverCA       = "server-ca.crt"
 	clientCA       = "client-ca.crt"
@@ -45,8 +45,8 @@ var identities = []string{kubeletClient, kubeletServing, agentClient}
 
 func (j *Joiner) file(name string) string { return filepath.Join(j.cfg.Dirs.AgentPKI(), name) }
 
-// joined is what the node keeps of the last answer, besides certificates. It is written last, so that
-// where it is, everything else is.
+// joined is what the node stores of the last answer, besides certificates. The file is written last: if it exists, all
+// others do.
 type joined struct {
 	Node     string           `json:"node"`
 	IPs      []string         `json:"ips"`
@@ -66,7 +66,7 @@ func parseJoined(raw []byte) (*joined, error) {
 	return &s, nil
 }
 
-// load finds out whether this machine is a node already.
+// load reads the node's identity. The error says why this machine has to join.
 func (j *Joiner) load(name string) (*joined, error) {
 	raw, err := os.ReadFile(j.cfg.Dirs.Joined())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,10 +77,10 @@ func (j *Joiner) load(name string) (*joined, error) {
 	}
 	s, err := parseJoined(raw)
 	if err != nil {
-		return nil, fmt.Errorf("%s cannot be read: %w", j.cfg.Dirs.Joined(), err)
+		return nil, fmt.Errorf("read %s: %w", j.cfg.Dirs.Joined(), err)
 	}
 	if s.Node != name {
-		return nil, fmt.Errorf("it joined as node %s, and is %s now", s.Node, name)
+		return nil, fmt.Errorf("it joined as node %s, and its name is now %s", s.Node, name)
 	}
 	for _, id := range identities {
 		if _, err := j.keyPair(id); err != nil {
@@ -99,7 +99,7 @@ func (j *Joiner) load(name string) (*joined, error) {
 	return s, nil
 }
 
-// FlannelBackend is that of the cluster that this machine joined last, "" if it has joined none.
+// FlannelBackend is the backend of the cluster that this machine joined last, "" if it has joined none.
 func (j *Joiner) FlannelBackend() string {
 	if s := j.last(); s != nil {
 		return s.Cluster.FlannelBackend
@@ -115,7 +115,7 @@ func (j *Joiner) EarlierIPs() []string {
 	return nil
 }
 
-// last returns what was kept of the last answer, nil if that cannot be read.
+// last returns the stored answer, nil if there is none or it cannot be read.
 func (j *Joiner) last() *joined {
 	raw, err := os.ReadFile(j.cfg.Dirs.Joined())
 	if err != nil {
@@ -128,7 +128,7 @@ func (j *Joiner) last() *joined {
 	return s
 }
 
-// trusts says whether the CA with a hash is one of those that the node trusts.
+// trusts reports whether the node trusts a CA with this hash.
 func (j *Joiner) trusts(hash string) bool {
 	raw, err := os.ReadFile(j.file(serverCA))
 	return err == nil && token.HoldsCA(raw, hash)
@@ -142,7 +142,7 @@ func (j *Joiner) keyPair(id string) (*tls.Certificate, error) {
 	return &c, nil
 }
 
-// adopt makes what was loaded or accepted the present state.
+// adopt makes a loaded or accepted answer the current one.
 func (j *Joiner) adopt(s *joined) {
 	var ends time.Time
 	for _, id := range identities {
@@ -153,10 +153,10 @@ func (j *Joiner) adopt(s *joined) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.joined != nil && !reflect.DeepEqual(j.joined.Cluster, s.Cluster) {
-		close(j.news)
-		j.news = make(chan struct{})
+		close(j.changed)
+		j.changed = make(chan struct{})
 	}
-	j.joined, j.ends, j.state, j.detail, j.said = s, ends, "joined", "", ""
+	j.joined, j.ends, j.state, j.detail, j.logged = s, ends, "joined", "", ""
 }
 
 func (j *Joiner) current() joined {
@@ -171,8 +171,8 @@ func (j *Joiner) end() time.Time {
 	return j.ends
 }
 
-// due is when the certificates are to be renewed: after two thirds of their life, not all nodes in the
-// same minute; at once where the node has other addresses than they say.
+// due is when to renew the certificates: after two thirds of their lifetime, at a time that differs between nodes; at
+// once if the node's addresses differ from those in the certificates.
 func (j *Joiner) due() time.Time {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -185,7 +185,7 @@ func (j *Joiner) due() time.Time {
 	return j.ends.Add(-j.joined.Lifetime/3 - early)
 }
 
-// request makes what is missing of keys and password, and asks for certificates.
+// request creates missing keys and the node password, and returns a request for certificates.
 func (j *Joiner) request() (*joinwire.NodeRequest, error) {
 	j.mu.Lock()
 	n := j.node
@@ -208,7 +208,8 @@ func (j *Joiner) request() (*joinwire.NodeRequest, error) {
 	}{
 		{kubeletClient, x509.CertificateRequest{Subject: kubelet}, &req.Kubelet},
 		{agentClient, x509.CertificateRequest{Subject: agent}, &req.Agent},
-		{kubeletServing, x509.CertificateRequest{Subject: kubelet, DNSNames: []string{n.Name}, IPAddresses: ips}, &req.Serving},
+		{kubeletServing, x509.CertificateRequest{Subject: kubelet, DNSNames: []string{n.Name}, IPAddresses: ips},
+			&req.Serving},
 	} {
 		key, err := ensureKey(j.file(c.id + ".key"))
 		if err != nil {
@@ -216,14 +217,15 @@ func (j *Joiner) request() (*joinwire.NodeRequest, error) {
 		}
 		der, err := x509.CreateCertificateRequest(rand.Reader, &c.csr, key)
 		if err != nil {
-			return nil, fmt.Errorf("make CSR of %s: %w", c.id, err)
+			return nil, fmt.Errorf("create CSR of %s: %w", c.id, err)
 		}
 		*c.to = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 	}
 	return req, nil
 }
 
-// ensureKey loads a key or makes it. One that cannot be read is replaced: a node can always get another.
+// ensureKey loads a key, or creates it if it is missing or unreadable: the node can always request a certificate for a
+// new key.
 func ensureKey(file string) (*ecdsa.PrivateKey, error) {
 	raw, err := os.ReadFile(file)
 	if err == nil {
@@ -237,26 +239,26 @@ func ensureKey(file string) (*ecdsa.PrivateKey, error) {
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, fmt.Errorf("create key: %w", err)
 	}
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, fmt.Errorf("create key: %w", err)
 	}
 	return key, atomicfile.Write(file, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
 }
 
-// maxLifetime bounds what a server may say of how long certificates are good, which the time of renewal is computed from.
+// maxLifetime bounds the certificate lifetime that a server may announce, from which the time of renewal is computed.
 const maxLifetime = 100 * 365 * 24 * time.Hour
 
-// accept checks an answer and writes it down. pinned is the hash that the server CA must have, where the
-// node does not know it yet.
+// accept validates an answer and stores it. pinned is the hash that the server CA must have, "" if the node trusts a CA
+// already.
 func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 	j.mu.Lock()
 	node := j.node
 	j.mu.Unlock()
 	if pinned != "" && !token.HoldsCA([]byte(resp.ServerCA), pinned) {
-		return fmt.Errorf("%w: the CA in its answer is not the one that has signed its certificate", token.ErrWrongServer)
+		return fmt.Errorf("%w: the CA in its answer did not sign its certificate", token.ErrWrongServer)
 	}
 	certs := map[string]string{kubeletClient: resp.Kubelet, agentClient: resp.Agent, kubeletServing: resp.Serving}
 	for _, id := range identities {
@@ -265,23 +267,24 @@ func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 			return fmt.Errorf("read key: %w", err)
 		}
 		if _, err := tls.X509KeyPair([]byte(certs[id]), key); err != nil {
-			return fmt.Errorf("the server's answer cannot be used: certificate %s: %w", id, err)
+			return fmt.Errorf("the server's answer is invalid: certificate %s: %w", id, err)
 		}
 	}
 	for _, ca := range []string{resp.ServerCA, resp.ClientCA} {
 		if !x509.NewCertPool().AppendCertsFromPEM([]byte(ca)) {
-			return errors.New("the server's answer cannot be used: an authority is missing")
+			return errors.New("the server's answer is invalid: a CA is missing")
 		}
 	}
 	if resp.LifetimeSeconds <= 0 || resp.LifetimeSeconds > int64(maxLifetime/time.Second) {
-		return fmt.Errorf("the server's answer cannot be used: certificates for %d seconds", resp.LifetimeSeconds)
+		return fmt.Errorf("the server's answer is invalid: certificate lifetime of %d seconds", resp.LifetimeSeconds)
 	}
 	if err := j.cfg.Balancer.Set(resp.Servers); err != nil {
-		return fmt.Errorf("the server's answer cannot be used: %w", err)
+		return fmt.Errorf("the server's answer is invalid: %w", err)
 	}
 	var errs []error
 	for _, f := range []struct{ name, text string }{{serverCA, resp.ServerCA}, {clientCA, resp.ClientCA},
-		{kubeletClient + ".crt", resp.Kubelet}, {agentClient + ".crt", resp.Agent}, {kubeletServing + ".crt", resp.Serving}} {
+		{kubeletClient + ".crt", resp.Kubelet}, {agentClient + ".crt", resp.Agent},
+		{kubeletServing + ".crt", resp.Serving}} {
 		errs = append(errs, writeIfChanged(j.file(f.name), []byte(f.text), 0o644))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -290,13 +293,14 @@ func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 	if err := j.writeKubeconfigs(); err != nil {
 		return err
 	}
-	s := &joined{Node: node.Name, IPs: node.IPs, External: node.ExternalIPs, Cluster: resp.Cluster, Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
+	s := &joined{Node: node.Name, IPs: node.IPs, External: node.ExternalIPs, Cluster: resp.Cluster,
+		Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
 	s.Cluster.APIServer = "https://" + j.cfg.Local
-	return j.remember(s)
+	return j.store(s)
 }
 
-// remember writes down what the cluster has said, and adopts it.
-func (j *Joiner) remember(s *joined) error {
+// store writes the answer to disk and adopts it.
+func (j *Joiner) store(s *joined) error {
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -308,13 +312,16 @@ func (j *Joiner) remember(s *joined) error {
 	return nil
 }
 
-// writeKubeconfigs names the balancer as the API server, so that they stay the same whatever server answers,
-// and files for all that is renewed: their readers follow.
+// writeKubeconfigs writes the node's kubeconfigs. They name the balancer as the API server, so they do not depend on
+// which server answers, and files for certificates and keys, which their readers reload after a renewal.
 func (j *Joiner) writeKubeconfigs() error {
-	for file, id := range map[string]string{j.cfg.Dirs.KubeletKubeconfig(): kubeletClient, j.cfg.Dirs.AgentKubeconfig(): agentClient} {
+	for file, id := range map[string]string{j.cfg.Dirs.KubeletKubeconfig(): kubeletClient,
+		j.cfg.Dirs.AgentKubeconfig(): agentClient} {
 		c := clientcmdapi.NewConfig()
-		c.Clusters["umiak"] = &clientcmdapi.Cluster{Server: "https://" + j.cfg.Local, TLSServerName: token.ServerName, CertificateAuthority: j.file(serverCA)}
-		c.AuthInfos["umiak"] = &clientcmdapi.AuthInfo{ClientCertificate: j.file(id + ".crt"), ClientKey: j.file(id + ".key")}
+		c.Clusters["umiak"] = &clientcmdapi.Cluster{Server: "https://" + j.cfg.Local, TLSServerName: token.ServerName,
+			CertificateAuthority: j.file(serverCA)}
+		c.AuthInfos["umiak"] = &clientcmdapi.AuthInfo{ClientCertificate: j.file(id + ".crt"),
+			ClientKey: j.file(id + ".key")}
 		c.Contexts["umiak"] = &clientcmdapi.Context{Cluster: "umiak", AuthInfo: "umiak"}
 		c.CurrentContext = "umiak"
 		raw, err := clientcmd.Write(*c)
@@ -333,7 +340,7 @@ func writeIfChanged(file string, data []byte, mode fs.FileMode) error {
 	return err
 }
 
-// client is the agent's own.
+// client returns a client with the agent's certificate.
 func (j *Joiner) client() (kubernetes.Interface, error) {
 	return clientOf(j.cfg.Dirs.AgentKubeconfig())
 }

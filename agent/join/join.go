@@ -27,24 +27,24 @@ import (
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
-// Config says whom to join.
+// Config describes the cluster to join.
 type Config struct {
 	Dirs   layout.Dirs
-	Server string      // HOST:PORT, see joinclient.Address
-	Token  token.Token // zero on a node that has joined before
-	// Local is where the balancer listens.
+	Server string      // HOST:PORT; see joinclient.Address
+	Token  token.Token // may be zero on a node that has joined before
+	// Local is the HOST:PORT at which the balancer listens.
 	Local    string
 	Balancer *apibalancer.Balancer
-	Version  string // of this release
+	Version  string // of this release; "" means version.Version
 	Log      *slog.Logger
-	Now      func() time.Time // time.Now
+	Now      func() time.Time // nil means time.Now
 }
 
-// Joiner is the node's membership.
+// Joiner is the node's membership in the cluster.
 type Joiner struct {
 	cfg Config
 
-	renewing sync.Mutex // one answer at a time is written down
+	renewing sync.Mutex // serializes renewals
 
 	mu     sync.Mutex
 	node   joinwire.Node
@@ -52,14 +52,14 @@ type Joiner struct {
 	ends   time.Time
 	state  string // for status
 	detail string
-	said   string // the last reason for waiting that was logged
-	skew   string // why this release does not go with the servers'
-	fresh  bool   // it has joined in this process
-	// news is closed when the cluster has said something else than before.
-	news chan struct{}
+	logged string // the last logged reason for waiting
+	skew   string // why this release does not fit the servers'; "" if it does
+	fresh  bool   // joined in this process
+	// changed is closed when the facts about the cluster change.
+	changed chan struct{}
 }
 
-// New makes the folder for keys.
+// New creates the folders for keys and returns a Joiner.
 func New(cfg Config) (*Joiner, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -73,21 +73,22 @@ func New(cfg Config) (*Joiner, error) {
 			return nil, fmt.Errorf("make folder: %w", err)
 		}
 	}
-	return &Joiner{cfg: cfg, state: "starting", news: make(chan struct{})}, nil
+	return &Joiner{cfg: cfg, state: "starting", changed: make(chan struct{})}, nil
 }
 
-// Join makes the machine a node, or finds that it is one already: then it returns without asking anybody.
+// Join joins the cluster. If the machine is a node already, it returns the stored facts without asking a server.
 func (j *Joiner) Join(ctx context.Context, node joinwire.Node) (*joinwire.Cluster, error) {
 	j.mu.Lock()
 	j.node = node
 	j.mu.Unlock()
 	old, err := j.load(node.Name)
 	if err != nil {
-		// What cannot be used is made anew. Keys that are there are kept.
-		j.cfg.Log.Info("this machine has to join", "why", err)
+		// Join again with the existing keys.
+		j.cfg.Log.Info("this machine has to join", "reason", err)
 	} else {
 		if ca := j.cfg.Token.CA; ca != "" && !j.trusts(ca) {
-			j.cfg.Log.Warn("the token that is set is of another CA than the cluster that this machine is a node of, and is not used; to change the cluster, run `umiak cleanup --purge` first")
+			j.cfg.Log.Warn(
+				"the token is for another cluster than the one this machine has joined, and is ignored; to change the cluster, run `umiak cleanup --purge` first")
 		}
 		if err := j.writeKubeconfigs(); err != nil {
 			return nil, err
@@ -97,12 +98,13 @@ func (j *Joiner) Join(ctx context.Context, node joinwire.Node) (*joinwire.Cluste
 		return &c, nil
 	}
 	if j.cfg.Token.Secret == "" {
-		return nil, lifecycle.Permanent(errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one"))
+		return nil, lifecycle.Permanent(
+			errors.New("a token is needed to join (token or token-file); `umiak token create` on a server prints one"))
 	}
 	if j.cfg.Token.CA == "" && j.knownCAs() == nil {
 		j.cfg.Log.Warn(joinclient.Unpinned)
 	}
-	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.say("waiting to join", err) }); err != nil {
+	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.waiting("waiting to join", err) }); err != nil {
 		if joinclient.Definite(err) {
 			err = lifecycle.Permanent(err)
 		}
@@ -112,48 +114,49 @@ func (j *Joiner) Join(ctx context.Context, node joinwire.Node) (*joinwire.Cluste
 	return &c, nil
 }
 
-// Servers are all servers that are known, and a channel that is closed when the list changes: the node keeps a
-// tunnel to each.
+// Servers returns all known servers, and a channel that is closed when the list changes: the node keeps a tunnel to
+// each.
 func (j *Joiner) Servers() (list []string, changed <-chan struct{}) { return j.cfg.Balancer.Servers() }
 
-// Facts are what the cluster has said last, see agent.Facts.
+// Facts returns the last facts about the cluster, and a channel that is closed when they change; see agent.Facts.
 func (j *Joiner) Facts() (c joinwire.Cluster, changed <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.joined != nil {
 		c = j.joined.Cluster
 	}
-	return c, j.news
+	return c, j.changed
 }
 
-// learn keeps what a server says of the cluster to a node that has joined before.
-func (j *Joiner) learn(c joinwire.Cluster) error {
+// update stores facts that a server sent to a node that has joined before.
+func (j *Joiner) update(c joinwire.Cluster) error {
 	s := j.current()
 	c.APIServer = s.Cluster.APIServer
 	if reflect.DeepEqual(c, s.Cluster) {
 		return nil
 	}
 	s.Cluster = c
-	return j.remember(&s)
+	return j.store(&s)
 }
 
-// SetTaints asks the cluster to give this node the taints of its settings, see agent.Taints.
+// SetTaints asks the cluster to set the taints of this node's settings; see agent.Taints.
 func (j *Joiner) SetTaints(ctx context.Context, _ string, taints []corev1.Taint) error {
 	password, err := token.SecretFile(j.cfg.Dirs.NodePassword())
 	if err != nil {
 		return err
 	}
-	c, err := j.own()
+	c, err := j.nodeClient()
 	if err != nil {
 		return err
 	}
-	_, err = c.Post(ctx, j.cfg.Local, joinwire.TaintsPath, joinwire.TaintsRequest{Password: password, Taints: taints}, &joinwire.TaintsResponse{})
+	_, err = c.Post(ctx, j.cfg.Local, joinwire.TaintsPath, joinwire.TaintsRequest{Password: password, Taints: taints},
+		&joinwire.TaintsResponse{})
 	return err
 }
 
-// own is a client with the node's own certificate.
-func (j *Joiner) own() (*joinclient.Client, error) {
-	own, err := j.keyPair(agentClient)
+// nodeClient returns a client of the join API that authenticates with the node's certificate.
+func (j *Joiner) nodeClient() (*joinclient.Client, error) {
+	cert, err := j.keyPair(agentClient)
 	if err != nil {
 		return nil, err
 	}
@@ -161,10 +164,10 @@ func (j *Joiner) own() (*joinclient.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster's CA: %w", err)
 	}
-	return &joinclient.Client{CAs: cas, Certificate: own, Now: j.cfg.Now, Version: j.cfg.Version}, nil
+	return &joinclient.Client{CAs: cas, Certificate: cert, Now: j.cfg.Now, Version: j.cfg.Version}, nil
 }
 
-// enroll joins with the token.
+// enroll joins with the token, through the first server that accepts it.
 func (j *Joiner) enroll(ctx context.Context) error {
 	if err := token.CheckClock(j.cfg.Now()); err != nil {
 		return err
@@ -188,7 +191,7 @@ func (j *Joiner) enroll(ctx context.Context) error {
 			c := joinclient.Client{CAs: token.EncodeCA(ca), Token: j.cfg.Token, Now: j.cfg.Now, Version: j.cfg.Version}
 			var server string
 			if server, err = c.Post(ctx, addr, joinwire.NodePath, req, &resp); err == nil {
-				// A server of an older release has not looked.
+				// A server of an older release does not check this.
 				if err := version.NodeFits(j.cfg.Version, server); err != nil {
 					return joinwire.Refuse(joinwire.BadVersion, "%v", err)
 				}
@@ -210,8 +213,8 @@ func (j *Joiner) enroll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// fetchCA finds out whether a server may be sent the token. A password alone goes to whoever answers, but only once: who has
-// joined knows the CA.
+// fetchCA verifies that a server may get the token, and returns its CA. A token without a CA hash is sent to an
+// unverified server only on the first join: later the node knows the CA.
 func (j *Joiner) fetchCA(ctx context.Context, addr string) (*x509.Certificate, error) {
 	if cas := j.knownCAs(); j.cfg.Token.CA == "" && cas != nil {
 		return token.FetchKnownCA(ctx, addr, cas, j.cfg.Now)
@@ -219,16 +222,16 @@ func (j *Joiner) fetchCA(ctx context.Context, addr string) (*x509.Certificate, e
 	return j.cfg.Token.FetchCA(ctx, addr, j.cfg.Now)
 }
 
-// knownCAs are those of the cluster that this machine has joined, nil if it has joined none.
+// knownCAs returns the CAs of the cluster that this machine has joined, nil if it has joined none.
 func (j *Joiner) knownCAs() []byte {
 	raw, err := os.ReadFile(j.file(serverCA))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return append([]byte{}, raw...) // what cannot be read is no reason to trust whoever answers
+	return append([]byte{}, raw...) // not nil if unreadable: do not trust an unverified server then
 }
 
-// Run renews the certificates before they end and follows the list of servers, until ctx ends.
+// Run renews the certificates before they expire and follows the list of servers, until ctx ends.
 func (j *Joiner) Run(ctx context.Context, ready func()) error {
 	client, err := j.client()
 	if err != nil {
@@ -249,10 +252,10 @@ func (j *Joiner) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer alarm.Close()
-	known, pauses := false, retry.Backoff{First: renewPause, Limit: maxRenewPause}
+	confirmed, pauses := false, retry.Backoff{First: renewPause, Limit: maxRenewPause}
 	for {
 		var next time.Duration
-		switch err := j.tend(ctx, &known); {
+		switch err := j.maintain(ctx, &confirmed); {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
@@ -275,36 +278,37 @@ func (j *Joiner) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// tend renews the certificates if they are due, and finds out once after a start whether the cluster still
-// knows the node. Before that it is known to be so only where the node has just joined.
-func (j *Joiner) tend(ctx context.Context, known *bool) error {
+// maintain renews the certificates if they are due, and checks once after a start whether the cluster still has the
+// node; a node that has just joined needs no check.
+func (j *Joiner) maintain(ctx context.Context, confirmed *bool) error {
 	path, what := joinwire.RenewPath, "cannot renew its certificates"
 	if j.due().After(j.cfg.Now()) {
-		if *known || j.justJoined() {
+		if *confirmed || j.justJoined() {
 			return nil
 		}
 		path, what = joinwire.CheckPath, "joined before"
 	}
 	err := j.renew(ctx, path)
 	if err == nil {
-		*known = true
+		*confirmed = true
 		j.settled()
 		return nil
 	}
 	if joinclient.Definite(err) {
 		what = "refused"
 	}
-	j.say(what, err)
+	j.waiting(what, err)
 	return err
 }
 
+// Pauses between failed renewals; see retry.Backoff.
 const (
 	renewPause    = 5 * time.Second
 	maxRenewPause = 10 * time.Minute
 )
 
-// renew asks for new certificates with the ones that are there, or, where those are refused, with the token.
-// Asked by the path for a check, it changes nothing while the node is known.
+// renew requests new certificates with the current ones or, if those are refused, with the token. With
+// joinwire.CheckPath, it changes nothing while the cluster has the node.
 func (j *Joiner) renew(ctx context.Context, path string) error {
 	j.renewing.Lock()
 	defer j.renewing.Unlock()
@@ -312,15 +316,15 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	c, err := j.own()
+	c, err := j.nodeClient()
 	if err != nil {
 		return err
 	}
 	var resp joinwire.NodeResponse
 	server, err := c.Post(ctx, j.cfg.Local, path, req, &resp)
-	j.compare(server)
+	j.checkVersion(server)
 	if err == nil && path == joinwire.CheckPath {
-		return errors.Join(j.cfg.Balancer.Set(resp.Servers), j.learn(resp.Cluster))
+		return errors.Join(j.cfg.Balancer.Set(resp.Servers), j.update(resp.Cluster))
 	}
 	if err == nil {
 		if err = j.accept(&resp, ""); err != nil {
@@ -329,7 +333,8 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 		j.cfg.Log.Info("renewed the node's certificates", "until", j.end())
 		return nil
 	}
-	if (joinclient.IsCode(err, joinwire.UnknownNode) || joinclient.IsCode(err, joinwire.BadIdentity)) && j.cfg.Token.Secret != "" {
+	if (joinclient.IsCode(err, joinwire.UnknownNode) || joinclient.IsCode(err, joinwire.BadIdentity)) &&
+		j.cfg.Token.Secret != "" {
 		if again := j.enroll(ctx); again != nil {
 			return fmt.Errorf("%w; joining again: %w", err, again)
 		}
@@ -338,8 +343,8 @@ func (j *Joiner) renew(ctx context.Context, path string) error {
 	return err
 }
 
-// Authorities makes sure that the node has the authorities with a hash: a server tells it so when they are replaced. It
-// says which the node has, and since when it has them and its certificates.
+// Authorities renews the node's certificates unless it has the CAs with this hash; a server asks for it when CAs are
+// rotated. It returns the hash of the node's CAs, and since when the node has them and its certificates.
 func (j *Joiner) Authorities(ctx context.Context, hash string) (has string, since time.Time, err error) {
 	if has, since, err = j.authorities(); err != nil || has == hash {
 		return has, since, err
@@ -350,6 +355,7 @@ func (j *Joiner) Authorities(ctx context.Context, hash string) (has string, sinc
 	return j.authorities()
 }
 
+// authorities returns the hash of the node's CAs, and the time of the newest of its certificate files.
 func (j *Joiner) authorities() (hash string, since time.Time, err error) {
 	server, err := os.ReadFile(j.file(serverCA))
 	if err != nil {
@@ -371,21 +377,21 @@ func (j *Joiner) authorities() (hash string, since time.Time, err error) {
 	return tunnelwire.HashAuthorities(server, client), since, nil
 }
 
-// compare remembers for status whether the node's release goes with that of the server that has answered: a node that has
-// joined works on, as well as it can.
-func (j *Joiner) compare(server string) {
+// checkVersion records for status whether the node's release fits that of the server that answered. A node that does
+// not fit continues.
+func (j *Joiner) checkVersion(server string) {
 	skew := ""
 	if err := version.NodeFits(j.cfg.Version, server); err != nil {
 		skew = err.Error()
 	}
 	j.mu.Lock()
-	news := skew != "" && j.skew != skew
+	isNew := skew != "" && j.skew != skew
 	if server != "" {
 		j.skew = skew
 	}
 	j.mu.Unlock()
-	if news {
-		j.cfg.Log.Warn("this node's release does not go with the server's", "why", skew)
+	if isNew {
+		j.cfg.Log.Warn("this node's release does not fit the server's", "reason", skew)
 	}
 }
 
@@ -395,20 +401,20 @@ func (j *Joiner) justJoined() bool {
 	return j.fresh
 }
 
-// settled says that nothing is waited for.
+// settled records that the node waits for nothing.
 func (j *Joiner) settled() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.state, j.detail, j.said = "joined", "", ""
+	j.state, j.detail, j.logged = "joined", "", ""
 }
 
-// say keeps what the node waits for, and logs it when it is news.
-func (j *Joiner) say(state string, err error) {
+// waiting records what the node waits for, and logs it if it is new.
+func (j *Joiner) waiting(state string, err error) {
 	j.mu.Lock()
-	news := j.said != err.Error()
-	j.state, j.detail, j.said = state, err.Error(), err.Error()
+	isNew := j.logged != err.Error()
+	j.state, j.detail, j.logged = state, err.Error(), err.Error()
 	j.mu.Unlock()
-	if news {
+	if isNew {
 		j.cfg.Log.Warn(state+", trying again", "error", err)
 	}
 }

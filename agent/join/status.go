@@ -11,7 +11,8 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// Section tells where the node has joined, what it waits for, and when its certificates end.
+// Section is the section of `umiak status` with the cluster, what the node waits for, and the expiry of its
+// certificates.
 func (j *Joiner) Section(ctx context.Context) status.Section {
 	j.mu.Lock()
 	row := status.Row{Name: "https://" + j.cfg.Server, State: j.state, Detail: j.detail}
@@ -55,7 +56,8 @@ func certificateRow(id string, c *x509.Certificate, due, now time.Time) status.R
 	return row
 }
 
-// refused asks the cluster, only when somebody looks, whether it still knows the node.
+// refused returns why the cluster does not accept this node, "" if it does or no server answers. It asks the cluster
+// only for `umiak status`.
 func (j *Joiner) refused(ctx context.Context, node string) string {
 	client, err := clientOf(j.cfg.Dirs.KubeletKubeconfig())
 	if err != nil {
@@ -70,5 +72,5 @@ func (j *Joiner) refused(ctx context.Context, node string) string {
 	case apierrors.IsUnauthorized(err):
 		return "the cluster refuses this node's certificate. Its pods keep running. Restart it with a token to join again"
 	}
-	return "" // it is known, or nobody answers, which the rows of the servers say
+	return "" // accepted, or no server answers, which the section Servers shows
 }
