@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The capabilities that umiak asks about, capabilities(7).
+// Capabilities that umiak checks, see capabilities(7).
 const (
 	CapNetAdmin    = "CAP_NET_ADMIN"
 	CapSysModule   = "CAP_SYS_MODULE"
@@ -39,8 +39,8 @@ func DetectCapabilities() (Capabilities, error) {
 // InUserNamespace reports whether this process runs in a user namespace of its own, as in an unprivileged container.
 func InUserNamespace() bool { return userns.RunningInUserNS() }
 
-// OOMScoreAdj is what this process's score is adjusted by now. Without CAP_SYS_RESOURCE the kernel lets
-// nobody lower it, not for a child either.
+// OOMScoreAdj returns this process's oom_score_adj. Without CAP_SYS_RESOURCE the kernel refuses to lower it, also for
+// children.
 func OOMScoreAdj() (int, error) {
 	raw, err := os.ReadFile("/proc/self/oom_score_adj")
 	if err != nil {
@@ -66,8 +66,8 @@ func SwapOn() (bool, error) {
 	return len(all) > 0, nil
 }
 
-// OpenFiles is how many files the process may have open, and how many it may ask for.
-func OpenFiles() (now, most uint64, err error) {
+// OpenFiles returns the soft and the hard limit of open files of this process.
+func OpenFiles() (soft, hard uint64, err error) {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return 0, 0, fmt.Errorf("read limit of open files: %w", err)
@@ -75,7 +75,7 @@ func OpenFiles() (now, most uint64, err error) {
 	return l.Cur, l.Max, nil
 }
 
-// HasLogind says whether systemd-logind runs, by which a machine's shutdown can be delayed.
+// HasLogind reports whether systemd-logind runs, which can delay a shutdown of the machine.
 func HasLogind() bool {
 	for _, p := range []string{"/run/systemd/inhibit", "/run/dbus/system_bus_socket"} {
 		if _, err := os.Stat(p); err != nil {
@@ -85,7 +85,7 @@ func HasLogind() bool {
 	return true
 }
 
-// HasSeccomp says whether the kernel has filters of system calls, seccomp(2).
+// HasSeccomp reports whether the kernel supports system call filters, seccomp(2).
 func HasSeccomp() bool {
 	_, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
 	return err == nil

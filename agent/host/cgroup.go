@@ -13,29 +13,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The cgroup drivers, as kubelet and containerd name them.
+// Cgroup drivers, as the kubelet and containerd name them.
 const (
 	DriverSystemd  = "systemd"
 	DriverCgroupfs = "cgroupfs"
 )
 
-// CgroupMount is where the cgroup file systems are mounted on every Linux distribution.
+// CgroupMount is the mount point of the cgroup file systems.
 const CgroupMount = "/sys/fs/cgroup"
 
-// Cgroup is what the machine's cgroups are like.
+// Cgroup describes the machine's cgroups.
 type Cgroup struct {
-	// Version is 2 for the unified hierarchy, otherwise 1 (also for the hybrid of both).
+	// Version is 2 for the unified hierarchy, 1 for legacy and hybrid hierarchies.
 	Version int
-	// Driver is who makes the pods' cgroups: systemd where it rules the unified hierarchy, otherwise we.
+	// Driver is the cgroup driver of kubelet and runc: systemd on cgroup v2 under systemd, else cgroupfs.
 	Driver string
-	// Controllers are those that can be used, sorted.
+	// Controllers are the available controllers, sorted.
 	Controllers []string
 }
 
-// Has says whether a controller can be used.
+// Has reports whether a controller is available.
 func (c Cgroup) Has(controller string) bool { return slices.Contains(c.Controllers, controller) }
 
-// Missing are the controllers without which pods cannot be run.
+// Missing returns the missing controllers of those that pods need.
 func (c Cgroup) Missing() []string {
 	var out []string
 	for _, n := range []string{"cpu", "cpuset", "memory", "pids"} {
@@ -46,12 +46,12 @@ func (c Cgroup) Missing() []string {
 	return out
 }
 
-// DetectCgroup looks at the machine. root is the cgroup under which pods are to be put: systemd can only
-// be asked for cgroups in its own tree, so any other root than / or a slice means the cgroupfs driver.
+// DetectCgroup detects the machine's cgroups. root is the cgroup for pods: systemd creates cgroups only in its own
+// tree, so any root other than / or a slice requires the cgroupfs driver.
 func DetectCgroup(root string) (Cgroup, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(CgroupMount, &st); err != nil {
-		return Cgroup{}, fmt.Errorf("look at %s (is it mounted?): %w", CgroupMount, err)
+		return Cgroup{}, fmt.Errorf("stat %s (is it mounted?): %w", CgroupMount, err)
 	}
 	c := Cgroup{Version: 1, Driver: DriverCgroupfs}
 	if st.Type == unix.CGROUP2_SUPER_MAGIC {
@@ -61,7 +61,7 @@ func DetectCgroup(root string) (Cgroup, error) {
 			return Cgroup{}, fmt.Errorf("read cgroup controllers: %w", err)
 		}
 		c.Controllers = strings.Fields(string(raw))
-		if (root == "/" || strings.HasSuffix(root, ".slice")) && systemdRules() {
+		if (root == "/" || strings.HasSuffix(root, ".slice")) && systemdManages() {
 			c.Driver = DriverSystemd
 		}
 	} else {
@@ -79,7 +79,7 @@ func DetectCgroup(root string) (Cgroup, error) {
 	return c, nil
 }
 
-// enabledV1 reads /proc/cgroups: name, hierarchy, number, enabled.
+// enabledV1 returns the enabled controllers from /proc/cgroups, whose columns are name, hierarchy, number, enabled.
 func enabledV1(raw []byte) []string {
 	var out []string
 	for l := range bytes.Lines(raw) {
@@ -91,8 +91,8 @@ func enabledV1(raw []byte) []string {
 	return out
 }
 
-// systemdRules says whether process 1 is a systemd that can be talked to.
-func systemdRules() bool {
+// systemdManages reports whether process 1 is systemd and can be reached.
+func systemdManages() bool {
 	comm, err := os.ReadFile("/proc/1/comm")
 	if err != nil || strings.TrimSpace(string(comm)) != "systemd" {
 		return false
@@ -108,11 +108,12 @@ func systemdRules() bool {
 	return false
 }
 
-// PrepareCgroup makes the cgroup under which pods are put and turns its controllers on, noting in the
-// journal what it makes. It does nothing with the systemd driver, which makes slices when asked.
+// PrepareCgroup creates the cgroup for pods and enables its controllers, recording what it creates in the journal. It
+// does nothing with the systemd driver: systemd creates slices on request.
 func PrepareCgroup(c Cgroup, root string, j *Journal) error {
 	if m := c.Missing(); len(m) > 0 {
-		return fmt.Errorf("the kernel offers no cgroup controller for %s; `umiak check` tells how to turn it on", strings.Join(m, ", "))
+		return fmt.Errorf("the kernel has no cgroup controller for %s; `umiak check` shows how to enable it",
+			strings.Join(m, ", "))
 	}
 	if c.Driver == DriverSystemd {
 		return nil
@@ -132,14 +133,15 @@ func prepareV2(c Cgroup, root string, j *Journal) error {
 			return err
 		}
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(want), 0o644); err != nil {
-			// One by one: rt tasks keep cpu from being turned on in some set-ups, and the rest is still wanted.
+			// Enable them one by one: realtime tasks can prevent enabling cpu, and the others are still wanted.
 			for _, n := range c.Controllers {
-				if e := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+n), 0o644); e != nil && slices.Contains([]string{"cpu", "memory", "pids"}, n) {
+				if e := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+n), 0o644); e != nil &&
+					slices.Contains([]string{"cpu", "memory", "pids"}, n) {
 					hint := ""
 					if errors.Is(e, unix.EBUSY) {
-						hint = ": processes live in this cgroup, which forbids it; move them to a cgroup below, or set cgroup-root to one without processes"
+						hint = ": this cgroup has processes, which prevents it; move them to a child cgroup, or set cgroup-root to a cgroup without processes"
 					}
-					return fmt.Errorf("turn on cgroup controller %s in %s: %w%s", n, dir, e, hint)
+					return fmt.Errorf("enable cgroup controller %s in %s: %w%s", n, dir, e, hint)
 				}
 			}
 		}
@@ -162,7 +164,7 @@ func prepareV1(root string, j *Journal) error {
 			if !cpuset {
 				continue
 			}
-			// A new v1 cpuset is empty, and nothing can run in it until it has been given cpus and memory.
+			// A new v1 cpuset is empty, and no process can run in it until it has CPUs and memory nodes.
 			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
 				if err := inheritCpuset(dir, f); err != nil {
 					return err
@@ -173,8 +175,8 @@ func prepareV1(root string, j *Journal) error {
 	return nil
 }
 
-// hierarchiesV1 are the folders of all hierarchies of a machine with v1, the named one of systemd and the empty v2 of
-// hybrid machines too: the kubelet wants its root in each v1, and runc makes it in the v2.
+// hierarchiesV1 returns the folders of all hierarchies of a v1 machine, including systemd's named one and the empty v2
+// of hybrid machines: the kubelet needs its root in each v1 hierarchy, and runc creates it in the v2 one.
 func hierarchiesV1() []string {
 	procs, _ := filepath.Glob(filepath.Join(CgroupMount, "*", "cgroup.procs"))
 	var out []string
@@ -206,11 +208,11 @@ func inheritCpuset(dir, file string) error {
 	return nil
 }
 
-// ShimCgroup makes the cgroup in which shims are to live, noting it in the journal, and returns its name for
-// containerd. Where systemd runs, shims would otherwise be members of umiak's unit, and `systemctl kill` sends
-// its signal to all of them: without their shims, containers do not run on. Elsewhere it returns "".
+// ShimCgroup creates the cgroup for shims, recording it in the journal, and returns its name for containerd. Under
+// systemd, shims would otherwise belong to umiak's unit, and `systemctl kill` would kill them; containers cannot run
+// without their shims. It returns "" where systemd does not run.
 func ShimCgroup(c Cgroup, root string, j *Journal) (string, error) {
-	if !systemdRules() {
+	if !systemdManages() {
 		return "", nil
 	}
 	return shimCgroup(CgroupMount, c, root, j)
@@ -219,8 +221,8 @@ func ShimCgroup(c Cgroup, root string, j *Journal) (string, error) {
 func shimCgroup(mount string, c Cgroup, root string, j *Journal) (string, error) {
 	dir := mount
 	if c.Version == 1 {
-		// The hierarchy by which systemd tells units apart; the controllers' own are left as they are. On
-		// hybrid systems it tells them apart by an empty v2 beside v1, to which containerd cannot move a shim.
+		// Use the hierarchy in which systemd tracks units; the controllers' hierarchies stay unchanged. Hybrid systems
+		// track units in an empty v2 next to v1, to which containerd cannot move a shim.
 		dir = filepath.Join(mount, "systemd")
 		_, hybrid := os.Stat(filepath.Join(mount, "unified"))
 		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) || hybrid == nil {
@@ -228,7 +230,7 @@ func shimCgroup(mount string, c Cgroup, root string, j *Journal) (string, error)
 		}
 	}
 	if c.Driver == DriverSystemd {
-		root = "/" // it is a slice, to which only systemd may add
+		root = "/" // root is a slice, in which only systemd may create cgroups
 	}
 	name := filepath.Join("/", root, "umiak-shims")
 	for part := range strings.FieldsFuncSeq(name, func(r rune) bool { return r == '/' }) {
@@ -248,12 +250,12 @@ func makeCgroup(dir string, j *Journal) error {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make cgroup: %w", err)
+		return fmt.Errorf("create cgroup: %w", err)
 	}
 	return nil
 }
 
-// PodCgroups are the cgroups that the kubelet makes below root for all pods, one a hierarchy.
+// PodCgroups returns the cgroups that the kubelet creates below root for all pods, one per hierarchy.
 func PodCgroups(c Cgroup, root string) []string {
 	name := "kubepods"
 	if c.Driver == DriverSystemd {

@@ -1,7 +1,6 @@
-// Package host finds out what the machine is (cgroups, capabilities, addresses, resolvers), prepares it
-// for containers, and notes what was there before, so that cleanup can put it back.
+// Package host detects the properties of the machine (cgroups, capabilities, kernel modules, ports), prepares it for
+// containers, and records its earlier state, so that cleanup can restore it.
 //
-// Everything that umiak changes outside its own directories goes through the Journal: the value before is
-// on disk before the change is made. The agent, cleanup and check call this package; it imports no
-// Kubernetes or containerd code.
+// Every change outside umiak's own directories goes through the Journal, which writes the previous value to disk before
+// the change. The agent, cleanup and check call this package. It imports no Kubernetes or containerd code.
 package host

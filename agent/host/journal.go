@@ -17,10 +17,10 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Kind is a kind of thing that umiak makes on the host.
+// Kind is a kind of object that umiak creates on the host.
 type Kind string
 
-// What is made outside umiak's own directories.
+// Kinds of objects outside umiak's own directories.
 const (
 	KindCgroup    Kind = "cgroup"
 	KindInterface Kind = "interface"
@@ -28,19 +28,19 @@ const (
 	KindPath      Kind = "path"
 )
 
-// State is what the journal keeps on disk.
+// State is the content of the journal on disk.
 type State struct {
-	// Boot and Netns say for which boot and which network namespace the notes are true: sysctls and
-	// interfaces of another one are gone.
+	// Boot and Netns identify the boot and the network namespace for which the records are valid: sysctls and
+	// interfaces of others no longer exist.
 	Boot  string `json:"boot"`
 	Netns string `json:"netns"`
 	// Sysctls are the values before umiak changed them.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
-	// Made are the names of the things that were not there before.
+	// Made lists the names of objects that did not exist before, by kind.
 	Made map[Kind][]string `json:"made,omitempty"`
 }
 
-// Journal notes changes to the host before they are made. It is safe for concurrent use.
+// Journal records changes to the host before they are made. It is safe for concurrent use.
 type Journal struct {
 	path string
 	sys  string // /proc/sys
@@ -49,8 +49,8 @@ type Journal struct {
 	state State
 }
 
-// OpenJournal reads the notes, which need not exist, and drops what a reboot or another network namespace
-// has made void. A file that cannot be read as notes is an error that wraps ErrJournal.
+// OpenJournal reads the journal, which need not exist, and drops records that a reboot or another network namespace has
+// invalidated. The error of a damaged file wraps ErrJournal.
 func OpenJournal(path string) (*Journal, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -70,7 +70,7 @@ func openJournal(path, sys, boot, netns string) (*Journal, error) {
 		return j, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read notes on the host: %w", err)
+		return nil, fmt.Errorf("read the host journal: %w", err)
 	}
 	old, err := parseState(raw)
 	if err != nil {
@@ -99,15 +99,15 @@ func (j *Journal) drop(kinds ...Kind) {
 	}
 }
 
-// ErrJournal means that the file of notes is damaged.
-var ErrJournal = errors.New("the notes on the host's state cannot be read")
+// ErrJournal means that the journal file is damaged.
+var ErrJournal = errors.New("the journal of the host's state is damaged")
 
 var (
 	sysctlName  = regexp.MustCompile(`^[a-z0-9_]+(\.[A-Za-z0-9_/-]+)+$`)
 	sysctlValue = regexp.MustCompile(`^[A-Za-z0-9 \t._:/-]{0,256}$`)
 )
 
-// parseState is strict: cleanup acts on what it returns, as root.
+// parseState parses the journal strictly: cleanup acts on it as root.
 func parseState(raw []byte) (State, error) {
 	var s State
 	dec := json.NewDecoder(bytes.NewReader(raw))
@@ -116,7 +116,7 @@ func parseState(raw []byte) (State, error) {
 		return State{}, fmt.Errorf("%w: %w", ErrJournal, err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return State{}, fmt.Errorf("%w: something follows the notes", ErrJournal)
+		return State{}, fmt.Errorf("%w: data after the end", ErrJournal)
 	}
 	for n, v := range s.Sysctls {
 		if !sysctlName.MatchString(n) || strings.Contains(n, "..") || !sysctlValue.MatchString(v) {
@@ -142,7 +142,7 @@ func parseState(raw []byte) (State, error) {
 	return s, nil
 }
 
-// State returns a copy of the notes.
+// State returns a copy of the records.
 func (j *Journal) State() State {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -158,7 +158,7 @@ func (j *Journal) State() State {
 	return s
 }
 
-// Made notes that things are about to be made.
+// Made records objects that are about to be created.
 func (j *Journal) Made(k Kind, names ...string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -179,14 +179,14 @@ func (j *Journal) Made(k Kind, names ...string) error {
 	return j.save()
 }
 
-// Keep notes the present values of sysctls that somebody else, such as the kubelet, is about to change.
-// Those that the kernel does not have are left out.
-func (j *Journal) Keep(names ...string) error {
+// RecordSysctls records the current values of sysctls that another component, such as the kubelet, is about to change.
+// Sysctls that the kernel does not have are skipped.
+func (j *Journal) RecordSysctls(names ...string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	changed := false
 	for _, n := range names {
-		if _, noted := j.state.Sysctls[n]; noted {
+		if _, recorded := j.state.Sysctls[n]; recorded {
 			continue
 		}
 		v, err := j.read(n)
@@ -207,7 +207,7 @@ func (j *Journal) Keep(names ...string) error {
 	return j.save()
 }
 
-// Set gives a sysctl a value, noting the one before. It does nothing where the value is right already.
+// Set records a sysctl's value and changes it. It does nothing if the sysctl has the value already.
 func (j *Journal) Set(name, value string) error {
 	old, err := j.read(name)
 	if err != nil {
@@ -216,7 +216,7 @@ func (j *Journal) Set(name, value string) error {
 	if old == value {
 		return nil
 	}
-	if err := j.Keep(name); err != nil {
+	if err := j.RecordSysctls(name); err != nil {
 		return err
 	}
 	if err := os.WriteFile(j.file(name), []byte(value), 0o644); err != nil {
@@ -225,7 +225,8 @@ func (j *Journal) Set(name, value string) error {
 	return nil
 }
 
-// Restore puts the sysctls back and forgets them; what cannot be restored stays noted.
+// Restore restores the sysctls and removes their records; those that cannot be restored stay recorded. It calls report
+// for each restored sysctl.
 func (j *Journal) Restore(report func(name, value string)) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -251,7 +252,7 @@ func (j *Journal) Restore(report func(name, value string)) error {
 	return errors.Join(append(errs, j.save())...)
 }
 
-// Gone forgets a thing that was made.
+// Gone removes the record of an object.
 func (j *Journal) Gone(k Kind, name string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -266,7 +267,7 @@ func (j *Journal) Gone(k Kind, name string) error {
 	return j.save()
 }
 
-// Sysctl reads a value.
+// Sysctl returns the current value of a sysctl.
 func (j *Journal) Sysctl(name string) (string, error) { return j.read(name) }
 
 func (j *Journal) read(name string) (string, error) {
@@ -274,7 +275,7 @@ func (j *Journal) read(name string) (string, error) {
 	return strings.TrimSpace(string(raw)), err
 }
 
-// file is the path of a sysctl: dots part, and a slash in a name stands for a dot of it, sysctl(8).
+// file is the path of a sysctl: dots separate its parts, and a slash stands for a dot within a part, see sysctl(8).
 func (j *Journal) file(name string) string {
 	parts := strings.Split(name, ".")
 	for i, p := range parts {
@@ -283,11 +284,11 @@ func (j *Journal) file(name string) string {
 	return filepath.Join(append([]string{j.sys}, parts...)...)
 }
 
-// save writes the notes; an empty journal that was never written stays unwritten.
+// save writes the records, or removes the file if there are none.
 func (j *Journal) save() error {
 	if len(j.state.Sysctls) == 0 && len(j.state.Made) == 0 {
 		if err := os.Remove(j.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove notes on the host: %w", err)
+			return fmt.Errorf("remove the host journal: %w", err)
 		}
 		return nil
 	}
@@ -296,7 +297,7 @@ func (j *Journal) save() error {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(j.path), 0o700); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+		return fmt.Errorf("create directory: %w", err)
 	}
 	return atomicfile.Write(j.path, append(raw, '\n'), 0o600)
 }

@@ -37,7 +37,7 @@ func TestWhatWasThereBeforeComesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(j.Set("net.ipv4.ip_forward", "1"), j.Set("net.ipv4.conf.eth0/1.rp_filter", "0"), j.Keep("kernel.panic", "no.such"), j.Set("vm.overcommit_memory", "1")); err != nil {
+	if err := errors.Join(j.Set("net.ipv4.ip_forward", "1"), j.Set("net.ipv4.conf.eth0/1.rp_filter", "0"), j.RecordSysctls("kernel.panic", "no.such"), j.Set("vm.overcommit_memory", "1")); err != nil {
 		t.Fatal(err)
 	}
 	if value(t, s, "net/ipv4/ip_forward") != "1" {
@@ -48,7 +48,7 @@ func TestWhatWasThereBeforeComesBack(t *testing.T) {
 	if j, err = openJournal(path, s, "boot-1", "net-1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(j.Keep("kernel.panic", "net.ipv4.ip_forward"), j.Made(KindInterface, "cni0", "cni0"), j.Made(KindInterface, "cni0")); err != nil {
+	if err := errors.Join(j.RecordSysctls("kernel.panic", "net.ipv4.ip_forward"), j.Made(KindInterface, "cni0", "cni0"), j.Made(KindInterface, "cni0")); err != nil {
 		t.Fatal(err)
 	}
 	if st, _ := os.Stat(path); st.Mode().Perm() != 0o600 {
@@ -84,7 +84,7 @@ func TestARebootMakesNotesVoid(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(j.Keep("net.ipv4.ip_forward", "kernel.panic"), j.Made(KindInterface, "cni0"), j.Made(KindCgroup, CgroupMount+"/a"), j.Made(KindPath, "/var/log/containers")); err != nil {
+		if err := errors.Join(j.RecordSysctls("net.ipv4.ip_forward", "kernel.panic"), j.Made(KindInterface, "cni0"), j.Made(KindCgroup, CgroupMount+"/a"), j.Made(KindPath, "/var/log/containers")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoModule means that the running kernel has no such module to load.
-var ErrNoModule = errors.New("the kernel has no such module")
+// ErrNoModule means that no such module is installed for the running kernel.
+var ErrNoModule = errors.New("no such module is installed for this kernel")
 
-// LoadModule loads a kernel module and those that it needs, as modprobe does without its configuration.
-// Most modules are loaded by the kernel itself when they are first used; this is for those that are not.
+// LoadModule loads a kernel module and its dependencies, like modprobe without its configuration. The kernel loads most
+// modules on first use; this is for the others.
 func LoadModule(name string) error {
 	dir, files, err := findModule("/lib/modules", name)
 	if err != nil {
@@ -37,17 +37,17 @@ func LoadModule(name string) error {
 	return nil
 }
 
-// HasModule says whether the running kernel has such a module to load.
+// HasModule reports whether the module is installed for the running kernel.
 func HasModule(name string) bool {
 	_, _, err := findModule("/lib/modules", name)
 	return err == nil
 }
 
-// findModule looks in the running kernel's folder below root, which it returns with the files to load in order.
+// findModule searches the running kernel's folder below root. It returns the folder and the files to load, in order.
 func findModule(root, name string) (dir string, files []string, err error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return "", nil, fmt.Errorf("find the kernel's version: %w", err)
+		return "", nil, fmt.Errorf("read the kernel version: %w", err)
 	}
 	dir = filepath.Join(root, unix.ByteSliceToString(u.Release[:]))
 	raw, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
@@ -63,8 +63,8 @@ func findModule(root, name string) (dir string, files []string, err error) {
 	return dir, files, nil
 }
 
-// moduleFiles are the files to load for a module, in order, from modules.dep: `FILE: NEEDED…`, where what
-// stands last must be loaded first.
+// moduleFiles returns the files to load for a module, in order, from modules.dep, whose lines are `FILE:
+// DEPENDENCIES…`, with the dependency to load first at the end.
 func moduleFiles(dep []byte, name string) []string {
 	for l := range bytes.Lines(dep) {
 		file, needs, ok := strings.Cut(strings.TrimSpace(string(l)), ":")
@@ -93,7 +93,7 @@ func insert(path string) error {
 	if flags == 0 || err == nil || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EPERM) {
 		return err
 	}
-	// A kernel that cannot decompress by itself.
+	// The kernel cannot decompress modules: do it here.
 	image, e := decompress(f, path)
 	if e != nil {
 		return errors.Join(err, e)
@@ -105,21 +105,21 @@ func decompress(f io.ReadSeeker, path string) ([]byte, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	const most = 64 << 20
+	const maxModule = 64 << 20
 	switch filepath.Ext(path) {
 	case ".gz":
 		r, err := gzip.NewReader(f)
 		if err != nil {
 			return nil, err
 		}
-		return io.ReadAll(io.LimitReader(r, most))
+		return io.ReadAll(io.LimitReader(r, maxModule))
 	case ".zst":
 		r, err := zstd.NewReader(f)
 		if err != nil {
 			return nil, err
 		}
 		defer r.Close()
-		return io.ReadAll(io.LimitReader(r, most))
+		return io.ReadAll(io.LimitReader(r, maxModule))
 	}
-	return nil, fmt.Errorf("do not know how to decompress %s", filepath.Ext(path))
+	return nil, fmt.Errorf("decompress module: unsupported format %s", filepath.Ext(path))
 }

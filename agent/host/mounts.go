@@ -13,8 +13,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// Mounts lists what is mounted at a directory, the uppermost last, and below it, deepest first. A directory that is not
-// there has neither.
+// Mounts lists the mounts at a directory, the topmost last, and those below it, deepest first. Both are empty if the
+// directory does not exist.
 func Mounts(dir string) (at, below []*mountinfo.Info, err error) {
 	dir, err = filepath.EvalSymlinks(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -34,7 +34,7 @@ func Mounts(dir string) (at, below []*mountinfo.Info, err error) {
 			below = append(below, m)
 		}
 	}
-	// Later mounts lie on earlier ones: the reverse order of the list is right also for the same path.
+	// Later mounts cover earlier ones, so the reverse order is right for the same path as well.
 	slices.Reverse(below)
 	return at, below, nil
 }
@@ -44,11 +44,11 @@ func Deleted(m *mountinfo.Info) bool {
 	return strings.HasSuffix(m.Root, "//deleted") || strings.HasSuffix(m.Mountpoint, "//deleted")
 }
 
-// MountedElsewhere reports whether a directory is, in another mount namespace of this machine, a mount point that shows
-// another directory than data: the kernel takes such mounts away with the directory. Where it shows data, that is a
-// copy that a namespace got when it was made.
+// MountedElsewhere reports whether dir is a mount point in another mount namespace of this machine and shows a
+// directory other than data: the kernel removes such mounts together with dir. A mount that shows data is a copy that
+// the namespace inherited when it was created.
 func MountedElsewhere(dir, data string) (bool, error) {
-	own, err := os.Readlink("/proc/self/ns/mnt")
+	self, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return false, fmt.Errorf("read mount namespace: %w", err)
 	}
@@ -64,7 +64,7 @@ func MountedElsewhere(dir, data string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	seen := map[string]bool{own: true}
+	seen := map[string]bool{self: true}
 	for _, p := range processes {
 		ns, err := os.Readlink(filepath.Join(p, "ns/mnt"))
 		if err != nil || seen[ns] {
@@ -74,14 +74,14 @@ func MountedElsewhere(dir, data string) (bool, error) {
 		pid, _ := strconv.Atoi(filepath.Base(p))
 		mounts, err := mountinfo.PidMountInfo(pid)
 		if err != nil {
-			continue // it has ended
+			continue // the process has ended
 		}
 		for _, m := range mounts {
 			if !strings.HasSuffix(m.Mountpoint, dir) {
 				continue
 			}
 			at := filepath.Join(p, "root", m.Mountpoint)
-			// A namespace with a /var of its own has a mount point of its own, too.
+			// Skip namespaces with their own /var: their mount point is another directory.
 			if above, err := os.Stat(filepath.Dir(at)); err != nil || !os.SameFile(above, up) {
 				continue
 			}

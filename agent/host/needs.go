@@ -16,19 +16,20 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// What follows tries what a node needs of its machine. Parts try before they start what can start only once, and
-// `umiak check` tries the same beforehand. Nothing is left behind; each error says what to do.
+// The Try functions test what a node needs from its machine. Parts that can start only once call them before they
+// start, and `umiak check` calls them too. They leave nothing behind; each error says what to do.
 
-// TryKmsg opens the kernel's log, in which the kubelet reads whom the OOM killer has ended.
+// TryKmsg opens the kernel log, in which the kubelet reads which processes the OOM killer has ended.
 func TryKmsg() error {
 	f, err := os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("the kubelet cannot read the kernel's log (%w): give umiak /dev/kmsg; in an LXC container, have the host bind it there; with kernel.dmesg_restrict give it CAP_SYSLOG", err)
+		return fmt.Errorf(
+			"the kubelet cannot read the kernel log (%w): give umiak access to /dev/kmsg; in an LXC container, bind-mount it from the host; with kernel.dmesg_restrict, give it CAP_SYSLOG", err)
 	}
 	return f.Close()
 }
 
-// TryInotify makes a number of inotify instances and gives them back.
+// TryInotify creates a number of inotify instances and closes them.
 func TryInotify(number int) error {
 	var open []int
 	defer func() {
@@ -39,16 +40,17 @@ func TryInotify(number int) error {
 	for range number {
 		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
 		if err != nil {
-			most, _ := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
-			return fmt.Errorf("%d inotify instances are left of the %s that a user may have, %d are needed (%w): raise fs.inotify.max_user_instances, or stop what watches so many files",
-				len(open), strings.TrimSpace(string(most)), number, err)
+			limit, _ := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
+			return fmt.Errorf(
+				"%d inotify instances are left of the %s that a user may have, %d are needed (%w): raise fs.inotify.max_user_instances, or stop the programs that watch so many files",
+				len(open), strings.TrimSpace(string(limit)), number, err)
 		}
 		open = append(open, fd)
 	}
 	return nil
 }
 
-// TryDisk writes a file in a folder, or in the nearest one above it that exists, and removes it.
+// TryDisk writes a file in a folder, or in its nearest existing parent, and removes it.
 func TryDisk(dir string) error {
 	for {
 		if st, err := os.Stat(dir); err == nil && st.IsDir() || dir == "/" {
@@ -65,15 +67,16 @@ func TryDisk(dir string) error {
 	case atomicfile.NoSpace(err):
 		return fmt.Errorf("the disk of %s is full (%w): make room", dir, err)
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("the disk of %s is read-only (%w): mount it for writing, and look into the kernel's log for a fault of the disk", dir, err)
+		return fmt.Errorf(
+			"the disk of %s is read-only (%w): mount it writable, and check the kernel log for errors of the disk", dir, err)
 	case err != nil:
 		return fmt.Errorf("write in %s: %w", dir, err)
 	}
 	return nil
 }
 
-// TryExec starts a program and waits for it. A program that may not be executed lies on a file system that is mounted
-// noexec, as a rule.
+// TryExec runs a program to its end. If the program cannot be executed because its file system is mounted noexec, the
+// error says so.
 func TryExec(ctx context.Context, program string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -88,7 +91,7 @@ func TryExec(ctx context.Context, program string, args ...string) error {
 	return fmt.Errorf("execute %s: %w: %s", program, err, strings.TrimSpace(string(out)))
 }
 
-// TryExecIn finds out whether programs may be executed in a folder, or in the nearest one above it that exists.
+// TryExecIn checks whether programs can be executed in a folder, or in its nearest existing parent.
 func TryExecIn(dir string) error {
 	var st unix.Statfs_t
 	for unix.Statfs(dir, &st) != nil && dir != "/" {
@@ -101,24 +104,25 @@ func TryExecIn(dir string) error {
 }
 
 func noexec(dir string) error {
-	return fmt.Errorf("%s is on a file system that is mounted noexec, where the container programs cannot be executed: mount -o remount,exec it, or set data-dir to another", dir)
+	return fmt.Errorf(
+		"%s is on a file system that is mounted noexec, where the container programs cannot be executed: mount -o remount,exec it, or set another data-dir", dir)
 }
 
 // TryHostsFile reads /etc/hosts, which containerd copies for every pod.
 func TryHostsFile() error {
 	if _, err := os.ReadFile("/etc/hosts"); err != nil {
-		return fmt.Errorf("no pod can start without /etc/hosts (%w): make it, with the line 127.0.0.1 localhost", err)
+		return fmt.Errorf("no pod can start without /etc/hosts (%w): create it with the line 127.0.0.1 localhost", err)
 	}
 	return nil
 }
 
-// kubeletValues are what the kubelet sets KubeletSysctls to, k8s.io/component-helpers/node/util/sysctl.
+// kubeletValues are the values to which the kubelet sets KubeletSysctls, see k8s.io/component-helpers/node/util/sysctl.
 var kubeletValues = map[string]int{
 	"vm.overcommit_memory": 1, "vm.panic_on_oom": 0, "kernel.panic": 10, "kernel.panic_on_oops": 1,
 	"kernel.keys.root_maxkeys": 1000000, "kernel.keys.root_maxbytes": 25000000,
 }
 
-// TrySysctls finds out whether the kubelet's sysctls have their values or can be given them.
+// TrySysctls checks whether the kubelet's sysctls have their values or can be set.
 func TrySysctls() error { return trySysctls("/proc/sys") }
 
 func trySysctls(sys string) error {
@@ -126,7 +130,8 @@ func trySysctls(sys string) error {
 	for _, name := range KubeletSysctls {
 		file := filepath.Join(sys, strings.ReplaceAll(name, ".", "/"))
 		raw, err := os.ReadFile(file)
-		if now, e := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && e == nil && now == kubeletValues[name] {
+		if now, e := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && e == nil &&
+			now == kubeletValues[name] {
 			continue
 		}
 		if err == nil {
@@ -137,18 +142,20 @@ func trySysctls(sys string) error {
 		}
 	}
 	if len(bad) > 0 {
-		return fmt.Errorf("the kubelet cannot set what it needs of the kernel: set %s on the host, or let umiak write /proc/sys", strings.Join(bad, " "))
+		return fmt.Errorf(
+			"the kubelet cannot set kernel parameters that it needs: set %s on the host, or give umiak write access to /proc/sys", strings.Join(bad, " "))
 	}
 	return nil
 }
 
-// TryCgroups makes a cgroup below the root for pods in each hierarchy, and removes it.
+// TryCgroups creates a cgroup below the root for pods in each hierarchy, and removes it.
 func TryCgroups(c Cgroup, root string) error {
 	if m := c.Missing(); len(m) > 0 {
-		return fmt.Errorf("the kernel offers no cgroup controller for %s: `umiak check` tells how to turn it on", strings.Join(m, ", "))
+		return fmt.Errorf("the kernel has no cgroup controller for %s: `umiak check` shows how to enable it",
+			strings.Join(m, ", "))
 	}
 	if c.Driver == DriverSystemd {
-		return nil // systemd makes them
+		return nil // systemd creates them
 	}
 	dirs := []string{CgroupMount}
 	if c.Version == 1 {
@@ -157,7 +164,7 @@ func TryCgroups(c Cgroup, root string) error {
 	for _, dir := range dirs {
 		try := filepath.Join(dir, root)
 		if _, err := os.Stat(try); err != nil {
-			try = dir // it is made below this one
+			try = dir // PrepareCgroup creates it below this one
 		}
 		try = filepath.Join(try, fmt.Sprintf("umiak-try-%d", os.Getpid()))
 		err := os.Mkdir(try, 0o755)
@@ -165,7 +172,8 @@ func TryCgroups(c Cgroup, root string) error {
 			err = os.Remove(try)
 		}
 		if err != nil {
-			return fmt.Errorf("no cgroup can be made in %s (%w): mount it for writing; a container needs a cgroup of its own that is delegated to it", dir, err)
+			return fmt.Errorf(
+				"no cgroup can be made in %s (%w): mount it writable; a container needs a cgroup that is delegated to it", dir, err)
 		}
 	}
 	return nil

@@ -21,11 +21,11 @@ type Holder struct {
 	Program string
 }
 
-// String names program and process.
+// String returns program and PID.
 func (h Holder) String() string { return fmt.Sprintf("%s (process %d)", h.Program, h.PID) }
 
-// Holders finds the programs that listen on a port of this network namespace. network is tcp or udp. Programs whose
-// process cannot be seen, as those in another pid namespace, are missing.
+// Holders returns the programs that listen on a port in this network namespace. network is tcp or udp. Processes that
+// are not visible, such as those of another PID namespace, are missing.
 func Holders(network string, port uint16) []Holder {
 	inodes := listeningSockets(network, port)
 	if len(inodes) == 0 {
@@ -36,7 +36,7 @@ func Holders(network string, port uint16) []Holder {
 	for _, dir := range procs {
 		fds, err := os.ReadDir(dir)
 		if err != nil {
-			continue // gone
+			continue // the process has ended
 		}
 		if !slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
 			to, err := os.Readlink(filepath.Join(dir, fd.Name()))
@@ -54,7 +54,7 @@ func Holders(network string, port uint16) []Holder {
 // listeningSockets returns the sockets that listen on a port, as links in /proc/PID/fd name them.
 func listeningSockets(network string, port uint16) map[string]bool {
 	out := map[string]bool{}
-	// Of the thread: the process's own is the namespace of its first thread, which may have left this one.
+	// The thread's table: the process has that of its main thread, which may be in another namespace.
 	fs, err := procfs.NewFS("/proc/thread-self")
 	if err != nil {
 		return out
@@ -87,8 +87,8 @@ func socketLink(inode uint64) string { return fmt.Sprintf("socket:[%d]", inode) 
 // ErrPortHeld means that another program listens on a port.
 var ErrPortHeld = errors.New("is held by")
 
-// TryPort listens on an address and stops at once. An address that another program has is an error that wraps
-// ErrPortHeld and names the program; remedy says what to do besides stopping it.
+// TryPort listens on an address and closes the socket. If another program has the port, the error wraps ErrPortHeld and
+// names the program; remedy says what to do besides stopping it.
 func TryPort(ctx context.Context, network, addr, remedy string) error {
 	var lc net.ListenConfig
 	var err error
@@ -106,16 +106,16 @@ func TryPort(ctx context.Context, network, addr, remedy string) error {
 	return PortError(err, network, addr, remedy)
 }
 
-// PortError is the error of listening on an address with the name of the program that holds it.
+// PortError adds the program that holds the port to an error of listening on an address.
 func PortError(err error, network, addr, remedy string) error {
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	n, _ := strconv.ParseUint(port, 10, 16)
-	who := "a program that cannot be seen from here"
+	holder := "a program that is not visible here"
 	if h := Holders(network, uint16(n)); len(h) > 0 {
-		who = h[0].String()
+		holder = h[0].String()
 	}
-	return fmt.Errorf("port %s/%s %w %s: stop it, or %s", port, network, ErrPortHeld, who, remedy)
+	return fmt.Errorf("port %s/%s %w %s: stop it, or %s", port, network, ErrPortHeld, holder, remedy)
 }

@@ -14,9 +14,8 @@ import (
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 )
 
-// clients gives the kubelet its clients. They are those that it would make itself, but for one thing: when
-// the function that is returned has been called they are cut off. Much of the kubelet does not stop with
-// its context, and its watches would hold up the API server's own stop.
+// clients creates the kubelet's clients as upstream does, with one addition: stop closes their connections and prevents
+// new ones. Much of the kubelet does not stop with its context, and its watches would delay the API server's shutdown.
 func (k *Kubelet) clients(ctx context.Context, deps *upstream.Dependencies) (stop func(), err error) {
 	cfg, err := clientcmd.BuildConfigFromFlags("", k.server.KubeConfig)
 	if err != nil {
@@ -34,13 +33,13 @@ func (k *Kubelet) clients(ctx context.Context, deps *upstream.Dependencies) (sto
 	cfg.ContentType = k.server.ContentType
 	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	cfg.QPS, cfg.Burst = float32(k.server.KubeAPIQPS), int(k.server.KubeAPIBurst)
-	// One connection for all three.
+	// The three clients share one connection.
 	conn, err := rest.HTTPClientFor(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make kubelet client: %w", err)
+		return nil, fmt.Errorf("create kubelet client: %w", err)
 	}
 	if deps.KubeClient, err = kubernetes.NewForConfigAndClient(cfg, conn); err != nil {
-		return nil, fmt.Errorf("make kubelet client: %w", err)
+		return nil, fmt.Errorf("create kubelet client: %w", err)
 	}
 	events := rest.CopyConfig(cfg)
 	events.QPS, events.Burst = float32(k.server.EventRecordQPS), int(k.server.EventBurst)
@@ -48,19 +47,21 @@ func (k *Kubelet) clients(ctx context.Context, deps *upstream.Dependencies) (sto
 		events.QPS = -1
 	}
 	if deps.EventClient, err = corev1.NewForConfigAndClient(events, conn); err != nil {
-		return nil, fmt.Errorf("make kubelet event client: %w", err)
+		return nil, fmt.Errorf("create kubelet event client: %w", err)
 	}
 	heartbeat := rest.CopyConfig(cfg)
 	heartbeat.QPS = -1
 	timed := *conn
-	timed.Timeout = min(k.server.NodeStatusUpdateFrequency.Duration, time.Duration(k.server.NodeLeaseDurationSeconds)*time.Second)
+	timed.Timeout = min(k.server.NodeStatusUpdateFrequency.Duration,
+		time.Duration(k.server.NodeLeaseDurationSeconds)*time.Second)
 	if deps.HeartbeatClient, err = kubernetes.NewForConfigAndClient(heartbeat, &timed); err != nil {
-		return nil, fmt.Errorf("make kubelet heartbeat client: %w", err)
+		return nil, fmt.Errorf("create kubelet heartbeat client: %w", err)
 	}
 	if k.cfg.HideExternalIPs {
-		deps.KubeClient, deps.HeartbeatClient = &withoutExternal{deps.KubeClient}, &withoutExternal{deps.HeartbeatClient} // pointers: upstream asks whether they are nil
+		deps.KubeClient, deps.HeartbeatClient = &withoutExternal{deps.KubeClient},
+			&withoutExternal{deps.HeartbeatClient} // pointers, because upstream compares them with nil
 	}
-	// A connection that leads nowhere any more is given up after two failures.
+	// Close a dead connection after failed heartbeats.
 	deps.OnHeartbeatFailure = dialer.CloseAll
 	return dialer.CloseAll, nil
 }

@@ -26,23 +26,23 @@ import (
 	"github.com/umiak-io/umiak/internal/tlspolicy"
 )
 
-// options builds the kubelet's own configuration: umiak's defaults, what the node is told, then the user's files and flags,
-// which win except where other parts of umiak rely on a value (ownedOptions).
+// options builds the kubelet's configuration: umiak's defaults, the node's values, then the user's files and flags,
+// which take precedence except for values that other parts of umiak rely on (ownedOptions).
 func (c Config) options() (*options.KubeletServer, error) {
 	flags := options.NewKubeletFlags()
 	conf, err := options.NewKubeletConfiguration()
 	if err != nil {
-		return nil, fmt.Errorf("make kubelet configuration: %w", err)
+		return nil, fmt.Errorf("create kubelet configuration: %w", err)
 	}
 	if err := errors.Join(c.fillFlags(flags), c.fillConfig(conf)); err != nil {
 		return nil, err
 	}
 	s := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf}
-	ours := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf.DeepCopy()}
-	if err := errors.Join(c.applyFiles(s, ours), c.applyArgs(s, ours)); err != nil {
+	base := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf.DeepCopy()}
+	if err := errors.Join(c.applyFiles(s, base), c.applyArgs(s, base)); err != nil {
 		return nil, err
 	}
-	s.RootDirectory = ours.RootDirectory // it may have been given with a slash at its end
+	s.RootDirectory = base.RootDirectory // the user's value may end with a slash
 	if err := checkLabels("kubelet-arg: node-labels", s.NodeLabels); err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (c Config) options() (*options.KubeletServer, error) {
 	return s, nil
 }
 
-// Check returns what is wrong with the parts of the configuration that the user sets, before anything is known of the cluster.
+// Check validates the user's part of the configuration, before anything about the cluster is known.
 func (c Config) Check() error {
 	c.NodeName = "node"
 	c.Dirs, c.Root, c.PodLogs = layout.Default, folders.KubeletRoot, folders.PodLogs
@@ -105,7 +105,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.TLSPrivateKeyFile = filepath.Join(pki, "kubelet-serving.key")
 	k.TLSMinVersion = "VersionTLS12"
 	k.TLSCipherSuites = tlspolicy.CipherSuites()
-	k.RotateCertificates = false // umiak renews the files, client-go and the kubelet follow them
+	k.RotateCertificates = false // umiak renews the files; client-go and the kubelet reload them
 	k.Authentication.Anonymous.Enabled = false
 	k.Authentication.Webhook.Enabled = true
 	k.Authentication.X509.ClientCAFile = filepath.Join(pki, "client-ca.crt")
@@ -124,7 +124,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.CgroupRoot = c.CgroupRoot
 	k.FailCgroupV1 = false
 	k.FailSwapOn = false
-	// Without CAP_SYS_RESOURCE the kernel refuses every value below the one that umiak was started with.
+	// Without CAP_SYS_RESOURCE, the kernel refuses values below the current one.
 	if !c.MayLowerOOMScore {
 		k.OOMScoreAdj = int32(max(c.OOMScoreAdj, int(k.OOMScoreAdj)))
 	}
@@ -137,24 +137,25 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	}
 	k.RegisterNode = true
 
-	// Shutdown of the machine: pods marked critical get the last third of the time, in whole seconds as the kubelet counts.
-	// It is logind that asks the kubelet; when only umiak stops, nobody does, and pods run on.
+	// On a machine shutdown, critical pods get the last third of the time, in whole seconds as the kubelet counts.
+	// logind triggers it; when only umiak stops, pods keep running.
 	if c.ShutdownGrace > 0 && host.HasLogind() {
 		k.ShutdownGracePeriod = metav1.Duration{Duration: c.ShutdownGrace}
-		k.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: max(time.Second, (c.ShutdownGrace / 3).Truncate(time.Second))}
+		k.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: max(time.Second,
+			(c.ShutdownGrace / 3).Truncate(time.Second))}
 	}
 
-	// What a pod may do to its node unless it or the user says otherwise: the runtime's filter of system calls, where the
-	// kernel has any, and processes enough for what runs on such machines, and not for a fork bomb.
+	// Defaults that protect the node from pods: the runtime's seccomp profile, where the kernel has seccomp, and a PID
+	// limit that stops a fork bomb.
 	k.SeccompDefault = host.HasSeccomp()
 	k.PodPidsLimit = podPids
 
-	// No iptables chains: the service proxy is ours and speaks nftables.
+	// No iptables chains: the service proxy is umiak's and uses nftables.
 	k.MakeIPTablesUtilChains = false
-	k.HairpinMode = "none" // the CNI configuration says it
+	k.HairpinMode = "none" // set in the CNI configuration
 
-	// Small disks: a percentage alone evicts from a 16 GB card with gigabytes free, and a card of 4 GB
-	// needs more than a fixed amount leaves, so images are collected long before pods are evicted.
+	// Small disks: the upstream thresholds of 10 and 15 percent evict from a 16 GB card with gigabytes free, and on a
+	// card of 4 GB a fixed amount is too much. Images are collected long before pods are evicted.
 	k.EvictionHard = map[string]string{
 		"memory.available":  "100Mi",
 		"nodefs.available":  "5%",
@@ -169,7 +170,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	parallel := int32(4)
 	k.MaxParallelImagePulls = &parallel
 
-	// Quiet: what follows bounds what an idle node asks, computes and writes.
+	// Low idle load: these values bound what an idle node requests, computes and writes.
 	k.NodeStatusUpdateFrequency = seconds(10)
 	k.NodeStatusReportFrequency = seconds(300)
 	k.NodeLeaseDurationSeconds = 40
@@ -185,24 +186,24 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	return nil
 }
 
-// seccompFlag is the flag for what SeccompDefault is in the configuration.
+// seccompFlag is the flag for the configuration field SeccompDefault.
 const seccompFlag = "seccomp-default"
 
-// podPids is how many processes and threads a pod may have.
+// podPids is the default limit of processes and threads per pod.
 const podPids = 4096
 
-// StaticPods is the folder of static pods' manifests.
+// StaticPods is the folder of static pod manifests.
 func (c Config) StaticPods() string { return filepath.Join(c.Dirs.Agent(), "pod-manifests") }
 
-// applyFiles lays the user's files of KubeletConfiguration over s: the one that kubelet-arg names as config, the drop-ins of
-// kubelet-config-dir, and those of the folder that kubelet-arg names as config-dir.
-func (c Config) applyFiles(s, ours *options.KubeletServer) error {
+// applyFiles merges the user's KubeletConfiguration files into s: the file that kubelet-arg names as config, the
+// drop-ins of kubelet-config-dir, and those of the folder that kubelet-arg names as config-dir.
+func (c Config) applyFiles(s, base *options.KubeletServer) error {
 	main, dir, _ := configurationFiles(c.Args)
 	var files []string
 	if main != "" {
 		files = append(files, main)
 	}
-	own, err := dropins(c.ConfigDir, false)
+	local, err := dropins(c.ConfigDir, false)
 	if err != nil {
 		return err
 	}
@@ -210,7 +211,7 @@ func (c Config) applyFiles(s, ours *options.KubeletServer) error {
 	if err != nil {
 		return err
 	}
-	files = slices.Concat(files, own, more)
+	files = slices.Concat(files, local, more)
 	var errs []error
 	for _, file := range files {
 		before := s.KubeletConfiguration.DeepCopy()
@@ -218,16 +219,16 @@ func (c Config) applyFiles(s, ours *options.KubeletServer) error {
 			errs = append(errs, err)
 			continue
 		}
-		for field, what := range instead(ours, s, func(o owned) string { return o.field }) {
+		for field, what := range refused(base, s, func(o owned) string { return o.field }) {
 			errs = append(errs, fmt.Errorf("%s: %s cannot be set: %s", file, field, what))
-			s.KubeletConfiguration = *before // named once
+			s.KubeletConfiguration = *before // report it once
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// applyArgs parses the user's flags over what stands in s.
-func (c Config) applyArgs(s, ours *options.KubeletServer) error {
+// applyArgs parses the user's flags into s.
+func (c Config) applyArgs(s, base *options.KubeletServer) error {
 	const key = "kubelet-arg"
 	fs := pflag.NewFlagSet(key, pflag.ContinueOnError)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
@@ -235,31 +236,33 @@ func (c Config) applyArgs(s, ours *options.KubeletServer) error {
 	s.KubeletFlags.AddFlags(fs)
 	options.AddKubeletConfigFlags(fs, &s.KubeletConfiguration)
 	_, _, args := configurationFiles(c.Args)
-	if err := componentflags.Set(fs, key, args, func(name, _ string) string { return never[name] }); err != nil {
+	if err := componentflags.Set(fs, key, args,
+		func(name, _ string) string { return unsupportedFlags[name] }); err != nil {
 		return err
 	}
-	if fs.Changed(seccompFlag) { // upstream takes either of flag and configuration for true
+	if fs.Changed(seccompFlag) { // upstream enables it if either flag or configuration is true
 		s.KubeletConfiguration.SeccompDefault = s.KubeletFlags.SeccompDefault
 	}
 	var errs []error
-	for flag, what := range instead(ours, s, func(o owned) string { return o.flag }) {
+	for flag, what := range refused(base, s, func(o owned) string { return o.flag }) {
 		errs = append(errs, fmt.Errorf("%s: %s cannot be set: %s", key, flag, what))
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }
 
-// remarks are for the log, once.
-func (c Config) remarks() []string {
+// warnings returns messages that a start logs once.
+func (c Config) warnings() []string {
 	var out []string
 	if c.Cgroup.Version == 1 {
-		out = append(out, "this machine has cgroup v1, which Kubernetes is about to give up; boot with cgroup v2 if you can")
+		out = append(out, "this machine uses cgroup v1, which Kubernetes will drop; boot with cgroup v2 if possible")
 	}
 	if c.ShutdownGrace > 0 && !host.HasLogind() {
-		out = append(out, "there is no systemd-logind to delay the machine's shutdown: pods are not stopped in order then")
+		out = append(out, "systemd-logind is missing, which delays a machine's shutdown: pods are not stopped in order")
 	}
 	if !c.MayLowerOOMScore {
-		out = append(out, "this machine does not let umiak lower oom_score_adj (CAP_SYS_RESOURCE is missing): when memory runs out, umiak is no better protected than pods")
+		out = append(
+			out, "umiak cannot lower oom_score_adj (CAP_SYS_RESOURCE is missing): when memory runs out, umiak is not protected more than pods")
 	}
 	return out
 }

@@ -193,7 +193,7 @@ func TestWithoutTheCapability(t *testing.T) {
 	if err != nil || s.OOMScoreAdj != 0 {
 		t.Errorf("%v, %v", s.OOMScoreAdj, err)
 	}
-	if len(c.remarks()) == 0 {
+	if len(c.warnings()) == 0 {
 		t.Error("not told")
 	}
 }

@@ -13,38 +13,37 @@ import (
 	"k8s.io/kubernetes/pkg/volume/csi"
 )
 
-// csiKeeper keeps the CSI plugin's package variables (its node info manager and its registration handler)
-// those of the kubelet.
+// csiGuard restores the package variables of the CSI plugin (node info manager and registration handler) to the
+// kubelet's.
 //
-// Upstream's csi plugin takes for granted that a process has one of it. Where the controller manager runs in
-// the same process, its attach-detach and expand controllers initialise the plugin too, and the last one
-// wins: CSINode is then written with an empty node name, which fails, and the kubelet stays NotReady and in
-// the end wants to end the process. So the kubelet's plugin is initialised once more whenever such
-// controllers have been made.
+// Upstream's CSI plugin assumes that a process initializes it once. If the controller manager runs in the same process,
+// its attach-detach and expand controllers initialize the plugin too, and the last one wins: CSINode is then written
+// with an empty node name, which fails, and the kubelet stays NotReady and finally tries to end the process. So the
+// guard initializes the kubelet's plugin again after such controllers are created.
 //
-// It is a volume plugin that supports no volume, because a plugin is told the host that csi.Init needs.
-type csiKeeper struct {
+// It is a volume plugin that supports no volume, because only plugins get the host that csi.Init needs.
+type csiGuard struct {
 	csi volume.VolumePlugin
 
 	mu    sync.Mutex
 	host  volume.VolumeHost // nil until the kubelet has initialised its plugins
-	again bool              // others may have initialised it while the kubelet did
+	again bool              // controllers may have initialized the plugin meanwhile
 }
 
-var _ volume.VolumePlugin = (*csiKeeper)(nil)
+var _ volume.VolumePlugin = (*csiGuard)(nil)
 
-// keepCSI returns a keeper for the CSI plugin among plugins.
-func keepCSI(plugins []volume.VolumePlugin) (*csiKeeper, error) {
+// newCSIGuard returns a guard for the CSI plugin among plugins.
+func newCSIGuard(plugins []volume.VolumePlugin) (*csiGuard, error) {
 	for _, p := range plugins {
 		if p.GetPluginName() == csi.CSIPluginName {
-			return &csiKeeper{csi: p}, nil
+			return &csiGuard{csi: p}, nil
 		}
 	}
 	return nil, fmt.Errorf("the kubelet has no volume plugin %s", csi.CSIPluginName)
 }
 
-// Init comes after that of the CSI plugin, which stands before it in the kubelet's list.
-func (k *csiKeeper) Init(host volume.VolumeHost) error {
+// Init implements volume.VolumePlugin. The kubelet calls it after the CSI plugin's Init.
+func (k *csiGuard) Init(host volume.VolumeHost) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.host = host
@@ -54,8 +53,8 @@ func (k *csiKeeper) Init(host volume.VolumeHost) error {
 	return k.csi.Init(host)
 }
 
-// reclaim makes the variables the kubelet's again.
-func (k *csiKeeper) reclaim() error {
+// reclaim initializes the CSI plugin for the kubelet again.
+func (k *csiGuard) reclaim() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.again = true
@@ -63,26 +62,27 @@ func (k *csiKeeper) reclaim() error {
 		return nil // Init will do it
 	}
 	if err := k.csi.Init(k.host); err != nil {
-		return fmt.Errorf("initialise the CSI plugin again: %w", err)
+		return fmt.Errorf("initialize the CSI plugin again: %w", err)
 	}
 	return nil
 }
 
-// csiPause is how long a CSINode that cannot be written is left alone.
-const csiPause = time.Minute
+// csiRetryPause is the pause between attempts to write a CSINode.
+const csiRetryPause = time.Minute
 
-// Forgive deals with a wish of the kubelet to end the process that has another cure: when the CSINode of a new node could
-// not be written for two minutes, as while a webhook refuses it, upstream wants to be started again to try once more. It
-// reports whether it does.
+// Forgive handles a fatal error of the kubelet that needs no restart: if the CSINode of a new node cannot be written
+// for two minutes, for example because a webhook refuses it, upstream wants to end the process. Forgive retries
+// instead. It reports whether it handled the error.
 func (k *Kubelet) Forgive(reason error) bool {
-	keeper := k.csi.Load()
-	if keeper == nil || !strings.Contains(reason.Error(), "initialize CSINode") {
+	guard := k.csi.Load()
+	if guard == nil || !strings.Contains(reason.Error(), "initialize CSINode") {
 		return false
 	}
-	k.cfg.Log.Warn("the CSINode cannot be written, trying again; the node is not ready before", "error", reason, "in", csiPause)
-	time.AfterFunc(csiPause, func() {
-		if err := keeper.reclaim(); err != nil {
-			k.cfg.Log.Error("cannot initialise the CSI plugin again", "error", err)
+	k.cfg.Log.Warn("the CSINode cannot be written, trying again; the node is not ready until it is", "error", reason,
+		"in", csiRetryPause)
+	time.AfterFunc(csiRetryPause, func() {
+		if err := guard.reclaim(); err != nil {
+			k.cfg.Log.Error("cannot initialize the CSI plugin again", "error", err)
 		}
 	})
 	return true
@@ -90,14 +90,14 @@ func (k *Kubelet) Forgive(reason error) bool {
 
 var errNoVolumes = errors.New("this plugin has no volumes")
 
-func (*csiKeeper) GetPluginName() string                                    { return "umiak.io/csi-keeper" }
-func (*csiKeeper) GetVolumeName(*volume.Spec) (string, error)               { return "", errNoVolumes }
-func (*csiKeeper) CanSupport(*volume.Spec) bool                             { return false }
-func (*csiKeeper) RequiresRemount(*volume.Spec) bool                        { return false }
-func (*csiKeeper) SupportsMountOption() bool                                { return false }
-func (*csiKeeper) SupportsSELinuxContextMount(*volume.Spec) (bool, error)   { return false, nil }
-func (*csiKeeper) NewMounter(*volume.Spec, *v1.Pod) (volume.Mounter, error) { return nil, errNoVolumes }
-func (*csiKeeper) NewUnmounter(string, types.UID) (volume.Unmounter, error) { return nil, errNoVolumes }
-func (*csiKeeper) ConstructVolumeSpec(string, string) (volume.ReconstructedVolume, error) {
+func (*csiGuard) GetPluginName() string                                    { return "umiak.io/csi-keeper" }
+func (*csiGuard) GetVolumeName(*volume.Spec) (string, error)               { return "", errNoVolumes }
+func (*csiGuard) CanSupport(*volume.Spec) bool                             { return false }
+func (*csiGuard) RequiresRemount(*volume.Spec) bool                        { return false }
+func (*csiGuard) SupportsMountOption() bool                                { return false }
+func (*csiGuard) SupportsSELinuxContextMount(*volume.Spec) (bool, error)   { return false, nil }
+func (*csiGuard) NewMounter(*volume.Spec, *v1.Pod) (volume.Mounter, error) { return nil, errNoVolumes }
+func (*csiGuard) NewUnmounter(string, types.UID) (volume.Unmounter, error) { return nil, errNoVolumes }
+func (*csiGuard) ConstructVolumeSpec(string, string) (volume.ReconstructedVolume, error) {
 	return volume.ReconstructedVolume{}, errNoVolumes
 }

@@ -9,7 +9,7 @@ import (
 
 // counting is a CSI plugin that counts how often and with what it was initialised.
 type counting struct {
-	csiKeeper
+	csiGuard
 	hosts []volume.VolumeHost
 }
 
@@ -22,23 +22,23 @@ func TestTheKubeletsCSIPluginIsInitialisedLast(t *testing.T) {
 	host := &someHost{}
 	for _, c := range []struct {
 		name  string
-		steps func(k *csiKeeper) error
+		steps func(k *csiGuard) error
 		want  int // initialisations beside that of the kubelet's own list
 	}{
-		{"no controllers in the process", func(k *csiKeeper) error { return k.Init(host) }, 0},
-		{"controllers made after the kubelet", func(k *csiKeeper) error {
+		{"no controllers in the process", func(k *csiGuard) error { return k.Init(host) }, 0},
+		{"controllers made after the kubelet", func(k *csiGuard) error {
 			if err := k.Init(host); err != nil {
 				return err
 			}
 			return k.reclaim()
 		}, 1},
-		{"controllers made while the kubelet initialises", func(k *csiKeeper) error {
+		{"controllers made while the kubelet initialises", func(k *csiGuard) error {
 			if err := k.reclaim(); err != nil {
 				return err
 			}
 			return k.Init(host)
 		}, 1},
-		{"another term as leader", func(k *csiKeeper) error {
+		{"another term as leader", func(k *csiGuard) error {
 			for _, f := range []func() error{func() error { return k.Init(host) }, k.reclaim, k.reclaim} {
 				if err := f(); err != nil {
 					return err
@@ -49,7 +49,7 @@ func TestTheKubeletsCSIPluginIsInitialisedLast(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := &counting{}
-			k, err := keepCSI([]volume.VolumePlugin{p})
+			k, err := newCSIGuard([]volume.VolumePlugin{p})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,7 +66,7 @@ func TestTheKubeletsCSIPluginIsInitialisedLast(t *testing.T) {
 			}
 		})
 	}
-	if _, err := keepCSI(nil); err == nil {
+	if _, err := newCSIGuard(nil); err == nil {
 		t.Fatal("a kubelet without a CSI plugin was accepted")
 	}
 }

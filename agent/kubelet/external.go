@@ -11,9 +11,10 @@ import (
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// Without a cloud provider the kubelet takes the external addresses out of its Node whenever it looks at it, every ten seconds.
-// The clients below show it the Node without them; the agent adds them.
+// Without a cloud provider the kubelet removes external addresses from its Node on every status update. The clients
+// below hide them from the kubelet; the agent adds them.
 
+// withoutExternal is a client whose Nodes have no external addresses.
 type withoutExternal struct{ kubernetes.Interface }
 
 func (c withoutExternal) CoreV1() corev1.CoreV1Interface {
@@ -56,10 +57,11 @@ func (n nodesWithoutExternal) Watch(ctx context.Context, o metav1.ListOptions) (
 	}), nil
 }
 
-// hideExternal removes the external addresses from an object that is the caller's own.
+// hideExternal removes the external addresses from n, which the caller owns.
 func hideExternal(n *v1.Node) *v1.Node {
 	if n != nil {
-		n.Status.Addresses = slices.DeleteFunc(n.Status.Addresses, func(a v1.NodeAddress) bool { return a.Type == v1.NodeExternalIP })
+		n.Status.Addresses = slices.DeleteFunc(n.Status.Addresses,
+			func(a v1.NodeAddress) bool { return a.Type == v1.NodeExternalIP })
 	}
 	return n
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
-// dropins lists the files of KubeletConfiguration in dir, in the order of their names: *.conf, as the kubelet reads them, and
-// *.yaml. A folder that need not exist may be missing.
+// dropins lists the KubeletConfiguration files in dir, sorted by name: *.conf, as the kubelet reads them, *.yaml and
+// *.yml. If needed is false, dir may be missing.
 func dropins(dir string, needed bool) ([]string, error) {
 	if dir == "" {
 		return nil, nil
@@ -34,19 +34,19 @@ func dropins(dir string, needed bool) ([]string, error) {
 	return files, nil
 }
 
-// extensions are the ends of the names of files of KubeletConfiguration.
+// extensions are the file name extensions of KubeletConfiguration files.
 var extensions = []string{".conf", ".yaml", ".yml"}
 
-// PassedOver returns a sentence for each file in the folder of KubeletConfiguration that looks as if it were read and is not.
+// PassedOver returns a message for each file in ConfigDir that is ignored because of its name.
 func (c Config) PassedOver() (out []string) {
-	_, over, _ := yamlfile.Folder(c.ConfigDir, extensions...) // Check says what is wrong with the folder
+	_, over, _ := yamlfile.Folder(c.ConfigDir, extensions...) // Check reports errors of the folder
 	for _, file := range over {
-		out = append(out, file+" is not read: the names of files of KubeletConfiguration end in .yaml, .yml or .conf")
+		out = append(out, file+" is ignored: names of KubeletConfiguration files end in .yaml, .yml or .conf")
 	}
 	return out
 }
 
-// mergeFile lays a file of KubeletConfiguration over conf, field by field: what the file does not name stays.
+// mergeFile merges a KubeletConfiguration file into conf; fields that the file does not set keep their values.
 func mergeFile(conf *kubeletconfig.KubeletConfiguration, file string) error {
 	file, err := filepath.Abs(file)
 	if err != nil {
@@ -56,7 +56,7 @@ func mergeFile(conf *kubeletconfig.KubeletConfiguration, file string) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", file, err)
 	}
-	// The kubelet's own loader takes unknown and repeated fields.
+	// The kubelet's loader accepts unknown and duplicate fields: decode strictly first.
 	text, err := yamlfile.Read(file)
 	if err != nil {
 		return fmt.Errorf("read the kubelet's configuration: %w", err)
@@ -72,10 +72,11 @@ func mergeFile(conf *kubeletconfig.KubeletConfiguration, file string) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	if want := conversion.SchemeGroupVersion.WithKind("KubeletConfiguration"); gvk == nil || *gvk != want {
-		return fmt.Errorf("%s: it is not a KubeletConfiguration of %s", file, conversion.SchemeGroupVersion)
+		return fmt.Errorf("%s: not a KubeletConfiguration of %s", file, conversion.SchemeGroupVersion)
 	}
 	var versioned kubeletv1beta1.KubeletConfiguration
-	if err := conversion.Convert_config_KubeletConfiguration_To_v1beta1_KubeletConfiguration(conf, &versioned, nil); err != nil {
+	if err := conversion.Convert_config_KubeletConfiguration_To_v1beta1_KubeletConfiguration(conf, &versioned,
+		nil); err != nil {
 		return fmt.Errorf("convert the kubelet's configuration: %w", err)
 	}
 	if err := json.Unmarshal(raw, &versioned); err != nil {
@@ -83,7 +84,8 @@ func mergeFile(conf *kubeletconfig.KubeletConfiguration, file string) error {
 	}
 	conversion.SetDefaults_KubeletConfiguration(&versioned)
 	merged := kubeletconfig.KubeletConfiguration{}
-	if err := conversion.Convert_v1beta1_KubeletConfiguration_To_config_KubeletConfiguration(&versioned, &merged, nil); err != nil {
+	if err := conversion.Convert_v1beta1_KubeletConfiguration_To_config_KubeletConfiguration(&versioned, &merged,
+		nil); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	*conf = merged

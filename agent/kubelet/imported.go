@@ -15,15 +15,15 @@ import (
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
-// Images knows the images of the node.
+// Images gives access to the node's images.
 type Images interface {
 	// All lists the images.
 	All(ctx context.Context) ([]pullrecords.Image, error)
-	// Follow calls changed once at the beginning, and whenever an image has got or lost a name, until ctx ends.
+	// Follow calls changed once at the beginning, and after images have gained or lost names, until ctx ends.
 	Follow(ctx context.Context, changed func(ctx context.Context) error) error
 }
 
-// prepareRecords corrects the kubelet's records of pulls before it reads them.
+// prepareRecords corrects the kubelet's pull records before the kubelet reads them.
 func (k *Kubelet) prepareRecords(ctx context.Context) (*pullrecords.Records, error) {
 	records, err := pullrecords.Open(ctx, k.server.RootDirectory)
 	if err != nil {
@@ -34,22 +34,24 @@ func (k *Kubelet) prepareRecords(ctx context.Context) (*pullrecords.Records, err
 		return nil, fmt.Errorf("list images: %w", err)
 	}
 	if err := records.Prepare(ctx, all); err != nil {
-		k.cfg.Log.Warn("pods may not be let use imported images that the kubelet was pulling when it ended", "error", err)
+		k.cfg.Log.Warn(
+			"cannot correct all pull records: pods may be refused imported images that the kubelet was pulling when it ended", "error", err)
 	}
 	return records, nil
 }
 
-// followImports tells the running kubelet about images that are imported, until ctx ends.
+// followImports grants the running kubelet's pods access to images that are imported, until ctx ends.
 func (k *Kubelet) followImports(ctx context.Context, records *pullrecords.Records, inner *upstream.Kubelet) {
 	pulls, err := pullManager(inner)
 	if err != nil {
-		k.cfg.Log.Error("an image that is imported while the kubelet pulls it can be used only after the next start", "error", err)
+		k.cfg.Log.Error(
+			"cannot update the kubelet's pull records: an image that is imported while the kubelet pulls it is usable only after the next start", "error", err)
 		return
 	}
-	grant := func(ctx context.Context, those func(pullrecords.Image) bool) error {
+	grant := func(ctx context.Context, match func(pullrecords.Image) bool) error {
 		all, err := k.cfg.Images.All(ctx)
 		for _, img := range all {
-			if those(img) {
+			if match(img) {
 				records.Grant(ctx, pulls, img)
 			}
 		}
@@ -58,36 +60,39 @@ func (k *Kubelet) followImports(ctx context.Context, records *pullrecords.Record
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		k.again(ctx, "following the kubelet's pulls of imported images", func() error {
+		k.forever(ctx, "following the kubelet's pulls of imported images", func() error {
 			return records.WatchPulls(ctx, func(ctx context.Context, names []string) {
-				if err := grant(ctx, func(i pullrecords.Image) bool { return i.Named(names) }); err != nil && ctx.Err() == nil {
-					k.cfg.Log.Warn("while an image is pulled, pods may not be let use what was imported", "images", names, "error", err)
+				if err := grant(ctx, func(i pullrecords.Image) bool { return i.Named(names) }); err != nil &&
+					ctx.Err() == nil {
+					k.cfg.Log.Warn(
+						"cannot update the pull records: pods may be refused imported images while they are being pulled", "images", names, "error", err)
 				}
 			})
 		})
 	})
-	k.again(ctx, "following imported images", func() error {
+	k.forever(ctx, "following imported images", func() error {
 		return k.cfg.Images.Follow(ctx, func(ctx context.Context) error {
 			return grant(ctx, func(pullrecords.Image) bool { return true })
 		})
 	})
 }
 
-// again calls follow until ctx ends, and once more with back-off whenever it returns, as while containerd restarts.
-func (k *Kubelet) again(ctx context.Context, what string, follow func() error) {
+// forever calls follow until ctx ends, with back-off when it returns, for example while containerd restarts.
+func (k *Kubelet) forever(ctx context.Context, what string, follow func() error) {
 	ended := func(err error, pause time.Duration) {
 		k.cfg.Log.Warn(what+" ended, starting again", "in", pause, "error", err)
 	}
 	retry.Forever(ctx, retry.Backoff{}, time.Minute, ended, func(context.Context) error { return follow() })
 }
 
-// pullManager finds the kubelet's recorder of pulls, which no function returns: kubelet.Kubelet.containerRuntime, there
-// kuberuntime.kubeGenericRuntimeManager.imagePuller, there images.imageManager.imagePullManager. It is read only after the kubelet has
-// been made, and never written. Should upstream move it, this returns an error, which the tests of this package and e2e show.
+// pullManager returns the kubelet's manager of pull records, which upstream does not export:
+// kubelet.Kubelet.containerRuntime, there kuberuntime.kubeGenericRuntimeManager.imagePuller, there
+// images.imageManager.imagePullManager. The fields are read after the kubelet has been created, and never written. If
+// upstream moves them, this returns an error; tests of this package and e2e detect that.
 func pullManager(k *upstream.Kubelet) (_ pullmanager.ImagePullManager, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("find the kubelet's record of pulls: %v", r)
+			err = fmt.Errorf("find the kubelet's pull records: %v", r)
 		}
 	}()
 	v := reflect.ValueOf(k)
@@ -97,10 +102,10 @@ func pullManager(k *upstream.Kubelet) (_ pullmanager.ImagePullManager, err error
 		}
 		v = v.FieldByName(name)
 	}
-	// Readable as it is only for the package that it belongs to.
+	// The field is unexported: read it through its address.
 	m, ok := reflect.NewAt(v.Type(), unsafe.Pointer(v.UnsafeAddr())).Elem().Interface().(pullmanager.ImagePullManager) //nolint:gosec // see above
 	if !ok || m == nil {
-		return nil, fmt.Errorf("find the kubelet's record of pulls: it is a %s", v.Type())
+		return nil, fmt.Errorf("find the kubelet's pull records: it is a %s", v.Type())
 	}
 	return m, nil
 }

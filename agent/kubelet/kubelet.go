@@ -36,22 +36,22 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
-// Config is what the kubelet is told.
+// Config describes the node's kubelet. All fields without a stated default must be set.
 type Config struct {
 	NodeName string
 	NodeIPs  []netip.Addr
 	Labels   []string // KEY=VALUE
 	Taints   []string // KEY=VALUE:EFFECT
-	Args     []string // NAME=VALUE of the kubelet's own flags, which win
+	Args     []string // the user's kubelet flags as NAME=VALUE; they take precedence
 	// HideExternalIPs keeps the kubelet from removing the external addresses that the agent adds to the Node.
 	HideExternalIPs bool
-	// ConfigDir is the folder of the user's files of KubeletConfiguration; it need not exist.
+	// ConfigDir is the folder of the user's KubeletConfiguration files; it need not exist, and "" means none.
 	ConfigDir string
 	Port      int
 
 	Dirs layout.Dirs
-	// Root and PodLogs are the kubelet's root directory and the folder of the logs, as pods of the system expect
-	// them (agent/host/folders).
+	// Root and PodLogs are the kubelet's root directory and the folder of container logs, at the paths that system pods
+	// expect (agent/host/folders).
 	Root, PodLogs string
 	ClusterDNS    []string
 	ClusterDomain string
@@ -59,31 +59,31 @@ type Config struct {
 
 	Cgroup     host.Cgroup
 	CgroupRoot string
-	// MayLowerOOMScore is CAP_SYS_RESOURCE; OOMScoreAdj what the process has without it.
+	// MayLowerOOMScore means that the process has CAP_SYS_RESOURCE; OOMScoreAdj is the process's current score.
 	MayLowerOOMScore bool
 	OOMScoreAdj      int
 
-	// ShutdownGrace is how long pods get when the machine shuts down; 0 turns it off.
+	// ShutdownGrace is how long pods get to stop when the machine shuts down; 0 disables graceful shutdown.
 	ShutdownGrace time.Duration
 
 	Journal *host.Journal
-	// Images are the node's; pods may use imported ones whatever the kubelet has recorded about pulls.
+	// Images lists the node's images. Pods may use imported ones whatever the kubelet's pull records say.
 	Images Images
 	// Client is the node's own, for waiting until the node is registered.
 	Client kubernetes.Interface
 	Log    *slog.Logger
 }
 
-// Kubelet is the node's kubelet.
+// Kubelet is the node's kubelet. It can run once in a process.
 type Kubelet struct {
 	cfg    Config
 	server *options.KubeletServer
 	inner  atomic.Pointer[upstream.Kubelet]
-	csi    atomic.Pointer[csiKeeper]
-	others atomic.Bool // volume controllers have been made in this process
+	csi    atomic.Pointer[csiGuard]
+	others atomic.Bool // this process has created volume controllers
 }
 
-// New checks the configuration, the user's flags included.
+// New validates the configuration, including the user's flags and files.
 func New(cfg Config) (*Kubelet, error) {
 	cfg.Log = cfg.Log.With("component", "kubelet")
 	s, err := cfg.options()
@@ -93,10 +93,10 @@ func New(cfg Config) (*Kubelet, error) {
 	return &Kubelet{cfg: cfg, server: s}, nil
 }
 
-// Run runs the kubelet until ctx ends; the pods run on. It is ready once the node is registered and its
-// status has been reported by this process.
+// Run runs the kubelet until ctx ends; the pods keep running. It calls ready once the node is registered and this
+// process has reported its status.
 func (k *Kubelet) Run(ctx context.Context, ready func()) error {
-	for _, r := range k.cfg.remarks() {
+	for _, r := range k.cfg.warnings() {
 		k.cfg.Log.Warn(r)
 	}
 	if err := k.setGates(); err != nil {
@@ -115,7 +115,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("prepare the kubelet: %w", err)
 	}
-	if err := k.csiLast(deps); err != nil {
+	if err := k.addCSIGuard(deps); err != nil {
 		return err
 	}
 	stopClients, err := k.clients(ctx, deps)
@@ -131,31 +131,31 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	go func() {
 		if err := k.waitRegistered(ctx, started); err != nil {
 			if ctx.Err() == nil {
-				k.cfg.Log.Error("cannot tell whether the node is registered", "error", err)
+				k.cfg.Log.Error("cannot determine whether the node is registered", "error", err)
 			}
 			return
 		}
 		ready()
 		n, err := sweep(ctx, k.cfg.Client, k.cfg.NodeName)
 		if err != nil && ctx.Err() == nil {
-			k.cfg.Log.Warn("pods that ended when the machine was shut down stay as Failed", "error", err)
+			k.cfg.Log.Warn("cannot delete all pods that ended when the machine was shut down", "error", err)
 		}
 		if n > 0 {
 			k.cfg.Log.Info("deleted pods that ended when the machine was shut down", "pods", n)
 		}
 	}()
-	// Told to stop while it starts, it returns what its calls to containerd returned: gRPC's "canceled".
+	// If ctx ends while it starts, it returns the errors of canceled calls.
 	err = app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)
 	if ctx.Err() != nil {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("the kubelet ended by itself")
+		err = errors.New("the kubelet ended unexpectedly")
 	}
-	return &lifecycle.Anew{Part: "kubelet", Err: err} // upstream's kubelet cannot be started twice in a process
+	return &lifecycle.Anew{Part: "kubelet", Err: err} // upstream's kubelet starts once per process
 }
 
-// setGates sets the user's feature gates. Upstream's Run does it as well, but what comes before it reads them already.
+// setGates sets the user's feature gates. Upstream's Run sets them too, but code before it reads them.
 func (k *Kubelet) setGates() error {
 	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(k.server.FeatureGates); err != nil {
 		return fmt.Errorf("kubelet-arg: feature-gates: %w", err)
@@ -163,35 +163,35 @@ func (k *Kubelet) setGates() error {
 	return nil
 }
 
-// csiLast adds the keeper behind the kubelet's own volume plugins.
-func (k *Kubelet) csiLast(deps *upstream.Dependencies) error {
-	keeper, err := keepCSI(deps.VolumePlugins)
+// addCSIGuard appends the guard to the kubelet's volume plugins, after the CSI plugin.
+func (k *Kubelet) addCSIGuard(deps *upstream.Dependencies) error {
+	guard, err := newCSIGuard(deps.VolumePlugins)
 	if err != nil {
 		return err
 	}
-	keeper.again = k.others.Load()
-	deps.VolumePlugins = append(deps.VolumePlugins, keeper)
-	k.csi.Store(keeper)
+	guard.again = k.others.Load()
+	deps.VolumePlugins = append(deps.VolumePlugins, guard)
+	k.csi.Store(guard)
 	return nil
 }
 
-// VolumeControllersMade is to be called each time after the controller manager in this process has made its
-// volume controllers: they take the CSI plugin's package variables, and the kubelet takes them back.
+// VolumeControllersMade must be called each time the controller manager in this process has created its volume
+// controllers: they overwrite package variables of the CSI plugin, which the kubelet then restores.
 func (k *Kubelet) VolumeControllersMade() error {
 	k.others.Store(true)
-	if keeper := k.csi.Load(); keeper != nil {
-		return keeper.reclaim()
+	if guard := k.csi.Load(); guard != nil {
+		return guard.reclaim()
 	}
 	return nil
 }
 
-// Labels are those that the settings give the Node.
+// Labels are the labels that the settings give the Node.
 func (k *Kubelet) Labels() map[string]string { return k.server.NodeLabels }
 
-// Taints are those that the settings give the Node.
+// Taints are the taints that the settings give the Node.
 func (k *Kubelet) Taints() []v1.Taint { return k.server.RegisterWithTaints }
 
-// Health is nil while the kubelet's main loop goes round.
+// Health returns nil while the kubelet's sync loop makes progress.
 func (k *Kubelet) Health() error {
 	inner := k.inner.Load()
 	if inner == nil {
@@ -200,23 +200,24 @@ func (k *Kubelet) Health() error {
 	return inner.SyncLoopHealthCheck(nil)
 }
 
-// prepare makes the folders, notes what the kubelet will change on the machine, and finds out beforehand
-// what would make it end the process.
+// prepare creates the folders, records in the journal what the kubelet will change on the machine, and checks for
+// conditions that would make the kubelet end the process.
 func (k *Kubelet) prepare(ctx context.Context) error {
 	for dir, mode := range map[string]os.FileMode{
-		k.server.RootDirectory: 0o750, k.server.PodLogsDir: 0o755, k.server.StaticPodPath: 0o700, k.server.VolumePluginDir: 0o755,
+		k.server.RootDirectory: 0o750, k.server.PodLogsDir: 0o755, k.server.StaticPodPath: 0o700,
+		k.server.VolumePluginDir: 0o755,
 	} {
 		if err := os.MkdirAll(dir, mode); err != nil {
-			return fmt.Errorf("make directory: %w", err)
+			return fmt.Errorf("create directory: %w", err)
 		}
 	}
-	if err := k.note(); err != nil {
+	if err := k.record(); err != nil {
 		return err
 	}
-	// cAdvisor takes the names of containers, pods and images from containerd, whose socket it asks by a flag of the
-	// process. Without it the metrics of containers have no names.
+	// cAdvisor gets the names of containers, pods and images from containerd, and containerd's socket from a process
+	// flag. Without it, container metrics have no names.
 	if err := flag.Set("containerd", k.cfg.Dirs.ContainerdSocket()); err != nil {
-		return fmt.Errorf("tell cAdvisor where containerd is: %w", err)
+		return fmt.Errorf("set containerd's socket for cAdvisor: %w", err)
 	}
 	if err := relink(logLinks, k.cfg.Dirs.PodLogs(), k.server.PodLogsDir); err != nil {
 		return err
@@ -224,21 +225,23 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 	if _, err := tls.LoadX509KeyPair(k.server.TLSCertFile, k.server.TLSPrivateKeyFile); err != nil {
 		return fmt.Errorf("load the node's serving certificate: %w", err)
 	}
-	if err := checkProviders(k.server.ImageCredentialProviderConfigPath, k.server.ImageCredentialProviderBinDir); err != nil {
+	if err := checkProviders(k.server.ImageCredentialProviderConfigPath,
+		k.server.ImageCredentialProviderBinDir); err != nil {
 		return err
 	}
 	addr := net.JoinHostPort(k.server.Address, strconv.Itoa(int(k.server.Port)))
 	if err := host.TryPort(ctx, "tcp", addr, "set kubelet-port"); err != nil {
 		return err
 	}
-	return k.try()
+	return k.preflight()
 }
 
-// inotifyInstances is how many the kubelet opens when it starts, with a few to spare for its pods' volumes.
+// inotifyInstances is how many inotify instances the kubelet needs at start, plus some for its pods' volumes.
 const inotifyInstances = 8
 
-// try finds out, when the feature gates are set, what would make upstream's code end the process, or leave the kubelet half started.
-func (k *Kubelet) try() error {
+// preflight checks, once the feature gates are set, for conditions in which upstream would end the process or leave the
+// kubelet half started.
+func (k *Kubelet) preflight() error {
 	if !host.InUserNamespace() || !utilfeature.DefaultFeatureGate.Enabled(features.KubeletInUserNamespace) {
 		if err := host.TryKmsg(); err != nil {
 			return err
@@ -261,16 +264,16 @@ func (k *Kubelet) try() error {
 	return nil
 }
 
-// logLinks is where the kubelet keeps a link to each container's log, for log collectors.
+// logLinks is the folder in which the kubelet creates a link to each container's log, for log collectors.
 const logLinks = "/var/log/containers"
 
-// logindConf is how the kubelet makes logind wait long enough when the machine shuts down.
+// logindConf is the file with which the kubelet extends logind's delay of a shutdown.
 const logindConf = "/etc/systemd/logind.conf.d/99-kubelet.conf"
 
-// note writes down what is about to be changed or made.
-func (k *Kubelet) note() error {
+// record writes to the journal what the kubelet will change and create on the machine.
+func (k *Kubelet) record() error {
 	if !k.server.ProtectKernelDefaults {
-		if err := k.cfg.Journal.Keep(host.KubeletSysctls...); err != nil {
+		if err := k.cfg.Journal.RecordSysctls(host.KubeletSysctls...); err != nil {
 			return err
 		}
 	}
@@ -279,7 +282,7 @@ func (k *Kubelet) note() error {
 		paths = append(paths, logindConf)
 	}
 	for _, p := range paths {
-		// The folder above may be new as well.
+		// Its folder may be new as well.
 		if up := filepath.Dir(p); up != "/var/log" {
 			paths = append(slices.Clone(paths), up)
 		}
@@ -289,8 +292,8 @@ func (k *Kubelet) note() error {
 		k.cfg.Journal.Made(host.KindPath, absent(paths)...))
 }
 
-// relink has links in dir that lead to from lead to the same file below to: those of containers that run since a build
-// whose logs had no place in /var/log, where a log collector's pod finds them.
+// relink redirects links in dir that point below from to the same file below to. Older builds stored logs outside
+// /var/log/pods; the links of containers that still run are redirected to where log collectors' pods find the logs.
 func relink(dir, from, to string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) || from == to {
@@ -302,8 +305,8 @@ func relink(dir, from, to string) error {
 	for _, e := range entries {
 		name := filepath.Join(dir, e.Name())
 		target, err := os.Readlink(name)
-		rest, ours := strings.CutPrefix(target, from+"/")
-		if err != nil || !ours {
+		rest, match := strings.CutPrefix(target, from+"/")
+		if err != nil || !match {
 			continue
 		}
 		next := filepath.Join(dir, "."+e.Name())
@@ -327,7 +330,7 @@ func absent(paths []string) []string {
 	return out
 }
 
-// waitRegistered returns once this node's object carries a status that was reported after since.
+// waitRegistered returns once the Node has a status that was reported after since.
 func (k *Kubelet) waitRegistered(ctx context.Context, since time.Time) error {
 	lw := cache.NewListWatchFromClient(k.cfg.Client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector("metadata.name", k.cfg.NodeName))

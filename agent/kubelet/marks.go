@@ -12,25 +12,26 @@ import (
 	kubeletapis "k8s.io/kubelet/pkg/apis"
 )
 
-// ParseLabels reads labels as KEY=VALUE. It reports all that are wrong, with the setting node-label.
+// ParseLabels parses labels of the form KEY=VALUE. Its error lists all invalid ones and names the setting node-label.
 func ParseLabels(list []string) (map[string]string, error) {
 	out := map[string]string{}
 	var errs []error
 	for _, l := range list {
 		k, v, ok := strings.Cut(l, "=")
 		if !ok {
-			errs = append(errs, fmt.Errorf("node-label: %q has no value: write %s=VALUE, or %s= for an empty one", l, l, l))
+			errs = append(
+				errs, fmt.Errorf("node-label: %q has no value: write %s=VALUE, or %s= for an empty one", l, l, l))
 			continue
 		}
 		if old, twice := out[k]; twice && old != v {
-			errs = append(errs, fmt.Errorf("node-label: %s stands twice, as %q and as %q", k, old, v))
+			errs = append(errs, fmt.Errorf("node-label: %s is set twice, to %q and to %q", k, old, v))
 		}
 		out[k] = v
 	}
 	return out, errors.Join(append(errs, checkLabels("node-label", out))...)
 }
 
-// checkLabels returns what is wrong with labels that the kubelet is to give its Node.
+// checkLabels validates labels that the kubelet sets on its Node. key is the setting for the error.
 func checkLabels(key string, labels map[string]string) error {
 	var errs []error
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
@@ -46,14 +47,16 @@ func checkLabels(key string, labels map[string]string) error {
 		}
 		for _, reserved := range []string{"kubernetes.io", "k8s.io"} {
 			if domain == reserved || strings.HasSuffix(domain, "."+reserved) {
-				errs = append(errs, fmt.Errorf("%s: Kubernetes lets no node give itself %s; set it with `umiak kubectl label node NAME %s=%s`", key, k, k, labels[k]))
+				errs = append(
+					errs, fmt.Errorf("%s: Kubernetes does not let a node set %s on itself; use `umiak kubectl label node NAME %s=%s`", key, k, k, labels[k]))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// ParseTaints reads taints as KEY=VALUE:EFFECT or KEY:EFFECT. It reports all that are wrong, with the setting node-taint.
+// ParseTaints parses taints of the form KEY=VALUE:EFFECT or KEY:EFFECT. Its error lists all invalid ones and names the
+// setting node-taint.
 func ParseTaints(list []string) ([]v1.Taint, error) {
 	var out []v1.Taint
 	var errs []error
@@ -67,7 +70,8 @@ func ParseTaints(list []string) ([]v1.Taint, error) {
 		case v1.TaintEffectNoSchedule, v1.TaintEffectPreferNoSchedule, v1.TaintEffectNoExecute:
 		default:
 			if !ok {
-				fail("it has no effect: write KEY=VALUE:EFFECT, with NoSchedule, PreferNoSchedule or NoExecute as EFFECT")
+				fail(
+					"it has no effect: write KEY=VALUE:EFFECT, with NoSchedule, PreferNoSchedule or NoExecute as EFFECT")
 			} else {
 				fail("the effect %q is not one of NoSchedule, PreferNoSchedule, NoExecute", effect)
 			}
@@ -81,7 +85,7 @@ func ParseTaints(list []string) ([]v1.Taint, error) {
 		}
 		t := v1.Taint{Key: key, Value: value, Effect: v1.TaintEffect(effect)}
 		if slices.ContainsFunc(out, func(o v1.Taint) bool { return o.MatchTaint(&t) }) {
-			fail("the key and the effect stand twice")
+			fail("key and effect are set twice")
 			continue
 		}
 		out = append(out, t)

@@ -10,12 +10,12 @@ import (
 	"github.com/umiak-io/umiak/internal/componentflags"
 )
 
-// owned is one thing of the kubelet's configuration that other parts of umiak rely on. A user's value other than umiak's is
-// refused, wherever it comes from.
+// owned is an option of the kubelet that other parts of umiak rely on. A user's value that differs from umiak's is
+// refused, from a flag or a file.
 type owned struct {
-	flag    string // empty where only a file can set it
-	field   string // of KubeletConfiguration, empty where only a flag can set it
-	instead string
+	flag    string // "" if only a file can set it
+	field   string // of KubeletConfiguration; "" if only a flag can set it
+	instead string // what the user should do
 	value   func(*options.KubeletServer) any
 }
 
@@ -32,45 +32,54 @@ var ownedOptions = []owned{
 	{"address", "address", "logs, exec and metrics reach the kubelet at 127.0.0.1; keep strangers from its port by a firewall", func(s *server) any { return s.Address }},
 	{"port", "port", "set kubelet-port", func(s *server) any { return s.Port }},
 	{"enable-server", "enableServer", "logs, exec and metrics need it", func(s *server) any { return s.EnableServer }},
-	{"root-dir", "", "it is " + folders.KubeletRoot + ", and its contents are in data-dir", func(s *server) any { return filepath.Clean(s.RootDirectory) }},
-	{"", "podLogsDir", "it is " + folders.PodLogs + ", and its contents are in data-dir", func(s *server) any { return s.PodLogsDir }},
+	{"root-dir", "", "it is " + folders.KubeletRoot + ", and its contents are in data-dir",
+		func(s *server) any { return filepath.Clean(s.RootDirectory) }},
+	{"", "podLogsDir", "it is " + folders.PodLogs + ", and its contents are in data-dir",
+		func(s *server) any { return s.PodLogsDir }},
 	{"cert-dir", "", certificates, func(s *server) any { return s.CertDirectory }},
 	{"tls-cert-file", "tlsCertFile", certificates, func(s *server) any { return s.TLSCertFile }},
 	{"tls-private-key-file", "tlsPrivateKeyFile", certificates, func(s *server) any { return s.TLSPrivateKeyFile }},
 	{"rotate-certificates", "rotateCertificates", certificates, func(s *server) any { return s.RotateCertificates }},
-	{"rotate-server-certificates", "serverTLSBootstrap", certificates, func(s *server) any { return s.ServerTLSBootstrap }},
-	{"client-ca-file", "authentication.x509", certificates, func(s *server) any { return s.Authentication.X509.ClientCAFile }},
+	{"rotate-server-certificates", "serverTLSBootstrap", certificates,
+		func(s *server) any { return s.ServerTLSBootstrap }},
+	{"client-ca-file", "authentication.x509", certificates,
+		func(s *server) any { return s.Authentication.X509.ClientCAFile }},
 	{"kubeconfig", "", identity, func(s *server) any { return s.KubeConfig }},
 	{"bootstrap-kubeconfig", "", identity, func(s *server) any { return s.BootstrapKubeconfig }},
 	{"hostname-override", "", "set node-name", func(s *server) any { return s.HostnameOverride }},
 	{"node-ip", "", "set node-ip", func(s *server) any { return s.NodeIP }},
-	{"register-node", "registerNode", "a node of a cluster has to register", func(s *server) any { return s.RegisterNode }},
+	{"register-node", "registerNode", "a node of a cluster has to register",
+		func(s *server) any { return s.RegisterNode }},
 	{"runonce", "runOnce", "the node would end after its static pods", func(s *server) any { return s.RunOnce }},
-	{"container-runtime-endpoint", "containerRuntimeEndpoint", builtIn, func(s *server) any { return s.ContainerRuntimeEndpoint }},
+	{"container-runtime-endpoint", "containerRuntimeEndpoint", builtIn,
+		func(s *server) any { return s.ContainerRuntimeEndpoint }},
 	{"image-service-endpoint", "imageServiceEndpoint", builtIn, func(s *server) any { return s.ImageServiceEndpoint }},
-	{"cgroup-driver", "cgroupDriver", "umiak takes the driver that this machine needs, for containerd as well", func(s *server) any { return s.CgroupDriver }},
+	{"cgroup-driver", "cgroupDriver", "umiak takes the driver that this machine needs, for containerd as well",
+		func(s *server) any { return s.CgroupDriver }},
 	{"cgroup-root", "cgroupRoot", "set cgroup-root", func(s *server) any { return s.CgroupRoot }},
-	{"cluster-domain", "clusterDomain", "set cluster-domain on the servers", func(s *server) any { return s.ClusterDomain }},
+	{"cluster-domain", "clusterDomain", "set cluster-domain on the servers",
+		func(s *server) any { return s.ClusterDomain }},
 	{"resolv-conf", "resolvConf", "set resolv-conf", func(s *server) any { return s.ResolverConfig }},
-	{"make-iptables-util-chains", "makeIPTablesUtilChains", "umiak uses nftables", func(s *server) any { return s.MakeIPTablesUtilChains }},
+	{"make-iptables-util-chains", "makeIPTablesUtilChains", "umiak uses nftables",
+		func(s *server) any { return s.MakeIPTablesUtilChains }},
 	{"lock-file", "", locked, func(s *server) any { return s.LockFilePath }},
 	{"exit-on-lock-contention", "", locked, func(s *server) any { return s.ExitOnLockContention }},
 	{"", "logging", "set log-level and log-format", func(s *server) any { return s.Logging }},
 }
 
-// instead returns what to do instead of each owned thing that differs between ours and theirs, by its name in the source.
-func instead(ours, theirs *options.KubeletServer, name func(owned) string) map[string]string {
+// refused returns, for each owned option whose value differs between base and set, its name and what to do instead.
+func refused(base, set *options.KubeletServer, name func(owned) string) map[string]string {
 	out := map[string]string{}
 	for _, o := range ownedOptions {
-		if n := name(o); n != "" && !reflect.DeepEqual(o.value(ours), o.value(theirs)) {
+		if n := name(o); n != "" && !reflect.DeepEqual(o.value(base), o.value(set)) {
 			out[n] = o.instead
 		}
 	}
 	return out
 }
 
-// never are flags that the kubelet's command has and a kubelet in this process has not.
-var never = map[string]string{
+// unsupportedFlags are flags of the kubelet's command that a kubelet in this process does not have.
+var unsupportedFlags = map[string]string{
 	"v":              "set log-level",
 	"vmodule":        "set log-level",
 	"logging-format": "set log-format",
@@ -78,7 +87,7 @@ var never = map[string]string{
 	"version":        "see `umiak version`",
 }
 
-// configurationFiles are the values of the flags config and config-dir, and the other arguments.
+// configurationFiles returns the values of the flags config and config-dir, and the other arguments.
 func configurationFiles(args []string) (file, dir string, rest []string) {
 	for _, a := range args {
 		switch name, value, alone := componentflags.Split(a); {

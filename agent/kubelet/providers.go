@@ -20,7 +20,7 @@ const (
 	providerBinKey = "kubelet-arg: image-credential-provider-bin-dir"
 )
 
-// CheckFiles returns what is wrong with files that the settings of Check name and that upstream's kubelet ends the process for.
+// CheckFiles returns the errors in files that the settings name and for which upstream's kubelet would end the process.
 func (c Config) CheckFiles() error {
 	var file, dir string
 	for _, a := range c.Args {
@@ -34,7 +34,8 @@ func (c Config) CheckFiles() error {
 	return checkProviders(file, dir)
 }
 
-// checkProviders returns why upstream's kubelet would end the process over the plugins for registries' credentials.
+// checkProviders returns the errors for which upstream's kubelet would end the process because of its credential
+// provider plugins.
 func checkProviders(config, bin string) error {
 	switch {
 	case config == "" && bin == "":
@@ -64,7 +65,8 @@ func checkProviders(config, bin string) error {
 	return errors.Join(errs...)
 }
 
-// providers returns the names in a file, or folder of files, of CredentialProviderConfig, when upstream finds nothing wrong with it.
+// providers returns the names of the providers in a CredentialProviderConfig file, or folder of such files, if upstream
+// accepts it.
 func providers(config string) ([]string, error) {
 	st, err := os.Stat(config)
 	if err != nil {
@@ -97,13 +99,13 @@ func providers(config string) ([]string, error) {
 			names = append(names, p.Name)
 		}
 	}
-	// Upstream exports its checks only with what it does when they pass: it registers the plugins whose programs are there. In an empty
-	// folder there are none, and what it has to say otherwise it says before it looks for them.
+	// Upstream exports its checks only together with the registration of the plugins whose programs exist. With an
+	// empty folder it registers none, and it reports other errors before it looks for programs.
 	empty, err := os.MkdirTemp("", "umiak-providers")
 	if err != nil {
-		return nil, fmt.Errorf("make an empty folder: %w", err)
+		return nil, fmt.Errorf("create an empty folder: %w", err)
 	}
-	defer os.RemoveAll(empty) //nolint:errcheck // an empty folder at worst
+	defer os.RemoveAll(empty) //nolint:errcheck // leaves an empty folder at worst
 	err = plugin.RegisterCredentialProviderPlugins(config, empty, nil, nil)
 	if err == nil || strings.HasPrefix(err.Error(), "plugin binary executable ") {
 		return names, nil

@@ -19,27 +19,27 @@ import (
 	watchtools "k8s.io/client-go/tools/watch"
 )
 
-// sweepTime is how long after a start Jobs may take to count the failures of their pods.
-const sweepTime = 5 * time.Minute
+// sweepTimeout bounds how long after a start Jobs may take to count the failures of their pods.
+const sweepTimeout = 5 * time.Minute
 
-// shutdownReasons are those with which the kubelet ends pods when the machine shuts down, and refuses new ones
+// shutdownReasons are the status reasons of pods that the kubelet ended, or refused, because the machine shuts down
 // (k8s.io/kubernetes/pkg/kubelet/nodeshutdown).
 var shutdownReasons = []string{"Terminated", "NodeShutdown"}
 
-// sweeper deletes the pods of a node that ended with an earlier shutdown of the machine and have a controller, which
-// has other pods run instead: upstream leaves them as Failed for ever (kubernetes#122122). A pod without controller stays:
-// it is the only record of what happened. One of a Job goes when the Job has counted its failure and has another pod
-// here, so that neither the count nor the last trace of a Job that gave up is lost.
+// sweeper deletes the pods of a node that ended with an earlier shutdown of the machine and whose controller has
+// replaced them; upstream leaves them as Failed forever (kubernetes#122122). A pod without a controller stays: it is
+// the only record of what happened. A Job's pod is deleted once the Job has counted its failure and has another pod on
+// this node, so that neither the count nor the last trace of a failed Job is lost.
 type sweeper struct {
 	client kubernetes.Interface
 	pods   map[string]*v1.Pod // of the node, by UID
-	done   map[string]bool    // deleted, or not to be had
+	done   map[string]bool    // by UID: deleted, or the deletion failed
 	errs   []error
 }
 
-// sweep returns the number of pods that it deleted.
+// sweep deletes the pods that a shutdown ended, and returns their number.
 func sweep(ctx context.Context, client kubernetes.Interface, node string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	failed, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"spec.nodeName": node, "status.phase": string(v1.PodFailed)}.String(),
@@ -81,12 +81,12 @@ func sweep(ctx context.Context, client kubernetes.Interface, node string) (int, 
 		return s.step(ctx), nil
 	})
 	if ctx.Err() != nil {
-		err = nil // what is left, the next start looks at
+		err = nil // the next start continues
 	}
 	return len(s.done) - len(s.errs), errors.Join(append(s.errs, err)...)
 }
 
-// step deletes what may go and reports whether there is nothing more to wait for.
+// step deletes the pods that can be deleted now and reports whether no others remain.
 func (s *sweeper) step(ctx context.Context) bool {
 	waiting := false
 	for uid, p := range s.pods {
@@ -98,7 +98,8 @@ func (s *sweeper) step(ctx context.Context) bool {
 			continue
 		}
 		s.done[uid] = true
-		err := s.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(uid)})
+		err := s.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name,
+			metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(uid)})
 		if err != nil && !apierrors.IsNotFound(err) {
 			s.errs = append(s.errs, fmt.Errorf("delete pod %s/%s: %w", p.Namespace, p.Name, err))
 		}
@@ -112,7 +113,7 @@ func endedByShutdown(p *v1.Pod) bool {
 		p.DeletionTimestamp == nil && metav1.GetControllerOf(p) != nil
 }
 
-// replaced reports whether a pod's controller needs it no more.
+// replaced reports whether a pod's controller no longer needs it.
 func (s *sweeper) replaced(p *v1.Pod) bool {
 	owner := metav1.GetControllerOf(p)
 	if owner.Kind != "Job" {
@@ -122,7 +123,8 @@ func (s *sweeper) replaced(p *v1.Pod) bool {
 		return false
 	}
 	for _, o := range s.pods {
-		if by := metav1.GetControllerOf(o); by != nil && by.UID == owner.UID && o.UID != p.UID && p.CreationTimestamp.Before(&o.CreationTimestamp) {
+		if by := metav1.GetControllerOf(o); by != nil && by.UID == owner.UID && o.UID != p.UID &&
+			p.CreationTimestamp.Before(&o.CreationTimestamp) {
 			return true
 		}
 	}

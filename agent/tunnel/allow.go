@@ -10,26 +10,27 @@ import (
 	"strings"
 )
 
-// Allow is what servers may reach through this node.
+// Allow restricts what servers may reach through this node.
 type Allow struct {
-	// Node is this node's name, by which its kubelet is asked for.
+	// Node is this node's name, which servers use as the kubelet's host name.
 	Node string
-	// Kubelet is where the kubelet listens; a server reaches no other port of the node itself.
+	// Kubelet is the kubelet's address; servers reach no other port of the node itself.
 	Kubelet netip.AddrPort
-	// PodRanges are the node's own, nil while they are not known.
+	// PodRanges returns the node's pod ranges. The function and its result may be nil while they are not known.
 	PodRanges func() []netip.Prefix
-	// Own are the machine's addresses at this moment.
-	Own func() ([]netip.Addr, error)
+	// Addresses returns the machine's current addresses; nil means MachineAddresses.
+	Addresses func() ([]netip.Addr, error)
 }
 
-// longest is how long an address may be: a DNS name and a port.
-const longest = 253 + 6
+// maxTargetLen bounds the length of a requested target: a DNS name and a port.
+const maxTargetLen = 253 + 6
 
 var errNotAllowed = errors.New("this node lets servers reach its kubelet and its pods only")
 
-// Target says where to connect for what a server asks, or why not to. Names are never resolved.
+// Target returns the address to connect to for a requested HOST:PORT, or why it is not allowed. Names are never
+// resolved.
 func (a Allow) Target(asked string) (string, error) {
-	if len(asked) > longest {
+	if len(asked) > maxTargetLen {
 		return "", errNotAllowed
 	}
 	host, text, err := net.SplitHostPort(asked)
@@ -52,12 +53,12 @@ func (a Allow) Target(asked string) (string, error) {
 	if ip.Zone() != "" {
 		return "", errNotAllowed
 	}
-	own, err := a.Own()
+	self, err := a.Addresses()
 	if err != nil {
 		return "", fmt.Errorf("list this machine's addresses: %w", err)
 	}
-	// The pods' bridge has an address from their range, and what listens there is the node's.
-	if ip.IsLoopback() || slices.Contains(own, ip) {
+	// The bridge of the pods has an address from the pod range; what listens there belongs to the node.
+	if ip.IsLoopback() || slices.Contains(self, ip) {
 		if kubelet {
 			return a.Kubelet.String(), nil
 		}
@@ -69,7 +70,7 @@ func (a Allow) Target(asked string) (string, error) {
 	return "", errNotAllowed
 }
 
-// MachineAddresses are those of all interfaces.
+// MachineAddresses returns the addresses of all interfaces.
 func MachineAddresses() ([]netip.Addr, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {

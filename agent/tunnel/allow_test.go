@@ -12,7 +12,7 @@ func allow() Allow {
 		PodRanges: func() []netip.Prefix {
 			return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("fd42:1::/64")}
 		},
-		Own: func() ([]netip.Addr, error) {
+		Addresses: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("10.42.1.1"), netip.MustParseAddr("fd42:1::1")}, nil
 		},
 	}
@@ -46,7 +46,7 @@ func FuzzTarget(f *testing.F) {
 		f.Add(s)
 	}
 	a := allow()
-	own, _ := a.Own()
+	own, _ := a.Addresses()
 	f.Fuzz(func(t *testing.T, asked string) {
 		got, err := a.Target(asked)
 		if err != nil {

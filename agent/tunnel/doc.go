@@ -1,10 +1,9 @@
-// Package tunnel is a node's end of the reverse tunnel: it keeps a connection to every server, over which
-// that server reaches the node's kubelet and pods.
+// Package tunnel is the node's end of the reverse tunnel: a connection to every server, over which that server reaches
+// the node's kubelet and pods.
 //
-// Run follows a list of servers. Each tunnel is a lifecycle of its own: connect with the node's certificate,
-// answer what the server asks for, notice within seconds when the connection is dead, begin again. What a
-// server may reach is in Allow and nowhere else.
+// Run follows a list of servers. Each tunnel has its own loop: connect with the node's certificate, serve the server's
+// requests, detect a dead connection within seconds, connect again. Allow decides what a server may reach, and nothing
+// else does.
 //
-// It imports internal/tunnelwire and internal/status and nothing else of umiak; the agent's list of parts
-// calls it.
+// It imports internal/. The agent's list of parts runs it.
 package tunnel

@@ -26,33 +26,35 @@ import (
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
 
-// ServerName is the name that every server's certificate carries, whatever its addresses.
+// ServerName is a name in every server's certificate, independent of its addresses.
 const ServerName = "kubernetes"
 
-// Pauses before connecting again; see retry.Backoff. A tunnel that was open for longer than held begins with firstWait.
+// Pauses between attempts to connect; see retry.Backoff. After a tunnel that was open for longer than stableTime, the
+// pauses start again with minPause.
 const (
-	firstWait   = 100 * time.Millisecond
-	longestWait = 5 * time.Second
-	held        = 10 * time.Second
+	minPause   = 100 * time.Millisecond
+	maxPause   = 5 * time.Second
+	stableTime = 10 * time.Second
 )
 
-// connectTimeout is for one attempt, all handshakes included.
+// connectTimeout bounds one attempt, including all handshakes.
 const connectTimeout = 5 * time.Second
 
-// dialTimeout is how long a kubelet or a pod has to take a connection.
+// dialTimeout bounds connecting to the kubelet or a pod.
 const dialTimeout = 10 * time.Second
 
-// Config is what the tunnels are told.
+// Config describes the tunnels.
 type Config struct {
-	// Servers are all servers as HOST:PORT, and a channel that is closed when the list changes.
+	// Servers returns all servers as HOST:PORT, and a channel that is closed when the list changes.
 	Servers func() (list []string, changed <-chan struct{})
-	// ServerCA verifies servers; Cert and Key are the agent's. The files are read for each connection: the
-	// certificate is renewed while the agent runs.
+	// Paths of the CA that verifies servers, and of the agent's certificate and key. They are read for each connection,
+	// because the certificate is renewed while the agent runs.
 	ServerCA, Cert, Key string
 	Allow               Allow
-	// Authorities makes sure that this node has the authorities with a hash, and says which it has since when.
+	// Authorities makes the node adopt the CAs with this hash, and returns the hash of the CAs that it has, and since
+	// when. nil means that the node's CAs do not change.
 	Authorities func(ctx context.Context, hash string) (has string, since time.Time, err error)
-	// Dial reaches servers, Connect what a server asks for; nil means directly.
+	// Dial connects to servers, Connect to the targets of servers' requests; nil means a direct connection.
 	Dial, Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 	Log           *slog.Logger
 }
@@ -66,10 +68,10 @@ type Tunnels struct {
 	links map[string]*link
 }
 
-// New makes tunnels that Run opens.
+// New returns tunnels that Run opens.
 func New(cfg Config) *Tunnels {
-	if cfg.Allow.Own == nil {
-		cfg.Allow.Own = MachineAddresses
+	if cfg.Allow.Addresses == nil {
+		cfg.Allow.Addresses = MachineAddresses
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = packetmark.Dialer().DialContext
@@ -80,8 +82,8 @@ func New(cfg Config) *Tunnels {
 	return &Tunnels{cfg: cfg, log: cfg.Log.With("component", "tunnel"), links: map[string]*link{}}
 }
 
-// Run keeps a tunnel to each server of the list until ctx ends. It is ready at once: a node works without,
-// and what needs a tunnel waits for it at the server.
+// Run maintains a tunnel to each server on the list until ctx ends. It calls ready at once: a node works without
+// tunnels, and servers wait for them.
 func (t *Tunnels) Run(ctx context.Context, ready func()) error {
 	ready()
 	var wg sync.WaitGroup
@@ -97,7 +99,7 @@ func (t *Tunnels) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// follow opens tunnels to servers that are new in the list and ends those to servers that are gone.
+// follow opens tunnels to new servers on the list and closes those to removed ones.
 func (t *Tunnels) follow(ctx context.Context, list []string, wg *sync.WaitGroup) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -114,11 +116,11 @@ func (t *Tunnels) follow(ctx context.Context, list []string, wg *sync.WaitGroup)
 		ctx, stop := context.WithCancel(ctx)
 		l := &link{t: t, server: addr, stop: stop, log: t.log.With("server", addr), state: "connecting"}
 		t.links[addr] = l
-		wg.Go(func() { l.keep(ctx) })
+		wg.Go(func() { l.run(ctx) })
 	}
 }
 
-// Status says for `umiak status` to which servers there is a tunnel.
+// Status is the section of `umiak status` with the state of the tunnel to each server.
 func (t *Tunnels) Status(context.Context) status.Section {
 	t.mu.Lock()
 	links := make([]*link, 0, len(t.links))
@@ -146,7 +148,7 @@ type link struct {
 
 	mu    sync.Mutex
 	state string
-	since time.Time // of the state open
+	since time.Time // when state was set
 	last  error
 }
 
@@ -172,10 +174,10 @@ func (l *link) row() status.Row {
 	return row
 }
 
-// keep has the tunnel open whenever that is possible.
-func (l *link) keep(ctx context.Context) {
+// run connects and serves, again and again, until ctx ends.
+func (l *link) run(ctx context.Context) {
 	defer l.stop()
-	wait, news := retry.Backoff{First: firstWait, Limit: longestWait, Spread: true}, retry.News{}
+	wait, news := retry.Backoff{First: minPause, Limit: maxPause, Spread: true}, retry.News{}
 	for ctx.Err() == nil {
 		began := time.Now()
 		opened, err := l.once(ctx)
@@ -186,7 +188,7 @@ func (l *link) keep(ctx context.Context) {
 		if news.Is(err) || opened {
 			l.log.Warn("tunnel is closed, connecting again", "error", err)
 		}
-		if opened && time.Since(began) > held {
+		if opened && time.Since(began) > stableTime {
 			wait.Reset()
 		}
 		if wait.Wait(ctx) != nil {
@@ -213,12 +215,12 @@ func (l *link) once(ctx context.Context) (opened bool, err error) {
 	if cause := c.Cause(); cause != nil {
 		err = cause
 	} else if errors.Is(err, net.ErrClosed) {
-		err = errors.New("the server does not answer any more")
+		err = errors.New("the server stopped answering")
 	}
 	return true, err
 }
 
-// connect dials the server, proves who this node is, and switches to the tunnel's protocol.
+// connect dials the server, authenticates the node, and switches to the tunnel's protocol.
 func (l *link) connect(ctx context.Context) (_ *tunnelwire.Conn, err error) {
 	cfg := l.t.cfg
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
@@ -239,7 +241,8 @@ func (l *link) connect(ctx context.Context) (_ *tunnelwire.Conn, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	c := tls.Client(tcp, &tls.Config{ServerName: ServerName, RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	c := tls.Client(tcp, &tls.Config{ServerName: ServerName, RootCAs: roots, Certificates: []tls.Certificate{cert},
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	defer func() {
 		if err != nil {
 			_ = c.Close()
@@ -251,7 +254,7 @@ func (l *link) connect(ctx context.Context) (_ *tunnelwire.Conn, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = tcp.Close() })
 	ahead, err := upgrade(c, l.server)
 	if !stop() {
-		return nil, errors.Join(fmt.Errorf("ask for the tunnel: %w", context.Cause(ctx)), err)
+		return nil, errors.Join(fmt.Errorf("request the tunnel: %w", context.Cause(ctx)), err)
 	}
 	if err != nil {
 		return nil, err
@@ -259,25 +262,25 @@ func (l *link) connect(ctx context.Context) (_ *tunnelwire.Conn, err error) {
 	return tunnelwire.AgentConn(c, ahead), nil
 }
 
-// upgrade asks for the tunnel and returns what the server sent behind its answer.
+// upgrade requests the tunnel and returns the bytes that the server sent after its answer.
 func upgrade(c net.Conn, server string) ([]byte, error) {
 	req := &http.Request{
 		Method: http.MethodGet, URL: &url.URL{Scheme: "https", Host: server, Path: tunnelwire.Path}, Host: server,
 		Header: http.Header{"Connection": {"Upgrade"}, "Upgrade": {tunnelwire.Protocol}, "User-Agent": {"umiak-agent"}},
 	}
 	if err := req.Write(c); err != nil {
-		return nil, fmt.Errorf("ask for the tunnel: %w", err)
+		return nil, fmt.Errorf("request the tunnel: %w", err)
 	}
-	// The limit is for an answer that does not end; what follows it is read from c.
+	// The limit bounds the answer; later data is read from c.
 	r := bufio.NewReader(io.LimitReader(c, 64<<10))
 	resp, err := http.ReadResponse(r, req)
 	if err != nil {
-		return nil, fmt.Errorf("ask for the tunnel: %w", err)
+		return nil, fmt.Errorf("request the tunnel: %w", err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // there is none, or the connection is given up
+	defer resp.Body.Close() //nolint:errcheck // it is empty, or the connection is closed
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // what there is of it
-		return nil, fmt.Errorf("the server refuses the tunnel: %s: %s", resp.Status, strings.TrimSpace(string(why)))
+		reason, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // best effort
+		return nil, fmt.Errorf("the server refuses the tunnel: %s: %s", resp.Status, strings.TrimSpace(string(reason)))
 	}
 	if resp.Header.Get("Upgrade") != tunnelwire.Protocol {
 		return nil, errors.New("the server does not speak " + tunnelwire.Protocol)
@@ -286,7 +289,7 @@ func upgrade(c net.Conn, server string) ([]byte, error) {
 	return slices.Clone(ahead), err
 }
 
-// single is a listener for the one connection that there is. The next Accept waits for its end.
+// single is a listener that accepts one connection. The next Accept returns when that connection has ended.
 type single struct {
 	conn *tunnelwire.Conn
 	done atomic.Bool
@@ -303,7 +306,7 @@ func (s *single) Accept() (net.Conn, error) {
 func (s *single) Close() error   { return s.conn.Close() }
 func (s *single) Addr() net.Addr { return s.conn.LocalAddr() }
 
-// ServeHTTP connects the server to what it asks for.
+// ServeHTTP connects the server to the target that it requests.
 func (l *link) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost && r.URL.Path == tunnelwire.AuthoritiesPath && l.t.cfg.Authorities != nil {
 		l.authorities(w, r)
@@ -316,7 +319,7 @@ func (l *link) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	target, err := l.t.cfg.Allow.Target(r.Host)
 	if err != nil {
 		l.refused.Add(1)
-		l.log.Warn("refused what a server asked for", "asked", r.Host, "reason", err)
+		l.log.Warn("refused a server's request", "target", r.Host, "reason", err)
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
@@ -332,21 +335,22 @@ func (l *link) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	splice(w, r, c)
 }
 
-// authorities has this node take the authorities over that the server knows, and says which it has.
+// authorities makes this node adopt the CAs that the server has, and answers which it has.
 func (l *link) authorities(w http.ResponseWriter, r *http.Request) {
 	hash, since, err := l.t.cfg.Authorities(r.Context(), r.URL.Query().Get(tunnelwire.AuthoritiesHash))
 	if err != nil {
-		l.log.Warn("cannot take over the cluster's authorities yet", "error", err)
+		l.log.Warn("cannot adopt the cluster's CAs yet", "error", err)
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(tunnelwire.Authorities{Hash: hash, AgeSeconds: int64(time.Since(since) / time.Second)}) // a server that has gone away asks again
+	_ = json.NewEncoder(w).Encode(tunnelwire.Authorities{Hash: hash,
+		AgeSeconds: int64(time.Since(since) / time.Second)}) // on an error the server asks again
 }
 
-// splice copies both ways until the far side has closed the connection, or the server has given it up.
+// splice copies data in both directions until the target closes the connection or the server cancels the request.
 func splice(w http.ResponseWriter, r *http.Request, c net.Conn) {
-	defer c.Close() //nolint:errcheck // both ends notice
+	defer c.Close() //nolint:errcheck // both ends see the close
 	stop := context.AfterFunc(r.Context(), func() { _ = c.Close() })
 	defer stop()
 	flush := http.NewResponseController(w)
@@ -355,7 +359,7 @@ func splice(w http.ResponseWriter, r *http.Request, c net.Conn) {
 		return
 	}
 	go func() {
-		_, err := io.Copy(c, r.Body) // ends with the handler at the latest, which closes the body
+		_, err := io.Copy(c, r.Body) // ends at the latest when the handler returns
 		if half, ok := c.(interface{ CloseWrite() error }); ok && err == nil {
 			_ = half.CloseWrite()
 		}
@@ -375,7 +379,7 @@ func splice(w http.ResponseWriter, r *http.Request, c net.Conn) {
 		case errors.Is(err, io.EOF):
 			return
 		case err != nil:
-			panic(http.ErrAbortHandler) // resets the stream, so that the server does not take it for the end
+			panic(http.ErrAbortHandler) // resets the stream: this is not a clean end
 		}
 	}
 }

@@ -15,28 +15,29 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// Where the world's manifests look.
+// The fixed paths that manifests use.
 const (
 	KubeletRoot = "/var/lib/kubelet"
 	PodLogs     = "/var/log/pods"
 )
 
-// Folder is a folder of the node's data that is also seen at a fixed place.
+// Folder is a folder of the node's data that is also mounted at a fixed path.
 type Folder struct {
-	Data string      // below the data directory
-	At   string      // where it is shown
-	Mode os.FileMode // with which either is made
-	// Optional says that the node works without the folder's being shown, as where the place belongs to somebody else.
+	Data string      // path below the data directory
+	At   string      // the fixed path
+	Mode os.FileMode // of both folders
+	// Optional means that the node works without the mount, for example if another program uses the path.
 	Optional bool
-	// foreign returns why what lies at the place belongs to another kubelet, or "". The place exists.
+	// foreign returns why another kubelet uses the existing path at, "" if none does.
 	foreign func(at string) (string, error)
-	// bring moves what the builds of before had at the place into the data; nil where that was nothing.
-	bring func(Folder, *host.Journal) error
+	// migrate moves what older builds stored at the path into the data; nil if they stored nothing.
+	migrate func(Folder, *host.Journal) error
 }
 
 // Kubelet is the kubelet's root directory.
 func Kubelet(d layout.Dirs) Folder {
-	return Folder{Data: d.Kubelet(), At: KubeletRoot, Mode: 0o750, foreign: kubeletRootInUse, bring: bringDevicePlugins}
+	return Folder{Data: d.Kubelet(), At: KubeletRoot, Mode: 0o750, foreign: kubeletRootInUse,
+		migrate: migrateDevicePlugins}
 }
 
 // Logs is the folder of the containers' logs.
@@ -44,14 +45,13 @@ func Logs(d layout.Dirs) Folder {
 	return Folder{Data: d.PodLogs(), At: PodLogs, Mode: 0o755, Optional: true, foreign: logsInUse}
 }
 
-// Of lists all folders of a node.
+// Of returns all folders of a node.
 func Of(d layout.Dirs) []Folder { return []Folder{Kubelet(d), Logs(d)} }
 
-// ErrForeign means that the place belongs to somebody else.
+// ErrForeign means that another kubelet uses the path.
 var ErrForeign = errors.New("another kubelet's folder")
 
-// Check returns an error that wraps ErrForeign where the folder must not be shown, because another kubelet uses the
-// place. It changes nothing.
+// Check returns an error that wraps ErrForeign if another kubelet uses the path. It changes nothing.
 func (f Folder) Check() error {
 	shown, err := f.Shown()
 	if shown || err != nil {
@@ -62,7 +62,7 @@ func (f Folder) Check() error {
 		return f.checkPlace(f.At)
 	}
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", f.At, err)
+		return fmt.Errorf("inspect %s: %w", f.At, err)
 	}
 	if same, err := f.same(); same || err != nil {
 		return err // a link to it
@@ -77,27 +77,29 @@ func (f Folder) Check() error {
 	if len(covers) > 0 && host.Deleted(covers[len(covers)-1]) {
 		return nil
 	}
-	why, err := f.foreign(at)
+	reason, err := f.foreign(at)
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", f.At, err)
+		return fmt.Errorf("inspect %s: %w", f.At, err)
 	}
-	if why == "" {
+	if reason == "" {
 		return nil
 	}
 	if n := len(covers); n > 0 && covers[n-1].Root != "/" {
 		root := covers[n-1].Root
 		if strings.HasSuffix(root, "/agent/"+filepath.Base(f.Data)) {
-			return fmt.Errorf("%s is %w: it shows %s, of another data-dir; set that one, or take it away with `umiak cleanup --data-dir DIR`", f.At, ErrForeign, root)
+			return fmt.Errorf(
+				"%s is %w: it shows %s, of another data-dir; set that data-dir, or remove it with `umiak cleanup --data-dir DIR`", f.At, ErrForeign, root)
 		}
-		why += ", and it shows " + root
+		reason += ", and it shows " + root
 	}
-	return fmt.Errorf("%s is %w (%s); stop that kubelet and move the folder away, because umiak has its own there", f.At, ErrForeign, why)
+	return fmt.Errorf("%s is %w (%s); stop that kubelet and move the folder away: umiak needs the path", f.At,
+		ErrForeign, reason)
 }
 
-// checkPlace refuses a data folder that lies where it would cover itself.
+// checkPlace returns an error if the data folder is below its fixed path, which would cover it.
 func (f Folder) checkPlace(at string) error {
 	data := f.Data
-	for dir := data; ; dir = filepath.Dir(dir) { // what of it exists may lie behind a link
+	for dir := data; ; dir = filepath.Dir(dir) { // an existing parent may be a link
 		if real, err := filepath.EvalSymlinks(dir); err == nil {
 			data = filepath.Join(real, strings.TrimPrefix(data, dir))
 			break
@@ -107,24 +109,25 @@ func (f Folder) checkPlace(at string) error {
 		}
 	}
 	if strings.HasPrefix(data+"/", at+"/") {
-		return fmt.Errorf("data-dir: %s lies below %s, where it is to be shown; set another data-dir", data, at)
+		return fmt.Errorf("data-dir: %s is below %s, where umiak mounts it; set another data-dir", data, at)
 	}
 	return nil
 }
 
-// Shown reports whether the folder is seen at its place. A link is not enough: it leads nowhere inside a pod.
+// Shown reports whether the folder is mounted at its path. A symbolic link does not count: it would dangle inside a
+// pod.
 func (f Folder) Shown() (bool, error) {
 	st, err := os.Lstat(f.At)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode()&fs.ModeSymlink != 0 {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look at %s: %w", f.At, err)
+		return false, fmt.Errorf("inspect %s: %w", f.At, err)
 	}
 	return f.same()
 }
 
-// same reports whether both paths lead to one folder.
+// same reports whether both paths lead to the same folder.
 func (f Folder) same() (bool, error) {
 	at, err := os.Stat(f.At)
 	if err == nil {
@@ -139,8 +142,8 @@ func (f Folder) same() (bool, error) {
 	return false, err
 }
 
-// Show makes both folders and mounts the one of the data at the place, where pods can share what is mounted in it.
-// What it makes outside of the data directory is written to the journal first. It may be called again.
+// Show creates both folders and mounts the data folder at its path, as a shared mount. It records in the journal what
+// it creates outside the data directory. It may be called again.
 func (f Folder) Show(j *host.Journal) error {
 	if err := f.show(j); err != nil {
 		return fmt.Errorf("show %s at %s: %w", f.Data, f.At, err)
@@ -167,8 +170,8 @@ func (f Folder) show(j *host.Journal) error {
 	if err := f.uncover(); err != nil {
 		return err
 	}
-	if f.bring != nil {
-		if err := f.bring(f, j); err != nil {
+	if f.migrate != nil {
+		if err := f.migrate(f, j); err != nil {
 			return err
 		}
 	}
@@ -177,14 +180,14 @@ func (f Folder) show(j *host.Journal) error {
 		return err
 	}
 	if len(below) > 0 {
-		// Mounts of pods that run since before the folder was shown, or a disk of the user's. What is mounted at
-		// one place from now on is then seen at the other, so that the build of before finds it, too.
+		// These are mounts of pods that started before the folder was mounted, or a user's disk. With a recursive
+		// mount, later mounts appear at both paths, so that an older build finds them too.
 		return f.mount(unix.MS_REC)
 	}
 	return f.mount(0)
 }
 
-// place makes the mount point. A link to the data, as some made by hand, gives way to it.
+// place creates the mount point. It replaces a symbolic link to the data, which users of older builds created.
 func (f Folder) place(j *host.Journal) error {
 	st, err := os.Lstat(f.At)
 	if err == nil && st.Mode()&fs.ModeSymlink != 0 {
@@ -209,7 +212,7 @@ func (f Folder) makePlace(j *host.Journal) error {
 	return os.MkdirAll(f.At, f.Mode)
 }
 
-// uncover takes mounts of folders that have been removed, such as of an earlier data directory, from the place.
+// uncover unmounts mounts of removed folders, for example of an earlier data directory, from the path.
 func (f Folder) uncover() error {
 	at, _, err := host.Mounts(f.At)
 	if err != nil {
@@ -223,19 +226,19 @@ func (f Folder) uncover() error {
 	return nil
 }
 
-// Hide unmounts the folder from its place, if it is there, with all that is mounted in it; report is told of each.
-// What is mounted in the folder of the data itself stays.
+// Hide unmounts the folder from its path, with all mounts in it, and calls report for each. Mounts in the data folder
+// itself stay.
 func (f Folder) Hide(report func(mountpoint string)) error {
-	for range 16 { // nobody has it there more often
+	for range 16 { // bound: it is mounted once or twice
 		at, _, err := host.Mounts(f.At)
 		if err != nil || len(at) == 0 {
 			return err
 		}
 		top := at[len(at)-1]
-		if ours, err := f.ours(top); err != nil || !ours {
+		if data, err := f.showsData(top); err != nil || !data {
 			return err
 		}
-		// A disk that is mounted in the data is seen here, too, and would be unmounted there with this.
+		// Mounts in the data are visible here too, and unmounting a shared mount would unmount them there.
 		if err := unix.Mount("", top.Mountpoint, "", unix.MS_PRIVATE, ""); err != nil {
 			return fmt.Errorf("make %s private: %w", top.Mountpoint, err)
 		}
@@ -247,10 +250,10 @@ func (f Folder) Hide(report func(mountpoint string)) error {
 	return nil
 }
 
-// ours reports whether the uppermost mount at the place shows the data, also when those have been removed by hand.
-func (f Folder) ours(top *mountinfo.Info) (bool, error) {
+// showsData reports whether the topmost mount at the path shows the data, even if the data folder has been removed.
+func (f Folder) showsData(top *mountinfo.Info) (bool, error) {
 	if data, err := filepath.EvalSymlinks(f.Data); err == nil && data == top.Mountpoint {
-		return false, nil // the place is a link to the data: that is a disk of the user's
+		return false, nil // the path is a link to the data, on which a user's disk is mounted
 	}
 	if host.Deleted(top) {
 		tail := filepath.Join(filepath.Base(filepath.Dir(f.Data)), filepath.Base(f.Data))
@@ -259,14 +262,14 @@ func (f Folder) ours(top *mountinfo.Info) (bool, error) {
 	return f.same()
 }
 
-// mount binds the data to the place and has the place share what is mounted in it.
+// mount binds the data to the path and makes the mount shared.
 func (f Folder) mount(recursive uintptr) error {
 	if err := unix.Mount(f.Data, f.At, "", unix.MS_BIND|recursive, ""); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	var err error
 	if recursive == 0 {
-		// Else each volume of a pod would be mounted twice where the data lie on a shared mount.
+		// Otherwise each volume of a pod would be mounted twice if the data is on a shared mount.
 		err = unix.Mount("", f.At, "", unix.MS_PRIVATE, "")
 	}
 	if err == nil {
@@ -278,7 +281,7 @@ func (f Folder) mount(recursive uintptr) error {
 	return nil
 }
 
-// share has a place that is a mount of its own share what is mounted in it, if somebody has changed that.
+// share makes the mount at the path shared again, if someone has changed that.
 func (f Folder) share() error {
 	m, _, err := host.Mounts(f.At)
 	if err != nil || len(m) == 0 || strings.Contains(m[len(m)-1].Optional, "shared:") {
@@ -287,26 +290,26 @@ func (f Folder) share() error {
 	return unix.Mount("", f.At, "", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// bringDevicePlugins moves the folder of device plugins' sockets, which the kubelet has always had at its fixed place,
-// into the data: a plugin that runs has the folder itself mounted, and goes on being seen in it.
-func bringDevicePlugins(f Folder, j *host.Journal) error {
+// migrateDevicePlugins moves the folder of the device plugins' sockets, which older builds kept at the fixed path, into
+// the data. Running plugins have the folder itself mounted, so they keep working.
+func migrateDevicePlugins(f Folder, j *host.Journal) error {
 	from, to := filepath.Join(f.At, "device-plugins"), filepath.Join(f.Data, "device-plugins")
-	ours := false
+	created := false
 	for _, p := range j.State().Made[host.KindPath] {
-		ours = ours || p == from
+		created = created || p == from
 	}
-	if !ours {
+	if !created {
 		return nil
 	}
 	if _, err := os.Lstat(from); err != nil {
 		return nil
 	}
 	if err := os.RemoveAll(to); err != nil {
-		return fmt.Errorf("make room for device plugins: %w", err)
+		return fmt.Errorf("remove old device plugins folder: %w", err)
 	}
 	err := os.Rename(from, to)
 	if errors.Is(err, unix.EXDEV) {
-		return nil // on another disk plugins register again when they are restarted
+		return nil // on another disk, plugins register again when they restart
 	}
 	if err != nil {
 		return fmt.Errorf("move device plugins: %w", err)

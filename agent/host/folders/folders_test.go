@@ -108,7 +108,7 @@ func there(p ...string) bool { _, err := os.Lstat(filepath.Join(p...)); return e
 func both(t *testing.T, test func(b *bed)) {
 	for name, shared := range map[string]bool{"shared root": true, "private root": false} {
 		t.Run(name, func(t *testing.T) {
-			test(newBed(t, shared, Folder{Mode: 0o750, foreign: kubeletRootInUse, bring: bringDevicePlugins}))
+			test(newBed(t, shared, Folder{Mode: 0o750, foreign: kubeletRootInUse, migrate: migrateDevicePlugins}))
 		})
 	}
 }

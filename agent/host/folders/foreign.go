@@ -12,9 +12,9 @@ import (
 	"github.com/umiak-io/umiak/agent/host"
 )
 
-// kubeletRootInUse returns what shows that a folder is another kubelet's root: files, or mounts below it. Folders and
-// sockets alone are what manifests leave that have tried a driver (hostPath with DirectoryOrCreate), and device-plugins
-// is where every kubelet has it, whatever its root.
+// kubeletRootInUse returns evidence that a folder is another kubelet's root: files in it, or mounts below it. Folders
+// and sockets alone do not count: manifests create them (hostPath with DirectoryOrCreate). Neither does device-plugins,
+// which every kubelet has at this path, whatever its root.
 func kubeletRootInUse(at string) (string, error) {
 	_, below, err := host.Mounts(at)
 	if err != nil {
@@ -30,7 +30,8 @@ func kubeletRootInUse(at string) (string, error) {
 			return err
 		case d.IsDir(), d.Type() == fs.ModeSocket:
 			return nil
-		case filepath.Dir(path) == filepath.Join(at, "device-plugins") && (d.Name() == "kubelet_internal_checkpoint" || d.Name() == "DEPRECATION"):
+		case filepath.Dir(path) == filepath.Join(at, "device-plugins") &&
+			(d.Name() == "kubelet_internal_checkpoint" || d.Name() == "DEPRECATION"):
 			return nil
 		}
 		found = "there is " + path
@@ -39,8 +40,8 @@ func kubeletRootInUse(at string) (string, error) {
 	return found, err
 }
 
-// logsInUse returns who writes logs to a folder. Logs that nobody writes to any more are not worth a stop: they are
-// hidden while the folder is covered, and there again afterwards.
+// logsInUse returns which process writes logs to a folder. Logs without a writer do not count: they are only hidden
+// while the folder is covered.
 func logsInUse(at string) (string, error) {
 	type inode struct{ dev, ino uint64 }
 	logs := map[inode]bool{}
@@ -62,7 +63,7 @@ func logsInUse(at string) (string, error) {
 		return "", err
 	}
 	for _, fd := range open {
-		// The name saves the stat of most, which could block on a network file system.
+		// Compare names first: a stat can block on a network file system.
 		if name, err := os.Readlink(fd); err != nil || !strings.HasPrefix(name, at+"/") {
 			continue
 		}
@@ -77,7 +78,7 @@ func logsInUse(at string) (string, error) {
 	return "", nil
 }
 
-// writes reports whether a file descriptor, as /proc/PID/fd/N, is open for writing.
+// writes reports whether a file descriptor, given as /proc/PID/fd/N, is open for writing.
 func writes(fd string) bool {
 	raw, err := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
 	if err != nil {

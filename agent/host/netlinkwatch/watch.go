@@ -8,22 +8,22 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Kinds selects what to follow.
+// Kinds selects the messages to follow.
 type Kinds struct{ Routes, Addrs, Links bool }
 
-// Messages are the kernel's, from the moment at which a subscription began.
+// Messages are the channels of one subscription.
 type Messages struct {
-	Routes <-chan netlink.RouteUpdate // nil unless asked for
-	Addrs  <-chan netlink.AddrUpdate  // nil unless asked for
-	Links  <-chan netlink.LinkUpdate  // nil unless asked for
-	// Lost receives a value when messages were lost or none will come any more. One of the other channels may be closed
-	// before that.
+	Routes <-chan netlink.RouteUpdate // nil unless selected
+	Addrs  <-chan netlink.AddrUpdate  // nil unless selected
+	Links  <-chan netlink.LinkUpdate  // nil unless selected
+	// Lost receives a value when messages were lost or the subscription has ended. Another channel may be closed
+	// before.
 	Lost <-chan struct{}
 }
 
-// Follow subscribes to the messages and calls follow, which returns nil after it has received from Lost or from a closed
-// channel. Then it begins anew, and follow has to look at the state of things again. It returns when follow fails, when
-// there is no subscription to be had, or after ctx has ended, which follow watches itself.
+// Follow subscribes and calls follow, which must read the current state first and return nil when it receives from Lost
+// or from a closed channel; then Follow subscribes again. Follow returns when follow fails, when subscribing fails, or
+// after ctx has ended, which follow must watch itself.
 func Follow(ctx context.Context, kinds Kinds, follow func(Messages) error) error {
 	for {
 		if err := once(kinds, follow); err != nil || ctx.Err() != nil {
@@ -66,12 +66,12 @@ func once(kinds Kinds, follow func(Messages) error) error {
 		}
 	}
 	if err := errors.Join(errRoutes, errAddrs, errLinks); err != nil {
-		return fmt.Errorf("listen for changes of routes, addresses and links: %w", err)
+		return fmt.Errorf("subscribe to routes, addresses and links: %w", err)
 	}
 	return follow(m)
 }
 
-// drain takes what the library still has to send, so that its goroutine is not held up. The library closes the channel.
+// drain reads what the library still sends, so that its goroutine can end. The library closes the channel.
 func drain[T any](c <-chan T) {
 	go func() {
 		for range c {

@@ -18,10 +18,11 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// ErrNone means that the machine has no address that the node could have, and never had one.
-var ErrNone = errors.New("this machine has no address for the node yet: plug in the cable, wait for DHCP, or set node-ip; it is taken as soon as it comes")
+// ErrNone means that the machine has no usable address, and had none before.
+var ErrNone = errors.New(
+	"this machine has no address for the node yet: plug in the cable, wait for DHCP, or set node-ip; an address is used as soon as there is one")
 
-// Families are the address families that a node needs.
+// Families selects address families.
 type Families struct{ V4, V6 bool }
 
 // FamiliesOf returns the families of address ranges such as cluster-cidr.
@@ -35,16 +36,16 @@ func FamiliesOf(ranges []netip.Prefix) Families {
 
 func (f Families) has(a netip.Addr) bool { return a.Is4() && f.V4 || a.Is6() && f.V6 }
 
-// Choice is the addresses with which a node runs, at most one a family, IPv4 first unless the user has them otherwise.
+// Choice holds the addresses of a node, at most one per family, IPv4 first unless the user has set another order.
 type Choice struct {
 	IPs []netip.Addr
-	// Missing are those of them that the machine does not have at this moment.
+	// Missing are the addresses in IPs that the machine does not have at the moment.
 	Missing []netip.Addr
 
-	kept []address // to be written down
+	stored []address // to be stored on disk
 }
 
-// Texts are the addresses as text.
+// Texts returns the addresses as strings.
 func (c Choice) Texts() []string {
 	out := make([]string, len(c.IPs))
 	for i, ip := range c.IPs {
@@ -53,7 +54,7 @@ func (c Choice) Texts() []string {
 	return out
 }
 
-// Of are the addresses of these families.
+// Of returns the addresses of the given families.
 func (c Choice) Of(f Families) []netip.Addr {
 	var out []netip.Addr
 	for _, ip := range c.IPs {
@@ -68,10 +69,10 @@ func (c Choice) equal(d Choice) bool {
 	return slices.Equal(c.IPs, d.IPs) && slices.Equal(c.Missing, d.Missing)
 }
 
-// address is one that was chosen, as it is written down.
+// address is a chosen address as it is stored on disk.
 type address struct {
 	IP netip.Addr `json:"ip"`
-	// Routed says that it belonged to the default route: it is not given up for one that does as well.
+	// Routed means that it was the source address of the default route: it is not replaced by another such address.
 	Routed bool `json:"routed"`
 }
 
@@ -79,20 +80,20 @@ type file struct {
 	Addresses []address `json:"addresses"`
 }
 
-// load fails with fs.ErrNotExist where nothing has been written down.
+// load reads the stored addresses. The error wraps fs.ErrNotExist if there are none.
 func load(path string) ([]address, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the node's last addresses: %w", err)
+		return nil, fmt.Errorf("read the node's stored addresses: %w", err)
 	}
 	var f file
 	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, fmt.Errorf("read the node's last addresses in %s: %w", path, err)
+		return nil, fmt.Errorf("read the node's stored addresses in %s: %w", path, err)
 	}
 	return f.Addresses, nil
 }
 
-// save writes only what has changed: flash wears.
+// save stores the addresses if they have changed, to spare the flash memory.
 func save(path string, list []address) error {
 	raw, err := json.Marshal(file{list})
 	if err != nil {
@@ -102,13 +103,13 @@ func save(path string, list []address) error {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+		return fmt.Errorf("create directory: %w", err)
 	}
 	return atomicfile.Write(path, raw, 0o600)
 }
 
-// choose makes the choice from what the user has set, or what the machine has and what was chosen before.
-func choose(asked []netip.Addr, want Families, kept, have []address) Choice {
+// choose chooses the user's addresses, or else from those that the machine has and those chosen before.
+func choose(asked []netip.Addr, want Families, stored, have []address) Choice {
 	var c Choice
 	on := func(ip netip.Addr) int {
 		return slices.IndexFunc(have, func(a address) bool { return a.IP == ip })
@@ -133,7 +134,7 @@ func choose(asked []netip.Addr, want Families, kept, have []address) Choice {
 			}
 			return list[i], true
 		}
-		old, had := of(kept, false)
+		old, had := of(stored, false)
 		best, any := of(have, true)
 		if !any {
 			best, any = of(have, false)
@@ -148,12 +149,12 @@ func choose(asked []netip.Addr, want Families, kept, have []address) Choice {
 			continue
 		}
 		take(best)
-		c.kept = append(c.kept, best)
+		c.stored = append(c.stored, best)
 	}
 	return c
 }
 
-// Find returns the addresses that a node would get on this machine now, at most one a family.
+// Find returns the addresses that a new node on this machine would get now, at most one per family.
 func Find() ([]netip.Addr, error) {
 	have, err := machine()
 	if err != nil {
@@ -162,8 +163,8 @@ func Find() ([]netip.Addr, error) {
 	return choose(nil, Families{V4: true, V6: true}, nil, have).IPs, nil
 }
 
-// machine are the addresses that a node could have; the ones that belong to a default route say so, the one of the least
-// metric first.
+// machine returns the usable addresses of this machine; those of default routes come first in their family, by metric,
+// and have Routed set.
 func machine() ([]address, error) {
 	links, err := netlinksafe.LinkList()
 	if err != nil {
@@ -202,20 +203,21 @@ func machine() ([]address, error) {
 	return out, nil
 }
 
-// usable reports whether others can reach a node at an address.
+// usable reports whether other machines can reach the node at an address.
 func usable(ip netip.Addr, flags int) bool {
 	return ip.IsGlobalUnicast() && flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DEPRECATED|unix.IFA_F_TEMPORARY|unix.IFA_F_DADFAILED) == 0
 }
 
-// virtual reports whether an interface is one of containers, virtual machines or tunnels, which no other node is behind.
-// They count only where the default route leads there.
+// virtual reports whether an interface belongs to containers, virtual machines or tunnels, behind which there are no
+// other nodes. Such an interface counts only if the default route uses it.
 func virtual(l netlink.Link) bool {
 	switch l.Type() {
 	case "wireguard", "tun", "tuntap", "vxlan", "ipvs", "dummy":
 		return true
 	}
 	name := l.Attrs().Name
-	for _, p := range []string{"lo", "cni", "flannel", "docker", "br-", "virbr", "lxcbr", "lxdbr", "podman", "kube-", "cali", "cilium", "weave"} {
+	for _, p := range []string{"lo", "cni", "flannel", "docker", "br-", "virbr", "lxcbr", "lxdbr", "podman", "kube-",
+		"cali", "cilium", "weave"} {
 		if name == p || strings.HasPrefix(name, p) && p != "lo" {
 			return true
 		}
@@ -223,9 +225,10 @@ func virtual(l netlink.Link) bool {
 	return strings.HasPrefix(name, "veth")
 }
 
-// defaultAddresses are the source addresses of the default routes, that of the least metric first.
+// defaultAddresses returns the source addresses of the default routes, by metric.
 func defaultAddresses(family int) ([]netip.Addr, error) {
-	routes, err := netlinksafe.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := netlinksafe.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN},
+		netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -249,14 +252,15 @@ func defaultAddresses(family int) ([]netip.Addr, error) {
 		}
 		link, err := netlink.LinkByIndex(index)
 		if err != nil {
-			continue // it has gone meanwhile
+			continue // the link was removed meanwhile
 		}
 		addrs, err := netlinksafe.AddrList(link, family)
 		if err != nil {
 			return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 		}
 		for _, a := range addrs {
-			if ip, ok := netip.AddrFromSlice(a.IP); ok && a.Scope == unix.RT_SCOPE_UNIVERSE && usable(ip.Unmap(), a.Flags) {
+			if ip, ok := netip.AddrFromSlice(a.IP); ok && a.Scope == unix.RT_SCOPE_UNIVERSE &&
+				usable(ip.Unmap(), a.Flags) {
 				out = append(out, ip.Unmap())
 				break
 			}

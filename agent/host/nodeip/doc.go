@@ -1,9 +1,9 @@
-// Package nodeip decides with which addresses a node runs, and notices when they come or change.
+// Package nodeip chooses the addresses of a node, and detects when they change.
 //
-// A node keeps its addresses for as long as the machine has them, and also while the machine has none: they are written
-// down, so that a boot without a cable starts the pods of before. Choose makes the choice; Tracker makes it again whenever
-// the kernel reports a change. What an address was needed for only once a process (the kubelet, flannel) gets another one
-// when the process executes itself anew, for which Tracker.Run fails with Moved.
+// A node keeps its addresses as long as the machine has them, and also while the machine has none: they are stored on
+// disk, so that pods start after a boot without a network cable. Tracker makes the choice again whenever the kernel
+// reports a change. Some components read the address only once per process (the kubelet, flannel); when it changes,
+// Tracker.Run fails with Moved, and the process executes itself again.
 //
-// Server and agent share one Tracker in a process. It imports nothing else of umiak but internal/.
+// Server and agent share one Tracker per process. The package imports agent/host/netlinkwatch and internal/.
 package nodeip

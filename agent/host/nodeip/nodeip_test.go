@@ -60,7 +60,7 @@ func TestChoose(t *testing.T) {
 		got := choose(asked, c.want, list(c.kept), list(c.have))
 		text := func(ips []netip.Addr) string { return strings.Trim(fmt.Sprint(ips), "[]") }
 		var at []string
-		for _, a := range got.kept {
+		for _, a := range got.stored {
 			s := a.IP.String()
 			if a.Routed {
 				s += "*"

@@ -17,17 +17,17 @@ import (
 // Part is the name of the part that runs a Tracker.
 const Part = "addresses"
 
-// Config says what is wanted.
+// Config describes a Tracker.
 type Config struct {
 	Asked []netip.Addr // the setting node-ip; empty for addresses that the machine has
 	Want  Families
-	File  string // where the last choice is kept
-	// Earlier are addresses that the node had when nothing was kept yet, as before an update from a release that kept none.
+	File  string // stores the last choice
+	// Earlier are the node's addresses from before there was a File, for updates from releases that did not write it.
 	Earlier []string
 	Log     *slog.Logger
 }
 
-// Tracker knows the node's addresses.
+// Tracker tracks the node's addresses.
 type Tracker struct {
 	cfg   Config
 	asked []netip.Addr
@@ -36,31 +36,31 @@ type Tracker struct {
 	mu      sync.Mutex
 	want    Families
 	choice  Choice
-	taken   *Choice // with what the process runs; nil while nobody has taken any
+	taken   *Choice // the addresses that the process uses; nil before Take
 	changed chan struct{}
 }
 
-// New makes the first choice.
+// New validates Asked and makes the first choice.
 func New(cfg Config) (*Tracker, error) {
 	t := &Tracker{cfg: cfg, want: cfg.Want, log: cfg.Log.With("component", "addresses"), changed: make(chan struct{})}
 	for _, a := range cfg.Asked {
 		t.asked = append(t.asked, a.Unmap())
 	}
-	if _, err := t.look(); err != nil {
+	if _, err := t.refresh(); err != nil {
 		return nil, err
 	}
 	return t, nil
 }
 
-// Now returns the choice of this moment and a channel that is closed when it is another one.
+// Now returns the current choice and a channel that is closed when it changes.
 func (t *Tracker) Now() (Choice, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.choice, t.changed
 }
 
-// Take returns the choice as Now does, for use until the process ends: when it becomes another one, Run fails. The error
-// is ErrNone while there is none.
+// Take returns the choice like Now, for use until the process ends: when it changes, Run fails. The error is ErrNone
+// while there are no addresses.
 func (t *Tracker) Take() (Choice, <-chan struct{}, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -74,17 +74,17 @@ func (t *Tracker) Take() (Choice, <-chan struct{}, error) {
 	return *t.taken, t.changed, nil
 }
 
-// Wait blocks until there are addresses and the part's Run, or ctx, ends otherwise.
+// Wait runs the Tracker and blocks until there are addresses, Run fails, or ctx ends.
 func (t *Tracker) Wait(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() { cancel(t.Run(ctx, func() {})) }()
-	for said := false; ; said = true {
+	for logged := false; ; logged = true {
 		c, changed := t.Now()
 		if len(c.IPs) > 0 {
 			return nil
 		}
-		if !said {
+		if !logged {
 			t.log.Warn("waiting for an address", "error", ErrNone)
 		}
 		select {
@@ -95,7 +95,7 @@ func (t *Tracker) Wait(ctx context.Context) error {
 	}
 }
 
-// Narrow restricts the choice to families, when a node that has joined knows which its cluster has.
+// Narrow restricts the choice to the cluster's families, once a node that has joined knows them.
 func (t *Tracker) Narrow(f Families) error {
 	t.mu.Lock()
 	t.want = f
@@ -103,31 +103,32 @@ func (t *Tracker) Narrow(f Families) error {
 		t.taken.IPs = t.taken.Of(f)
 	}
 	t.mu.Unlock()
-	_, err := t.look()
+	_, err := t.refresh()
 	return err
 }
 
-// look makes the choice again and reports whether it is another one.
-func (t *Tracker) look() (bool, error) {
+// refresh makes the choice again and reports whether it has changed.
+func (t *Tracker) refresh() (bool, error) {
 	have, err := machine()
 	if err != nil {
 		return false, err
 	}
-	kept, err := t.kept()
+	stored, err := t.stored()
 	if err != nil {
-		t.log.Warn("it is not known which addresses the node had", "error", err)
+		t.log.Warn("cannot read the node's earlier addresses", "error", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := choose(t.asked, t.want, kept, have)
-	if len(c.kept) > 0 {
-		for _, k := range kept { // of the family that is not wanted now
+	c := choose(t.asked, t.want, stored, have)
+	if len(c.stored) > 0 {
+		for _, k := range stored { // keep the other family
 			if !t.want.has(k.IP) {
-				c.kept = append(c.kept, k)
+				c.stored = append(c.stored, k)
 			}
 		}
-		if err := save(t.cfg.File, c.kept); err != nil {
-			t.log.Warn("the node's addresses cannot be written down: a boot without a cable would not know them", "error", err)
+		if err := save(t.cfg.File, c.stored); err != nil {
+			t.log.Warn("cannot store the node's addresses: after a boot without a network cable it would have none",
+				"error", err)
 		}
 	}
 	if c.equal(t.choice) {
@@ -139,31 +140,32 @@ func (t *Tracker) look() (bool, error) {
 	return true, nil
 }
 
-// kept returns what was chosen last.
-func (t *Tracker) kept() ([]address, error) {
-	kept, err := load(t.cfg.File)
+// stored returns the last choice.
+func (t *Tracker) stored() ([]address, error) {
+	list, err := load(t.cfg.File)
 	if !errors.Is(err, fs.ErrNotExist) {
-		return kept, err
+		return list, err
 	}
 	for _, s := range t.cfg.Earlier {
 		ip, err := netip.ParseAddr(s)
 		if err != nil {
 			return nil, fmt.Errorf("the node's earlier address: %w", err)
 		}
-		kept = append(kept, address{IP: ip.Unmap(), Routed: true}) // that is how it was chosen
+		list = append(list, address{IP: ip.Unmap(), Routed: true}) // older releases chose the default route's
 	}
-	return kept, nil
+	return list, nil
 }
 
-// Moved is the error of Run when the node has other addresses than those that were taken.
+// Moved is Run's error when the node's addresses differ from those that were taken.
 type Moved struct{ From, To []netip.Addr }
 
 func (m *Moved) Error() string {
-	return fmt.Sprintf("the node's address was %v and is %v now; kubelet and network take it at their start", m.From, m.To)
+	return fmt.Sprintf("the node's address changed from %v to %v; kubelet and network read it only when they start",
+		m.From, m.To)
 }
 
-// other returns the error for a choice that is not the one that was taken.
-func (t *Tracker) other() error {
+// moved returns a *Moved error if the choice differs from the one that was taken.
+func (t *Tracker) moved() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.taken == nil || len(t.choice.IPs) == 0 || equal(t.taken.IPs, t.choice.IPs) {
@@ -174,18 +176,19 @@ func (t *Tracker) other() error {
 
 func equal(a, b []netip.Addr) bool { return Choice{IPs: a}.equal(Choice{IPs: b}) }
 
-// settle is how long changes are let come to rest: a renewed DHCP lease is often an address removed and added.
-const settle = time.Second
+// settleTime is the delay between a change and the next choice: renewing a DHCP lease often removes and adds the
+// address.
+const settleTime = time.Second
 
-// Run follows the kernel's changes until ctx ends. It fails with *Moved when the node has other addresses than those
-// that were taken.
+// Run follows the kernel's changes until ctx ends. It fails with *Moved when the addresses differ from those that were
+// taken.
 func (t *Tracker) Run(ctx context.Context, ready func()) error {
 	return netlinkwatch.Follow(ctx, netlinkwatch.Kinds{Routes: true, Addrs: true}, func(m netlinkwatch.Messages) error {
 		return t.follow(ctx, m, ready)
 	})
 }
 
-// follow returns nil when the kernel's messages have broken off, as when there were too many, or ctx has ended.
+// follow handles one subscription. It returns nil when messages were lost or ctx has ended.
 func (t *Tracker) follow(ctx context.Context, m netlinkwatch.Messages, ready func()) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -193,7 +196,7 @@ func (t *Tracker) follow(ctx context.Context, m netlinkwatch.Messages, ready fun
 	soon := func() {
 		if !due {
 			due = true
-			timer.Reset(settle)
+			timer.Reset(settleTime)
 		}
 	}
 	for {
@@ -206,7 +209,7 @@ func (t *Tracker) follow(ctx context.Context, m netlinkwatch.Messages, ready fun
 			if !ok {
 				return nil
 			}
-			if !a.LinkAddress.IP.IsLinkLocalUnicast() { // as every pod's interface gets one
+			if !a.LinkAddress.IP.IsLinkLocalUnicast() { // every pod's interface gets one
 				soon()
 			}
 		case r, ok := <-m.Routes:
@@ -214,17 +217,17 @@ func (t *Tracker) follow(ctx context.Context, m netlinkwatch.Messages, ready fun
 				return nil
 			}
 			if r.Dst == nil || r.Dst.IP.IsUnspecified() {
-				soon() // others, as those to pods, say nothing of the node's address
+				soon() // other routes, such as those to pods, are irrelevant
 			}
 		case <-timer.C:
 			due = false
-			if changed, err := t.look(); err != nil {
+			if changed, err := t.refresh(); err != nil {
 				return err
 			} else if changed {
 				c, _ := t.Now()
 				t.log.Info("addresses of the node", "addresses", c.IPs, "not on the machine", c.Missing)
 			}
-			if err := t.other(); err != nil {
+			if err := t.moved(); err != nil {
 				return err
 			}
 			ready()
@@ -232,7 +235,7 @@ func (t *Tracker) follow(ctx context.Context, m netlinkwatch.Messages, ready fun
 	}
 }
 
-// Rows are for `umiak status`.
+// Rows are the rows of `umiak status` with the node's addresses.
 func (t *Tracker) Rows() []status.Row {
 	c, _ := t.Now()
 	if len(c.IPs) == 0 {
@@ -240,7 +243,8 @@ func (t *Tracker) Rows() []status.Row {
 	}
 	row := status.Row{Name: "address", State: "present", Detail: fmt.Sprint(c.IPs)}
 	if len(c.Missing) > 0 {
-		row.State, row.Detail = "absent", fmt.Sprintf("%v: the machine does not have %v now (no cable, no DHCP yet, or a wrong node-ip); pods run, other nodes do not reach them", c.IPs, c.Missing)
+		row.State, row.Detail = "absent", fmt.Sprintf(
+			"%v: the machine does not have %v now (no cable, no DHCP yet, or a wrong node-ip); pods run, other nodes do not reach them", c.IPs, c.Missing)
 	}
 	return []status.Row{row}
 }

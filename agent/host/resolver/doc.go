@@ -1,10 +1,10 @@
-// Package resolver follows the name servers of the host and keeps two files true: what a pod with dnsPolicy Default
-// gets, and what the node's DNS forwards to.
+// Package resolver follows the host's name servers and maintains two files: the resolv.conf of pods with dnsPolicy
+// Default, and the name servers to which the node's DNS forwards.
 //
-// A pod reaches no loopback or link-local address of the host, so the first names the servers that remain, or the
-// cluster's DNS where none does; the second may name any, since the node's DNS runs on the host. The kubelet reads the
-// first for each pod, so a name server that comes late, or another one, needs no restart.
+// A pod cannot reach loopback or link-local addresses of the host, so the first file has only the other servers, or the
+// cluster's DNS if there are none. The second file has all servers, because the node's DNS runs on the host. The
+// kubelet reads the first file for each pod, so later changes need no restart.
 //
-// Watch learns of changes from inotify and, where /etc/resolv.conf is a mount of a single file, from the kernel's list
-// of mounts. The agent's assembly calls it; `umiak check` calls Find.
+// Changes are detected with inotify and, where /etc/resolv.conf is a mounted file, with the kernel's list of mounts.
+// The agent's list of parts runs it; `umiak check` calls Find. It imports internal/.
 package resolver

@@ -10,26 +10,27 @@ import (
 	"strings"
 )
 
-// Where name servers are found unless the user names a file.
+// Default sources of name servers.
 const (
 	etcFile = "/etc/resolv.conf"
-	// resolvedFile has the real servers where /etc/resolv.conf names systemd-resolved's own address.
+	// resolvedFile has the upstream servers if /etc/resolv.conf names systemd-resolved's stub.
 	resolvedFile = "/run/systemd/resolve/resolv.conf"
 )
 
-// Found is what the host says of its name servers.
+// Found holds the name servers of the host.
 type Found struct {
-	// Host are the servers that a program of the host can ask.
+	// Host are the servers that the host's programs can reach.
 	Host []netip.Addr
-	// Pods are those that a pod can ask as well.
+	// Pods are the servers that pods can reach as well.
 	Pods []netip.Addr
-	// Remark says what is missing and what to do; empty if nothing is.
+	// Remark says what is missing and what to do; "" if nothing is missing.
 	Remark string
 
-	raw []byte // the file that Pods are from, for its other lines
+	raw []byte // the file of Pods, for its other lines
 }
 
-// Find reads the host's name servers. asked is the file that the user has set, if any: nothing else is looked at then.
+// Find reads the host's name servers. asked is the resolv.conf that the user has set, which replaces the defaults; ""
+// if none is set.
 func Find(asked string) Found { return find(asked, etcFile, resolvedFile) }
 
 func find(asked, etc, behindStub string) Found {
@@ -50,16 +51,17 @@ func find(asked, etc, behindStub string) Found {
 	switch {
 	case len(f.Pods) > 0:
 	case err != nil && (!errors.Is(err, fs.ErrNotExist) || asked != ""):
-		f.Remark = fmt.Sprintf("name servers are not known: %v", err)
+		f.Remark = fmt.Sprintf("cannot read name servers: %v", err)
 	case len(all) > 0:
-		f.Remark = fmt.Sprintf("%s names no server that pods can reach: pods with dnsPolicy Default get the cluster's DNS, which asks it", from)
+		f.Remark = fmt.Sprintf(
+			"%s names no server that pods can reach: pods with dnsPolicy Default get the cluster's DNS, which forwards to it", from)
 	default:
-		f.Remark = from + " names no server: only names of the cluster are resolved until it does (or set resolv-conf)"
+		f.Remark = from + " names no server: only cluster names are resolved until it does (or set resolv-conf)"
 	}
 	return f
 }
 
-// forPods is the resolv.conf of a pod with dnsPolicy Default.
+// forPods is the resolv.conf of pods with dnsPolicy Default.
 func (f Found) forPods(clusterDNS []netip.Addr) []byte {
 	var out bytes.Buffer
 	for l := range bytes.Lines(f.raw) {
@@ -79,7 +81,7 @@ func (f Found) forPods(clusterDNS []netip.Addr) []byte {
 	return out.Bytes()
 }
 
-// forHost is what the node's DNS reads.
+// forHost is the file of the node's DNS.
 func (f Found) forHost() []byte {
 	var out bytes.Buffer
 	for _, a := range f.Host {
@@ -88,7 +90,7 @@ func (f Found) forHost() []byte {
 	return out.Bytes()
 }
 
-// nameservers are the addresses in a resolv.conf, as resolv.conf(5) reads it.
+// nameservers returns the addresses in a resolv.conf, see resolv.conf(5).
 func nameservers(raw []byte) []netip.Addr {
 	var out []netip.Addr
 	for l := range bytes.Lines(raw) {
@@ -111,7 +113,7 @@ func nameserver(line string) (netip.Addr, bool) {
 // reachable reports whether an address means the same server in a pod as on the host.
 func reachable(a netip.Addr) bool {
 	a = a.Unmap()
-	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() // 0.0.0.0 means this host as well
+	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() // 0.0.0.0 also means this host
 }
 
 func usable(in []netip.Addr) []netip.Addr {

@@ -22,15 +22,15 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// Config says where to look and where to write.
+// Config describes a Resolver.
 type Config struct {
-	// Asked is the user's resolv.conf; empty: the host's is found.
+	// Asked is the user's resolv.conf; "" means the host's.
 	Asked string
-	// PodFile and HostFile are written: for pods with dnsPolicy Default, and for the node's DNS.
+	// PodFile and HostFile are the files to write: for pods with dnsPolicy Default, and for the node's DNS.
 	PodFile, HostFile string
-	// ClusterDNS are the addresses that pods get where the host has no server that they reach.
+	// ClusterDNS are the addresses for pods if the host has no server that pods can reach.
 	ClusterDNS []netip.Addr
-	// Changed is called after the files have changed; nil is allowed.
+	// Changed is called after the files have changed; it may be nil.
 	Changed func()
 	Log     *slog.Logger
 }
@@ -44,16 +44,16 @@ type Resolver struct {
 	lastRemark  string
 }
 
-// New makes a Resolver; nothing is read or written yet.
+// New returns a Resolver that has read and written nothing yet.
 func New(cfg Config) *Resolver {
 	cfg.Log = cfg.Log.With("component", "resolver")
 	return &Resolver{cfg: cfg, etc: etcFile, behind: resolvedFile}
 }
 
-// settle is how long changes are let come to rest: a file is often emptied before it is written.
-const settle = 100 * time.Millisecond
+// settleTime is the delay between a change and reading the files: a file is often truncated before it is written.
+const settleTime = 100 * time.Millisecond
 
-// Run writes the files and keeps them true until ctx ends. It is ready once they are written.
+// Run writes the files and updates them until ctx ends. It calls ready once they are written.
 func (r *Resolver) Run(ctx context.Context, ready func()) error {
 	if err := r.refresh(); err != nil {
 		return err
@@ -61,22 +61,23 @@ func (r *Resolver) Run(ctx context.Context, ready func()) error {
 	ready()
 	files, err := fsnotify.NewWatcher()
 	if err != nil {
-		return fmt.Errorf("watch the host's resolv.conf (inotify instances used up? raise fs.inotify.max_user_instances): %w", err)
+		return fmt.Errorf(
+			"watch the host's resolv.conf (out of inotify instances? raise fs.inotify.max_user_instances): %w", err)
 	}
-	defer files.Close() //nolint:errcheck // nothing is written
+	defer files.Close() //nolint:errcheck // holds no data
 	watching, stop := context.WithCancel(ctx)
 	mounts := mounted.Watch(watching)
 	defer func() {
 		stop()
-		<-mounts.Ended //nolint:errcheck // told to end
+		<-mounts.Ended //nolint:errcheck // canceled above
 	}()
 	watched := r.watch(files)
-	// What has changed between reading and watching.
+	// The files may have changed before the watch began.
 	if err := r.refresh(); err != nil {
 		return err
 	}
 	seen := r.identity()
-	timer := time.NewTimer(settle)
+	timer := time.NewTimer(settleTime)
 	defer timer.Stop()
 	for {
 		select {
@@ -87,33 +88,33 @@ func (r *Resolver) Run(ctx context.Context, ready func()) error {
 				return errors.New("watch the host's resolv.conf: ended")
 			}
 			if r.identity() == seen && slices.Equal(r.paths(), watched) {
-				continue // another file of the folder
+				continue // another file in the folder
 			}
-			timer.Reset(settle)
+			timer.Reset(settleTime)
 		case err := <-mounts.Ended:
 			return err
 		case <-mounts.C:
 			if r.identity() == seen {
 				continue
 			}
-			timer.Reset(settle)
+			timer.Reset(settleTime)
 		case <-timer.C:
 			seen = r.identity()
-			watched = r.watch(files) // a link may lead elsewhere now
+			watched = r.watch(files) // a link may have changed
 			if err := r.refresh(); err != nil {
 				return err
 			}
 			if r.identity() != seen || !slices.Equal(r.paths(), watched) { // changed while it was read
-				timer.Reset(settle)
+				timer.Reset(settleTime)
 			}
 		case err := <-files.Errors:
-			r.cfg.Log.Warn("cannot see all changes of the host's resolv.conf", "error", err)
-			timer.Reset(settle)
+			r.cfg.Log.Warn("changes of the host's resolv.conf may be missed", "error", err)
+			timer.Reset(settleTime)
 		}
 	}
 }
 
-// refresh reads the host's servers and writes what has changed.
+// refresh reads the host's servers and writes changed files.
 func (r *Resolver) refresh() error {
 	f := find(r.cfg.Asked, r.etc, r.behind)
 	pods, err := atomicfile.WriteIfChanged(r.cfg.PodFile, f.forPods(r.cfg.ClusterDNS), 0o644)
@@ -122,10 +123,10 @@ func (r *Resolver) refresh() error {
 		return fmt.Errorf("write name servers: %w", err)
 	}
 	r.mu.Lock()
-	news := f.Remark != r.lastRemark
+	isNew := f.Remark != r.lastRemark
 	r.found, r.lastRemark = f, f.Remark
 	r.mu.Unlock()
-	if news && f.Remark != "" {
+	if isNew && f.Remark != "" {
 		r.cfg.Log.Warn(f.Remark)
 	}
 	if pods || host {
@@ -144,7 +145,7 @@ func (r *Resolver) sources() []string {
 	return []string{r.etc, r.behind}
 }
 
-// identity changes whenever one of the files is another one or has been written.
+// identity changes whenever one of the files is replaced or written.
 func (r *Resolver) identity() string {
 	var out bytes.Buffer
 	for _, p := range r.sources() {
@@ -153,18 +154,19 @@ func (r *Resolver) identity() string {
 			fmt.Fprintf(&out, "%s: %v\n", p, err)
 			continue
 		}
-		fmt.Fprintf(&out, "%d:%d %d %d.%d %d.%d\n", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec)
+		fmt.Fprintf(&out, "%d:%d %d %d.%d %d.%d\n", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec,
+			st.Ctim.Nsec)
 	}
 	return out.String()
 }
 
-// paths are what has to be watched: the files, the folders of the files and of every link on the way. A file is often
-// replaced by renaming, which a watch of the file itself misses, and a mounted file is written in place, which a watch of
-// its folder misses. Of a folder that is not there it is the nearest above it.
+// paths returns what to watch: the files, their folders, and the folders of all links on the way. Replacing a file by
+// rename is only visible in its folder, and writing to a mounted file only on the file itself. For a missing folder, it
+// is the nearest existing parent.
 func (r *Resolver) paths() []string {
 	var out []string
 	for _, p := range r.sources() {
-		for range 40 { // as many links as the kernel follows
+		for range 40 { // the kernel follows at most 40 links
 			out = append(out, existing(filepath.Dir(p)))
 			to, err := os.Readlink(p)
 			if err != nil {
@@ -183,7 +185,7 @@ func (r *Resolver) paths() []string {
 	return slices.Compact(out)
 }
 
-// watch begins to watch anew: by an old path another file may be meant now. It returns what is watched.
+// watch replaces all watches, since a path may lead to another file now, and returns the watched paths.
 func (r *Resolver) watch(w *fsnotify.Watcher) []string {
 	for _, old := range w.WatchList() {
 		_ = w.Remove(old)
@@ -191,13 +193,13 @@ func (r *Resolver) watch(w *fsnotify.Watcher) []string {
 	paths := r.paths()
 	for _, p := range paths {
 		if err := w.Add(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			r.cfg.Log.Warn("cannot see changes of the host's resolv.conf", "path", p, "error", err)
+			r.cfg.Log.Warn("cannot watch the host's resolv.conf", "path", p, "error", err)
 		}
 	}
 	return paths
 }
 
-// existing is the folder, or the nearest above it that is there.
+// existing returns the folder or its nearest existing parent.
 func existing(dir string) string {
 	for {
 		if _, err := os.Stat(dir); err == nil || dir == "/" || dir == "." {
@@ -207,7 +209,7 @@ func existing(dir string) string {
 	}
 }
 
-// Status is for `umiak status`.
+// Status is the row of `umiak status` with the host's name servers.
 func (r *Resolver) Status() status.Row {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -18,11 +18,11 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/images/pullmanager"
 )
 
-// Image is an image by its content.
+// Image is an image identified by its content.
 type Image struct {
-	ID       string   // the digest of its configuration
+	ID       string   // digest of its configuration
 	Imported []string // the full names under which it was imported
-	Others   []string // its other names: pulled, tagged by hand, or the ID itself
+	Others   []string // its other names: pulled, tagged manually, or the ID itself
 }
 
 // Recorder is the part of the kubelet that records pulls: pullmanager.ImagePullManager.
@@ -30,28 +30,28 @@ type Recorder interface {
 	RecordImagePulled(ctx context.Context, image, imageRef string, credentials *kubeletconfig.ImagePullCredentials)
 }
 
-// Records are the kubelet's records of pulls on the disk.
+// Records are the kubelet's pull records on disk.
 type Records struct {
 	pulled  pullmanager.PullRecordsAccessor
-	pulling string // the folder of pulls that have begun
-	done    string // the folder of images that were pulled
+	pulling string // folder of started pulls
+	done    string // folder of pulled images
 }
 
-// Open opens the records in a kubelet's directory.
+// Open opens the pull records in the kubelet's root directory.
 func Open(ctx context.Context, kubeletDir string) (*Records, error) {
 	pulled, err := pullmanager.NewFSPullRecordsAccessor(klog.FromContext(ctx), kubeletDir)
 	if err != nil {
-		return nil, fmt.Errorf("open the kubelet's records of pulls: %w", err)
+		return nil, fmt.Errorf("open the kubelet's pull records: %w", err)
 	}
 	dir := filepath.Join(kubeletDir, "image_manager")
 	return &Records{pulled, filepath.Join(dir, "pulling"), filepath.Join(dir, "pulled")}, nil
 }
 
-// Prepare writes the records of imported images, and removes what is left of pulls that were broken off and brought nothing but what was
-// imported anyway. No kubelet may be running. images are all that the node has.
+// Prepare writes the records of imported images, and removes the records of interrupted pulls, except for images that
+// are present without having been imported. No kubelet may be running. images must list all images of the node.
 func (r *Records) Prepare(ctx context.Context, images []Image) error {
 	var errs []error
-	unknown := map[string]bool{} // names of images that are there and were not imported
+	unknown := map[string]bool{} // names of images that were not imported
 	for _, img := range images {
 		if len(img.Imported) > 0 {
 			errs = append(errs, r.write(ctx, img))
@@ -64,7 +64,7 @@ func (r *Records) Prepare(ctx context.Context, images []Image) error {
 	return errors.Join(append(errs, r.removeIntents(unknown))...)
 }
 
-// write adds to an image's record, or makes one, in which its repositories are open to all pods.
+// write adds access for all pods to an image's record, and creates the record if it is missing.
 func (r *Records) write(ctx context.Context, img Image) error {
 	rec, open := r.open(img)
 	if len(open) == 0 {
@@ -84,14 +84,14 @@ func (r *Records) write(ctx context.Context, img Image) error {
 	return nil
 }
 
-// Grant has a running kubelet record that all its pods may use an imported image.
+// Grant makes a running kubelet record that all pods may use an imported image.
 func (r *Records) Grant(ctx context.Context, kubelet Recorder, img Image) {
 	if len(img.Imported) == 0 {
 		return
 	}
 	_, open := r.open(img)
 	for _, repository := range open {
-		// With the digest, so that it is not taken for the end of a pull of a tag that is under way.
+		// With the digest: a tag would end the record of a pull of that tag in progress.
 		name := repository + "@" + img.ID
 		if repository == byID {
 			name = img.ID
@@ -100,12 +100,12 @@ func (r *Records) Grant(ctx context.Context, kubelet Recorder, img Image) {
 	}
 }
 
-// open returns an image's record as it is, and the repositories that are to be opened in it. Other names than the imported ones are opened
-// too, since without a record they would be open, but not one that was pulled with credentials.
+// open returns an image's record, and the repositories in it to which all pods must get access. These include the
+// image's other names, which would be accessible without a record, but not names that were pulled with credentials.
 func (r *Records) open(img Image) (*kubeletconfig.ImagePulledRecord, []string) {
 	rec, _, err := r.pulled.GetImagePulledRecord(img.ID)
 	if err != nil || rec == nil {
-		// One that cannot be read, after a power cut, allows nothing and is replaced.
+		// An unreadable record, after a power failure, grants nothing: replace it.
 		rec = &kubeletconfig.ImagePulledRecord{ImageRef: img.ID}
 	}
 	imported := repositories(img.Imported)
@@ -121,11 +121,11 @@ func (r *Records) open(img Image) (*kubeletconfig.ImagePulledRecord, []string) {
 	return rec, slices.Compact(out)
 }
 
-// byID is what the kubelet takes for the repository of an image that a pod names by its ID alone.
+// byID is the kubelet's repository name for images that a pod references by ID.
 const byID = "sha256"
 
-// repositories are those of names in every form in which a pod may write them: the kubelet keeps records under the name that it reads in
-// the pod.
+// repositories returns the repositories of names in every form in which a pod may write them: the kubelet stores
+// records under the name in the pod's spec.
 func repositories(names []string) []string {
 	var out []string
 	for _, name := range names {
@@ -149,8 +149,7 @@ func repositories(names []string) []string {
 	return out
 }
 
-// removeIntents removes the records of pulls that have begun, but for those of images that are there and were not imported: of these
-// nobody knows with whose credentials they came.
+// removeIntents removes the records of started pulls, except for images in unknown, whose credentials nobody knows.
 func (r *Records) removeIntents(unknown map[string]bool) error {
 	return r.intents(func(path, image string) error {
 		if unknown[image] {
@@ -163,8 +162,8 @@ func (r *Records) removeIntents(unknown map[string]bool) error {
 	})
 }
 
-// intents calls each for every record of a pull that has begun, with the full name of the image; it is empty where the record cannot be
-// read, after a power cut.
+// intents calls each for every record of a started pull, with the full name of the image, "" if the record is
+// unreadable after a power failure.
 func (r *Records) intents(each func(path, image string) error) error {
 	entries, err := os.ReadDir(r.pulling)
 	if err != nil {

@@ -10,15 +10,17 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// WatchPulls calls pulled with the images that the kubelet is pulling, by their full names, when it begins to pull one, and when it drops
-// a record meanwhile: its collection of unused images drops those of all images that are in use or were imported (the images that it did
-// not weigh), every five minutes on a file system that is more than 85 % full. It returns when ctx ends or the watch does.
+// WatchPulls calls pulled with the full names of the images that the kubelet is pulling, whenever it starts a pull or
+// drops a record. The kubelet's image garbage collection drops the records of all images that it did not consider,
+// which are those in use or pinned, every five minutes on a file system that is more than 85 % full. WatchPulls returns
+// when ctx or the watch ends.
 func (r *Records) WatchPulls(ctx context.Context, pulled func(ctx context.Context, names []string)) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return fmt.Errorf("watch the kubelet's records of pulls (inotify instances used up? raise fs.inotify.max_user_instances): %w", err)
+		return fmt.Errorf(
+			"watch the kubelet's pull records (out of inotify instances? raise fs.inotify.max_user_instances): %w", err)
 	}
-	defer w.Close() //nolint:errcheck // nothing is lost with a watch
+	defer w.Close() //nolint:errcheck // holds no data
 	for _, dir := range []string{r.pulling, r.done} {
 		if err := w.Add(dir); err != nil {
 			return fmt.Errorf("watch %s: %w", dir, err)
@@ -26,14 +28,14 @@ func (r *Records) WatchPulls(ctx context.Context, pulled func(ctx context.Contex
 	}
 	for {
 		var names []string
-		// One that has ended since it was listed is no pull any more.
+		// A record that vanished since it was listed is ignored.
 		if err := r.intents(func(_, image string) error {
 			if image != "" {
 				names = append(names, image)
 			}
 			return nil
 		}); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("read the kubelet's records of pulls: %w", err)
+			return fmt.Errorf("read the kubelet's pull records: %w", err)
 		}
 		if len(names) > 0 {
 			pulled(ctx, names)
@@ -42,12 +44,12 @@ func (r *Records) WatchPulls(ctx context.Context, pulled func(ctx context.Contex
 			if ctx.Err() != nil {
 				return nil
 			}
-			return errors.New("watch the kubelet's records of pulls: ended")
+			return errors.New("watch the kubelet's pull records: ended")
 		}
 	}
 }
 
-// next waits for a record that comes or goes.
+// next waits until a record is created or removed. It returns false if ctx or the watch has ended.
 func next(ctx context.Context, w *fsnotify.Watcher) bool {
 	for {
 		select {
@@ -61,12 +63,13 @@ func next(ctx context.Context, w *fsnotify.Watcher) bool {
 				return true
 			}
 		case _, ok := <-w.Errors:
-			return ok // events were lost: look
+			return ok // events were lost: read all records
 		}
 	}
 }
 
-// Named reports whether an image has one of some full names.
+// Named reports whether the image has one of the given full names.
 func (i Image) Named(names []string) bool {
-	return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(i.Imported, n) || slices.Contains(i.Others, n) })
+	return slices.ContainsFunc(
+		names, func(n string) bool { return slices.Contains(i.Imported, n) || slices.Contains(i.Others, n) })
 }
