@@ -166,7 +166,7 @@ func (w *world) node(t *testing.T, name, kubelet string, dial func(context.Conte
 		Allow: agenttunnel.Allow{
 			Node: name, Kubelet: netip.MustParseAddrPort(kubelet),
 			PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
-			Addresses:       func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(bridgeIP)}, nil },
+			Addresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(bridgeIP)}, nil },
 		},
 		Dial: dial, Log: logger(t), Authorities: w.authorities,
 	})
