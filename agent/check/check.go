@@ -10,40 +10,40 @@ import (
 	"github.com/umiak-io/umiak/internal/output"
 )
 
-// State is how a check came out.
+// State is the outcome of a check.
 type State string
 
-// Missing keeps a node from working; Warn is worth knowing.
+// Outcomes: Missing prevents a node from working, Warn does not.
 const (
 	OK      State = "ok"
 	Warn    State = "warn"
 	Missing State = "missing"
 )
 
-// Result is what one check found.
+// Result is the result of one check.
 type Result struct {
 	Name   string `json:"name"`
 	State  State  `json:"state"`
 	Detail string `json:"detail"`
-	// Fix says what to do; empty where nothing is to be done.
+	// Fix is the remedy; "" if there is none.
 	Fix string `json:"fix,omitempty"`
 }
 
-// Config is what the checks are about.
+// Config describes what to check.
 type Config struct {
 	Dirs       layout.Dirs
-	NodeName   string // as it is set, empty for the host name
-	CgroupRoot string
-	Backend    string // of flannel
-	ServerPort int    // 0 on a machine that is only an agent
-	NodePort   int    // the kubelet's
-	SharePort  int    // where nodes give images to each other
-	// BalancerPort is where an agent's components reach the servers; 0 on a server.
+	NodeName   string // the setting; "" means the host name
+	CgroupRoot string // "" means /
+	Backend    string // flannel's; "" means vxlan
+	ServerPort int    // the API server's; 0 on an agent
+	NodePort   int    // the kubelet's; 0 skips the check
+	SharePort  int    // of image sharing; 0 if it is off
+	// BalancerPort is the port of an agent's API server balancer; 0 on a server.
 	BalancerPort int
-	Registries   string // the registries.yaml
-	// Exposed are sentences about files with secrets of the settings that others than root can read.
+	Registries   string // path of registries.yaml; "" skips the check
+	// Exposed are messages about settings files with secrets that users other than root can read.
 	Exposed []string
-	// Remarks are sentences about what looks like a setting and does nothing.
+	// Remarks are messages about what looks like a setting and has no effect.
 	Remarks []string
 }
 
@@ -59,12 +59,14 @@ func missing(name, fix, format string, a ...any) Result {
 	return Result{Name: name, State: Missing, Detail: fmt.Sprintf(format, a...), Fix: fix}
 }
 
-// Run does all checks, in the order in which they are printed. It changes nothing that outlives it.
+// Run runs all checks in the order in which they are printed. It leaves no changes behind.
 func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
-		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory, swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings, secretFiles, unusedSettings,
-		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort, others,
+		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory,
+		swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings, secretFiles, unusedSettings,
+		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort,
+		others,
 	} {
 		if ctx.Err() != nil {
 			return out
@@ -74,7 +76,7 @@ func Run(ctx context.Context, cfg Config) []Result {
 	return out
 }
 
-// Fit says whether nothing is missing.
+// Fit reports whether no result is Missing.
 func Fit(results []Result) bool {
 	for _, r := range results {
 		if r.State == Missing {
@@ -84,7 +86,7 @@ func Fit(results []Result) bool {
 	return true
 }
 
-// Print writes the results for people, a line each and the remedy below.
+// Print writes the results as a table, with remedies below.
 func Print(w io.Writer, results []Result) error {
 	t := output.NewTable(w)
 	for _, r := range results {
@@ -96,7 +98,7 @@ func Print(w io.Writer, results []Result) error {
 	return t.Flush()
 }
 
-// PrintJSON writes the results for programs.
+// PrintJSON writes the results as JSON.
 func PrintJSON(w io.Writer, results []Result) error {
 	return output.JSON(w, struct {
 		Fit    bool     `json:"fit"`

@@ -1,6 +1,8 @@
-// Package check finds out, before anything is started, what this machine lacks to be a node.
+// Package check determines, before anything is started, what this machine lacks to be a node.
 //
-// What the kernel can do is tried, not guessed from its configuration: in a network namespace that exists
-// for the check alone, the devices and the nftables expressions that umiak uses are made. `umiak check`
-// prints the results; install scripts read them as JSON.
+// Kernel features are tested, not derived from its configuration: the check creates umiak's network devices and
+// nftables expressions in a temporary network namespace. `umiak check` prints the results as text or, for install
+// scripts, as JSON.
+//
+// It imports agent/host, agent/runtime/registries and internal/; the commands call it.
 package check

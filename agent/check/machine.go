@@ -33,7 +33,8 @@ func privileges(context.Context, Config) []Result {
 	}
 	switch {
 	case len(lack) > 0:
-		return []Result{missing("privileges", "give umiak all capabilities of root", "%s missing", strings.Join(lack, ", "))}
+		return []Result{missing("privileges", "give umiak all capabilities of root", "%s missing",
+			strings.Join(lack, ", "))}
 	case !caps.Has(host.CapSysResource):
 		return []Result{warn("privileges", "give umiak CAP_SYS_RESOURCE if you can",
 			"CAP_SYS_RESOURCE missing: umiak and guaranteed pods cannot be protected from the OOM killer")}
@@ -48,7 +49,7 @@ func kernelVersion(context.Context, Config) []Result {
 	}
 	release := unix.ByteSliceToString(u.Release[:])
 	major, minor := parseRelease(release)
-	// 5.4 is the oldest with what nftables and nested overlayfs need; 4.19 is what Kubernetes asks for.
+	// nftables and nested overlayfs need 5.4; Kubernetes needs 4.19.
 	if major < 5 || major == 5 && minor < 4 {
 		return []Result{missing("kernel", "upgrade to 5.4 or later", "Linux %s", release)}
 	}
@@ -74,7 +75,8 @@ func namespaces(context.Context, Config) []Result {
 		}
 	}
 	if len(lack) > 0 {
-		return []Result{missing("namespaces", "use a kernel built with CONFIG_NAMESPACES and all below it", "no %s namespaces", strings.Join(lack, ", "))}
+		return []Result{missing("namespaces", "use a kernel built with CONFIG_NAMESPACES and all below it",
+			"no %s namespaces", strings.Join(lack, ", "))}
 	}
 	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
 		return []Result{warn("namespaces", "", "no user namespaces: pods with hostUsers: false cannot run")}
@@ -101,15 +103,16 @@ func cgroups(_ context.Context, cfg Config) []Result {
 		return []Result{missing("cgroups", fix, "v%d, no controller for %s", c.Version, strings.Join(m, ", "))}
 	}
 	if err := host.TryCgroups(c, root); err != nil {
-		return []Result{lacks("cgroups", err)}
+		return []Result{failed("cgroups", err)}
 	}
 	if c.Version == 1 {
-		return []Result{warn("cgroups", "boot with systemd.unified_cgroup_hierarchy=1 if you can", "v1 (Kubernetes is about to give it up), driver %s", c.Driver)}
+		return []Result{warn("cgroups", "boot with systemd.unified_cgroup_hierarchy=1 if you can",
+			"v1 (Kubernetes is about to give it up), driver %s", c.Driver)}
 	}
 	return []Result{ok("cgroups", "v2, driver %s", c.Driver)}
 }
 
-// bootLine is the file with the kernel's command line that a Raspberry Pi boots with, and what is in it.
+// bootLine returns the file with a Raspberry Pi's kernel command line, and its content.
 func bootLine() (file, lines string) {
 	for _, f := range []string{"/boot/firmware/cmdline.txt", "/boot/cmdline.txt"} {
 		if raw, err := os.ReadFile(f); err == nil {
@@ -119,8 +122,8 @@ func bootLine() (file, lines string) {
 	return "", ""
 }
 
-// memoryFix says how to get the memory controller, which Raspberry Pi OS boots without: from the command line that
-// the kernel has got, and the file that it comes from, if there is one.
+// memoryFix says how to enable the memory controller, which Raspberry Pi OS disables by default, given the running
+// kernel's command line and the file that it comes from, if any.
 func memoryFix(booted, file, lines string) string {
 	const option = "cgroup_enable=memory"
 	first, _, _ := strings.Cut(lines, "\n")
@@ -152,7 +155,7 @@ func memory(_ context.Context, cfg Config) []Result {
 	return []Result{ok("memory", "%d of %d MiB available", available, total)}
 }
 
-// meminfo is the machine's memory in MiB, total and available.
+// meminfo returns the machine's total and available memory in MiB.
 func meminfo() (total, available int64) {
 	raw, _ := os.ReadFile("/proc/meminfo")
 	for _, l := range strings.Split(string(raw), "\n") {
@@ -179,7 +182,7 @@ func swap(context.Context, Config) []Result {
 	return []Result{ok("swap", "on; pods do not use it unless kubelet-arg says so")}
 }
 
-// overlay mounts one on the file system that will hold the images.
+// overlay mounts an overlayfs on the file system that will hold the images.
 func overlay(_ context.Context, cfg Config) []Result {
 	const fix = "put data-dir on ext4 or xfs (with ftype=1), or set snapshotter: native"
 	dir, remove, err := scratch(cfg.Dirs.Data)
@@ -200,14 +203,14 @@ func overlay(_ context.Context, cfg Config) []Result {
 		}
 		return []Result{missing("overlayfs", fix, "not on the file system of %s: %v", cfg.Dirs.Data, err)}
 	}
-	defer unix.Unmount(m, unix.MNT_DETACH) //nolint:errcheck // the folder's removal tells
+	defer unix.Unmount(m, unix.MNT_DETACH) //nolint:errcheck // removing the folder would fail
 	if err := os.WriteFile(filepath.Join(m, "f"), nil, 0o600); err != nil {
 		return []Result{missing("overlayfs", fix, "mounted, but cannot be written: %v", err)}
 	}
 	return []Result{ok("overlayfs", "works on the file system of %s", cfg.Dirs.Data)}
 }
 
-// scratch is a folder on the file system of dir, or of what exists of the path to it.
+// scratch creates a temporary folder in dir or its nearest existing parent.
 func scratch(dir string) (string, func(), error) {
 	for {
 		if st, err := os.Stat(dir); err == nil && st.IsDir() {
@@ -228,10 +231,10 @@ func scratch(dir string) (string, func(), error) {
 func diskSpace(_ context.Context, cfg Config) []Result {
 	dir := cfg.Dirs.Data
 	var st unix.Statfs_t
-	// A disk may be mounted below.
+	// Other disks may be mounted below the data directory.
 	for _, below := range []string{cfg.Dirs.Server(), cfg.Dirs.ServerPKI(), cfg.Dirs.DB(), cfg.Dirs.Agent()} {
 		if err := host.TryDisk(below); err != nil && owner(cfg) == 0 {
-			return []Result{lacks("disk space", err)}
+			return []Result{failed("disk space", err)}
 		}
 	}
 	for unix.Statfs(dir, &st) != nil && dir != "/" {
@@ -243,34 +246,38 @@ func diskSpace(_ context.Context, cfg Config) []Result {
 	case free < 512:
 		return []Result{missing("disk space", "make room, or set data-dir", "%d MiB free for %s", free, cfg.Dirs.Data)}
 	case percent < 15:
-		return []Result{warn("disk space", "make room: unused images are removed above 85 % use, pods are evicted above 95 %", "%d MiB (%d %%) free for %s", free, percent, cfg.Dirs.Data)}
+		return []Result{warn(
+			"disk space", "make room: unused images are removed above 85 % use, pods are evicted above 95 %", "%d MiB (%d %%) free for %s", free, percent, cfg.Dirs.Data)}
 	}
 	return []Result{ok("disk space", "%d MiB free for %s", free, cfg.Dirs.Data)}
 }
 
 func seccomp(context.Context, Config) []Result {
 	if !host.HasSeccomp() {
-		return []Result{warn("seccomp", "use a kernel with CONFIG_SECCOMP_FILTER", "the kernel has none: pods run without a filter of system calls")}
+		return []Result{warn("seccomp", "use a kernel with CONFIG_SECCOMP_FILTER",
+			"the kernel has none: pods run without a filter of system calls")}
 	}
 	return []Result{ok("seccomp", "there")}
 }
 
-// inotifyInstances is how many a node opens when it starts.
+// inotifyInstances is how many inotify instances a node opens when it starts.
 const inotifyInstances = 16
 
 func inotify(_ context.Context, cfg Config) []Result {
 	if err := host.TryInotify(inotifyInstances); err != nil && owner(cfg) == 0 {
-		return []Result{lacks("inotify", err)}
+		return []Result{failed("inotify", err)}
 	}
 	var low []string
-	for name, least := range map[string]int{"fs.inotify.max_user_instances": 256, "fs.inotify.max_user_watches": 16384} {
+	for name, least := range map[string]int{"fs.inotify.max_user_instances": 256,
+		"fs.inotify.max_user_watches": 16384} {
 		raw, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
 		if n, _ := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && n < least {
 			low = append(low, fmt.Sprintf("%s is %d, %d is better", name, n, least))
 		}
 	}
 	if len(low) > 0 {
-		return []Result{warn("inotify", "raise it in /etc/sysctl.d: with many pods, files stop being watched", "%s", strings.Join(low, "; "))}
+		return []Result{warn("inotify", "raise it in /etc/sysctl.d: with many pods, files stop being watched", "%s",
+			strings.Join(low, "; "))}
 	}
 	return []Result{ok("inotify", "limits are high enough")}
 }
@@ -291,7 +298,8 @@ func clock(context.Context, Config) []Result {
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
 	if err == nil && (state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0) {
-		return []Result{warn("clock", "run systemd-timesyncd, chrony or another NTP client", "%s, not synchronised", now.Format(time.RFC3339))}
+		return []Result{warn("clock", "run systemd-timesyncd, chrony or another NTP client", "%s, not synchronised",
+			now.Format(time.RFC3339))}
 	}
 	return []Result{ok("clock", "%s, synchronised", now.Format(time.RFC3339))}
 }
@@ -308,7 +316,7 @@ func resolvers(context.Context, Config) []Result {
 	return []Result{ok("name servers", "%s", strings.Join(s, ", "))}
 }
 
-// others looks for software that would get in the way.
+// others looks for software that conflicts with umiak.
 func others(context.Context, Config) []Result {
 	var out []Result
 	entries, _ := os.ReadDir("/proc")
@@ -321,18 +329,21 @@ func others(context.Context, Config) []Result {
 			continue
 		}
 		if a, err := os.Readlink("/proc/" + e.Name() + "/ns/net"); err != nil || a != ownNetns() {
-			continue // in a network of its own, it is not in the way
+			continue // in another network namespace: no conflict
 		}
 		comm := strings.TrimSpace(string(raw))
 		switch comm {
 		case "kubelet", "k3s-server", "k3s-agent", "k3s", "k0s", "rke2", "kube-proxy":
-			out = append(out, warn("other software", "stop it: two of them on one machine change each other's rules", "%s runs here (process %s)", comm, e.Name()))
+			out = append(out, warn("other software", "stop it: two of them on one machine change each other's rules",
+				"%s runs here (process %s)", comm, e.Name()))
 		case "firewalld":
-			out = append(out, warn("other software", "systemctl disable --now firewalld, or add the pods' and Services' ranges to its trusted zone", "firewalld runs here"))
+			out = append(
+				out, warn("other software", "systemctl disable --now firewalld, or add the pods' and Services' ranges to its trusted zone", "firewalld runs here"))
 		}
 	}
 	if raw, err := os.ReadFile("/etc/ufw/ufw.conf"); err == nil && strings.Contains(string(raw), "ENABLED=yes") {
-		out = append(out, warn("other software", "ufw disable, or: ufw default allow routed, ufw allow 6443/tcp, ufw allow 8472/udp", "ufw is on"))
+		out = append(out, warn("other software",
+			"ufw disable, or: ufw default allow routed, ufw allow 6443/tcp, ufw allow 8472/udp", "ufw is on"))
 	}
 	if len(out) == 0 {
 		out = append(out, ok("other software", "nothing that gets in the way"))

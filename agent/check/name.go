@@ -6,7 +6,7 @@ import (
 	"github.com/umiak-io/umiak/internal/nodename"
 )
 
-// nodeName says what the node is or will be called.
+// nodeName returns the node's current or future name.
 func nodeName(_ context.Context, cfg Config) []Result {
 	n, err := nodename.Finder{Dirs: cfg.Dirs, Set: cfg.NodeName}.Find()
 	switch {

@@ -13,16 +13,16 @@ import (
 	"github.com/umiak-io/umiak/internal/instance"
 )
 
-// tried is the result of one of host's Try functions, whose errors say "what: what to do".
+// tried is the result of one of host's Try functions, whose errors have the form "problem: remedy".
 func tried(name, good string, err error) []Result {
 	if err == nil {
 		return []Result{ok(name, "%s", good)}
 	}
-	return []Result{lacks(name, err)}
+	return []Result{failed(name, err)}
 }
 
-// lacks takes an error apart into what is wrong and what to do.
-func lacks(name string, err error) Result {
+// failed splits an error into problem and remedy.
+func failed(name string, err error) Result {
 	what := err.Error()
 	fix := "see what the kernel's log says"
 	if i := strings.LastIndex(what, "): "); i >= 0 {
@@ -34,15 +34,15 @@ func lacks(name string, err error) Result {
 }
 
 func kernelLog(context.Context, Config) []Result {
-	return forgiven("kernel log", "can be read", host.TryKmsg())
+	return optionalInUserNamespace("kernel log", "can be read", host.TryKmsg())
 }
 
 func kernelSettings(context.Context, Config) []Result {
-	return forgiven("kernel settings", "can be set", host.TrySysctls())
+	return optionalInUserNamespace("kernel settings", "can be set", host.TrySysctls())
 }
 
-// forgiven is tried for what the kubelet does without in a user namespace.
-func forgiven(name, good string, err error) []Result {
+// optionalInUserNamespace is tried for what the kubelet can do without in a user namespace.
+func optionalInUserNamespace(name, good string, err error) []Result {
 	out := tried(name, good, err)
 	if err != nil && host.InUserNamespace() {
 		out[0].State = Warn
@@ -50,7 +50,7 @@ func forgiven(name, good string, err error) []Result {
 	return out
 }
 
-// programs finds out whether the data directory's file system lets programs run.
+// programs checks whether the data directory's file system allows executing programs.
 func programs(_ context.Context, cfg Config) []Result {
 	return tried("programs", "can be executed below "+cfg.Dirs.Data, host.TryExecIn(cfg.Dirs.Data))
 }
@@ -58,7 +58,7 @@ func programs(_ context.Context, cfg Config) []Result {
 func folders(_ context.Context, cfg Config) []Result {
 	for _, dir := range []string{cfg.Dirs.Data, cfg.Dirs.Run} {
 		if err := host.TryDisk(dir); err != nil {
-			return []Result{lacks("folders", err)}
+			return []Result{failed("folders", err)}
 		}
 	}
 	return []Result{ok("folders", "%s and %s can be written", cfg.Dirs.Data, cfg.Dirs.Run)}
@@ -68,16 +68,17 @@ func hostsFile(context.Context, Config) []Result {
 	return tried("hosts file", "there", host.TryHostsFile())
 }
 
-// userNamespace says that umiak is not the root of the machine: much that root may do is then refused.
+// userNamespace warns if umiak runs in a user namespace, in which root lacks many rights.
 func userNamespace(context.Context, Config) []Result {
 	if host.InUserNamespace() {
-		return []Result{warn("user namespace", "run it in a privileged container or on the machine itself if something below is missing",
+		return []Result{warn("user namespace",
+			"run it in a privileged container or on the machine itself if something below is missing",
 			"umiak is root of a user namespace only (an unprivileged container)")}
 	}
 	return nil
 }
 
-// port finds out whether a port can be had. The program that runs as this node's umiak may have it.
+// port checks whether a port is free, or held by this node's running umiak.
 func port(ctx context.Context, cfg Config, number int, remedy string) error {
 	err := host.TryPort(ctx, "tcp", ":"+strconv.Itoa(number), remedy)
 	if errors.Is(err, host.ErrPortHeld) {
@@ -90,7 +91,7 @@ func port(ctx context.Context, cfg Config, number int, remedy string) error {
 	return err
 }
 
-// owner is the process that owns the data directory, 0 if none does.
+// owner returns the PID of the process that has locked the data directory, 0 if there is none.
 func owner(cfg Config) int {
 	raw, err := os.ReadFile(cfg.Dirs.Lock())
 	if errors.Is(err, fs.ErrNotExist) || !instance.Running(cfg.Dirs) {
