@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	maxManifest = 16 << 20 // what a server takes
+	maxManifest = 16 << 20 // the limit of servers
 	maxConfig   = 1 << 20
 )
 
-// settings takes the files of settings, which the caller has checked: what they may say is not this package's.
+// settings adds the settings files, which the caller has validated.
 func (b *builder) settings(context.Context) error {
 	for name, from := range map[string]string{"server.yaml": b.cfg.ServerConfig, "agent.yaml": b.cfg.AgentConfig} {
 		if from == "" {
@@ -30,7 +30,7 @@ func (b *builder) settings(context.Context) error {
 		}
 		raw, err := readFile(from, maxConfig)
 		if err != nil {
-			return fmt.Errorf("take settings: %w", err)
+			return fmt.Errorf("read settings: %w", err)
 		}
 		b.planned.Config = append(b.planned.Config, name)
 		if err := os.WriteFile(filepath.Join(b.stage, configDir, name), raw, 0o600); err != nil {
@@ -40,12 +40,12 @@ func (b *builder) settings(context.Context) error {
 	return nil
 }
 
-// manifests takes files, and from folders those that a server would look at, with the folders that they lie in there.
+// manifests adds manifest files and, from folders, the files that a server would apply, with their subfolders.
 func (b *builder) manifests(context.Context) error {
 	taken := map[string]string{}
 	take := func(name, from string) error {
 		if !goodName(manifestsDir + "/" + name) {
-			return fmt.Errorf("%s: only letters, digits and . _ + - can be in a manifest's name", from)
+			return fmt.Errorf("%s: a manifest's name may contain only letters, digits and . _ + -", from)
 		}
 		if before, ok := taken[name]; ok {
 			return fmt.Errorf("manifests %s and %s would have the same name in the bundle, %s", before, from, name)
@@ -53,7 +53,7 @@ func (b *builder) manifests(context.Context) error {
 		taken[name] = from
 		raw, err := readFile(from, maxManifest)
 		if err != nil {
-			return fmt.Errorf("take manifest: %w", err)
+			return fmt.Errorf("read manifest: %w", err)
 		}
 		if err := checkManifest(raw); err != nil {
 			return fmt.Errorf("manifest %s: %w", from, err)
@@ -65,7 +65,7 @@ func (b *builder) manifests(context.Context) error {
 	for _, from := range b.cfg.Manifests {
 		info, err := os.Stat(from)
 		if err != nil {
-			return fmt.Errorf("take manifest: %w", err)
+			return fmt.Errorf("read manifest: %w", err)
 		}
 		if !info.IsDir() {
 			if !isManifest(from) {
@@ -98,7 +98,7 @@ func (b *builder) manifests(context.Context) error {
 			return err
 		}
 		if len(taken) == before {
-			return fmt.Errorf("there is no manifest in %s", from)
+			return fmt.Errorf("no manifest in %s", from)
 		}
 	}
 	return nil
@@ -108,7 +108,7 @@ func isManifest(file string) bool {
 	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file))
 }
 
-// checkManifest looks for objects. Whether a cluster takes them is known where there is one.
+// checkManifest returns an error unless the text contains Kubernetes objects. Only a cluster can validate them.
 func checkManifest(raw []byte) error {
 	docs, objects := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(raw))), 0
 	for n := 1; ; n++ {
@@ -127,15 +127,15 @@ func checkManifest(raw []byte) error {
 			return fmt.Errorf("document %d: %w", n, err)
 		}
 		if o == nil {
-			continue // nothing but comments
+			continue // only comments
 		}
 		if o.APIVersion == "" || o.Kind == "" {
-			return fmt.Errorf("document %d is no object: it has no apiVersion or no kind", n)
+			return fmt.Errorf("document %d is not an object: apiVersion or kind is missing", n)
 		}
 		objects++
 	}
 	if objects == 0 {
-		return errors.New("there is no object in it")
+		return errors.New("it contains no object")
 	}
 	return nil
 }

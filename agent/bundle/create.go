@@ -17,19 +17,19 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Config says what goes into a bundle.
+// Config describes a bundle to create.
 type Config struct {
 	Out      string   // the file to write
-	Release  string   // folder, archive or URL of one; "" for the one that this node was installed from
-	Key      string   // file with the public key that releases are signed with; "" for the one that this node trusts
-	Etc      string   // this node's settings, with what install.sh noted in them
-	Arches   []string // what machines it is for, in Go's names
-	Programs bool     // with the programs: without, it is for nodes that have this very version
+	Release  string   // a release's folder, archive or URL; "" means the one that this node was installed from
+	Key      string   // file with the public key of releases; "" means the one that this node trusts
+	Etc      string   // this node's settings folder, with install.sh's records
+	Arches   []string // architectures of the target machines, as GOARCH
+	Programs bool     // include the programs; without them, the bundle is for nodes of this version
 
-	Images       []string // of this node's store
-	Archives     []string // of images
-	AllPlatforms bool     // keep what images have for other machines, too
-	Socket       string   // containerd's
+	Images       []string // names of images in this node's store
+	Archives     []string // image archives
+	AllPlatforms bool     // include the images' content for other platforms
+	Socket       string   // containerd's socket
 
 	Manifests    []string // files and folders
 	ServerConfig string   // a file of settings
@@ -39,20 +39,21 @@ type Config struct {
 	Progress io.Writer
 }
 
-// Created is what Create made.
+// Created describes a bundle that Create has written.
 type Created struct {
 	File string `json:"file"`
 	Size int64  `json:"size"`
 	Contents
 }
 
-// folder is the one in a bundle's archive.
+// folder is the top-level folder in a bundle's archive.
 const folder = "umiak-bundle"
 
-// platforms are those of the architectures that there are releases for.
-var platforms = map[string]string{"amd64": "linux/amd64", "arm64": "linux/arm64", "arm": "linux/arm/v7", "riscv64": "linux/riscv64"}
+// platforms maps the architectures of releases to image platforms.
+var platforms = map[string]string{"amd64": "linux/amd64", "arm64": "linux/arm64", "arm": "linux/arm/v7",
+	"riscv64": "linux/riscv64"}
 
-// Create makes a bundle. Its file appears when it is whole.
+// Create creates a bundle. The file appears once it is complete.
 func Create(ctx context.Context, cfg Config) (Created, error) {
 	if err := cfg.check(); err != nil {
 		return Created{}, err
@@ -63,7 +64,7 @@ func Create(ctx context.Context, cfg Config) (Created, error) {
 	}
 	stage, err := os.MkdirTemp(dir, ".umiak-bundle-")
 	if err != nil {
-		return Created{}, fmt.Errorf("make room for the bundle: %w", err)
+		return Created{}, fmt.Errorf("create a temporary folder for the bundle: %w", err)
 	}
 	defer os.RemoveAll(stage) //nolint:errcheck // a temporary folder
 	b := &builder{cfg: cfg, stage: filepath.Join(stage, folder)}
@@ -72,7 +73,7 @@ func Create(ctx context.Context, cfg Config) (Created, error) {
 			return Created{}, err
 		}
 	}
-	// What may be wrong and is read quickly comes first.
+	// Quick steps that may fail come first.
 	for _, step := range []func(context.Context) error{b.settings, b.manifests, b.release, b.images} {
 		if err := step(ctx); err != nil {
 			return Created{}, err
@@ -86,7 +87,7 @@ func Create(ctx context.Context, cfg Config) (Created, error) {
 		return Created{}, err
 	}
 	file := filepath.Join(stage, "bundle.tar")
-	b.say("writing %s", cfg.Out)
+	b.printf("writing %s", cfg.Out)
 	if err := writeTar(ctx, file, b.stage, append(slices.Sorted(maps.Keys(list)), Sums)); err != nil {
 		return Created{}, fmt.Errorf("write bundle: %w", err)
 	}
@@ -103,14 +104,15 @@ func Create(ctx context.Context, cfg Config) (Created, error) {
 func (c Config) check() error {
 	var errs []error
 	if c.Out == "" {
-		errs = append(errs, errors.New("--out: which file?"))
+		errs = append(errs, errors.New("--out: a file is required"))
 	}
 	if len(c.Arches) == 0 {
-		errs = append(errs, errors.New("--arch: for which machines?"))
+		errs = append(errs, errors.New("--arch: at least one architecture is required"))
 	}
 	for _, a := range c.Arches {
 		if platforms[a] == "" {
-			errs = append(errs, fmt.Errorf("--arch: %q is not one of %s", a, strings.Join(slices.Sorted(maps.Keys(platforms)), ", ")))
+			errs = append(errs, fmt.Errorf("--arch: %q is not one of %s", a,
+				strings.Join(slices.Sorted(maps.Keys(platforms)), ", ")))
 		}
 	}
 	return errors.Join(errs...)
@@ -131,14 +133,14 @@ type builder struct {
 	planned Contents // of a dry run
 }
 
-func (b *builder) say(format string, a ...any) { fmt.Fprintf(b.cfg.Progress, format+"\n", a...) }
+func (b *builder) printf(format string, a ...any) { fmt.Fprintf(b.cfg.Progress, format+"\n", a...) }
 
-// images packs each image of the store into an archive of its own, so that the next bundle brings only those that are
-// new; and each archive that was given into one.
+// images packs each image of the store into its own archive, so that a later bundle can bring only the new ones, and
+// repacks each given archive.
 func (b *builder) images(ctx context.Context) error {
-	keep := images.Selection{All: b.cfg.AllPlatforms}
+	sel := images.Selection{All: b.cfg.AllPlatforms}
 	for _, a := range b.cfg.Arches {
-		keep.Platforms = append(keep.Platforms, platforms[a])
+		sel.Platforms = append(sel.Platforms, platforms[a])
 	}
 	taken := map[string]string{}
 	add := func(name, from string, pack func(file string) ([]string, error)) error {
@@ -148,22 +150,22 @@ func (b *builder) images(ctx context.Context) error {
 		}
 		taken[name] = from
 		b.planned.Images = append(b.planned.Images, name)
-		b.say("packing %s", from)
+		b.printf("packing %s", from)
 		names, err := pack(filepath.Join(b.stage, imagesDir, name))
 		if err != nil {
 			return fmt.Errorf("pack %s: %w", from, err)
 		}
 		for _, n := range names {
-			b.say("  %s", n)
+			b.printf("  %s", n)
 		}
 		return nil
 	}
 	for _, ref := range b.cfg.Images {
 		err := add(ref, ref, func(file string) ([]string, error) {
 			if b.cfg.DryRun {
-				return nil, images.CheckPackable(ctx, b.cfg.Socket, ref, keep)
+				return nil, images.CheckPackable(ctx, b.cfg.Socket, ref, sel)
 			}
-			return nil, images.Pack(ctx, b.cfg.Socket, ref, file, keep)
+			return nil, images.Pack(ctx, b.cfg.Socket, ref, file, sel)
 		})
 		if err != nil {
 			return err
@@ -175,7 +177,7 @@ func (b *builder) images(ctx context.Context) error {
 				_, err := os.Stat(from)
 				return nil, err
 			}
-			return images.Repack(ctx, from, file, keep)
+			return images.Repack(ctx, from, file, sel)
 		})
 		if err != nil {
 			return err
@@ -184,7 +186,8 @@ func (b *builder) images(ctx context.Context) error {
 	return nil
 }
 
-// archiveName makes a file's name of an image's or an archive's: registry.lan:5000/app:1 is registry.lan_5000_app_1.tar.zst.
+// archiveName converts an image's or archive's name to a file name: registry.lan:5000/app:1 becomes
+// registry.lan_5000_app_1.tar.zst.
 func archiveName(name string) string {
 	for _, s := range []string{".zst", ".gz", ".tgz", ".tar"} {
 		name = strings.TrimSuffix(name, s)
@@ -205,7 +208,7 @@ func btoi(b bool) int {
 	return 0
 }
 
-// finish writes what people read, and the sums of all files.
+// finish writes the README and the checksums of all files.
 func (b *builder) finish() (sums, error) {
 	if err := os.WriteFile(filepath.Join(b.stage, "README.txt"), []byte(readme), 0o600); err != nil {
 		return nil, err
@@ -220,7 +223,7 @@ func (b *builder) finish() (sums, error) {
 			return err
 		}
 		if !goodName(name) {
-			return fmt.Errorf("%s: only letters, digits and . _ + - can be in the names of a bundle's files", name)
+			return fmt.Errorf("%s: names of a bundle's files may contain only letters, digits and . _ + -", name)
 		}
 		list[name], err = sumOfFile(p)
 		return err
@@ -242,10 +245,11 @@ compared with BUNDLE.SHA256SUMS, which is not signed: that finds damage, not mal
 decides what runs on the machines that are installed from it.
 `
 
-// then is the time of all files in a bundle, so that the same contents are the same file.
-var then = time.Unix(315532800, 0) // 1980, which no tool takes for a mistake
+// fileTime is the modification time of all files in a bundle, so that equal content gives an equal file. It is in 1980,
+// because some tools reject earlier times.
+var fileTime = time.Unix(315532800, 0)
 
-// writeTar writes files of a folder to an archive, in the order of their names, and to the disk. It may hold tokens.
+// writeTar writes files of a folder to an archive, sorted by name, and syncs it. The archive may contain tokens.
 func writeTar(ctx context.Context, file, dir string, names []string) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -275,7 +279,8 @@ func addFile(w *tar.Writer, file, name string) error {
 	if err != nil {
 		return err
 	}
-	h := &tar.Header{Name: folder + "/" + name, Mode: 0o644, Size: info.Size(), ModTime: then, Format: tar.FormatPAX}
+	h := &tar.Header{Name: folder + "/" + name, Mode: 0o644, Size: info.Size(), ModTime: fileTime,
+		Format: tar.FormatPAX}
 	if name == "install.sh" {
 		h.Mode = 0o755
 	}

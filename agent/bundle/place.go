@@ -12,15 +12,15 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// HasRelease reports whether an unpacked bundle has a release in it, so that the install.sh in it can install it. One that was
-// made with --no-programs on a machine that knows no release has none.
+// HasRelease reports whether an unpacked bundle contains a release, which its install.sh can install. A bundle made
+// with --no-programs on a machine that was not installed from a release contains none.
 func HasRelease(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, list))
 	return err == nil
 }
 
-// Place checks an unpacked bundle without a release and puts what is in it where it belongs on this node. It returns the files
-// that it has written; those that are there already are left alone.
+// Place verifies an unpacked bundle without a release and copies its files to their places on this node. It returns the
+// files that it has written; files that exist with the same content are skipped.
 func Place(dir string, dirs layout.Dirs) ([]string, error) {
 	_, err := os.Stat(dirs.Server())
 	targets, err := Targets(dir, err == nil, dirs)
@@ -50,7 +50,7 @@ func Place(dir string, dirs layout.Dirs) ([]string, error) {
 	return placed, nil
 }
 
-// place copies a file so that it appears when it is whole. What lies in the data directory is written beside the folder that
+// place copies a file and renames it to its name once it is complete. The temporary file is outside the folders that
 // umiak watches.
 func place(from, to, near string, mode fs.FileMode) (err error) {
 	if to == Settings {
@@ -70,7 +70,7 @@ func place(from, to, near string, mode fs.FileMode) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // it has been renamed, or is left over
+	defer os.Remove(tmp.Name()) //nolint:errcheck // fails after the rename
 	_, err = io.Copy(tmp, in)
 	if err := errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
 		return err

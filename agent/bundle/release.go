@@ -28,21 +28,21 @@ const (
 	list       = "SHA256SUMS"
 	signature  = "SHA256SUMS.sig"
 	maxProgram = 1 << 30
-	// releases is where install.sh looks if it was told nothing else.
-	releases = "https://github.com/umiak-io/umiak/releases/download"
+	// defaultReleases is where install.sh looks by default.
+	defaultReleases = "https://github.com/umiak-io/umiak/releases/download"
 )
 
 // opener opens a file of a release.
 type opener func(ctx context.Context, name string) (io.ReadCloser, error)
 
-// release takes install.sh, the sums and their signature, and the programs, all of them checked.
+// release adds install.sh, the checksums with their signature, and the programs, and verifies them.
 func (b *builder) release(ctx context.Context) error {
 	where := b.cfg.Release
 	if where == "" {
 		var err error
-		where, err = noted(b.cfg.Etc)
+		where, err = installedFrom(b.cfg.Etc)
 		if err != nil && !b.cfg.Programs {
-			b.say("without a release: `umiak upgrade --from` on a node puts in place what is in it")
+			b.printf("the bundle has no release; use it with `umiak upgrade --from` on a node")
 			return nil
 		}
 		if err != nil {
@@ -54,9 +54,9 @@ func (b *builder) release(ctx context.Context) error {
 		return fmt.Errorf("release %s: %w", where, err)
 	}
 	defer done()
-	b.say("taking the release %s", where)
+	b.printf("adding the release %s", where)
 	if err := b.take(ctx, open); err != nil {
-		return fmt.Errorf("release %s: %w; --release says where another one is", where, err)
+		return fmt.Errorf("release %s: %w; use --release for another one", where, err)
 	}
 	return nil
 }
@@ -92,15 +92,15 @@ func (b *builder) take(ctx context.Context, open opener) error {
 	for _, a := range b.cfg.Arches {
 		for _, p := range []string{"umiak", "umiak-agent"} {
 			name := p + "-linux-" + a
-			// gzip is on every machine.
+			// every machine has gzip
 			if sums[name+".gz"] == "" {
-				return fmt.Errorf("it has no %s for %s", p, a)
+				return fmt.Errorf("it contains no %s for %s", p, a)
 			}
 			b.planned.Programs = append(b.planned.Programs, name)
 			if b.cfg.DryRun {
 				continue
 			}
-			b.say("  %s", name)
+			b.printf("  %s", name)
 			if err := b.fetchListed(ctx, open, name+".gz", sums, maxProgram); err != nil {
 				return err
 			}
@@ -112,12 +112,12 @@ func (b *builder) take(ctx context.Context, open opener) error {
 func (b *builder) fetchListed(ctx context.Context, open opener, name string, all sums, limit int64) error {
 	sum, err := b.fetch(ctx, open, name, limit)
 	if err == nil && sum != all[name] {
-		err = fmt.Errorf("%s is damaged: its SHA-256 is not the one of %s", name, list)
+		err = fmt.Errorf("%s is damaged: its SHA-256 differs from the one in %s", name, list)
 	}
 	return err
 }
 
-// fetch copies a file of the release into the bundle and returns its sum.
+// fetch copies a file of the release into the bundle and returns its checksum.
 func (b *builder) fetch(ctx context.Context, open opener, name string, limit int64) (sum string, err error) {
 	in, err := open(ctx, name)
 	if err != nil {
@@ -131,15 +131,15 @@ func (b *builder) fetch(ctx context.Context, open opener, name string, limit int
 	h := sha256.New()
 	n, err := io.Copy(io.MultiWriter(out, h), io.LimitReader(in, limit+1))
 	if err == nil && n > limit {
-		err = fmt.Errorf("is larger than %d MiB", limit>>20)
+		err = fmt.Errorf("larger than %d MiB", limit>>20)
 	}
 	if err = errors.Join(err, out.Close()); err != nil {
-		return "", fmt.Errorf("take %s: %w", name, err)
+		return "", fmt.Errorf("fetch %s: %w", name, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// trusted checks the signature of the list of sums, with the key that install.sh on this node would take.
+// trusted verifies the signature of the list of checksums with the key that install.sh would use on this node.
 func (b *builder) trusted(raw []byte) error {
 	text, err := b.key()
 	if err != nil {
@@ -155,7 +155,7 @@ func (b *builder) trusted(raw []byte) error {
 	}
 	sum := sha256.Sum256(raw)
 	if rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], sig) != nil {
-		return fmt.Errorf("the signature of %s is wrong: these files are not what the release's makers signed", list)
+		return fmt.Errorf("the signature of %s is invalid: the files are not those that were signed", list)
 	}
 	return nil
 }
@@ -176,49 +176,49 @@ func (b *builder) key() ([]byte, error) {
 			return raw, nil
 		}
 	}
-	b.say("  this machine knows no key of releases: only that the release fits to its own install.sh is checked; --key FILE says more")
+	b.printf("  this machine has no release key: the release is verified only with the key in its own install.sh; use --key FILE")
 	return readFile(filepath.Join(b.stage, installer), maxList)
 }
 
 var pemBlock = regexp.MustCompile(`(?s)-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+-----END PUBLIC KEY-----`)
 
-// parseKey finds an RSA key in a PEM file, or in an install.sh that has one.
+// parseKey returns the RSA public key in a PEM file, or in an install.sh that contains one.
 func parseKey(text []byte) (*rsa.PublicKey, error) {
 	block, _ := pem.Decode(pemBlock.Find(text))
 	if block == nil {
-		return nil, errors.New("there is no public key to check it with")
+		return nil, errors.New("no public key to verify it with")
 	}
 	key, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("read the key of releases: %w", err)
+		return nil, fmt.Errorf("parse the release key: %w", err)
 	}
 	if k, ok := key.(*rsa.PublicKey); ok {
 		return k, nil
 	}
-	return nil, errors.New("the key of releases is no RSA key")
+	return nil, errors.New("the release key is not an RSA key")
 }
 
 var (
-	notedVersion = regexp.MustCompile(`(?m)^UMIAK_RELEASE_VERSION='([^']+)'$`)
-	notedBase    = regexp.MustCompile(`(?m)^INSTALL_UMIAK_BASE_URL='([^']+)'$`)
+	recordedVersion = regexp.MustCompile(`(?m)^UMIAK_RELEASE_VERSION='([^']+)'$`)
+	recordedBase    = regexp.MustCompile(`(?m)^INSTALL_UMIAK_BASE_URL='([^']+)'$`)
 )
 
-// noted is the release that this node was installed from, by what install.sh left.
-func noted(etc string) (string, error) {
+// installedFrom returns the place of the release that this node was installed from, as recorded by install.sh.
+func installedFrom(etc string) (string, error) {
 	script, err := readFile(filepath.Join(etc, installer), maxList)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	version := notedVersion.FindSubmatch(script)
+	version := recordedVersion.FindSubmatch(script)
 	if version == nil {
-		return "", errors.New("this node was not installed from a release: say with --release where one is")
+		return "", errors.New("this node was not installed from a release: set --release")
 	}
 	env, err := readFile(filepath.Join(etc, "umiak.env"), maxList)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	base := releases
-	if m := notedBase.FindSubmatch(env); m != nil {
+	base := defaultReleases
+	if m := recordedBase.FindSubmatch(env); m != nil {
 		base = strings.TrimSuffix(strings.TrimPrefix(string(m[1]), "file://"), "/")
 	}
 	if filepath.IsAbs(base) {
@@ -230,19 +230,22 @@ func noted(etc string) (string, error) {
 	return base + "/" + url.PathEscape(string(version[1])), nil
 }
 
-// openRelease returns what opens the files of a release, given its folder, archive or URL, and what is to be called last.
+// openRelease returns a function that opens the files of a release, given its folder, archive or URL, and a function to
+// call at the end.
 func openRelease(where string) (opener, func(), error) {
 	if u, err := url.Parse(where); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
 		transport.Proxy = httpproxy.Proxy()
 		c := &http.Client{Timeout: time.Hour, Transport: transport}
-		return func(ctx context.Context, name string) (io.ReadCloser, error) { return get(ctx, c, u.JoinPath(name)) }, c.CloseIdleConnections, nil
+		return func(ctx context.Context, name string) (io.ReadCloser, error) { return get(ctx, c, u.JoinPath(name)) },
+			c.CloseIdleConnections, nil
 	}
 	dir, done, err := Folder(strings.TrimPrefix(where, "file://"))
 	if err != nil {
 		return nil, nil, err
 	}
-	return func(_ context.Context, name string) (io.ReadCloser, error) { return os.Open(filepath.Join(dir, name)) }, done, nil
+	return func(_ context.Context, name string) (io.ReadCloser, error) { return os.Open(filepath.Join(dir, name)) },
+		done, nil
 }
 
 func get(ctx context.Context, c *http.Client, u *url.URL) (io.ReadCloser, error) {
@@ -255,7 +258,7 @@ func get(ctx context.Context, c *http.Client, u *url.URL) (io.ReadCloser, error)
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.Join(fmt.Errorf("%s: the server says %s", u, resp.Status), resp.Body.Close())
+		return nil, errors.Join(fmt.Errorf("%s: the server answers %s", u, resp.Status), resp.Body.Close())
 	}
 	return resp.Body, nil
 }

@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// Sums is the file with the sums of all others in a bundle.
+// Sums is the file with the checksums of all other files in a bundle.
 const Sums = "BUNDLE.SHA256SUMS"
 
 // The folders of a bundle.
@@ -28,13 +28,13 @@ const (
 
 var folders = []string{imagesDir, manifestsDir, configDir}
 
-// maxList bounds what is read of a list of sums, or of anything else that is kept in memory.
+// maxList bounds the size of a list of checksums and of other files that are read into memory.
 const maxList = 16 << 20
 
-// part is a file's or folder's name that no shell and no file system takes for something else.
+// part matches a file name without special meaning to shells and file systems.
 var part = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$`)
 
-// goodName says whether a file of a bundle may have this name.
+// goodName reports whether a file of a bundle may have this name.
 func goodName(name string) bool {
 	parts := strings.Split(name, "/")
 	for _, p := range parts {
@@ -45,20 +45,20 @@ func goodName(name string) bool {
 	return len(parts) == 1 || slices.Contains(folders, parts[0]) && len(parts) < 20
 }
 
-// sums are SHA-256 in hex, by name.
+// sums maps names to SHA-256 checksums in hex.
 type sums map[string]string
 
-// parseSums reads a list as sha256sum writes it.
+// parseSums parses the output of sha256sum.
 func parseSums(raw []byte) (sums, error) {
 	out := sums{}
 	s := bufio.NewScanner(bytes.NewReader(raw))
 	for n := 1; s.Scan(); n++ {
 		sum, name, ok := strings.Cut(s.Text(), "  ")
 		if b, err := hex.DecodeString(sum); !ok || err != nil || len(b) != sha256.Size || name == "" {
-			return nil, fmt.Errorf("line %d is no sum and name", n)
+			return nil, fmt.Errorf("line %d is not a checksum and a name", n)
 		}
 		if _, twice := out[name]; twice {
-			return nil, fmt.Errorf("line %d: %q was there before", n, name)
+			return nil, fmt.Errorf("line %d: %q is a duplicate", n, name)
 		}
 		out[name] = sum
 	}
@@ -79,21 +79,21 @@ func (s sums) String() string {
 	return b.String()
 }
 
-// compare says what of a bundle is not as its list has it. One error a file, all of them.
+// compare returns the differences between a bundle's list and its files, one error per file.
 func (s sums) compare(got sums) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		switch sum, ok := got[name]; {
 		case !goodName(name) || name == Sums:
-			errs = append(errs, fmt.Errorf("%s has %q, which is no name of a bundle's file", Sums, name))
+			errs = append(errs, fmt.Errorf("%s contains %q, which is not a valid name", Sums, name))
 		case !ok:
 			errs = append(errs, fmt.Errorf("%s is missing", name))
 		case sum != s[name]:
-			errs = append(errs, fmt.Errorf("%s is damaged: its SHA-256 is not the one of %s", name, Sums))
+			errs = append(errs, fmt.Errorf("%s is damaged: its SHA-256 differs from the one in %s", name, Sums))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(got)) {
-		// Others may lie beside a release on a stick; what is in the folders would be installed.
+		// Other files may be next to a release on a USB drive; files in the bundle's folders would be installed.
 		if _, ok := s[name]; !ok && strings.Contains(name, "/") {
 			errs = append(errs, fmt.Errorf("%s is not in %s", name, Sums))
 		}
@@ -118,11 +118,11 @@ func sumOfFile(file string) (string, error) {
 	return sumOf(f)
 }
 
-// readAll reads what may not be larger than limit.
+// readAll reads everything and fails if it is larger than limit.
 func readAll(r io.Reader, limit int64) ([]byte, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(raw)) > limit {
-		err = fmt.Errorf("is larger than %d MiB", limit>>20)
+		err = fmt.Errorf("larger than %d MiB", limit>>20)
 	}
 	return raw, err
 }
@@ -140,7 +140,7 @@ func readFile(file string, limit int64) ([]byte, error) {
 	return raw, nil
 }
 
-// under are the names in one of a bundle's folders, without it.
+// under returns the names in one of the bundle's folders, relative to it.
 func (s sums) under(folder string) []string {
 	var out []string
 	for _, name := range slices.Sorted(maps.Keys(s)) {

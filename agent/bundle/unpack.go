@@ -16,14 +16,15 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
+// Bounds of an archive, and the prefix of temporary folders.
 const (
 	maxFiles = 5000
 	maxBytes = 64 << 30
 	unpacked = "umiak-unpacked-"
 )
 
-// Folder returns where the files of a release or a bundle are, given its folder or archive, and what removes them if
-// they were unpacked for it.
+// Folder returns the folder with the files of a release or a bundle, given the folder or an archive, which it unpacks.
+// remove removes what was unpacked.
 func Folder(from string) (dir string, remove func(), err error) {
 	if from, err = filepath.Abs(from); err != nil {
 		return "", nil, err
@@ -35,8 +36,8 @@ func Folder(from string) (dir string, remove func(), err error) {
 	if info.IsDir() {
 		return from, func() {}, nil
 	}
-	removeAbandoned(roomy())
-	if dir, err = os.MkdirTemp(roomy(), fmt.Sprintf("%s%d-", unpacked, os.Getpid())); err != nil {
+	removeAbandoned(tempDir())
+	if dir, err = os.MkdirTemp(tempDir(), fmt.Sprintf("%s%d-", unpacked, os.Getpid())); err != nil {
 		return "", nil, err
 	}
 	remove = func() { _ = os.RemoveAll(dir) }
@@ -51,8 +52,8 @@ func Folder(from string) (dir string, remove func(), err error) {
 	return dir, remove, nil
 }
 
-// roomy is a folder for large files that are not kept: /tmp is memory on many machines.
-func roomy() string {
+// tempDir returns a folder for large temporary files: on many machines /tmp is in memory.
+func tempDir() string {
 	if dir := os.Getenv("TMPDIR"); dir != "" {
 		return dir
 	}
@@ -62,9 +63,9 @@ func roomy() string {
 	return os.TempDir()
 }
 
-// removeAbandoned removes what a process left that had no time to: the power went, or it was killed.
+// removeAbandoned removes the folders of processes that ended without removing them, by a power failure or a kill.
 func removeAbandoned(dir string) {
-	all, _ := listing.Match(dir, unpacked+"*") // tidying up
+	all, _ := listing.Match(dir, unpacked+"*") // best effort
 	for _, d := range all {
 		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(d), unpacked), "-")
 		if n, err := strconv.Atoi(pid); err == nil && n > 0 && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
@@ -73,7 +74,7 @@ func removeAbandoned(dir string) {
 	}
 }
 
-// inBundle is the name of an archive's file in a bundle or a release, "" if it can have none.
+// inBundle returns the name in a bundle or release of a file in an archive, "" if the name is invalid.
 func inBundle(name string) string {
 	parts := strings.Split(path.Clean("/"+name), "/")[1:]
 	for i, p := range parts[:len(parts)-1] {
@@ -84,7 +85,7 @@ func inBundle(name string) string {
 	return parts[len(parts)-1]
 }
 
-// unpack writes the files of an archive into a folder.
+// unpack writes the files of an archive to a folder.
 func unpack(r io.Reader, dir string) error {
 	return each(r, func(name string, r io.Reader) error {
 		file := filepath.Join(dir, filepath.FromSlash(name))

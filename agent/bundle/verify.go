@@ -13,9 +13,9 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// Contents says what a bundle has in it, beside programs: names in its folders.
+// Contents lists what a bundle contains: file names in its folders.
 type Contents struct {
-	Programs  []string `json:"programs"` // as umiak-linux-arm64
+	Programs  []string `json:"programs"` // such as umiak-linux-arm64
 	Images    []string `json:"images"`
 	Manifests []string `json:"manifests"`
 	Config    []string `json:"config"`
@@ -31,7 +31,7 @@ func (s sums) contents() Contents {
 	return c.sorted()
 }
 
-// Verify compares all files of a bundle, or of the folder that it was unpacked to, with its list of sums.
+// Verify compares all files of a bundle, or of the folder to which it was unpacked, with its checksums.
 func Verify(from string) (Contents, error) {
 	info, err := os.Stat(from)
 	if err != nil {
@@ -54,7 +54,7 @@ func Verify(from string) (Contents, error) {
 	return list.contents(), nil
 }
 
-// verifyFolder looks at the files for which want is true.
+// verifyFolder verifies the files for which want is true.
 func verifyFolder(dir string, want func(name string) bool) (sums, error) {
 	raw, err := readFile(filepath.Join(dir, Sums), maxList)
 	if err != nil {
@@ -81,7 +81,7 @@ func verifyFolder(dir string, want func(name string) bool) (sums, error) {
 		_, listed := list[name]
 		switch {
 		case d.IsDir() && !goodName(name+"/x"):
-			return fs.SkipDir // beside the release on a stick
+			return fs.SkipDir // not part of the bundle
 		case d.IsDir() || !listed && (!want(name) || !strings.Contains(name, "/")):
 			return nil
 		case !d.Type().IsRegular():
@@ -115,15 +115,15 @@ func verifyTar(r io.Reader) (sums, error) {
 		return nil, err
 	}
 	if list == nil {
-		return nil, fmt.Errorf("there is no %s in it: it is no bundle", Sums)
+		return nil, fmt.Errorf("it contains no %s: it is not a bundle", Sums)
 	}
 	return list, list.compare(got)
 }
 
-// Target is a file of an unpacked bundle and where it belongs on a machine.
+// Target is a file of an unpacked bundle and its path on a machine.
 type Target struct{ File, Path string }
 
-// Targets checks what an unpacked bundle has beside programs, and says where that belongs on a server or an agent.
+// Targets verifies the content of an unpacked bundle, except programs, and returns its paths on a server or an agent.
 func Targets(dir string, server bool, dirs layout.Dirs) ([]Target, error) {
 	config := configDir + "/agent.yaml"
 	if server {
@@ -148,12 +148,13 @@ func Targets(dir string, server bool, dirs layout.Dirs) ([]Target, error) {
 	return out, nil
 }
 
-// Settings is where the settings of a bundle go. Those that install.sh is given come after it by name, and so win.
+// Settings is the path of a bundle's settings. install.sh's settings file sorts after it, and so takes precedence.
 const Settings = "/etc/umiak/config.yaml.d/40-bundle.yaml"
 
-var errEmpty = errors.New("there is nothing in it")
+var errEmpty = errors.New("it is empty")
 
-// each calls f for every file of a tar with its name in a bundle: folders above those that a bundle has do not matter.
+// each calls f for every file of a tar archive with its name in the bundle; parent folders of the bundle's folders are
+// ignored.
 func each(r io.Reader, f func(name string, r io.Reader) error) error {
 	archive, left := tar.NewReader(r), int64(maxBytes)
 	for n := 0; ; n++ {
@@ -173,7 +174,7 @@ func each(r io.Reader, f func(name string, r io.Reader) error) error {
 		name := inBundle(h.Name)
 		switch {
 		case h.Typeflag != tar.TypeReg || name == "":
-			return fmt.Errorf("%q in the archive is no file", h.Name)
+			return fmt.Errorf("%q in the archive is not a file", h.Name)
 		case n >= maxFiles:
 			return fmt.Errorf("the archive has more than %d files", maxFiles)
 		case h.Size > left:

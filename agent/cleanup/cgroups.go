@@ -17,7 +17,7 @@ import (
 	"github.com/umiak-io/umiak/agent/host"
 )
 
-// podCgroups are the cgroups of the pods that this node's kubelet knows, in all hierarchies.
+// podCgroups returns the cgroups of the pods that this node's kubelet knows, in all hierarchies.
 func (c *cleaner) podCgroups() []string {
 	pods, _ := os.ReadDir(filepath.Join(c.Dirs.Kubelet(), "pods"))
 	names := map[string]bool{}
@@ -47,25 +47,24 @@ func (c *cleaner) podCgroups() []string {
 	return out
 }
 
-// removeCgroups removes the pods' cgroups and those that were noted when they were made, deepest first.
-// One that others use stays.
+// removeCgroups removes the pods' cgroups and those in the journal, deepest first. Cgroups that others use stay.
 func (c *cleaner) removeCgroups(ctx context.Context) error {
 	var errs []error
-	noted := c.made(host.KindCgroup)
-	if i := slices.IndexFunc(noted, func(p string) bool { return strings.HasSuffix(p, "/kubepods.slice") }); i >= 0 {
-		if _, err := os.Stat(noted[i]); err == nil {
-			if err := stopSlice(ctx, filepath.Base(noted[i])); err != nil {
+	recorded := c.made(host.KindCgroup)
+	if i := slices.IndexFunc(recorded, func(p string) bool { return strings.HasSuffix(p, "/kubepods.slice") }); i >= 0 {
+		if _, err := os.Stat(recorded[i]); err == nil {
+			if err := stopSlice(ctx, filepath.Base(recorded[i])); err != nil {
 				errs = append(errs, err)
 			} else {
-				c.say("stopped systemd unit %s", filepath.Base(noted[i]))
+				c.printf("stopped systemd unit %s", filepath.Base(recorded[i]))
 			}
 		}
 	}
 	for _, dir := range c.podCgroups() {
 		errs = append(errs, c.removeCgroup(dir))
 	}
-	// kubepods lies below the configured root, which was noted before it.
-	for _, dir := range slices.Backward(noted) {
+	// kubepods is below the configured root, which was recorded before it.
+	for _, dir := range slices.Backward(recorded) {
 		if err := c.removeCgroup(dir); err != nil {
 			errs = append(errs, err)
 			continue
@@ -87,15 +86,15 @@ func (c *cleaner) removeCgroup(root string) error {
 		return err
 	}
 	for _, d := range slices.Backward(dirs) {
-		// The kernel lets go of a cgroup a moment after its last process has been reaped.
+		// The kernel releases a cgroup a moment after its last process has been reaped.
 		err := os.Remove(d)
 		for i := 0; i < 40 && errors.Is(err, unix.EBUSY); i++ {
 			time.Sleep(25 * time.Millisecond)
 			err = os.Remove(d)
 		}
 		if errors.Is(err, unix.EBUSY) {
-			// Our processes are dead: another kubelet or container engine works below the same root.
-			c.say("kept cgroup %s, which others use", root)
+			// This node's processes are dead: another kubelet or container engine uses the same root.
+			c.printf("kept cgroup %s, which other programs use", root)
 			return nil
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -103,18 +102,18 @@ func (c *cleaner) removeCgroup(root string) error {
 		}
 	}
 	if len(dirs) > 0 {
-		c.say("removed cgroup %s", root)
+		c.printf("removed cgroup %s", root)
 	}
 	return nil
 }
 
-// stopSlice asks systemd to stop a slice and all that is in it.
+// stopSlice makes systemd stop a slice and its units.
 func stopSlice(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, err := dbus.NewWithContext(ctx)
 	if err != nil {
-		return fmt.Errorf("talk to systemd: %w", err)
+		return fmt.Errorf("connect to systemd: %w", err)
 	}
 	defer conn.Close()
 	done := make(chan string, 1)
@@ -124,7 +123,7 @@ func stopSlice(ctx context.Context, name string) error {
 	select {
 	case r := <-done:
 		if r != "done" {
-			return fmt.Errorf("stop %s: systemd says %s", name, r)
+			return fmt.Errorf("stop %s: systemd reports %q", name, r)
 		}
 	case <-ctx.Done():
 		return fmt.Errorf("stop %s: %w", name, ctx.Err())

@@ -14,36 +14,38 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// Config says what to clean.
+// Config describes what to clean up.
 type Config struct {
 	Dirs layout.Dirs
 	// Purge also removes the data directory: the cluster's state, images, volumes, identity.
 	Purge bool
-	// Out is told what is done, a line each.
+	// Out receives one line per action.
 	Out io.Writer
-	// Also are the clean-ups of parts that keep what they put on the machine to themselves.
+	// Also are the removal functions of parts that track their own changes to the machine.
 	Also []func(context.Context) error
 }
 
-// ErrRunning means that umiak has not been stopped.
+// ErrRunning means that umiak runs on the data directory.
 var ErrRunning = errors.New("umiak is running; stop it first")
 
-// systems are folders that are never one node's, whatever somebody gives as its data or run directory.
-var systems = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
-	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin", "/usr/sbin", "/usr/share", "/var", "/var/lib", "/var/log",
+// systemFolders are folders that never belong to one node, even if they are given as its data or run directory.
+var systemFolders = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32",
+	"/media", "/mnt", "/opt", "/proc", "/root", "/run",
+	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin", "/usr/sbin",
+	"/usr/share", "/var", "/var/lib", "/var/log",
 	"/var/run", "/var/tmp"}
 
-// Run cleans up. An error does not keep it from going on with the rest; all of them are returned.
+// Run cleans up. It continues after errors and returns all of them.
 func Run(ctx context.Context, cfg Config) error {
 	for _, d := range []string{cfg.Dirs.Data, cfg.Dirs.Run} {
-		// What follows removes trees as root.
-		if !filepath.IsAbs(d) || slices.Contains(systems, filepath.Clean(d)) {
+		// The following steps remove trees as root.
+		if !filepath.IsAbs(d) || slices.Contains(systemFolders, filepath.Clean(d)) {
 			return fmt.Errorf("refuse to clean %q: it is not a directory of one node", d)
 		}
 	}
 	release := func() {}
 	if _, err := os.Stat(cfg.Dirs.Data); err == nil {
-		release, err = instance.Acquire(cfg.Dirs) // so that it is not started while its things are taken away
+		release, err = instance.Acquire(cfg.Dirs) // prevents a start meanwhile
 		if errors.Is(err, instance.ErrTaken) {
 			return fmt.Errorf("%w (%w)", ErrRunning, err)
 		}
@@ -57,7 +59,8 @@ func Run(ctx context.Context, cfg Config) error {
 	var errs []error
 	j, err := host.OpenJournal(cfg.Dirs.NodeState())
 	if err != nil {
-		errs = append(errs, fmt.Errorf("%w; remove the file to clean up without it (sysctls and cgroups stay as they are then)", err))
+		errs = append(errs, fmt.Errorf(
+			"%w; remove the file to clean up without it (sysctls and cgroups then stay as they are)", err))
 	}
 	c.journal = j
 	for _, step := range []struct {
@@ -84,7 +87,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if cfg.Purge {
 		if len(errs) > 0 {
-			// The journal in it is what another try would go by.
+			// Another attempt needs the journal in it.
 			errs = append(errs, fmt.Errorf("%s is kept because not everything could be cleaned up", cfg.Dirs.Data))
 		} else if err := c.purge(cfg.Dirs.Data); err != nil {
 			errs = append(errs, fmt.Errorf("remove the data directory: %w", err))
@@ -95,11 +98,11 @@ func Run(ctx context.Context, cfg Config) error {
 
 type cleaner struct {
 	Config
-	journal *host.Journal // nil if it cannot be read
+	journal *host.Journal // nil if it is unreadable
 	netns   map[inode]bool
 }
 
-func (c *cleaner) say(format string, a ...any) { fmt.Fprintf(c.Out, format+"\n", a...) }
+func (c *cleaner) printf(format string, a ...any) { fmt.Fprintf(c.Out, format+"\n", a...) }
 
 func (c *cleaner) made(k host.Kind) []string {
 	if c.journal == nil {
@@ -127,7 +130,7 @@ func (c *cleaner) restoreSysctls(context.Context) error {
 	if c.journal == nil {
 		return nil
 	}
-	return c.journal.Restore(func(name, value string) { c.say("restored %s = %s", name, value) })
+	return c.journal.Restore(func(name, value string) { c.printf("restored %s = %s", name, value) })
 }
 
 func (c *cleaner) removeRun(context.Context) error {

@@ -204,15 +204,15 @@ func TestDamagedNotesAreReportedAndKept(t *testing.T) {
 
 func TestOurResult(t *testing.T) {
 	conf := base64.StdEncoding.EncodeToString([]byte(`{"plugins":[{"ipam":{"dataDir":"/run/umiak/cni"}}]}`))
-	if !ourResult([]byte(`{"kind":"x","config":"`+conf+`"}`), "/run/umiak/cni") {
+	if !isOwnResult([]byte(`{"kind":"x","config":"`+conf+`"}`), "/run/umiak/cni") {
 		t.Error("not seen as ours")
 	}
 	for _, raw := range []string{`{"config":"` + conf + `"`, `{}`, `[]`, ``} {
-		if ourResult([]byte(raw), "/run/umiak/cni") {
+		if isOwnResult([]byte(raw), "/run/umiak/cni") {
 			t.Errorf("%q is ours", raw)
 		}
 	}
-	if ourResult([]byte(`{"config":"`+conf+`"}`), "/run/umiak") {
+	if isOwnResult([]byte(`{"config":"`+conf+`"}`), "/run/umiak") {
 		t.Error("another node's is ours")
 	}
 }

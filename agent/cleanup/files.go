@@ -19,12 +19,12 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// removeFiles removes what upstream code writes to fixed places outside the node's directories.
+// removeFiles removes what upstream code writes to fixed paths outside the node's directories.
 func (c *cleaner) removeFiles(context.Context) error {
-	return errors.Join(c.removeShimSockets(), c.removeCNIResults(), c.removeLogLinks(), c.removeNotedPaths())
+	return errors.Join(c.removeShimSockets(), c.removeCNIResults(), c.removeLogLinks(), c.removeRecordedPaths())
 }
 
-// removeShimSockets removes the sockets of shims, whose addresses stand in their bundles.
+// removeShimSockets removes the sockets of shims, whose addresses are in their bundles.
 func (c *cleaner) removeShimSockets() error {
 	bundles, err := listing.Match(filepath.Join(c.Dirs.ContainerdState(), "io.containerd.runtime.v2.task"), "*", "*")
 	if err != nil {
@@ -41,7 +41,7 @@ func (c *cleaner) removeShimSockets() error {
 				errs = append(errs, err)
 				continue
 			}
-			c.say("removed socket %s", socket)
+			c.printf("removed socket %s", socket)
 		}
 	}
 	return errors.Join(errs...)
@@ -69,8 +69,8 @@ func shimSockets(bundle string) []string {
 	return out
 }
 
-// removeCNIResults removes the results that the CNI library keeps of each pod, told by the state
-// directory in the configuration beside them.
+// removeCNIResults removes the CNI library's cached results of this node's pods, which it identifies by the state
+// directory in the cached configuration.
 func (c *cleaner) removeCNIResults() error {
 	files, err := filepath.Glob("/var/lib/cni/results/umiak-*")
 	if err != nil {
@@ -79,14 +79,14 @@ func (c *cleaner) removeCNIResults() error {
 	var errs []error
 	for _, f := range files {
 		raw, err := os.ReadFile(f)
-		if err != nil || !ourResult(raw, c.Dirs.CNIState()) {
+		if err != nil || !isOwnResult(raw, c.Dirs.CNIState()) {
 			continue
 		}
 		if err := os.Remove(f); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		c.say("removed %s", f)
+		c.printf("removed %s", f)
 	}
 	for _, d := range []string{"/var/lib/cni/results", "/var/lib/cni"} {
 		_ = os.Remove(d) // if empty
@@ -94,8 +94,8 @@ func (c *cleaner) removeCNIResults() error {
 	return errors.Join(errs...)
 }
 
-// ourResult says whether a cached CNI result was made with this state directory.
-func ourResult(raw []byte, state string) bool {
+// isOwnResult reports whether a cached CNI result was created with this state directory.
+func isOwnResult(raw []byte, state string) bool {
 	var r struct {
 		Config []byte `json:"config"`
 	}
@@ -105,7 +105,7 @@ func ourResult(raw []byte, state string) bool {
 	return bytes.Contains(r.Config, []byte(fmt.Sprintf("%q", state)))
 }
 
-// removeLogLinks removes the links to this node's logs that the kubelet keeps for log collectors.
+// removeLogLinks removes the kubelet's links to this node's logs.
 func (c *cleaner) removeLogLinks() error {
 	const dir = "/var/log/containers"
 	entries, err := os.ReadDir(dir)
@@ -121,7 +121,7 @@ func (c *cleaner) removeLogLinks() error {
 	for _, e := range entries {
 		p := filepath.Join(dir, e.Name())
 		target, err := os.Readlink(p)
-		if err != nil || !c.ourLog(target, wasMade) {
+		if err != nil || !c.isOwnLog(target, wasMade) {
 			continue
 		}
 		if err := os.Remove(p); err != nil {
@@ -131,14 +131,14 @@ func (c *cleaner) removeLogLinks() error {
 		n++
 	}
 	if n > 0 {
-		c.say("removed %d links from %s", n, dir)
+		c.printf("removed %d links from %s", n, dir)
 	}
 	return errors.Join(errs...)
 }
 
-// ourLog reports whether a link in a folder of log links leads to a log of this node. A link that leads nowhere is this
-// node's where the folder is.
-func (c *cleaner) ourLog(target string, folderIsOurs bool) bool {
+// isOwnLog reports whether a link in a folder of log links points to a log of this node. A dangling link counts if this
+// node created the folder.
+func (c *cleaner) isOwnLog(target string, madeFolder bool) bool {
 	if strings.HasPrefix(target, c.Dirs.PodLogs()+"/") {
 		return true
 	}
@@ -150,28 +150,28 @@ func (c *cleaner) ourLog(target string, folderIsOurs bool) bool {
 		return true
 	}
 	_, err := os.Stat(target)
-	return folderIsOurs && errors.Is(err, fs.ErrNotExist)
+	return madeFolder && errors.Is(err, fs.ErrNotExist)
 }
 
-// removeNotedPaths removes paths that were not there before: the kubelet's fixed ones.
-func (c *cleaner) removeNotedPaths() error {
+// removeRecordedPaths removes the paths in the journal, which did not exist before.
+func (c *cleaner) removeRecordedPaths() error {
 	var errs []error
-	noted := c.made(host.KindPath)
-	slices.SortFunc(noted, func(a, b string) int { return len(b) - len(a) }) // what lies deeper first
-	for _, p := range noted {
+	recorded := c.made(host.KindPath)
+	slices.SortFunc(recorded, func(a, b string) int { return len(b) - len(a) }) // deepest first
+	for _, p := range recorded {
 		if used, err := c.usedElsewhere(p); err != nil || used {
 			errs = append(errs, err)
 			continue
 		}
-		err := removeNoted(p)
+		err := removeRecorded(p)
 		switch {
 		case errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST):
-			continue // somebody else's things are in it by now
+			continue // others have put files into it
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			errs = append(errs, err)
 			continue
 		case err == nil:
-			c.say("removed %s", p)
+			c.printf("removed %s", p)
 			if p == "/etc/cni/net.d" {
 				_ = os.Remove(filepath.Dir(p)) // if empty
 			}
@@ -181,8 +181,8 @@ func (c *cleaner) removeNotedPaths() error {
 	return errors.Join(errs...)
 }
 
-// usedElsewhere reports whether another node on this machine, in a mount namespace of its own, would lose what it shows
-// at a place with the place.
+// usedElsewhere reports whether another node on this machine, in another mount namespace, has a mount at the path and
+// would lose it with the path.
 func (c *cleaner) usedElsewhere(p string) (bool, error) {
 	for _, f := range folders.Of(c.Dirs) {
 		if f.At == p {
@@ -192,8 +192,8 @@ func (c *cleaner) usedElsewhere(p string) (bool, error) {
 	return false, nil
 }
 
-// removeNoted removes a file, or a folder with nothing in it but what the kubelet puts there itself.
-func removeNoted(p string) error {
+// removeRecorded removes a file, or a folder that is empty except for the kubelet's own files.
+func removeRecorded(p string) error {
 	if filepath.Base(p) == "device-plugins" {
 		for _, f := range []string{"kubelet.sock", "kubelet_internal_checkpoint", "DEPRECATION"} {
 			if err := os.Remove(filepath.Join(p, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {

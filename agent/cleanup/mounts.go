@@ -15,15 +15,15 @@ import (
 	"github.com/umiak-io/umiak/agent/host/folders"
 )
 
-// removeMounts unmounts what containerd and the kubelet have mounted, and the folders that are shown elsewhere. A disk
-// that somebody mounted as one of these directories, or in the data directory, stays.
+// removeMounts unmounts what containerd and the kubelet have mounted, and the folders at fixed paths. A user's disk
+// that is mounted at one of these directories, or in the data directory, stays.
 func (c *cleaner) removeMounts(context.Context) error {
 	var errs []error
 	roots := []string{c.Dirs.Run}
 	shown := folders.Of(c.Dirs)
 	for _, root := range []string{folders.KubeletRoot, c.Dirs.Kubelet()} {
 		if root == folders.KubeletRoot {
-			if ours, err := folders.Kubelet(c.Dirs).Shown(); err != nil || !ours {
+			if isShown, err := folders.Kubelet(c.Dirs).Shown(); err != nil || !isShown {
 				errs = append(errs, err)
 				continue
 			}
@@ -41,22 +41,22 @@ func (c *cleaner) removeMounts(context.Context) error {
 			path := strings.TrimSuffix(m.Mountpoint, "//deleted")
 			err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 			switch {
-			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // gone with another one
+			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // unmounted together with another one
 			case err != nil:
 				errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
 			default:
-				c.say("unmounted %s", path)
+				c.printf("unmounted %s", path)
 			}
 		}
 	}
 	for _, f := range shown {
-		errs = append(errs, f.Hide(func(at string) { c.say("unmounted %s", at) }))
+		errs = append(errs, f.Hide(func(at string) { c.printf("unmounted %s", at) }))
 	}
 	return errors.Join(append(errs, c.removeSelfMount(c.Dirs.Kubelet()))...)
 }
 
-// removeSelfMount unmounts a directory that is mounted on itself, as kubelets of earlier builds did where the root of
-// the machine is not shared. Nothing is lost with it: the same files are below.
+// removeSelfMount unmounts a directory that is bind-mounted on itself, as the kubelets of earlier builds did where the
+// root mount is not shared. The files below are the same.
 func (c *cleaner) removeSelfMount(dir string) error {
 	for {
 		at, below, err := host.Mounts(dir)
@@ -65,7 +65,8 @@ func (c *cleaner) removeSelfMount(dir string) error {
 		}
 		top := at[len(at)-1]
 		var parent *mountinfo.Info
-		all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (bool, bool) { return m.ID != top.Parent, m.ID == top.Parent })
+		all, err := mountinfo.GetMounts(
+			func(m *mountinfo.Info) (bool, bool) { return m.ID != top.Parent, m.ID == top.Parent })
 		if err != nil {
 			return fmt.Errorf("list mounts: %w", err)
 		}
@@ -73,18 +74,19 @@ func (c *cleaner) removeSelfMount(dir string) error {
 			parent = all[0]
 		}
 		if parent == nil || parent.Major != top.Major || parent.Minor != top.Minor ||
-			filepath.Join(parent.Root, strings.TrimPrefix(top.Mountpoint, strings.TrimSuffix(parent.Mountpoint, "/"))) != top.Root {
+			filepath.Join(parent.Root, strings.TrimPrefix(top.Mountpoint,
+				strings.TrimSuffix(parent.Mountpoint, "/"))) != top.Root {
 			return nil
 		}
 		if err := unix.Unmount(top.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", top.Mountpoint, err)
 		}
-		c.say("unmounted %s", top.Mountpoint)
+		c.printf("unmounted %s", top.Mountpoint)
 	}
 }
 
-// removeNetns removes the named network namespaces whose processes were killed before. Those below the
-// run directory are gone with its mounts.
+// removeNetns removes the named network namespaces of the killed processes. Those below the run directory were removed
+// with its mounts.
 func (c *cleaner) removeNetns(context.Context) error {
 	files, err := filepath.Glob("/run/netns/cni-*")
 	if err != nil {
@@ -103,7 +105,7 @@ func (c *cleaner) removeNetns(context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		c.say("removed network namespace %s", f)
+		c.printf("removed network namespace %s", f)
 	}
 	return errors.Join(errs...)
 }

@@ -13,21 +13,21 @@ import (
 	"github.com/umiak-io/umiak/agent/host"
 )
 
-// removeInterfaces deletes what was noted when it was made, the veth pairs that still hang on it, and
-// whatever has umiak's prefix.
+// removeInterfaces deletes the interfaces in the journal, the veth interfaces attached to them, and all with umiak's
+// prefix.
 func (c *cleaner) removeInterfaces(context.Context) error {
-	noted := map[string]bool{}
+	recorded := map[string]bool{}
 	for _, n := range c.made(host.KindInterface) {
-		noted[n] = true
+		recorded[n] = true
 	}
-	// Interfaces of pods that were stopped just now go by themselves, which may interrupt the list.
+	// The kernel is removing the interfaces of killed pods, which may interrupt the listing.
 	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
 	ours := map[int]bool{}
 	for _, l := range links {
-		if a := l.Attrs(); noted[a.Name] || strings.HasPrefix(a.Name, "umiak") {
+		if a := l.Attrs(); recorded[a.Name] || strings.HasPrefix(a.Name, "umiak") {
 			ours[a.Index] = true
 		}
 	}
@@ -44,17 +44,17 @@ func (c *cleaner) removeInterfaces(context.Context) error {
 				continue
 			}
 		}
-		c.say("deleted interface %s", a.Name)
+		c.printf("deleted interface %s", a.Name)
 	}
 	if len(errs) == 0 {
-		for n := range noted {
+		for n := range recorded {
 			errs = append(errs, c.gone(host.KindInterface, n))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// removeTables deletes the nftables tables that umiak's parts own.
+// removeTables deletes the nftables tables with umiak's prefix.
 func (c *cleaner) removeTables(context.Context) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -75,7 +75,7 @@ func (c *cleaner) removeTables(context.Context) error {
 		if err := conn.Flush(); err != nil {
 			return fmt.Errorf("delete tables: %w", err)
 		}
-		c.say("deleted nftables table %s", strings.Join(names, ", "))
+		c.printf("deleted nftables table %s", strings.Join(names, ", "))
 	}
 	var errs []error
 	for _, n := range c.made(host.KindTable) {

@@ -20,7 +20,7 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// inode identifies a file, directory or namespace whatever path it is seen under.
+// inode identifies a file, directory or namespace, whatever its path.
 type inode struct{ dev, ino uint64 }
 
 func inodeOf(path string) (inode, error) {
@@ -31,15 +31,15 @@ func inodeOf(path string) (inode, error) {
 	return inode{st.Dev, st.Ino}, nil
 }
 
-// stopPods kills the shims of this node and everything that they and the pods' cgroups hold. The network
-// namespaces of what is killed are remembered.
+// stopPods kills this node's shims, their descendants, and the processes in the pods' cgroups. It records the network
+// namespaces of killed processes.
 func (c *cleaner) stopPods(ctx context.Context) error {
 	c.netns = map[inode]bool{}
-	own, err := inodeOf("/proc/self/ns/net")
+	self, err := inodeOf("/proc/self/ns/net")
 	if err != nil {
 		return err
 	}
-	// New processes appear while others are killed (a shim starts a probe's exec), so look until none is left.
+	// New processes may appear meanwhile (a shim starts a probe's exec): repeat until there are none.
 	var left []int
 	for range 50 {
 		pids, err := c.pods()
@@ -50,7 +50,7 @@ func (c *cleaner) stopPods(ctx context.Context) error {
 			return nil
 		}
 		for _, pid := range pids {
-			if ns, err := inodeOf(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && ns != own {
+			if ns, err := inodeOf(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && ns != self {
 				c.netns[ns] = true
 			}
 		}
@@ -61,8 +61,8 @@ func (c *cleaner) stopPods(ctx context.Context) error {
 	return fmt.Errorf("processes %v cannot be killed", left)
 }
 
-// pods are the processes of this node's pods: shims first, then what descends from them, then what is
-// left in the pods' cgroups.
+// pods returns the processes of this node's pods: shims first, then their descendants, then the others in the pods'
+// cgroups.
 func (c *cleaner) pods() ([]int, error) {
 	bundles := map[inode]bool{}
 	for _, name := range []string{"io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"} {
@@ -80,11 +80,11 @@ func (c *cleaner) pods() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	ours := map[int]bool{}
+	seen := map[int]bool{}
 	var out []int
 	add := func(pid int) {
-		if !ours[pid] && pid > 1 && pid != os.Getpid() {
-			ours[pid] = true
+		if !seen[pid] && pid > 1 && pid != os.Getpid() {
+			seen[pid] = true
 			out = append(out, pid)
 		}
 	}
@@ -95,10 +95,10 @@ func (c *cleaner) pods() ([]int, error) {
 		if cwd, err := inodeOf(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && bundles[cwd] {
 			add(pid)
 		} else if slices.Contains(p.argv, c.Dirs.ContainerdSocket()) && sameNamespace(pid, "mnt") {
-			add(pid) // its bundle has been removed by hand
+			add(pid) // its bundle has been removed manually
 		}
 	}
-	// A shim adopts what its containers orphan, so the tree below it is complete.
+	// A shim is a subreaper: orphans of its containers become its children, so the tree below it is complete.
 	for i := 0; i < len(out); i++ {
 		for pid, p := range procs {
 			if p.parent == out[i] {
@@ -155,7 +155,7 @@ func sameNamespace(pid int, kind string) bool {
 	return err == nil && err2 == nil && a == b
 }
 
-// kill ends the processes and waits until they are gone.
+// kill kills the processes and waits until they have ended, for at most ten seconds.
 func (c *cleaner) kill(ctx context.Context, pids []int) error {
 	var fds []unix.PollFd
 	defer func() {
@@ -176,7 +176,7 @@ func (c *cleaner) kill(ctx context.Context, pids []int) error {
 			_ = unix.Close(fd)
 			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
-		c.say("killed process %d (%s)", pid, bytes.TrimSpace(name))
+		c.printf("killed process %d (%s)", pid, bytes.TrimSpace(name))
 		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
 	deadline := time.Now().Add(10 * time.Second)

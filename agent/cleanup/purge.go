@@ -16,40 +16,42 @@ import (
 	"github.com/umiak-io/umiak/agent/host"
 )
 
-// ofData are the names of what umiak makes in the data directory: where that is a disk, others may have theirs on it.
-var ofData = names(`lock|mark|node-name|\.node-name\..+|agent|server|server\..+|\.restore.*|\.umiak-.*`)
+// dataEntries matches what umiak creates in the data directory. If that is a disk, it may hold other files.
+var dataEntries = names(`lock|mark|node-name|\.node-name\..+|agent|server|server\..+|\.restore.*|\.umiak-.*`)
 
-// state are the folders of the data directory that hold umiak's own state, which purge promises to remove also where
-// they are mounts, with the names of what umiak, containerd and the kubelet make in them. All else that is mounted in
-// the data directory (snapshots on a share, manifests from a checkout) is the user's.
-var state = map[string]*regexp.Regexp{
-	"agent":              names(`bundle|cni|containerd|images|kubelet|logs|pki|pod-manifests|upgrade|volume-plugins|node-password|no-network-policies|.+\.json|.+\.kubeconfig`),
-	"agent/containerd":   names(`io\.containerd\..+|tmpmounts|images\.json`),
-	"agent/kubelet":      names(`pods.*|plugins|plugins_registry|pod-resources|device-plugins|checkpoints|image_manager|userns.*|.+_state|.+_checkpoint`),
+// stateFolders are the folders of the data directory with umiak's own state, which purge removes even if they are
+// mounts, with the names of what umiak, containerd and the kubelet create in them. Everything else that is mounted in
+// the data directory (snapshots on a share, manifests from a checkout) belongs to the user.
+var stateFolders = map[string]*regexp.Regexp{
+	"agent": names(
+		`bundle|cni|containerd|images|kubelet|logs|pki|pod-manifests|upgrade|volume-plugins|node-password|no-network-policies|.+\.json|.+\.kubeconfig`),
+	"agent/containerd": names(`io\.containerd\..+|tmpmounts|images\.json`),
+	"agent/kubelet": names(
+		`pods.*|plugins|plugins_registry|pod-resources|device-plugins|checkpoints|image_manager|userns.*|.+_state|.+_checkpoint`),
 	"agent/kubelet/pods": names(`[0-9a-f-]{32,36}`),
 	"agent/logs":         names(`pods`),
 	"agent/logs/pods":    names(`[^_]+_[^_]+_[0-9a-f-]{32,36}`),
 	"agent/pki":          names(`.+\.(crt|key|pem)`),
-	"server":             names(`db|pki|kubeconfigs|manifests|snapshots|token|agent-token|.+\.yaml|.+\.json|.+\.kubeconfig`),
-	"server/db":          names(`lock|state\.db.*|etcd|etcd\..+|sqlite-before-etcd-.+|broken-.+`),
-	"server/pki":         names(`.+\.(crt|key|pem)`),
+	"server": names(
+		`db|pki|kubeconfigs|manifests|snapshots|token|agent-token|.+\.yaml|.+\.json|.+\.kubeconfig`),
+	"server/db":  names(`lock|state\.db.*|etcd|etcd\..+|sqlite-before-etcd-.+|broken-.+`),
+	"server/pki": names(`.+\.(crt|key|pem)`),
 }
 
-// names matches a whole name, or that of a file which a kill has kept from getting it (internal/atomicfile).
+// names matches a whole name, or the name of a temporary file that a kill has left behind (internal/atomicfile).
 func names(expr string) *regexp.Regexp {
 	return regexp.MustCompile(`^(?:` + expr + `|\..+\.tmp)$`)
 }
 
-// purge removes the data directory. Where that is a link or a mount, it is emptied and stays, and what lies on file
-// systems that are mounted in it is left alone, unless they hold a folder of ours and nothing else.
+// purge removes the data directory. If it is a link or a mount point, purge empties it. File systems mounted in it are
+// left alone, unless they hold a folder of umiak's state and nothing else.
 func (c *cleaner) purge(dir string) error {
-	return c.removeTree(dir, ofData)
+	return c.removeTree(dir, dataEntries)
 }
 
-// removeTree removes a directory, or those of its entries that are named as ours are, if ours is given. It never goes
-// into what is mounted below but where that is a folder with nothing but our things; an error names what of ours is
-// left for it.
-func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
+// removeTree removes a directory, or only those of its entries that match own, if own is not nil. It does not enter
+// mounts below, except state folders that hold nothing else; the error lists what prevents the removal.
+func (c *cleaner) removeTree(dir string, own *regexp.Regexp) error {
 	st, err := os.Lstat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -60,7 +62,7 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 	real, err := filepath.EvalSymlinks(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		target, _ := os.Readlink(dir)
-		return fmt.Errorf("%s is a link to %s, which is not there; mount the disk that it is on and run this again", dir, target)
+		return fmt.Errorf("%s is a link to %s, which does not exist; mount its disk and run this again", dir, target)
 	}
 	if err != nil {
 		return err
@@ -77,7 +79,7 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 	for _, m := range t.mounts {
 		errs = append(errs, c.purgeApart(t, strings.TrimPrefix(m, real+"/"), m, "a mount"))
 	}
-	for _, rel := range slices.Backward(slices.Sorted(maps.Keys(state))) {
+	for _, rel := range slices.Backward(slices.Sorted(maps.Keys(stateFolders))) {
 		p := filepath.Join(real, rel)
 		if st, err := os.Lstat(p); err != nil || st.Mode()&fs.ModeSymlink == 0 {
 			continue
@@ -90,7 +92,7 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 			errs = append(errs, err)
 		}
 	}
-	left, err := t.remove(real, ours)
+	left, err := t.remove(real, own)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -107,20 +109,20 @@ func (c *cleaner) removeTree(dir string, ours *regexp.Regexp) error {
 		if err := os.Remove(real); err != nil {
 			return err
 		}
-		c.say("removed %s", dir)
+		c.printf("removed %s", dir)
 		return nil
 	}
-	c.say("emptied %s, which stays because %s", dir, stays)
+	c.printf("emptied %s, which stays because %s", dir, stays)
 	return nil
 }
 
-// tree is a directory with file systems mounted in it.
+// tree is a directory with the mounts in it.
 type tree struct {
 	root   string
 	mounts []string // deepest first
 }
 
-// newTree returns the tree at root with the mounts among all, deepest first, that are still there.
+// newTree returns the tree at root with the mounts in all that still exist, deepest first.
 func newTree(root string, all []*mountinfo.Info) tree {
 	t := tree{root: root}
 	for _, m := range all {
@@ -131,7 +133,7 @@ func newTree(root string, all []*mountinfo.Info) tree {
 	return t
 }
 
-// treeAt looks up what is mounted in a folder.
+// treeAt returns the tree of a folder.
 func treeAt(root string) (tree, error) {
 	_, below, err := host.Mounts(root)
 	if err != nil {
@@ -140,14 +142,14 @@ func treeAt(root string) (tree, error) {
 	return newTree(root, below), nil
 }
 
-// around reports whether something is mounted below a path.
+// around reports whether there is a mount below a path.
 func (t tree) around(path string) bool {
 	return slices.ContainsFunc(t.mounts, func(m string) bool { return strings.HasPrefix(m, path+"/") })
 }
 
-// remove removes what is in a directory and named as ours is (nil: everything), but no mount and nothing in one. It
-// returns the names of what is left.
-func (t tree) remove(dir string, ours *regexp.Regexp) (left []string, err error) {
+// remove removes the entries of a directory that match own (nil: all), except mounts and what is in them. It returns
+// the names of the remaining entries.
+func (t tree) remove(dir string, own *regexp.Regexp) (left []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -156,7 +158,7 @@ func (t tree) remove(dir string, ours *regexp.Regexp) (left []string, err error)
 	for _, e := range entries {
 		p := filepath.Join(dir, e.Name())
 		switch {
-		case slices.Contains(t.mounts, p), ours != nil && !ours.MatchString(e.Name()):
+		case slices.Contains(t.mounts, p), own != nil && !own.MatchString(e.Name()):
 			left = append(left, e.Name())
 		case t.around(p):
 			more, err := t.remove(p, nil)
@@ -171,12 +173,12 @@ func (t tree) remove(dir string, ours *regexp.Regexp) (left []string, err error)
 	return left, errors.Join(errs...)
 }
 
-// purgeApart empties a folder of the data directory that lies elsewhere (as a mount, or behind a link), if it is one of
-// ours and holds nothing else.
+// purgeApart empties a folder of the data directory that is a mount or behind a link, if it is a state folder and holds
+// nothing else.
 func (c *cleaner) purgeApart(t tree, rel, dir, how string) error {
-	ours := state[rel]
-	if ours == nil {
-		c.say("kept %s, which is %s", dir, how)
+	own := stateFolders[rel]
+	if own == nil {
+		c.printf("kept %s, which is %s", dir, how)
 		return nil
 	}
 	entries, err := os.ReadDir(dir)
@@ -185,16 +187,17 @@ func (c *cleaner) purgeApart(t tree, rel, dir, how string) error {
 	}
 	var others []string
 	for _, e := range entries {
-		if e.Name() != "lost+found" && !ours.MatchString(e.Name()) {
+		if e.Name() != "lost+found" && !own.MatchString(e.Name()) {
 			others = append(others, e.Name())
 		}
 	}
 	if len(others) > 0 {
-		return fmt.Errorf("%s is %s and holds more than what umiak put there (%s): remove from it what is to go, take it out of the data directory, and run this again", dir, how, strings.Join(others, ", "))
+		return fmt.Errorf(
+			"%s is %s and holds files that are not umiak's (%s): remove umiak's files, move it out of the data directory, and run this again", dir, how, strings.Join(others, ", "))
 	}
-	if _, err := t.remove(dir, ours); err != nil {
+	if _, err := t.remove(dir, own); err != nil {
 		return err
 	}
-	c.say("emptied %s, which stays because it is %s", dir, how)
+	c.printf("emptied %s, which stays because it is %s", dir, how)
 	return nil
 }

@@ -206,10 +206,10 @@ func TestNamesOfState(t *testing.T) {
 		if !ok {
 			continue
 		}
-		if first, _, _ := strings.Cut(rel, "/"); !ofData.MatchString(first) {
+		if first, _, _ := strings.Cut(rel, "/"); !dataEntries.MatchString(first) {
 			t.Errorf("%s: purge leaves %s", v.Type().Method(i).Name, first)
 		}
-		for dir, names := range state {
+		for dir, names := range stateFolders {
 			if in, ok := strings.CutPrefix(rel, dir+"/"); ok {
 				if first, _, _ := strings.Cut(in, "/"); !names.MatchString(first) {
 					t.Errorf("%s: purge takes %s in %s for another's", v.Type().Method(i).Name, first, dir)

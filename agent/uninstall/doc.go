@@ -1,8 +1,8 @@
-// Package uninstall takes back what install.sh did: the service, its unit, the program, the settings, and by package
-// cleanup all that the node put on the machine.
+// Package uninstall reverses what install.sh did: it removes the service and its unit, the program, the settings and,
+// with package cleanup, everything that the node put on the machine.
 //
-// It goes by the list of files that install.sh writes (/etc/umiak/installed) and removes none that is not in it.
-// The list is removed last but for the program, so that a run that was broken off can be run again.
+// It removes the files on the list that install.sh writes (/etc/umiak/installed), and no others. The program goes last,
+// the list shortly before, so that an interrupted run can be repeated.
 //
-// `umiak uninstall` calls it.
+// `umiak uninstall` calls it. It imports nothing of umiak.
 package uninstall

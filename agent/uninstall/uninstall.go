@@ -15,32 +15,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// List is the file in Config.Etc with the files that install.sh made, one a line.
+// List is the file in Config.Etc that lists the files that install.sh created, one per line.
 const List = "installed"
 
-// SettingsRead is what install.sh has the service write at its start: the sum of its settings. It is not in List, which programs of
-// other versions read as well.
+// SettingsRead is a file that the service writes at its start on install.sh's behalf: the checksum of its settings. It
+// is not in List, because programs of other versions read List as well.
 const SettingsRead = "/run/umiak-settings"
 
-// Config says what to take away.
+// Config describes what to remove.
 type Config struct {
-	Etc     string                                         // the folder of settings, with List in it
-	Keep    bool                                           // leaves Etc but for List; Cleanup knows of the data by itself
-	Cleanup func(context.Context) error                    // takes away what the node put on the machine, once it is stopped
-	Command func(context.Context, string, ...string) error // runs a program of the init system
+	Etc string // the settings folder, which contains List
+	// keeps Etc, except List; whether data is kept is Cleanup's decision
+	Keep    bool
+	Cleanup func(context.Context) error                    // removes what the stopped node put on the machine
+	Command func(context.Context, string, ...string) error // runs a command of the init system
 	Out     io.Writer
 }
 
-// files are what install.sh may have made, by their names.
+// files are the base names of files that install.sh may create.
 var files = []string{
 	"umiak", "umiak-agent", "umiak.service", "umiak-agent.service", // programs, services, logrotate's settings
 	"umiak.log", "umiak-agent.log", "umiak.log.1", "umiak-agent.log.1",
 }
 
-// ErrNotInstalled means that there is no List.
-var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; a package is removed with the package manager, and `umiak cleanup --purge` removes what a node left")
+// ErrNotInstalled means that List does not exist.
+var ErrNotInstalled = errors.New(
+	"umiak was not installed here by install.sh; a package is removed with the package manager, and `umiak cleanup --purge` removes what a node left")
 
-// Read returns the files of List. Anything in it that install.sh does not write is an error: they are about to be removed.
+// Read returns the files on List. An entry that install.sh does not write is an error, because the files are about to
+// be removed.
 func Read(etc string) ([]string, error) {
 	name := filepath.Join(etc, List)
 	raw, err := os.ReadFile(name)
@@ -61,14 +64,14 @@ func parse(text string) ([]string, error) {
 	var all []string
 	for i, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		if !filepath.IsAbs(line) || filepath.Clean(line) != line || !slices.Contains(files, filepath.Base(line)) {
-			return nil, fmt.Errorf("line %d: %q is no file that install.sh makes", i+1, line)
+			return nil, fmt.Errorf("line %d: %q is not a file that install.sh creates", i+1, line)
 		}
 		all = append(all, line)
 	}
 	return all, nil
 }
 
-// Run takes everything away. It stops at the first error, so that what is needed to run it again is still there.
+// Run uninstalls. It stops at the first error, so that what another run needs still exists.
 func Run(ctx context.Context, cfg Config) error {
 	all, err := Read(cfg.Etc)
 	if err != nil {
@@ -111,7 +114,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("remove settings: %w", err)
 		}
 	}
-	for _, p := range others { // this process' own file among them
+	for _, p := range others { // including this program
 		if err := remove(cfg, p); err != nil {
 			return err
 		}
@@ -121,7 +124,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 func isSystemd(unit string) bool { return strings.HasSuffix(unit, ".service") }
 
-// stop ends a service and its starts at boot. One whose unit is gone is stopped already: that is where an earlier run was.
+// stop stops a service and disables it at boot. If its unit does not exist, an earlier run has stopped it.
 func stop(ctx context.Context, cfg Config, unit string) error {
 	if _, err := os.Lstat(unit); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -140,10 +143,11 @@ func stop(ctx context.Context, cfg Config, unit string) error {
 	return cfg.Command(ctx, "rc-update", "--quiet", "delete", name)
 }
 
-// removeServiceCgroups removes those that OpenRC makes for a service and leaves when it stops. One with a process in it,
-// which is not ours then, stays: rmdir is refused.
+// removeServiceCgroups removes the cgroups that OpenRC creates for a service and does not remove when it stops. rmdir
+// fails for one with processes, which are not umiak's.
 func removeServiceCgroups(name string) {
-	for _, pattern := range []string{"/sys/fs/cgroup/%s", "/sys/fs/cgroup/openrc.%s", "/sys/fs/cgroup/unified/%s", "/sys/fs/cgroup/unified/openrc.%s", "/sys/fs/cgroup/openrc/%s"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/%s", "/sys/fs/cgroup/openrc.%s", "/sys/fs/cgroup/unified/%s",
+		"/sys/fs/cgroup/unified/openrc.%s", "/sys/fs/cgroup/openrc/%s"} {
 		_ = unix.Rmdir(fmt.Sprintf(pattern, name))
 	}
 }
@@ -159,7 +163,7 @@ func remove(cfg Config, file string) error {
 	return err
 }
 
-// Command runs a program for Config.Command; what it prints is in the error.
+// Command runs a command, for use as Config.Command. Its output becomes part of the error.
 func Command(ctx context.Context, name string, args ...string) error {
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {

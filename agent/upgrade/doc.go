@@ -1,6 +1,7 @@
-// Package upgrade brings this node's program to another version: it runs the install.sh that installed it, which checks
-// the release, keeps all settings, starts the new version and puts the old one back when that does not become ready.
+// Package upgrade upgrades this node's program to another version. It runs the install.sh that installed the program,
+// which verifies the release, keeps all settings, starts the new version and restores the old one if the new one does
+// not become ready.
 //
-// `umiak upgrade` calls it, package agent has a Follower do the same when the cluster asks for it (server/upgrades), and a
-// node that has become ready calls Confirm.
+// `umiak upgrade` calls it. In package agent, a Follower does the same when the cluster requests it (server/upgrades),
+// and a node that has become ready calls Confirm. It imports agent/bundle and internal/.
 package upgrade

@@ -27,19 +27,19 @@ import (
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
 
-// Follower does what the cluster asks of this node by an annotation of its Node. The work is another process, `umiak
-// upgrade --asked`, which outlives this one: that is what it replaces.
+// Follower upgrades this node when the cluster requests it with an annotation of the Node. The work is done by another
+// process, `umiak upgrade --asked`, because this process is replaced.
 type Follower struct {
-	Version string // that runs
+	Version string // the running version
 	Node    cache.SharedIndexInformer
 	Say     func(context.Context, upgrades.Answer) error // writes the annotation
-	Dir     string                                       // where request, answer and log are
-	Lock    string                                       // what whoever upgrades holds
-	Start   func() (wait func() error, err error)        // the other process
+	Dir     string                                       // folder of request, answer and log
+	Lock    string                                       // lock file of upgrades
+	Start   func() (wait func() error, err error)        // starts the other process
 	Log     *slog.Logger
 }
 
-// The files in Follower.Dir.
+// Files in Follower.Dir.
 const (
 	requestFile = "request.json"
 	answerFile  = "answer.json"
@@ -47,16 +47,16 @@ const (
 )
 
 const (
-	// tries is how often a request is begun that breaks off without an answer, as when the power goes.
-	tries = 3
-	// sayAgain is the pause after an answer could not be given.
-	sayAgain = 5 * time.Second
-	// maxFile bounds what is read of the two files.
+	// maxAttempts bounds how often a request is started that ends without an answer, for example by a power failure.
+	maxAttempts = 3
+	// answerRetry is the pause after a failed attempt to answer.
+	answerRetry = 5 * time.Second
+	// maxFile bounds the size in bytes of request and answer.
 	maxFile = 64 << 10
 )
 
-// begun is a request that was begun.
-type begun struct {
+// started is a request with the number of attempts.
+type started struct {
 	upgrades.Request
 	Times int `json:"times"`
 }
@@ -75,7 +75,8 @@ func (f *Follower) Run(ctx context.Context, ready func()) error {
 		UpdateFunc: func(a, b any) {
 			before, _ := a.(*corev1.Node)
 			after, _ := b.(*corev1.Node)
-			if before != nil && after != nil && before.Annotations[upgrades.AskedFor] != after.Annotations[upgrades.AskedFor] {
+			if before != nil && after != nil &&
+				before.Annotations[upgrades.AskedFor] != after.Annotations[upgrades.AskedFor] {
 				changed()
 			}
 		},
@@ -83,15 +84,15 @@ func (f *Follower) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("follow the Node: %w", err)
 	}
-	defer f.Node.RemoveEventHandler(reg) //nolint:errcheck // it is stopped with the process
+	defer f.Node.RemoveEventHandler(reg) //nolint:errcheck // the informer ends with the process
 	ready()
 	s := &following{Follower: f, ended: make(chan error, 1)}
 	defer s.unwatch()
 	for {
 		again, err := s.step(ctx)
 		if err != nil {
-			f.Log.Warn("cannot answer the cluster about an upgrade, trying again", "error", err, "in", sayAgain)
-			again = sayAgain
+			f.Log.Warn("cannot report an upgrade to the cluster, trying again", "error", err, "in", answerRetry)
+			again = answerRetry
 		}
 		var later <-chan time.Time
 		if again > 0 {
@@ -104,18 +105,18 @@ func (f *Follower) Run(ctx context.Context, ready func()) error {
 		case <-later:
 		case err := <-s.ended:
 			s.running = false
-			f.Log.Info("the upgrade that the cluster asked for has ended", "error", err)
+			f.Log.Info("the upgrade that the cluster requested has ended", "error", err)
 		case <-s.events():
 		}
 	}
 }
 
-// following is a Follower at work.
+// following is the state of Follower.Run.
 type following struct {
 	*Follower
-	running bool // a process that this one has started
+	running bool // this process has started an upgrade that has not ended
 	ended   chan error
-	files   *fsnotify.Watcher // while another process is at work
+	files   *fsnotify.Watcher // not nil while another process upgrades
 }
 
 func (s *following) events() <-chan fsnotify.Event {
@@ -127,12 +128,12 @@ func (s *following) events() <-chan fsnotify.Event {
 
 func (s *following) unwatch() {
 	if s.files != nil {
-		_ = s.files.Close() // nothing is lost with a watch
+		_ = s.files.Close() // holds no data
 		s.files = nil
 	}
 }
 
-// step does what is next, and says when to look again, 0 is when something happens.
+// step performs the next action. It returns the time until the next call; 0 means to wait for an event.
 func (s *following) step(ctx context.Context) (time.Duration, error) {
 	annotations := s.annotations()
 	r, ok := upgrades.Annotation[upgrades.Request](annotations, upgrades.AskedFor)
@@ -146,14 +147,14 @@ func (s *following) step(ctx context.Context) (time.Duration, error) {
 		s.unwatch()
 		a.ID, a.Version = r.ID, s.Version
 		if a.Error == "" && a.Version != r.Version {
-			a.Error = fmt.Sprintf("it was installed, and says that it is %s and not %s", a.Version, r.Version)
+			a.Error = fmt.Sprintf("it was installed, but reports version %s instead of %s", a.Version, r.Version)
 		}
 		if a.Ended.IsZero() {
 			a.Ended = time.Now().UTC().Truncate(time.Second)
 		}
 		return 0, s.Say(ctx, a)
 	}
-	held := filelock.Held(s.Lock) // asked for before the answer is, which comes first
+	held := filelock.Held(s.Lock) // check the lock first: the answer is written before it is released
 	a, err := read[upgrades.Answer](filepath.Join(s.Dir, answerFile))
 	switch {
 	case err != nil:
@@ -167,30 +168,31 @@ func (s *following) step(ctx context.Context) (time.Duration, error) {
 		if s.files, err = fsnotify.NewWatcher(); err == nil {
 			err = s.files.Add(s.Dir)
 		}
-		return time.Millisecond, err // look once more: it may have ended meanwhile
+		return time.Millisecond, err // check once more: it may have ended meanwhile
 	case s.Version == r.Version:
 		return answer(upgrades.Answer{})
 	}
-	b, err := read[begun](filepath.Join(s.Dir, requestFile))
+	b, err := read[started](filepath.Join(s.Dir, requestFile))
 	if err != nil {
 		return 0, err
 	}
 	if b.ID != r.ID {
 		b.Times = 0
 	}
-	if b.Times >= tries {
-		return answer(upgrades.Answer{Error: fmt.Sprintf("it was begun %d times and broke off; see %s", tries, filepath.Join(s.Dir, logFile))})
+	if b.Times >= maxAttempts {
+		return answer(upgrades.Answer{Error: fmt.Sprintf("it was started %d times and ended without a result; see %s",
+			maxAttempts, filepath.Join(s.Dir, logFile))})
 	}
 	s.unwatch()
-	s.Log.Info("the cluster asks for an upgrade of this node", "from", s.Version, "to", r.Version, "try", b.Times+1)
-	if err := s.begin(begun{r, b.Times + 1}); err != nil {
+	s.Log.Info("the cluster requests an upgrade of this node", "from", s.Version, "to", r.Version, "try", b.Times+1)
+	if err := s.start(started{r, b.Times + 1}); err != nil {
 		return answer(upgrades.Answer{Error: err.Error()})
 	}
 	return 0, nil
 }
 
 func (s *following) annotations() map[string]string {
-	for _, o := range s.Node.GetStore().List() { // it is one
+	for _, o := range s.Node.GetStore().List() { // it holds one Node
 		if n, ok := o.(*corev1.Node); ok {
 			return n.Annotations
 		}
@@ -198,9 +200,9 @@ func (s *following) annotations() map[string]string {
 	return nil
 }
 
-func (s *following) begin(b begun) error {
+func (s *following) start(b started) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+		return fmt.Errorf("create directory: %w", err)
 	}
 	if err := write(filepath.Join(s.Dir, requestFile), b); err != nil {
 		return err
@@ -210,12 +212,12 @@ func (s *following) begin(b begun) error {
 		return fmt.Errorf("start the upgrade: %w", err)
 	}
 	s.running = true
-	go func() { s.ended <- wait() }() // the process ends by itself, and this one may before it
+	go func() { s.ended <- wait() }() // this process may end before it
 	return nil
 }
 
-// Process starts `program upgrade --asked`, in a session of its own; where systemd is, also outside of the service that it
-// is going to restart.
+// Process returns a function that starts `program upgrade --asked` in a new session and, under systemd, outside the
+// service that it is going to restart.
 func Process(program string, args ...string) func() (wait func() error, err error) {
 	return func() (func() error, error) {
 		line := append([]string{program, "upgrade", "--asked"}, args...)
@@ -225,17 +227,17 @@ func Process(program string, args ...string) func() (wait func() error, err erro
 		cmd := exec.Command(line[0], line[1:]...) //nolint:noctx // it outlives this process
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		// It must not speak to systemd as if it were the service.
+		// It must not notify systemd on behalf of the service.
 		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
 		return cmd.Wait, cmd.Start()
 	}
 }
 
-// baseVariable is where install.sh keeps where it was installed from.
+// baseVariable is the variable in which install.sh stores where it found the release.
 const baseVariable = "INSTALL_UMIAK_BASE_URL"
 
-// permits fails for a place of releases that the node's owner has not named: whoever may write a Node could have root
-// read or fetch any other.
+// permits returns an error for a place of releases that the node's owner has not configured: otherwise, anyone who can
+// write a Node could make root read or fetch any file.
 func (cfg Config) permits(source string) error {
 	if source == "" {
 		return nil
@@ -250,39 +252,40 @@ func (cfg Config) permits(source string) error {
 	if base := env[baseVariable]; same(base) || slices.ContainsFunc(cfg.Sources, same) {
 		return nil
 	}
-	return fmt.Errorf("the cluster asks for a release of %q, which is neither where this node was installed from nor in its setting upgrade-sources", source)
+	return fmt.Errorf(
+		"the cluster requests a release from %q, which is neither where this node was installed from nor in its setting upgrade-sources", source)
 }
 
-// Asked is `umiak upgrade --asked`: it does what the request in dir says, and leaves the answer there. A request brings a
-// program and nothing else, and no older one.
+// Asked is `umiak upgrade --asked`: it executes the request in dir and writes the answer there. A request can install
+// only a program, and no older one.
 func Asked(ctx context.Context, cfg Config, dir string) (err error) {
-	b, err := read[begun](filepath.Join(dir, requestFile))
+	b, err := read[started](filepath.Join(dir, requestFile))
 	if err != nil {
 		return err
 	}
 	if b.ID == "" {
-		return fmt.Errorf("%s: the cluster has asked for nothing", dir)
+		return fmt.Errorf("%s: there is no request of the cluster", dir)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // words for people
-	var said tail
-	cfg.Version, cfg.Base, cfg.Out, cfg.programAlone = b.Version, b.Source, io.MultiWriter(f, &said), true
+	defer f.Close() //nolint:errcheck // a log for people
+	var output tail
+	cfg.Version, cfg.Base, cfg.Out, cfg.programOnly = b.Version, b.Source, io.MultiWriter(f, &output), true
 	a := upgrades.Answer{ID: b.ID}
 	err = cfg.permits(b.Source)
 	if err == nil {
 		err = Run(ctx, cfg)
 	}
 	if err != nil {
-		a.Error = strings.TrimSpace(strings.TrimSpace(said.String()) + "\n" + err.Error())
+		a.Error = strings.TrimSpace(strings.TrimSpace(output.String()) + "\n" + err.Error())
 	}
 	a.Ended = time.Now().UTC().Truncate(time.Second)
 	return write(filepath.Join(dir, answerFile), a)
 }
 
-// tail keeps the last words of what is written to it.
+// tail keeps the last maxTail bytes written to it.
 type tail struct{ bytes.Buffer }
 
 const maxTail = 1200
@@ -294,7 +297,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// read reads a file that another process has written; one that is not there is the zero value.
+// read reads a file that another process has written. A missing file gives the zero value.
 func read[T any](file string) (v T, err error) {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -158,7 +158,7 @@ func TestFollower(t *testing.T) {
 		stop() // as by a power cut
 		stop = r.run()
 		wait(r, r.starts)()
-		if a := wait(r, r.said); !strings.Contains(a.Error, "broke off") {
+		if a := wait(r, r.said); !strings.Contains(a.Error, "without a result") {
 			t.Errorf("got %+v", a)
 		}
 		stop()
@@ -185,7 +185,7 @@ func TestAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	for version, want := range map[string]string{"v2": "", "bad": "program bad from there\nnot upgraded: install.sh: exit status 1"} {
-		err := write(filepath.Join(dir, requestFile), begun{upgrades.Request{ID: version, Version: version, Source: "there"}, 1})
+		err := write(filepath.Join(dir, requestFile), started{upgrades.Request{ID: version, Version: version, Source: "there"}, 1})
 		if err == nil {
 			err = Asked(t.Context(), cfg, dir)
 		}
@@ -205,7 +205,7 @@ func TestAsked(t *testing.T) {
 		"": true, "there": true, "https://mirror.lan/releases/": true,
 		"https://mirror.lan/releases2": false, "http://mirror.lan/releases": false, "/var/lib/umiak/agent/kubelet/pods/x": false, "/": false,
 	} {
-		err := write(filepath.Join(dir, requestFile), begun{upgrades.Request{ID: "s" + source, Version: "v2", Source: source}, 1})
+		err := write(filepath.Join(dir, requestFile), started{upgrades.Request{ID: "s" + source, Version: "v2", Source: source}, 1})
 		if err == nil {
 			err = Asked(t.Context(), cfg, dir)
 		}

@@ -19,45 +19,46 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
-// Script is the file in Config.Etc that install.sh leaves of itself.
+// Script is the file in Config.Etc in which install.sh stores a copy of itself.
 const Script = "install.sh"
 
-// Config says to what.
+// Config describes one upgrade of this node. Exactly one of Version and From must be set.
 type Config struct {
-	Etc     string // the folder of settings
-	Version string // of a release, where install.sh finds those
-	Base    string // where that is, if it is another place than the last time
-	// AllowOlder is the word for a release that is older than the one that runs.
+	Etc     string // the settings folder
+	Version string // the release to install; "" with From
+	Base    string // where to find releases; "" means the place of the last installation
+	// AllowOlder permits a release that is older than the running one.
 	AllowOlder bool
-	// Sources are places of releases from which the cluster may have this node upgraded, besides that of the last time.
+	// Sources are the places of releases that the cluster may request besides that of the last installation.
 	Sources []string
-	From    string // or an archive of one, or a bundle, or the folder of either
+	From    string // a release's archive, a bundle, or a folder with the content of either; "" with Version
 	Dirs    layout.Dirs
-	Lock    string // a file; whoever upgrades this node holds its lock
+	Lock    string // lock file that every upgrade of this node locks
 	DryRun  bool
 	Out     io.Writer
 
-	programAlone bool // and nothing else of a bundle
+	programOnly bool // install only the program of a bundle
 }
 
-// ErrNotInstalled means that there is no Script.
-var ErrNotInstalled = errors.New("umiak was not installed here by install.sh; update it with the package manager if it came as a package, or replace the program yourself and restart it")
+// ErrNotInstalled means that Script does not exist.
+var ErrNotInstalled = errors.New(
+	"umiak was not installed here by install.sh; update it with the package manager if it came as a package, or replace the program yourself and restart it")
 
-// Run upgrades and returns when the new version is ready, or the old one is back: then with an error.
+// Run upgrades and returns when the new version is ready. It returns an error when the old version has been restored.
 func Run(ctx context.Context, cfg Config) error {
 	if (cfg.Version == "") == (cfg.From == "") {
-		return errors.New("say either --version or --from")
+		return errors.New("set either --version or --from")
 	}
-	// The run directory goes with the boot, and the node may not have run since.
+	// The run directory does not survive a reboot, and the node may not have run since.
 	if err := os.MkdirAll(filepath.Dir(cfg.Lock), 0o711); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+		return fmt.Errorf("create directory: %w", err)
 	}
 	release, err := filelock.Try(cfg.Lock)
 	if errors.Is(err, filelock.ErrHeld) {
 		return fmt.Errorf("another upgrade of this node is running: %w", err)
 	}
 	if err != nil {
-		return fmt.Errorf("hold off other upgrades of this node: %w", err)
+		return fmt.Errorf("lock out other upgrades of this node: %w", err)
 	}
 	defer release()
 	source := ""
@@ -76,7 +77,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", script, ErrNotInstalled)
 	}
-	env := slices.DeleteFunc(httpproxy.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") }) // it would keep them
+	// install.sh would store them as settings
+	env := slices.DeleteFunc(httpproxy.Environ(), func(v string) bool { return strings.HasPrefix(v, "UMIAK_") })
 	if source != "" {
 		env = append(env, "INSTALL_UMIAK_SOURCE="+source)
 	} else {
@@ -88,7 +90,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.AllowOlder {
 		env = append(env, "INSTALL_UMIAK_ALLOW_OLDER=true")
 	}
-	if cfg.programAlone {
+	if cfg.programOnly {
 		env = append(env, "INSTALL_UMIAK_ONLY=program")
 	}
 	args := []string{script}
@@ -97,14 +99,14 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, cfg.Out, cfg.Out
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it puts back what it has begun
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // install.sh then undoes its changes
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("not upgraded: install.sh: %w", err)
 	}
 	return nil
 }
 
-// place puts what is in a bundle without a release where it belongs.
+// place copies the content of a bundle without a release to its places on this node.
 func (cfg Config) place(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, bundle.Sums)); err != nil {
 		return fmt.Errorf("%s is neither a release nor a bundle", cfg.From)
@@ -121,16 +123,16 @@ func (cfg Config) place(dir string) error {
 		fmt.Fprintln(cfg.Out, "placed", p)
 	}
 	if err == nil && slices.Contains(placed, bundle.Settings) {
-		fmt.Fprintln(cfg.Out, "the settings count from the next start of umiak on")
+		fmt.Fprintln(cfg.Out, "the settings take effect at the next start of umiak")
 	}
 	return err
 }
 
-// unfinished is the file in Config.Etc that takes back what install.sh has put there, when the node starts again before
-// the new version was ready: the power went, or whoever installed it was killed.
+// unfinished is the script in Config.Etc that undoes install.sh's changes if the node starts again before the new
+// version was ready, because of a power failure or a kill.
 const unfinished = "unfinished"
 
-// Confirm says that the version that runs is good: it is not to be taken back any more.
+// Confirm marks the running version as working, so that it is not undone.
 func Confirm(etc string) error {
 	err := os.Remove(filepath.Join(etc, unfinished))
 	if errors.Is(err, fs.ErrNotExist) {

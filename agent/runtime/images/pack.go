@@ -167,7 +167,7 @@ func hasAll(ctx context.Context, store content.Provider, img images.Image, m pla
 	found, _, _, missing, err := images.Check(ctx, store, img.Target, m)
 	if err == nil && (!found || len(missing) > 0) {
 		// A store has content for other platforms only if the import asked for it.
-		err = fmt.Errorf("content of %s for %s is missing; `umiak images import --all-platforms` keeps the content for other machines", img.Name, name)
+		err = fmt.Errorf("content of %s is missing for %s; `umiak images import --all-platforms` keeps the content for other machines", img.Name, name)
 	}
 	return err
 }

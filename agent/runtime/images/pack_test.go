@@ -147,7 +147,7 @@ func TestRepackKeepsWhatIsAskedFor(t *testing.T) {
 		"one":      {Selection{Platforms: []string{"linux/arm64"}}, "linux/arm64/v8", ""},
 		"two":      {Selection{Platforms: []string{"linux/amd64", "linux/arm/v7"}}, "linux/amd64 linux/arm/v7", ""},
 		"all":      {Selection{Platforms: []string{"linux/amd64"}, All: true}, "linux/amd64 linux/arm/v7 linux/arm64/v8 windows/amd64", ""},
-		"missing":  {Selection{Platforms: []string{"linux/amd64", "linux/riscv64"}, All: true}, "", "registry.test/multi:1 for linux/riscv64 is missing"},
+		"missing":  {Selection{Platforms: []string{"linux/amd64", "linux/riscv64"}, All: true}, "", "registry.test/multi:1 is missing for linux/riscv64"},
 		"nonsense": {Selection{Platforms: []string{"a/b/c/d"}}, "", "a/b/c/d"},
 	} {
 		t.Run(name, func(t *testing.T) {
