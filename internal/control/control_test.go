@@ -1,10 +1,13 @@
 package control_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -104,4 +107,25 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("called %v, status %d", called, w.Code)
 		}
 	})
+}
+
+// TestARequestWithoutAPath covers a request in absolute form whose URL has no path (RFC 9112, section 3.2.2).
+func TestARequestWithoutAPath(t *testing.T) {
+	sock := serve(t, map[string]control.Action{})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "POST http://umiak HTTP/1.1\r\nHost: umiak\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("no answer: %v", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("got %s", resp.Status)
+	}
 }
