@@ -176,7 +176,14 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 	}
 	for _, a := range now.Status.Addresses {
 		external := a.Type == api.NodeExternalIP
-		if had[a] || a.Type != api.NodeInternalIP && !external {
+		switch {
+		case had[a]:
+			continue
+		case a.Type != api.NodeInternalIP && !external:
+			// The API server may reach a node without addresses by its name, which could be an address of another kind.
+			if a.Address != now.Name {
+				return fmt.Errorf("node %s may not have the %s %.64q: its only name is its own", now.Name, a.Type, a.Address)
+			}
 			continue
 		}
 		err := onAddress(a.Address, func(ip netip.Addr) error { return n.addresses.Refuse(ctx, now.Name, ip, external) })

@@ -71,7 +71,8 @@ func (k *Kubelets) node(ctx context.Context, name string) (*corev1.Node, error) 
 // ofHost returns why an address is not one of a node. Addresses in the status of the Node have been admitted.
 func (k *Kubelets) ofHost(ctx context.Context, node *corev1.Node, ip netip.Addr) error {
 	for _, a := range node.Status.Addresses {
-		if had, err := netip.ParseAddr(a.Address); err == nil && had.Unmap() == ip {
+		had, err := netip.ParseAddr(a.Address)
+		if err == nil && had.Unmap() == ip && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
 			return nil
 		}
 	}

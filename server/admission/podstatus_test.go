@@ -18,7 +18,7 @@ func TestAddressesOfPods(t *testing.T) {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: ranges}}
 	}
 	known := node("n1", "10.42.1.0/24", "fd00:42:1::/64")
-	known.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.9"}, {Type: corev1.NodeHostName, Address: "n1"}}
+	known.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.9"}, {Type: corev1.NodeHostName, Address: "192.0.2.8"}}
 	f := informers.NewSharedInformerFactory(fake.NewClientset(known, node("fresh")), 0)
 	plugins := map[bool]*Kubelets{false: NewKubelets(free{}, false), true: NewKubelets(free{}, true)}
 	for _, k := range plugins {
@@ -61,6 +61,7 @@ func TestAddressesOfPods(t *testing.T) {
 		{"none at all", fresh, pod(false, "192.0.2.1", "x"), true, true, n1, kubelets},
 		{"a host's, registered", host, pod(true, "192.0.2.1", "192.0.2.1"), false, false, n1, kubelets},
 		{"a host's, in the Node's status", host, pod(true, "192.0.2.9", "192.0.2.9"), false, false, n1, kubelets},
+		{"a host's, in the Node's status as a name", host, pod(true, "192.0.2.1", "192.0.2.8"), true, true, n1, kubelets},
 		{"a host's, another's", host, pod(true, "192.0.2.1", "192.0.2.2"), true, true, n1, kubelets},
 		{"a host's, that of a Pod", host, pod(true, "192.0.2.1", "10.42.1.7"), true, true, n1, kubelets},
 		{"of another host", fresh, pod(false, "192.0.2.2", "10.42.1.7"), true, true, n1, kubelets},

@@ -177,7 +177,8 @@ func (s *Services) system() ([]netip.Addr, error) {
 	}
 	for _, n := range nodes {
 		for _, a := range n.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil {
+			ip, err := netip.ParseAddr(a.Address)
+			if err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
 				out = append(out, ip.Unmap())
 			}
 		}
