@@ -14,37 +14,44 @@ import (
 
 // Config is what a user may set on a node. Derived values are methods, not fields.
 type Config struct {
-	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
-	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
+	_       struct{} `topic:"Directories"`
+	DataDir string   `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
+	RunDir  string   `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 
-	Server string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
-	Token  string `key:"token" secret:"true" usage:"token with which to join"`
+	_      struct{} `topic:"Joining"`
+	Server string   `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
+	Token  string   `key:"token" secret:"true" usage:"token with which to join"`
 	// On a command line everybody on the machine can read a token.
 	TokenFile    string      `key:"token-file" secret:"file" usage:"file that holds the token"`
 	BalancerPort config.Port `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
-	NodeName       string       `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
-	NodeIP         []netip.Addr `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
-	NodeExternalIP []netip.Addr `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
-	NodeLabel      []string     `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
-	NodeTaint      []string     `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
-	KubeletArg     []string     `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
-	KubeletConfigs string       `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
+	_              struct{}      `topic:"Node"`
+	NodeName       string        `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
+	NodeIP         []netip.Addr  `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
+	NodeExternalIP []netip.Addr  `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
+	NodeLabel      []string      `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
+	NodeTaint      []string      `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
+	KubeletArg     []string      `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
+	KubeletConfigs string        `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
+	CgroupRoot     string        `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
+	ShutdownGrace  time.Duration `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
 
-	ResolvConf       string         `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
-	PrivateRegistry  string         `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
-	Snapshotter      string         `key:"snapshotter" default:"overlayfs" values:"overlayfs,native" usage:"containerd snapshotter"`
-	CgroupRoot       string         `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
-	FlannelIface     string         `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
-	KubeletPort      config.Port    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
-	KubeletPortFrom  []config.Range `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
-	ShutdownGrace    time.Duration  `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
-	ImageSharing     bool           `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
-	PodSourceCheck   bool           `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
-	ImageImportLimit int            `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
+	_               struct{}       `topic:"Addresses and ports"`
+	KubeletPort     config.Port    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
+	KubeletPortFrom []config.Range `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
+	FlannelIface    string         `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
+	ResolvConf      string         `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
+	PodSourceCheck  bool           `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
 
-	UpgradeSources    []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`
+	_                 struct{} `topic:"Images and containers"`
+	PrivateRegistry   string   `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
 	NoDefaultRegistry bool     `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
+	ImageSharing      bool     `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	ImageImportLimit  int      `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
+	Snapshotter       string   `key:"snapshotter" default:"overlayfs" values:"overlayfs,native" usage:"containerd snapshotter"`
+
+	_              struct{} `topic:"Upgrades"`
+	UpgradeSources []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`
 }
 
 // Dirs are the node's directories.

@@ -23,17 +23,21 @@ import (
 
 // Config is what a user may set on a server.
 type Config struct {
-	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
-	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
+	_       struct{} `topic:"Directories"`
+	DataDir string   `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
+	RunDir  string   `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 
-	Server         string `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
-	Token          string `key:"token" secret:"true" usage:"token or password with which machines join (default: made at the first start, in data-dir/server/token)"`
-	TokenFile      string `key:"token-file" secret:"file" usage:"file that holds the token"`
-	AgentToken     string `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
-	AgentTokenFile string `key:"agent-token-file" secret:"file" usage:"file that holds agent-token"`
+	_              struct{} `topic:"Joining"`
+	Server         string   `key:"server" usage:"URL of a server to join, as https://HOST:6443"`
+	Token          string   `key:"token" secret:"true" usage:"token or password with which machines join (default: made at the first start, in data-dir/server/token)"`
+	TokenFile      string   `key:"token-file" secret:"file" usage:"file that holds the token"`
+	AgentToken     string   `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
+	AgentTokenFile string   `key:"agent-token-file" secret:"file" usage:"file that holds agent-token"`
 
-	NodeName string `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
+	_        struct{} `topic:"Node"`
+	NodeName string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 
+	_           struct{}   `topic:"Addresses and ports"`
 	BindAddress netip.Addr `key:"bind-address" usage:"address to listen on (default: all)"`
 	// KubeletPort and ImageSharing are the node's.
 	KubeletPort      config.Port  `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
@@ -44,6 +48,7 @@ type Config struct {
 	NodeExternalIP   []netip.Addr `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
 	TLSSAN           []string     `key:"tls-san" usage:"more names and addresses for the server's certificate"`
 
+	_              struct{}         `topic:"Network of the cluster"`
 	ClusterCIDR    []netip.Prefix   `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
 	ServiceCIDR    []netip.Prefix   `key:"service-cidr" default:"10.43.0.0/16" usage:"address range of Services, one a family"`
 	NodePorts      config.PortRange `key:"service-node-port-range" default:"30000-32767" usage:"ports for Services of type NodePort"`
@@ -53,20 +58,24 @@ type Config struct {
 	ExternalIPs    []netip.Prefix   `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
 	FlannelBackend string           `key:"flannel-backend" default:"vxlan" values:"vxlan,host-gw,wireguard-native,none" usage:"network of the pods; none to bring another"`
 
+	_                   struct{}        `topic:"What the server deploys and writes"`
 	WriteKubeconfig     string          `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
 	WriteKubeconfigMode config.FileMode `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
 	Disable             []string        `key:"disable" usage:"packaged component or manifest to leave out"`
 	DisableAgent        bool            `key:"disable-agent" usage:"run no workloads on this machine"`
 
-	DatastoreEndpoint string `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept: postgres://, mysql://, nats://, or etcd's https:// addresses with commas between (default: in data-dir)"`
-	DatastoreCA       string `key:"datastore-cafile" usage:"CA file that datastore-endpoint's certificate is checked with"`
-	DatastoreCert     string `key:"datastore-certfile" usage:"client certificate file for datastore-endpoint"`
-	DatastoreKey      string `key:"datastore-keyfile" usage:"client key file for datastore-endpoint"`
-	ClusterInit       bool   `key:"cluster-init" usage:"keep the state in etcd in this process, so that more servers can join; what SQLite has moves there"`
-	ClusterReset      bool   `key:"cluster-reset" usage:"make a cluster of this server alone, out of the state that it has, when most servers are lost; once"`
+	_                 struct{} `topic:"Datastore"`
+	DatastoreEndpoint string   `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept: postgres://, mysql://, nats://, or etcd's https:// addresses with commas between (default: in data-dir)"`
+	DatastoreCA       string   `key:"datastore-cafile" usage:"CA file that datastore-endpoint's certificate is checked with"`
+	DatastoreCert     string   `key:"datastore-certfile" usage:"client certificate file for datastore-endpoint"`
+	DatastoreKey      string   `key:"datastore-keyfile" usage:"client key file for datastore-endpoint"`
+	ClusterInit       bool     `key:"cluster-init" usage:"keep the state in etcd in this process, so that more servers can join; what SQLite has moves there"`
+	ClusterReset      bool     `key:"cluster-reset" usage:"make a cluster of this server alone, out of the state that it has, when most servers are lost; once"`
 
+	_         struct{} `topic:"Snapshots"`
 	Snapshots backup.Config
 
+	_             struct{} `topic:"Components of the control plane"`
 	AuditLog      string   `key:"audit-log" usage:"file for the audit log, or none (default: server/audit/audit.log in data-dir)"`
 	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
 	APIServerArg  []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE"`

@@ -24,14 +24,14 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 			Help: "Writes committed; commits share a sync."}),
 	}
 	gauge := func(name, help string, f func() int64) {
-		m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "umiak_datastore_" + name, Help: help},
+		m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
 			func() float64 { return float64(f()) }))
 	}
-	gauge("file_bytes", "Size of the file.", func() int64 { n, _ := s.sizes(); return n })
-	gauge("wal_bytes", "Size of the write-ahead log.", func() int64 { _, n := s.sizes(); return n })
-	gauge("revision", "Newest revision.", s.current.Load)
-	gauge("compact_revision", "Revision below which history is gone.", s.compact.Load)
-	gauge("compact_lag", "Revisions whose rows are still to be removed.",
+	gauge("umiak_datastore_file_bytes", "Size of the file.", func() int64 { n, _ := s.sizes(); return n })
+	gauge("umiak_datastore_wal_bytes", "Size of the write-ahead log.", func() int64 { _, n := s.sizes(); return n })
+	gauge("umiak_datastore_revision", "Newest revision.", s.current.Load)
+	gauge("umiak_datastore_compact_revision", "Revision below which history is gone.", s.compact.Load)
+	gauge("umiak_datastore_compact_lag", "Revisions whose rows are still to be removed.",
 		func() int64 { return max(s.compact.Load()-s.swept.Load(), 0) })
 	m.all = append(m.all, m.commits, m.writes)
 	if reg != nil {

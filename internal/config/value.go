@@ -74,14 +74,7 @@ func (f *field) parse(v reflect.Value, text string) error {
 		}
 		v.SetInt(int64(d))
 	case v.Kind() == reflect.String:
-		if len(f.values) > 0 && !slices.Contains(f.values, text) {
-			near := ""
-			if n := Nearest(text, f.values); n != "" {
-				near = fmt.Sprintf("; did you mean %s?", n)
-			}
-			return fmt.Errorf("%s is not %s%s", f.show(text), oneOf(f.values), near)
-		}
-		v.SetString(text)
+		return f.parseString(v, text)
 	case v.Kind() == reflect.Bool:
 		b, err := strconv.ParseBool(text)
 		if err != nil {
@@ -97,6 +90,24 @@ func (f *field) parse(v reflect.Value, text string) error {
 	default:
 		panic(fmt.Sprintf("key %s has type %s, which config does not know", f.key, v.Type()))
 	}
+	return nil
+}
+
+// parseString takes a text or, where the setting has a list of values, one of them in any case of letters.
+func (f *field) parseString(v reflect.Value, text string) error {
+	if len(f.values) == 0 {
+		v.SetString(text)
+		return nil
+	}
+	i := slices.IndexFunc(f.values, func(value string) bool { return strings.EqualFold(value, text) })
+	if i < 0 {
+		near := ""
+		if n := Nearest(text, f.values); n != "" {
+			near = fmt.Sprintf("; did you mean %s?", n)
+		}
+		return fmt.Errorf("%s is not %s%s", f.show(text), oneOf(f.values), near)
+	}
+	v.SetString(f.values[i])
 	return nil
 }
 

@@ -24,18 +24,19 @@ import (
 
 // Config holds the user's settings.
 type Config struct {
-	Level  string `key:"log-level" default:"info" usage:"how much to log: debug, info, warn or error"`
-	Format string `key:"log-format" default:"text" usage:"text or json"`
+	_      struct{} `topic:"Log"`
+	Level  string   `key:"log-level" default:"info" values:"debug,info,warn,error" usage:"how much to log"`
+	Format string   `key:"log-format" default:"text" values:"text,json" usage:"format of the log"`
 }
 
 // Validate returns an error that names the wrong key and its possible values.
 func (c Config) Validate() error {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(c.Level)); err != nil {
-		return fmt.Errorf("log-level: %q is not one of debug, info, warn, error", c.Level)
+		return fmt.Errorf("log-level: %q is not a level", c.Level)
 	}
 	if c.Format != "text" && c.Format != "json" {
-		return fmt.Errorf("log-format: %q is neither text nor json", c.Format)
+		return fmt.Errorf("log-format: %q is not a format", c.Format)
 	}
 	return nil
 }

@@ -31,9 +31,9 @@ func (c Config) Validate() error {
 	if c.Retention < 1 {
 		errs = append(errs, fmt.Errorf("snapshot-retention: %d: at least one has to be kept; set disable-snapshots to have none", c.Retention))
 	}
-	for key, p := range map[string]string{"snapshot-dir": c.Dir, "snapshot-passphrase-file": c.PassphraseFile} {
-		if p != "" && !filepath.IsAbs(p) {
-			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", key, p))
+	for _, p := range []struct{ key, path string }{{"snapshot-dir", c.Dir}, {"snapshot-passphrase-file", c.PassphraseFile}} {
+		if p.path != "" && !filepath.IsAbs(p.path) {
+			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", p.key, p.path))
 		}
 	}
 	return errors.Join(errs...)

@@ -387,7 +387,7 @@ func (p *Policies) registerMetrics(reg prometheus.Registerer) {
 	}
 	gauge("umiak_policy_policies", "NetworkPolicies of the cluster.", func(s Status) float64 { return float64(s.Policies) })
 	gauge("umiak_policy_pods", "Pods that policies may be about; 0 while there are no policies.", func(s Status) float64 { return float64(s.Pods) })
-	gauge("umiak_policy_local_pods", "Those of them that run on this node.", func(s Status) float64 { return float64(s.LocalPods) })
+	gauge("umiak_policy_local_pods", "Pods of this node that policies may be about.", func(s Status) float64 { return float64(s.LocalPods) })
 	gauge("umiak_policy_last_sync_seconds", "How long the last change took from its reading until the kernel had it.", func(s Status) float64 { return s.LastDuration.Seconds() })
 	counter("umiak_policy_repairs_total", "How often the whole table was compared with what it should be.", func(s Status) float64 { return float64(s.Repairs) })
 	counter("umiak_policy_ended_connections_total", "Open connections that were ended because a policy forbade them.", func(s Status) float64 { return float64(s.Ended) })
