@@ -14,15 +14,15 @@ import (
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
-// DefaultFile is read when --config is not given; it need not exist.
+// DefaultFile is the settings file without --config. It need not exist.
 const DefaultFile = "/etc/umiak/config.yaml"
 
 const envPrefix = "UMIAK_"
 
-// Source is where the value of a setting comes from. A later one wins over those before it.
+// Source is where the value of a setting comes from.
 type Source int
 
-// The sources in the order of their precedence.
+// The sources. A later one takes precedence over those before it.
 const (
 	FromDefault     Source = iota
 	FromFile               // the settings file and its drop-ins
@@ -48,7 +48,7 @@ func Flags(dst ...any) []cli.Flag {
 // Defaults fills the structs that dst points to with the default of each setting.
 func Defaults(dst ...any) { collect(dst).setDefaults() }
 
-// Settings says where the values came from that Load has filled in.
+// Settings describes where the values of loaded settings come from.
 type Settings struct {
 	// File is the settings file, whether it exists or not.
 	File    string
@@ -58,15 +58,14 @@ type Settings struct {
 // Source returns where the value of a key comes from.
 func (s Settings) Source(key string) Source { return s.sources[key] }
 
-// Load fills the structs that dst points to, for a process that runs with these settings. The error joins everything that
-// is wrong.
+// Load fills the structs that dst points to, for a process that runs with these settings. The error joins all mistakes.
 func Load(c *cli.Context, dst ...any) error {
 	_, err := loadAll(c, false, dst)
 	return err
 }
 
-// LoadInstalled is Load for commands that look at the service of this machine: the variables that install.sh has put into the
-// service's environment (ServiceEnvironment, beside the settings file) count as they do for the service.
+// LoadInstalled is Load for commands that inspect the service of this machine: it also applies the variables that
+// install.sh has put into the environment of the service (ServiceEnvironment, beside the settings file).
 func LoadInstalled(c *cli.Context, dst ...any) (Settings, error) { return loadAll(c, true, dst) }
 
 func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
@@ -100,13 +99,14 @@ func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
 		var where string
 		if v, ok := flagOf(c, f.key); ok {
 			if values, ok = v.([]string); !ok {
-				continue // a flag of the command's own that happens to have the name
+				continue // another flag of the command with the same name
 			}
 			from, where = FromFlag, "--"+f.key
 		} else if v := os.Getenv(name); v != "" {
 			from, where, values = FromEnvironment, name, f.lines(v)
 		} else if v := service[name]; v != "" {
-			from, where, values = FromService, filepath.Join(filepath.Dir(main), serviceEnvironment)+": "+name, f.lines(v)
+			from, where, values = FromService, filepath.Join(filepath.Dir(main), serviceEnvironment)+": "+name,
+				f.lines(v)
 		} else {
 			continue
 		}
@@ -130,13 +130,13 @@ func flagOf(c *cli.Context, name string) (any, bool) {
 
 func envOf(key string) string { return envPrefix + strings.ToUpper(strings.ReplaceAll(key, "-", "_")) }
 
-// files are what to read of settings: the file that the user names, where it exists, and the drop-ins after it.
+// files lists the settings files in the order in which they are read: the main file, if it exists, and the drop-ins.
 type files struct {
 	main, dropIns []string
-	passedOver    []string // files in the folder of drop-ins that look as if they were read
+	passedOver    []string // files in the folder of drop-ins that are not read although their names look like it
 }
 
-// find lists what to read in order. Only a file that was asked for must exist.
+// find lists the settings files. asked means that the user named the main file, which must exist then.
 func find(main string, asked bool) (out files, err error) {
 	switch _, err := os.Stat(main); {
 	case err == nil:
@@ -151,7 +151,7 @@ func find(main string, asked bool) (out files, err error) {
 	return out, nil
 }
 
-// mainFile is the file of settings that a flag or a variable names, or the default.
+// mainFile returns the settings file that a flag or a variable names, or the default, and whether the user named it.
 func mainFile(c *cli.Context) (path string, asked bool) {
 	path = DefaultFile
 	if v := os.Getenv(envPrefix + "CONFIG"); v != "" {
@@ -165,8 +165,8 @@ func mainFile(c *cli.Context) (path string, asked bool) {
 	return path, asked
 }
 
-// Check returns what is wrong with a file of settings for the structs that dst points to, which it fills. Nothing but the file
-// is read.
+// Check returns the mistakes in a settings file for the structs that dst points to, which it fills. It reads only
+// that file.
 func Check(path string, dst ...any) error {
 	all := collect(dst)
 	all.setDefaults()

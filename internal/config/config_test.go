@@ -26,7 +26,7 @@ type other struct {
 	Labels []string `key:"node-label" usage:"labels"`
 }
 
-// load runs a command line against files and returns what came out.
+// load runs a command line with settings files and returns the loaded settings.
 func load(t *testing.T, files map[string]string, args ...string) (settings, other, error) {
 	t.Helper()
 	dir := t.TempDir()
@@ -78,7 +78,8 @@ func TestSourcesAndTheirOrder(t *testing.T) {
 
 func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 	_, _, err := load(t, map[string]string{"config.yaml": strings.Join([]string{
-		"data-dri: /x", "https-listen-port: many", "tls-san: {a: b}", "data-dir: [a, b]", "every+: 1s", "token:", "flannel: 1", "every: 1s", "every: 2s",
+		"data-dri: /x", "https-listen-port: many", "tls-san: {a: b}", "data-dir: [a, b]", "every+: 1s", "token:",
+		"flannel: 1", "every: 1s", "every: 2s",
 	}, "\n")}, "--every", "soon")
 	if err == nil {
 		t.Fatal("accepted")
@@ -108,7 +109,8 @@ func TestAFileThatWasAskedForMustExist(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"", "a: b", "tls-san: [a, b]", "tls-san+: &x a\ndata-dir: *x", "- a", "? [a]: b", "data-dir: |\n  x"} {
+	for _, s := range []string{"", "a: b", "tls-san: [a, b]", "tls-san+: &x a\ndata-dir: *x", "- a", "? [a]: b",
+		"data-dir: |\n  x"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {

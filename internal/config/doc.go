@@ -1,20 +1,23 @@
 // Package config fills settings structs from flags, environment variables and YAML files.
 //
-// A setting is a struct field with tags: it stands in one place, with its key, default and help.
+// A setting is a struct field whose tags have its key, default and help, so that each is defined in one place.
 //
 //	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything is kept"`
 //
-// The key is the flag (--data-dir), the environment variable (UMIAK_DATA_DIR) and the YAML key. Flags
-// win over the environment, that over files; /etc/umiak/config.yaml is read first, then the drop-ins in
-// config.yaml.d in name order. A later file replaces a key of an earlier one; written `key+:` a list is
-// added to instead. Every mistake in every source is reported at once, each with where it stands.
+// The key is the flag (--data-dir), the environment variable (UMIAK_DATA_DIR) and the YAML key. Flags take precedence
+// over the environment, the environment over files. /etc/umiak/config.yaml is read first, then the drop-ins in
+// config.yaml.d, sorted by name. A later file replaces a key of an earlier one; `key+:` appends to a list instead.
+// All mistakes in all sources are reported at once, each with its place.
 //
-// Lists are split at commas in every source, except those whose key ends in -arg: their values are passed on to components,
-// commas included. In a variable, each line is one of them.
+// Lists are split at commas in every source, except those whose key ends in -arg: their values are passed to components
+// with their commas. In a variable, each line is one value.
 //
-// Commands that look at the installed service read umiak.env beside the settings file as well (LoadInstalled), the file from
-// which the service's init system takes its environment.
+// Commands that inspect the installed service also read umiak.env beside the settings file (LoadInstalled), the file
+// from which the init system sets the environment of the service.
 //
-// Fields may be string, bool, int, time.Duration or []string; untagged structs inside are walked
-// through. Several structs may name the same key: they get the same value.
+// Fields are strings, bools, ints, durations, addresses, types of this package, other types that unmarshal text, or
+// lists of these. Untagged structs are searched for fields. If several structs have the same key, they get the same
+// value.
+//
+// It imports internal/yamlfile and internal/secretfiles. Commands load settings with it.
 package config

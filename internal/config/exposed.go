@@ -12,23 +12,23 @@ import (
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
-// Exposed returns a sentence for each file with a secret of the settings that others than root can read: files of settings, the
-// service's environment, and files that settings name. Load has filled in the structs that dst points to.
+// Exposed returns a warning for each file with a secret that users other than root can read: settings files, the
+// service's environment, and files that settings name. The structs that dst points to must have been filled by Load.
 func Exposed(c *cli.Context, dst ...any) []string {
 	all := collect(dst)
 	main, _ := mainFile(c)
 	var named []string
-	found, _ := find(main, false) // Load has said what is wrong
-	note := func(file string, read func(string) ([]byte, error)) {
+	found, _ := find(main, false) // Load has returned the error
+	add := func(file string, read func(string) ([]byte, error)) {
 		if raw, err := read(file); err == nil && holdsSecret(raw, all) {
 			named = append(named, file)
 		}
 	}
 	for _, file := range found.main {
-		note(file, os.ReadFile)
+		add(file, os.ReadFile)
 	}
 	for _, file := range found.dropIns {
-		note(file, yamlfile.Read)
+		add(file, yamlfile.Read)
 	}
 	etc := filepath.Dir(main)
 	service, _ := ServiceEnvironment(etc)
@@ -49,7 +49,7 @@ func Exposed(c *cli.Context, dst ...any) []string {
 	return out
 }
 
-// holdsSecret reports whether a file of settings sets one that is secret.
+// holdsSecret reports whether a settings file sets a secret.
 func holdsSecret(raw []byte, all *schema) bool {
 	doc, err := yamlfile.Document(raw)
 	if err != nil || doc == nil {
@@ -63,7 +63,7 @@ func holdsSecret(raw []byte, all *schema) bool {
 	return false
 }
 
-// isSecret reports whether the value of a secret setting is one: a URL is if it has a password.
+// isSecret reports whether the value of a secret setting contains a secret. A URL does only if it has a password.
 func isSecret(v string) bool {
 	return v != "" && (!strings.Contains(v, "://") || strings.Contains(v, "@"))
 }

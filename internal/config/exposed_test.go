@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// TestExposed: each file with a secret that others can read is named, and none without.
+// TestExposed checks that each readable file with a secret is named, and no other file.
 func TestExposed(t *testing.T) {
 	dir, err := os.MkdirTemp("/tmp", "exposed") // the test's own folder is 0700
 	if err != nil {
@@ -66,7 +66,8 @@ func TestExposed(t *testing.T) {
 		if err := app.Run([]string{"umiak", "--config", filepath.Join(etc, "config.yaml")}); err != nil {
 			t.Fatal(err)
 		}
-		if len(got) > 1 || (len(got) == 1) != (c.want != "") || c.want != "" && !strings.HasSuffix(got[0], "chmod 600 "+filepath.Join(etc, c.want)) && !strings.HasSuffix(got[0], c.want) {
+		if len(got) > 1 || (len(got) == 1) != (c.want != "") || c.want != "" &&
+			!strings.HasSuffix(got[0], "chmod 600 "+filepath.Join(etc, c.want)) && !strings.HasSuffix(got[0], c.want) {
 			t.Errorf("%v: %q, want %q", c.files, got, c.want)
 		}
 	}

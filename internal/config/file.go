@@ -12,7 +12,7 @@ import (
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
-// loadFile reads the file of settings that the user names, which may be a pipe.
+// loadFile reads the main settings file, which may be a pipe.
 func loadFile(path string, all *schema) (errs []error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -21,7 +21,7 @@ func loadFile(path string, all *schema) (errs []error) {
 	return parse(path, raw, all)
 }
 
-// loadDropIn reads a file that merely lies in the folder of drop-ins.
+// loadDropIn reads a drop-in, which must be a regular file.
 func loadDropIn(path string, all *schema) (errs []error) {
 	raw, err := yamlfile.Read(path)
 	if err != nil {
@@ -82,6 +82,7 @@ func parse(path string, raw []byte, all *schema) (errs []error) {
 	return errs
 }
 
+// scalars returns the values of a scalar or of a list of scalars.
 func scalars(v *yaml.Node) ([]string, error) {
 	switch v.Kind {
 	case yaml.AliasNode:

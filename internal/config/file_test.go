@@ -18,7 +18,7 @@ type lists struct {
 	Off     bool     `key:"disable-agent" usage:"no agent"`
 }
 
-// read runs a command line of a program with a subcommand against a settings file.
+// read runs a command line of a program with a subcommand and a settings file.
 func read(t *testing.T, file string, args ...string) (l lists, s Settings, err error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.yaml")
@@ -40,13 +40,16 @@ func TestListsSplitAtCommasInEverySourceAndComponentFlagsInNone(t *testing.T) {
 	const hard = "eviction-hard=memory.available<100Mi,nodefs.available<10%"
 	for name, got := range map[string]func() (lists, Settings, error){
 		"yaml": func() (lists, Settings, error) {
-			return read(t, "disable: traefik,servicelb, local-storage\nkubelet-arg:\n- "+hard+"\n- feature-gates=A=true,B=false\n")
+			return read(t,
+				"disable: traefik,servicelb, local-storage\nkubelet-arg:\n- "+hard+"\n- feature-gates=A=true,B=false\n")
 		},
 		"yaml list": func() (lists, Settings, error) {
-			return read(t, "disable: ['traefik,servicelb', local-storage]\nkubelet-arg: ["+`"`+hard+`", "feature-gates=A=true,B=false"]`)
+			return read(t,
+				"disable: ['traefik,servicelb', local-storage]\nkubelet-arg: ["+`"`+hard+`", "feature-gates=A=true,B=false"]`)
 		},
 		"flags": func() (lists, Settings, error) {
-			return read(t, "", "--disable", "traefik,servicelb", "--disable=local-storage", "--kubelet-arg", hard, "--kubelet-arg", "feature-gates=A=true,B=false")
+			return read(t, "", "--disable", "traefik,servicelb", "--disable=local-storage", "--kubelet-arg", hard,
+				"--kubelet-arg", "feature-gates=A=true,B=false")
 		},
 		"variables": func() (lists, Settings, error) {
 			t.Setenv("UMIAK_DISABLE", "traefik,servicelb,local-storage")
@@ -85,17 +88,19 @@ func TestTheServicesEnvironmentCountsForCommands(t *testing.T) {
 	if e := app.Run([]string{"umiak", "-c", file}); e != nil || err != nil {
 		t.Fatal(e, err)
 	}
-	if l.Name != "it is here" || !slices.Equal(l.Disable, []string{"a", "b"}) || !l.Off || s.Source("node-name") != FromService || s.Source("cluster-cidr") != FromDefault {
+	if l.Name != "it is here" || !slices.Equal(l.Disable, []string{"a", "b"}) || !l.Off ||
+		s.Source("node-name") != FromService || s.Source("cluster-cidr") != FromDefault {
 		t.Errorf("%+v %+v", l, s)
 	}
 	t.Setenv("UMIAK_NODE_NAME", "variable")
 	if e := app.Run([]string{"umiak", "-c", file, "--disable", "flag"}); e != nil || err != nil {
 		t.Fatal(e, err)
 	}
-	if l.Name != "variable" || s.Source("node-name") != FromEnvironment || !slices.Equal(l.Disable, []string{"flag"}) || s.Source("disable") != FromFlag {
+	if l.Name != "variable" || s.Source("node-name") != FromEnvironment || !slices.Equal(l.Disable, []string{"flag"}) ||
+		s.Source("disable") != FromFlag {
 		t.Errorf("%+v %+v", l, s)
 	}
-	// The process itself has its environment from its init system.
+	// The process of the service gets its environment from the init system.
 	app.Action = func(c *cli.Context) error { err = Load(c, &l); return nil }
 	t.Setenv("UMIAK_NODE_NAME", "")
 	if e := app.Run([]string{"umiak", "-c", file}); e != nil || err != nil || l.Name != "file" {
@@ -103,7 +108,7 @@ func TestTheServicesEnvironmentCountsForCommands(t *testing.T) {
 	}
 }
 
-// TestCommandsWithoutFlagsReadAllSources is for `umiak kubectl` and `umiak ctr`, whose flags are not ours.
+// TestCommandsWithoutFlagsReadAllSources covers `umiak kubectl` and `umiak ctr`, which have no flags of umiak.
 func TestCommandsWithoutFlagsReadAllSources(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config.yaml")
@@ -114,7 +119,8 @@ func TestCommandsWithoutFlagsReadAllSources(t *testing.T) {
 	t.Setenv("UMIAK_DISABLE", "variable")
 	var l lists
 	var err error
-	app := &cli.App{Commands: []*cli.Command{{Name: "kubectl", SkipFlagParsing: true, Action: func(c *cli.Context) error { err = Load(c, &l); return nil }}}}
+	app := &cli.App{Commands: []*cli.Command{{Name: "kubectl", SkipFlagParsing: true,
+		Action: func(c *cli.Context) error { err = Load(c, &l); return nil }}}}
 	if e := app.Run([]string{"umiak", "kubectl", "--node-name", "x"}); e != nil || err != nil {
 		t.Fatal(e, err)
 	}
@@ -125,9 +131,11 @@ func TestCommandsWithoutFlagsReadAllSources(t *testing.T) {
 
 func TestFilesThatAreNotSettings(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"two documents":    {"node-name: a\n---\ndisable: b\n", "config.yaml:3: a second document begins here"},
-		"late document":    {"---\n# nothing\n---\nnode-name: a\n---\ndisable: b\n", "config.yaml:6: a second document"},
-		"duplicate":        {"node-name: a\ndisable: b\nnode-name: c\n", "config.yaml:3: node-name: stands at line 1 already"},
+		"two documents": {"node-name: a\n---\ndisable: b\n", "config.yaml:3: a second document begins here"},
+		"late document": {"---\n# nothing\n---\nnode-name: a\n---\ndisable: b\n",
+			"config.yaml:6: a second document"},
+		"duplicate": {"node-name: a\ndisable: b\nnode-name: c\n",
+			"config.yaml:3: node-name: stands at line 1 already"},
 		"tab":              {"disable:\n\t- a\n", "config.yaml:2: a tab begins this line"},
 		"tab in a list":    {"node-name: x\ndisable:\n  - a\n\t- b\n", "config.yaml:4: a tab begins this line"},
 		"UTF-16":           {"\xff\xfen\x00o\x00", "config.yaml:1: this is not text in UTF-8"},
@@ -148,7 +156,9 @@ func TestFilesThatAreNotSettings(t *testing.T) {
 		}
 	}
 	for name, text := range map[string]string{
-		"empty": "", "blank": "\n\n", "comments": "# a\n# b\n", "mark": "---\n", "end": "node-name: a\n...\n", "empty second": "node-name: a\n---\n# nothing\n", "BOM": "\ufeffnode-name: a\n", "CRLF": "node-name: a\r\ndisable: [b]\r\n",
+		"empty": "", "blank": "\n\n", "comments": "# a\n# b\n", "mark": "---\n", "end": "node-name: a\n...\n",
+		"empty second": "node-name: a\n---\n# nothing\n", "BOM": "\ufeffnode-name: a\n",
+		"CRLF": "node-name: a\r\ndisable: [b]\r\n",
 	} {
 		l, _, err := read(t, text)
 		if err != nil || strings.Contains(text, "node-name") && l.Name != "a" {
@@ -158,7 +168,8 @@ func TestFilesThatAreNotSettings(t *testing.T) {
 }
 
 func TestNearest(t *testing.T) {
-	for in, want := range map[string]string{"nod-name": "node-name", "node-names": "node-name", "statsu": "status", "x": "", "help-me-please": ""} {
+	for in, want := range map[string]string{"nod-name": "node-name", "node-names": "node-name", "statsu": "status",
+		"x": "", "help-me-please": ""} {
 		if got := Nearest(in, []string{"node-name", "node-label", "status", "token"}); got != want {
 			t.Errorf("%s: %q", in, got)
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// settingFlag is the command line flag of one setting. It keeps the texts as they were given: parsing, splitting at commas
-// and environment variables are the same for all sources and are done by Load.
+// settingFlag is the command line flag of one setting. It keeps the texts as they were given: parsing, splitting at
+// commas and environment variables are the same for all sources and are done by Load.
 type settingFlag struct {
 	field *field
 	given []string

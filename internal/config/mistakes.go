@@ -45,8 +45,8 @@ func (m *Mistakes) Join(errs ...error) { m.errs = append(m.errs, flatten(errors.
 // Err returns the mistakes joined, nil for none.
 func (m *Mistakes) Err() error { return errors.Join(m.errs...) }
 
-// Report joins what loading and validating settings have found, one error for each mistake: a text once, and nothing that
-// follows from a value that could not be read.
+// Report joins what loading and validating settings have found, one error for each mistake: a text once, and nothing
+// that follows from a value that could not be read.
 func Report(errs ...error) error {
 	all := flatten(errors.Join(errs...))
 	unread := map[string]bool{}

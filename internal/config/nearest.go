@@ -1,6 +1,6 @@
 package config
 
-// Nearest returns the known name with the fewest edits to name, empty if none is near.
+// Nearest returns the name in known with the smallest edit distance to name, empty if none is near.
 func Nearest(name string, known []string) string {
 	best, dist := "", 1+max(2, len(name)/3)
 	for _, k := range known {
@@ -11,7 +11,7 @@ func Nearest(name string, known []string) string {
 	return best
 }
 
-// edits is the Levenshtein distance.
+// edits returns the Levenshtein distance.
 func edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

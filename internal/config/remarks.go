@@ -10,11 +10,12 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// Remarks returns a sentence for each thing that was meant as a setting of the structs that dst points to and does nothing: files in the
-// folder of drop-ins that are not read, and variables of this process's or of the service's environment that no setting has.
+// Remarks returns a warning for each file or variable that looks like a setting of the structs that dst points to and
+// has no effect: files in the folder of drop-ins that are not read, and variables in the environment of this process
+// or of the service that belong to no setting.
 func Remarks(c *cli.Context, dst ...any) []string {
 	main, _ := mainFile(c)
-	found, _ := find(main, false) // Load has said what is wrong
+	found, _ := find(main, false) // Load has returned the error
 	var out []string
 	for _, file := range found.passedOver {
 		out = append(out, fmt.Sprintf("%s is not read: the names of files of settings end in .yaml or .yml", file))
@@ -40,7 +41,7 @@ func Remarks(c *cli.Context, dst ...any) []string {
 	return slices.Concat(out, unknown("the environment", own, known), unknown(file, kept, known))
 }
 
-// unknown words which of the names that begin as umiak's do are no setting.
+// unknown returns a warning for each name with umiak's prefix that is not in known.
 func unknown(where string, names, known []string) (out []string) {
 	slices.Sort(names)
 	for _, name := range names {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// remarks loads settings of a folder and returns what is remarked on.
+// remarks loads the settings in a folder and returns the remarks.
 func remarks(t *testing.T, dir string) (out []string, err error) {
 	t.Helper()
 	var l lists
@@ -31,7 +31,8 @@ func remarks(t *testing.T, dir string) (out []string, err error) {
 func TestWhatLooksLikeASettingAndIsNoneIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"config.yaml": "", "umiak.env": "UMIAK_DISABEL=x\nUMIAK_DISABLE=x\nOTHER=x\n", "config.yaml.d/50.YAML": "nonsense", "config.yaml.d/60.conf": "", "config.yaml.d/70.yaml": "disable: a",
+		"config.yaml": "", "umiak.env": "UMIAK_DISABEL=x\nUMIAK_DISABLE=x\nOTHER=x\n",
+		"config.yaml.d/50.YAML": "nonsense", "config.yaml.d/60.conf": "", "config.yaml.d/70.yaml": "disable: a",
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
 			t.Fatal(err)

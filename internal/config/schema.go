@@ -28,7 +28,8 @@ type field struct {
 func (f *field) isBool() bool { return f.dst[0].Kind() == reflect.Bool }
 func (f *field) isList() bool { return f.dst[0].Kind() == reflect.Slice }
 
-// verbatim reports whether values are passed on to a component: commas in them belong to the component and separate nothing.
+// verbatim reports whether values are passed on to a component: commas in them belong to the component and separate
+// nothing.
 func (f *field) verbatim() bool { return strings.HasSuffix(f.key, "-arg") }
 
 // help returns the usage followed by the values that the setting may have.

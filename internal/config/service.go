@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// serviceEnvironment is the file in the folder of the settings file from which the installed service has its environment.
+// serviceEnvironment is the name of the file, beside the settings file, with the environment of the installed service.
 const serviceEnvironment = "umiak.env"
 
-// ServiceEnvironment reads the variables that the installed service gets from umiak.env in the folder etc: the syntax is that
-// of systemd.exec(5), EnvironmentFile, without line continuation. A file that does not exist has none.
+// ServiceEnvironment reads the variables that the installed service gets from umiak.env in the folder etc: the syntax
+// is that of systemd.exec(5), EnvironmentFile, without line continuation. A file that does not exist has none.
 func ServiceEnvironment(etc string) (map[string]string, error) {
 	raw, err := os.ReadFile(filepath.Join(etc, serviceEnvironment))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -38,7 +38,7 @@ func ServiceEnvironment(etc string) (map[string]string, error) {
 	return out, nil
 }
 
-// unquote takes the quotes away that surround a value.
+// unquote removes the quotes around a value.
 func unquote(v string) string {
 	if len(v) < 2 || v[0] != v[len(v)-1] {
 		return v

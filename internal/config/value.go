@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// set parses values into every struct field of the setting. On errors, one for each value that cannot be used, they keep
-// the value that they have.
+// set parses values into every struct field of the setting. On errors, one for each value that cannot be used, they
+// keep the value that they have.
 func (f *field) set(values []string) (errs []error) {
 	t := f.dst[0].Type()
 	texts := values
@@ -152,7 +152,8 @@ func (f *field) items(values []string) []string {
 	return out
 }
 
-// lines returns the values in an environment variable: one, or one a line for flags of components, which may hold commas.
+// lines returns the values in an environment variable: one, or one a line for flags of components, which may hold
+// commas.
 func (f *field) lines(v string) []string {
 	if !f.verbatim() {
 		return []string{v}

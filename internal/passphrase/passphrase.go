@@ -14,8 +14,8 @@ import (
 // Factor is the work factor of scrypt: the logarithm of its cost. One more doubles memory and time.
 type Factor int
 
-// On one core of an AMD EPYC a derivation takes 32 MiB and 0.10 s of CPU time with factor 15, 64 MiB and 0.20 s with 16,
-// 128 MiB and 0.40 s with 17, 256 MiB and 0.80 s with 18.
+// On one core of an AMD EPYC a derivation takes 32 MiB and 0.10 s of CPU time with factor 15, 64 MiB and 0.20 s with
+// 16, 128 MiB and 0.40 s with 17, 256 MiB and 0.80 s with 18.
 const (
 	// Least is for secrets that nobody can guess, and for machines with little memory. Earlier releases use it for all.
 	Least Factor = 15
@@ -34,8 +34,8 @@ var (
 // memory returns what one derivation takes, in bytes: scrypt's block size is 8.
 func (f Factor) memory() uint64 { return 128 * 8 << f }
 
-// Suitable returns the factor with which this machine encrypts: one that takes at most a twelfth of its memory. That is 17
-// from 2 GB on, 16 with 1 GB.
+// Suitable returns the factor with which this machine encrypts: one that takes at most a twelfth of its memory. That
+// is 17 from 2 GB on, 16 with 1 GB.
 func Suitable() Factor { return within(total()/12, usual) }
 
 // acceptable returns the largest factor that this machine decrypts with: one that takes at most half of its memory.

@@ -79,7 +79,8 @@ func TestAHostileFileTakesNoMemory(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	for f, want := range map[string]error{"18": ErrMemory, "30": ErrMemory, "62": ErrMemory, "99999999999999999999": nil, "-1": nil, "x": nil, "016": nil} {
+	for f, want := range map[string]error{"18": ErrMemory, "30": ErrMemory, "62": ErrMemory,
+		"99999999999999999999": nil, "-1": nil, "x": nil, "016": nil} {
 		_, err := decrypt(bytes.NewReader(claims(f)), "a passphrase", 16)
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("factor %s: %v", f, err)

@@ -1,4 +1,4 @@
-// Package clitest checks that all commands of a program answer wrong command lines alike. It is for tests alone.
+// Package clitest checks that all commands of a program answer wrong command lines in the same way.
 package clitest
 
 import (
@@ -9,16 +9,16 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// Program is a program as its main package makes it.
+// Program is a program under test.
 type Program struct {
 	Name string
-	// App returns the program's commands, made anew.
+	// App returns a new instance of the program's commands.
 	App func() *cli.App
-	// Run runs a command line, the program's name first, and returns the exit code.
+	// Run runs a command line, with the program's name first, and returns the exit code.
 	Run func(argv []string, stdout, stderr *bytes.Buffer) int
 }
 
-// usage is the exit code for a command line that cannot be used.
+// usage is the exit code for a wrong command line.
 const usage = 2
 
 func (p Program) run(argv ...string) (code int, stdout, stderr string) {
@@ -32,21 +32,24 @@ func visible(f cli.Flag) bool {
 	return ok && v.IsVisible()
 }
 
-// Check asks every command of the program for what it does not have, and for help and completion.
+// Check runs every command of the program with unknown flags, commands and arguments, and with help and completion.
 func Check(t *testing.T, p Program) {
 	t.Helper()
 	refuse := func(want string, argv ...string) {
 		t.Helper()
 		code, stdout, stderr := p.run(argv...)
-		if code != usage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, p.Name+": ") || !strings.Contains(stderr, want) || !strings.Contains(stderr, " see "+p.Name) {
-			t.Errorf("%s %s: want exit %d and one line with %q, got %d\nstdout: %.300s\nstderr: %.600s", p.Name, strings.Join(argv, " "), usage, want, code, stdout, stderr)
+		if code != usage || stdout != "" || strings.Count(stderr, "\n") != 1 ||
+			!strings.HasPrefix(stderr, p.Name+": ") || !strings.Contains(stderr, want) ||
+			!strings.Contains(stderr, " see "+p.Name) {
+			t.Errorf("%s %s: want exit %d and one line with %q, got %d\nstdout: %.300s\nstderr: %.600s", p.Name,
+				strings.Join(argv, " "), usage, want, code, stdout, stderr)
 		}
 	}
 	n := 0
 	var walk func(path []string, c *cli.Command)
 	walk = func(path []string, c *cli.Command) {
 		if c.SkipFlagParsing {
-			return // the arguments are another program's
+			return // the command passes its arguments to another program
 		}
 		n++
 		with := func(more ...string) []string { return append(path[:len(path):len(path)], more...) }
@@ -73,13 +76,14 @@ func Check(t *testing.T, p Program) {
 				refuse(name+": ", with(name+"=perhaps")...)
 			}
 		}
-		if code, stdout, stderr := p.run(with("--help")...); code != 0 || stderr != "" || !strings.Contains(stdout, "USAGE") {
+		if code, stdout, stderr := p.run(with("--help")...); code != 0 || stderr != "" ||
+			!strings.Contains(stdout, "USAGE") {
 			t.Errorf("%s --help: %d %.200s %s", strings.Join(path, " "), code, stdout, stderr)
 		}
 		_, offered, _ := p.run(with("--generate-bash-completion")...)
 		for word := range strings.FieldsSeq(offered) {
 			if len(c.Subcommands) == 0 {
-				continue // an argument: its command has a test
+				continue // an argument, for which the command has a test
 			}
 			if code, _, stderr := p.run(with(word, "--help")...); code != 0 && word != "kubectl" && word != "ctr" {
 				t.Errorf("completion offers %s %s, which is refused: %s", strings.Join(path, " "), word, stderr)
@@ -100,20 +104,22 @@ func Check(t *testing.T, p Program) {
 		walk([]string{c.Name}, c)
 	}
 	if n < 5 {
-		t.Errorf("only %d commands were asked", n)
+		t.Errorf("only %d commands were checked", n)
 	}
 	refuse(`unknown command "no-such-thing"`, "no-such-thing")
 	refuse(`unknown command "statsu"; did you mean status?`, "statsu")
 	refuse("unknown flag --no-such-thing", "--no-such-thing")
 	refuse(`unknown command "no-such-thing"`, "help", "no-such-thing")
 	refuse(`unknown command "no-such-thing" of `+p.Name+" bundle", "help", "bundle", "no-such-thing")
-	for _, argv := range [][]string{{"help"}, {"--help"}, {"help", "status"}, {"help", "bundle", "verify"}, {"bundle", "help"}, {"bundle"}} {
+	for _, argv := range [][]string{{"help"}, {"--help"}, {"help", "status"}, {"help", "bundle", "verify"},
+		{"bundle", "help"}, {"bundle"}} {
 		if code, stdout, stderr := p.run(argv...); code != 0 || stderr != "" || !strings.Contains(stdout, "USAGE") {
 			t.Errorf("%v: %d %.200s %s", argv, code, stdout, stderr)
 		}
 	}
 	_, dashed, _ := p.run("--version")
-	if code, stdout, _ := p.run("version"); code != 0 || stdout != dashed || !strings.HasPrefix(stdout, p.Name+" version ") {
+	if code, stdout, _ := p.run("version"); code != 0 || stdout != dashed ||
+		!strings.HasPrefix(stdout, p.Name+" version ") {
 		t.Errorf("version: %d %q, --version: %q", code, stdout, dashed)
 	}
 	_, offered, _ := p.run("--generate-bash-completion")

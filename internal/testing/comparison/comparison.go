@@ -1,4 +1,4 @@
-// Package comparison compares the figures of two builds that are measured in turn, for scripts/bench --against.
+// Package comparison compares the figures of two builds, for scripts/bench --against.
 package comparison
 
 import (
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Row is one figure of one run. Less is better unless More says so.
+// Row is one figure of one run. Less is better, unless More is set.
 type Row struct {
 	Name, Unit string
 	Value      float64
@@ -23,7 +23,8 @@ type Row struct {
 // Turn is one measurement of one build.
 type Turn func(ctx context.Context) ([]Row, error)
 
-// Take measures two builds in turn, so that a machine that gets slower or busier does it to both: base, new, base, new …
+// Take measures two builds alternately (base, new, base, new …), so that a machine that gets slower or busier affects
+// both.
 func Take(ctx context.Context, times int, base, now Turn) (was, is [][]Row, err error) {
 	for i := range times {
 		b, err := base(ctx)
@@ -39,7 +40,7 @@ func Take(ctx context.Context, times int, base, now Turn) (was, is [][]Row, err 
 	return was, is, nil
 }
 
-// noise is the part of a figure by which two builds may differ and still be called the same.
+// noise is the fraction of a figure by which two builds may differ and still count as the same.
 const noise = 0.03
 
 // Comparison is one figure of two builds, each the median of several runs.
@@ -61,7 +62,7 @@ const (
 	gone   = "gone"
 )
 
-// Compare pairs the figures of runs of two builds, in the order in which they first appear.
+// Compare compares the figures of runs of two builds, in the order in which they first appear.
 func Compare(was, is [][]Row) []Comparison {
 	var out []Comparison
 	collect := func(runs [][]Row, to func(*Comparison) *[]float64) {
@@ -85,7 +86,7 @@ func Compare(was, is [][]Row) []Comparison {
 	return out
 }
 
-// verdict compares the medians. They are the same within the larger of the two spreads, and within noise.
+// verdict compares the medians. They count as the same if they differ by less than the larger spread, or than noise.
 func (c Comparison) verdict() string {
 	switch {
 	case len(c.Was) == 0:
@@ -104,7 +105,7 @@ func (c Comparison) verdict() string {
 	return worse
 }
 
-// Spread is half the distance between the lowest and the highest of several runs.
+// Spread returns half the difference between the highest and the lowest value.
 func Spread(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
@@ -112,7 +113,7 @@ func Spread(v []float64) float64 {
 	return (slices.Max(v) - slices.Min(v)) / 2
 }
 
-// change is by how much the median has changed, in per cent.
+// change returns the change of the median in percent, empty if it cannot be computed.
 func (c Comparison) change() string {
 	was, is := Median(c.Was), Median(c.Is)
 	if was == 0 || len(c.Was) == 0 || len(c.Is) == 0 {
@@ -121,7 +122,7 @@ func (c Comparison) change() string {
 	return fmt.Sprintf("%+.1f%%", (is-was)/was*100)
 }
 
-// Median is the middle one of several runs, of an even number the lower one; 0 of none.
+// Median returns the median, for an even number of values the lower one of the two; 0 for none.
 func Median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
@@ -129,7 +130,7 @@ func Median(v []float64) float64 {
 	return slices.Sorted(slices.Values(v))[(len(v)-1)/2]
 }
 
-// Report is what was compared, as it is shown.
+// Report is the result of a comparison.
 type Report struct {
 	Benchmark string       `json:"benchmark"`
 	About     string       `json:"about"`
@@ -140,7 +141,7 @@ type Report struct {
 	Rows      []Comparison `json:"rows"`
 }
 
-// Show prints a table, or JSON. figure prints a number.
+// Show prints the report as a table or as JSON. figure formats a number.
 func (r Report) Show(out io.Writer, asJSON bool, figure func(float64) string) error {
 	if asJSON {
 		r.Host, _ = os.Hostname()
@@ -149,11 +150,13 @@ func (r Report) Show(out io.Writer, asJSON bool, figure func(float64) string) er
 		e.SetIndent("", "  ")
 		return e.Encode(r)
 	}
-	fmt.Fprintf(out, "%s: %s\nagainst %s: medians of %d runs each, in turn; ± is half the distance from the lowest to the highest\n\n", r.Benchmark, r.About, r.Against, r.Runs)
+	fmt.Fprintf(out, "%s: %s\nagainst %s: medians of %d runs each, in turn; ± is half the distance from the lowest "+
+		"to the highest\n\n", r.Benchmark, r.About, r.Against, r.Runs)
 	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "what\tagainst\t±\tumiak\t±\tunit\tchange\t\t")
 	for _, c := range r.Rows {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", c.Name, figure(Median(c.Was)), figure(Spread(c.Was)), figure(Median(c.Is)), figure(Spread(c.Is)),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", c.Name, figure(Median(c.Was)), figure(Spread(c.Was)),
+			figure(Median(c.Is)), figure(Spread(c.Is)),
 			c.Unit, c.change(), c.Verdict)
 	}
 	return t.Flush()

@@ -21,10 +21,11 @@ func TestVerdict(t *testing.T) {
 		"less, where more is better":           {[]float64{100, 100, 100}, []float64{90, 90, 90}, true, worse},
 		"within the spread of the other build": {[]float64{80, 100, 120}, []float64{119, 119, 119}, false, same},
 		"within the spread of this one":        {[]float64{100, 100, 100}, []float64{100, 115, 140}, false, same},
-		"an outlier does not make a median":    {[]float64{100, 100, 100, 100, 100}, []float64{100, 100, 100, 100, 900}, false, same},
-		"from nothing":                         {[]float64{0, 0, 0}, []float64{1, 1, 1}, false, worse},
-		"new":                                  {nil, []float64{1}, false, added},
-		"gone":                                 {[]float64{1}, nil, false, gone},
+		"an outlier does not make a median": {[]float64{100, 100, 100, 100, 100}, []float64{100, 100, 100, 100, 900},
+			false, same},
+		"from nothing": {[]float64{0, 0, 0}, []float64{1, 1, 1}, false, worse},
+		"new":          {nil, []float64{1}, false, added},
+		"gone":         {[]float64{1}, nil, false, gone},
 	} {
 		if got := (Comparison{Was: c.was, Is: c.is, More: c.more}).verdict(); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
@@ -72,7 +73,10 @@ func TestTurns(t *testing.T) {
 		t.Errorf("%v: %v, %v, %v", order, was, is, err)
 	}
 	broken := errors.New("broken")
-	if _, _, err := Take(t.Context(), 3, measured("a"), func(context.Context) ([]Row, error) { return nil, broken }); !errors.Is(err, broken) {
+	if _, _, err := Take(t.Context(), 3, measured("a"), func(context.Context) ([]Row, error) {
+		return nil,
+			broken
+	}); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// SentAgain counts the first packets of TCP connections that the host has sent a second time, because no
-// answer came within a second: what shows a lost packet on any machine that gets to its queue within one.
+// SentAgain returns the number of SYN packets that the host has sent again because no answer arrived within a second.
+// It shows lost packets on a machine that is not too busy to answer within that time.
 func (h *Host) SentAgain(t testing.TB) int {
 	t.Helper()
 	all := map[string]int{}
@@ -18,8 +18,8 @@ func (h *Host) SentAgain(t testing.TB) int {
 	return all["TcpExt:TCPSynRetrans"]
 }
 
-// Counters are the kernel's counts for the host, such as "Tcp:InErrs" and "conntrack:insert_failed", each of
-// which says where a packet ended.
+// Counters returns the kernel's counters of the host, such as "Tcp:InErrs" and "conntrack:insert_failed", which show
+// where packets were lost.
 func (h *Host) Counters(t testing.TB) map[string]int {
 	t.Helper()
 	all := map[string]int{}
@@ -29,7 +29,7 @@ func (h *Host) Counters(t testing.TB) map[string]int {
 	return all
 }
 
-// count adds what a file below /proc/net says.
+// count adds the counters in a file below /proc/net.
 func (h *Host) count(t testing.TB, all map[string]int, file string) {
 	t.Helper()
 	var raw []byte
@@ -37,19 +37,20 @@ func (h *Host) count(t testing.TB, all map[string]int, file string) {
 	h.Do(func() { raw, err = os.ReadFile("/proc/thread-self/net/" + file) })
 	h.Must(t, err)
 	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
-	if file == "stat/nf_conntrack" { // one line of names, then hexadecimal ones, one for each CPU
+	if file == "stat/nf_conntrack" { // one line of names, then a line of hexadecimal values per CPU
 		for _, values := range lines[1:] {
 			h.Must(t, add(all, "conntrack:", lines[0], values, 16))
 		}
 		return
 	}
-	for pair := range slices.Chunk(lines, 2) { // one of names, one of values, both begin with the group
+	for pair := range slices.Chunk(lines, 2) { // a line of names and a line of values, both with the group first
 		group, names, _ := strings.Cut(pair[0], " ")
 		_, values, _ := strings.Cut(pair[1], " ")
 		h.Must(t, add(all, group, names, values, 10))
 	}
 }
 
+// add adds a line of values to the counters.
 func add(all map[string]int, group, names, values string, base int) error {
 	v := strings.Fields(values)
 	for i, name := range strings.Fields(names) {
@@ -62,7 +63,7 @@ func add(all map[string]int, group, names, values string, base int) error {
 	return nil
 }
 
-// Since is what has been counted after before, for people.
+// Since returns the counters that have changed since before, as text.
 func (h *Host) Since(t testing.TB, before map[string]int) string {
 	t.Helper()
 	var out []string

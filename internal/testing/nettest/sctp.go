@@ -16,14 +16,14 @@ const (
 	SCTPInit byte = 1
 )
 
-// Arrival is a packet as a host got it: who it says it is from, and for which port it is.
+// Arrival is a received packet: its source address and destination port.
 type Arrival struct {
 	From netip.Addr
 	Port uint16
 }
 
-// SCTP sends one IPv4 packet with one chunk of this type and returns how it arrived at another host, if it
-// did within 200 ms. No kernel needs to speak SCTP for that; filters and NAT know it all the same.
+// SCTP sends one IPv4 packet with one chunk of this type and returns the packet that arrived at another host, false
+// if none did within 200 ms. The kernel's filters and NAT handle SCTP even if the kernel has no SCTP sockets.
 func (h *Host) SCTP(t testing.TB, to netip.AddrPort, chunk byte, at *Host) (Arrival, bool) {
 	t.Helper()
 	rcv, tag := -1, rand.Uint32()|1
@@ -45,7 +45,7 @@ func (h *Host) SCTP(t testing.TB, to netip.AddrPort, chunk byte, at *Host) (Arri
 	})
 	b := make([]byte, 200)
 	for {
-		n, _, err := unix.Recvfrom(rcv, b, 0) // with its IP header, of 20 bytes
+		n, _, err := unix.Recvfrom(rcv, b, 0) // includes the IP header of 20 bytes
 		if err != nil {
 			return Arrival{}, false
 		}
@@ -55,7 +55,7 @@ func (h *Host) SCTP(t testing.TB, to netip.AddrPort, chunk byte, at *Host) (Arri
 	}
 }
 
-// sctpPacket is a common header and a chunk of 20 bytes that begins as INIT does: with a tag.
+// sctpPacket returns a common header and a chunk of 20 bytes that begins with a tag, like INIT.
 func sctpPacket(port uint16, chunk byte, tag uint32) []byte {
 	p := make([]byte, 12+20)
 	binary.BigEndian.PutUint16(p[0:], uint16(20000+tag%20000))

@@ -1,12 +1,12 @@
-// Package powercut is a file system for tests whose unsynced writes are lost when its power is cut.
+// Package powercut is a file system for tests that loses unsynced writes when its power is cut.
 //
-// It keeps two states of every file: what programs see, and what is on the "disk". A write changes only
-// the first; fsync brings the file's writes to the disk, fsync of the folder brings its names. Cut drops
-// what is not there, the way disks do: nothing of it may be left, a part, a random choice in any order, or
-// writes torn between sectors. One flat folder, served with FUSE.
+// It has two states of every file: the one that programs see, and the one on the "disk". A write changes only the
+// first; fsync of the file copies its writes to the disk, fsync of the folder its names. Cut drops the rest as disks
+// do: none of the unsynced writes may survive, the first ones, a random choice, or single sectors. It is one flat
+// folder, served with FUSE.
 //
-// The program under test must run in another process than the one that serves: a page fault on a mapped
-// file that its own process has to answer stops the Go runtime.
+// The program under test must run in another process than the file system: a page fault on a mapped file that its own
+// process must serve would block the Go runtime.
 package powercut
 
 import (
@@ -29,7 +29,7 @@ const (
 	maxIO  = 128 << 10 // bytes in one request
 )
 
-// Disk is what is left when the power goes, and the server in front of it.
+// Disk is the content that survives a power cut, and the file system on it.
 type Disk struct {
 	mu      sync.Mutex
 	state   *state
@@ -37,7 +37,7 @@ type Disk struct {
 	nextIno uint64
 }
 
-// state is the life of the disk between two cuts. Whoever holds an old one after a cut gets errors.
+// state is the state of the disk between two cuts. After a cut, operations on the old state return errors.
 type state struct {
 	d       *Disk
 	dead    bool
@@ -89,36 +89,37 @@ func New() *Disk {
 	return d
 }
 
-// Syncs is how many times a file was synced.
+// Syncs returns the number of syncs of files.
 func (d *Disk) Syncs() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.syncs
 }
 
-// Mount is a disk that is mounted.
+// Mount is a mounted Disk.
 type Mount struct {
 	dir  string
 	gone chan struct{}
 }
 
-// Mount serves the disk in dir, an empty folder, as the calling thread sees it.
+// Mount mounts the disk on dir, an empty folder, in the mount namespace of the calling thread.
 func (d *Disk) Mount(dir string) (*Mount, error) {
-	// Not left to the library, which lets programs that are started meanwhile inherit the descriptor: the
-	// program under test would then keep its own requests from failing when this process is killed, and
-	// could not be killed itself.
+	// The library's own mount lets programs that start meanwhile inherit the descriptor: the requests of the program
+	// under test would then not fail when this process is killed, and the program could not be killed.
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/fuse: %w", err)
 	}
-	opts := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d", fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxIO)
+	opts := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d", fd, unix.S_IFDIR, os.Geteuid(),
+		os.Getegid(), maxIO)
 	if err := unix.Mount("powercut", dir, "fuse.powercut", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Close(fd))
 	}
 	d.mu.Lock()
 	root := &rootNode{s: d.state}
 	d.mu.Unlock()
-	srv, err := fs.Mount(fmt.Sprintf("/dev/fd/%d", fd), root, &fs.Options{MountOptions: fuse.MountOptions{MaxWrite: maxIO}})
+	srv, err := fs.Mount(fmt.Sprintf("/dev/fd/%d", fd), root,
+		&fs.Options{MountOptions: fuse.MountOptions{MaxWrite: maxIO}})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("serve %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH))
 	}
@@ -130,9 +131,9 @@ func (d *Disk) Mount(dir string) (*Mount, error) {
 	return m, nil
 }
 
-// Unmount takes it away and waits until the last program that used it has ended.
+// Unmount unmounts the disk and waits until the last program that uses it has ended.
 func (m *Mount) Unmount() error {
-	// Detached, because what a killed program left mapped may still be written out.
+	// Detached, because mapped pages of a killed program may still be written.
 	if err := unix.Unmount(m.dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", m.dir, err)
 	}
@@ -140,11 +141,12 @@ func (m *Mount) Unmount() error {
 	return nil
 }
 
-// Gone is closed when it is no longer mounted anywhere, also because its mount namespace ended.
+// Gone returns a channel that is closed when the disk is not mounted any more, also because its mount namespace has
+// ended.
 func (m *Mount) Gone() <-chan struct{} { return m.gone }
 
-// Cut cuts the power. From here on no program that has the disk mounted can change or sync anything; the
-// next Mount shows what is left. It returns how many writes and changes of names were not synced.
+// Cut cuts the power. From then on, no program can change or sync anything on the old mount; the next Mount has what
+// survived. It returns the number of writes and changes of names that were not synced.
 func (d *Disk) Cut(rng *rand.Rand) (unsynced int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -159,7 +161,7 @@ func (d *Disk) Cut(rng *rand.Rand) (unsynced int) {
 	for name := range old.kept {
 		names = append(names, name)
 	}
-	slices.Sort(names) // so that a seed says what happens
+	slices.Sort(names) // so that a seed determines the result
 	for _, name := range names {
 		f := old.kept[name]
 		unsynced += len(f.changes)
@@ -172,23 +174,23 @@ func (d *Disk) Cut(rng *rand.Rand) (unsynced int) {
 	return unsynced
 }
 
-// remains returns what is left of a file.
+// remains returns the content of a file that survives.
 func remains(rng *rand.Rand, f *file) []byte {
 	b := slices.Clone(f.kept)
 	n := len(f.changes)
 	switch rng.IntN(4) {
-	case 0: // nothing of it
-	case 1: // the first part of it
+	case 0: // no unsynced write survives
+	case 1: // the first ones do
 		for _, c := range f.changes[:rng.IntN(n+1)] {
 			b = c.apply(b)
 		}
-	case 2: // any of it
+	case 2: // a random choice does
 		for _, c := range f.changes {
 			if rng.IntN(2) == 0 {
 				b = c.apply(b)
 			}
 		}
-	case 3: // any sectors of it
+	case 3: // random sectors do
 		for _, c := range f.changes {
 			if c.data == nil {
 				if rng.IntN(2) == 0 {
@@ -219,7 +221,7 @@ func (c nameChange) apply(m map[string]*file) {
 	}
 }
 
-// lock takes the disk for an operation, or says that the power is gone.
+// lock locks the disk for an operation. It returns EIO after a power cut.
 func (s *state) lock() (func(), syscall.Errno) {
 	s.d.mu.Lock()
 	if s.dead {
@@ -272,7 +274,8 @@ func (r *rootNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 	return r.node(ctx, f, out), 0
 }
 
-func (r *rootNode) Create(ctx context.Context, name string, _, _ uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+func (r *rootNode) Create(ctx context.Context, name string, _, _ uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle,
+	uint32, syscall.Errno) {
 	unlock, errno := r.s.lock()
 	if errno != 0 {
 		return nil, nil, 0, errno
@@ -324,7 +327,7 @@ func (r *rootNode) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
 	return fs.NewListDirStream(list), 0
 }
 
-// Fsync brings the folder's names to the disk.
+// Fsync copies the names in the folder to the disk.
 func (r *rootNode) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 	unlock, errno := r.s.lock()
 	if errno != 0 {
@@ -382,7 +385,7 @@ func (n *fileNode) Write(_ context.Context, _ fs.FileHandle, data []byte, off in
 	return uint32(len(data)), 0
 }
 
-// Fsync brings the file's content to the disk.
+// Fsync copies the content of the file to the disk.
 func (n *fileNode) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 	unlock, errno := n.s.lock()
 	if errno != 0 {

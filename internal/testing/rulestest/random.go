@@ -1,4 +1,4 @@
-// Package rulestest makes Service ports up, for tests.
+// Package rulestest generates random Service ports for tests of the service proxy.
 package rulestest
 
 import (
@@ -9,8 +9,8 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// Random returns a Service port of the given number, with anything that a Service may have. Addresses
-// are few, so that Services of different numbers get into each other's way now and then.
+// Random returns a Service port with the number n and random values of everything that a Service may have. There are
+// few addresses, so that Services with different numbers sometimes conflict.
 func Random(r *rand.Rand, f rules.Family, n int) rules.ServicePort {
 	addr := func(net, max int) netip.Addr {
 		if f == rules.IPv6 {

@@ -15,18 +15,18 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// program is the version that scripts/test installs.
+// program is the name, with the version, of the program that scripts/test installs.
 const program = "versitygw-v1.8.0"
 
-// Server is a running one.
+// Server is a running S3 server.
 type Server struct {
-	// Config is how to use its one bucket, over TLS.
+	// Config is the client configuration for its bucket, over TLS.
 	Config s3.Config
-	// Dir holds the bucket's objects as files.
+	// Dir is the folder with the objects of the bucket, as files.
 	Dir string
 }
 
-// Program returns the path of the S3 server's program, or skips the test.
+// Program returns the path of the program. It skips the test if it is not installed.
 func Program(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()
@@ -54,7 +54,7 @@ func Start(t testing.TB) *Server {
 	return StartAt(t, "127.0.0.1", func(f func() error) error { return f() })
 }
 
-// StartAt runs a server at an address of a network, in which the calls of f are made.
+// StartAt runs a server on an address until the test ends. in calls a function in the network namespace of the address.
 func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 	t.Helper()
 	bin := Program(t)
@@ -74,12 +74,14 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := pki.Leaf{Name: "s3", CA: pki.ServerCA, CertFile: filepath.Join(dir, "s3.crt"), KeyFile: filepath.Join(dir, "s3.key"), CommonName: "s3", Server: true, IPs: []string{ip}}
+	leaf := pki.Leaf{Name: "s3", CA: pki.ServerCA, CertFile: filepath.Join(dir, "s3.crt"),
+		KeyFile: filepath.Join(dir, "s3.key"), CommonName: "s3", Server: true, IPs: []string{ip}}
 	if err := p.Add(leaf); err != nil {
 		t.Fatal(err)
 	}
 	s := &Server{Dir: filepath.Join(dir, "root", "snaps"), Config: s3.Config{
-		Bucket: "snaps", Endpoint: at, Folder: "clusters/pi", Region: "us-east-1", AccessKey: "access", SecretKey: "s3cr3t-key",
+		Bucket: "snaps", Endpoint: at, Folder: "clusters/pi", Region: "us-east-1", AccessKey: "access",
+		SecretKey:  "s3cr3t-key",
 		EndpointCA: p.CACert(pki.ServerCA), Timeout: time.Minute,
 	}}
 	for _, d := range []string{s.Dir, filepath.Join(dir, "meta")} {
@@ -88,21 +90,22 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 		}
 	}
 	var log bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), bin, "--port", at, "--cert", leaf.CertFile, "--key", leaf.KeyFile, "--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Dir(s.Dir))
+	cmd := exec.CommandContext(t.Context(), bin, "--port", at, "--cert", leaf.CertFile, "--key", leaf.KeyFile,
+		"--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Dir(s.Dir))
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.Config.AccessKey, "ROOT_SECRET_KEY="+s.Config.SecretKey)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, done := make(chan error, 1), make(chan struct{})
 	go func() {
 		defer close(done)
-		// The thread that starts it has to outlive it, or the kernel takes it for an orphan.
+		// The thread that starts the program must outlive it, or Pdeathsig kills the program.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		_ = in(func() error {
 			err := cmd.Start()
 			started <- err
 			if err == nil {
-				err = cmd.Wait() // it is killed
+				err = cmd.Wait()
 			}
 			return err
 		})
@@ -110,7 +113,7 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { <-done }) // it is killed when the context ends
+	t.Cleanup(func() { <-done }) // the end of the test's context kills the program
 	for end := time.Now().Add(30 * time.Second); ; {
 		err := in(func() error {
 			c, err := new(net.Dialer).DialContext(t.Context(), "tcp", at)
@@ -125,7 +128,7 @@ func StartAt(t testing.TB, ip string, in func(f func() error) error) *Server {
 		select {
 		case <-done:
 			t.Fatalf("%s ended:\n%s", program, log.String())
-		case <-time.After(20 * time.Millisecond): // it does not tell when it is ready
+		case <-time.After(20 * time.Millisecond): // the server sends no event when it is ready
 		}
 		if time.Now().After(end) {
 			t.Fatalf("%s does not answer: %v", program, err)

@@ -1,7 +1,7 @@
-// Package storetest says what the API server may expect of a datastore, as tests against an etcd client.
+// Package storetest is the contract between the API server and a datastore, as tests that use an etcd client.
 //
-// Every backend runs it in one line: storetest.Run(t, func(t *testing.T) *clientv3.Client { … }). It makes
-// the requests that kube-apiserver's etcd3 storage makes, and checks what that storage relies on.
+// Every backend runs it in one line: storetest.Run(t, func(t *testing.T) *clientv3.Client { … }). It sends the
+// requests of kube-apiserver's etcd3 storage and checks the answers on which that storage relies.
 package storetest
 
 import (
@@ -18,11 +18,11 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Factory returns a client of an empty store that ends with the test.
+// Factory returns a client of a new, empty store, which ends with the test.
 type Factory func(t *testing.T) *clientv3.Client
 
-// WatchFuture is the one test that asks for more than etcd promises: a watch from a revision that is far
-// ahead ends, where etcd's own stays silent until it is reached.
+// WatchFuture is the name of the one test that requires more than etcd does: a watch from a revision far in the
+// future must end. A watch of etcd stays silent until the revision is reached.
 const WatchFuture = "WatchFuture"
 
 // Run runs the suite without the named tests.
@@ -70,24 +70,30 @@ type suite struct {
 	ctx context.Context
 }
 
-// Create writes a key as etcd3 storage does and returns its revision, 0 if it was there.
+// Create creates a key as etcd3 storage does and returns its revision, 0 if the key exists.
 func Create(ctx context.Context, c *clientv3.Client, key, value string, opts ...clientv3.OpOption) (int64, error) {
-	r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value, opts...)).Commit()
+	r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value,
+		opts...)).Commit()
 	if err != nil || !r.Succeeded {
 		return 0, err
 	}
 	return r.Header.Revision, nil
 }
 
-// Update writes a key that is at a revision and returns the new one, or what is there.
-func Update(ctx context.Context, c *clientv3.Client, key, value string, rev int64, opts ...clientv3.OpOption) (int64, *mvccpb.KeyValue, error) {
-	r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", rev)).Then(clientv3.OpPut(key, value, opts...)).Else(clientv3.OpGet(key)).Commit()
+// Update writes a key that is at a revision and returns the new revision. If the key is not at rev, it returns 0 and
+// the current key.
+func Update(ctx context.Context, c *clientv3.Client, key, value string, rev int64, opts ...clientv3.OpOption) (int64,
+	*mvccpb.KeyValue, error) {
+	r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", rev)).Then(clientv3.OpPut(key, value,
+		opts...)).Else(clientv3.OpGet(key)).Commit()
 	return outcome(r, err)
 }
 
-// Delete removes a key that is at a revision, or returns what is there.
+// Delete removes a key that is at a revision and returns the revision of the deletion. If the key is not at rev, it
+// returns 0 and the current key.
 func Delete(ctx context.Context, c *clientv3.Client, key string, rev int64) (int64, *mvccpb.KeyValue, error) {
-	r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", rev)).Then(clientv3.OpDelete(key)).Else(clientv3.OpGet(key)).Commit()
+	r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=",
+		rev)).Then(clientv3.OpDelete(key)).Else(clientv3.OpGet(key)).Commit()
 	return outcome(r, err)
 }
 
@@ -160,7 +166,8 @@ func (s *suite) createOnce(t *testing.T) {
 		t.Fatalf("created twice: %d, %v", again, err)
 	}
 	r := s.get(t, "/a")
-	if len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "1" || r.Kvs[0].ModRevision != rev || r.Kvs[0].CreateRevision != rev || r.Header.Revision < rev || r.Count != 1 {
+	if len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "1" || r.Kvs[0].ModRevision != rev ||
+		r.Kvs[0].CreateRevision != rev || r.Header.Revision < rev || r.Count != 1 {
 		t.Fatalf("got %v", r)
 	}
 	if r := s.get(t, "/b"); len(r.Kvs) != 0 || r.Header.Revision < rev {
@@ -172,17 +179,19 @@ func (s *suite) update(t *testing.T) {
 	one := s.mustCreate(t, "/a", "1")
 	two := s.mustUpdate(t, "/a", "2", one)
 	next, kv, err := Update(s.ctx, s.c, "/a", "3", one)
-	if err != nil || next != 0 || kv == nil || string(kv.Value) != "2" || kv.ModRevision != two || kv.CreateRevision != one {
+	if err != nil || next != 0 || kv == nil || string(kv.Value) != "2" || kv.ModRevision != two ||
+		kv.CreateRevision != one {
 		t.Fatalf("a stale update: %d, %v, %v", next, kv, err)
 	}
 	if next, kv, err := Update(s.ctx, s.c, "/none", "3", one); err != nil || next != 0 || kv != nil {
 		t.Fatalf("an update of nothing: %d, %v, %v", next, kv, err)
 	}
-	// GuaranteedUpdate of an object that is not there compares with 0.
+	// GuaranteedUpdate of an object that does not exist compares with revision 0.
 	if next, _, err := Update(s.ctx, s.c, "/new", "1", 0); err != nil || next == 0 {
 		t.Fatalf("update that creates: %d, %v", next, err)
 	}
-	if next, kv, err := Update(s.ctx, s.c, "/new", "2", 0); err != nil || next != 0 || kv == nil || string(kv.Value) != "1" {
+	if next, kv, err := Update(s.ctx, s.c, "/new", "2", 0); err != nil || next != 0 || kv == nil ||
+		string(kv.Value) != "1" {
 		t.Fatalf("update that would create: %d, %v, %v", next, kv, err)
 	}
 }
@@ -219,7 +228,7 @@ func (s *suite) recreate(t *testing.T) {
 	}
 }
 
-// recreateMany asks each for the revision of its own key.
+// recreateMany creates keys again concurrently; each create must return the revision of its own key.
 func (s *suite) recreateMany(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -307,13 +316,14 @@ func (s *suite) pages(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Fatalf("got %v", got)
 	}
-	if r := s.get(t, "/p/", clientv3.WithRange("/p0"), clientv3.WithKeysOnly()); len(r.Kvs) != n || len(r.Kvs[0].Value) != 0 || r.Kvs[0].ModRevision == 0 {
+	if r := s.get(t, "/p/", clientv3.WithRange("/p0"), clientv3.WithKeysOnly()); len(r.Kvs) != n ||
+		len(r.Kvs[0].Value) != 0 || r.Kvs[0].ModRevision == 0 {
 		t.Fatalf("keys only: %d keys, %v", len(r.Kvs), r.Kvs[0])
 	}
 }
 
 func (s *suite) snapshot(t *testing.T) {
-	// Two keys are moved together, one transaction after the other; a list sees them at most one apart.
+	// Two keys are updated in turn; in every list their values differ by at most one.
 	a, b := s.mustCreate(t, "/s/a", "0"), s.mustCreate(t, "/s/b", "0")
 	ctx, cancel := context.WithCancel(s.ctx)
 	var wg sync.WaitGroup
@@ -369,7 +379,8 @@ func (s *suite) count(t *testing.T) {
 }
 
 func (s *suite) odd(t *testing.T) {
-	for _, key := range []string{"/odd/ü", "/odd/%_'\"\\", "/odd/a\x00b", "/odd/\xff\xfe", "/odd/" + string(make([]byte, 900))} {
+	for _, key := range []string{"/odd/ü", "/odd/%_'\"\\", "/odd/a\x00b", "/odd/\xff\xfe", "/odd/" +
+		string(make([]byte, 900))} {
 		for _, value := range []string{"", "\x00\xff", string(make([]byte, 1<<20))} {
 			rev := s.mustCreate(t, key, value)
 			r := s.get(t, key)
@@ -405,7 +416,8 @@ func (s *suite) events(t *testing.T, w clientv3.WatchChan, n int) []*clientv3.Ev
 }
 
 func (s *suite) watch(key string, opts ...clientv3.OpOption) clientv3.WatchChan {
-	return s.c.Watch(clientv3.WithRequireLeader(s.ctx), key, append(opts, clientv3.WithPrevKV(), clientv3.WithCreatedNotify())...)
+	return s.c.Watch(clientv3.WithRequireLeader(s.ctx), key, append(opts, clientv3.WithPrevKV(),
+		clientv3.WithCreatedNotify())...)
 }
 
 func (s *suite) watchLive(t *testing.T) {
@@ -418,7 +430,8 @@ func (s *suite) watchLive(t *testing.T) {
 	two := s.mustUpdate(t, "/w/a", "2", one)
 	three := s.mustDelete(t, "/w/a", two)
 	ev := s.events(t, w, 3)
-	if !ev[0].IsCreate() || ev[0].Kv.ModRevision != one || !ev[1].IsModify() || ev[1].Kv.ModRevision != two || ev[2].Type != mvccpb.DELETE || ev[2].Kv.ModRevision != three {
+	if !ev[0].IsCreate() || ev[0].Kv.ModRevision != one || !ev[1].IsModify() || ev[1].Kv.ModRevision != two ||
+		ev[2].Type != mvccpb.DELETE || ev[2].Kv.ModRevision != three {
 		t.Fatalf("events %v", ev)
 	}
 }
@@ -449,7 +462,8 @@ func (s *suite) watchPrev(t *testing.T) {
 	two := s.mustUpdate(t, "/w/a", "2", one)
 	s.mustDelete(t, "/w/a", two)
 	s.mustCreate(t, "/w/a", "4")
-	for name, w := range map[string]clientv3.WatchChan{"live": live, "past": s.watch("/w/", clientv3.WithRange("/w0"), clientv3.WithRev(one))} {
+	for name, w := range map[string]clientv3.WatchChan{"live": live, "past": s.watch("/w/", clientv3.WithRange("/w0"),
+		clientv3.WithRev(one))} {
 		for i, e := range s.events(t, w, 4) {
 			want := []string{"", "1", "2", ""}[i]
 			got := ""
@@ -479,7 +493,8 @@ func (s *suite) watchMany(t *testing.T) {
 		}()
 	}
 	for range watchers {
-		if ev := s.events(t, s.watch("/m/", clientv3.WithRange("/m0"), clientv3.WithRev(start+1)), writers*each); len(ev) != writers*each {
+		if ev := s.events(t, s.watch("/m/", clientv3.WithRange("/m0"), clientv3.WithRev(start+1)),
+			writers*each); len(ev) != writers*each {
 			t.Errorf("%d events", len(ev))
 		}
 	}
@@ -487,7 +502,7 @@ func (s *suite) watchMany(t *testing.T) {
 }
 
 func (s *suite) watchSlow(t *testing.T) {
-	// Nobody reads the watch while far more is written than is buffered anywhere; nothing may be missing.
+	// The watch is not read while more is written than any buffer holds; no event may be missing.
 	w := s.watch("/w/", clientv3.WithRange("/w0"))
 	<-w
 	const n = 3000
@@ -518,7 +533,7 @@ func (s *suite) watchFuture(t *testing.T) {
 				return
 			}
 		case <-s.ctx.Done():
-			t.Fatal("a watch from a revision that never was stays silent")
+			t.Fatal("a watch from a future revision stays silent")
 		}
 	}
 }
@@ -534,7 +549,8 @@ func (s *suite) compacted(t *testing.T) {
 	if r := s.get(t, "/a", clientv3.WithRev(two)); string(r.Kvs[0].Value) != "2" {
 		t.Fatalf("read at: %v", r.Kvs)
 	}
-	if _, err := s.c.Get(s.ctx, "/", clientv3.WithRev(one), clientv3.WithRange("0")); !errors.Is(err, rpctypes.ErrCompacted) {
+	if _, err := s.c.Get(s.ctx, "/", clientv3.WithRev(one), clientv3.WithRange("0")); !errors.Is(err,
+		rpctypes.ErrCompacted) {
 		t.Fatalf("list below: %v", err)
 	}
 	for r := range s.watch("/a", clientv3.WithRev(one)) {
@@ -593,7 +609,7 @@ func (s *suite) compactErrors(t *testing.T) {
 	}
 }
 
-// compactKey makes the transaction by which API servers agree who compacts.
+// compactKey makes the transaction with which API servers elect the one that compacts.
 func (s *suite) compactKey(t *testing.T) {
 	turn := func(version int64, value string) (bool, int64, string) {
 		r, err := s.c.Txn(s.ctx).If(clientv3.Compare(clientv3.Version("compact_rev_key"), "=", version)).
@@ -638,7 +654,8 @@ func (s *suite) lease(t *testing.T) {
 	s.mustCreate(t, "/l/long", "x", s.grant(t, 3600))
 	s.mustCreate(t, "/l/none", "x")
 	ev := s.events(t, w, 4)
-	if e := ev[3]; e.Type != mvccpb.DELETE || string(e.Kv.Key) != "/l/short" || e.PrevKv == nil || e.PrevKv.ModRevision != rev {
+	if e := ev[3]; e.Type != mvccpb.DELETE || string(e.Kv.Key) != "/l/short" || e.PrevKv == nil ||
+		e.PrevKv.ModRevision != rev {
 		t.Fatalf("event %v", ev[3])
 	}
 	if took := time.Since(begun); took < 900*time.Millisecond {
@@ -654,7 +671,7 @@ func (s *suite) leaseRenewed(t *testing.T) {
 	s.mustUpdate(t, "/l/a", "kept", rev, s.grant(t, 3600))
 	s.mustCreate(t, "/l/b", "x", s.grant(t, 1))
 	w := s.watch("/l/", clientv3.WithRange("/l0"))
-	ev := s.events(t, w, 1) // the end of b, which began later than that of a's first lease
+	ev := s.events(t, w, 1) // b expires, whose lease began after a's first one
 	if string(ev[0].Kv.Key) != "/l/b" || len(s.get(t, "/l/a").Kvs) != 1 {
 		t.Fatalf("event %v", ev[0])
 	}
@@ -677,7 +694,7 @@ func (s *suite) progress(t *testing.T) {
 			if r.IsProgressNotify() && r.Header.Revision >= rev {
 				return
 			}
-		case <-time.After(100 * time.Millisecond): // the API server's own pace
+		case <-time.After(100 * time.Millisecond): // the interval of the API server
 		case <-s.ctx.Done():
 			t.Fatal("no progress")
 		}
@@ -714,7 +731,7 @@ func (s *suite) race(t *testing.T) {
 func (s *suite) dense(t *testing.T) {
 	last := s.get(t, "/").Header.Revision
 	for i := range 30 {
-		_, _ = Create(s.ctx, s.c, "/d/0", "taken") // all but the first change nothing
+		_, _ = Create(s.ctx, s.c, "/d/0", "taken") // only the first one changes anything
 		rev := s.mustCreate(t, fmt.Sprintf("/d/%d", i+1), "x")
 		if i > 0 && rev != last+1 {
 			t.Fatalf("%d after %d", rev, last)

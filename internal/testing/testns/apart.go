@@ -1,7 +1,7 @@
-// Package testns lets a test binary run in namespaces of its own: what its tests do to interfaces, rules and
-// mounts ends with it, and nothing of the machine's can be touched by mistake.
+// Package testns runs a test binary in its own namespaces, so that changes of its tests to interfaces, rules and
+// mounts end with it and cannot affect the machine.
 //
-// It is called from TestMain and nowhere else.
+// Only TestMain functions call it. It imports nothing of umiak.
 package testns
 
 import (
@@ -13,12 +13,13 @@ import (
 	"syscall"
 )
 
+// inside is the variable that is set in the process inside the namespaces.
 const inside = "UMIAK_TEST_APART"
 
-// Run calls run in a new network namespace, and in further new namespaces given as clone(2) flags, and
-// returns what it returns: the binary starts itself again there. The whole process has to be in it, since
-// what is tested opens sockets on any thread. Without root, run is called here, and tests that need more
-// are to skip themselves.
+// Run calls run in a new network namespace, and in further new namespaces given as clone(2) flags, and returns its
+// result. It starts the binary again there, since the code under test opens sockets on any thread, so that the whole
+// process must be in the namespaces. Without root, it calls run in this process, and tests that need root must skip
+// themselves.
 func Run(run func() int, more ...uintptr) int {
 	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
 		return run()
@@ -27,11 +28,11 @@ func Run(run func() int, more ...uintptr) int {
 	for _, f := range more {
 		flags |= f
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:noctx // go test has its own time limit
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:noctx // go test has its own timeout
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // Pdeathsig is about the thread
+	runtime.LockOSThread() // Pdeathsig refers to the thread
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
