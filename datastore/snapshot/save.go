@@ -143,8 +143,7 @@ func (c Save) write(ctx context.Context, m Manifest, files []File) (_ *Entry, er
 	}
 	m.Encrypted = c.Passphrase != ""
 	e := &Entry{Info: Info{Manifest: m, Counts: counts, Size: st.Size(), Fingerprint: w.fingerprint.Sum()}}
-	if e.Path,
-		err = place(tmp.Name(),
+	if e.Path, err = place(tmp.Name(),
 		filepath.Join(c.Dir, c.Name+"-"+c.Node+"-"+m.Time.Format("20060102T150405Z"))); err != nil {
 		return nil, err
 	}

@@ -139,8 +139,7 @@ func (s *Store) checkRest(ctx context.Context) {
 		}
 		if err != nil {
 			s.recordCheck("all rows", err)
-			s.log.Error("the datastore is damaged; the next start recovers what can be read", "error",
-				err)
+			s.log.Error("the datastore is damaged; the next start recovers what can be read", "error", err)
 			return
 		}
 		if last == 0 {

@@ -320,8 +320,7 @@ func TestDamagedPages(t *testing.T) {
 	for name, damage := range map[string]func(b []byte) []byte{
 		"one page zeroed": func(b []byte) []byte { clear(b[100*4096 : 101*4096]); return b },
 		"garbage in three pages": func(b []byte) []byte {
-			copy(b[200*4096:203*4096],
-				bytes.Repeat([]byte("rubbish!"), 4096))
+			copy(b[200*4096:203*4096], bytes.Repeat([]byte("rubbish!"), 4096))
 			return b
 		},
 		"one bit":                   func(b []byte) []byte { b[150*4096+3000] ^= 4; return b },

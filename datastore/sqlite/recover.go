@@ -176,17 +176,7 @@ func salvage(ctx context.Context, from, to string, report *Recovery) (err error)
 	db.SetMaxOpenConns(1)
 
 	index, indexErr := readIndex(ctx, db)
-	meta := map[string]int64{}
-	if rows, err := db.QueryContext(ctx, `SELECT name, value FROM meta`); err == nil {
-		for rows.Next() {
-			var name string
-			var v int64
-			if rows.Scan(&name, &v) == nil {
-				meta[name] = v
-			}
-		}
-		_ = rows.Close()
-	}
+	meta := readMeta(ctx, db)
 	top := max(meta[metaFloor], meta[metaCompact])
 	for rev := range index {
 		top = max(top, rev)
@@ -206,8 +196,7 @@ func salvage(ctx context.Context, from, to string, report *Recovery) (err error)
 		revs = slices.Sorted(maps.Keys(index))
 	}
 	return create(ctx, to, func(c *sql.Conn) error {
-		put,
-			err := c.PrepareContext(ctx, insertRow)
+		put, err := c.PrepareContext(ctx, insertRow)
 		if err != nil {
 			return err
 		}
@@ -257,12 +246,28 @@ func salvage(ctx context.Context, from, to string, report *Recovery) (err error)
 			epoch = epochGuess
 		}
 		floor := top + revisionJump
-		_,
-			err = c.ExecContext(ctx,
-			`UPDATE meta SET value = CASE name
+		_, err = c.ExecContext(ctx, `UPDATE meta SET value = CASE name
 			WHEN 'floor' THEN ? WHEN 'compact' THEN ? WHEN 'epoch' THEN ? ELSE 0 END`, floor, floor, epoch)
 		return err
 	})
+}
+
+// readMeta returns the readable part of the table meta.
+func readMeta(ctx context.Context, db *sql.DB) map[string]int64 {
+	meta := map[string]int64{}
+	rows, err := db.QueryContext(ctx, `SELECT name, value FROM meta`)
+	if err != nil {
+		return meta
+	}
+	defer rows.Close() //nolint:errcheck // what was read counts
+	for rows.Next() {
+		var name string
+		var v int64
+		if rows.Scan(&name, &v) == nil {
+			meta[name] = v
+		}
+	}
+	return meta
 }
 
 // padded returns a file that has the length stated in the header, since SQLite refuses to read a shorter one: the file

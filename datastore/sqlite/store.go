@@ -197,8 +197,7 @@ func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
 	if err := conn.QueryRowContext(ctx, `SELECT coalesce(max(rev), 0) FROM log`).Scan(&top); err != nil {
 		return err
 	}
-	if err := conn.QueryRowContext(ctx,
-		`SELECT (SELECT value FROM meta WHERE name = 'floor'),
+	if err := conn.QueryRowContext(ctx, `SELECT (SELECT value FROM meta WHERE name = 'floor'),
 		(SELECT value FROM meta WHERE name = 'compact'),
 		(SELECT value FROM meta WHERE name = 'swept')`).Scan(&floor, &compact, &swept); err != nil {
 		return fmt.Errorf("%w: meta: %w", ErrDamaged, err)
@@ -230,9 +229,7 @@ func (s *Store) connect(ctx context.Context, synchronous string) (err error) {
 
 // seedLeases sets a new deadline for every leased key.
 func (s *Store) seedLeases(ctx context.Context) error {
-	rows,
-		err := s.readers.QueryContext(ctx,
-		`SELECT l.key, l.rev, l.lease FROM log l WHERE l.lease > 0
+	rows, err := s.readers.QueryContext(ctx, `SELECT l.key, l.rev, l.lease FROM log l WHERE l.lease > 0
 		AND NOT EXISTS (SELECT 1 FROM log n WHERE n.key = l.key AND n.rev > l.rev)`)
 	if err != nil {
 		return fmt.Errorf("read leases: %w", err)

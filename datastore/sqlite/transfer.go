@@ -53,8 +53,7 @@ func Import(ctx context.Context, dir string, at Imported, keys func(put func(*mv
 		return fmt.Errorf("import into %s: there is a datastore already", dir)
 	}
 	err := create(ctx, path, func(c *sql.Conn) error {
-		put,
-			err := c.PrepareContext(ctx, insertRow)
+		put, err := c.PrepareContext(ctx, insertRow)
 		if err != nil {
 			return err
 		}
@@ -89,9 +88,7 @@ func Import(ctx context.Context, dir string, at Imported, keys func(put func(*mv
 				return err
 			}
 		}
-		_,
-			err = c.ExecContext(ctx,
-			`UPDATE meta SET value = CASE name
+		_, err = c.ExecContext(ctx, `UPDATE meta SET value = CASE name
 			WHEN 'floor' THEN ? WHEN 'compact' THEN ? WHEN 'swept' THEN ? WHEN 'epoch' THEN ? END`,
 			at.Floor, at.Floor, at.Floor, at.Epoch)
 		return err

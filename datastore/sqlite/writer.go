@@ -63,13 +63,11 @@ type writer struct {
 func newWriter(ctx context.Context, s *Store, conn *sql.Conn) (*writer, error) {
 	w := &writer{s: s, conn: conn, ops: make(chan op, maxBatch), tasks: make(chan task), done: make(chan struct{})}
 	var err error
-	if w.latest,
-		err = conn.PrepareContext(ctx,
+	if w.latest, err = conn.PrepareContext(ctx,
 		`SELECT `+columns+`, l.sum, l.value FROM log l WHERE key = ? ORDER BY rev DESC LIMIT 1`); err != nil {
 		return nil, err
 	}
-	w.insert,
-		err = conn.PrepareContext(ctx, insertRow)
+	w.insert, err = conn.PrepareContext(ctx, insertRow)
 	return w, err
 }
 

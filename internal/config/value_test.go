@@ -60,9 +60,8 @@ func TestValuesThatCannotBeReadAreNamedAndLeaveTheDefault(t *testing.T) {
 			"30000-32767",
 		"write-kubeconfig-mode: rw":   "write-kubeconfig-mode: \"rw\" is not a file mode such as 0600",
 		"write-kubeconfig-mode: 0400": "write-kubeconfig-mode: \"0400\" is not a file mode such as 0600",
-		"flannel-backend: vxlam": "flannel-backend: \"vxlam\" is not vxlan, host-gw or none; did you " +
-			"mean vxlan?",
-		"flannel-backend: ''": "flannel-backend: \"\" is not vxlan, host-gw or none",
+		"flannel-backend: vxlam":      "flannel-backend: \"vxlam\" is not vxlan, host-gw or none; did you mean vxlan?",
+		"flannel-backend: ''":         "flannel-backend: \"\" is not vxlan, host-gw or none",
 	} {
 		var s, untouched typed
 		err := Parse("c.yaml", text, &s)

@@ -61,8 +61,7 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 	if c.Certificate != nil {
 		// Set as a function, so that an expired certificate is sent, too.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return c.Certificate,
-				nil
+			return c.Certificate, nil
 		}
 	}
 	tr := &http.Transport{DialContext: packetmark.Dialer().DialContext, TLSClientConfig: conf, DisableKeepAlives: true,
@@ -86,8 +85,7 @@ func (c Client) Post(ctx context.Context, addr, path string, request, answer any
 	if c.Certificate == nil {
 		r.SetBasicAuth(c.Token.ID, c.Token.Secret)
 	}
-	hc := &http.Client{Transport: tr, CheckRedirect: func(*http.Request,
-		[]*http.Request) error {
+	hc := &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse
 	}}
 	resp, err := hc.Do(r)

@@ -45,8 +45,7 @@ func CatchExits() *Exits {
 	catchOnce.Do(func() {
 		klog.OsExit = exits.exit
 		logrus.StandardLogger().ExitFunc = exits.exit
-		utilruntime.PanicHandlers = append(utilruntime.PanicHandlers, func(_ context.Context,
-			r any) {
+		utilruntime.PanicHandlers = append(utilruntime.PanicHandlers, func(_ context.Context, r any) {
 			exits.panicked(r)
 		})
 	})

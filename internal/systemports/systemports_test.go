@@ -19,8 +19,7 @@ func TestHeld(t *testing.T) {
 	agent := Node{API: 6444, Kubelet: 10250}.Held()
 	has := func(port int) bool {
 		return slices.ContainsFunc(agent, func(h Held) bool {
-			return h.Protocol == corev1.ProtocolTCP &&
-				h.Port == port
+			return h.Protocol == corev1.ProtocolTCP && h.Port == port
 		})
 	}
 	if !has(6444) || !has(10250) || len(agent) != 2 {

@@ -180,8 +180,7 @@ func TestFetchCA(t *testing.T) {
 		now  time.Time
 		want error
 	}{
-		"right": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert),
-			time.Now(), nil},
+		"right":   {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), HashCA(good.cert), time.Now(), nil},
 		"no hash": {good.serving(t, ServerName, x509.ExtKeyUsageServerAuth, good), "", time.Now(), nil},
 		"another cluster": {evil.serving(t, ServerName, x509.ExtKeyUsageServerAuth, evil), HashCA(good.cert),
 			time.Now(), ErrWrongServer},
@@ -225,7 +224,8 @@ func TestMade(t *testing.T) {
 	if s := New("", "").Secret; !Made(s) {
 		t.Errorf("%q is taken for a person's", s)
 	}
-	for _, s := range []string{"", "hunter2", "Correct-Horse-Battery-Staple-123", strings.Repeat("a", 31), strings.Repeat("a", 33)} {
+	for _, s := range []string{"", "hunter2", "Correct-Horse-Battery-Staple-123", strings.Repeat("a", 31),
+		strings.Repeat("a", 33)} {
 		if Made(s) {
 			t.Errorf("%q is taken for one that was made", s)
 		}

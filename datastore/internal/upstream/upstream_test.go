@@ -149,23 +149,19 @@ func TestUpstream(t *testing.T) {
 		"WatchInitializationSignal":                  plain(storagetesting.RunTestWatchInitializationSignal),
 		"ClusterScopedWatch":                         plain(storagetesting.RunTestClusterScopedWatch),
 		"NamespaceScopedWatch":                       plain(storagetesting.RunTestNamespaceScopedWatch),
-		"WatchFromZero": func(t *testing.T,
-			e env) {
+		"WatchFromZero": func(t *testing.T, e env) {
 			storagetesting.RunTestWatchFromZero(e.ctx, t, e, e.compact)
 		},
 		"List": func(t *testing.T, e env) {
-			storagetesting.RunTestList(e.ctx, t,
-				e, e.compact, false, recorder(e))
+			storagetesting.RunTestList(e.ctx, t, e, e.compact, false, recorder(e))
 		},
 		"ConsistentList": func(t *testing.T, e env) {
 			storagetesting.RunTestConsistentList(e.ctx, t, e, e.increase, false, true, false)
 		},
 		"GetListNonRecursive": func(t *testing.T, e env) {
-			storagetesting.RunTestGetListNonRecursive(e.ctx, t,
-				e.increase, e)
+			storagetesting.RunTestGetListNonRecursive(e.ctx, t, e.increase, e)
 		},
-		"ListInconsistentContinuation": func(t *testing.T,
-			e env) {
+		"ListInconsistentContinuation": func(t *testing.T, e env) {
 			storagetesting.RunTestListInconsistentContinuation(e.ctx, t, e, e.compact)
 		},
 		"ListContinuation": func(t *testing.T, e env) {

@@ -74,8 +74,7 @@ func TestTurns(t *testing.T) {
 	}
 	broken := errors.New("broken")
 	if _, _, err := Take(t.Context(), 3, measured("a"), func(context.Context) ([]Row, error) {
-		return nil,
-			broken
+		return nil, broken
 	}); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
