@@ -8,11 +8,9 @@ import (
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
-)
 
-// CompactKey is the key under which kine's server stores kube-apiserver's compact_rev_key. kube-apiserver drops the
-// snapshots of its watch caches up to the revision in it, and refuses to continue a list from an older one.
-const CompactKey = "compact_rev_key_apiserver"
+	"github.com/umiak-io/umiak/datastore/internal/watch"
+)
 
 // revisioned is a store that a compactor can compact.
 type revisioned interface {
@@ -20,17 +18,17 @@ type revisioned interface {
 	Revisions() (current, compact int64)
 }
 
-// compactor drops the history of a store that is older than one to two intervals and publishes the compact revision in
-// CompactKey. It replaces kube-apiserver's compactor, which also writes when nothing has changed; this one does not
-// write to an idle store.
+// compactor drops the history of a store that is older than one to two intervals and publishes the compact revision
+// in watch.CompactKey. It replaces kube-apiserver's compactor, which also writes when nothing has changed; this one
+// does not write to an idle store.
 type compactor struct {
 	name  string
 	store revisioned
 	log   *slog.Logger
 	last  int64 // newest revision at the last turn
-	// Numbers of revisions without the writes of CompactKey: at the last turn, and at the last compaction.
+	// Numbers of revisions without the writes of that key: at the last turn, and at the last compaction.
 	lastForeign, doneForeign int64
-	keyWrites                int64 // writes of CompactKey
+	keyWrites                int64 // writes of that key
 }
 
 func newCompactor(name string, s revisioned, log *slog.Logger) *compactor {
@@ -74,21 +72,21 @@ func (c *compactor) turn(ctx context.Context) error {
 	return nil
 }
 
-// publish writes CompactKey in the form in which kine's server stores it for kube-apiserver.
+// publish writes watch.CompactKey in the form in which kine's server stores it for kube-apiserver.
 func (c *compactor) publish(ctx context.Context, revision int64) error {
-	_, kv, err := c.store.Get(ctx, CompactKey, 0, false)
+	_, kv, err := c.store.Get(ctx, watch.CompactKey, 0, false)
 	if err != nil {
 		return err
 	}
 	value := []byte(strconv.FormatInt(revision, 10))
 	if kv == nil {
-		_, err = c.store.Create(ctx, CompactKey, server.EncodeVersion(1, value), 0)
+		_, err = c.store.Create(ctx, watch.CompactKey, server.EncodeVersion(1, value), 0)
 		return err
 	}
 	version, _ := server.DecodeVersion(kv.Value)
-	_, _, ok, err := c.store.Update(ctx, CompactKey, server.EncodeVersion(version+1, value), kv.ModRevision, 0)
+	_, _, ok, err := c.store.Update(ctx, watch.CompactKey, server.EncodeVersion(version+1, value), kv.ModRevision, 0)
 	if err == nil && !ok {
-		err = fmt.Errorf("another writer has changed %s", CompactKey)
+		err = fmt.Errorf("another writer has changed %s", watch.CompactKey)
 	}
 	return err
 }

@@ -19,10 +19,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
+	"github.com/umiak-io/umiak/datastore/internal/grpcserver"
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 	"github.com/umiak-io/umiak/datastore/internal/watch"
 	"github.com/umiak-io/umiak/datastore/snapshot"
@@ -89,10 +89,6 @@ type VolatileStatus struct {
 // ErrFull is wrapped by errors of a datastore whose disk is full.
 var ErrFull = sqlite.ErrFull
 
-// epochBits is the width of the range of revisions that the store in memory has for one start of the process. With 36
-// bits, 2^17 starts stay below 2^53, the largest integer that JSON readers can represent.
-const epochBits = 36
-
 // progressInterval is the interval of unrequested progress notifications to watches that want them. kube-apiserver
 // requests them when it needs them sooner.
 const progressInterval = time.Minute
@@ -132,7 +128,7 @@ func Open(ctx context.Context, cfg Config) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{cfg: cfg, durable: durable, volatile: volatile.New(durable.Epoch()<<epochBits, cfg.Log)}, nil
+	return &store{cfg: cfg, durable: durable, volatile: volatile.New(durable.Epoch()<<snapshot.EpochBits, cfg.Log)}, nil
 }
 
 func (s *store) Endpoint() string         { return "unix://" + s.cfg.Socket }
@@ -255,14 +251,9 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// newServer returns a gRPC server with etcd's API on a store, with etcd's limits of message sizes.
+// newServer returns a gRPC server with etcd's API on a store.
 func newServer(b backend) *grpc.Server {
-	g := grpc.NewServer(
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
-		grpc.MaxRecvMsgSize(2<<20),
-		grpc.MaxSendMsgSize(1<<31-1),
-	)
+	g := grpcserver.New()
 	k := server.New(b, "unix", progressInterval, emulatedVersion)
 	etcdserverpb.RegisterKVServer(g, k)
 	etcdserverpb.RegisterLeaseServer(g, k)

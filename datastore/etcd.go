@@ -132,7 +132,7 @@ func (s etcdStore) Status(context.Context) (Status, error) {
 
 func (s etcdStore) State(context.Context) (snapshot.State, error) {
 	rev := s.Revision()
-	return snapshot.State{Backend: BackendEtcd, Revision: rev, Epoch: rev>>epochBits + 1}, nil
+	return snapshot.State{Backend: BackendEtcd, Revision: rev, Epoch: rev>>snapshot.EpochBits + 1}, nil
 }
 
 // migrate copies the keys of SQLite into etcd, once, and keeps the old files. It can be interrupted at any point: the
@@ -171,7 +171,7 @@ func seed(ctx context.Context, cfg Config, c etcd.Config) (n int, err error) {
 	rev, _ := from.Revisions()
 	// The floor is above every revision that the store in memory has returned for Leases and Events, which are in etcd
 	// from now on: a client that resumes a watch of either gets "compacted" and lists again.
-	floor := max(rev+1, from.Epoch()<<epochBits)
+	floor := max(rev+1, from.Epoch()<<snapshot.EpochBits)
 	return n, etcd.Seed(ctx, c, floor, func(put func(*mvccpb.KeyValue) error) error {
 		return from.Export(ctx, rev, func(kv *mvccpb.KeyValue) error {
 			n++

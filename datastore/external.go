@@ -47,5 +47,5 @@ func (s externalStore) Status(ctx context.Context) (Status, error) {
 
 func (s externalStore) State(ctx context.Context) (snapshot.State, error) {
 	rev, err := s.Revision(ctx) // works while the database takes no writes, too
-	return snapshot.State{Backend: s.Kind(), Revision: rev, Epoch: rev>>epochBits + 1}, err
+	return snapshot.State{Backend: s.Kind(), Revision: rev, Epoch: rev>>snapshot.EpochBits + 1}, err
 }

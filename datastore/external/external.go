@@ -25,8 +25,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
+	"github.com/umiak-io/umiak/datastore/internal/grpcserver"
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
@@ -269,12 +269,7 @@ func (s *Store) Run(ctx context.Context, l net.Listener, ready func()) (err erro
 	if err := s.backend.Start(s.ctx); err != nil {
 		return fmt.Errorf("start %s: %w", s.kind, s.cfg.scrub(err))
 	}
-	g := grpc.NewServer(
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
-		grpc.MaxRecvMsgSize(2<<20),
-		grpc.MaxSendMsgSize(1<<31-1),
-	)
+	g := grpcserver.New()
 	server.New(s.backend, "unix", s.cfg.Progress, s.cfg.EmulatedVersion).Register(g)
 	failed := make(chan error, 1)
 	go func() { failed <- g.Serve(l) }()

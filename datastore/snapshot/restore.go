@@ -25,8 +25,10 @@ const (
 	revisionJump = 1 << 32
 	// epochJump does the same for the store in memory. It bounds the number of starts since the snapshot.
 	epochJump = 1 << 10
-	// epochBits is the width of the revisions of an epoch, as in package datastore.
-	epochBits = 36
+
+	// EpochBits is the width of the range of revisions that the store in memory has for one start of the process, an
+	// epoch. With 36 bits, 2^17 starts stay below 2^53, the largest integer that JSON readers can represent.
+	EpochBits = 36
 )
 
 // Restored is the result of Restore.
@@ -81,7 +83,7 @@ func stage(ctx context.Context, path, passphrase string, outside Info, dir strin
 	var files []File
 	at := sqlite.Imported{
 		Floor: outside.Revision + revisionJump,
-		Epoch: max(outside.Epoch, outside.Revision>>epochBits+1) + epochJump,
+		Epoch: max(outside.Epoch, outside.Revision>>EpochBits+1) + epochJump,
 	}
 	err = sqlite.Import(ctx, filepath.Join(dir, "db"), at, func(put func(*mvccpb.KeyValue) error) error {
 		var err error

@@ -3,9 +3,7 @@ package snapshot
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/listing"
+	"github.com/umiak-io/umiak/internal/token"
 )
 
 // Suffix is the suffix of the names of snapshots.
@@ -363,8 +362,7 @@ func Cluster(files []File) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("server-ca.crt: %w", err)
 		}
-		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-		return hex.EncodeToString(sum[:]), nil
+		return token.HashCA(c), nil
 	}
 	return "", errors.New("there is no server-ca.crt: no server has run here yet")
 }

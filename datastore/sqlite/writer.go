@@ -283,8 +283,8 @@ func (w *writer) find(ctx context.Context, key []byte) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.sum != r.checksum() {
-		return nil, fmt.Errorf("revision %d of %q: %w: the checksum does not match", r.rev, r.key, ErrDamaged)
+	if err := r.verify(); err != nil {
+		return nil, err
 	}
 	return &r, nil
 }

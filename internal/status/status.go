@@ -83,9 +83,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// ErrNotRunning means that no process listens on the socket.
-var ErrNotRunning = socket.ErrNotRunning
-
 // Get returns the report of the process that listens on the socket.
 func Get(ctx context.Context, path string) (*Report, error) {
 	c := socket.Client(path)

@@ -9,12 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
 func TestReportTravelsOverAPrivateSocket(t *testing.T) {
 	sock := filepath.Join(t.TempDir(), "s.sock")
-	if _, err := status.Get(t.Context(), sock); !errors.Is(err, status.ErrNotRunning) {
+	if _, err := status.Get(t.Context(), sock); !errors.Is(err, socket.ErrNotRunning) {
 		t.Fatalf("got %v", err)
 	}
 	s := &status.Server{Socket: sock, Version: "v1", Ready: func() bool { return true }, Sources: []status.Source{

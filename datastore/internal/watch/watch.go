@@ -20,13 +20,14 @@ import (
 	"github.com/umiak-io/umiak/datastore/internal/hub"
 )
 
-const (
-	// compactKey is the key that kube-apiserver uses for compaction. kine's server stores it under another name, with a
-	// version in the value.
-	compactKey       = "compact_rev_key"
-	compactKeyStored = "compact_rev_key_apiserver"
+// CompactKey is the key under which kine's server stores kube-apiserver's compactKey, with a version in the value.
+// kube-apiserver drops the snapshots of its watch caches up to the revision in it, and refuses to continue a list
+// from an older one.
+const CompactKey = "compact_rev_key_apiserver"
 
-	noWatch = -1 // ID in messages to all watches of a stream
+const (
+	compactKey = "compact_rev_key"
+	noWatch    = -1 // ID in messages to all watches of a stream
 )
 
 // Server implements etcdserverpb.WatchServer.
@@ -122,7 +123,7 @@ func (st *stream) create(ctx context.Context, id int64, r *etcdserverpb.WatchCre
 		key, end = "", ""
 	}
 	if key == compactKey {
-		key = compactKeyStored
+		key = CompactKey
 	}
 	var w *hub.Watcher
 	var current, compact int64
@@ -283,7 +284,7 @@ func (w *watch) convert(events []*server.Event) []*mvccpb.Event {
 func keyValue(kv *server.KeyValue) *mvccpb.KeyValue {
 	out := &mvccpb.KeyValue{Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease,
 		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision}
-	if kv.Key == compactKeyStored {
+	if kv.Key == CompactKey {
 		out.Key = []byte(compactKey)
 		out.Version, out.Value = server.DecodeVersion(kv.Value)
 	}
