@@ -153,7 +153,7 @@ func TestPurgeLeavesWhatIsOthers(t *testing.T) {
 				}
 				link(t, d.Data, "/nowhere/at/all")
 			},
-			left: "data", fail: "mount the disk",
+			left: "data", fail: "mount its disk",
 		},
 		"a mount of a kubelet on itself": {
 			then: func(t *testing.T, d layout.Dirs) {

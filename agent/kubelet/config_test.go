@@ -156,7 +156,7 @@ func TestFilesOfKubeletConfiguration(t *testing.T) {
 func TestLabelsAndTaintsAreNamedPrecisely(t *testing.T) {
 	for label, want := range map[string]string{
 		"foo": `node-label: "foo" has no value: write foo=VALUE`, "a b=c": `node-label: the key "a b"`, "a=b c": `node-label: the value "b c" of a`,
-		"node-role.kubernetes.io/worker=": "Kubernetes lets no node give itself node-role.kubernetes.io/worker; set it with `umiak kubectl label node NAME",
+		"node-role.kubernetes.io/worker=": "Kubernetes does not let a node set node-role.kubernetes.io/worker on itself; use `umiak kubectl label node NAME",
 	} {
 		if err := (Config{Labels: []string{label}, Port: 1}).Check(); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", label, err)

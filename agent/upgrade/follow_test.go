@@ -144,7 +144,7 @@ func TestFollower(t *testing.T) {
 		end := wait(r, r.starts)
 		r.ends("a", "")
 		end()
-		if a := wait(r, r.said); !strings.Contains(a.Error, "says that it is v1") {
+		if a := wait(r, r.said); !strings.Contains(a.Error, "reports version v1") {
 			t.Errorf("got %+v", a)
 		}
 		stop()
@@ -178,7 +178,7 @@ func TestFollower(t *testing.T) {
 func TestAsked(t *testing.T) {
 	etc, dir := t.TempDir(), t.TempDir()
 	cfg := Config{Etc: etc, Lock: filepath.Join(dir, "lock"), Sources: []string{"there/"}}
-	if err := Asked(t.Context(), cfg, dir); err == nil || !strings.Contains(err.Error(), "asked for nothing") {
+	if err := Asked(t.Context(), cfg, dir); err == nil || !strings.Contains(err.Error(), "no request of the cluster") {
 		t.Errorf("got %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(etc, Script), []byte(`echo "$INSTALL_UMIAK_ONLY $INSTALL_UMIAK_VERSION from $INSTALL_UMIAK_BASE_URL"; [ "$INSTALL_UMIAK_VERSION" != bad ]`), 0o700); err != nil {
