@@ -17,31 +17,33 @@ import (
 // apiService is the name of the Service of the API servers, in the namespace default.
 const apiService = "kubernetes"
 
-// ofTheAPI refuses to lead connections that are meant for the API servers elsewhere. Agents and pods find the servers by the Service
-// default/kubernetes, and whoever may change Services in that namespace could put pods behind it.
-func ofTheAPI(a admission.Attributes) error {
+// checkAPIService refuses changes that would redirect connections to the API servers. Agents and pods find the servers
+// by the Service default/kubernetes, and anyone who can change Services in that namespace could put pods behind it.
+func checkAPIService(a admission.Attributes) error {
 	if a.GetNamespace() != metav1.NamespaceDefault || a.GetSubresource() != "" || administers(a.GetUserInfo()) {
 		return nil
 	}
 	switch o := a.GetObject().(type) {
 	case *api.Service:
 		if o.Name == apiService && (len(o.Spec.Selector) > 0 || o.Spec.Type == api.ServiceTypeExternalName) {
-			return errors.New("the Service of the API servers has no selector and no external name: they publish their addresses themselves")
+			return errors.New(
+				"the Service of the API servers must not have a selector or an external name: the API servers publish their addresses")
 		}
 	case *discovery.EndpointSlice:
 		if o.Labels[discoveryv1.LabelServiceName] == apiService {
-			return errors.New("the API servers publish their addresses themselves; set another " + discoveryv1.LabelServiceName)
+			return errors.New("the API servers publish their addresses; set another " + discoveryv1.LabelServiceName)
 		}
 	case *api.Endpoints:
 		if o.Name == apiService {
-			return errors.New("the API servers publish their addresses themselves")
+			return errors.New("the API servers publish their addresses")
 		}
 	}
 	return nil
 }
 
-// administers reports whether somebody has all rights anyway: an API server itself, or an administrator.
+// administers reports whether the user has all rights: an API server or an administrator.
 func administers(u user.Info) bool {
-	return u != nil && (u.GetName() == user.APIServerUser || slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) ||
+	return u != nil && (u.GetName() == user.APIServerUser ||
+		slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) ||
 		slices.Contains(u.GetGroups(), wellknown.AdminsGroup))
 }

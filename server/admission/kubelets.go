@@ -27,15 +27,16 @@ import (
 // KubeletsPlugin is the name of the plugin Kubelets, as in --disable-admission-plugins.
 const KubeletsPlugin = "UmiakKubelets"
 
-// StaticPods is the label of a namespace, with the value "allow", in which nodes may show the Pods of their files. In kube-system
-// they always may.
+// StaticPods is the label that, with the value "allow", permits mirror Pods of nodes in a namespace. They are always
+// permitted in kube-system.
 const StaticPods = "umiak.io/static-pods"
 
 // Kubelets refuses requests that upstream allows a kubelet and that harm others, besides those for its own Node:
 //   - Events about anything but its Node and the Pods that run there: people and programs act on Events.
-//   - Mirror Pods, which stand for files on the node, in the namespaces of tenants: with the labels of a tenant's Pods they
-//     would receive the traffic of the tenant's Services and what the tenant's NetworkPolicies allow.
-//   - Addresses of Pods and of their host that are not the node's: EndpointSlices and NetworkPolicies are made from them.
+//   - Mirror Pods, which stand for files on the node, in the namespaces of tenants: with the labels of a tenant's
+//     Pods they would receive the traffic of the tenant's Services and what the tenant's NetworkPolicies allow.
+//   - Addresses of Pods and of their host that are not the node's: EndpointSlices and NetworkPolicies are made from
+//     them.
 //   - Requests for certificates: a node renews its certificates through the join API.
 //
 // The rights of an agent are those of its role.
@@ -56,16 +57,16 @@ var (
 	_ initializer.WantsExternalKubeClientSet       = (*Kubelets)(nil)
 )
 
-// NewKubelets makes the plugin. otherIPAM is for a cluster in which another network than umiak's, with ranges of its
-// choice, gives Pods their addresses.
+// NewKubelets returns the plugin.
 func NewKubelets(addresses Addresses, otherIPAM bool) *Kubelets {
-	return &Kubelets{Handler: admission.NewHandler(admission.Create, admission.Update), addresses: addresses, otherIPAM: otherIPAM}
+	return &Kubelets{Handler: admission.NewHandler(admission.Create, admission.Update), addresses: addresses,
+		otherIPAM: otherIPAM}
 }
 
-// Name is KubeletsPlugin.
+// Name returns KubeletsPlugin.
 func (*Kubelets) Name() string { return KubeletsPlugin }
 
-// Register adds the plugin to those that an API server can have.
+// Register adds the plugin to the API server's plugins.
 func (k *Kubelets) Register(plugins *admission.Plugins) {
 	plugins.Register(KubeletsPlugin, func(io.Reader) (admission.Interface, error) { return k, nil })
 }
@@ -76,8 +77,10 @@ func (k *Kubelets) SetExternalKubeInformerFactory(f informers.SharedInformerFact
 	core := f.Core().V1()
 	pods, nodes, volumes, namespaces := core.Pods(), core.Nodes(), core.PersistentVolumes(), core.Namespaces()
 	k.pods, k.nodes, k.volumes, k.namespaces = pods.Lister(), nodes.Lister(), volumes.Lister(), namespaces.Lister()
-	synced := []cache.InformerSynced{pods.Informer().HasSynced, nodes.Informer().HasSynced, volumes.Informer().HasSynced, namespaces.Informer().HasSynced}
-	k.SetReadyFunc(func() bool { return !slices.ContainsFunc(synced, func(f cache.InformerSynced) bool { return !f() }) })
+	synced := []cache.InformerSynced{pods.Informer().HasSynced, nodes.Informer().HasSynced,
+		volumes.Informer().HasSynced, namespaces.Informer().HasSynced}
+	k.SetReadyFunc(
+		func() bool { return !slices.ContainsFunc(synced, func(f cache.InformerSynced) bool { return !f() }) })
 }
 
 // SetExternalKubeClientSet implements initializer.WantsExternalKubeClientSet.
@@ -113,7 +116,8 @@ func (k *Kubelets) Validate(ctx context.Context, a admission.Attributes, _ admis
 	return nil
 }
 
-// mirror refuses a Pod that stands for a file in a namespace that does not expect any. Upstream's NodeRestriction has refused all others.
+// mirror refuses mirror Pods in namespaces that do not permit them. Upstream's NodeRestriction has refused other Pods
+// before.
 func (k *Kubelets) mirror(namespace string) error {
 	if namespace == metav1.NamespaceSystem {
 		return nil
@@ -124,12 +128,13 @@ func (k *Kubelets) mirror(namespace string) error {
 	if ns, err := k.namespaces.Get(namespace); err == nil && ns.Labels[StaticPods] == "allow" {
 		return nil
 	}
-	return fmt.Errorf("the node runs the Pod of its file, but does not show it in namespace %s: label the namespace %s=allow, or put the Pod into kube-system", namespace, StaticPods)
+	return fmt.Errorf(
+		"the node runs the static Pod, but its mirror Pod is not permitted in namespace %s: label the namespace %s=allow, or put the Pod into kube-system", namespace, StaticPods)
 }
 
 var errNotYet = errors.New("the API server does not know the cluster's Pods and namespaces yet; try again")
 
-// events refuses Events that a node may not make.
+// events refuses Events that a node may not create or change.
 func (k *Kubelets) events(ctx context.Context, a admission.Attributes) error {
 	node, ok := strings.CutPrefix(a.GetUserInfo().GetName(), wellknown.NodeUserPrefix)
 	if !ok {
@@ -138,7 +143,7 @@ func (k *Kubelets) events(ctx context.Context, a admission.Attributes) error {
 	for _, obj := range []any{a.GetObject(), a.GetOldObject()} {
 		ev, ok := obj.(*api.Event)
 		if !ok {
-			continue // there is no old one
+			continue // an object that is created has no old version
 		}
 		if err := k.about(ctx, node, ev); err != nil {
 			return err
@@ -147,7 +152,7 @@ func (k *Kubelets) events(ctx context.Context, a admission.Attributes) error {
 	return nil
 }
 
-// about refuses an Event that a node may not make.
+// about refuses an Event about an object that is not the node's.
 func (k *Kubelets) about(ctx context.Context, node string, ev *api.Event) error {
 	o := ev.InvolvedObject
 	var may bool
@@ -164,17 +169,20 @@ func (k *Kubelets) about(ctx context.Context, node string, ev *api.Event) error 
 		may, err = k.claims(node, o.Name, o.Namespace)
 		may = may && ev.Namespace == o.Namespace
 	case o.Kind == "PersistentVolume":
-		if pv, e1 := k.volumes.Get(o.Name); e1 == nil && pv.Spec.ClaimRef != nil && ev.Namespace == metav1.NamespaceDefault {
+		if pv, e1 := k.volumes.Get(o.Name); e1 == nil && pv.Spec.ClaimRef != nil &&
+			ev.Namespace == metav1.NamespaceDefault {
 			may, err = k.claims(node, pv.Spec.ClaimRef.Name, pv.Spec.ClaimRef.Namespace)
 		}
 	}
 	if err == nil && !may {
-		err = fmt.Errorf("a node may make Events of itself and of the Pods that run there, not of %s %s in namespace %s", o.Kind, o.Name, ev.Namespace)
+		err = fmt.Errorf("a node may create Events about itself and its Pods, not about %s %s in namespace %s", o.Kind,
+			o.Name, ev.Namespace)
 	}
 	return err
 }
 
-// runs reports whether a Pod runs on a node. A kubelet may know of a Pod before this server's cache does.
+// runs reports whether a Pod is assigned to a node. A kubelet may know a Pod before this server's cache does, so it
+// also asks the API.
 func (k *Kubelets) runs(ctx context.Context, node, name, namespace string) (bool, error) {
 	if p, err := k.pods.Pods(namespace).Get(name); err == nil && p.Spec.NodeName == node {
 		return true, nil
@@ -189,12 +197,13 @@ func (k *Kubelets) runs(ctx context.Context, node, name, namespace string) (bool
 	return p.Spec.NodeName == node, nil
 }
 
-// claims reports whether a Pod on a node uses a claim.
+// claims reports whether a Pod on a node uses a PersistentVolumeClaim.
 func (k *Kubelets) claims(node, name, namespace string) (bool, error) {
 	pods, err := k.pods.Pods(namespace).List(labels.Everything())
 	return slices.ContainsFunc(pods, func(p *corev1.Pod) bool {
 		return p.Spec.NodeName == node && slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool {
-			return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == name || v.Ephemeral != nil && p.Name+"-"+v.Name == name
+			return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == name || v.Ephemeral != nil &&
+				p.Name+"-"+v.Name == name
 		})
 	}), err
 }

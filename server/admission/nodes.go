@@ -22,8 +22,8 @@ import (
 // NodesPlugin is the name of the plugin Nodes, as in --disable-admission-plugins.
 const NodesPlugin = "UmiakNodes"
 
-// What a Node may hold when its own kubelet or agent makes it longer. A kubelet reports 50 images with 5 names each by
-// default, and all of them where nodeStatusMaxImages is -1.
+// Bounds of what a kubelet or agent may add to its own Node. A kubelet reports 50 images with 5 names each by default,
+// and all images if nodeStatusMaxImages is -1.
 const (
 	maxAddresses  = 64
 	maxLabels     = 512
@@ -32,7 +32,8 @@ const (
 	maxImageNames = 4096
 )
 
-// Addresses decides about the addresses of nodes and of their Pods. Each method returns nil for an address that is allowed.
+// Addresses decides about the addresses of nodes and of their Pods. Each method returns nil for an address that is
+// allowed.
 type Addresses interface {
 	// Foreign returns why an address cannot be a node's at all.
 	Foreign(ctx context.Context, node string, addr netip.Addr) error
@@ -45,9 +46,9 @@ type Addresses interface {
 // families hold the annotations in which flannel's nodes say how they are reached.
 var families = []overlaykey.Family{overlaykey.V4, overlaykey.V6}
 
-// Nodes refuses what a kubelet or an agent writes into its own Node and can use against others: pod ranges, which the
-// cluster gives, addresses that are not its own, another's key of the overlay, and lists without end. Upstream's NodeRestriction has
-// refused changes of other Nodes before.
+// Nodes refuses values that a kubelet or an agent writes to its own Node and that could harm others: pod ranges, which
+// the cluster assigns, addresses of other machines, another node's overlay key, and unbounded lists. Upstream's
+// NodeRestriction has refused changes of other Nodes before.
 type Nodes struct {
 	*admission.Handler
 	addresses Addresses
@@ -60,20 +61,20 @@ var (
 	_ initializer.WantsExternalKubeInformerFactory = (*Nodes)(nil)
 )
 
-// NewNodes makes the plugin.
+// NewNodes returns the plugin.
 func NewNodes(addresses Addresses) *Nodes {
 	return &Nodes{Handler: admission.NewHandler(admission.Create, admission.Update), addresses: addresses}
 }
 
-// Name is NodesPlugin.
+// Name returns NodesPlugin.
 func (*Nodes) Name() string { return NodesPlugin }
 
-// Register adds the plugin to those that an API server can have.
+// Register adds the plugin to the API server's plugins.
 func (n *Nodes) Register(plugins *admission.Plugins) {
 	plugins.Register(NodesPlugin, func(io.Reader) (admission.Interface, error) { return NewNodes(n.addresses), nil })
 }
 
-// SetExternalKubeInformerFactory has the plugin read Nodes from the informer that the API server has of them.
+// SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.
 func (n *Nodes) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
 	nodes := f.Core().V1().Nodes()
 	n.nodes = nodes.Lister()
@@ -121,7 +122,7 @@ func isNode(a admission.Attributes) bool {
 	return slices.Contains(groups, wellknown.NodesGroup) || slices.Contains(groups, wellknown.AgentsGroup)
 }
 
-// bounded refuses lists that would keep every reader of Nodes busy. What others have made longer may stay so.
+// bounded refuses lists that are too long for every reader of Nodes. A list that others have made longer may stay.
 func bounded(now, old *api.Node) error {
 	for _, l := range []struct {
 		what          string
@@ -135,7 +136,7 @@ func bounded(now, old *api.Node) error {
 		{"volumes attached", len(now.Status.VolumesAttached), len(old.Status.VolumesAttached), maxVolumes},
 	} {
 		if l.has > l.max && l.has > l.had {
-			return fmt.Errorf("a node may report %d %s and no more, this one reports %d", l.max, l.what, l.has)
+			return fmt.Errorf("a node may report at most %d %s, this one reports %d", l.max, l.what, l.has)
 		}
 	}
 	return nil
@@ -149,25 +150,25 @@ func imageNames(n *api.Node) int {
 	return sum
 }
 
-// sameRanges refuses pod ranges that a node gives itself.
+// sameRanges refuses pod ranges set by the node.
 func sameRanges(now, old *api.Node) error {
 	if !slices.Equal(now.Spec.PodCIDRs, old.Spec.PodCIDRs) {
-		return errors.New("a node may not set its spec.podCIDR: the cluster gives it the range of its pods")
+		return errors.New("a node may not set its spec.podCIDR: the cluster assigns its pod range")
 	}
 	return nil
 }
 
-// sameOverwrites refuses addresses of the overlay that a node gives itself.
+// sameOverwrites refuses overlay addresses set by the node.
 func sameOverwrites(now, old *api.Node) error {
 	for _, key := range []string{overlaykey.V4.Overwrite, overlaykey.V6.Overwrite, wellknown.ConfirmedAddresses} {
 		if now.Annotations[key] != old.Annotations[key] {
-			return fmt.Errorf("a node may not set the annotation %s, an administrator may", key)
+			return fmt.Errorf("a node may not set the annotation %s; only an administrator may", key)
 		}
 	}
 	return nil
 }
 
-// ownAddresses refuses addresses that are not the node's. Those it has had stay: what has been admitted is not judged again at
+// ownAddresses refuses addresses that are not the node's. Addresses that the Node already has are not checked again at
 // each heartbeat.
 func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 	had := map[api.NodeAddress]bool{}
@@ -186,7 +187,8 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 			}
 			continue
 		}
-		err := onAddress(a.Address, func(ip netip.Addr) error { return n.addresses.Refuse(ctx, now.Name, ip, external) })
+		err := onAddress(
+			a.Address, func(ip netip.Addr) error { return n.addresses.Refuse(ctx, now.Name, ip, external) })
 		if err != nil {
 			return fmt.Errorf("node %s may not have the address %.64s: %w", now.Name, a.Address, err)
 		}
@@ -198,15 +200,16 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 			continue
 		}
 		// It may be the address of the interface that flannel-iface names, which the node does not register.
-		if err := onAddress(v, func(ip netip.Addr) error { return n.addresses.Foreign(ctx, now.Name, ip) }); err != nil {
+		if err := onAddress(
+			v, func(ip netip.Addr) error { return n.addresses.Foreign(ctx, now.Name, ip) }); err != nil {
 			return fmt.Errorf("annotation %s: node %s may not have the address %.64s: %w", key, now.Name, v, err)
 		}
 	}
 	return nil
 }
 
-// ownKey refuses a key of the overlay that another Node has: what is sent to that one would go to this one. What has been
-// admitted stays, as above. The first Node that has a key keeps it, so that a node cannot take a younger one's.
+// ownKey refuses a key of the overlay that another Node has: what is sent to that one would go to this one. What has
+// been admitted stays, as above. The first Node that has a key keeps it, so that a node cannot take a younger one's.
 func (n *Nodes) ownKey(now, old *api.Node) error {
 	for _, f := range families {
 		same := func(key string) bool { return now.Annotations[key] == old.Annotations[key] }
@@ -229,16 +232,18 @@ func (n *Nodes) ownKey(now, old *api.Node) error {
 		}
 		for _, o := range all {
 			theirs, err := overlaykey.Parse(o.Annotations[overlaykey.Type], o.Annotations[f.Data])
-			if o.Name == now.Name || err != nil || theirs.Key != end.Key || overlaykey.Shares(now.Annotations[f.Public], o.Annotations[f.Public], internal(now)) {
+			if o.Name == now.Name || err != nil || theirs.Key != end.Key ||
+				overlaykey.Shares(now.Annotations[f.Public], o.Annotations[f.Public], internal(now)) {
 				continue
 			}
-			return fmt.Errorf("annotation %s: node %s may not have the key of node %s; if it is the same machine, delete that Node", f.Data, now.Name, o.Name)
+			return fmt.Errorf(
+				"annotation %s: node %s may not have the key of node %s; if it is the same machine, delete that Node", f.Data, now.Name, o.Name)
 		}
 	}
 	return nil
 }
 
-// internal are a node's internal addresses.
+// internal returns a node's internal addresses.
 func internal(n *api.Node) (out []netip.Addr) {
 	for _, a := range n.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == api.NodeInternalIP {
@@ -251,7 +256,7 @@ func internal(n *api.Node) (out []netip.Addr) {
 func onAddress(text string, f func(netip.Addr) error) error {
 	ip, err := netip.ParseAddr(text)
 	if err != nil || ip.Zone() != "" {
-		return errors.New("it is not an IP address")
+		return errors.New("not an IP address")
 	}
 	return f(ip.Unmap())
 }

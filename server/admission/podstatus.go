@@ -16,8 +16,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// podStatus refuses a status of a Pod with addresses that are not those of the kubelet's node. The addresses that the Pod
-// has stay: its status goes on being updated when the node's ranges or addresses have changed.
+// podStatus refuses a status of a Pod with addresses that are not those of the kubelet's node. The addresses that the
+// Pod has stay: its status goes on being updated when the node's ranges or addresses have changed.
 func (k *Kubelets) podStatus(ctx context.Context, a admission.Attributes) error {
 	now, ok := a.GetObject().(*api.Pod)
 	old, isUpdate := a.GetOldObject().(*api.Pod)
@@ -79,8 +79,8 @@ func (k *Kubelets) ofHost(ctx context.Context, node *corev1.Node, ip netip.Addr)
 	return k.addresses.Refuse(ctx, node.Name, ip, true)
 }
 
-// ofPods returns why an address is not one of a node's Pods: with umiak's network they have addresses of the ranges that the
-// cluster gave the node; with another one, any that belong to nothing of the system.
+// ofPods returns why an address is not one of a node's Pods: with umiak's network they have addresses of the ranges
+// that the cluster gave the node; with another one, any that belong to nothing of the system.
 func (k *Kubelets) ofPods(ctx context.Context, node *corev1.Node, ip netip.Addr) error {
 	if k.otherIPAM {
 		return k.addresses.System(ctx, node.Name, ip)

@@ -24,20 +24,21 @@ import (
 // ServicesPlugin is the name of the plugin Services, as in --disable-admission-plugins.
 const ServicesPlugin = "UmiakServices"
 
-// Limits are what Services may not take.
+// Limits describes what Services may not take.
 type Limits struct {
-	// ExternalIPs are the ranges of which spec.externalIPs may be.
+	// ExternalIPs are the ranges that spec.externalIPs may use; empty means none.
 	ExternalIPs []netip.Prefix
 	// Inside are the ranges of pods and Services.
 	Inside []netip.Prefix
-	// Ports are the system's on the addresses of nodes and of Servers, which are asked each time: there may be servers without
-	// a node.
+	// Ports are the system's ports on the addresses of nodes and servers. Servers is called for each request, because a
+	// server may have no node.
 	Ports   systemports.Ports
 	Servers func() []netip.Addr
 }
 
-// Services refuses Services that ask for an address, or a port of one, that is not theirs: every node would send them what
-// others mean for the system. What a Service had before stays with it; nodes make no rules for it (agent/dataplane/proxy.Guard).
+// Services refuses Services that claim an address, or a port of an address, that is not theirs: every node would send
+// them traffic for the system. A Service keeps what it had before, but nodes create no rules for it
+// (agent/dataplane/proxy.Guard).
 type Services struct {
 	*admission.Handler
 	limits Limits
@@ -49,15 +50,15 @@ var (
 	_ initializer.WantsExternalKubeInformerFactory = (*Services)(nil)
 )
 
-// NewServices makes the plugin.
+// NewServices returns the plugin.
 func NewServices(l Limits) *Services {
 	return &Services{Handler: admission.NewHandler(admission.Create, admission.Update), limits: l}
 }
 
-// Name is ServicesPlugin.
+// Name returns ServicesPlugin.
 func (*Services) Name() string { return ServicesPlugin }
 
-// Register adds the plugin to those that an API server can have.
+// Register adds the plugin to the API server's plugins.
 func (s *Services) Register(plugins *admission.Plugins) {
 	plugins.Register(ServicesPlugin, func(io.Reader) (admission.Interface, error) { return s, nil })
 }
@@ -76,12 +77,12 @@ func (s *Services) ValidateInitialization() error {
 	return nil
 }
 
-// external are a Service's external IPs. They are deprecated, and as long as the API has them somebody may use them.
+// external returns a Service's external IPs, which are deprecated but still in the API.
 func external(s *api.Service) []string { return s.Spec.ExternalIPs } //nolint:staticcheck // see above
 
 // Validate implements admission.ValidationInterface.
 func (s *Services) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	if err := ofTheAPI(a); err != nil {
+	if err := checkAPIService(a); err != nil {
 		return admission.NewForbidden(a, err)
 	}
 	if a.GetResource().GroupResource() != api.Resource("services") {
@@ -101,19 +102,19 @@ func (s *Services) Validate(ctx context.Context, a admission.Attributes, _ admis
 		return admission.NewForbidden(a, fmt.Errorf("list Nodes: %w", err))
 	}
 	for _, w := range wants(svc) {
-		why := s.refusal(w, system)
+		reason := s.refusal(w, system)
 		switch {
-		case why == "":
+		case reason == "":
 		case slices.Contains(had, w):
-			warning.AddWarning(ctx, "", why+"; nodes do not serve it")
+			warning.AddWarning(ctx, "", reason+"; nodes do not serve it")
 		default:
-			return admission.NewForbidden(a, errors.New(why))
+			return admission.NewForbidden(a, errors.New(reason))
 		}
 	}
 	return nil
 }
 
-// want is one address and port that a Service asks for.
+// want is one address and port that a Service claims.
 type want struct {
 	address  string
 	external bool // by spec.externalIPs, otherwise by status.loadBalancer
@@ -141,7 +142,7 @@ func wants(s *api.Service) (out []want) {
 	return out
 }
 
-// refusal says why a Service may not have what it wants; empty if it may.
+// refusal returns why a Service may not have what it claims, "" if it may.
 func (s *Services) refusal(w want, system []netip.Addr) string {
 	ip, err := netip.ParseAddr(w.address)
 	if err != nil {
@@ -155,9 +156,9 @@ func (s *Services) refusal(w want, system []netip.Addr) string {
 	in := func(p netip.Prefix) bool { return p.Contains(ip) }
 	switch {
 	case w.external && !slices.ContainsFunc(s.limits.ExternalIPs, in):
-		return fmt.Sprintf("%s: %s is in no range of the servers' setting service-external-ips", field, ip)
+		return fmt.Sprintf("%s: %s is not in the ranges of the servers' setting service-external-ips", field, ip)
 	case ip.IsLoopback(), ip.IsUnspecified(), ip.IsLinkLocalUnicast(), ip.IsMulticast():
-		return fmt.Sprintf("%s: %s is an address of every machine or of none", field, ip)
+		return fmt.Sprintf("%s: %s is a loopback, unspecified, link-local or multicast address", field, ip)
 	case slices.ContainsFunc(s.limits.Inside, in):
 		return fmt.Sprintf("%s: %s belongs to the cluster's pods or Services", field, ip)
 	}
@@ -168,7 +169,7 @@ func (s *Services) refusal(w want, system []netip.Addr) string {
 	return ""
 }
 
-// system are the addresses of servers and nodes.
+// system returns the addresses of servers and nodes.
 func (s *Services) system() ([]netip.Addr, error) {
 	out := s.limits.Servers()
 	nodes, err := s.nodes.List(labels.Everything())

@@ -17,11 +17,11 @@ import (
 // UpgradesPlugin is the name of the plugin Upgrades, as in --disable-admission-plugins.
 const UpgradesPlugin = "UmiakUpgrades"
 
-// VerbUpgrade is the verb, on Nodes, that who asks a node for an upgrade needs. `patch nodes/status` is given away for
-// conditions and the like; this is root on the node.
+// VerbUpgrade is the verb on Nodes that is required to request a node's upgrade. The right to patch nodes/status is
+// often granted for conditions and the like; an upgrade request amounts to root access on the node.
 const VerbUpgrade = "upgrade"
 
-// Upgrades refuses the annotation by which a node is asked for an upgrade to everybody who lacks VerbUpgrade.
+// Upgrades refuses the annotation that requests a node's upgrade, unless the user has VerbUpgrade.
 type Upgrades struct {
 	*admission.Handler
 	authorizer authorizer.Authorizer
@@ -33,15 +33,15 @@ var (
 	_ initializer.WantsAuthorizer   = (*Upgrades)(nil)
 )
 
-// NewUpgrades makes the plugin. With off nobody may ask.
+// NewUpgrades returns the plugin. If off is true, it refuses all upgrade requests.
 func NewUpgrades(off bool) *Upgrades {
 	return &Upgrades{Handler: admission.NewHandler(admission.Create, admission.Update), off: off}
 }
 
-// Name is UpgradesPlugin.
+// Name returns UpgradesPlugin.
 func (*Upgrades) Name() string { return UpgradesPlugin }
 
-// Register adds the plugin to those that an API server can have.
+// Register adds the plugin to the API server's plugins.
 func (u *Upgrades) Register(plugins *admission.Plugins) {
 	plugins.Register(UpgradesPlugin, func(io.Reader) (admission.Interface, error) { return u, nil })
 }
@@ -74,10 +74,12 @@ func (u *Upgrades) Validate(ctx context.Context, a admission.Attributes, _ admis
 	case wanted == asked:
 		return nil
 	case sets && u.off:
-		return admission.NewForbidden(a, fmt.Errorf("annotation %s: the servers' settings have upgrades in disable", upgrades.AskedFor))
+		return admission.NewForbidden(
+			a, fmt.Errorf("annotation %s: upgrades are disabled in the servers' settings (disable)", upgrades.AskedFor))
 	}
 	decision, reason, err := u.authorizer.Authorize(ctx, authorizer.AttributesRecord{
-		User: a.GetUserInfo(), Verb: VerbUpgrade, Resource: "nodes", APIVersion: "v1", Name: node.Name, ResourceRequest: true,
+		User: a.GetUserInfo(), Verb: VerbUpgrade, Resource: "nodes", APIVersion: "v1", Name: node.Name,
+		ResourceRequest: true,
 	})
 	if decision == authorizer.DecisionAllow {
 		return nil
@@ -85,5 +87,6 @@ func (u *Upgrades) Validate(ctx context.Context, a admission.Attributes, _ admis
 	if err != nil {
 		reason = err.Error()
 	}
-	return admission.NewForbidden(a, fmt.Errorf("who sets the annotation %s needs the verb %q on nodes: %s", upgrades.AskedFor, VerbUpgrade, reason))
+	return admission.NewForbidden(a, fmt.Errorf("setting the annotation %s requires the verb %q on nodes: %s",
+		upgrades.AskedFor, VerbUpgrade, reason))
 }

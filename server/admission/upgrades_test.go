@@ -39,12 +39,12 @@ func TestUpgrades(t *testing.T) {
 	}{
 		{"another change", "node", node("a"), node("a"), false, ""},
 		{"set", "admin", node(""), node("a"), false, ""},
-		{"set by who may not", "node", node(""), node("a"), false, `needs the verb "upgrade" on nodes`},
-		{"changed", "node", node("a"), node("b"), false, "needs the verb"},
-		{"removed", "node", node("a"), node(""), false, "needs the verb"},
-		{"created with it", "node", nil, node("a"), false, "needs the verb"},
+		{"set by who may not", "node", node(""), node("a"), false, `requires the verb "upgrade" on nodes`},
+		{"changed", "node", node("a"), node("b"), false, "requires the verb"},
+		{"removed", "node", node("a"), node(""), false, "requires the verb"},
+		{"created with it", "node", nil, node("a"), false, "requires the verb"},
 		{"created without", "node", nil, node(""), false, ""},
-		{"set with upgrades off", "admin", node(""), node("a"), true, "upgrades in disable"},
+		{"set with upgrades off", "admin", node(""), node("a"), true, "upgrades are disabled"},
 		{"removed with upgrades off", "admin", node("a"), node(""), true, ""},
 	} {
 		for _, sub := range []string{"", "status"} {

@@ -11,7 +11,7 @@ import (
 	"github.com/umiak-io/umiak/server/backup/s3"
 )
 
-// Config is what a user may set.
+// Config holds the settings.
 type Config struct {
 	Schedule       string `key:"snapshot-schedule-cron" default:"0 */12 * * *" usage:"when to save the datastore, in cron's notation; nothing is written when nothing changed"`
 	Retention      int    `key:"snapshot-retention" default:"5" usage:"how many scheduled snapshots to keep"`
@@ -22,14 +22,16 @@ type Config struct {
 	S3             s3.Config
 }
 
-// Validate returns all that is wrong.
+// Validate returns all invalid settings.
 func (c Config) Validate() error {
 	errs := []error{c.S3.Validate()}
 	if _, err := parse(c.Schedule); err != nil {
-		errs = append(errs, fmt.Errorf("snapshot-schedule-cron: %q: %w; five fields such as %q are meant", c.Schedule, err, "0 */12 * * *"))
+		errs = append(errs, fmt.Errorf("snapshot-schedule-cron: %q: %w; five fields such as %q are meant", c.Schedule,
+			err, "0 */12 * * *"))
 	}
 	if c.Retention < 1 {
-		errs = append(errs, fmt.Errorf("snapshot-retention: %d: at least one has to be kept; set disable-snapshots to have none", c.Retention))
+		errs = append(errs, fmt.Errorf(
+			"snapshot-retention: %d: at least one has to be kept; set disable-snapshots to have none", c.Retention))
 	}
 	for _, p := range []struct{ key, path string }{{"snapshot-dir", c.Dir}, {"snapshot-passphrase-file", c.PassphraseFile}} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
@@ -39,7 +41,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Folder is where snapshots lie.
+// Folder is the folder of snapshots.
 func (c Config) Folder(d layout.Dirs) string {
 	if c.Dir != "" {
 		return c.Dir
@@ -47,9 +49,10 @@ func (c Config) Folder(d layout.Dirs) string {
 	return filepath.Join(d.Server(), "snapshots")
 }
 
+// maxPassphrase bounds the passphrase file in bytes.
 const maxPassphrase = 4096
 
-// Passphrase reads the file, without the end of its line.
+// Passphrase reads the passphrase, without the newline at its end. It is "" if none is configured.
 func (c Config) Passphrase() (string, error) {
 	if c.PassphraseFile == "" {
 		return "", nil

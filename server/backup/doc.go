@@ -1,6 +1,6 @@
-// Package backup decides when snapshots are made, on a schedule and when root asks the running server, and
-// keeps them in the folder and, where one is set, in a bucket.
+// Package backup creates snapshots on a schedule and on request, and stores them in a folder and, if configured, in a
+// bucket.
 //
-// datastore/snapshot knows how a snapshot is made, server/backup/s3 how it gets into a bucket. It imports
-// those and internal/; the server runs a Keeper as one of its parts, and cmd/umiak reads what is planned.
+// datastore/snapshot creates snapshots, server/backup/s3 transfers them. The package imports those and internal/. The
+// server runs a Keeper as one of its parts; cmd/umiak uses it for its commands.
 package backup

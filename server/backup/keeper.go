@@ -18,20 +18,20 @@ import (
 )
 
 const (
-	// Scheduled begins the names of snapshots that the schedule makes, and prunes.
+	// Scheduled begins the names of scheduled snapshots, which are pruned.
 	Scheduled = "scheduled"
-	// OnDemand begins the names of others, unless they are given one.
+	// OnDemand begins the names of other snapshots, if the caller sets no name.
 	OnDemand = "on-demand"
 
 	scheduledReason = "schedule"
 
-	// settle is how long after a start a snapshot that is overdue is made.
-	settle = 10 * time.Minute
-	// look is how often the clock is looked at: it may be set while we wait.
-	look = 15 * time.Minute
+	// overdueDelay is the delay between a start and an overdue snapshot.
+	overdueDelay = 10 * time.Minute
+	// clockInterval is how often wait reads the clock, which may be set meanwhile.
+	clockInterval = 15 * time.Minute
 )
 
-// Keeper makes the snapshots of one server.
+// Keeper creates and stores the snapshots of one server.
 type Keeper struct {
 	Config Config
 	Dirs   layout.Dirs
@@ -39,35 +39,34 @@ type Keeper struct {
 	// Source returns the datastore, nil while it is not open.
 	Source func() snapshot.Source
 	Log    *slog.Logger
-	Now    func() time.Time
+	Now    func() time.Time // nil means time.Now
 
-	// Open opens the bucket; nil for the one of the configuration.
+	// Open opens the bucket; nil means the one of Config.
 	Open func() (bucket, error)
 
 	saving    sync.Mutex // one snapshot at a time
 	uploading sync.Mutex
 
 	mu        sync.Mutex
-	life      context.Context // Run's
+	life      context.Context // Run's context
 	next      time.Time
 	lastErr   error
 	uploadErr error
 }
 
-// parse reads a schedule in the notation of cron. One that never comes, such as on 30 February, is refused:
-// it has no next time to wait for.
+// parse parses a schedule in cron notation. A schedule without any time, such as 30 February, is an error.
 func parse(s string) (cron.Schedule, error) {
 	schedule, err := cron.ParseStandard(s)
 	if err == nil && schedule.Next(time.Now()).IsZero() {
-		err = errors.New("there is no such time")
+		err = errors.New("it has no next time")
 	}
 	return schedule, err
 }
 
 var errNotOpen = errors.New("the datastore is not open yet")
 
-// Save makes a snapshot now and uploads it. That it could not be uploaded is no error. The name is OnDemand if empty;
-// the passphrase that of the configuration.
+// Save creates a snapshot now and uploads it. A failed upload is not an error; see Saved. An empty name means OnDemand;
+// an empty passphrase means that of the configuration.
 func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, error) {
 	if name == "" {
 		name = OnDemand
@@ -85,7 +84,7 @@ func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, err
 	}
 	_, err = k.tryUpload(ctx)
 	if _, e := os.Stat(mark(out.Path)); e != nil {
-		out.Bucket = k.Config.uri() // another one's trouble is in the status
+		out.Bucket = k.Config.uri() // the error is about another file, see Section
 		return out, nil
 	}
 	out.NotUploaded = fmt.Sprint(err)
@@ -138,7 +137,7 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 	}
 	k.catchUp(ctx)
 	if k.Config.Disable {
-		for k.wait(ctx, k.now().Add(24*time.Hour)) { // for what was saved by hand
+		for k.wait(ctx, k.now().Add(24*time.Hour)) { // uploads snapshots that were made on demand
 		}
 		return nil
 	}
@@ -148,7 +147,7 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 	}
 	due := k.first(schedule)
 	for {
-		k.note(due, nil)
+		k.record(due, nil)
 		if !k.wait(ctx, due) {
 			return nil
 		}
@@ -157,8 +156,8 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// first is when the first snapshot of this run is due: as the schedule says, or soon where one was missed
-// because the machine was off, or there is none yet.
+// first returns when the first snapshot of this run is due: as scheduled, or soon if one was missed or there is none
+// yet.
 func (k *Keeper) first(schedule cron.Schedule) time.Time {
 	now := k.now()
 	next := schedule.Next(now)
@@ -166,20 +165,20 @@ func (k *Keeper) first(schedule cron.Schedule) time.Time {
 	if err == nil && len(all) > 0 && all[0].Err == nil && !schedule.Next(all[0].Time).Before(now) {
 		return next
 	}
-	if soon := now.Add(settle); soon.Before(next) {
+	if soon := now.Add(overdueDelay); soon.Before(next) {
 		return soon
 	}
 	return next
 }
 
-// wait returns true at the time, by the clock of the machine, and false when ctx has ended.
+// wait returns true at the given time of the machine's clock, and false when ctx has ended.
 func (k *Keeper) wait(ctx context.Context, until time.Time) bool {
 	for {
 		d := until.Sub(k.now())
 		if d <= 0 {
 			return true
 		}
-		t := time.NewTimer(min(d, look))
+		t := time.NewTimer(min(d, clockInterval))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -196,23 +195,23 @@ func (k *Keeper) scheduled(ctx context.Context) {
 	case ctx.Err() != nil:
 		return
 	case err != nil:
-		k.Log.Error("cannot save a snapshot; trying again as scheduled", "err", err)
+		k.Log.Error("cannot save a snapshot; trying again as scheduled", "error", err)
 	case e == nil:
 		k.Log.Debug("nothing changed since the last snapshot")
 	default:
 		k.Log.Info("saved a snapshot", "file", e.Path, "keys", e.Keys, "bytes", e.Size)
 	}
-	k.note(time.Time{}, err)
+	k.record(time.Time{}, err)
 	if err == nil {
 		if _, err := snapshot.Prune(k.Config.Folder(k.Dirs), Scheduled, k.Node, k.Config.Retention); err != nil {
-			k.Log.Warn("cannot prune snapshots", "err", err)
+			k.Log.Warn("cannot prune snapshots", "error", err)
 		}
 		k.catchUp(ctx)
 	}
 }
 
-// note remembers for status: when the next one is due, or how the last one ended.
-func (k *Keeper) note(next time.Time, err error) {
+// record stores for status when the next snapshot is due, or the result of the last one.
+func (k *Keeper) record(next time.Time, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !next.IsZero() {
@@ -222,7 +221,7 @@ func (k *Keeper) note(next time.Time, err error) {
 	k.lastErr = err
 }
 
-// Section is what `umiak status` shows.
+// Section is the section of `umiak status` with the snapshots.
 func (k *Keeper) Section(context.Context) status.Section {
 	out := status.Section{Name: "Snapshots"}
 	all, err := snapshot.List(k.Config.Folder(k.Dirs))

@@ -94,7 +94,7 @@ func TestWhenTheFirstIsDue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := k.first(s); !got.Equal(now.Add(settle)) {
+	if got := k.first(s); !got.Equal(now.Add(overdueDelay)) {
 		t.Errorf("with none: %v", got)
 	}
 	k.scheduled(t.Context())
@@ -102,7 +102,7 @@ func TestWhenTheFirstIsDue(t *testing.T) {
 		t.Errorf("with a new one: %v", got)
 	}
 	now = now.Add(24 * time.Hour) // off at noon and at midnight
-	if got := k.first(s); !got.Equal(now.Add(settle)) {
+	if got := k.first(s); !got.Equal(now.Add(overdueDelay)) {
 		t.Errorf("with one missed: %v", got)
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/umiak-io/umiak/server/backup/s3"
 )
 
-// bucket is where snapshots are kept as well.
+// bucket is a store of snapshots.
 type bucket interface {
 	List(ctx context.Context, suffix string) ([]s3.Object, error)
 	Upload(ctx context.Context, file, info string) error
@@ -30,11 +30,11 @@ type bucket interface {
 
 var _ bucket = (*s3.Bucket)(nil)
 
-// Saved is a snapshot that was made now.
+// Saved is a snapshot that Save created.
 type Saved struct {
 	snapshot.Entry
-	Bucket string `json:"bucket,omitempty"` // where else it is
-	// NotUploaded is why it is not there; a running server tries again.
+	Bucket string `json:"bucket,omitempty"` // the bucket that has it, "" if none
+	// NotUploaded is why it is not in the bucket; a running server tries again. "" if it is, or if there is no bucket.
 	NotUploaded string `json:"notUploaded,omitempty"`
 }
 
@@ -44,22 +44,22 @@ const (
 	Bucket = "s3"
 )
 
-// Listed is a snapshot in the folder, in the bucket, or in both.
+// Listed is a snapshot with its places: Here, Bucket, or both.
 type Listed struct {
 	snapshot.Entry
 	Where []string `json:"where"`
 }
 
-// maxInfo is how long a description may be, as text.
+// maxInfo bounds an encoded description in bytes.
 const maxInfo = 16 << 10
 
-// describe is the description of an object, for a header: what lists show, without a download.
+// describe encodes a snapshot's description for a header, so that lists can show it without a download.
 func describe(i snapshot.Info) (string, error) {
 	raw, err := json.Marshal(i)
 	return base64.StdEncoding.EncodeToString(raw), err
 }
 
-// entry reads an object's description; it is somebody else's text.
+// entry decodes an object's description, which is untrusted.
 func entry(o s3.Object, at string) snapshot.Entry {
 	e := snapshot.Entry{Path: at + "/" + o.Name}
 	if err := parseInfo(o.Info, &e.Info); err != nil {
@@ -72,7 +72,7 @@ func entry(o s3.Object, at string) snapshot.Entry {
 func parseInfo(text string, i *snapshot.Info) error {
 	switch {
 	case text == "":
-		return errors.New("it was not uploaded by umiak, so nothing is known of it without a download; it may be good")
+		return errors.New("it was not uploaded by umiak: its content is unknown without a download; it may be usable")
 	case len(text) > maxInfo:
 		return fmt.Errorf("its description has %d bytes", len(text))
 	}
@@ -87,13 +87,13 @@ func parseInfo(text string, i *snapshot.Info) error {
 	return nil
 }
 
-// uri is a folder of a bucket.
+// uri is the URI of the folder in the bucket.
 func (c Config) uri() string { return "s3://" + path.Join(c.S3.Bucket, c.S3.Folder) }
 
 func (c Config) open() (bucket, error) { return s3.Open(c.S3) }
 
-// List returns the snapshots of both places, the newest first, and what merely has the name of one last.
-// Where one place cannot be read, it returns those of the other with the error.
+// List returns the snapshots of both places, newest first, and unusable files last. If one place cannot be read, it
+// returns the snapshots of the other and an error.
 func (c Config) List(ctx context.Context, d layout.Dirs) ([]Listed, error) {
 	here, err := snapshot.List(c.Folder(d))
 	var there []snapshot.Entry
@@ -122,7 +122,7 @@ func remote(ctx context.Context, open func() (bucket, error), at string) ([]snap
 	return out, nil
 }
 
-// merge takes two files of one name, cluster and time for the same one.
+// merge merges both lists. Files with the same name, cluster and time are the same snapshot.
 func merge(here, there []snapshot.Entry) []Listed {
 	type id struct {
 		name, cluster string
@@ -131,13 +131,13 @@ func merge(here, there []snapshot.Entry) []Listed {
 	of := func(e snapshot.Entry) id { return id{filepath.Base(e.Path), e.Cluster, e.Time.Unix()} }
 	where := map[string][]string{}
 	all := slices.Clone(here)
-	known := map[id]string{}
+	paths := map[id]string{}
 	for _, e := range here {
-		known[of(e)] = e.Path
+		paths[of(e)] = e.Path
 		where[e.Path] = []string{Here}
 	}
 	for _, e := range there {
-		if p, ok := known[of(e)]; ok {
+		if p, ok := paths[of(e)]; ok {
 			where[p] = append(where[p], Bucket)
 			continue
 		}
@@ -152,8 +152,8 @@ func merge(here, there []snapshot.Entry) []Listed {
 	return out
 }
 
-// Prune removes all but the newest, as many as are to be kept, of a name and node from both places. In the
-// bucket, which other clusters may use as well, it looks at this cluster's only. It returns what it removed.
+// Prune removes all but the newest Retention snapshots of a name and node from both places. In the bucket, which other
+// clusters may share, it considers only this cluster's. It returns what it removed.
 func (c Config) Prune(ctx context.Context, d layout.Dirs, name, node string) ([]string, error) {
 	removed, err := snapshot.Prune(c.Folder(d), name, node, c.Retention)
 	if c.S3.On() {
@@ -163,7 +163,8 @@ func (c Config) Prune(ctx context.Context, d layout.Dirs, name, node string) ([]
 	return removed, err
 }
 
-func (c Config) pruneBucket(ctx context.Context, open func() (bucket, error), d layout.Dirs, name, node string) (removed []string, err error) {
+func (c Config) pruneBucket(ctx context.Context, open func() (bucket, error), d layout.Dirs, name,
+	node string) (removed []string, err error) {
 	files, err := snapshot.Files(d.Server())
 	if err != nil {
 		return nil, fmt.Errorf("prune snapshots: %w", err)
@@ -192,30 +193,31 @@ func (c Config) pruneBucket(ctx context.Context, open func() (bucket, error), d 
 	return removed, errors.Join(errs...)
 }
 
-// Fetch finds the snapshot to restore: a file, or the name of one in the folder or else in the bucket, from
-// where it is downloaded. Done removes what was downloaded.
+// Fetch finds the snapshot to restore: a file, or the name of one in the folder or else in the bucket, from which it is
+// downloaded. done removes the download.
 func (c Config) Fetch(ctx context.Context, d layout.Dirs, name string) (file string, done func(), err error) {
 	nothing := func() {}
 	if _, err := os.Stat(name); err == nil || name != filepath.Base(name) || !strings.HasSuffix(name, snapshot.Suffix) {
-		return name, nothing, nil // of what is wrong with it, the reader tells
+		return name, nothing, nil // the reader reports errors of the file
 	}
 	file = filepath.Join(c.Folder(d), name)
 	if _, err := os.Stat(file); err == nil {
 		return file, nothing, nil
 	}
 	if !c.S3.On() {
-		return "", nothing, fmt.Errorf("find snapshot: there is no file %s here or in %s, and no snapshot-s3-bucket is set", name, c.Folder(d))
+		return "", nothing, fmt.Errorf("find snapshot: no file %s here or in %s, and snapshot-s3-bucket is not set",
+			name, c.Folder(d))
 	}
 	b, err := c.open()
 	if err != nil {
 		return "", nothing, err
 	}
-	// Not into the server's folder, which is going to be replaced.
+	// Not into the server's folder, which the restore replaces.
 	if err := os.MkdirAll(d.Data, 0o700); err != nil {
 		return "", nothing, fmt.Errorf("download snapshot: %w", err)
 	}
 	dir := filepath.Join(d.Data, ".restore-download")
-	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil { // of an attempt that was broken off
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil { // remove an interrupted attempt
 		return "", nothing, fmt.Errorf("download snapshot: %w", err)
 	}
 	done = func() { _ = os.RemoveAll(dir) }
@@ -227,17 +229,17 @@ func (c Config) Fetch(ctx context.Context, d layout.Dirs, name string) (file str
 	return file, done, nil
 }
 
-// A mark is an empty file beside a snapshot that is not in the bucket yet. It outlives the process, and
-// without one there is nothing to ask the network for.
+// markEnd is the suffix of marks: an empty file next to each snapshot that is not uploaded yet. Marks outlive the
+// process, and without them no network access is needed to find pending uploads.
 const markEnd = ".to-upload"
 
 func mark(file string) string {
 	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+markEnd)
 }
 
-// waiting are the files that have a mark, the oldest first, and the marks of files that are no more.
+// waiting returns the marked files, oldest first, and the marks whose file no longer exists.
 func waiting(dir string) (files, orphans []string) {
-	marks, _ := listing.Match(dir, ".*"+snapshot.Suffix+markEnd) // who lists the snapshots says that the folder cannot be read
+	marks, _ := listing.Match(dir, ".*"+snapshot.Suffix+markEnd) // listing snapshots reports an unreadable folder
 	times := map[string]int64{}
 	for _, m := range marks {
 		f := filepath.Join(dir, strings.TrimSuffix(strings.TrimPrefix(filepath.Base(m), "."), markEnd))
@@ -258,7 +260,7 @@ func waiting(dir string) (files, orphans []string) {
 	return files, orphans
 }
 
-// upload uploads what has a mark. It stops at the first that fails, unless only that one is concerned.
+// upload uploads the marked files. It stops at the first error, unless that concerns only one file.
 func (k *Keeper) upload(ctx context.Context) error {
 	if !k.Config.S3.On() {
 		return nil
@@ -281,8 +283,9 @@ func (k *Keeper) upload(ctx context.Context) error {
 	for _, f := range files {
 		info, err := snapshot.Inspect(f)
 		if err == nil && !info.Encrypted && !k.Config.S3Unencrypted {
-			// It holds the keys of the cluster. The others may be encrypted.
-			errs = append(errs, fmt.Errorf("%s is not encrypted and stays here: set snapshot-passphrase-file, and save anew, or snapshot-s3-unencrypted if whoever reads the bucket may have the cluster", f))
+			// It contains the cluster's keys. Other files may be encrypted.
+			errs = append(
+				errs, fmt.Errorf("%s is not encrypted and is not uploaded: set snapshot-passphrase-file and save again, or snapshot-s3-unencrypted if all readers of the bucket may control the cluster", f))
 			continue
 		}
 		if err == nil {
@@ -310,12 +313,12 @@ func (k *Keeper) upload(ctx context.Context) error {
 
 var errStopping = errors.New("the server is stopping")
 
-// tryUpload uploads and remembers for status how it went. It says whether that is news.
-func (k *Keeper) tryUpload(ctx context.Context) (news bool, err error) {
+// tryUpload uploads and records the result for status. isNew reports whether the error differs from the last one.
+func (k *Keeper) tryUpload(ctx context.Context) (isNew bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	k.mu.Lock()
-	if k.life != nil { // who asked may not care, but a server that stops does not wait for the network
+	if k.life != nil { // a server that stops must not wait for the network
 		stop := context.AfterFunc(k.life, func() { cancel(errStopping) })
 		defer stop()
 	}
@@ -324,16 +327,16 @@ func (k *Keeper) tryUpload(ctx context.Context) (news bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if ctx.Err() == nil {
-		news = err != nil && (k.uploadErr == nil || k.uploadErr.Error() != err.Error())
+		isNew = err != nil && (k.uploadErr == nil || k.uploadErr.Error() != err.Error())
 		k.uploadErr = err
 	}
-	return news, err
+	return isNew, err
 }
 
-// catchUp uploads what could not be uploaded before. The same error again and again is logged once.
+// catchUp uploads pending files. It logs a repeated error once.
 func (k *Keeper) catchUp(ctx context.Context) {
-	if news, err := k.tryUpload(ctx); news {
-		k.Log.Error("cannot upload snapshots; they are kept here and tried again", "err", err, "every", look)
+	if isNew, err := k.tryUpload(ctx); isNew {
+		k.Log.Error("cannot upload snapshots, trying again", "error", err, "every", clockInterval)
 	}
 }
 
@@ -344,8 +347,7 @@ func (k *Keeper) open() (bucket, error) {
 	return k.Config.open()
 }
 
-// toUpload marks a new snapshot; it is done before the first attempt, which may be the last thing that
-// this process does.
+// toUpload marks a new snapshot. This happens before the first attempt, during which the process may end.
 func (k *Keeper) toUpload(e *snapshot.Entry) error {
 	if !k.Config.S3.On() {
 		return nil

@@ -280,7 +280,7 @@ func TestOnlyWhatIsEncryptedLeaves(t *testing.T) {
 	k, _, _ := withBucket(t)
 	k.Config.S3Unencrypted = false
 	e, err := k.Save(t.Context(), "plain", "")
-	if err != nil || e.Bucket != "" || !strings.Contains(e.NotUploaded, "is not encrypted and stays here: set snapshot-passphrase-file") {
+	if err != nil || e.Bucket != "" || !strings.Contains(e.NotUploaded, "is not encrypted and is not uploaded: set snapshot-passphrase-file") {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if _, err := k.Save(t.Context(), "sealed", "a long passphrase"); err != nil {

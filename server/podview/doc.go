@@ -1,5 +1,6 @@
-// Package podview gives the agents of nodes what they need of the cluster's Pods, and nothing else: labels, addresses and ports,
-// from which NetworkPolicies and DNS are made. Environment, arguments, annotations and volumes of Pods are not for other nodes.
+// Package podview restricts what agents see of Pods to what NetworkPolicies and DNS need: labels, addresses and ports.
+// Environment, arguments, annotations and volumes of Pods are not shown to other nodes.
 //
-// It is a filter in the API server's chain of handlers, behind authorization; it imports apimachinery and apiserver alone.
+// It is a filter in the API server's handler chain, after authorization. The server calls it. It imports apimachinery
+// and apiserver, and nothing of umiak.
 package podview

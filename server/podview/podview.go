@@ -20,11 +20,12 @@ import (
 	restwatch "k8s.io/client-go/rest/watch"
 )
 
-// kept are the annotations that stay: by the first an agent recognizes a static Pod, the second ends a list that is sent as a watch.
-var kept = []string{"kubernetes.io/config.hash", metav1.InitialEventsAnnotationKey}
+// keptAnnotations are the annotations that stay: the first marks a static Pod, the second ends the initial list of a
+// watch.
+var keptAnnotations = []string{"kubernetes.io/config.hash", metav1.InitialEventsAnnotationKey}
 
-// For serves members of a group a narrowed view of Pods and everything else as next does. It stands behind authentication
-// and authorization.
+// For returns a handler that narrows Pods for members of a group, and passes all other requests to next. It must come
+// after authentication and authorization.
 func For(group string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u, hasUser := request.UserFrom(r.Context())
@@ -33,7 +34,7 @@ func For(group string, next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		// What is not known to be something else is narrowed.
+		// Narrow everything that is not known to be another resource.
 		if hasInfo && (!info.IsResourceRequest || info.APIGroup != "" || info.Resource != "pods") {
 			next.ServeHTTP(w, r)
 			return
@@ -44,7 +45,7 @@ func For(group string, next http.Handler) http.Handler {
 	})
 }
 
-// plain returns the request as one for whole objects, neither compressed nor by a protocol that takes the connection over.
+// plain returns the request as one for whole objects, uncompressed and without a protocol upgrade.
 func plain(r *http.Request) *http.Request {
 	r = r.Clone(r.Context())
 	accept := runtime.ContentTypeJSON
@@ -58,19 +59,19 @@ func plain(r *http.Request) *http.Request {
 	return r
 }
 
-// narrowed is a response of which each Pod is narrowed before it goes to the client.
+// narrowed is a response writer that narrows each Pod before it reaches the client.
 type narrowed struct {
 	to     http.ResponseWriter
 	code   int
 	info   runtime.SerializerInfo
 	stream bool
-	raw    bytes.Buffer // what the handler has written and has not been sent
+	raw    bytes.Buffer // written by the handler and not yet sent
 	failed error
 }
 
 var _ interface {
 	http.Flusher
-	http.CloseNotifier //nolint:staticcheck // upstream's handlers flush only what has it
+	http.CloseNotifier //nolint:staticcheck // upstream's handlers require it for flushing
 } = (*narrowed)(nil)
 
 // CloseNotify implements http.CloseNotifier.
@@ -93,12 +94,13 @@ func (n *narrowed) WriteHeader(code int) {
 	media, params, err := mime.ParseMediaType(n.Header().Get("Content-Type"))
 	if err == nil {
 		var ok bool
-		if n.info, ok = runtime.SerializerInfoForMediaType(scheme.Codecs.SupportedMediaTypes(), media); !ok || n.Header().Get("Content-Encoding") != "" {
-			err = fmt.Errorf("unexpected form %q %q", media, n.Header().Get("Content-Encoding"))
+		if n.info, ok = runtime.SerializerInfoForMediaType(scheme.Codecs.SupportedMediaTypes(), media); !ok ||
+			n.Header().Get("Content-Encoding") != "" {
+			err = fmt.Errorf("unexpected encoding %q %q", media, n.Header().Get("Content-Encoding"))
 		}
 	}
 	n.failed = err
-	// A watch has no length; protobuf says so, JSON is sent in chunks.
+	// A watch: protobuf marks it in the content type, JSON is chunked.
 	n.stream = params["stream"] == "watch" || n.Header().Get("Transfer-Encoding") == "chunked"
 	if n.stream && n.failed == nil {
 		n.to.WriteHeader(code)
@@ -122,11 +124,11 @@ func (n *narrowed) Flush() {
 		return
 	}
 	if n.failed = n.events(); n.failed == nil {
-		http.NewResponseController(n.to).Flush() //nolint:errcheck // the client has gone away
+		http.NewResponseController(n.to).Flush() //nolint:errcheck // the client may have disconnected
 	}
 }
 
-// end sends what is left once the handler has returned.
+// end sends the rest of the response once the handler has returned.
 func (n *narrowed) end() {
 	if n.stream {
 		n.Flush()
@@ -138,16 +140,16 @@ func (n *narrowed) end() {
 	}
 	n.Header().Del("Content-Length")
 	if n.failed != nil {
-		http.Error(n.to, "cannot narrow the answer to what an agent may see: "+n.failed.Error(), http.StatusInternalServerError)
+		http.Error(n.to, "cannot narrow the response for an agent: "+n.failed.Error(), http.StatusInternalServerError)
 		return
 	}
 	if n.code != 0 {
 		n.to.WriteHeader(n.code)
 	}
-	_, _ = n.to.Write(out.Bytes()) // who has gone away does not care
+	_, _ = n.to.Write(out.Bytes()) // the client may have disconnected
 }
 
-// object narrows the one object of the response.
+// object narrows the response's single object.
 func (n *narrowed) object(to io.Writer) error {
 	obj, _, err := n.info.Serializer.Decode(n.raw.Bytes(), nil, nil)
 	if err != nil {
@@ -159,16 +161,17 @@ func (n *narrowed) object(to io.Writer) error {
 	return encoder(n.info).Encode(obj, to)
 }
 
-// events narrows the events of a watch that are there.
+// events narrows the buffered events of a watch.
 func (n *narrowed) events() error {
 	if n.raw.Len() == 0 {
 		return nil
 	}
 	s := n.info.StreamSerializer
 	if s == nil {
-		return errors.New("it cannot be watched in this form")
+		return errors.New("this encoding does not support watches")
 	}
-	in := restwatch.NewDecoder(streaming.NewDecoder(s.Framer.NewFrameReader(io.NopCloser(&n.raw)), s.Serializer), n.info.Serializer)
+	in := restwatch.NewDecoder(streaming.NewDecoder(s.Framer.NewFrameReader(io.NopCloser(&n.raw)), s.Serializer),
+		n.info.Serializer)
 	out := restwatch.NewEncoder(streaming.NewEncoder(s.Framer.NewFrameWriter(n.to), s.Serializer), encoder(n.info))
 	for {
 		kind, obj, err := in.Decode()
@@ -191,7 +194,7 @@ func encoder(info runtime.SerializerInfo) runtime.Encoder {
 	return scheme.Codecs.EncoderForVersion(info.Serializer, v1.SchemeGroupVersion)
 }
 
-// narrow changes an object to what agents may see of it.
+// narrow reduces an object to what agents may see.
 func narrow(obj runtime.Object) error {
 	switch o := obj.(type) {
 	case *v1.Pod:
@@ -202,18 +205,18 @@ func narrow(obj runtime.Object) error {
 		}
 	case *metav1.Status:
 	default:
-		return fmt.Errorf("%T is not expected", obj)
+		return fmt.Errorf("unexpected type %T", obj)
 	}
 	return nil
 }
 
-// pod is what agents may see of a Pod.
+// pod returns the parts of a Pod that agents may see.
 func pod(p *v1.Pod) v1.Pod {
 	out := v1.Pod{TypeMeta: p.TypeMeta, ObjectMeta: metav1.ObjectMeta{
 		Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion, Labels: p.Labels,
 		CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
 	}}
-	for _, key := range kept {
+	for _, key := range keptAnnotations {
 		if value, ok := p.Annotations[key]; ok {
 			if out.Annotations == nil {
 				out.Annotations = map[string]string{}
@@ -223,11 +226,12 @@ func pod(p *v1.Pod) v1.Pod {
 	}
 	out.Spec.NodeName, out.Spec.HostNetwork = p.Spec.NodeName, p.Spec.HostNetwork
 	out.Spec.Containers, out.Spec.InitContainers = ports(p.Spec.Containers), ports(p.Spec.InitContainers)
-	out.Status.Phase, out.Status.PodIP, out.Status.PodIPs, out.Status.HostIP, out.Status.HostIPs = p.Status.Phase, p.Status.PodIP, p.Status.PodIPs, p.Status.HostIP, p.Status.HostIPs
+	out.Status.Phase, out.Status.PodIP, out.Status.PodIPs, out.Status.HostIP, out.Status.HostIPs = p.Status.Phase,
+		p.Status.PodIP, p.Status.PodIPs, p.Status.HostIP, p.Status.HostIPs
 	return out
 }
 
-// ports are the names and ports of containers.
+// ports returns containers reduced to names and ports.
 func ports(in []v1.Container) (out []v1.Container) {
 	for _, c := range in {
 		out = append(out, v1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy})

@@ -12,18 +12,19 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Identity says which client certificates are agents'.
+// Identity verifies the client certificates of agents.
 type Identity struct {
-	// ClientCA is the file with the certificates of the CA that signs them. It is read at each request: a CA
-	// may be replaced, and nodes connect seldom.
+	// ClientCA is the file with the client CAs. It is read at each request, because CAs may be rotated and nodes
+	// connect rarely.
 	ClientCA string
-	// Admits refuses nodes that are not the cluster's any more by the public key of their certificate; nil admits all.
+	// Admits returns an error for nodes that no longer belong to the cluster, given the public key of their
+	// certificate; nil admits all.
 	Admits func(ctx context.Context, node string, key []byte) error
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
 
-// refusal is an error with the status that answers the request.
+// refusal is an error with the HTTP status of the response.
 type refusal struct {
 	status int
 	reason string
@@ -31,8 +32,8 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.reason }
 
-// node returns the name of the node that asks. TLS has made sure that the client has the certificate's
-// key, and of nothing else.
+// node verifies the request's client certificate and returns the node's name. TLS has only verified that the client has
+// the certificate's key.
 func (i Identity) node(r *http.Request) (string, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return "", &refusal{http.StatusUnauthorized, "a tunnel needs a node's client certificate"}
@@ -45,19 +46,21 @@ func (i Identity) node(r *http.Request) (string, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return "", fmt.Errorf("read client CA: no certificate in %s", i.ClientCA)
 	}
-	between := x509.NewCertPool()
+	intermediates := x509.NewCertPool()
 	for _, c := range r.TLS.PeerCertificates[1:] {
-		between.AddCert(c)
+		intermediates.AddCert(c)
 	}
 	leaf := r.TLS.PeerCertificates[0]
-	opts := x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: intermediates,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	if i.Now != nil {
 		opts.CurrentTime = i.Now()
 	}
 	if _, err := leaf.Verify(opts); err != nil {
 		var invalid x509.CertificateInvalidError
 		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-			return "", &refusal{http.StatusUnauthorized, "the certificate has expired or is not valid yet; compare the clocks of node and server"}
+			return "", &refusal{http.StatusUnauthorized,
+				"the certificate has expired or is not valid yet; compare the clocks of node and server"}
 		}
 		return "", &refusal{http.StatusUnauthorized, "the certificate is not from this cluster"}
 	}

@@ -15,15 +15,15 @@ import (
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
 
-// How long a node has to renew its certificates, and how long to wait before it is asked again.
+// Timeout for a node to renew its certificates, and bounds of the pause before the next attempt.
 const (
 	renewTimeout  = 30 * time.Second
-	shortestRenew = time.Second
-	longestRenew  = time.Minute
+	minRenewPause = time.Second
+	maxRenewPause = time.Minute
 )
 
-// SetAuthorities has every node that is or will be connected take over the authorities with a hash of
-// tunnelwire.HashAuthorities, which this server has from now on.
+// SetAuthorities makes every node that is or will be connected adopt this server's CAs, given by their hash
+// (tunnelwire.HashAuthorities).
 func (t *Tunnels) SetAuthorities(hash string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -32,14 +32,14 @@ func (t *Tunnels) SetAuthorities(hash string) {
 	}
 	t.authorities = hash
 	for _, list := range t.nodes {
-		for _, s := range list { // an older one is used again when the newest ends
-			go t.tell(s, hash)
+		for _, s := range list { // an older session is used again when the newest ends
+			go t.pushAuthorities(s, hash)
 		}
 	}
 }
 
-// Authorities says which authorities a node has, by the hash of SetAuthorities, and since when; false if it has no tunnel
-// to this server or has not answered yet.
+// Authorities returns the hash of the CAs that a node has, and since when. ok is false if the node has no tunnel to
+// this server or has not answered yet.
 func (t *Tunnels) Authorities(node string) (hash string, since time.Time, ok bool) {
 	s, _ := t.choose(node)
 	if s == nil {
@@ -50,9 +50,9 @@ func (t *Tunnels) Authorities(node string) (hash string, since time.Time, ok boo
 	return s.authorities, s.renewed, s.authorities != ""
 }
 
-// tell asks a node until it has what this server has.
-func (t *Tunnels) tell(s *session, hash string) {
-	for pauses := (retry.Backoff{First: shortestRenew, Limit: longestRenew}); ; {
+// pushAuthorities asks a node to renew its certificates until it has this server's CAs.
+func (t *Tunnels) pushAuthorities(s *session, hash string) {
+	for pauses := (retry.Backoff{First: minRenewPause, Limit: maxRenewPause}); ; {
 		has, err := s.renew(hash)
 		t.mu.Lock()
 		if err == nil {
@@ -61,12 +61,12 @@ func (t *Tunnels) tell(s *session, hash string) {
 		over := t.authorities != hash
 		t.mu.Unlock()
 		switch {
-		case over, !s.usable(), errors.Is(err, errCannot):
+		case over, !s.usable(), errors.Is(err, errUnsupported):
 			return
 		case err == nil && has.Hash == hash:
 			return
 		case err != nil:
-			t.log.Warn("a node has not taken over the cluster's authorities yet, asking again", "node", s.node, "error", err)
+			t.log.Warn("a node has not adopted the cluster's CAs yet, trying again", "node", s.node, "error", err)
 		}
 		select {
 		case <-s.conn.Ended():
@@ -76,33 +76,34 @@ func (t *Tunnels) tell(s *session, hash string) {
 	}
 }
 
-// errCannot means that a node's release does not know the question.
-var errCannot = errors.New("the node's release does not know the question")
+// errUnsupported means that the node's release does not support the request.
+var errUnsupported = errors.New("the node's release does not support the request")
 
-// renew asks once.
+// renew asks the node once to adopt the CAs.
 func (s *session) renew(hash string) (has tunnelwire.Authorities, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), renewTimeout)
 	defer cancel()
 	req := (&http.Request{
 		Method: http.MethodPost, Host: "node", Header: http.Header{"User-Agent": {""}}, Body: http.NoBody,
-		URL: &url.URL{Scheme: "http", Host: "node:1", Path: tunnelwire.AuthoritiesPath, RawQuery: url.Values{tunnelwire.AuthoritiesHash: {hash}}.Encode()},
+		URL: &url.URL{Scheme: "http", Host: "node:1", Path: tunnelwire.AuthoritiesPath,
+			RawQuery: url.Values{tunnelwire.AuthoritiesHash: {hash}}.Encode()},
 	}).WithContext(ctx)
 	resp, err := s.http.RoundTrip(req)
 	if err != nil {
-		return has, fmt.Errorf("ask node %s for its authorities: %w", s.node, err)
+		return has, fmt.Errorf("renew certificates of node %s: %w", s.node, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // all of it has been read, or the node says too much
+	defer resp.Body.Close() //nolint:errcheck // read to the end or to the limit
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 	switch {
 	case err != nil:
-		return has, fmt.Errorf("ask node %s for its authorities: %w", s.node, err)
+		return has, fmt.Errorf("renew certificates of node %s: %w", s.node, err)
 	case resp.StatusCode == http.StatusMethodNotAllowed:
-		return has, errCannot
+		return has, errUnsupported
 	case resp.StatusCode != http.StatusOK:
-		return has, fmt.Errorf("ask node %s for its authorities: %s", s.node, strings.TrimSpace(string(raw)))
+		return has, fmt.Errorf("renew certificates of node %s: %s", s.node, strings.TrimSpace(string(raw)))
 	}
 	if err := json.Unmarshal(raw, &has); err != nil {
-		return has, fmt.Errorf("ask node %s for its authorities: %w", s.node, err)
+		return has, fmt.Errorf("renew certificates of node %s: %w", s.node, err)
 	}
 	return has, nil
 }

@@ -17,27 +17,27 @@ import (
 type Dialer struct {
 	Nodes   *Nodes
 	Tunnels *Tunnels
-	// Self is the node on this machine, if there is one; it is reached directly.
+	// Self is the name of the node on this machine, which is reached directly; "" if there is none.
 	Self string
-	// PodsByTunnel is for a server without a node of its own: no overlay leads to pods, so the tunnel does.
-	// Elsewhere the overlay is tried first, and the tunnel when that does not answer within Patience; a node
-	// where that was so is reached by the tunnel at once for a while.
+	// PodsByTunnel is for a server without a node: it has no overlay, so pods are reached through tunnels. Other
+	// servers try the overlay first, and the tunnel if the overlay does not answer within OverlayTimeout; such a
+	// node's pods are then reached through the tunnel for a while.
 	PodsByTunnel bool
-	// Patience is how long the overlay has; 0 means one second.
-	Patience time.Duration
-	// Direct makes a connection without a tunnel; nil means what upstream's transports do.
+	// OverlayTimeout bounds the wait for the overlay before the tunnel is tried; 0 means one second.
+	OverlayTimeout time.Duration
+	// Direct makes a connection without a tunnel; nil means upstream's default dialer.
 	Direct func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu sync.Mutex
-	// shut holds the nodes to whose pods the overlay has not led and the tunnel has, and until when to go by
-	// the tunnel at once.
+	// shut maps nodes whose pods were reached through the tunnel and not the overlay to the time until which the tunnel
+	// is used at once.
 	shut map[string]time.Time
 }
 
-// remembered is how long the overlay is not tried again.
-const remembered = time.Minute
+// shutTime is how long the overlay of a node is not tried again.
+const shutTime = time.Minute
 
-// DialContext connects to addr, which may hold the name of a node in place of its address.
+// DialContext connects to addr, which may contain a node's name instead of an address.
 func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -45,7 +45,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	}
 	p, known := d.Nodes.Lookup(host)
 	if _, err := netip.ParseAddr(host); !known && err != nil {
-		// A name that is not known yet may be a node's all the same.
+		// The informer may not have synced yet.
 		if err := d.Nodes.WaitSynced(ctx); err != nil {
 			return nil, fmt.Errorf("dial %s: wait for the list of nodes: %w", addr, err)
 		}
@@ -60,25 +60,25 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	}
 	switch {
 	case p.Node == d.Self || p.Kind == Host && !kubelet:
-		// Nodes let servers reach their kubelet and their pods, and nothing else that listens there.
+		// Through a tunnel, nodes allow only their kubelet and their pods.
 		return d.direct(ctx, network, plain)
 	case kubelet:
-		// By its name: the node knows that better than which addresses it is known by.
+		// By name: the node may not know all addresses under which it is known.
 		return d.tunnel(ctx, network, p.Node, net.JoinHostPort(p.Node, port), plain)
 	case d.PodsByTunnel || d.isShut(p.Node):
 		return d.tunnel(ctx, network, p.Node, plain, plain)
 	}
-	patience := d.Patience
-	if patience == 0 {
-		patience = time.Second
+	timeout := d.OverlayTimeout
+	if timeout == 0 {
+		timeout = time.Second
 	}
-	c, tunnel, err := d.either(ctx, network, p.Node, plain, plain, patience)
+	c, tunnel, err := d.either(ctx, network, p.Node, plain, plain, timeout)
 	if tunnel {
 		d.mu.Lock()
 		if d.shut == nil {
 			d.shut = map[string]time.Time{}
 		}
-		d.shut[p.Node] = time.Now().Add(remembered)
+		d.shut[p.Node] = time.Now().Add(shutTime)
 		d.mu.Unlock()
 	}
 	return c, err
@@ -99,12 +99,12 @@ func (d *Dialer) direct(ctx context.Context, network, addr string) (net.Conn, er
 	if d.Direct != nil {
 		return d.Direct(ctx, network, addr)
 	}
-	// As net/http's default transport and client-go do.
+	// Same as net/http's default transport and client-go.
 	return (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext(ctx, network, addr)
 }
 
-// tunnel goes through the node's tunnel. A node that has none is tried directly; if it connects while that
-// is under way, as after a restart of this server, its tunnel is used.
+// tunnel connects through the node's tunnel. If the node has none, it connects directly, and uses a tunnel that the
+// node opens meanwhile, for example after a restart of this server.
 func (d *Dialer) tunnel(ctx context.Context, network, node, through, plain string) (net.Conn, error) {
 	c, err := d.Tunnels.Dial(ctx, node, through)
 	if !errors.Is(err, ErrNoTunnel) {
@@ -119,9 +119,10 @@ type dialed struct {
 	err  error
 }
 
-// either connects directly and, when that has not come to an end after patience, by the node's tunnel as
-// well, as soon as there is one. What is there first wins, and byTunnel says which that was.
-func (d *Dialer) either(ctx context.Context, network, node, through, plain string, patience time.Duration) (c net.Conn, byTunnel bool, err error) {
+// either connects directly and, if that has not finished after delay, also through the node's tunnel as soon as there
+// is one. The first connection wins; byTunnel reports which one.
+func (d *Dialer) either(ctx context.Context, network, node, through, plain string, delay time.Duration) (c net.Conn,
+	byTunnel bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	direct, tunnel := make(chan dialed, 1), make(chan dialed, 1)
@@ -131,7 +132,7 @@ func (d *Dialer) either(ctx context.Context, network, node, through, plain strin
 	}()
 	hurry := make(chan struct{})
 	go func() {
-		wait := time.NewTimer(patience)
+		wait := time.NewTimer(delay)
 		defer wait.Stop()
 		select {
 		case <-wait.C:
@@ -177,5 +178,5 @@ func discard(c <-chan dialed) {
 	}
 }
 
-// Follow keeps to what the informer of Nodes says.
+// Follow makes d.Nodes follow the informer of Nodes.
 func (d *Dialer) Follow(nodes cache.SharedIndexInformer) error { return d.Nodes.Follow(nodes) }

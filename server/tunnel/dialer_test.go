@@ -176,7 +176,7 @@ func TestWhichWayAConnectionTakes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			direct.dial = tc.dial
-			d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Self: "self", PodsByTunnel: tc.byTunnel, Patience: 50 * time.Millisecond, Direct: direct.Dial}
+			d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Self: "self", PodsByTunnel: tc.byTunnel, OverlayTimeout: 50 * time.Millisecond, Direct: direct.Dial}
 			c, err := d.DialContext(within(t, 5*time.Second), "tcp", tc.addr)
 			if took := direct.took(); took != tc.took {
 				t.Errorf("directly dialed %q, want %q", took, tc.took)
@@ -208,7 +208,7 @@ func TestWhatTheOverlayDoesNotReachIsRemembered(t *testing.T) {
 	pod := listen(t, podIP+":0", echo)
 	nodes, _ := following(t, object("n1", 3, 1, []string{"10.42.1.0/24"}, "192.0.2.1"))
 	direct := &network{dial: blackhole}
-	d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Patience: 20 * time.Millisecond, Direct: direct.Dial}
+	d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, OverlayTimeout: 20 * time.Millisecond, Direct: direct.Dial}
 	for _, took := range []string{pod, "", ""} {
 		c, err := d.DialContext(within(t, 5*time.Second), "tcp", pod)
 		if err != nil {

@@ -31,12 +31,12 @@ func FuzzNode(f *testing.F) {
 			t.Fatalf("%d addresses and %d ranges are kept", len(got.addrs), len(got.ranges))
 		}
 		for _, a := range got.addrs {
-			if n.ofPods(netip.PrefixFrom(a, a.BitLen())) || a.Zone() != "" {
+			if n.inPodRanges(netip.PrefixFrom(a, a.BitLen())) || a.Zone() != "" {
 				t.Errorf("address %s is kept", a)
 			}
 		}
 		for _, r := range got.ranges {
-			if !n.ofPods(r) || r != r.Masked() {
+			if !n.inPodRanges(r) || r != r.Masked() {
 				t.Errorf("range %s is kept", r)
 			}
 		}

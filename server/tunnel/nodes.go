@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Kind says what an address is to a node.
+// Kind is the kind of an address.
 type Kind int
 
 const (
@@ -23,32 +23,33 @@ const (
 	Pod
 )
 
-// Place is where an address belongs.
+// Place describes what an address belongs to.
 type Place struct {
 	Kind Kind
 	Node string
-	// Address is one at which the node is reached directly, if it has any. For a Pod it is the pod's.
+	// Address is an address to reach the node directly, invalid if there is none. For a Pod it is the pod's address.
 	Address netip.Addr
-	// KubeletPort is the node's kubelet's, 0 if it has not been told.
+	// KubeletPort is the port of the node's kubelet, 0 if unknown.
 	KubeletPort uint16
 }
 
-// Nodes knows which node an address belongs to.
+// Nodes maps addresses to nodes.
 type Nodes struct {
 	cluster []netip.Prefix
-	// Disputed reports whether an address that a node says it has is another's; nil means none is. Set it before Follow.
+	// Disputed reports whether an address that a node claims belongs to another machine; nil means none does. Set it
+	// before Follow.
 	Disputed func(node string, addr netip.Addr) bool
 	synced   cache.DoneChecker // set by Follow
 
 	mu    sync.RWMutex
 	nodes map[string]*node
-	// Addresses and ranges that several nodes claim are the oldest's: a node does not take over another's.
+	// If several nodes claim an address or range, it belongs to the oldest node.
 	addrs  map[netip.Addr][]*node
 	ranges map[netip.Prefix][]*node
-	bits   []int // the lengths of the ranges
+	bits   []int // the prefix lengths in ranges
 }
 
-// node is what matters of a Node.
+// node holds the needed fields of a Node.
 type node struct {
 	name    string
 	created time.Time
@@ -57,12 +58,14 @@ type node struct {
 	ranges  []netip.Prefix
 }
 
-// NewNodes knows none. Pods have addresses of the cluster's ranges alone; an address there is no node's.
+// NewNodes returns an empty Nodes. cluster are the cluster's pod ranges: pods have addresses only in these, and nodes
+// have none there.
 func NewNodes(cluster []netip.Prefix) *Nodes {
-	return &Nodes{cluster: cluster, nodes: map[string]*node{}, addrs: map[netip.Addr][]*node{}, ranges: map[netip.Prefix][]*node{}}
+	return &Nodes{cluster: cluster, nodes: map[string]*node{}, addrs: map[netip.Addr][]*node{},
+		ranges: map[netip.Prefix][]*node{}}
 }
 
-// Follow keeps to what the informer of Nodes says. Call it once, before Lookup.
+// Follow follows the informer of Nodes. Call it once, before Lookup.
 func (n *Nodes) Follow(informer cache.SharedIndexInformer) error {
 	reg, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(o any) { n.set(o) },
@@ -83,7 +86,7 @@ func (n *Nodes) Follow(informer cache.SharedIndexInformer) error {
 	return nil
 }
 
-// WaitSynced blocks until all nodes there are have been seen.
+// WaitSynced blocks until all existing nodes have been seen, or ctx ends.
 func (n *Nodes) WaitSynced(ctx context.Context) error {
 	if n.synced == nil {
 		return nil
@@ -161,10 +164,10 @@ func without[K comparable](m map[K][]*node, k K, x *node) {
 	}
 }
 
-// What is kept of a Node at most, whatever it says.
+// Bounds on what is stored of a Node, whose content the node controls.
 const (
 	maxAddresses = 16
-	maxRanges    = 2 // one a family
+	maxRanges    = 2 // one per family
 )
 
 func (n *Nodes) parse(o *corev1.Node) *node {
@@ -181,7 +184,8 @@ func (n *Nodes) parse(o *corev1.Node) *node {
 				break
 			}
 			ip, err := netip.ParseAddr(a.Address)
-			if ip = ip.Unmap(); err == nil && ip.Zone() == "" && !slices.Contains(out.addrs, ip) && !n.ofPods(netip.PrefixFrom(ip, ip.BitLen())) {
+			if ip = ip.Unmap(); err == nil && ip.Zone() == "" && !slices.Contains(out.addrs, ip) &&
+				!n.inPodRanges(netip.PrefixFrom(ip, ip.BitLen())) {
 				out.addrs = append(out.addrs, ip)
 			}
 		}
@@ -191,23 +195,25 @@ func (n *Nodes) parse(o *corev1.Node) *node {
 		ranges = []string{o.Spec.PodCIDR}
 	}
 	for _, s := range ranges[:min(len(ranges), maxRanges)] {
-		if p, err := netip.ParsePrefix(s); err == nil && !slices.Contains(out.ranges, p.Masked()) && n.ofPods(p) {
+		if p, err := netip.ParsePrefix(s); err == nil && !slices.Contains(out.ranges, p.Masked()) && n.inPodRanges(p) {
 			out.ranges = append(out.ranges, p.Masked())
 		}
 	}
 	return out
 }
 
-// ofPods reports whether a range lies in one of the cluster's for pods.
-func (n *Nodes) ofPods(p netip.Prefix) bool {
-	return slices.ContainsFunc(n.cluster, func(c netip.Prefix) bool { return c.Bits() <= p.Bits() && c.Contains(p.Addr()) })
+// inPodRanges reports whether a range is inside one of the cluster's pod ranges.
+func (n *Nodes) inPodRanges(p netip.Prefix) bool {
+	return slices.ContainsFunc(
+		n.cluster, func(c netip.Prefix) bool { return c.Bits() <= p.Bits() && c.Contains(p.Addr()) })
 }
 
 func (n *node) same(o *node) bool {
-	return n.created.Equal(o.created) && n.port == o.port && slices.Equal(n.addrs, o.addrs) && slices.Equal(n.ranges, o.ranges)
+	return n.created.Equal(o.created) && n.port == o.port && slices.Equal(n.addrs, o.addrs) &&
+		slices.Equal(n.ranges, o.ranges)
 }
 
-// Lookup finds the place of a node's name or an address.
+// Lookup returns the place of a node's name or an address, false if it is unknown.
 func (n *Nodes) Lookup(host string) (Place, bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -227,7 +233,7 @@ func (n *Nodes) Lookup(host string) (Place, bool) {
 		p.Address = ip
 		return p, true
 	}
-	var owner *node // of ranges that overlap the oldest Node's counts
+	var owner *node // of overlapping ranges, the oldest node's counts
 	for _, b := range n.bits {
 		r, err := ip.Prefix(b)
 		if err != nil {

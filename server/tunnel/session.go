@@ -19,19 +19,19 @@ import (
 // errEnded means that the tunnel ended, or was replaced by a newer one, before the node answered.
 var errEnded = errors.New("the tunnel ended")
 
-// session is one connection from a node, over which this server is the client.
+// session is one connection from a node, on which this server is the HTTP/2 client.
 type session struct {
 	node   string
-	key    []byte // the public key of the certificate with which it was opened
+	key    []byte // public key of the node's certificate
 	remote string
 	since  time.Time
 	conn   *tunnelwire.Conn
 	http   *http.ClientConn
-	// newest ends when the node has connected again. What has not been answered by then is asked for on the
-	// new tunnel: most likely the node has found this one dead before this end does. Tunnels keeps both.
+	// newest is canceled when the node connects again. Requests without an answer then move to the new session: the
+	// node has most likely found this one dead before this end does. Guarded by Tunnels.mu.
 	newest  context.Context
 	replace context.CancelFunc
-	// The authorities that the node has, and since when, as it has answered; empty before. Tunnels guards both.
+	// Hash of the node's CAs, "" before it has answered, and since when it has them. Guarded by Tunnels.mu.
 	authorities string
 	renewed     time.Time
 }
@@ -71,8 +71,8 @@ func (s *session) close() {
 	_ = s.conn.Close()
 }
 
-// dial has the node connect to addr, as long as this is the newest tunnel. ctx is for that; the connection
-// may live longer.
+// dial makes the node connect to addr, as long as this is the newest session. ctx bounds the dial; the connection may
+// outlive it.
 func (s *session) dial(ctx, newest context.Context, addr string) (net.Conn, error) {
 	near, far := net.Pipe()
 	life, end := context.WithCancel(context.Background())
@@ -83,7 +83,7 @@ func (s *session) dial(ctx, newest context.Context, addr string) (net.Conn, erro
 		end()
 		_ = near.Close()
 		_ = far.Close()
-		return nil, fmt.Errorf("dial %s by the tunnel of node %s: %w", addr, s.node, err)
+		return nil, fmt.Errorf("dial %s through the tunnel of node %s: %w", addr, s.node, err)
 	}
 	req := (&http.Request{
 		Method: http.MethodConnect, URL: &url.URL{Scheme: "http", Host: addr}, Host: addr,
@@ -101,9 +101,9 @@ func (s *session) dial(ctx, newest context.Context, addr string) (net.Conn, erro
 	case err != nil:
 		return fail(err)
 	case resp.StatusCode != http.StatusOK:
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // what there is of it
+		reason, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // best effort
 		_ = resp.Body.Close()
-		return fail(errors.New(strings.TrimSpace(string(why))))
+		return fail(errors.New(strings.TrimSpace(string(reason))))
 	}
 	if !keep() {
 		_ = resp.Body.Close()
@@ -126,20 +126,18 @@ func (s *session) dial(ctx, newest context.Context, addr string) (net.Conn, erro
 	return c, nil
 }
 
-// outgoing is what the API server writes, as the request's body.
+// outgoing is the request body: what the API server writes to the connection.
 type outgoing struct{ far net.Conn }
 
 func (o *outgoing) Read(p []byte) (int, error) { return o.far.Read(p) }
 
-// Close ends the reading of what is written; what the node has sent is still to be delivered over the same
-// pipe.
+// Close stops reading what is written. Data from the node is still delivered through the same pipe.
 func (o *outgoing) Close() error { return o.far.SetReadDeadline(time.Unix(1, 0)) }
 
-// linger is how long the node has after a connection was closed here to send what was written before, and to
-// close it at its end.
+// linger is how long a closed connection stays open towards the node, which may still send data and close its end.
 const linger = 2 * time.Second
 
-// stream is a connection to something at a node. Deadlines are those of the pipe.
+// stream is a connection to an address at a node. Its deadlines are those of the pipe.
 type stream struct {
 	net.Conn
 	local, remote net.Addr
@@ -148,12 +146,12 @@ type stream struct {
 	end           context.CancelFunc
 }
 
-// Read returns io.EOF only when the other side has closed the connection, not when the tunnel has broken.
+// Read returns io.EOF only if the other side has closed the connection, not if the tunnel broke.
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
 	if errors.Is(err, io.EOF) {
-		if why := s.broken.Load(); why != nil {
-			err = fmt.Errorf("read from %s: the tunnel broke: %w", s.remote, *why)
+		if cause := s.broken.Load(); cause != nil {
+			err = fmt.Errorf("read from %s: the tunnel broke: %w", s.remote, *cause)
 		}
 	}
 	return n, err
@@ -167,7 +165,7 @@ func (s *stream) Close() error {
 func (s *stream) LocalAddr() net.Addr  { return s.local }
 func (s *stream) RemoteAddr() net.Addr { return s.remote }
 
-// address is that of something which only the node has a connection to.
+// address is the net.Addr of a remote end to which only the node has a connection.
 type address string
 
 func (a address) Network() string { return "tcp" }

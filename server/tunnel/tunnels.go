@@ -21,10 +21,10 @@ import (
 // ErrNoTunnel means that the node has no tunnel to this server.
 var ErrNoTunnel = errors.New("the node has no tunnel to this server")
 
-// spares is how many tunnels a node may have to one server at once. A node needs one. A second comes when it
-// reaches the same server by two addresses, or has given up a connection that this end still holds to be
-// good: the newest is used, and an older one when that ends.
-const spares = 4
+// maxSessions bounds a node's tunnels to this server. A node needs one. It has a second one if it reaches this server
+// by two addresses, or has given up a connection that this end still considers alive: the newest is used, and an older
+// one when that ends.
+const maxSessions = 4
 
 // Tunnels are the connections of all nodes to this server. It is the http.Handler for tunnelwire.Path.
 type Tunnels struct {
@@ -37,19 +37,20 @@ type Tunnels struct {
 	nodes   map[string][]*session // the newest first
 	changed chan struct{}         // closed when a node has connected, and replaced
 	ended   bool
-	// authorities is the hash of those that nodes are to have, empty before this server knows.
+	// authorities is the hash of the CAs that nodes must have, "" while unknown.
 	authorities string
 }
 
 var _ http.Handler = (*Tunnels)(nil)
 
-// NewTunnels makes an empty set.
+// NewTunnels returns an empty set of tunnels.
 func NewTunnels(id Identity, log *slog.Logger) *Tunnels {
 	log = log.With("component", "tunnel")
-	return &Tunnels{id: id, log: log, refusals: logging.NewDigest(log, time.Now, "refused a tunnel"), nodes: map[string][]*session{}, changed: make(chan struct{})}
+	return &Tunnels{id: id, log: log, refusals: logging.NewDigest(log, time.Now, "refused a tunnel"),
+		nodes: map[string][]*session{}, changed: make(chan struct{})}
 }
 
-// Run ends all tunnels when ctx ends, and takes no more.
+// Run waits until ctx ends, then closes all tunnels and accepts no more.
 func (t *Tunnels) Run(ctx context.Context, ready func()) error {
 	ready()
 	<-ctx.Done()
@@ -66,7 +67,7 @@ func (t *Tunnels) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// ServeHTTP takes a node's connection over.
+// ServeHTTP verifies the node and takes its connection over.
 func (t *Tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	node, err := t.id.node(r)
 	if err == nil {
@@ -85,20 +86,20 @@ func (t *Tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c, err := takeOver(w)
 	if err != nil {
-		t.log.Warn("cannot take a tunnel", "node", node, "from", r.RemoteAddr, "error", err)
+		t.log.Warn("cannot open a tunnel", "node", node, "from", r.RemoteAddr, "error", err)
 		return
 	}
 	s, err := newSession(r.Context(), node, c)
 	if err != nil {
-		t.log.Warn("cannot take a tunnel", "node", node, "from", r.RemoteAddr, "error", err)
+		t.log.Warn("cannot open a tunnel", "node", node, "from", r.RemoteAddr, "error", err)
 		return
 	}
 	s.key = r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo
 	t.add(s)
-	t.Left(node) // it may have left meanwhile
+	t.Left(node) // the node may have left meanwhile
 }
 
-// Left ends the tunnels of a node, or of all where it is empty, that are not the cluster's any more.
+// Left closes the tunnels of a node, or of all nodes if node is "", whose certificate Identity no longer admits.
 func (t *Tunnels) Left(node string) {
 	var list []*session
 	t.mu.Lock()
@@ -109,32 +110,32 @@ func (t *Tunnels) Left(node string) {
 	}
 	t.mu.Unlock()
 	for _, s := range list {
-		ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+		ctx, cancel := context.WithTimeout(context.Background(), admitTimeout)
 		err := t.id.admits(ctx, s.node, s.key)
 		cancel()
 		if err != nil {
-			t.log.Info("ending a tunnel", "node", s.node, "why", err)
+			t.log.Info("closing a tunnel", "node", s.node, "reason", err)
 			s.close()
 		}
 	}
 }
 
-// leaveTime is how long it may take to find out whether a node is the cluster's.
-const leaveTime = 10 * time.Second
+// admitTimeout bounds the check whether a node belongs to the cluster.
+const admitTimeout = 10 * time.Second
 
 func wellFormed(r *http.Request) error {
 	switch {
 	case r.URL.Path != tunnelwire.Path:
 		return &refusal{http.StatusNotFound, "no such path"}
 	case r.Method != http.MethodGet || r.ProtoMajor != 1:
-		return &refusal{http.StatusBadRequest, "a tunnel is asked for with GET and HTTP/1.1"}
+		return &refusal{http.StatusBadRequest, "a tunnel is requested with GET and HTTP/1.1"}
 	case !strings.EqualFold(r.Header.Get("Connection"), "upgrade") || r.Header.Get("Upgrade") != tunnelwire.Protocol:
 		return &refusal{http.StatusUpgradeRequired, "this server speaks " + tunnelwire.Protocol}
 	}
 	return nil
 }
 
-// takeOver gets the connection from net/http and says that it switches protocols.
+// takeOver hijacks the connection and answers that it switches protocols.
 func takeOver(w http.ResponseWriter) (*tunnelwire.Conn, error) {
 	raw, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -147,7 +148,8 @@ func takeOver(w http.ResponseWriter) (*tunnelwire.Conn, error) {
 		err = raw.SetDeadline(time.Now().Add(5 * time.Second))
 	}
 	if err == nil {
-		_, err = raw.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + tunnelwire.Protocol + "\r\n\r\n"))
+		_, err = raw.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " +
+			tunnelwire.Protocol + "\r\n\r\n"))
 	}
 	if err == nil {
 		err = raw.SetDeadline(time.Time{})
@@ -158,7 +160,7 @@ func takeOver(w http.ResponseWriter) (*tunnelwire.Conn, error) {
 	return tunnelwire.ServerConn(raw, ahead), nil
 }
 
-// add makes s the node's newest tunnel.
+// add makes s the node's newest session.
 func (t *Tunnels) add(s *session) {
 	t.mu.Lock()
 	list := append([]*session{s}, t.nodes[s.node]...)
@@ -166,8 +168,8 @@ func (t *Tunnels) add(s *session) {
 		older.replace()
 	}
 	var old *session
-	if len(list) > spares {
-		old, list = list[spares], list[:spares]
+	if len(list) > maxSessions {
+		old, list = list[maxSessions], list[:maxSessions]
 	}
 	t.nodes[s.node] = list
 	others := len(list) - 1
@@ -183,7 +185,7 @@ func (t *Tunnels) add(s *session) {
 	}
 	t.log.Info("tunnel open", "node", s.node, "from", s.remote, "others", others)
 	if authorities != "" {
-		go t.tell(s, authorities)
+		go t.pushAuthorities(s, authorities)
 	}
 	go func() {
 		<-s.conn.Ended()
@@ -192,7 +194,8 @@ func (t *Tunnels) add(s *session) {
 		if err := s.conn.Cause(); err != nil {
 			reason = err.Error()
 		}
-		t.log.Info("tunnel closed", "node", s.node, "from", s.remote, "after", time.Since(s.since).Round(time.Second), "reason", reason)
+		t.log.Info("tunnel closed", "node", s.node, "from", s.remote, "after", time.Since(s.since).Round(time.Second),
+			"reason", reason)
 	}()
 }
 
@@ -208,7 +211,7 @@ func (t *Tunnels) remove(s *session) {
 	t.nodes[s.node] = list
 }
 
-// choose is the node's tunnel to use, and a context that ends when there is a newer one.
+// choose returns the node's session to use, and a context that is canceled when there is a newer one.
 func (t *Tunnels) choose(node string) (*session, context.Context) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -216,7 +219,7 @@ func (t *Tunnels) choose(node string) (*session, context.Context) {
 		if !s.usable() {
 			continue
 		}
-		if s.newest.Err() != nil { // there was a newer one, which has ended
+		if s.newest.Err() != nil { // a newer session has ended
 			s.newest, s.replace = context.WithCancel(context.Background())
 		}
 		return s, s.newest
@@ -224,13 +227,14 @@ func (t *Tunnels) choose(node string) (*session, context.Context) {
 	return nil, nil
 }
 
-// Connected says whether the node has a tunnel.
+// Connected reports whether the node has a tunnel.
 func (t *Tunnels) Connected(node string) bool {
 	s, _ := t.choose(node)
 	return s != nil
 }
 
-// Dial has the node connect to addr and returns that connection; ErrNoTunnel if it has no tunnel.
+// Dial makes the node connect to addr and returns the connection. The error wraps ErrNoTunnel if the node has no
+// tunnel.
 func (t *Tunnels) Dial(ctx context.Context, node, addr string) (net.Conn, error) {
 	for {
 		s, newest := t.choose(node)
@@ -241,11 +245,11 @@ func (t *Tunnels) Dial(ctx context.Context, node, addr string) (net.Conn, error)
 		if !errors.Is(err, errEnded) || ctx.Err() != nil {
 			return c, err
 		}
-		// Nothing has been sent, so another one may be asked.
+		// No data has been sent: try the next session.
 	}
 }
 
-// Wait blocks until the node has a tunnel.
+// Wait blocks until the node has a tunnel or ctx ends.
 func (t *Tunnels) Wait(ctx context.Context, node string) error {
 	for {
 		t.mu.Lock()
@@ -262,10 +266,10 @@ func (t *Tunnels) Wait(ctx context.Context, node string) error {
 	}
 }
 
-// shown is how many nodes `umiak status` lists.
-const shown = 20
+// maxRows bounds how many nodes `umiak status` lists.
+const maxRows = 20
 
-// Status says for `umiak status` which nodes have a tunnel to this server.
+// Status is the section of `umiak status` with the nodes that have a tunnel to this server.
 func (t *Tunnels) Status(context.Context) status.Section {
 	t.mu.Lock()
 	all := make([]*session, 0, len(t.nodes))
@@ -276,11 +280,12 @@ func (t *Tunnels) Status(context.Context) status.Section {
 	slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.node, b.node) })
 	out := status.Section{Name: "Tunnels of nodes"}
 	for i, s := range all {
-		if i == shown {
-			out.Rows = append(out.Rows, status.Row{Name: fmt.Sprintf("%d more", len(all)-shown), State: "open"})
+		if i == maxRows {
+			out.Rows = append(out.Rows, status.Row{Name: fmt.Sprintf("%d more", len(all)-maxRows), State: "open"})
 			break
 		}
-		out.Rows = append(out.Rows, status.Row{Name: s.node, State: "open", Detail: fmt.Sprintf("from %s for %s, %d connections", s.remote, time.Since(s.since).Round(time.Second), s.http.InFlight())})
+		out.Rows = append(out.Rows, status.Row{Name: s.node, State: "open", Detail: fmt.Sprintf(
+			"from %s for %s, %d connections", s.remote, time.Since(s.since).Round(time.Second), s.http.InFlight())})
 	}
 	return out
 }

@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// hinderedAgain is when pods are looked at again: of them only the budgets are watched.
-	hinderedAgain = 15 * time.Second
-	// drainTime is how long pods may take to leave.
-	drainTime = 10 * time.Minute
+	// budgetRetry is the pause before pods are checked again: only the budgets are watched.
+	budgetRetry = 15 * time.Second
+	// drainTimeout bounds the drain of a node.
+	drainTimeout = 10 * time.Minute
 )
 
-// hindered says why the pods of a node do not allow that it is taken away, or nothing. A node that is upgraded keeps its
-// pods, but a new version that fails may not.
-func (w *worker) hindered(ctx context.Context, u *upgrades.Upgrade, n *corev1.Node) (string, error) {
+// blockedBy returns which disruption budgets forbid the upgrade of a node, "" if none does. Pods keep running during an
+// upgrade, but a new version that fails could end them.
+func (w *worker) blockedBy(ctx context.Context, u *upgrades.Upgrade, n *corev1.Node) (string, error) {
 	if u.Spec.IgnoreDisruptionBudgets {
 		return "", nil
 	}
@@ -33,7 +33,8 @@ func (w *worker) hindered(ctx context.Context, u *upgrades.Upgrade, n *corev1.No
 	if err != nil || len(budgets) == 0 {
 		return "", err
 	}
-	pods, err := w.cfg.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
+	pods, err := w.cfg.Client.CoreV1().Pods("").List(ctx,
+		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
 	if err != nil {
 		return "", fmt.Errorf("list pods of %s: %w", n.Name, err)
 	}
@@ -53,10 +54,11 @@ func (w *worker) hindered(ctx context.Context, u *upgrades.Upgrade, n *corev1.No
 	if len(all) == 0 {
 		return "", nil
 	}
-	return fmt.Sprintf("%s waits for a PodDisruptionBudget that allows no disruption: %s", n.Name, strings.Join(all, ", ")), nil
+	return fmt.Sprintf("%s waits for a PodDisruptionBudget that allows no disruption: %s", n.Name,
+		strings.Join(all, ", ")), nil
 }
 
-// counts leaves out pods that no budget protects.
+// counts reports whether budgets apply to a pod.
 func counts(p *corev1.Pod) bool {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.DeletionTimestamp != nil {
 		return false
@@ -65,18 +67,19 @@ func counts(p *corev1.Pod) bool {
 	return o == nil || o.Kind != "DaemonSet" && o.Kind != "Node"
 }
 
-// drain moves the pods of a node away, by eviction, and notes on the Node that it is to be given back.
+// drain evicts the pods of a node, and records on the Node that it must be uncordoned later.
 func (w *worker) drain(ctx context.Context, u *upgrades.Upgrade, n *corev1.Node) error {
-	if !n.Spec.Unschedulable { // or somebody else has done it, and it stays
-		if err := w.annotate(ctx, n, map[string]any{upgrades.Drained: u.ID()}, map[string]any{"unschedulable": true}); err != nil {
+	if !n.Spec.Unschedulable { // otherwise someone else has cordoned it, and it stays so
+		if err := w.annotate(ctx, n, map[string]any{upgrades.Drained: u.ID()},
+			map[string]any{"unschedulable": true}); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
-	h := &drain.Helper{ // no Force: a pod that nothing would make again is not ended unasked
+	h := &drain.Helper{ // no Force: do not evict pods that no controller would replace
 		Ctx: ctx, Client: w.cfg.Client, IgnoreAllDaemonSets: true, DeleteEmptyDirData: true, GracePeriodSeconds: -1,
-		Timeout: drainTime, DisableEviction: u.Spec.IgnoreDisruptionBudgets, Out: io.Discard, ErrOut: io.Discard,
+		Timeout: drainTimeout, DisableEviction: u.Spec.IgnoreDisruptionBudgets, Out: io.Discard, ErrOut: io.Discard,
 	}
 	if err := drain.RunNodeDrain(h, n.Name); err != nil {
 		return fmt.Errorf("drain %s: %w", n.Name, err)

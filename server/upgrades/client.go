@@ -21,16 +21,16 @@ import (
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
 
-// Client is for those who want an upgrade.
+// Client creates and follows Upgrades for the commands.
 type Client struct {
 	Client  kubernetes.Interface
 	Dynamic dynamic.Interface
 }
 
-// ErrFailed is what Follow returns of an Upgrade that has failed.
+// ErrFailed is Follow's error for an Upgrade that has failed.
 var ErrFailed = errors.New("the upgrade has failed")
 
-// Get reads an Upgrade; nil when there is none of the name.
+// Get returns an Upgrade, nil if there is none of that name.
 func (c Client) Get(ctx context.Context, name string) (*upgrades.Upgrade, error) {
 	o, err := c.Dynamic.Resource(upgrades.Resource).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -42,7 +42,7 @@ func (c Client) Get(ctx context.Context, name string) (*upgrades.Upgrade, error)
 	return upgrades.FromUnstructured(o)
 }
 
-// Want makes an Upgrade, or changes the one of the name. What has failed is tried again.
+// Want creates an Upgrade or changes an existing one. A failed one is tried again.
 func (c Client) Want(ctx context.Context, name string, spec upgrades.Spec) error {
 	u, err := c.Get(ctx, name)
 	if err != nil {
@@ -55,7 +55,7 @@ func (c Client) Want(ctx context.Context, name string, spec upgrades.Spec) error
 			unstructured.RemoveNestedField(o.Object, "status")
 			_, err = resource.Create(ctx, o, metav1.CreateOptions{})
 		}
-		return wrap("make", name, err)
+		return wrap("create", name, err)
 	}
 	if spec.Attempt = u.Spec.Attempt; u.Status.Phase == upgrades.Failed {
 		spec.Attempt++
@@ -78,11 +78,13 @@ func wrap(what, name string, err error) error {
 	return nil
 }
 
-// Follow calls show with every new status until the Upgrade is Complete. The servers may be away meanwhile.
+// Follow calls show with every new status until the Upgrade is complete or has failed. It tolerates that servers are
+// away.
 func (c Client) Follow(ctx context.Context, name string, show func(upgrades.Status)) error {
 	var last upgrades.Status
 	for ctx.Err() == nil {
-		w, err := c.Dynamic.Resource(upgrades.Resource).Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})
+		w, err := c.Dynamic.Resource(upgrades.Resource).Watch(ctx,
+			metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})
 		if err == nil {
 			over, e := each(w, func(u *upgrades.Upgrade) (bool, error) {
 				if s := u.Status; u.Status.ObservedGeneration == u.Generation && s != last {
@@ -112,10 +114,12 @@ func (c Client) Follow(ctx context.Context, name string, show func(upgrades.Stat
 	return ctx.Err()
 }
 
-// away says whether an error is of a server that restarts, and no answer. It forbids everything until it has read its roles.
+// away reports whether an error means that the server restarts, as opposed to an answer. A starting API server also
+// answers Forbidden until it has read its roles.
 func away(err error) bool {
 	var s apierrors.APIStatus
-	return !errors.As(err, &s) || apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) || apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsForbidden(err)
+	return !errors.As(err, &s) || apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) ||
+		apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsForbidden(err)
 }
 
 func each(w watch.Interface, f func(*upgrades.Upgrade) (bool, error)) (over bool, err error) {
@@ -139,7 +143,7 @@ func each(w watch.Interface, f func(*upgrades.Upgrade) (bool, error)) (over bool
 	return false, nil
 }
 
-// Planned is a node in the order of an upgrade.
+// Planned is a node in an upgrade's order.
 type Planned struct {
 	Node    string `json:"node"`
 	Role    string `json:"role"`
@@ -148,11 +152,11 @@ type Planned struct {
 	Done    bool   `json:"done"`
 }
 
-// Preview says in which order the nodes would be upgraded, and what would be the first step, without doing anything.
+// Preview returns the nodes in the order of their upgrade, and the status after the first step, without any change.
 func (c Client) Preview(ctx context.Context, spec upgrades.Spec) ([]Planned, upgrades.Status, error) {
 	info, err := c.Client.Discovery().ServerVersion()
 	if err != nil {
-		return nil, upgrades.Status{}, fmt.Errorf("ask the API server's version: %w", err)
+		return nil, upgrades.Status{}, fmt.Errorf("get the API server's version: %w", err)
 	}
 	list, err := c.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -174,7 +178,7 @@ func (c Client) Preview(ctx context.Context, spec upgrades.Spec) ([]Planned, upg
 	return out, Next(u, nodes, info.GitVersion, nil, time.Now()).Status, nil
 }
 
-// inOrder has servers first.
+// inOrder sorts nodes: servers first, then by name.
 func inOrder(nodes []*corev1.Node) []*corev1.Node {
 	slices.SortFunc(nodes, func(a, b *corev1.Node) int {
 		return cmp.Or(compare(isServer(b), isServer(a)), cmp.Compare(a.Name, b.Name))

@@ -30,33 +30,33 @@ import (
 	"github.com/umiak-io/umiak/server/cachetrim"
 )
 
-// Config is what the server gives.
+// Config describes a Controller. All fields must be set.
 type Config struct {
 	Client  kubernetes.Interface // as an administrator
 	Dynamic dynamic.Interface
-	Version string // of this server
+	Version string // this server's version
 	Log     *slog.Logger
 }
 
-// Controller brings nodes to the versions that Upgrades name.
+// Controller upgrades nodes to the versions in Upgrade objects.
 type Controller struct {
 	cfg  Config
 	log  *slog.Logger
 	wake chan struct{}
 }
 
-// New makes a controller; nothing is started yet.
+// New returns a controller that has started nothing yet.
 func New(cfg Config) *Controller {
 	return &Controller{cfg: cfg, log: cfg.Log.With("component", "upgrades"), wake: make(chan struct{}, 1)}
 }
 
-// Run works until ctx ends. Of several servers one may run it at a time.
+// Run works until ctx ends. Only one server may run it at a time.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ready()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	resource := c.cfg.Dynamic.Resource(upgrades.Resource)
-	// The schema comes with the packaged manifests.
+	// Wait for the CustomResourceDefinition, which the embedded manifests contain.
 	pauses := retry.Backoff{First: 100 * time.Millisecond}
 	if retry.Do(ctx, pauses, nil, func(ctx context.Context) error {
 		_, err := resource.List(ctx, metav1.ListOptions{Limit: 1})
@@ -67,7 +67,8 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: c.cfg.Client.CoreV1().Events("")})
-	w := &worker{Controller: c, recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "umiak-upgrades"})}
+	w := &worker{Controller: c, recorder: events.NewRecorder(scheme.Scheme,
+		corev1.EventSource{Component: "umiak-upgrades"})}
 	defer w.stop()
 
 	f := dynamicinformer.NewDynamicSharedInformerFactory(c.cfg.Dynamic, 0)
@@ -89,7 +90,8 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 
 func (c *Controller) onChange() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.changed() }, UpdateFunc: func(any, any) { c.changed() }, DeleteFunc: func(any) { c.changed() },
+		AddFunc: func(any) { c.changed() }, UpdateFunc: func(any, any) { c.changed() },
+		DeleteFunc: func(any) { c.changed() },
 	}
 }
 
@@ -100,13 +102,13 @@ func (c *Controller) changed() {
 	}
 }
 
-// worker is what there is while this server leads.
+// worker is the state of Controller.Run.
 type worker struct {
 	*Controller
 	recorder record.EventRecorder
 	objects  cache.Store
 
-	// While there are Upgrades:
+	// Set while there are Upgrades:
 	nodes   cache.Store
 	budgets policylisters.PodDisruptionBudgetLister
 	end     func()
@@ -119,7 +121,7 @@ func (w *worker) stop() {
 	}
 }
 
-// watch follows Nodes and budgets.
+// watch follows Nodes and PodDisruptionBudgets.
 func (w *worker) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	f := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(cachetrim.Object))
@@ -158,7 +160,7 @@ func (w *worker) work(ctx context.Context) {
 			return
 		case err != nil:
 			again = pauses.Next()
-			w.log.Warn("cannot go on with an upgrade, trying again", "error", err, "in", again)
+			w.log.Warn("cannot continue an upgrade, trying again", "error", err, "in", again)
 		default:
 			pauses.Reset()
 		}
@@ -169,10 +171,10 @@ func (w *worker) work(ctx context.Context) {
 	}
 }
 
-// sync makes one step of every Upgrade. It returns when to look again at the latest, 0 is when something happens.
+// sync performs one step of every Upgrade. It returns the time until the next call; 0 means to wait for an event.
 func (w *worker) sync(ctx context.Context) (time.Duration, error) {
 	all, err := w.upgrades()
-	if len(all) == 0 && (w.nodes == nil || !w.anyAsked()) {
+	if len(all) == 0 && (w.nodes == nil || !w.anyRequested()) {
 		w.stop()
 		return 0, err
 	}
@@ -210,7 +212,7 @@ func (w *worker) sync(ctx context.Context) (time.Duration, error) {
 	return again, errors.Join(errs...)
 }
 
-// upgrades are all, the oldest first.
+// upgrades returns all Upgrades, oldest first.
 func (w *worker) upgrades() (all []*upgrades.Upgrade, err error) {
 	for _, o := range w.objects.List() {
 		u, ok := o.(*unstructured.Unstructured)
@@ -244,9 +246,9 @@ func (w *worker) list() (nodes []*corev1.Node) {
 	return nodes
 }
 
-func (w *worker) anyAsked() bool { return slices.ContainsFunc(w.list(), asked) }
+func (w *worker) anyRequested() bool { return slices.ContainsFunc(w.list(), isRequested) }
 
-// finishOthers gives back nodes whose Upgrade was deleted, or does not select them any more, while they were at it.
+// finishOthers finishes nodes whose Upgrade was deleted, or no longer selects them, during their upgrade.
 func (w *worker) finishOthers(ctx context.Context, all []*upgrades.Upgrade, nodes []*corev1.Node) error {
 	mine := map[string]bool{}
 	for _, u := range all {
@@ -256,66 +258,68 @@ func (w *worker) finishOthers(ctx context.Context, all []*upgrades.Upgrade, node
 	}
 	var errs []error
 	for _, n := range nodes {
-		if !asked(n) || mine[n.Name] {
+		if !isRequested(n) || mine[n.Name] {
 			continue
 		}
-		if step, _ := look(n, time.Now()); step.Action == Finish || step.Status.Phase == upgrades.Failed {
+		if step, _ := checkRequested(n, time.Now()); step.Action == Finish || step.Status.Phase == upgrades.Failed {
 			errs = append(errs, w.finish(ctx, n))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// do makes a step and says on the Upgrade how it stands.
+// do performs a step and writes the Upgrade's status.
 func (w *worker) do(ctx context.Context, u *upgrades.Upgrade, step *Step) error {
 	var err error
 	switch step.Action {
 	case Finish:
 		err = w.finish(ctx, step.Node)
 	case Begin:
-		why, e := w.hindered(ctx, u, step.Node)
+		reason, e := w.blockedBy(ctx, u, step.Node)
 		switch {
 		case e != nil:
 			err = e
-		case why != "":
-			step.Status.Phase, step.Status.Message = upgrades.Waiting, why
-			step.Again = hinderedAgain
+		case reason != "":
+			step.Status.Phase, step.Status.Message = upgrades.Waiting, reason
+			step.Again = budgetRetry
 		default:
-			// Said before it is done: draining takes its time, and this server may end with the node.
-			if err = w.say(ctx, u, step.Status); err != nil {
+			// Write the status first: draining takes long, and this server may restart with the node.
+			if err = w.writeStatus(ctx, u, step.Status); err != nil {
 				break
 			}
-			if err = w.ask(ctx, u, step.Node); err != nil {
+			if err = w.request(ctx, u, step.Node); err != nil {
 				step.Status.Phase, step.Status.Message = upgrades.Waiting, err.Error()
 			}
 		}
 	}
-	return errors.Join(err, w.say(ctx, u, step.Status))
+	return errors.Join(err, w.writeStatus(ctx, u, step.Status))
 }
 
-// ask has the node's agent upgrade it.
-func (w *worker) ask(ctx context.Context, u *upgrades.Upgrade, n *corev1.Node) error {
+// request requests the upgrade from the node's agent.
+func (w *worker) request(ctx context.Context, u *upgrades.Upgrade, n *corev1.Node) error {
 	if u.Spec.Drain {
 		if err := w.drain(ctx, u, n); err != nil {
 			return err
 		}
 	}
-	body, err := json.Marshal(upgrades.Request{ID: u.ID(), Version: u.Spec.Version, Source: u.Spec.Source, Asked: time.Now().UTC().Truncate(time.Second)})
+	body, err := json.Marshal(upgrades.Request{ID: u.ID(), Version: u.Spec.Version, Source: u.Spec.Source,
+		Asked: time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	w.log.Info("asking a node to upgrade", "upgrade", u.Name, "node", n.Name, "from", version(n), "to", u.Spec.Version)
+	w.log.Info("requesting a node's upgrade", "upgrade", u.Name, "node", n.Name, "from", version(n), "to",
+		u.Spec.Version)
 	return w.annotate(ctx, n, map[string]any{upgrades.AskedFor: string(body)}, nil)
 }
 
-// finish takes back what was done to a node.
+// finish removes the request from a node and uncordons it if it was drained for the upgrade.
 func (w *worker) finish(ctx context.Context, n *corev1.Node) error {
 	var spec map[string]any
 	if _, drained := n.Annotations[upgrades.Drained]; drained {
 		spec = map[string]any{"unschedulable": nil}
 	}
 	a, _ := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered)
-	w.log.Info("a node has been upgraded, or not", "node", n.Name, "version", version(n), "error", a.Error)
+	w.log.Info("a node's upgrade has ended", "node", n.Name, "version", version(n), "error", a.Error)
 	return w.annotate(ctx, n, map[string]any{upgrades.AskedFor: nil, upgrades.Drained: nil}, spec)
 }
 
@@ -328,14 +332,15 @@ func (w *worker) annotate(ctx context.Context, n *corev1.Node, annotations, spec
 	if err != nil {
 		return fmt.Errorf("encode patch: %w", err)
 	}
-	if _, err := w.cfg.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, body, metav1.PatchOptions{}); err != nil {
+	if _, err := w.cfg.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, body,
+		metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("write Node %s: %w", n.Name, err)
 	}
 	return nil
 }
 
-// say writes how an Upgrade stands, if that is new.
-func (w *worker) say(ctx context.Context, u *upgrades.Upgrade, s upgrades.Status) error {
+// writeStatus writes the status of an Upgrade if it has changed.
+func (w *worker) writeStatus(ctx context.Context, u *upgrades.Upgrade, s upgrades.Status) error {
 	if s == u.Status {
 		return nil
 	}
@@ -343,7 +348,8 @@ func (w *worker) say(ctx context.Context, u *upgrades.Upgrade, s upgrades.Status
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	_, err = w.cfg.Dynamic.Resource(upgrades.Resource).Patch(ctx, u.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "umiak-upgrades"}, "status")
+	_, err = w.cfg.Dynamic.Resource(upgrades.Resource).Patch(ctx, u.Name, types.MergePatchType, body,
+		metav1.PatchOptions{FieldManager: "umiak-upgrades"}, "status")
 	if apierrors.IsNotFound(err) {
 		return nil // deleted meanwhile
 	}
@@ -355,7 +361,8 @@ func (w *worker) say(ctx context.Context, u *upgrades.Upgrade, s upgrades.Status
 		if s.Phase == upgrades.Failed {
 			kind = corev1.EventTypeWarning
 		}
-		w.recorder.Event(&corev1.ObjectReference{APIVersion: upgrades.Group + "/" + upgrades.Version, Kind: upgrades.Kind, Name: u.Name, UID: u.UID}, kind, string(s.Phase), s.Message)
+		w.recorder.Event(&corev1.ObjectReference{APIVersion: upgrades.Group + "/" + upgrades.Version,
+			Kind: upgrades.Kind, Name: u.Name, UID: u.UID}, kind, string(s.Phase), s.Message)
 	}
 	w.log.Info("upgrade", "name", u.Name, "phase", s.Phase, "done", s.Done, "nodes", s.Nodes, "message", s.Message)
 	u.Status = s

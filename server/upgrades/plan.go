@@ -16,28 +16,29 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Patience is how long a node may take before the Upgrade has failed on it.
-const Patience = 30 * time.Minute
+// NodeTimeout bounds the upgrade of one node. When it is exceeded, the Upgrade fails.
+const NodeTimeout = 30 * time.Minute
 
-// Action is what a Step does.
+// Action is the action of a Step.
 type Action int
 
-// The actions.
+// Actions of a Step.
 const (
-	Wait   Action = iota // for what the status says
-	Begin                // with Step.Node
-	Finish               // Step.Node runs the version: take back what was done to it for the upgrade
+	Wait   Action = iota // the status says for what
+	Begin                // start the upgrade of Step.Node
+	Finish               // the upgrade of Step.Node has ended: remove the request, uncordon
 )
 
-// Step is what is next.
+// Step is the next step of an Upgrade.
 type Step struct {
 	Action Action
 	Node   *corev1.Node
 	Status upgrades.Status
-	Again  time.Duration // look again then, if nothing happens before; 0 is never
+	Again  time.Duration // time until the next look without an event; 0 means none
 }
 
-// Next decides it for one Upgrade. self is the version of the server that asks, taken are nodes of other Upgrades.
+// Next decides the next step of one Upgrade. self is this server's version; taken maps nodes to other Upgrades that
+// select them.
 func Next(u *upgrades.Upgrade, nodes []*corev1.Node, self string, taken map[string]string, now time.Time) Step {
 	p := planner{u: u, id: u.ID(), self: self, now: now}
 	step := p.next(nodes, taken)
@@ -68,15 +69,15 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 	if p.all = len(selected); p.all == 0 {
 		return waiting(nil, "no node is selected")
 	}
-	// All of them first: a node that cannot be upgraded is found before any is touched.
+	// Check all nodes first: one that cannot be upgraded is found before any is changed.
 	var rest, under []*corev1.Node
 	for _, n := range selected {
-		r, asked := request(n)
-		if version(n) == p.u.Spec.Version && !asked {
+		r, requested := request(n)
+		if version(n) == p.u.Spec.Version && !requested {
 			p.done++
 			continue
 		}
-		if asked && (r.ID == p.id || p.now.Sub(r.Asked) < Patience) {
+		if requested && (r.ID == p.id || p.now.Sub(r.Asked) < NodeTimeout) {
 			under = append(under, n)
 			continue
 		}
@@ -89,7 +90,7 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 		}
 	}
 	for _, n := range under {
-		if step, over := look(n, p.now); over {
+		if step, over := checkRequested(n, p.now); over {
 			return step
 		}
 	}
@@ -100,54 +101,64 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 		if version(n) == r.Version {
 			message = fmt.Sprintf("%s runs %s and is not ready yet", n.Name, r.Version)
 		}
-		return Step{Node: n, Again: r.Asked.Add(Patience).Sub(p.now), Status: upgrades.Status{Phase: upgrades.Upgrading, Message: message}}
+		return Step{Node: n, Again: r.Asked.Add(NodeTimeout).Sub(p.now),
+			Status: upgrades.Status{Phase: upgrades.Upgrading, Message: message}}
 	}
 	if len(rest) == 0 {
-		return Step{Status: upgrades.Status{Phase: upgrades.Complete, Message: fmt.Sprintf("%d of %d nodes run %s", p.done, p.all, p.u.Spec.Version)}}
+		return Step{Status: upgrades.Status{Phase: upgrades.Complete,
+			Message: fmt.Sprintf("%d of %d nodes run %s", p.done, p.all, p.u.Spec.Version)}}
 	}
 	if p.u.Spec.Paused {
-		return Step{Status: upgrades.Status{Phase: upgrades.Paused, Message: fmt.Sprintf("%s: spec.paused is set", count(rest, "is not upgraded", "are not upgraded"))}}
+		return Step{Status: upgrades.Status{Phase: upgrades.Paused,
+			Message: fmt.Sprintf("%s: spec.paused is set", count(rest, "is not upgraded", "are not upgraded"))}}
 	}
 	return p.choose(nodes, selected, rest, target)
 }
 
-// allowed says whether a node's version lets it go to the target at all.
+// allowed reports whether a node's version permits the upgrade to the target; if not, it returns the failed step.
 func (p *planner) allowed(n *corev1.Node, target int) (Step, bool) {
-	if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id && a.Error != "" {
-		return failed(n, "%s: %s; no other node is touched. Raise spec.attempt to try again", n.Name, a.Error), false
+	if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id &&
+		a.Error != "" {
+		return failed(n, "%s: %s; no other node is changed. Increase spec.attempt to try again", n.Name, a.Error), false
 	}
 	from, err := umiakversion.Minor(version(n))
 	switch {
 	case err != nil:
 		return failed(n, "%s does not run umiak: %v", n.Name, err), false
 	case target < from:
-		return failed(n, "%s runs %s, and %s is older: its state cannot be read by what came before", n.Name, version(n), p.u.Spec.Version), false
+		return failed(n, "%s runs %s, and %s is older: an older version cannot read its state", n.Name, version(n),
+			p.u.Spec.Version), false
 	case target > from+1:
-		return failed(n, "%s runs %s, and %s is more than one minor version ahead: go to v1.%d first", n.Name, version(n), p.u.Spec.Version, from+1), false
+		return failed(n, "%s runs %s, and %s is more than one minor version ahead: go to v1.%d first", n.Name,
+			version(n), p.u.Spec.Version, from+1), false
 	}
 	return Step{}, true
 }
 
-// look at a node that was asked. It is not over while the node works on it.
-func look(n *corev1.Node, now time.Time) (Step, bool) {
+// checkRequested returns the step for a node whose upgrade was requested; over is false while the node works on it.
+func checkRequested(n *corev1.Node, now time.Time) (Step, bool) {
 	r, _ := request(n)
 	a, _ := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered)
 	switch {
 	case a.ID == r.ID && (a.Error != "" || version(n) == r.Version && ready(n)):
-		// A node that failed is given back its pods as well; what it said stays, and is looked at in the next step.
-		return Step{Action: Finish, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: n.Name + " has answered"}}, true
-	case now.Sub(r.Asked) >= Patience:
-		return failed(n, "%s has not come back with %s in %s (%s): look there at umiak status and at /var/lib/umiak/agent/upgrade/log; no other node is touched. Raise spec.attempt to try again",
-			n.Name, r.Version, Patience, cmp.Or(readiness(n), "it says nothing")), true
+		// A failed node is uncordoned as well; its answer stays, and the next step evaluates it.
+		return Step{Action: Finish, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: n.Name +
+			" has answered"}}, true
+	case now.Sub(r.Asked) >= NodeTimeout:
+		return failed(
+			n, "%s has not come back with %s in %s (%s): see `umiak status` and /var/lib/umiak/agent/upgrade/log there; no other node is changed. Increase spec.attempt to try again",
+			n.Name, r.Version, NodeTimeout, cmp.Or(readiness(n), "no message")), true
 	}
 	return Step{}, false
 }
 
-// choose the node to begin with.
+// choose selects the node to upgrade next.
 func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
 	for _, n := range selected {
-		if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id && !ready(n) {
-			return waiting(n, "%s, which was upgraded at %s, is not ready any more (%s): no other node is touched. Raise spec.attempt to go on without it",
+		if a, ok := upgrades.Annotation[upgrades.Answer](n.Annotations, upgrades.Answered); ok && a.ID == p.id &&
+			!ready(n) {
+			return waiting(
+				n, "%s, which was upgraded at %s, is no longer ready (%s): no other node is changed. Increase spec.attempt to continue without it",
 				n.Name, a.Ended.UTC().Format(time.RFC3339), readiness(n))
 		}
 	}
@@ -156,27 +167,30 @@ func (p *planner) choose(all, selected, rest []*corev1.Node, target int) Step {
 			continue
 		}
 		if !ready(n) && isServer(rest[0]) {
-			return waiting(n, "server %s is not ready (%s), and no other is taken away meanwhile", n.Name, readiness(n))
+			return waiting(n, "server %s is not ready (%s); no other server is upgraded meanwhile", n.Name,
+				readiness(n))
 		}
 		if m, err := umiakversion.Minor(version(n)); err == nil && m < target && !isServer(rest[0]) {
 			return waiting(n, "server %s runs %s, and no node may be newer than a server", n.Name, version(n))
 		}
 	}
-	// A server without a node is seen only when it leads.
+	// A server without a node is only visible here while it leads.
 	if m, err := umiakversion.Minor(p.self); err == nil && m < target && !isServer(rest[0]) {
-		return waiting(nil, "a server without a node runs %s, and no node may be newer: upgrade it there by umiak upgrade", p.self)
+		return waiting(nil, "a server without a node runs %s, and no node may be newer: run `umiak upgrade` there",
+			p.self)
 	}
 	var away []*corev1.Node
 	for _, n := range rest {
 		if ready(n) {
-			return Step{Action: Begin, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: fmt.Sprintf("%s is asked to go from %s to %s", n.Name, version(n), p.u.Spec.Version)}}
+			return Step{Action: Begin, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading,
+				Message: fmt.Sprintf("%s is asked to go from %s to %s", n.Name, version(n), p.u.Spec.Version)}}
 		}
 		away = append(away, n)
 	}
 	return waiting(away[0], "%s: upgraded when there again", count(away, "is not ready", "are not ready"))
 }
 
-// Selected are the nodes of an Upgrade. A selector that cannot be read selects none.
+// Selected returns the nodes of an Upgrade. An invalid selector selects none.
 func Selected(u *upgrades.Upgrade, nodes []*corev1.Node) []*corev1.Node {
 	sel := labels.Everything()
 	if u.Spec.NodeSelector != nil {
@@ -185,7 +199,8 @@ func Selected(u *upgrades.Upgrade, nodes []*corev1.Node) []*corev1.Node {
 			return nil
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(nodes), func(n *corev1.Node) bool { return !sel.Matches(labels.Set(n.Labels)) })
+	return slices.DeleteFunc(slices.Clone(nodes),
+		func(n *corev1.Node) bool { return !sel.Matches(labels.Set(n.Labels)) })
 }
 
 func failed(n *corev1.Node, format string, args ...any) Step {
@@ -196,7 +211,7 @@ func waiting(n *corev1.Node, format string, args ...any) Step {
 	return Step{Node: n, Status: upgrades.Status{Phase: upgrades.Waiting, Message: fmt.Sprintf(format, args...)}}
 }
 
-// count names nodes, some of them: "a is", "a, b, c and 7 more are".
+// count names up to three nodes, with a verb: "a is", "a, b, c and 7 more are".
 func count(nodes []*corev1.Node, one, more string) string {
 	if len(nodes) == 1 {
 		return nodes[0].Name + " " + one
@@ -225,12 +240,12 @@ func compare(a, b bool) int {
 func isServer(n *corev1.Node) bool  { _, ok := n.Labels[wellknown.ServerRole]; return ok }
 func version(n *corev1.Node) string { return n.Status.NodeInfo.KubeletVersion }
 
-// request is what a node was asked for.
+// request returns the upgrade request on a node.
 func request(n *corev1.Node) (upgrades.Request, bool) {
 	return upgrades.Annotation[upgrades.Request](n.Annotations, upgrades.AskedFor)
 }
 
-func asked(n *corev1.Node) bool { _, ok := request(n); return ok }
+func isRequested(n *corev1.Node) bool { _, ok := request(n); return ok }
 
 func ready(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {
@@ -241,7 +256,7 @@ func ready(n *corev1.Node) bool {
 	return false
 }
 
-// readiness is why a node is not ready.
+// readiness returns the message of a node's Ready condition.
 func readiness(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {

@@ -25,40 +25,40 @@ import (
 	"github.com/umiak-io/umiak/internal/httpproxy"
 )
 
-// What can be wrong; errors wrap one of these.
+// Errors of objects.
 var (
-	ErrNotFound = errors.New("there is no such object")
-	ErrDamaged  = errors.New("the object is not what was uploaded")
-	ErrTaken    = errors.New("another file has that name there; give each cluster a snapshot-s3-folder of its own")
+	ErrNotFound = errors.New("no such object")
+	ErrDamaged  = errors.New("the object differs from what was uploaded")
+	ErrTaken    = errors.New("a different file has that name; set a separate snapshot-s3-folder for each cluster")
 )
 
 const (
-	// Headers beside the object, after x-amz-meta-.
+	// Metadata of an object; the header names have the prefix x-amz-meta-.
 	metaSum  = "Umiak-Sha256"
 	metaInfo = "Umiak-Info"
 
-	retries = 3 // of a request
-	heads   = 8 // descriptions that are read at a time
-	// maxObjects is how many a folder may hold for us to look at all.
+	maxRetries = 3 // of one request
+	maxHeads   = 8 // parallel requests for descriptions
+	// maxObjects bounds the objects in a folder.
 	maxObjects = 10_000
 )
 
-// Object is what lies in the bucket. Info is the description that Upload was given, empty where
-// somebody else has put the object there.
+// Object describes an object in the bucket. Info is the description given to Upload, "" for an object that another
+// program created.
 type Object struct {
-	Name string // of the file, without the folder
+	Name string // file name, without the folder
 	Size int64
 	Sum  string // SHA-256 of the file in hex
 	Info string
 }
 
-// Bucket is a folder of a bucket.
+// Bucket is a client of one folder of a bucket.
 type Bucket struct {
 	cfg    Config
 	client *minio.Client
 }
 
-// Open connects to nothing yet.
+// Open returns a client. It does not connect yet.
 func Open(cfg Config) (*Bucket, error) {
 	secret, err := cfg.secret()
 	if err != nil {
@@ -66,7 +66,7 @@ func Open(cfg Config) (*Bucket, error) {
 	}
 	transport := &http.Transport{
 		Proxy: httpproxy.Proxy(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
-		ResponseHeaderTimeout: time.Minute, IdleConnTimeout: 5 * time.Second, MaxIdleConnsPerHost: heads,
+		ResponseHeaderTimeout: time.Minute, IdleConnTimeout: 5 * time.Second, MaxIdleConnsPerHost: maxHeads,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: cfg.SkipSSLVerify},
 	}
 	if cfg.EndpointCA != "" {
@@ -85,7 +85,7 @@ func Open(cfg Config) (*Bucket, error) {
 	}
 	client, err := minio.New(cfg.Endpoint, &minio.Options{
 		Creds: credentials.NewStaticV4(cfg.AccessKey, secret, ""), Secure: !cfg.Insecure,
-		Transport: transport, Region: cfg.Region, MaxRetries: retries,
+		Transport: transport, Region: cfg.Region, MaxRetries: maxRetries,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("snapshot-s3-endpoint: %q: %w", cfg.Endpoint, err)
@@ -93,19 +93,20 @@ func Open(cfg Config) (*Bucket, error) {
 	return &Bucket{cfg: cfg, client: client}, nil
 }
 
-// String says where it is.
+// String returns the URI and the server.
 func (b *Bucket) String() string {
 	return "s3://" + path.Join(b.cfg.Bucket, b.cfg.Folder) + " at " + b.cfg.Endpoint
 }
 
 func (b *Bucket) key(name string) string { return path.Join(b.cfg.Folder, name) }
 
-// limited is a context for one operation.
+// limited returns a context with the timeout of one operation.
 func (b *Bucket) limited(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, b.cfg.Timeout, fmt.Errorf("it took longer than snapshot-s3-timeout, %s", b.cfg.Timeout))
+	return context.WithTimeoutCause(ctx, b.cfg.Timeout,
+		fmt.Errorf("it took longer than snapshot-s3-timeout, %s", b.cfg.Timeout))
 }
 
-// fail says what was tried where. A context's own error says nothing of why it ended.
+// fail wraps an error with the operation and the object. It replaces a context's error by its cause.
 func (b *Bucket) fail(ctx context.Context, verb, name string, err error) error {
 	if err == nil {
 		return nil
@@ -121,19 +122,20 @@ func (b *Bucket) fail(ctx context.Context, verb, name string, err error) error {
 	case r.Code == minio.NoSuchKey:
 		err = ErrNotFound
 	case r.StatusCode == http.StatusForbidden || r.StatusCode == http.StatusNotFound && r.Code != minio.NoSuchBucket:
-		err = fmt.Errorf("the server refuses it: %s: %w; look at snapshot-s3-access-key, at the secret key, and at what they allow", r.Code, err)
+		err = fmt.Errorf(
+			"the server refuses it: %s: %w; check snapshot-s3-access-key, the secret key, and their permissions", r.Code, err)
 	case r.Code != "":
 		err = fmt.Errorf("the server refuses it: %s: %w", r.Code, err)
 	}
 	return fmt.Errorf("%s %s: %w", verb, where, err)
 }
 
-// Stat describes one object.
+// Stat returns the description of one object.
 func (b *Bucket) Stat(ctx context.Context, name string) (Object, error) {
 	ctx, cancel := b.limited(ctx)
 	defer cancel()
 	o, err := b.stat(ctx, name)
-	return o, b.fail(ctx, "look at", name, err)
+	return o, b.fail(ctx, "stat", name, err)
 }
 
 func (b *Bucket) stat(ctx context.Context, name string) (Object, error) {
@@ -144,7 +146,7 @@ func (b *Bucket) stat(ctx context.Context, name string) (Object, error) {
 	return Object{Name: name, Size: st.Size, Sum: st.UserMetadata[metaSum], Info: st.UserMetadata[metaInfo]}, nil
 }
 
-// List returns the objects of the folder whose names end with suffix.
+// List returns the folder's objects whose names end with suffix.
 func (b *Bucket) List(ctx context.Context, suffix string) ([]Object, error) {
 	ctx, cancel := b.limited(ctx)
 	defer cancel()
@@ -161,13 +163,14 @@ func (b *Bucket) List(ctx context.Context, suffix string) ([]Object, error) {
 		case strings.Contains(name, "/") || !strings.HasSuffix(name, suffix):
 			continue
 		case len(out) == maxObjects:
-			return nil, b.fail(ctx, "list", "", fmt.Errorf("there are more than %d snapshots; give this cluster a snapshot-s3-folder of its own", maxObjects))
+			return nil, b.fail(ctx, "list", "",
+				fmt.Errorf("more than %d snapshots; set a separate snapshot-s3-folder for this cluster", maxObjects))
 		}
 		out = append(out, Object{Name: name, Size: o.Size})
 	}
-	// A list has no descriptions.
+	// S3's list has no metadata: request it per object.
 	g, of := errgroup.WithContext(ctx)
-	g.SetLimit(heads)
+	g.SetLimit(maxHeads)
 	gone := make([]bool, len(out))
 	for i := range out {
 		g.Go(func() error {
@@ -176,7 +179,7 @@ func (b *Bucket) List(ctx context.Context, suffix string) ([]Object, error) {
 				return nil // removed meanwhile
 			}
 			if err != nil {
-				return b.fail(of, "look at", out[i].Name, err)
+				return b.fail(of, "stat", out[i].Name, err)
 			}
 			out[i] = o
 			return nil
@@ -194,7 +197,8 @@ func (b *Bucket) List(ctx context.Context, suffix string) ([]Object, error) {
 	return there, nil
 }
 
-// Upload puts a file there under its own name, with a description. One that is there already is left as it is.
+// Upload stores a file under its name, with a description. It does nothing if the same file is there, and returns
+// ErrTaken if another one is.
 func (b *Bucket) Upload(ctx context.Context, file, info string) error {
 	ctx, cancel := b.limited(ctx)
 	defer cancel()
@@ -225,9 +229,10 @@ func (b *Bucket) upload(ctx context.Context, file, name, info string) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	// With the MD5 sum, which every server knows, a part that was changed on the way is refused.
+	// With MD5, which every server supports, a part that was corrupted in transit is refused.
 	_, err = b.client.PutObject(ctx, b.cfg.Bucket, b.key(name), f, size, minio.PutObjectOptions{
-		ContentType: "application/octet-stream", SendContentMd5: true, UserMetadata: map[string]string{metaSum: sum, metaInfo: info},
+		ContentType: "application/octet-stream", SendContentMd5: true,
+		UserMetadata: map[string]string{metaSum: sum, metaInfo: info},
 	})
 	if err != nil {
 		return err
@@ -240,8 +245,7 @@ func (b *Bucket) upload(ctx context.Context, file, name, info string) error {
 	return nil
 }
 
-// Download writes an object to a file that is not there yet. It has the name when all of it is there and is
-// what was uploaded.
+// Download writes an object to a new file. The file gets its name once it is complete and verified.
 func (b *Bucket) Download(ctx context.Context, name, file string) error {
 	ctx, cancel := b.limited(ctx)
 	defer cancel()
@@ -258,7 +262,7 @@ func (b *Bucket) download(ctx context.Context, name, file string) (err error) {
 		return err
 	}
 	defer func() {
-		_ = tmp.Close() // a second time where it went well
+		_ = tmp.Close() // the second close after success
 		if err != nil {
 			err = errors.Join(err, os.Remove(tmp.Name()))
 		}
@@ -276,9 +280,9 @@ func (b *Bucket) download(ctx context.Context, name, file string) (err error) {
 	if size != o.Size {
 		return fmt.Errorf("%w: it has %d bytes of %d", ErrDamaged, size, o.Size)
 	}
-	// Who has put it there by hand told no sum; a snapshot has one inside too.
+	// An object of another program has no checksum; a snapshot also has one inside.
 	if o.Sum != "" && o.Sum != hex.EncodeToString(h.Sum(nil)) {
-		return fmt.Errorf("%w: its SHA-256 is another", ErrDamaged)
+		return fmt.Errorf("%w: its SHA-256 differs", ErrDamaged)
 	}
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
 		return err
@@ -293,5 +297,6 @@ func (b *Bucket) download(ctx context.Context, name, file string) (err error) {
 func (b *Bucket) Remove(ctx context.Context, name string) error {
 	ctx, cancel := b.limited(ctx)
 	defer cancel()
-	return b.fail(ctx, "remove", name, b.client.RemoveObject(ctx, b.cfg.Bucket, b.key(name), minio.RemoveObjectOptions{}))
+	return b.fail(
+		ctx, "remove", name, b.client.RemoveObject(ctx, b.cfg.Bucket, b.key(name), minio.RemoveObjectOptions{}))
 }

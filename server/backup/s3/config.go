@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Config is what a user may set. A bucket turns it on.
+// Config holds the settings. S3 is used if Bucket is set.
 type Config struct {
 	Bucket        string        `key:"snapshot-s3-bucket" usage:"S3 bucket in which snapshots are kept as well (default: none)"`
 	Endpoint      string        `key:"snapshot-s3-endpoint" default:"s3.amazonaws.com" usage:"HOST or HOST:PORT of the S3 server"`
@@ -25,7 +25,7 @@ type Config struct {
 	Timeout       time.Duration `key:"snapshot-s3-timeout" default:"5m" usage:"how long one upload, download or listing may take"`
 }
 
-// On says whether a bucket is set.
+// On reports whether a bucket is set.
 func (c Config) On() bool { return c.Bucket != "" }
 
 var (
@@ -33,7 +33,7 @@ var (
 	validFolder = regexp.MustCompile(`^[A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*$`)
 )
 
-// Validate returns all that is wrong.
+// Validate returns all invalid settings.
 func (c Config) Validate() error {
 	var errs []error
 	fail := func(key, format string, args ...any) {
@@ -54,13 +54,15 @@ func (c Config) Validate() error {
 		return errors.Join(errs...)
 	}
 	if !validBucket.MatchString(c.Bucket) {
-		fail("bucket", "%q is no name of a bucket: 3 to 63 small letters, digits, dots and dashes", c.Bucket)
+		fail("bucket", "%q is not a bucket name: 3 to 63 lower-case letters, digits, dots and dashes", c.Bucket)
 	}
 	if strings.Contains(c.Endpoint, "/") || c.Endpoint == "" {
-		fail("endpoint", "%q is not HOST or HOST:PORT; it is spoken to by https, or by http with snapshot-s3-insecure", c.Endpoint)
+		fail("endpoint", "%q is not HOST or HOST:PORT; the protocol is https, or http with snapshot-s3-insecure",
+			c.Endpoint)
 	}
-	if c.Folder != "" && (!validFolder.MatchString(c.Folder) || strings.Contains("/"+c.Folder+"/", "/./") || strings.Contains("/"+c.Folder+"/", "/../")) {
-		fail("folder", "%q is not a path such as clusters/pi, without a slash at its ends", c.Folder)
+	if c.Folder != "" && (!validFolder.MatchString(c.Folder) || strings.Contains("/"+c.Folder+"/", "/./") ||
+		strings.Contains("/"+c.Folder+"/", "/../")) {
+		fail("folder", "%q is not a path such as clusters/pi, without slashes at its ends", c.Folder)
 	}
 	if c.AccessKey == "" {
 		fail("access-key", "it is not set; a bucket needs one")
@@ -77,9 +79,10 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// maxSecret bounds the file of the secret key in bytes.
 const maxSecret = 4096
 
-// secret is the key. It is read each time, so that a new one needs no restart.
+// secret returns the secret key. It reads the file each time, so that a new key needs no restart.
 func (c Config) secret() (string, error) {
 	if c.SecretKeyFile == "" {
 		return c.SecretKey, nil
