@@ -26,19 +26,20 @@ import (
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
-// Config is what the server gives.
+// Config describes a Controller.
 type Config struct {
-	Dir      string            // the user's manifests; made when it is not there
-	Embedded fs.FS             // the program's
-	Vars     map[string]string // for ${NAME} in the program's
-	Disable  []string          // names of manifests to leave out
-	Server   string            // name of this server: another one's files are not ours to prune
-	Alone    bool              // no other server can share the datastore: whoever had a file before was this one
+	Dir      string            // folder of the user's manifests; created if missing
+	Embedded fs.FS             // the embedded manifests
+	Vars     map[string]string // values for ${NAME} in embedded manifests
+	Disable  []string          // names of manifests not to apply
+	Server   string            // this server's name: files of other servers are not pruned
+	Alone    bool              // no other server can share the datastore, so all earlier files were this server's
 	Node     bool              // this server runs a node
-	// Left says whether a server that had a file, and a node or none, is no part of the cluster any more. Default: none has left.
+	// Left reports whether a server that had a file has left the cluster; node says whether it had a node. nil means
+	// that no server has left.
 	Left     func(ctx context.Context, server string, node bool) (bool, error)
-	REST     *rest.Config         // as an administrator
-	Recorder events.EventRecorder // default: one of our own
+	REST     *rest.Config         // with an administrator's rights
+	Recorder events.EventRecorder // nil means a new one
 	Log      *slog.Logger
 }
 
@@ -51,10 +52,10 @@ type Controller struct {
 	watches   *watches
 	kinds     *kinds
 	folder    *manifest.Folder
-	dirs      map[string]string // what is watched; Run's alone, as links
-	links     bool              // there are links in the folder
-	unwatched bool              // there are too many watchers on this machine
-	poked     chan struct{}     // holds one: Run is to look when it must read the folder again
+	dirs      map[string]string // watched folders; used only by Run, like links
+	links     bool              // the folder contains links
+	unwatched bool              // no inotify watch is available
+	poked     chan struct{}     // holds one signal: Run recomputes when to read the folder
 	first     *firstPass
 	recorder  events.EventRecorder
 	queue     workqueue.TypedRateLimitingInterface[string]
@@ -62,46 +63,47 @@ type Controller struct {
 
 	mu     sync.Mutex
 	items  map[string]*item        // by id
-	owner  map[manifest.Key]string // which manifest an object belongs to
+	owner  map[manifest.Key]string // the manifest that an object belongs to
 	scopes map[schema.GroupKind]scope
-	scan   error  // why the folder could not be read
-	full   string // which folder has held files since the start, by manifest.Identity
+	scan   error  // error of reading the folder, nil if it was readable
+	full   string // manifest.Identity of the folder that had files since the start
 	look   look
-	// overlooked are files that are not applied and seem to be meant to be, each with the reason.
+	// overlooked maps files that look like manifests but are not applied to the reason.
 	overlooked map[string]string
 	gate       gate
 }
 
-// item is one manifest in memory.
+// item is the in-memory state of one manifest.
 type item struct {
 	file     manifest.File
-	gone     bool   // no such file any more
-	missed   bool   // a look at the folder has found it gone; a record that was just read is not proof
-	held     string // why it is not proven that a person took the file away
-	waits    bool   // something of it is to be pruned when that is possible
+	gone     bool   // the file does not exist
+	missed   bool   // a scan has found the file gone, as opposed to only a record
+	held     string // why it is not proven that a person removed the file; "" if it is
+	waits    bool   // it has objects to prune when that is allowed
 	disabled bool
 	objs     []*unstructured.Unstructured
-	err      error  // why objs could not be read
-	text     []byte // what could not be decoded
+	err      error  // error of reading or decoding the file
+	text     []byte // the content that could not be decoded
 	rec      *record
 	status   FileStatus
-	lastFix  time.Time // when drift was last undone
+	lastFix  time.Time // when drift was last corrected
 }
 
 const (
-	workers   = 3
-	retryMin  = 200 * time.Millisecond
-	retryMax  = 5 * time.Minute
-	driftCalm = 10 * time.Minute
-	watchSync = 30 * time.Second
-	opTimeout = 5 * time.Minute
+	workers     = 3 // manifests that are reconciled at the same time
+	retryMin    = 200 * time.Millisecond
+	retryMax    = 5 * time.Minute
+	driftReset  = 10 * time.Minute // without drift, resets its back-off
+	syncTimeout = 30 * time.Second // of a new watch
+	opTimeout   = 5 * time.Minute  // of one reconciliation
 )
 
-// New prepares the controller; nothing is read or sent yet.
+// New returns a controller that has read and sent nothing yet.
 func New(cfg Config) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, log: cfg.Log.With("component", "addons"),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryMin, retryMax)),
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryMin, retryMax)),
 		drift: workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, retryMax),
 		items: map[string]*item{}, owner: map[manifest.Key]string{}, scopes: map[schema.GroupKind]scope{},
 		folder: manifest.NewFolder(cfg.Dir), poked: make(chan struct{}, 1),
@@ -110,7 +112,7 @@ func New(cfg Config) (*Controller, error) {
 		c.cfg.Left = func(context.Context, string, bool) (bool, error) { return false, nil }
 	}
 	rc := rest.CopyConfig(cfg.REST)
-	rc.QPS, rc.Burst = 100, 200 // a loopback connection; bounded only against our own mistakes
+	rc.QPS, rc.Burst = 100, 200 // a loopback connection; bounds the load in case of a bug
 	var err error
 	if c.client, err = newClient(rc); err != nil {
 		return nil, fmt.Errorf("set up manifests: %w", err)
@@ -130,18 +132,19 @@ func New(cfg Config) (*Controller, error) {
 	return c, nil
 }
 
-// Run works until ctx ends. It is ready when every embedded manifest has been tried once.
+// Run works until ctx ends. It calls ready when every embedded manifest has been tried once.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
-		c.log.Warn("creating the manifests folder", "error", err) // reading it says so as well, and is tried again
+		c.log.Warn("creating the manifests folder", "error", err) // reading it reports the error and is retried
 	}
 	files, err := fsnotify.NewWatcher()
 	if err != nil {
-		c.log.Warn("watching the manifests folder; it is read again and again instead, until umiak starts anew", "error", err, "every", lookUnwatched)
+		c.log.Warn("cannot watch the manifests folder, reading it periodically until the next start", "error", err,
+			"every", lookUnwatched)
 		files = &fsnotify.Watcher{} // gives no events
 		c.unwatched = true
 	} else {
-		defer files.Close() //nolint:errcheck // nothing is written
+		defer files.Close() //nolint:errcheck // holds no data
 	}
 	embedded, err := manifest.ReadEmbedded(c.cfg.Embedded, c.cfg.Vars)
 	if err != nil {
@@ -174,17 +177,18 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	mounts := mounted.Watch(ctx)
 	wg.Go(func() {
 		if err := <-mounts.Ended; err != nil {
-			c.log.Warn("a disk of manifests that is mounted or unmounted is noticed late", "error", err)
+			c.log.Warn("mounting or unmounting a disk of manifests is detected with a delay", "error", err)
 		}
 	})
 	return c.watchFolder(ctx, embedded, files, mounts.C, again)
 }
 
-// watchFolder reads the folder again when something changes in it, and after again, if that is not 0.
-func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manifest.File, files *fsnotify.Watcher, remounted <-chan struct{}, again time.Duration) error {
+// watchFolder reads the folder again when something changes in it, and after the duration again, if that is not 0.
+func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manifest.File, files *fsnotify.Watcher,
+	remounted <-chan struct{}, again time.Duration) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	var due time.Time // zero: nothing is to be done
+	var due time.Time // zero: no scan is due
 	within := func(d time.Duration) {
 		if at := time.Now().Add(d); d > 0 && (due.IsZero() || at.Before(due)) {
 			due = at
@@ -204,7 +208,7 @@ func (c *Controller) watchFolder(ctx context.Context, embedded map[string]manife
 				within(quietEvent)
 			}
 		case err := <-files.Errors:
-			// An overflow: events were lost, so look at everything.
+			// Events were lost: scan everything.
 			c.log.Warn("watching the manifests folder", "error", err)
 			within(quietEvent)
 		case <-remounted:
@@ -244,13 +248,13 @@ func (c *Controller) work(ctx context.Context) {
 	}
 }
 
-// onLive is told of every change to an object that carries our label.
+// onLive handles a change of an object with umiak's label.
 func (c *Controller) onLive(gvk schema.GroupKind, namespace, name, id, fields string) {
 	k := manifest.KeyOf(gvk, namespace, name)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.owner[k] != "" {
-		id = c.owner[k] // its label may be what was changed
+		id = c.owner[k] // its label may have been changed
 	}
 	it := c.items[id]
 	if it == nil || it.rec == nil || it.gone || it.disabled || it.file.Skip || it.err != nil {
@@ -260,8 +264,8 @@ func (c *Controller) onLive(gvk schema.GroupKind, namespace, name, id, fields st
 	if !ok || e.Fields == fields || e.Fields == "" {
 		return
 	}
-	// Somebody may want it otherwise just as firmly: then we ask ever more rarely.
-	if time.Since(it.lastFix) > driftCalm {
+	// Another controller may change it back each time: back off.
+	if time.Since(it.lastFix) > driftReset {
 		c.drift.Forget(id)
 	}
 	it.lastFix = time.Now()

@@ -607,7 +607,7 @@ func TestTheSameObjectInTwoFiles(t *testing.T) {
 	f.start()
 	f.is("a", addons.Applied)
 	f.is("b", addons.Failing)
-	if _, text := f.state("b"); !strings.Contains(text, "also stands in manifest a") {
+	if _, text := f.state("b"); !strings.Contains(text, "is also in manifest a") {
 		t.Error(text)
 	}
 	if f.configMap("only-b") == nil || f.configMap("twice").Data["key"] != "a" {

@@ -20,20 +20,20 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// manager is our name in managedFields.
+// manager is umiak's field manager name in managedFields.
 const manager = "umiak-addons"
 
-// errNoKind means that the API server does not know the kind, yet or no longer.
+// errNoKind means that the API server does not serve the kind, not yet or no longer.
 var errNoKind = errors.New("the API server does not know this kind (is its CustomResourceDefinition there?)")
 
-// resource is what a kind is called in URLs.
+// resource is a kind's name in URLs.
 type resource struct {
 	schema.GroupVersionResource
 	Namespaced bool
 }
 
-// client speaks to the API server about objects of any kind. It asks for the names of one API group's
-// version when it first needs them, instead of keeping the whole cluster's discovery in memory.
+// client accesses objects of any kind in the API server. It requests the resource names of an API group version on
+// first use, instead of keeping the whole cluster's discovery in memory.
 type client struct {
 	rest rest.Interface
 
@@ -59,8 +59,8 @@ func groupPath(gv schema.GroupVersion) string {
 	return "/apis/" + gv.Group + "/" + gv.Version
 }
 
-// resourceOf finds what a kind is called. fresh asks again even when the group is known: a CRD may have
-// been added since.
+// resourceOf returns a kind's resource. fresh repeats the request even if the group is cached: a
+// CustomResourceDefinition may have been added.
 func (c *client) resourceOf(ctx context.Context, gvk schema.GroupVersionKind, fresh bool) (resource, error) {
 	c.mu.Lock()
 	r, ok := c.kinds[gvk.GroupVersion()][gvk.Kind]
@@ -95,7 +95,7 @@ func (c *client) resourceOf(ctx context.Context, gvk schema.GroupVersionKind, fr
 	return r, nil
 }
 
-// served finds a version under which an object of a remembered kind can be reached now.
+// served returns the resource of a recorded kind in a version that the API server serves now.
 func (c *client) served(ctx context.Context, gvk schema.GroupVersionKind) (resource, error) {
 	r, err := c.resourceOf(ctx, gvk, false)
 	if err == nil || !errors.Is(err, errNoKind) || gvk.Group == "" {
@@ -113,7 +113,8 @@ func (c *client) served(ctx context.Context, gvk schema.GroupVersionKind) (resou
 		return r, fmt.Errorf("read API group %s: %w", gvk.Group, errGroup)
 	}
 	for _, v := range g.Versions {
-		if r, err := c.resourceOf(ctx, schema.GroupVersionKind{Group: gvk.Group, Version: v.Version, Kind: gvk.Kind}, true); err == nil || !errors.Is(err, errNoKind) {
+		if r, err := c.resourceOf(ctx, schema.GroupVersionKind{Group: gvk.Group, Version: v.Version, Kind: gvk.Kind},
+			true); err == nil || !errors.Is(err, errNoKind) {
 			return r, err
 		}
 	}
@@ -142,7 +143,7 @@ func (r resource) path(namespace, name string) string {
 
 const asMetadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 
-// get returns the object's metadata, nil when there is no such object.
+// get returns an object's metadata, nil if it does not exist.
 func (c *client) get(ctx context.Context, r resource, namespace, name string) (*meta.PartialObjectMetadata, error) {
 	m, err := decodeMetadata(c.rest.Get().AbsPath(r.path(namespace, name)).SetHeader("Accept", asMetadata).Do(ctx))
 	if apierrors.IsNotFound(err) {
@@ -151,8 +152,9 @@ func (c *client) get(ctx context.Context, r resource, namespace, name string) (*
 	return m, err
 }
 
-// apply makes the object as it should be and returns its metadata.
-func (c *client) apply(ctx context.Context, r resource, o *unstructured.Unstructured) (*meta.PartialObjectMetadata, error) {
+// apply server-side-applies an object and returns its metadata.
+func (c *client) apply(ctx context.Context, r resource,
+	o *unstructured.Unstructured) (*meta.PartialObjectMetadata, error) {
 	body, err := o.MarshalJSON()
 	if err != nil {
 		return nil, err
@@ -162,8 +164,9 @@ func (c *client) apply(ctx context.Context, r resource, o *unstructured.Unstruct
 		SetHeader("Accept", asMetadata).Body(body).Do(ctx))
 }
 
-// create makes the object, which must not be there.
-func (c *client) create(ctx context.Context, r resource, o *unstructured.Unstructured) (*meta.PartialObjectMetadata, error) {
+// create creates an object that must not exist.
+func (c *client) create(ctx context.Context, r resource,
+	o *unstructured.Unstructured) (*meta.PartialObjectMetadata, error) {
 	body, err := o.MarshalJSON()
 	if err != nil {
 		return nil, err
@@ -172,9 +175,10 @@ func (c *client) create(ctx context.Context, r resource, o *unstructured.Unstruc
 		SetHeader("Accept", asMetadata).SetHeader("Content-Type", "application/json").Body(body).Do(ctx))
 }
 
-// release takes our labels off an object that was there before us.
+// release removes umiak's labels from an object that existed before.
 func (c *client) release(ctx context.Context, r resource, namespace, name string, uid types.UID) error {
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": uid, "labels": map[string]any{labelManifest: nil, labelPartOf: nil}}})
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": uid,
+		"labels": map[string]any{labelManifest: nil, labelPartOf: nil}}})
 	if err != nil {
 		return err
 	}
@@ -186,7 +190,7 @@ func (c *client) release(ctx context.Context, r resource, namespace, name string
 	return err
 }
 
-// remove deletes exactly the object that was looked at.
+// remove deletes an object if its UID is uid.
 func (c *client) remove(ctx context.Context, r resource, namespace, name string, uid types.UID) error {
 	background := meta.DeletePropagationBackground
 	body, err := json.Marshal(meta.DeleteOptions{
@@ -196,7 +200,8 @@ func (c *client) remove(ctx context.Context, r resource, namespace, name string,
 	if err != nil {
 		return err
 	}
-	err = c.rest.Delete().AbsPath(r.path(namespace, name)).SetHeader("Content-Type", "application/json").Body(body).Do(ctx).Error()
+	err = c.rest.Delete().AbsPath(r.path(namespace, name)).
+		SetHeader("Content-Type", "application/json").Body(body).Do(ctx).Error()
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -220,12 +225,13 @@ func decodeMetadata(res rest.Result) (*meta.PartialObjectMetadata, error) {
 	return &m, nil
 }
 
-// ownedFields is a hash of the set of fields that we hold, "" when we hold none. Whoever changes or
-// removes one of them takes it out of that set, so the hash changes exactly when something of ours was
-// changed: no value needs to be compared, and none to be kept.
+// ownedFields returns a hash of the set of fields that umiak manages, "" if it manages none. Whoever changes or removes
+// a field takes it out of that set, so the hash changes exactly when such a field was changed; values need not be
+// compared or stored.
 func ownedFields(o meta.Object) string {
 	for _, e := range o.GetManagedFields() {
-		if e.Manager == manager && e.Operation == meta.ManagedFieldsOperationApply && e.Subresource == "" && e.FieldsV1 != nil {
+		if e.Manager == manager && e.Operation == meta.ManagedFieldsOperationApply && e.Subresource == "" &&
+			e.FieldsV1 != nil {
 			return hash([]byte(e.APIVersion), e.FieldsV1.GetRawBytes())
 		}
 	}

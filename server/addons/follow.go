@@ -18,8 +18,8 @@ import (
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
-// followRecords learns what earlier runs and other servers have applied, and follows what they write. It returns when the
-// records that are there are known, which waits for the API server.
+// followRecords reads what earlier runs and other servers have applied, and follows changes. It returns once all
+// existing records are known, which waits for the API server.
 func (c *Controller) followRecords(ctx context.Context, wg *sync.WaitGroup) error {
 	api := c.typed.CoreV1().ConfigMaps(recordNamespace)
 	lw := &cache.ListWatch{
@@ -43,7 +43,7 @@ func (c *Controller) followRecords(ctx context.Context, wg *sync.WaitGroup) erro
 	}
 }
 
-// recordStore hands the records that a reflector gets to the controller, and keeps none itself.
+// recordStore passes the records of a reflector to the controller, and stores none.
 type recordStore struct {
 	c      *Controller
 	once   sync.Once
@@ -52,22 +52,22 @@ type recordStore struct {
 
 var _ cache.ReflectorStore = (*recordStore)(nil)
 
-// Add takes a record.
+// Add implements cache.ReflectorStore.
 func (s *recordStore) Add(obj any) error {
 	s.c.onRecord(obj, false)
 	return nil
 }
 
-// Update takes a record that has changed.
+// Update implements cache.ReflectorStore.
 func (s *recordStore) Update(obj any) error { return s.Add(obj) }
 
-// Delete takes a record that is gone.
+// Delete implements cache.ReflectorStore.
 func (s *recordStore) Delete(obj any) error {
 	s.c.onRecord(obj, true)
 	return nil
 }
 
-// Replace takes all records that there are.
+// Replace implements cache.ReflectorStore.
 func (s *recordStore) Replace(all []any, _ string) error {
 	there := map[string]bool{}
 	for _, obj := range all {
@@ -87,10 +87,10 @@ func (s *recordStore) Replace(all []any, _ string) error {
 	return nil
 }
 
-// Resync does nothing.
+// Resync implements cache.ReflectorStore. It does nothing.
 func (s *recordStore) Resync() error { return nil }
 
-// onRecord is told of every change to a record, this server's own included.
+// onRecord handles a change of a record, including those that this server made.
 func (c *Controller) onRecord(obj any, deleted bool) {
 	cm, ok := obj.(*core.ConfigMap)
 	if !ok {
@@ -98,8 +98,8 @@ func (c *Controller) onRecord(obj any, deleted bool) {
 	}
 	id, rec, err := decodeRecord(cm)
 	if err != nil {
-		// Whoever damaged it has taken over what it lists.
-		c.log.Warn("a manifest's record is damaged, what it listed is no longer pruned", "error", err)
+		// Whoever damaged it is now responsible for the objects.
+		c.log.Warn("a manifest's record is damaged, its objects are no longer pruned", "error", err)
 		return
 	}
 	rec.settle(c.cfg.Server, c.cfg.Alone)
@@ -112,21 +112,23 @@ func (c *Controller) onRecord(obj any, deleted bool) {
 	case deleted:
 	case it == nil:
 		c.items[id] = &item{gone: true, rec: rec, file: manifest.File{Name: rec.Name, ID: id, Origin: rec.Origin},
-			status: FileStatus{Name: rec.Name, Origin: rec.Origin, State: Pending, Objects: len(rec.Items), Since: time.Now()}}
-		if c.first != nil { // otherwise the first look at the folder decides
+			status: FileStatus{Name: rec.Name, Origin: rec.Origin, State: Pending, Objects: len(rec.Items),
+				Since: time.Now()}}
+		if c.first != nil { // otherwise the first scan decides
 			c.items[id].missed = true
 			c.queue.Add(id)
 		}
 	case it.rec == nil || rec.newer(it.rec):
-		others := it.rec != nil && !slices.Equal(slices.Sorted(maps.Keys(it.rec.Servers)), slices.Sorted(maps.Keys(rec.Servers)))
+		others := it.rec != nil && !slices.Equal(slices.Sorted(maps.Keys(it.rec.Servers)),
+			slices.Sorted(maps.Keys(rec.Servers)))
 		if it.rec = rec; others {
 			c.queue.Add(id)
 		}
 	}
 }
 
-// unrecorded notes that somebody has deleted a manifest's record: with it, what it listed was taken over, unless its file
-// is still there. c.mu is held.
+// unrecorded handles that someone has deleted a manifest's record: unless its file still exists, umiak no longer
+// manages the objects. c.mu must be held.
 func (c *Controller) unrecorded(id string, it *item) {
 	if it.rec = nil; it.gone {
 		delete(c.items, id)
@@ -135,14 +137,14 @@ func (c *Controller) unrecorded(id string, it *item) {
 	c.queue.Add(id)
 }
 
-// refresh reads a manifest's record, which somebody else has changed.
+// refresh reads a manifest's record again after another server has changed it.
 func (c *Controller) refresh(ctx context.Context, id string) error {
 	cm, err := c.typed.CoreV1().ConfigMaps(recordNamespace).Get(ctx, recordName(id), meta.GetOptions{})
 	var rec *record
 	if !apierrors.IsNotFound(err) {
 		if err == nil {
-			if _, rec, err = decodeRecord(cm); err != nil { // it cannot be used; the next save replaces it
-				c.log.Warn("the record of a manifest is damaged and is written again", "record", cm.Name, "error", err)
+			if _, rec, err = decodeRecord(cm); err != nil { // the next save replaces it
+				c.log.Warn("a manifest's record is damaged, writing it again", "record", cm.Name, "error", err)
 				rec, err = &record{uid: string(cm.UID), version: cm.ResourceVersion}, nil
 			}
 		}

@@ -11,19 +11,19 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// kinds wakes manifests that wait for a kind which the API server does not know yet, when a CustomResourceDefinition or an
-// APIService of its API group comes or changes. It watches those only while a manifest waits.
+// kinds wakes manifests that wait for an unknown kind when a CustomResourceDefinition or an APIService of its API group
+// is created or changed. It watches these only while a manifest waits.
 type kinds struct {
 	client metadata.Interface
 	wake   func(id string)
 
 	mu      sync.Mutex
 	waiting map[string][]string // API groups by manifest
-	stop    context.CancelFunc  // of the watches; nil while nobody waits
+	stop    context.CancelFunc  // ends the watches; nil while none run
 	wg      sync.WaitGroup
 }
 
-// sources are the types of objects that bring kinds. Their names end in the API group, after the first dot.
+// sources are the resources that define kinds. Their objects' names end in the API group, after the first dot.
 var sources = []schema.GroupVersionResource{
 	{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
 	{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"},
@@ -33,7 +33,7 @@ func newKinds(c metadata.Interface, wake func(id string)) *kinds {
 	return &kinds{client: c, wake: wake, waiting: map[string][]string{}}
 }
 
-// await replaces the API groups that the manifest waits for; none ends its wait.
+// await replaces the API groups that a manifest waits for; an empty list ends its wait.
 func (k *kinds) await(id string, groups []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -55,11 +55,11 @@ func (k *kinds) await(id string, groups []string) {
 	}
 }
 
-// watch follows one source until ctx ends. Of its objects nothing but the names are kept.
+// watch follows one source until ctx ends. It keeps only the objects' names.
 func (k *kinds) watch(ctx context.Context, source schema.GroupVersionResource) {
-	tell := func(obj any) {
+	notify := func(obj any) {
 		if o, ok := obj.(*meta.PartialObjectMetadata); ok {
-			k.came(o.Name)
+			k.wakeWaiting(o.Name)
 		}
 	}
 	_, c := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -74,13 +74,13 @@ func (k *kinds) watch(ctx context.Context, source schema.GroupVersionResource) {
 			small.Name, small.UID, small.ResourceVersion = o.Name, o.UID, o.ResourceVersion
 			return small, nil
 		},
-		Handler: cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, obj any) { tell(obj) }},
+		Handler: cache.ResourceEventHandlerFuncs{AddFunc: notify, UpdateFunc: func(_, obj any) { notify(obj) }},
 	})
 	k.wg.Go(func() { c.RunWithContext(ctx) })
 }
 
-// came wakes those that wait for the API group of a source's object.
-func (k *kinds) came(name string) {
+// wakeWaiting wakes the manifests that wait for the API group in a source object's name.
+func (k *kinds) wakeWaiting(name string) {
 	_, group, _ := strings.Cut(name, ".")
 	k.mu.Lock()
 	var ids []string

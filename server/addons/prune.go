@@ -10,9 +10,11 @@ import (
 	core "k8s.io/api/core/v1"
 )
 
-// pruneUnwanted removes what this server's file, or the program's manifest, names no longer and no other server's file
-// does. It returns why some of it stays, if that is more than a matter of a moment. doubt is a reason to keep everything.
-func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, stay *wanted, doubt string) (held []string, err error) {
+// pruneUnwanted prunes the objects that this server's file, or the embedded manifest, no longer names, and that no
+// other server's file names. held are the reasons why some stay, except short delays. A doubt that is not "" keeps
+// everything.
+func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, stay *wanted,
+	doubt string) (held []string, err error) {
 	unwanted := func(e entry) bool {
 		return !stay.has(e) && (len(e.By) == 0 || slices.Contains(e.By, c.cfg.Server))
 	}
@@ -33,17 +35,18 @@ func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, 
 		doubt = reason
 	}
 	if n > 0 && doubt != "" {
-		return []string{fmt.Sprintf("%d objects that are not in the file any more stay, because nothing proves that a person took them out: %s", n, doubt)}, nil
+		return []string{fmt.Sprintf(
+			"%d objects that are not in the file any more stay, because nothing proves that a person took them out: %s", n, doubt)}, nil
 	}
 	left := c.left(ctx, rec)
 	for i, e := range rec.Items {
 		if unwanted(e) {
 			rec.Items[i].release(append(left, c.cfg.Server)...)
 		} else if !rec.holds(c.cfg.Server) {
-			rec.Items[i].release(c.cfg.Server) // the program's own manifest names it
+			rec.Items[i].release(c.cfg.Server) // the embedded manifest names it
 		}
 	}
-	if !c.cfg.Alone { // only who has the newest record knows that no other server names it
+	if !c.cfg.Alone { // the newest record shows that no other server names it
 		if err := c.save(ctx, id, rec); err != nil {
 			return nil, err
 		}
@@ -51,15 +54,15 @@ func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, 
 	return c.prune(ctx, id, rec, stay, func(e entry) bool { return !stay.has(e) && len(e.By) == 0 })
 }
 
-// names says whether an object is there because of the server's file.
+// names reports whether a server's file names any object.
 func (r *record) names(server string) bool {
 	return slices.ContainsFunc(r.Items, func(e entry) bool { return slices.Contains(e.By, server) })
 }
 
-// foreign says whether the manifest is a file of other servers alone.
+// foreign reports whether only other servers have the file.
 func (r *record) foreign(self string) bool { return len(r.Servers) > 0 && !r.holds(self) }
 
-// left are the servers that have the file and are no part of the cluster any more.
+// left returns the servers that have the file and have left the cluster.
 func (c *Controller) left(ctx context.Context, rec *record) []string {
 	var out []string
 	for name, h := range rec.Servers {
@@ -68,7 +71,8 @@ func (c *Controller) left(ctx context.Context, rec *record) []string {
 		}
 		gone, err := c.cfg.Left(ctx, name, h.Node)
 		if err != nil {
-			c.log.Warn("whether a server has left the cluster is not known; what its manifests name stays", "server", name, "error", err)
+			c.log.Warn("cannot determine whether a server has left the cluster; the objects of its manifests stay",
+				"server", name, "error", err)
 		}
 		if err == nil && gone {
 			out = append(out, name)
@@ -77,7 +81,8 @@ func (c *Controller) left(ctx context.Context, rec *record) []string {
 	return out
 }
 
-// remove prunes a manifest whose file is gone: what no other server's file names, and the record when none has it.
+// remove prunes a manifest whose file is gone: the objects that no other server's file names, and the record when no
+// server has the file.
 func (c *Controller) remove(ctx context.Context, id string, it *item, rec *record) error {
 	before, count := rec.clone(), len(rec.Items)
 	if rec.holds(c.cfg.Server) || !rec.foreign(c.cfg.Server) {
@@ -91,7 +96,7 @@ func (c *Controller) remove(ctx context.Context, id string, it *item, rec *recor
 	}
 	if rec.holds(c.cfg.Server) {
 		rec.leave(append(c.left(ctx, rec), c.cfg.Server)...)
-		if !c.cfg.Alone { // only who has the newest record knows that no other server has the file
+		if !c.cfg.Alone { // the newest record shows that no other server has the file
 			if err := c.save(ctx, id, rec); err != nil {
 				return err
 			}
@@ -118,7 +123,7 @@ func (c *Controller) remove(ctx context.Context, id string, it *item, rec *recor
 	return c.end(ctx, id, it, Removed)
 }
 
-// disable prunes a manifest that --disable names: that is a person's word, whatever the folder looks like.
+// disable prunes a manifest that the setting disable names, independent of the state of the folder.
 func (c *Controller) disable(ctx context.Context, id string, it *item, rec *record) error {
 	before, count := rec.clone(), len(rec.Items)
 	rec.leave(c.cfg.Server)
@@ -140,7 +145,7 @@ func (c *Controller) disable(ctx context.Context, id string, it *item, rec *reco
 	return err
 }
 
-// end takes the record of a manifest away that has nothing left, and forgets it if its file is gone.
+// end removes the record of a manifest without objects, and the manifest itself if its file is gone.
 func (c *Controller) end(ctx context.Context, id string, it *item, state State) error {
 	if err := c.forget(ctx, id); err != nil {
 		c.setStatus(id, Failing, 0, err)
@@ -156,9 +161,9 @@ func (c *Controller) end(ctx context.Context, id string, it *item, state State) 
 	return nil
 }
 
-// hold writes down why what a manifest has applied stays.
-func (c *Controller) hold(ctx context.Context, id string, rec, before *record, why []string) error {
-	text := strings.Join(why, "\n")
+// hold records why the objects of a manifest stay.
+func (c *Controller) hold(ctx context.Context, id string, rec, before *record, reasons []string) error {
+	text := strings.Join(reasons, "\n")
 	rec.State, rec.Error = Held, limit(text)
 	err := c.store(ctx, id, rec, before)
 	if !errors.Is(err, errStale) {
@@ -167,15 +172,16 @@ func (c *Controller) hold(ctx context.Context, id string, rec, before *record, w
 	return err
 }
 
-// prune removes the entries that are unwanted, the last applied first. It returns why some of them stay.
-func (c *Controller) prune(ctx context.Context, id string, rec *record, stay *wanted, unwanted func(entry) bool) (held []string, err error) {
+// prune removes the unwanted entries, last applied first. held are the reasons why some of them stay.
+func (c *Controller) prune(ctx context.Context, id string, rec *record, stay *wanted,
+	unwanted func(entry) bool) (held []string, err error) {
 	var errs []error
 	for _, e := range slices.Backward(slices.Clone(rec.Items)) {
 		if !unwanted(e) {
 			continue
 		}
-		if why := c.needed(id, e); why != "" {
-			held = append(held, e.key().String()+" stays: "+why)
+		if reason := c.needed(id, e); reason != "" {
+			held = append(held, e.key().String()+" stays: "+reason)
 			c.awaits(id)
 			continue
 		}

@@ -15,7 +15,7 @@ import (
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
-// reconcile brings the cluster to what one manifest says. Only one worker at a time has a manifest.
+// reconcile brings the cluster to the state of one manifest. Only one worker at a time processes a manifest.
 func (c *Controller) reconcile(ctx context.Context, id string) error {
 	for tries := 0; ; tries++ {
 		err := c.tryReconcile(ctx, id)
@@ -70,7 +70,7 @@ func (c *Controller) tryReconcile(ctx context.Context, id string) error {
 	return c.present(ctx, id, file, objs, broken, rec)
 }
 
-// drop forgets a manifest that has neither a file nor a record.
+// drop removes a manifest that has neither a file nor a record.
 func (c *Controller) drop(id string, it *item) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,8 +79,9 @@ func (c *Controller) drop(id string, it *item) {
 	}
 }
 
-// present applies a manifest whose file is there. rec is nil if it never was before.
-func (c *Controller) present(ctx context.Context, id string, file manifest.File, objs []*unstructured.Unstructured, broken error, rec *record) error {
+// present applies a manifest whose file exists. rec is nil if it was never applied.
+func (c *Controller) present(ctx context.Context, id string, file manifest.File, objs []*unstructured.Unstructured,
+	broken error, rec *record) error {
 	if rec == nil {
 		rec = &record{}
 	}
@@ -110,7 +111,7 @@ func (c *Controller) present(ctx context.Context, id string, file manifest.File,
 	}
 	doubt := file.Doubt
 	if doubt == "" && file.Ragged && !was.Ragged {
-		doubt = "it ends in the middle of a line, as a copy does that was broken off"
+		doubt = "it ends in the middle of a line, like an interrupted copy"
 	}
 	held, errPrune := c.pruneUnwanted(ctx, id, rec, stay, doubt)
 	err = errors.Join(err, errPrune)
@@ -138,7 +139,7 @@ func (c *Controller) present(ctx context.Context, id string, file manifest.File,
 	return err
 }
 
-// store writes the record if it differs from what was there, and makes it the known one.
+// store saves the record if it differs from before, and makes it the current one.
 func (c *Controller) store(ctx context.Context, id string, rec, before *record) error {
 	var err error
 	if rec.uid == "" || !rec.equal(before) {
@@ -155,7 +156,7 @@ func (c *Controller) store(ctx context.Context, id string, rec, before *record) 
 	return err
 }
 
-// target is an object with its place in the API.
+// target is an object with its API resource.
 type target struct {
 	obj *unstructured.Unstructured
 	res resource
@@ -163,14 +164,15 @@ type target struct {
 	sum string
 }
 
-// applyAll applies what differs, changes rec accordingly, and returns what is to stay.
-func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs []*unstructured.Unstructured) (stay *wanted, err error) {
+// applyAll applies the objects that differ, updates rec, and returns the objects that must stay.
+func (c *Controller) applyAll(ctx context.Context, id string, rec *record,
+	objs []*unstructured.Unstructured) (stay *wanted, err error) {
 	var errs []error
 	stay = newWanted()
 	todo := objs
-	// Kinds of a CustomResourceDefinition in the same file become known on the way, so the rest of the
-	// file is done in a second pass once it was applied.
-	var groups []string // of kinds that are not there yet
+	// Kinds that a CustomResourceDefinition in the same file defines are known only after it is applied, so unknown
+	// kinds get a second pass.
+	var groups []string // API groups of unknown kinds
 	for pass := 0; len(todo) > 0; pass++ {
 		var later []*unstructured.Unstructured
 		targets, unresolved, err := c.resolve(ctx, id, todo, pass > 0)
@@ -179,15 +181,15 @@ func (c *Controller) applyAll(ctx context.Context, id string, rec *record, objs 
 		for _, t := range targets {
 			switch other := c.ownerOf(t.key); {
 			case other != id:
-				errs = append(errs, fmt.Errorf("%s also stands in manifest %s, which comes first", t.key, c.nameOf(other)))
+				errs = append(errs, fmt.Errorf("%s is also in manifest %s, which comes first", t.key, c.nameOf(other)))
 			case stay.keys[t.key]:
-				errs = append(errs, fmt.Errorf("%s stands in the file twice: its kind has no namespaces", t.key))
+				errs = append(errs, fmt.Errorf("%s is in the file twice: its kind has no namespaces", t.key))
 			default:
 				stay.keys[t.key] = true
 				mine = append(mine, t)
 			}
 		}
-		for _, o := range unresolved.all() { // whether it has a namespace is not known
+		for _, o := range unresolved.all() { // whether its kind has namespaces is unknown
 			if c.owns(id, o) {
 				stay.unresolved(o)
 			}
@@ -227,16 +229,18 @@ func (c *Controller) nameOf(id string) string {
 	return id
 }
 
-// unresolved are objects whose place in the API could not be found.
+// unresolved holds objects whose API resource could not be determined.
 type unresolved struct {
-	unknown []*unstructured.Unstructured // their kind is not known
-	failed  []*unstructured.Unstructured // asking for it failed
+	unknown []*unstructured.Unstructured // the API server does not know the kind
+	failed  []*unstructured.Unstructured // the request failed
 }
 
 func (u unresolved) all() []*unstructured.Unstructured { return slices.Concat(u.unknown, u.failed) }
 
-// resolve finds each object's place, gives it our labels, and returns those that have none.
-func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructured.Unstructured, fresh bool) (out []target, none unresolved, err error) {
+// resolve determines each object's API resource and adds umiak's labels. none holds the objects without a resource.
+// fresh ignores cached discovery.
+func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructured.Unstructured,
+	fresh bool) (out []target, none unresolved, err error) {
 	var errs []error
 	refreshed := map[string]bool{}
 	for _, o := range objs {
@@ -258,7 +262,7 @@ func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructure
 			errs = append(errs, fmt.Errorf("%s %s: %w", gvk.Kind, o.GetName(), err))
 			continue
 		}
-		c.learn(gvk.GroupKind(), res.Namespaced)
+		c.setScope(gvk.GroupKind(), res.Namespaced)
 		t, err := newTarget(id, o, res)
 		if err != nil {
 			none.failed = append(none.failed, o)
@@ -270,7 +274,7 @@ func (c *Controller) resolve(ctx context.Context, id string, objs []*unstructure
 	return out, none, errors.Join(errs...)
 }
 
-// newTarget is the object as it is to be applied.
+// newTarget returns the object as it is applied.
 func newTarget(id string, o *unstructured.Unstructured, res resource) (target, error) {
 	o = o.DeepCopy()
 	switch {
@@ -289,7 +293,7 @@ func newTarget(id string, o *unstructured.Unstructured, res resource) (target, e
 	if o.GroupVersionKind().GroupKind() == core.SchemeGroupVersion.WithKind("Secret").GroupKind() {
 		return t, nil
 	}
-	b, err := o.MarshalJSON() // maps are written in the order of their keys
+	b, err := o.MarshalJSON() // keys are sorted, so equal objects give equal text
 	if err != nil {
 		return target{}, fmt.Errorf("%s: %w", t.key, err)
 	}
@@ -297,12 +301,12 @@ func newTarget(id string, o *unstructured.Unstructured, res resource) (target, e
 	return t, nil
 }
 
-// prepare writes the record with all that is about to be made, so that nothing is ever applied that a
-// later run would not know of.
+// prepare adds new objects to the record and saves it before they are applied, so that a later run knows all applied
+// objects.
 func (c *Controller) prepare(ctx context.Context, id string, rec *record, targets []target) error {
 	grew := false
 	for _, t := range targets {
-		if e, known := rec.find(t.key); known {
+		if e, ok := rec.find(t.key); ok {
 			if rec.holds(c.cfg.Server) && !slices.Contains(e.By, c.cfg.Server) {
 				e.name(c.cfg.Server)
 				rec.put(e)
@@ -314,8 +318,9 @@ func (c *Controller) prepare(ctx context.Context, id string, rec *record, target
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.key, err)
 		}
-		e := entry{APIVersion: t.obj.GetAPIVersion(), Kind: t.obj.GetKind(), Namespace: t.obj.GetNamespace(), Name: t.obj.GetName(),
-			// What has a manifest's label was made by us, and moves from one file to another.
+		e := entry{APIVersion: t.obj.GetAPIVersion(), Kind: t.obj.GetKind(), Namespace: t.obj.GetNamespace(),
+			Name: t.obj.GetName(),
+			// An object with a manifest's label was created by umiak, and moves from one file to another.
 			Adopted: live != nil && live.Labels[labelManifest] == ""}
 		if rec.holds(c.cfg.Server) {
 			e.name(c.cfg.Server)
@@ -340,7 +345,7 @@ func (c *Controller) prepare(ctx context.Context, id string, rec *record, target
 	return nil
 }
 
-// applyOne applies an object unless it is as it should be. uid is the live object's.
+// applyOne applies an object unless it is up to date. uid is the live object's.
 func (c *Controller) applyOne(ctx context.Context, rec *record, t target) (uid types.UID, applied bool, err error) {
 	e, _ := rec.find(t.key)
 	live, uid, there := c.watches.fields(t.res, t.obj.GetNamespace(), t.obj.GetName())
@@ -351,7 +356,8 @@ func (c *Controller) applyOne(ctx context.Context, rec *record, t target) (uid t
 	if err != nil {
 		return uid, false, err
 	}
-	e.APIVersion, e.Kind, e.Namespace, e.Name = t.obj.GetAPIVersion(), t.obj.GetKind(), t.obj.GetNamespace(), t.obj.GetName()
+	e.APIVersion, e.Kind, e.Namespace, e.Name = t.obj.GetAPIVersion(), t.obj.GetKind(), t.obj.GetNamespace(),
+		t.obj.GetName()
 	e.Desired, e.Fields = t.sum, ownedFields(m)
 	rec.put(e)
 	return m.UID, true, nil

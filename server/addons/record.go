@@ -27,11 +27,11 @@ const (
 	recordNamespace = "kube-system"
 	recordPrefix    = "umiak-manifest-"
 
-	// labelRecord marks the records, labelManifest what they list.
+	// labelRecord marks records, labelManifest the objects in them.
 	labelRecord   = "umiak.io/manifest-record"
 	labelManifest = "umiak.io/manifest"
 
-	// Of KEP-3659, so that other tools see what belongs together and keep their hands off.
+	// Labels and annotations of KEP-3659, so that other tools recognize the set and leave it alone.
 	labelSetID        = "applyset.kubernetes.io/id"
 	labelPartOf       = "applyset.kubernetes.io/part-of"
 	annotationTooling = "applyset.kubernetes.io/tooling"
@@ -45,13 +45,13 @@ type entry struct {
 	Kind       string `json:"k"`
 	Namespace  string `json:"ns,omitempty"`
 	Name       string `json:"n"`
-	// Desired is a hash of what was applied; none for Secrets, whose content could be guessed from it.
+	// Desired is a hash of the applied object; "" for Secrets, whose content could be guessed from it.
 	Desired string `json:"d,omitempty"`
-	// Fields is the hash of managedFields after that.
+	// Fields is the hash of managedFields after the object was applied.
 	Fields string `json:"f,omitempty"`
-	// Adopted objects were there before us, and stay when we go.
+	// Adopted objects existed before, and are not deleted.
 	Adopted bool `json:"adopted,omitempty"`
-	// By names the servers whose files name the object, in order; none for what only the program's own manifest names.
+	// By lists the servers whose files name the object, sorted; it is empty if only the embedded manifest names it.
 	By []string `json:"by,omitempty"`
 }
 
@@ -68,53 +68,54 @@ func (e entry) key() manifest.Key {
 	return manifest.KeyOf(e.gvk().GroupKind(), e.Namespace, e.Name)
 }
 
-// record is what is remembered of a manifest in the cluster.
+// record is what is stored about a manifest in the cluster.
 type record struct {
 	Name    string             `json:"name"`
 	Origin  string             `json:"origin"`
-	Server  string             `json:"server,omitempty"` // the first of Servers: all that versions before them know
+	Server  string             `json:"server,omitempty"` // the first of Servers, for older versions
 	Servers map[string]holding `json:"servers,omitempty"`
 	State   State              `json:"state"`
 	Error   string             `json:"error,omitempty"`
 	Items   []entry            `json:"items"`
 
-	uid, version string // of the ConfigMap; "" before it was written
+	uid, version string // of the ConfigMap; "" until it is written
 }
 
-// holding is a server's file of a manifest.
+// holding describes a server's file of a manifest.
 type holding struct {
 	Path string `json:"path,omitempty"`
-	// Place is the mounted file system that the file was on (mounted.At): only there its absence means anything.
+	// Place identifies the mounted file system that the file was on (mounted.At); the file's absence counts only there.
 	Place string `json:"place,omitempty"`
-	// Node says that the server runs a node.
+	// Node means that the server runs a node.
 	Node bool `json:"node,omitempty"`
-	// Ragged files end in the middle of a line as a matter of course.
+	// Ragged means that the file regularly ends in the middle of a line.
 	Ragged bool `json:"ragged,omitempty"`
 }
 
-// place is the folder with the file, and what was mounted there.
+// place is the file's folder with its file system.
 func (h holding) place() holding { return holding{Path: filepath.Dir(h.Path), Place: h.Place} }
 
 func (r *record) clone() *record {
 	c := *r
 	c.Items = slices.Clone(r.Items)
 	c.Servers = maps.Clone(r.Servers)
-	return &c // By is never changed in place
+	return &c // slices By are never modified in place
 }
 
 func (r *record) equal(o *record) bool {
-	return r.Name == o.Name && r.Origin == o.Origin && r.Server == o.Server && r.State == o.State && r.Error == o.Error &&
+	return r.Name == o.Name && r.Origin == o.Origin && r.Server == o.Server && r.State == o.State &&
+		r.Error == o.Error &&
 		maps.Equal(r.Servers, o.Servers) && slices.EqualFunc(r.Items, o.Items, entry.equal)
 }
 
-// newer says whether r was written after o.
+// newer reports whether r was written after o.
 func (r *record) newer(o *record) bool {
 	n, err := resourceversion.CompareResourceVersion(r.version, o.version)
 	return err != nil || n > 0
 }
 
-// settle reads what versions before Servers have written. Where the server is alone, it has been all of the servers: it
-// may have had another name.
+// settle converts records of versions without Servers. A server that is alone takes over all holdings, because it may
+// have had another name.
 func (r *record) settle(self string, alone bool) {
 	if len(r.Servers) == 0 && r.Server != "" {
 		r.Servers = map[string]holding{r.Server: {Path: r.Origin}}
@@ -137,7 +138,7 @@ func (r *record) settle(self string, alone bool) {
 	}
 }
 
-// hold notes that the server has the file.
+// hold records that a server has the file.
 func (r *record) hold(server string, h holding) {
 	if r.Servers == nil {
 		r.Servers = map[string]holding{}
@@ -146,7 +147,7 @@ func (r *record) hold(server string, h holding) {
 	r.Server = slices.Min(slices.Collect(maps.Keys(r.Servers)))
 }
 
-// letGo notes that the servers have no such file. What their files named is theirs all the same, until it is released.
+// letGo records that servers do not have the file. Objects that their files named stay theirs until released.
 func (r *record) letGo(servers ...string) {
 	for _, s := range servers {
 		delete(r.Servers, s)
@@ -156,7 +157,7 @@ func (r *record) letGo(servers ...string) {
 	}
 }
 
-// leave notes that the servers have no such file, and releases what it named.
+// leave records that servers do not have the file, and releases the objects that it named.
 func (r *record) leave(servers ...string) {
 	r.letGo(servers...)
 	for i := range r.Items {
@@ -169,10 +170,10 @@ func (r *record) holds(server string) bool {
 	return yes
 }
 
-// unread says whether nothing is known of what the manifest once applied.
+// unread reports whether it is unknown what the manifest once applied.
 func (r *record) unread() bool { return r == nil || len(r.Items) == 0 }
 
-// release takes servers out of those whose files name the object.
+// release removes servers from the list of those whose files name the object.
 func (e *entry) release(servers ...string) {
 	e.By = slices.DeleteFunc(slices.Clone(e.By), func(s string) bool { return slices.Contains(servers, s) })
 	if len(e.By) == 0 {
@@ -180,7 +181,7 @@ func (e *entry) release(servers ...string) {
 	}
 }
 
-// name adds a server to those whose files name the object.
+// name adds a server to the list of those whose files name the object.
 func (e *entry) name(server string) {
 	if !slices.Contains(e.By, server) {
 		e.By = append(slices.Clone(e.By), server)
@@ -211,13 +212,13 @@ func (r *record) drop(k manifest.Key) {
 
 func recordName(id string) string { return recordPrefix + id }
 
-// setID is the ApplySet's identity as the KEP computes it from its parent object.
+// setID is the ApplySet's ID, computed from its parent object as KEP-3659 requires.
 func setID(id string) string {
 	sum := sha256.Sum256([]byte(recordName(id) + "." + recordNamespace + ".ConfigMap."))
 	return "applyset-" + base64.RawURLEncoding.EncodeToString(sum[:]) + "-v1"
 }
 
-// object is the record as a ConfigMap. The parts that people look for are keys of their own.
+// object returns the record as a ConfigMap, with the fields that people look for as separate keys.
 func (r *record) object(id string) (*unstructured.Unstructured, error) {
 	b, err := json.Marshal(r)
 	if err != nil {
@@ -259,10 +260,10 @@ func decodeRecord(cm *core.ConfigMap) (string, *record, error) {
 
 var configMaps = resource{core.SchemeGroupVersion.WithResource("configmaps"), true}
 
-// errStale means that somebody else has written the record since it was read.
+// errStale means that another server has written the record since it was read.
 var errStale = errors.New("the manifest's record was changed by another server")
 
-// save writes the record, unless somebody else has changed it: errStale. Nothing is written by the API server when nothing
+// save writes the record, and returns errStale if it was changed meanwhile. The API server writes nothing if nothing
 // changed.
 func (c *Controller) save(ctx context.Context, id string, r *record) error {
 	o, err := r.object(id)
@@ -297,5 +298,6 @@ func (c *Controller) forget(ctx context.Context, id string) error {
 }
 
 func (r *record) reference(id string) *core.ObjectReference {
-	return &core.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: recordNamespace, Name: recordName(id), UID: types.UID(r.uid)}
+	return &core.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: recordNamespace, Name: recordName(id),
+		UID: types.UID(r.uid)}
 }

@@ -18,30 +18,33 @@ import (
 
 const (
 	quietEvent = 100 * time.Millisecond
-	// grace is how long the folder must have been quiet before anything is pruned. Who renames by taking away and writing
-	// anew, as git and some editors do, needs a moment between both.
+	// grace is how long the folder must have been quiet before anything is pruned: git and some editors replace a file
+	// by removing it and writing a new one.
 	grace = 2 * time.Second
-	// lookMax bounds the pause between two looks at what gives no event: a file that is closed, a disk that is mounted.
+	// lookMax and lookMaxWriting bound the pause between scans for changes without an event: a file that is closed, a
+	// disk that is mounted.
 	lookMax, lookMaxWriting = 30 * time.Second, 5 * time.Second
-	// lookUnwatched is the pause where the machine has no watcher left for the folder.
+	// lookUnwatched is the pause between scans if the folder cannot be watched.
 	lookUnwatched = 5 * time.Second
 )
 
-// gate says whether what is in no file any more may be pruned: while the folder changes it may come back in another file.
+// gate is whether objects that are in no file may be pruned: while the folder changes, they may reappear in another
+// file.
 type gate struct {
 	open   bool
-	reason string // why it stays closed; "" for the first moment, or while it is open
+	reason string // why it stays closed; "" at first, or while it is open
 }
 
-// look is what the last rescan found out about the folder as a whole.
+// look is the result of the last scan of the folder as a whole.
 type look struct {
 	changed   time.Time
 	busy      []string
 	busySince time.Time
-	pause     time.Duration // until the next look at what gives no event
+	pause     time.Duration // until the next scan for changes without an event
 }
 
-// rescan reads the folder and hands out what changed. It returns how long until it must be read again, 0 for no time.
+// rescan reads the folder and queues changed manifests. It returns the time until the next scan, 0 if only an event
+// triggers it.
 func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watcher) time.Duration {
 	now := time.Now()
 	scan, err := c.folder.Read(now)
@@ -52,14 +55,14 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	identity := manifest.Identity(c.cfg.Dir)
 	c.mu.Lock()
 	if err != nil && c.scan == nil {
-		// Not the same as an empty folder: nothing is pruned for it.
+		// Unlike for an empty folder, nothing is pruned.
 		c.log.Error("the manifests folder cannot be read, what it held stays applied", "error", err)
 	}
 	c.scan = err
 	if err == nil && !scan.Empty {
 		c.full = identity
 	}
-	// That a folder is empty is no proof that a person emptied it, unless it was seen before that happened.
+	// An empty folder proves that a person emptied it only if its files were seen before.
 	lost := err == nil && scan.Empty && c.full != identity
 	present, changed := map[string]bool{}, false
 	for name := range scan.Unsettled {
@@ -81,7 +84,7 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	c.claim()
 	c.judge(now, scan, changed)
 	again := c.again(now)
-	if fresh { // files may have come between reading and watching
+	if fresh { // files may have been added between reading and watching
 		again = manifest.Settle
 	}
 	var replaced []string
@@ -92,13 +95,13 @@ func (c *Controller) rescan(embedded map[string]manifest.File, w *fsnotify.Watch
 	}
 	c.mu.Unlock()
 	for _, id := range replaced {
-		c.first.done(id) // a file of the user's stands in its place, and may be unreadable for long
+		c.first.done(id) // a user's file replaces it, which may stay unreadable
 	}
 	return again
 }
 
-// follow watches the folders, and says whether there is one that was not watched. One that has taken the place of another
-// at the same path is watched anew.
+// follow watches the folders, and reports whether one is newly watched. A folder that has replaced another one at the
+// same path is watched again.
 func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh bool) {
 	if c.unwatched {
 		return false
@@ -109,7 +112,7 @@ func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh 
 			continue
 		}
 		if slices.Contains(listed, d) {
-			_ = w.Remove(d) // the one that was there before
+			_ = w.Remove(d) // the replaced folder
 		}
 		if err := w.Add(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			c.log.Warn("watching the manifests folder", "folder", d, "error", err)
@@ -120,7 +123,7 @@ func (c *Controller) follow(w *fsnotify.Watcher, dirs map[string]string) (fresh 
 	return fresh
 }
 
-// overlook notes which files are not applied that seem to be meant to be. A folder that cannot be read has none.
+// overlook records and logs files that look like manifests and are not applied. An unreadable folder has none.
 func (c *Controller) overlook(files map[string]string) {
 	c.mu.Lock()
 	was := c.overlooked
@@ -133,7 +136,7 @@ func (c *Controller) overlook(files map[string]string) {
 	}
 }
 
-// affected says whether something that was mounted or unmounted may concern the folder. Each pod mounts something.
+// affected reports whether a mount or unmount may concern the folder. Every pod causes mounts.
 func (c *Controller) affected() bool {
 	for d, identity := range c.dirs {
 		if manifest.Identity(d) != identity {
@@ -145,7 +148,8 @@ func (c *Controller) affected() bool {
 	return c.links || c.faulty()
 }
 
-// faulty says whether a fault keeps something, so that its end, which may give no event, must be looked for. c.mu is held.
+// faulty reports whether a fault prevents something, so that its end, which may cause no event, must be polled. c.mu
+// must be held.
 func (c *Controller) faulty() bool {
 	if len(c.look.busy) > 0 {
 		return true
@@ -158,8 +162,8 @@ func (c *Controller) faulty() bool {
 	return false
 }
 
-// places tells of the folders in which the manifests of records were whether they are on the file system that they were on. File
-// systems may take long to answer, so c.mu is not held.
+// places reports, for the folders of all recorded files, whether they are on the same file system as before. File
+// systems may answer slowly, so c.mu must not be held.
 func (c *Controller) places() map[holding]bool {
 	out := map[holding]bool{}
 	c.mu.Lock()
@@ -177,14 +181,14 @@ func (c *Controller) places() map[holding]bool {
 	return out
 }
 
-// miss notes that a manifest has no file any more. It says whether that is news. lost is whether the folder may have been
-// emptied by a fault. c.mu is held.
+// miss records that a manifest has no file, and reports whether that is new. lost means that a fault may have emptied
+// the folder. c.mu must be held.
 func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[holding]bool, lost bool) bool {
 	held, skip := "", scan.Skips[it.file.Name]
 	user := it.file.Origin != manifest.Embedded
 	if c.scan != nil && user {
 		if !it.gone {
-			return false // kept applied from memory
+			return false // stays applied from memory
 		}
 		held, skip = c.scan.Error(), it.file.Skip
 	} else if user && it.rec != nil {
@@ -192,12 +196,16 @@ func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[ho
 		behind := scan.Behind(it.file.Name)
 		switch {
 		case mine && behind != "":
-			held = fmt.Sprintf("its file %s is not there: %s; to have its objects pruned, remove the link", h.Path, behind)
+			held = fmt.Sprintf("its file %s is not there: %s; to have its objects pruned, remove the link", h.Path,
+				behind)
 		case mine && !places[h.place()]:
-			held = fmt.Sprintf("its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
+			held = fmt.Sprintf(
+				"its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
 		case mine && lost:
-			held = fmt.Sprintf("its file %s is not there, nor any other: the folder was empty when umiak started, or is a new one, and may have lost its files; "+
-				"put them back, or any file, as by touch %s, to have the objects pruned", h.Path, filepath.Join(c.cfg.Dir, ".keep"))
+			held = fmt.Sprintf(
+				"its file %s is not there, nor any other: the folder was empty when umiak started, or is a new one, and may have lost its files; "+
+					"put them back, or any file, as by touch %s, to have the objects pruned", h.Path,
+				filepath.Join(c.cfg.Dir, ".keep"))
 		}
 	}
 	if it.gone && it.missed && it.held == held && it.file.Skip == skip {
@@ -210,7 +218,7 @@ func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[ho
 	return true
 }
 
-// take compares a file with what is known of it, and says whether it differs. c.mu is held.
+// take compares a file with its item, and reports whether it differs. c.mu must be held.
 func (c *Controller) take(f manifest.File) bool {
 	it := c.items[f.ID]
 	disabled := manifest.Disabled(f.Name, c.cfg.Disable)
@@ -227,7 +235,7 @@ func (c *Controller) take(f manifest.File) bool {
 			it.text = f.Data
 		}
 	}
-	f.Data = nil // decoded; the text need not stay
+	f.Data = nil // decoded; free the text
 	it.file, it.gone, it.missed, it.held, it.disabled = f, false, false, "", disabled
 	it.status.Name, it.status.Origin = f.Name, f.Origin
 	c.queue.Forget(f.ID)
@@ -235,7 +243,7 @@ func (c *Controller) take(f manifest.File) bool {
 	return true
 }
 
-// judge decides whether anything may be pruned, and wakes the manifests that wait for it. c.mu is held.
+// judge decides whether anything may be pruned, and wakes the manifests that wait for it. c.mu must be held.
 func (c *Controller) judge(now time.Time, scan manifest.Scan, changed bool) {
 	var busy []string
 	if c.scan != nil {
@@ -244,7 +252,7 @@ func (c *Controller) judge(now time.Time, scan manifest.Scan, changed bool) {
 	busy = append(busy, slices.Sorted(maps.Values(scan.Unsettled))...)
 	busy = append(busy, scan.Busy...)
 	for _, it := range c.items {
-		// It may be the new name of what is missing elsewhere.
+		// It may be a renamed file that is missing elsewhere.
 		if !it.gone && it.rec.unread() && errors.Is(it.err, manifest.ErrFault) {
 			busy = append(busy, it.file.Origin+" "+it.err.Error())
 		}
@@ -278,7 +286,7 @@ func (c *Controller) judge(now time.Time, scan manifest.Scan, changed bool) {
 	}
 }
 
-// again is how long until the folder must be read again, 0 when an event will tell. c.mu is held.
+// again returns the time until the folder must be read again, 0 if an event will trigger it. c.mu must be held.
 func (c *Controller) again(now time.Time) time.Duration {
 	waits := false
 	for _, it := range c.items {
@@ -300,8 +308,8 @@ func (c *Controller) again(now time.Time) time.Duration {
 	return slices.Min(all)
 }
 
-// mayPrune says whether what a manifest no longer names may be removed. If not, the manifest is looked at again when that
-// changes, and the reason is not empty unless it is a matter of a moment.
+// mayPrune reports whether objects that a manifest no longer names may be pruned. If not, the manifest is queued again
+// when that changes; reason is "" for a short delay.
 func (c *Controller) mayPrune(id string) (ok bool, reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -320,7 +328,7 @@ func (c *Controller) mayPrune(id string) (ok bool, reason string) {
 	return false, c.gate.reason
 }
 
-// awaits makes a manifest be looked at again when anything changes in the folder.
+// awaits makes a change in the folder queue the manifest again.
 func (c *Controller) awaits(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -329,7 +337,7 @@ func (c *Controller) awaits(id string) {
 	}
 }
 
-// poke makes Run look when the folder must be read again.
+// poke makes Run recompute when the folder must be read again.
 func (c *Controller) poke() {
 	select {
 	case c.poked <- struct{}{}:
@@ -337,15 +345,15 @@ func (c *Controller) poke() {
 	}
 }
 
-// claim decides which manifest each object belongs to: the first in the order of names. Manifests that
-// lose or win an object by it are looked at again. c.mu is held.
+// claim assigns each object to a manifest: the first by name. Manifests that lose or gain an object are queued. c.mu
+// must be held.
 func (c *Controller) claim() {
 	ids := make([]string, 0, len(c.items))
 	for id := range c.items {
 		ids = append(ids, id)
 	}
 	slices.SortFunc(ids, func(a, b string) int { return strings.Compare(c.items[a].file.Name, c.items[b].file.Name) })
-	c.recall()
+	c.scopesFromRecords()
 	owner := map[manifest.Key]string{}
 	for _, id := range ids {
 		for _, o := range c.items[id].objs {
@@ -354,7 +362,7 @@ func (c *Controller) claim() {
 				owner[k] = id
 			}
 		}
-		// An invalid or skipped file keeps what it has applied.
+		// An invalid or skipped file keeps its applied objects.
 		if it := c.items[id]; it.rec != nil && (it.err != nil || it.file.Skip) {
 			for _, e := range it.rec.Items {
 				if _, taken := owner[e.key()]; !taken {
@@ -378,7 +386,7 @@ func (c *Controller) ownerOf(k manifest.Key) string {
 	return c.owner[k]
 }
 
-// needed says why an object that no file names any more must stay all the same, "" when nothing speaks for it.
+// needed returns why an object that no file names must stay, "" if it need not.
 func (c *Controller) needed(id string, e entry) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

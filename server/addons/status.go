@@ -15,23 +15,23 @@ import (
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
-// State is how a manifest stands.
+// State is the state of a manifest.
 type State string
 
-// The states of a manifest.
+// States of a manifest.
 const (
 	Pending  State = "pending"
 	Applied  State = "applied"
-	Failing  State = "failing"  // tried again by itself
-	Invalid  State = "invalid"  // until the file changes; what it applied before stays
-	Held     State = "held"     // what it no longer names stays: nothing proves that a person took it away
-	Skipped  State = "skipped"  // left as it is, because of a .skip file
-	Disabled State = "disabled" // removed, because of --disable
-	Foreign  State = "foreign"  // a file of other servers
-	Removed  State = "removed"  // its file is gone, and with it what it had applied
+	Failing  State = "failing"  // is retried
+	Invalid  State = "invalid"  // until the file changes; its applied objects stay
+	Held     State = "held"     // objects no longer in the file stay: no proof that a person removed them
+	Skipped  State = "skipped"  // not touched, because of a .skip file
+	Disabled State = "disabled" // not applied, because of the setting disable
+	Foreign  State = "foreign"  // only other servers have the file
+	Removed  State = "removed"  // its file is gone and its objects are pruned
 )
 
-// FileStatus is one manifest in Status.
+// FileStatus is the status of one manifest.
 type FileStatus struct {
 	Name    string    `json:"name"`
 	Origin  string    `json:"origin"`
@@ -65,7 +65,8 @@ func (c *Controller) setStatus(id string, state State, objects int, err error) {
 	switch state {
 	case Invalid, Failing, Held:
 		c.log.Warn("manifest", "name", name, "state", state, "error", err)
-		c.event(id, rec, core.EventTypeWarning, map[State]string{Invalid: "InvalidManifest", Failing: "ApplyFailed", Held: "NotPruned"}[state], text)
+		c.event(id, rec, core.EventTypeWarning,
+			map[State]string{Invalid: "InvalidManifest", Failing: "ApplyFailed", Held: "NotPruned"}[state], text)
 	default:
 		c.log.Info("manifest", "name", name, "state", state, "objects", objects)
 	}
@@ -81,7 +82,7 @@ func (c *Controller) event(id string, rec *record, kind, reason, text string) {
 	c.recorder.Event(rec.reference(id), kind, reason, text)
 }
 
-// Status tells how each manifest stands, by name.
+// Status returns the status of each manifest, sorted by name.
 func (c *Controller) Status() []FileStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,14 +97,15 @@ func (c *Controller) Status() []FileStatus {
 	return out
 }
 
-// Section is Status for `umiak status`. A file of other servers has their names, and says which of them have left.
+// Section is the section of `umiak status` with the manifests, the servers that have them, and which of these have left
+// the cluster.
 func (c *Controller) Section(ctx context.Context) status.Section {
 	s := status.Section{Name: "Manifests"}
 	others := c.otherServers()
 	left := map[string]bool{}
 	for _, servers := range others {
 		for name, h := range servers {
-			if _, asked := left[name]; !asked {
+			if _, done := left[name]; !done {
 				gone, err := c.cfg.Left(ctx, name, h.Node)
 				left[name] = err == nil && gone
 			}
@@ -114,14 +116,16 @@ func (c *Controller) Section(ctx context.Context) status.Section {
 		if f.Error != "" {
 			detail = strings.ReplaceAll(f.Error, "\n", "; ")
 		}
-		s.Rows = append(s.Rows, status.Row{Name: f.Name, State: string(f.State), Detail: detail + whose(others[f.Name], left)})
+		s.Rows = append(
+			s.Rows, status.Row{Name: f.Name, State: string(f.State), Detail: detail + whose(others[f.Name], left)})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	const most = 20
+	const maxRows = 20
 	for i, p := range slices.Sorted(maps.Keys(c.overlooked)) {
-		if i == most {
-			s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "overlooked", Detail: fmt.Sprintf("%d more, see the log", len(c.overlooked)-most)})
+		if i == maxRows {
+			s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "overlooked",
+				Detail: fmt.Sprintf("%d more, see the log", len(c.overlooked)-maxRows)})
 			break
 		}
 		s.Rows = append(s.Rows, status.Row{Name: p, State: "overlooked", Detail: c.overlooked[p]})
@@ -130,12 +134,13 @@ func (c *Controller) Section(ctx context.Context) status.Section {
 	case c.scan != nil:
 		s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "unreadable", Detail: c.scan.Error()})
 	case c.gate.reason != "":
-		s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "busy", Detail: strings.Join(c.look.busy, "; ") + "; nothing is pruned meanwhile"})
+		s.Rows = append(s.Rows, status.Row{Name: c.cfg.Dir, State: "busy", Detail: strings.Join(c.look.busy, "; ") +
+			"; nothing is pruned meanwhile"})
 	}
 	return s
 }
 
-// otherServers are the servers, other than this one, that have each manifest.
+// otherServers returns, by manifest, the other servers that have it.
 func (c *Controller) otherServers() map[string]map[string]holding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -151,7 +156,7 @@ func (c *Controller) otherServers() map[string]map[string]holding {
 	return out
 }
 
-// whose says which other servers have a file.
+// whose describes which other servers have a file.
 func whose(servers map[string]holding, left map[string]bool) string {
 	text := ""
 	for _, n := range slices.Sorted(maps.Keys(servers)) {
@@ -163,12 +168,13 @@ func whose(servers map[string]holding, left map[string]bool) string {
 	return text
 }
 
-// wayOut says how to get rid of objects that are held, without their file.
+// wayOut describes how to remove held objects without their file.
 func wayOut(id string) string {
-	return fmt.Sprintf("its objects stay until it is there again, and go when it is removed then; to give them up, kubectl -n %s delete configmap %s, and they are yours to delete", recordNamespace, recordName(id))
+	return fmt.Sprintf(
+		"its objects stay until it is there again, and go when it is removed then; to give them up, kubectl -n %s delete configmap %s, and they are yours to delete", recordNamespace, recordName(id))
 }
 
-// firstPass counts down the embedded manifests.
+// firstPass counts the embedded manifests that have not been tried yet.
 type firstPass struct {
 	mu    sync.Mutex
 	left  map[string]bool

@@ -8,12 +8,12 @@ import (
 	"github.com/umiak-io/umiak/server/addons/manifest"
 )
 
-// wanted is what of a manifest is to stay.
+// wanted holds the objects of a manifest that must stay.
 type wanted struct {
 	keys map[manifest.Key]bool
-	// anywhere has the keys of objects of which it is not known whether their kind has namespaces, without a namespace.
+	// anywhere holds the keys, without a namespace, of objects whose kind may or may not have namespaces.
 	anywhere map[manifest.Key]bool
-	// uids are the live objects that were applied, by whichever of an API's groups: what has one of these is never pruned.
+	// uids are the UIDs of the applied objects, whichever of an API's groups was used: these are never pruned.
 	uids map[types.UID]bool
 }
 
@@ -21,23 +21,23 @@ func newWanted() *wanted {
 	return &wanted{keys: map[manifest.Key]bool{}, anywhere: map[manifest.Key]bool{}, uids: map[types.UID]bool{}}
 }
 
-// unresolved keeps an object whose place in the API is not known now.
+// unresolved adds an object whose kind is currently unknown.
 func (w *wanted) unresolved(o *unstructured.Unstructured) {
 	w.keys[fileKey(o)] = true
 	w.anywhere[manifest.KeyOf(o.GroupVersionKind().GroupKind(), "", o.GetName())] = true
 }
 
-// has says whether the entry is wanted. One of a kind without namespaces has none, whatever the file says.
+// has reports whether the entry must stay. An entry of a cluster-scoped kind has no namespace, whatever the file says.
 func (w *wanted) has(e entry) bool {
 	return w.keys[e.key()] || e.Namespace == "" && w.anywhere[e.key()]
 }
 
-// fileKey is the object's key by what it says itself.
+// fileKey is the object's key as written in the file.
 func fileKey(o *unstructured.Unstructured) manifest.Key {
 	return manifest.KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
 }
 
-// keyOf is the object's key: a kind that is known to have no namespaces has none in its key. c.mu is held.
+// keyOf is the object's key, without a namespace if its kind is known to be cluster-scoped. c.mu must be held.
 func (c *Controller) keyOf(o *unstructured.Unstructured) manifest.Key {
 	if gk := o.GroupVersionKind().GroupKind(); c.scopes[gk] == clusterWide {
 		return manifest.KeyOf(gk, "", o.GetName())
@@ -45,14 +45,14 @@ func (c *Controller) keyOf(o *unstructured.Unstructured) manifest.Key {
 	return fileKey(o)
 }
 
-// owns says whether an object of a file is its manifest's.
+// owns reports whether an object of a file belongs to its manifest.
 func (c *Controller) owns(id string, o *unstructured.Unstructured) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.owner[c.keyOf(o)] == id
 }
 
-// scope says whether a kind has namespaces. Only the API server knows, and it may not answer yet.
+// scope is whether a kind has namespaces. Only the API server knows, and it may not have answered yet.
 type scope int
 
 const (
@@ -61,8 +61,8 @@ const (
 	namespaced
 )
 
-// learn notes whether a kind has namespaces. Who owns its objects is decided anew when that was not known.
-func (c *Controller) learn(gk schema.GroupKind, inNamespaces bool) {
+// setScope records whether a kind has namespaces, and reassigns its objects if that is new.
+func (c *Controller) setScope(gk schema.GroupKind, inNamespaces bool) {
 	now := clusterWide
 	if inNamespaces {
 		now = namespaced
@@ -78,8 +78,9 @@ func (c *Controller) learn(gk schema.GroupKind, inNamespaces bool) {
 	}
 }
 
-// recall learns from records which kinds have no namespaces, for as long as the API server has not said so. c.mu is held.
-func (c *Controller) recall() {
+// scopesFromRecords derives from the records which kinds are cluster-scoped, as long as the API server has not
+// answered. c.mu must be held.
+func (c *Controller) scopesFromRecords() {
 	for _, it := range c.items {
 		if it.rec == nil {
 			continue

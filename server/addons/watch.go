@@ -14,12 +14,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// watches follows the objects that carry our label: one watch of metadata a resource type that is in use,
-// and of each object only its name, our label and the hash of the fields that we own are kept.
+// watches follows the objects with umiak's label, with one metadata watch per resource type in use. Of each object it
+// keeps only the name, umiak's label and the hash of the fields that umiak manages.
 type watches struct {
 	client metadata.Interface
 	notify func(kind schema.GroupKind, namespace, name, id, fields string)
-	ctx    context.Context //nolint:containedctx // the life of all watches, ended by close
+	ctx    context.Context //nolint:containedctx // the lifetime of all watches, ended by close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -36,7 +36,8 @@ const fieldsAnnotation = "fields"
 
 func newWatches(c metadata.Interface, notify func(schema.GroupKind, string, string, string, string)) *watches {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &watches{client: c, notify: notify, ctx: ctx, cancel: cancel, m: map[schema.GroupVersionResource]*kindWatch{}}
+	return &watches{client: c, notify: notify, ctx: ctx, cancel: cancel,
+		m: map[schema.GroupVersionResource]*kindWatch{}}
 }
 
 func (w *watches) close() {
@@ -44,7 +45,7 @@ func (w *watches) close() {
 	w.wg.Wait()
 }
 
-// ensure watches the resource type and returns once what is there is known.
+// ensure watches a resource type and returns once the watch has synced.
 func (w *watches) ensure(ctx context.Context, r resource, kind schema.GroupKind) error {
 	w.mu.Lock()
 	k := w.m[r.GroupVersionResource]
@@ -53,7 +54,7 @@ func (w *watches) ensure(ctx context.Context, r resource, kind schema.GroupKind)
 		w.m[r.GroupVersionResource] = k
 	}
 	w.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, watchSync)
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	select {
 	case <-k.synced:
@@ -65,7 +66,7 @@ func (w *watches) ensure(ctx context.Context, r resource, kind schema.GroupKind)
 
 func (w *watches) start(r resource, kind schema.GroupKind) *kindWatch {
 	api := w.client.Resource(r.GroupVersionResource)
-	tell := func(obj any, gone bool) {
+	notify := func(obj any, gone bool) {
 		if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = d.Obj
 		}
@@ -86,26 +87,27 @@ func (w *watches) start(r resource, kind schema.GroupKind) *kindWatch {
 				return obj, nil
 			}
 			small := &meta.PartialObjectMetadata{TypeMeta: o.TypeMeta}
-			small.Name, small.Namespace, small.UID, small.ResourceVersion = o.Name, o.Namespace, o.UID, o.ResourceVersion
+			small.Name, small.Namespace, small.UID, small.ResourceVersion = o.Name, o.Namespace, o.UID,
+				o.ResourceVersion
 			small.Labels = map[string]string{labelManifest: o.Labels[labelManifest]}
 			fields := o.Annotations[fieldsAnnotation]
-			if len(o.ManagedFields) > 0 { // a transformed object may be given again
+			if len(o.ManagedFields) > 0 { // an object may be transformed twice
 				fields = ownedFields(o)
 			}
 			small.Annotations = map[string]string{fieldsAnnotation: fields}
 			return small, nil
 		},
 		Handler: cache.ResourceEventHandlerFuncs{
-			// The first list needs no telling: who asked for the watch looks at the store.
-			UpdateFunc: func(_, obj any) { tell(obj, false) },
-			DeleteFunc: func(obj any) { tell(obj, true) },
+			// No AddFunc: the caller of ensure reads the store after the initial list.
+			UpdateFunc: func(_, obj any) { notify(obj, false) },
+			DeleteFunc: func(obj any) { notify(obj, true) },
 		},
 	})
 	w.wg.Go(func() { c.RunWithContext(w.ctx) })
 	return &kindWatch{store: store, synced: c.HasSyncedChecker().Done()}
 }
 
-// listWatch lists and watches the metadata of the objects that the label selector selects.
+// listWatch lists and watches the metadata of the objects that a label selector selects.
 func listWatch(api metadata.ResourceInterface, selector string) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
@@ -119,7 +121,7 @@ func listWatch(api metadata.ResourceInterface, selector string) *cache.ListWatch
 	}
 }
 
-// fields returns the hash of the fields that we own in the live object, and its UID.
+// fields returns the hash of the fields that umiak manages in the live object, and the object's UID.
 func (w *watches) fields(r resource, namespace, name string) (string, types.UID, bool) {
 	w.mu.Lock()
 	k := w.m[r.GroupVersionResource]

@@ -1,5 +1,5 @@
-// Package manifest reads files of Kubernetes objects: which files there are, what is in them, and in
-// what order it is to be applied. It talks to no cluster; server/addons does.
+// Package manifest reads files of Kubernetes objects: it lists the files of a folder, decodes them, and sorts their
+// objects into the order of application. It does not access a cluster; server/addons, its caller, does.
 package manifest
 
 import (
@@ -19,15 +19,15 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Bounds of one file. The API server takes objects of at most 1.5 MiB (3 MiB as a request).
+// Bounds of one file. The API server accepts objects of at most 1.5 MiB (3 MiB per request).
 const (
 	MaxBytes   = 16 << 20
 	MaxObjects = 5000
 	maxDepth   = 4 // of lists in lists
 )
 
-// Key names an object whatever version of its API is used to write it. An empty namespace and "default"
-// are the same to Key: which kinds have namespaces is only known to the API server.
+// Key identifies an object independent of its API version. An empty namespace and "default" give the same Key: only the
+// API server knows which kinds have namespaces.
 type Key struct {
 	Group, Kind, Namespace, Name string
 }
@@ -48,9 +48,9 @@ func (k Key) String() string {
 	return gk.String() + " " + k.Namespace + "/" + k.Name
 }
 
-// Decode returns the objects of a file: YAML of one or many documents, or JSON, lists unpacked, in the
-// order in which they are to be applied. All that is wrong is said at once; then no object is returned,
-// because half a file applied would look like a file with the rest deleted.
+// Decode returns the objects of a file, which is JSON or YAML with one or more documents, with lists unpacked, in the
+// order of application. It reports all errors at once and then returns no object, because applying half a file would
+// look like a file from which the rest was removed.
 func Decode(data []byte) ([]*unstructured.Unstructured, error) {
 	if len(data) > MaxBytes {
 		return nil, fmt.Errorf("larger than %d MiB", MaxBytes>>20)
@@ -86,7 +86,7 @@ func Decode(data []byte) ([]*unstructured.Unstructured, error) {
 	for _, o := range out {
 		k := KeyOf(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
 		if seen[k] {
-			errs = append(errs, fmt.Errorf("%s stands in the file twice", k))
+			errs = append(errs, fmt.Errorf("%s is in the file twice", k))
 		}
 		seen[k] = true
 	}
@@ -121,12 +121,12 @@ func unpack(v any, depth int) ([]*unstructured.Unstructured, error) {
 	kind, _ := m["kind"].(string)
 	if items, ok := m["items"].([]any); ok && strings.HasSuffix(kind, "List") {
 		if depth == maxDepth {
-			return nil, fmt.Errorf("lists in lists, %d deep", depth)
+			return nil, fmt.Errorf("lists nested more than %d deep", depth)
 		}
 		var out []*unstructured.Unstructured
 		for i, item := range items {
 			if im, ok := item.(map[string]any); ok && kind != "List" {
-				// The items of a typed list may leave out what the list says.
+				// The items of a typed list may omit kind and apiVersion.
 				if im["kind"] == nil {
 					im["kind"] = strings.TrimSuffix(kind, "List")
 				}
@@ -160,7 +160,7 @@ func unpack(v any, depth int) ([]*unstructured.Unstructured, error) {
 	}
 	name, _ := meta["name"].(string)
 	if name == "" {
-		return nil, fmt.Errorf("%s: metadata.name is missing (generateName cannot be kept applied)", kind)
+		return nil, fmt.Errorf("%s: metadata.name is missing (generateName is not supported)", kind)
 	}
 	namespace, ok := meta["namespace"].(string)
 	if meta["namespace"] != nil && !ok {
@@ -168,7 +168,7 @@ func unpack(v any, depth int) ([]*unstructured.Unstructured, error) {
 	}
 	for _, s := range []string{name, namespace} {
 		if strings.ContainsAny(s, "/%\\") || s == "." || s == ".." {
-			return nil, fmt.Errorf("%s: %q is not a name", kind, s) // it would become a part of a URL
+			return nil, fmt.Errorf("%s: %q is not a name", kind, s) // it becomes part of a URL
 		}
 	}
 	for _, field := range []string{"labels", "annotations"} {
@@ -178,19 +178,21 @@ func unpack(v any, depth int) ([]*unstructured.Unstructured, error) {
 		}
 		for k, v := range kv {
 			if _, ok := v.(string); !ok {
-				return nil, fmt.Errorf("%s %s: metadata.%s: the value of %q must be text, in quotes", kind, name, field, k)
+				return nil, fmt.Errorf("%s %s: metadata.%s: the value of %q must be text, in quotes", kind, name, field,
+					k)
 			}
 		}
 	}
-	// What the API server fills in; people export objects with it, and it cannot be applied.
-	for _, f := range []string{"managedFields", "resourceVersion", "uid", "creationTimestamp", "generation", "selfLink", "deletionTimestamp"} {
+	// Remove what the API server sets: exported objects contain it, and it cannot be applied.
+	for _, f := range []string{"managedFields", "resourceVersion", "uid", "creationTimestamp", "generation", "selfLink",
+		"deletionTimestamp"} {
 		delete(meta, f)
 	}
 	return []*unstructured.Unstructured{{Object: m}}, nil
 }
 
-// rank orders kinds that others need before them: what creates names and types, then what is referred
-// to at admission, then the rest, then what must not judge the rest while it comes up.
+// rank orders kinds by dependencies: first what defines names and kinds, then what admission refers to, then the rest,
+// and last what must not affect the others while it starts.
 func rank(o *unstructured.Unstructured) int {
 	gk := o.GroupVersionKind().GroupKind()
 	switch gk.Kind {

@@ -12,34 +12,35 @@ import (
 	"strings"
 )
 
-// File is one manifest as it was found.
+// File is one manifest file.
 type File struct {
-	// Name is the path in its folder without extension, with slashes: what --disable and .skip name.
+	// Name is the path in the folder without extension, with slashes, as in the setting disable and .skip files.
 	Name string
-	// ID is the name as a label value and a part of an object's name.
+	// ID is the name in a form for label values and object names.
 	ID string
-	// Origin is "embedded" or the file's path.
+	// Origin is Embedded or the file's path.
 	Origin string
-	// Skip means: leave the cluster as it is.
+	// Skip means that the cluster must be left as it is.
 	Skip bool
-	// Data is the content, nil with Err.
+	// Data is the content, nil if Err is set.
 	Data []byte
 	// Sum is the content's SHA-256.
 	Sum string
-	// Place is the mounted file system that the folder with the file is on, see mounted.At.
+	// Place identifies the mounted file system of the file's folder, see mounted.At.
 	Place string
-	// Ragged says that the text ends in the middle of a line.
+	// Ragged means that the text ends in the middle of a line.
 	Ragged bool
-	// Doubt says why what is not in the file may have been lost on the way, instead of being left out by a person.
+	// Doubt says why objects missing from the file may have been lost instead of removed by a person; "" if there is no
+	// doubt.
 	Doubt string
-	// Err says why the content could not be read.
+	// Err is the error of reading the content.
 	Err error
 }
 
 // Embedded is the Origin of files that are part of the program.
 const Embedded = "embedded"
 
-// Expand puts values in for ${NAME}. A name without a value is an error: it would end up in the cluster.
+// Expand replaces ${NAME} by values. A name without a value is an error, because it would end up in the cluster.
 func Expand(text string, vars map[string]string) (string, error) {
 	var out strings.Builder
 	for {
@@ -49,8 +50,8 @@ func Expand(text string, vars map[string]string) (string, error) {
 			return out.String(), nil
 		}
 		name, after, ok := strings.Cut(rest, "}")
-		v, known := vars[name]
-		if !ok || !known {
+		v, found := vars[name]
+		if !ok || !found {
 			return "", fmt.Errorf("no value for ${%s}", name)
 		}
 		out.WriteString(v)
@@ -58,7 +59,7 @@ func Expand(text string, vars map[string]string) (string, error) {
 	}
 }
 
-// ReadEmbedded returns the program's own manifests, with vars put in.
+// ReadEmbedded returns the embedded manifests, with vars expanded.
 func ReadEmbedded(fsys fs.FS, vars map[string]string) (map[string]File, error) {
 	out := map[string]File{}
 	err := fs.WalkDir(fsys, ".", func(p string, d fs.DirEntry, err error) error {
@@ -84,8 +85,8 @@ func ReadEmbedded(fsys fs.FS, vars map[string]string) (map[string]File, error) {
 	return out, nil
 }
 
-// Merge lays the folder's files over the embedded ones: a file of the same name replaces one, so that
-// users can change what every cluster gets.
+// Merge returns the folder's files and those embedded ones that no file of the same name replaces, so that users can
+// change what every cluster gets.
 func Merge(embedded map[string]File, s Scan) []File {
 	all := maps.Clone(embedded)
 	maps.Copy(all, s.Files)
@@ -101,8 +102,8 @@ func Merge(embedded map[string]File, s Scan) []File {
 	return out
 }
 
-// Disabled says whether one of the names given to --disable means the manifest: by its whole name, or
-// by the last part of it, with or without extension.
+// Disabled reports whether one of the names in the setting disable matches the manifest, by its whole name or the last
+// part of it, with or without extension.
 func Disabled(name string, disable []string) bool {
 	return slices.ContainsFunc(disable, func(d string) bool {
 		d = strings.TrimSuffix(d, extension(d))
@@ -110,14 +111,15 @@ func Disabled(name string, disable []string) bool {
 	})
 }
 
-// Same says whether two readings of a file found the same.
+// Same reports whether two readings of a file are equal.
 func (f File) Same(o File) bool {
-	return f.Sum == o.Sum && f.Skip == o.Skip && f.Origin == o.Origin && f.Place == o.Place && f.Ragged == o.Ragged && f.Doubt == o.Doubt &&
+	return f.Sum == o.Sum && f.Skip == o.Skip && f.Origin == o.Origin && f.Place == o.Place && f.Ragged == o.Ragged &&
+		f.Doubt == o.Doubt &&
 		fmt.Sprint(f.Err) == fmt.Sprint(o.Err)
 }
 
-// Mentions says whether the text has both words in it, each as a whole: whether it may be about an object, though it
-// cannot be decoded.
+// Mentions reports whether the text contains all words, each as a whole word: it may then describe an object, even if
+// it cannot be decoded.
 func Mentions(text []byte, words ...string) bool {
 	for _, w := range words {
 		if !mentions(text, w) {
@@ -154,8 +156,8 @@ func newFile(rel, origin string) File {
 	return File{Name: name, ID: ID(name), Origin: origin}
 }
 
-// ID makes a name fit for a label value and for a part of an object's name. Names that had to be changed
-// get a hash, so that two of them never become one.
+// ID converts a name to a form for label values and parts of object names. A name that had to be changed gets a hash,
+// so that two names never give the same ID.
 func ID(name string) string {
 	id := strings.Map(func(r rune) rune {
 		switch {
@@ -183,5 +185,6 @@ func extension(p string) string {
 
 func isManifest(p string) bool { return extension(p) != "" && !hidden(path.Base(p)) }
 
-// hidden are the temporary files of editors and of atomic writers, and Kubernetes' own ..data folders.
+// hidden reports whether a name is that of a temporary file of an editor or an atomic writer, or of Kubernetes' ..data
+// folders.
 func hidden(base string) bool { return strings.HasPrefix(base, ".") || strings.HasSuffix(base, "~") }

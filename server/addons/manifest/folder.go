@@ -17,57 +17,57 @@ import (
 	"github.com/umiak-io/umiak/internal/mounted"
 )
 
-// Settle is how long a file must have been left alone before it is read: a half-copied file may be valid YAML.
+// Settle is how long a file must be unchanged before it is read: a half-copied file may be valid YAML.
 const Settle = 500 * time.Millisecond
 
-// ErrFault marks the errors of a File that a disk may cause, as opposed to a person: the link's target is not there, the
-// file cannot be read. What is in such a file is not known.
+// ErrFault marks errors of a File that a disk may cause, as opposed to a person: a dangling link or an unreadable file.
+// The content of such a file is unknown.
 var ErrFault = errors.New("cannot be read")
 
-// Folder reads a folder of manifests again and again. It remembers from one reading to the next when each file was first
-// seen as it is. The files' own times are not used: a clock may jump, and a copy may bring old times along.
+// Folder reads a folder of manifests repeatedly. It remembers when each file was first seen in its current form. It
+// does not use the files' timestamps: a clock may jump, and a copy may preserve old times.
 type Folder struct {
 	dir     string
 	seen    map[string]sighting // by path
 	changed time.Time
 }
 
-// sighting is how a path looked, and since when it has looked so.
+// sighting is the form of a file and since when it has it.
 type sighting struct {
 	print string
 	since time.Time
 }
 
-// NewFolder returns a reader of dir. Nothing is read yet.
+// NewFolder returns a reader of dir that has read nothing yet.
 func NewFolder(dir string) *Folder { return &Folder{dir: dir, seen: map[string]sighting{}} }
 
-// Scan is what was found in a folder.
+// Scan is the result of reading a folder.
 type Scan struct {
 	Files map[string]File
-	// Skips are the names that have a .skip file, with or without a manifest beside it.
+	// Skips are the names that have a .skip file, whether or not the manifest exists.
 	Skips map[string]bool
-	// Dirs are all folders, to be watched, each with what tells it from another one at the same path.
+	// Dirs maps all folders, which must be watched, to their Identity.
 	Dirs map[string]string
-	// Empty says that there is no file in the folder and those below it, not even a hidden one.
+	// Empty means that there is no file in the folder and its subfolders, not even a hidden one.
 	Empty bool
-	// Links says that there are links to files, whose file systems may come and go without an event in the folder.
+	// Links means that there are links to files, whose file systems may change without an event in the folder.
 	Links bool
-	// Unsettled are the names of files that may still be being written, each with the reason. They are not in Files, and
-	// Merge leaves their names out altogether.
+	// Unsettled maps the names of files that may still be being written to the reason. They are not in Files, and Merge
+	// omits their names.
 	Unsettled map[string]string
-	// Busy says what else is under way in the folder, or could not be looked into: a file that is being written under
-	// another name, git, a folder that cannot be read. What is missing elsewhere may come from there.
+	// Busy lists other activity in the folder, and what could not be read: a file being written under another name,
+	// git, an unreadable folder. A file that is missing elsewhere may come from there.
 	Busy []string
-	// Unfollowed are links, by their path in the folder, behind which there may be a folder that is not looked into, each with
-	// the reason: what was below a name of theirs has not been taken away.
+	// Unfollowed maps links, by path in the folder, to the reason why the folder behind may exist but is not read.
+	// Files below such a name do not count as removed.
 	Unfollowed map[string]string
-	// Overlooked are files, and links to folders, that look as if they were meant to be applied and are not, each with the reason.
+	// Overlooked maps files and links to folders that seem to be manifests but are not applied to the reason.
 	Overlooked map[string]string
 	// Changed is when the folder was last seen to change, or first seen.
 	Changed time.Time
 }
 
-// Behind says why a file of that name may be there all the same, behind a link that is not followed; it is empty if it cannot.
+// Behind returns why a file of that name may exist behind a link that is not followed, "" if it cannot.
 func (s Scan) Behind(name string) string {
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 		if why := s.Unfollowed[dir]; why != "" {
@@ -77,10 +77,12 @@ func (s Scan) Behind(name string) string {
 	return ""
 }
 
-// Read finds the manifests in the folder. Links to files are followed, as is the folder itself; links to folders are not
-// (they may form circles). A file that cannot be read is in the result with its error; the folder itself must be readable.
+// Read finds the manifests in the folder. It follows links to files, and a link to the folder itself, but not links to
+// folders, which may form cycles. An unreadable file is in the result with its error; the folder itself must be
+// readable.
 func (f *Folder) Read(now time.Time) (Scan, error) {
-	s := Scan{Empty: true, Files: map[string]File{}, Skips: map[string]bool{}, Dirs: map[string]string{}, Unsettled: map[string]string{},
+	s := Scan{Empty: true, Files: map[string]File{}, Skips: map[string]bool{}, Dirs: map[string]string{},
+		Unsettled:  map[string]string{},
 		Unfollowed: map[string]string{}, Overlooked: map[string]string{}}
 	root, err := filepath.EvalSymlinks(f.dir)
 	if err == nil {
@@ -95,7 +97,7 @@ func (f *Folder) Read(now time.Time) (Scan, error) {
 		r.git(dir)
 	}
 	if len(r.seen) != len(f.seen) {
-		r.changed = true // one is gone, or came
+		r.changed = true // a file was added or removed
 	}
 	for p := range f.seen {
 		if _, still := r.seen[p]; !still {
@@ -119,7 +121,7 @@ func readable(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// reading is one Read.
+// reading is the state of one Read.
 type reading struct {
 	f       *Folder
 	s       *Scan
@@ -129,7 +131,7 @@ type reading struct {
 	changed bool
 }
 
-// shown is the path as people know it: below the folder's configured name.
+// shown is the path below the folder's configured name, for messages.
 func (r *reading) shown(p string) string {
 	return r.f.dir + strings.TrimPrefix(p, r.root)
 }
@@ -138,7 +140,7 @@ func (r *reading) busy(p, format string, a ...any) {
 	r.s.Busy = append(r.s.Busy, r.shown(p)+" "+fmt.Sprintf(format, a...))
 }
 
-// settled says whether the path has looked like this for as long as Settle.
+// settled reports whether the file at a path has been unchanged for Settle.
 func (r *reading) settled(p, print string) bool {
 	was, known := r.f.seen[p]
 	if !known || was.print != print {
@@ -152,7 +154,7 @@ func (r *reading) settled(p, print string) bool {
 func (r *reading) folder(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) { // deleted while we were looking
+		if !errors.Is(err, fs.ErrNotExist) { // deleted meanwhile
 			r.busy(dir, "cannot be read: %v", err)
 		}
 		return
@@ -173,7 +175,7 @@ func (r *reading) folder(dir string) {
 	}
 }
 
-// git looks whether git is at work in the work tree at dir: it takes files away before it writes those that follow.
+// git checks whether git changes the work tree at dir: it removes files before it writes new ones.
 func (r *reading) git(dir string) {
 	if _, err := os.Lstat(filepath.Join(dir, ".git", "index.lock")); err == nil {
 		p := filepath.Join(dir, ".git", "index.lock")
@@ -216,10 +218,10 @@ func (r *reading) file(p string, e fs.DirEntry) {
 	settled := r.settled(p, c.print)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink == 0:
-		delete(r.seen, p) // deleted while we were looking
+		delete(r.seen, p) // deleted meanwhile
 		return
 	case errors.Is(err, fs.ErrNotExist):
-		target, _ := os.Readlink(p) // only to be shown
+		target, _ := os.Readlink(p) // for the message
 		f.Err = fmt.Errorf("%w: it is a link to %s, which is not there; is its disk mounted?", ErrFault, target)
 	case errors.Is(err, errUnfit):
 		f.Err = err
@@ -244,20 +246,22 @@ func (r *reading) file(p string, e fs.DirEntry) {
 	r.s.Files[f.Name] = f
 }
 
-// link looks where a link leads that may stand for a folder, and says whether that is a regular file.
+// link checks the target of a link that may stand for a folder, and reports whether it is a regular file.
 func (r *reading) link(p, rel string) (regular bool) {
 	st, err := os.Stat(p)
 	switch {
 	case err != nil:
 		r.s.Unfollowed[rel] = fmt.Sprintf("%s is a link to what is not there: %v", r.shown(p), err)
 	case st.IsDir():
-		why := r.shown(p) + " is a link to a folder; links to folders are not followed, put the folder itself there, or mount it"
+		why := r.shown(p) +
+			" is a link to a folder; links to folders are not followed, put the folder itself there, or mount it"
 		r.s.Unfollowed[rel], r.s.Overlooked[r.shown(p)] = why, why
 	}
 	return err == nil && st.Mode().IsRegular()
 }
 
-// other looks at a file that is no manifest: it may become one, as those of rsync do, or be meant to be one.
+// other checks a file that is not a manifest: it may become one, like rsync's temporary files, or may be meant to be
+// one.
 func (r *reading) other(p string, e fs.DirEntry) {
 	if swap(e.Name()) {
 		return
@@ -279,20 +283,21 @@ func (r *reading) other(p string, e fs.DirEntry) {
 	}
 }
 
-// swap tells vim's swap files, which are open as long as the editor is.
+// swap reports whether a name is that of a vim swap file, which is open as long as the editor is.
 func swap(base string) bool {
 	ext := filepath.Ext(base)
 	return strings.HasPrefix(base, ".") && len(ext) == 4 && strings.HasPrefix(ext, ".sw")
 }
 
-// partial tells the name that rsync gives to a file until it is complete: .NAME.XXXXXX.
+// partial reports whether a name is that of rsync's temporary file, .NAME.XXXXXX.
 func partial(base string) bool {
 	ext := strings.TrimPrefix(filepath.Ext(base), ".")
 	name := strings.TrimSuffix(base, "."+ext)
 	return strings.HasPrefix(base, ".") && len(ext) == 6 && isManifest(strings.TrimPrefix(name, "."))
 }
 
-// ragged says whether the text ends in the middle of a line, as a copy does that was broken off. JSON has an end of its own.
+// ragged reports whether a text ends in the middle of a line, like an interrupted copy. JSON is complete without a
+// newline.
 func ragged(data []byte) bool {
 	if len(data) == 0 || data[len(data)-1] == '\n' {
 		return false
@@ -301,7 +306,7 @@ func ragged(data []byte) bool {
 	return !slices.Contains([]byte("{["), text[0]) || !json.Valid(text)
 }
 
-// Identity differs for two folders that were at the same path one after the other.
+// Identity distinguishes folders that were at the same path at different times.
 func Identity(dir string) string {
 	st, err := os.Stat(dir)
 	if err != nil {

@@ -239,8 +239,8 @@ func TestOverlooked(t *testing.T) {
 	f := newFolder(t)
 	const object = "# mine\n---\napiVersion: v1\nkind: ConfigMap\n"
 	for name, c := range map[string]struct{ text, says string }{
-		"a.YAML":          {object, "small letters, .yaml"},
-		"b.Json":          {"{}", "small letters, .json"},
+		"a.YAML":          {object, "lower case, .yaml"},
+		"b.Json":          {"{}", "lower case, .json"},
 		"c.yml.gz":        {"\x1f\x8b", "unpacked"},
 		"d.txt":           {object, "looks like a manifest"},
 		"sub/e":           {"kind: Pod\r\napiVersion: v1\r\n", "looks like a manifest"},
@@ -261,7 +261,7 @@ func TestOverlooked(t *testing.T) {
 		}
 	}
 	f.must(os.Symlink("d.txt", filepath.Join(f.dir, "o.YML")))
-	if got := f.after(0).Overlooked[filepath.Join(f.dir, "o.YML")]; !strings.Contains(got, "small letters, .yml") {
+	if got := f.after(0).Overlooked[filepath.Join(f.dir, "o.YML")]; !strings.Contains(got, "lower case, .yml") {
 		t.Errorf("a link: %q", got)
 	}
 }

@@ -10,26 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writers says whether somebody has a file open for writing.
+// writers is whether a process has a file open for writing.
 type writers int
 
 const (
-	unknown writers = iota // the file system or our rights do not tell
+	unknown writers = iota // the file system or missing rights prevent an answer
 	written
 	unwritten
 )
 
-// errUnfit marks what cannot be a manifest, whatever is in it.
+// errUnfit means that a file cannot be a manifest, whatever its content.
 var errUnfit = errors.New("not a manifest")
 
-// content is a file as it was read.
+// content is the result of reading a file.
 type content struct {
 	data    []byte
-	print   string // differs when the file was changed
+	print   string // changes whenever the file changes
 	writers writers
 }
 
-// read opens without waiting (a named pipe would block) and reads regular files only.
+// read reads a regular file. It opens without blocking, as a named pipe would.
 func read(p string) (content, error) {
 	return inspect(p, func(f *os.File, size int64) ([]byte, error) {
 		if size > MaxBytes {
@@ -39,7 +39,7 @@ func read(p string) (content, error) {
 	})
 }
 
-// look is read with no more than the beginning of the data.
+// look is read limited to the beginning of the file.
 func look(p string) (content, error) {
 	return inspect(p, func(f *os.File, _ int64) ([]byte, error) { return io.ReadAll(io.LimitReader(f, 4<<10)) })
 }
@@ -49,7 +49,7 @@ func inspect(p string, read func(f *os.File, size int64) ([]byte, error)) (c con
 	if err != nil {
 		return c, err
 	}
-	defer f.Close() //nolint:errcheck // only read; gives the lease back
+	defer f.Close() //nolint:errcheck // opened for reading; releases the lease
 	st, err := f.Stat()
 	if err != nil {
 		return c, err
@@ -60,7 +60,7 @@ func inspect(p string, read func(f *os.File, size int64) ([]byte, error)) (c con
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		c.print = fmt.Sprint(sys.Dev, sys.Ino, sys.Size, sys.Mtim, sys.Ctim)
 	}
-	// The lease is held while the file is read: who opens it for writing meanwhile waits for us.
+	// The lease is held while the file is read: opening it for writing meanwhile blocks.
 	if c.writers, err = lease(f); err != nil {
 		return c, err
 	}
@@ -71,8 +71,8 @@ func inspect(p string, read func(f *os.File, size int64) ([]byte, error)) (c con
 	return c, err
 }
 
-// lease takes a read lease on the file, which the kernel refuses while anybody has it open for writing (fcntl(2),
-// F_SETLEASE). File systems that share files with other machines do not know, whatever they answer.
+// lease takes a read lease on the file, which the kernel refuses while a process has it open for writing (fcntl(2),
+// F_SETLEASE). File systems shared with other machines cannot know.
 func lease(f *os.File) (writers, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -101,13 +101,15 @@ func lease(f *os.File) (writers, error) {
 	return unknown, nil // EACCES without CAP_LEASE, EINVAL where there are no leases
 }
 
-// shared says whether a file system is one whose files may be written elsewhere.
+// shared reports whether files of a file system may be written by other machines.
 func shared(magic int64) bool {
-	const ( // of linux/magic.h and the file systems' sources; unix has not all of them
-		ceph, cifs, smb2, gfs2, ocfs2, lustre, virtiofs, vboxsf = 0x00c36400, 0xff534d42, 0xfe534d42, 0x01161970, 0x7461636f, 0x0bd00bd0, 0x6a656a63, 0x786f4256
+	const ( // from linux/magic.h and file system sources; package unix lacks some
+		ceph, cifs, smb2, gfs2, ocfs2, lustre, virtiofs, vboxsf = 0x00c36400, 0xff534d42, 0xfe534d42, 0x01161970,
+			0x7461636f, 0x0bd00bd0, 0x6a656a63, 0x786f4256
 	)
 	switch uint32(magic) { // some kernels extend the sign
-	case unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC, unix.SMB_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.CODA_SUPER_MAGIC,
+	case unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC, unix.SMB_SUPER_MAGIC, unix.AFS_SUPER_MAGIC,
+		unix.CODA_SUPER_MAGIC,
 		ceph, cifs, smb2, gfs2, ocfs2, lustre, virtiofs, vboxsf:
 		return true
 	}

@@ -7,21 +7,23 @@ import (
 	"strings"
 )
 
-// asides are the extensions that people and tools give to what is not to be used.
-var asides = []string{".bak", ".backup", ".orig", ".old", ".rej", ".save", ".disabled", ".off", ".skip", ".rpmsave", ".rpmnew", ".rpmorig",
+// unusedExtensions are the extensions that people and tools give to files that must not be used.
+var unusedExtensions = []string{".bak", ".backup", ".orig", ".old", ".rej", ".save", ".disabled", ".off", ".skip",
+	".rpmsave", ".rpmnew", ".rpmorig",
 	".dpkg-old", ".dpkg-new", ".dpkg-dist", ".tmp", ".part", ".filepart", ".md"}
 
-// overlooked says why a file is not applied that seems to be meant to be: by its name, or by how it begins. It is empty for what
-// nobody would take for a manifest.
+// overlooked returns why a file that seems to be a manifest, by its name or its first lines, is not applied. It is ""
+// for other files.
 func overlooked(base string, head []byte) string {
 	low := strings.ToLower(base)
 	ext := path.Ext(low)
 	switch {
-	case hidden(base) || slices.Contains(asides, ext):
+	case hidden(base) || slices.Contains(unusedExtensions, ext):
 		return ""
 	case extension(low) != "":
-		return "it is not applied: its name must end in small letters, " + ext
-	case slices.Contains([]string{".gz", ".zst", ".xz", ".bz2", ".zip"}, ext) && extension(strings.TrimSuffix(low, ext)) != "":
+		return "it is not applied: its extension must be in lower case, " + ext
+	case slices.Contains([]string{".gz", ".zst", ".xz", ".bz2", ".zip"}, ext) &&
+		extension(strings.TrimSuffix(low, ext)) != "":
 		return "it is not applied: it is compressed and must be unpacked"
 	case looksLike(head):
 		return "it is not applied, though it looks like a manifest: its name must end in .yaml, .yml or .json"
@@ -29,7 +31,7 @@ func overlooked(base string, head []byte) string {
 	return ""
 }
 
-// looksLike says whether a text begins as manifests do.
+// looksLike reports whether a text begins like a manifest.
 func looksLike(head []byte) bool {
 	head = bytes.TrimPrefix(head, []byte("\xef\xbb\xbf"))
 	for line := range bytes.Lines(head) {
@@ -41,7 +43,8 @@ func looksLike(head []byte) bool {
 			return bytes.Contains(head, []byte(`"apiVersion"`))
 		}
 		return bytes.HasPrefix(line, []byte("apiVersion:")) ||
-			slices.ContainsFunc([]string{"kind:", "metadata:"}, func(k string) bool { return bytes.HasPrefix(line, []byte(k)) }) &&
+			slices.ContainsFunc([]string{"kind:", "metadata:"},
+				func(k string) bool { return bytes.HasPrefix(line, []byte(k)) }) &&
 				bytes.Contains(head, []byte("\napiVersion:"))
 	}
 	return false
