@@ -17,7 +17,7 @@ func read(t *testing.T, path string) string {
 	return string(raw)
 }
 
-// Every page of docs/ is in its table of contents, and every decision record in theirs.
+// TestEveryPageIsListed checks that every page of docs/ is in its table of contents, and every decision record in theirs.
 func TestEveryPageIsListed(t *testing.T) {
 	for _, dir := range []string{"docs", "docs/adr"} {
 		index := read(t, filepath.Join(dir, "README.md"))
@@ -32,12 +32,12 @@ func TestEveryPageIsListed(t *testing.T) {
 
 var (
 	quoted = regexp.MustCompile("`([^`]+)`")
-	gap    = regexp.MustCompile(`…|\d+`) // what a message fills in
+	gap    = regexp.MustCompile(`…|\d+`) // the variable parts of a message
 	blanks = regexp.MustCompile(`\s+`)
 )
 
-// The tables of docs/ with a first column "message" quote what programs print: a message that nothing prints any more
-// is an error.
+// TestQuotedMessagesExist checks that a program prints each message that the tables of docs/ with a first column "message"
+// quote.
 func TestQuotedMessagesExist(t *testing.T) {
 	var all strings.Builder
 	for _, p := range tracked(t, "*.go", "install.sh") {

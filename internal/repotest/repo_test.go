@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the lists that are checked in ane
 
 const root = "../.."
 
-// goFiles parses every Go file of the module, comments included, by folder.
+// goFiles parses every Go file of the module, with comments. The result is keyed by folder and path.
 func goFiles(t *testing.T) map[string]map[string]*ast.File {
 	t.Helper()
 	out := map[string]map[string]*ast.File{}
@@ -89,7 +89,7 @@ func TestEveryPackageIsDocumentedOnce(t *testing.T) {
 	}
 }
 
-// forbidden are the imports that folders must not have, each with its reason.
+// forbidden lists the imports that folders must not have, each with its reason.
 var forbidden = []struct{ dir, imports, reason string }{
 	{"agent", "github.com/umiak-io/umiak/server", "a node is its own program; the server only starts one"},
 	{"agent", "github.com/umiak-io/umiak/datastore", "a node keeps no cluster state"},
@@ -127,7 +127,7 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// forTests reports whether a file is no part of a program that users run: tests, their helpers and the benchmarks.
+// forTests reports whether a file is not part of the programs that users run: tests, their helpers and the benchmarks.
 func forTests(dir, file string) bool {
 	return strings.HasSuffix(file, "_test.go") || under(dir, "internal/testing") || under(dir, "e2e") ||
 		under(dir, "agent/dataplane/proxy/bench")
@@ -135,8 +135,8 @@ func forTests(dir, file string) bool {
 
 func under(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
-// Only a main function, or what stands in cmd/, decides that the process ends. Programs of their own that a
-// bundle or a test image consists of are mains as well.
+// TestNobodyElseEndsTheProcess checks that only main packages end the process: the commands, and the other programs of a
+// bundle or a test image.
 func TestNobodyElseEndsTheProcess(t *testing.T) {
 	ends := map[string][]string{"os": {"Exit"}, "log": {"Fatal", "Fatalf", "Fatalln", "Panic", "Panicf"},
 		"klog": {"Fatal", "Fatalf", "Exit", "Exitf", "FlushAndExit"}, "logrus": {"Fatal", "Fatalf"},
@@ -188,8 +188,8 @@ type goMod struct {
 	}
 }
 
-// Kubernetes' own modules come in one version, and all of them are replaced, as its go.mod does with
-// folders: a forgotten one would be taken at another version.
+// TestKubernetesIsOneVersion checks that the modules of Kubernetes have one version and that all of them are replaced, as
+// its go.mod does with folders: a module without a replacement would be used in another version.
 func TestKubernetesIsOneVersion(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json")
 	cmd.Dir = root
@@ -307,7 +307,7 @@ func TestLinksOfDocsLeadSomewhere(t *testing.T) {
 	}
 }
 
-// anchors are the names that headings get on the web.
+// anchors returns the anchors of the headings of a page, as GitHub creates them.
 func anchors(md string) []string {
 	var out []string
 	for line := range strings.Lines(md) {
@@ -321,8 +321,8 @@ func anchors(md string) []string {
 	return out
 }
 
-// What the agent links is part of the promise that it is small and safe to run on every machine; a change
-// of it is to be seen in review.
+// TestWhatTheAgentLinks compares the packages that the agent links with a recorded list, so that a change shows in review: the agent must
+// be small and safe to run on every machine.
 func TestWhatTheAgentLinks(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}",
 		"./cmd/umiak-agent")
@@ -345,7 +345,7 @@ func TestWhatTheAgentLinks(t *testing.T) {
 	golden(t, "testdata/agent-modules.txt", got)
 }
 
-// golden compares with a file that is checked in. Writing it anew fails, so that nobody leaves it on.
+// golden compares text with a file that is checked in. With -update it writes the file and fails.
 func golden(t *testing.T, file, got string) {
 	t.Helper()
 	if *update {

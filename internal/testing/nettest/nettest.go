@@ -1,4 +1,4 @@
-// Package nettest makes machines out of network namespaces, for tests that send real packets.
+// Package nettest creates hosts from network namespaces, for tests that send real packets.
 package nettest
 
 import (
@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a network namespace with a thread in it.
+// Host is a network namespace with a thread that runs functions in it.
 type Host struct {
 	Name string
 	work chan func()
@@ -26,13 +26,13 @@ type Host struct {
 	nl   *netlink.Handle
 }
 
-// New makes a namespace, which ends with the test.
+// New creates a namespace, which ends with the test.
 func New(t testing.TB, name string) *Host {
 	t.Helper()
 	return enter(t, name, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
 }
 
-// Here is the namespace that the process is in.
+// Here returns the namespace of the process as a Host.
 func Here(t testing.TB, name string) *Host {
 	t.Helper()
 	return enter(t, name, func() error { return nil })
@@ -69,6 +69,7 @@ func enter(t testing.TB, name string, in func() error) *Host {
 	return h
 }
 
+// Must ends the test if err is not nil.
 func (h *Host) Must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -83,6 +84,7 @@ func (h *Host) Do(f func()) {
 	<-done
 }
 
+// Sysctl sets a sysctl of the namespace, named as below /proc/sys.
 func (h *Host) Sysctl(t testing.TB, name, value string) {
 	t.Helper()
 	var err error
@@ -128,6 +130,7 @@ func (h *Host) Plug(t testing.TB, dev string, to *Host, bridge string, addrs ...
 	}
 }
 
+// Address gives addresses to a device and sets it up.
 func (h *Host) Address(t testing.TB, dev string, addrs ...string) {
 	t.Helper()
 	l, err := h.nl.LinkByName(dev)
@@ -141,6 +144,7 @@ func (h *Host) Address(t testing.TB, dev string, addrs ...string) {
 	}
 }
 
+// Bridge creates a bridge with addresses.
 func (h *Host) Bridge(t testing.TB, name string, addrs ...string) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -149,6 +153,7 @@ func (h *Host) Bridge(t testing.TB, name string, addrs ...string) {
 	h.Address(t, name, addrs...)
 }
 
+// Route adds a route to dst via a gateway.
 func (h *Host) Route(t testing.TB, dst, via string) {
 	t.Helper()
 	_, n, err := net.ParseCIDR(dst)
