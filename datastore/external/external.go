@@ -191,9 +191,49 @@ const (
 	longestPause = 5 * time.Second
 )
 
+// MaxConnections bounds the connections of a server to a SQL database. Requests beyond it wait for a connection:
+// PostgreSQL accepts 100 by default, from all its clients together, and refuses even its administrator beyond them.
+const MaxConnections = 30
+
+// maxIdleTime bounds how long a connection without a request stays open.
+const maxIdleTime = 2 * time.Minute
+
+// withTimeouts adds parameters to a data source name with which the database closes the connections of a server that
+// lost its power or network. Without them PostgreSQL keeps such connections for two hours (the kernel's keepalive) and
+// MySQL for eight (wait_timeout), and a server that restarts a few times finds no connection free. Parameters that the
+// user has set stay.
+func withTimeouts(kind, dsn string) string {
+	var parameters []string
+	switch kind {
+	case "PostgreSQL": // in seconds, https://www.postgresql.org/docs/current/runtime-config-connection.html
+		parameters = []string{"tcp_keepalives_idle=60", "tcp_keepalives_interval=15", "tcp_keepalives_count=4"}
+	case "MySQL": // in seconds, longer than maxIdleTime
+		parameters = []string{"wait_timeout=600"}
+	}
+	for _, p := range parameters {
+		name, _, _ := strings.Cut(p, "=")
+		switch {
+		case strings.Contains(dsn, name):
+		case strings.Contains(dsn, "?"):
+			dsn += "&" + p
+		default:
+			dsn += "?" + p
+		}
+	}
+	return dsn
+}
+
 // connect creates kine's driver. The values are the defaults of kine's command; zero would not work.
 func (s *Store) connect() error {
-	scheme, dsn, _ := strings.Cut(s.cfg.Endpoint, "://")
+	scheme, plain, _ := strings.Cut(s.cfg.Endpoint, "://")
+	err := s.connectTo(scheme, withTimeouts(s.kind, plain))
+	if err != nil && strings.Contains(err.Error(), "unsupported startup parameter") { // PgBouncer
+		err = s.connectTo(scheme, plain)
+	}
+	return err
+}
+
+func (s *Store) connectTo(scheme, dsn string) error {
 	sql := func(drive drivers.Constructor) drivers.Constructor {
 		return correct(withFailover(drive, s.writes), s.cfg.scrub)
 	}
@@ -208,7 +248,9 @@ func (s *Store) connect() error {
 	metrics := prometheus.NewRegistry() // one per attempt: kine registers its metrics and never unregisters them
 	_, b, err := drive(s.ctx, &s.wg, &drivers.Config{
 		MetricsRegisterer: metrics, Endpoint: s.cfg.Endpoint, Scheme: scheme, DataSourceName: dsn,
-		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdle: 20, MaxIdleTime: 2 * time.Minute},
+		ConnectionPoolConfig: generic.ConnectionPoolConfig{
+			MaxOpen: MaxConnections, MaxIdle: 20, MaxIdleTime: maxIdleTime,
+		},
 		BackendTLSConfig: tls.Config{CAFile: s.cfg.TLS.CAFile, CertFile: s.cfg.TLS.CertFile,
 			KeyFile: s.cfg.TLS.KeyFile},
 		CompactInterval: compactInterval, CompactMinRetain: 0, CompactTimeout: 5 * time.Second, CompactBatchSize: 1000,

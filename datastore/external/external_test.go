@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -199,7 +200,7 @@ func dial(t *testing.T, endpoint string) *clientv3.Client {
 }
 
 // check runs the contract and more on databases whose name replaces NAME in endpoint. notEither adds to without.
-func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string) {
+func check(t *testing.T, endpoint string, tls external.TLS, count counter, notEither ...string) {
 	var log bytes.Buffer
 	n := 0
 	next := func() string { n++; return strings.ReplaceAll(endpoint, "NAME", fmt.Sprintf("umiak%d", n)) }
@@ -233,6 +234,9 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 		}
 	})
 	t.Run("StartsBesideAWriter", func(t *testing.T) { besideAWriter(t, next(), tls, &log) })
+	if count != nil {
+		t.Run("Connections", func(t *testing.T) { connections(t, next(), tls, &log, count) })
+	}
 	t.Run("WrongPassword", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
@@ -245,6 +249,44 @@ func check(t *testing.T, endpoint string, tls external.TLS, notEither ...string)
 	})
 	if strings.Contains(log.String(), "s3cr3t") || strings.Contains(log.String(), "wr0ng") {
 		t.Errorf("a password is in the log:\n%s", log.String())
+	}
+}
+
+// counter counts the connections that a database of that name has. It is nil where there are no SQL connections.
+type counter func(name string, n *int) error
+
+// connections writes with many clients at once, and sees that the database has no more connections than it should.
+func connections(t *testing.T, endpoint string, tls external.TLS, log *bytes.Buffer, count counter) {
+	c := dial(t, open(t, endpoint, tls, log).Endpoint())
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			for n := range 5 {
+				if _, err := storetest.Create(t.Context(), c, fmt.Sprintf("/registry/x/%d-%d", i, n), "v"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wg.Wait()
+	}()
+	name := endpoint[strings.LastIndexByte(endpoint, '/')+1:]
+	for most, over := 0, false; !over; {
+		select {
+		case <-done:
+			over = true
+		default:
+		}
+		var n int
+		if err := count(name, &n); err != nil {
+			t.Fatal(err)
+		}
+		if most = max(most, n); over && (most == 0 || most > external.MaxConnections) {
+			t.Errorf("at most %d connections to %s at a time, want 1 to %d", most, name, external.MaxConnections)
+		}
 	}
 }
 
@@ -502,7 +544,27 @@ func TestPostgreSQL(t *testing.T) {
 		"-c", "ssl=on", "-c", "ssl_cert_file="+d.cert, "-c", "ssl_key_file="+d.key, "-c", "fsync=off", "-c",
 		"max_connections=200")
 	endpoint := "postgres://umiak:" + escaped + "@127.0.0.1:" + d.port + "/NAME"
-	check(t, endpoint, external.TLS{CAFile: d.ca})
+	check(t, endpoint, external.TLS{CAFile: d.ca}, func(name string, n *int) error {
+		return db.QueryRow("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", name).Scan(n)
+	})
+	t.Run("KeepsNoDeadConnections", func(t *testing.T) {
+		var log bytes.Buffer
+		c := dial(t, open(t, strings.ReplaceAll(endpoint, "NAME", "mortal"), external.TLS{CAFile: d.ca}, &log).Endpoint())
+		timer := regexp.MustCompile(`timer:\(keepalive,([0-9]|[1-5][0-9])(\.\d+)?sec`)
+		// A connection that has just sent something has another timer for a moment.
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if _, err := c.Get(t.Context(), "/registry/x"); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command("ss", "-tnoH", "state", "established", "sport", "=", ":"+d.port).CombinedOutput()
+			if err == nil && timer.Match(out) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the database does not check within a minute whether its clients are alive: %v\n%s", err, out)
+			}
+		}
+	})
 	t.Run("Failover", func(t *testing.T) {
 		exec := func(q string) { execute(t, db, q) }
 		survives(t, strings.ReplaceAll(endpoint, "NAME", "failover"), external.TLS{CAFile: d.ca}, "25006",
@@ -536,7 +598,9 @@ func TestMariaDB(t *testing.T) {
 		}
 	}
 	endpoint := "mysql://umiak:" + password + "@tcp(127.0.0.1:" + d.port + ")/NAME"
-	check(t, endpoint, external.TLS{CAFile: d.ca})
+	check(t, endpoint, external.TLS{CAFile: d.ca}, func(name string, n *int) error {
+		return db.QueryRow("SELECT count(*) FROM information_schema.processlist WHERE db = ?", name).Scan(n)
+	})
 	t.Run("Failover", func(t *testing.T) {
 		exec := func(q string) { execute(t, db, q) }
 		survives(t, strings.ReplaceAll(endpoint, "NAME", "failover"), external.TLS{CAFile: d.ca}, "1792",
@@ -606,7 +670,7 @@ func TestNATS(t *testing.T) {
 	}
 	// The driver stores only the last revisions of each key, counts all keys of a list for each page, and has neither
 	// versions nor reads of keys without values.
-	check(t, "nats://umiak:s3cr3t@127.0.0.1:"+d.port+"?bucket=NAME", external.TLS{},
+	check(t, "nats://umiak:s3cr3t@127.0.0.1:"+d.port+"?bucket=NAME", external.TLS{}, nil,
 		"APIServerCompactionKey", "ListPages", "WatchFromOldRevision", "CompactKeepsCurrent", "CompactErrors",
 		"CompactedReads")
 }

@@ -63,7 +63,9 @@ func withFailover(drive drivers.Constructor, w *writes) drivers.Constructor {
 			return false, nil, err
 		}
 		p := &pool{Dialect: g, db: g.DB, idle: cfg.ConnectionPoolConfig.MaxIdle}
-		return elect, logstructured.New(&retrying{Log: sqllog.New(p, wg, cfg), pool: p, writes: w}), nil
+		return elect, logstructured.New(&retrying{
+			Log: sqllog.New(p, wg, cfg), pool: p, writes: w, turns: make(chan struct{}, MaxConnections/3),
+		}), nil
 	}
 }
 
@@ -165,11 +167,23 @@ type retrying struct {
 	logstructured.Log
 	pool   *pool
 	writes *writes
+	// turns bounds the concurrent writes. kine's Append (v0.17.5) takes a second connection from the pool while its
+	// transaction holds the first: as many writes as the pool has connections would wait for each other forever.
+	turns chan struct{}
 }
 
 // Append implements logstructured.Log.
-func (r *retrying) Append(ctx context.Context, e *server.Event) (int64, error) {
-	rev, err := r.Log.Append(ctx, e)
+func (r *retrying) Append(ctx context.Context, e *server.Event) (rev int64, err error) {
+	if res, ok := ctx.Value(resultKey{}).(*result); ok {
+		defer func() { res.err = err }()
+	}
+	select {
+	case r.turns <- struct{}{}:
+		defer func() { <-r.turns }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("wait for a connection: %w", context.Cause(ctx))
+	}
+	rev, err = r.Log.Append(ctx, e)
 	if unwritable(err) {
 		r.pool.renew()
 		rev, err = r.Log.Append(ctx, e)
@@ -178,9 +192,6 @@ func (r *retrying) Append(ctx context.Context, e *server.Event) (int64, error) {
 		r.pool.renew()
 	}
 	r.writes.record(err)
-	if res, ok := ctx.Value(resultKey{}).(*result); ok {
-		res.err = err
-	}
 	return rev, err
 }
 
