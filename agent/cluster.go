@@ -4,13 +4,15 @@ import (
 	"context"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/umiak-io/umiak/internal/joinwire"
 )
 
-// Cluster is what a node learns from the cluster when it joins.
+// Cluster describes the cluster to a node that joins it.
 type Cluster = joinwire.Cluster
 
-// Node is what a node says of itself when it joins.
+// Node describes a node to the cluster that it joins.
 type Node = joinwire.Node
 
 // Joiner gives a node its identity. Join writes into the node's directories (see internal/layout)
@@ -23,35 +25,44 @@ type Node = joinwire.Node
 //
 // and returns once the API server answers. The files may be replaced later, when certificates are
 // renewed; their readers follow. Join may be called again and changes nothing then.
+//
+// A Joiner may implement the interfaces below as well.
 type Joiner interface {
 	Join(ctx context.Context, node Node) (*Cluster, error)
 }
 
-// Servers is what a Joiner also is when there are servers on other machines. This node keeps a tunnel to each
-// of them.
+// Servers is implemented by a Joiner whose cluster has servers on other machines. The node keeps a tunnel to each.
 type Servers interface {
-	// Servers are those servers as HOST:PORT, and a channel that is closed when the list changes.
+	// Servers returns those servers as HOST:PORT, and a channel that is closed when the list changes.
 	Servers() (list []string, changed <-chan struct{})
-	// Authorities makes sure that the node has the authorities with a hash of tunnelwire.HashAuthorities, as one of those
-	// servers asks, and says which it has and since when.
+	// Authorities makes sure that the node has the authorities with a hash of tunnelwire.HashAuthorities, which one of
+	// those servers asks for. It returns the hash of those that the node has, and since when.
 	Authorities(ctx context.Context, hash string) (has string, since time.Time, err error)
 }
 
-// Facts is what a Joiner also is that hears, while the node runs, when the cluster says something else than at its joining.
+// Facts is implemented by a Joiner on another machine than the server: it follows what the cluster says of itself while
+// the node runs.
 type Facts interface {
-	// Facts are what the cluster has said last, and a channel that is closed when that changes.
+	// Facts returns what the cluster has said last, and a channel that is closed when that changes.
 	Facts() (c Cluster, changed <-chan struct{})
 }
 
-// Backend is what a Joiner also is that may know the cluster's network before it has joined: at each start but the
+// Backend is implemented by a Joiner that may know the cluster's network before the node joins: at each start but the
 // first one of an agent.
 type Backend interface {
-	// FlannelBackend is the cluster's, "" while it is not known.
+	// FlannelBackend returns the cluster's, empty while it is not known.
 	FlannelBackend() string
 }
 
-// Earlier is what a Joiner also is that knows with which addresses the node joined last.
+// Earlier is implemented by a Joiner that knows with which addresses the node joined last.
 type Earlier interface {
-	// EarlierIPs are those addresses, nil if the node has not joined.
+	// EarlierIPs returns those addresses, nil if the node has not joined.
 	EarlierIPs() []string
+}
+
+// Taints is implemented by a Joiner that sets the taints of the node's settings: a node may not change those of its own
+// Node.
+type Taints interface {
+	// SetTaints gives the Node these taints and removes those that it gave it earlier; others stay.
+	SetTaints(ctx context.Context, node string, taints []corev1.Taint) error
 }

@@ -112,7 +112,7 @@ func newFarNode(t *testing.T, dir string) (*farNode, []byte) {
 		}
 	})
 	eventually(t, "tunnel", func(ctx context.Context) error {
-		if rows := tunnels.Status(ctx).Rows; len(rows) != 1 || rows[0].State != "open" {
+		if rows := tunnels.Section(ctx).Rows; len(rows) != 1 || rows[0].State != "open" {
 			return fmt.Errorf("status: %+v", rows)
 		}
 		return nil

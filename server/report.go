@@ -63,7 +63,7 @@ func (s *Server) hasLeft(ctx context.Context, name string, node bool) (bool, err
 
 // Sources are the server's sections of `umiak status`.
 func (s *Server) Sources() []status.Source {
-	return []status.Source{s.componentRows, s.runner.Section, s.snapshots.Section, s.certificateRows, s.tunnels.Status, s.webhookRows, func(ctx context.Context) status.Section {
+	return []status.Source{s.componentRows, s.runner.Section, s.snapshots.Section, s.certificateRows, s.tunnels.Section, s.webhookRows, func(ctx context.Context) status.Section {
 		if c := s.manifests.Load(); c != nil {
 			return c.Section(ctx)
 		}

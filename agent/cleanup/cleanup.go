@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
@@ -17,8 +18,11 @@ import (
 // Config describes what to clean up.
 type Config struct {
 	Dirs layout.Dirs
-	// Purge also removes the data directory: the cluster's state, images, volumes, identity.
+	// Purge also removes the data directory (the cluster's state, images, volumes, identity), and the machine's records
+	// of it: the registry of nodes and, in Etc, the note of its disk.
 	Purge bool
+	// Etc is the folder of settings; empty if there is none.
+	Etc string
 	// Out receives one line per action.
 	Out io.Writer
 	// Also are the removal functions of parts that track their own changes to the machine.
@@ -91,9 +95,20 @@ func Run(ctx context.Context, cfg Config) error {
 			errs = append(errs, fmt.Errorf("%s is kept because not everything could be cleaned up", cfg.Dirs.Data))
 		} else if err := c.purge(cfg.Dirs.Data); err != nil {
 			errs = append(errs, fmt.Errorf("remove the data directory: %w", err))
+		} else {
+			errs = append(errs, c.forget()) // not before: what was not removed must be found again
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// forget removes the machine's records of the node.
+func (c *cleaner) forget() error {
+	err := instance.Registry(layout.Registry).Remove(c.Dirs)
+	if c.Etc == "" {
+		return err
+	}
+	return errors.Join(err, datadisk.Forget(c.Etc, c.Dirs.Data))
 }
 
 type cleaner struct {

@@ -17,8 +17,8 @@ func TestGatesAreSetBeforeTheyAreRead(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	k, err := New(config("feature-gates=" + string(gate) + "=" + strconv.FormatBool(!was)))
-	if err != nil {
+	k := New(config("feature-gates=" + string(gate) + "=" + strconv.FormatBool(!was)))
+	if err := k.configure(); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.setGates(); err != nil {

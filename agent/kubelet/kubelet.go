@@ -32,6 +32,7 @@ import (
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
@@ -50,9 +51,10 @@ type Config struct {
 	Port      int
 
 	Dirs layout.Dirs
-	// Root and PodLogs are the kubelet's root directory and the folder of container logs, at the paths that system pods
-	// expect (agent/host/folders).
-	Root, PodLogs string
+	// Root is the kubelet's root directory, at the path that system pods expect (agent/host/folders).
+	Root string
+	// PodLogs is the folder of container logs; empty means the one that agent/host/folders shows when Run starts.
+	PodLogs       string
 	ClusterDNS    []string
 	ClusterDomain string
 	ResolvConf    string
@@ -77,25 +79,27 @@ type Config struct {
 // Kubelet is the node's kubelet. It can run once in a process.
 type Kubelet struct {
 	cfg    Config
-	server *options.KubeletServer
+	server *options.KubeletServer // made by Run
 	inner  atomic.Pointer[upstream.Kubelet]
 	csi    atomic.Pointer[csiGuard]
 	others atomic.Bool // this process has created volume controllers
 }
 
-// New validates the configuration, including the user's flags and files.
-func New(cfg Config) (*Kubelet, error) {
+// New returns a Kubelet. Run reads the user's flags and files.
+func New(cfg Config) *Kubelet {
 	cfg.Log = cfg.Log.With("component", "kubelet")
-	s, err := cfg.options()
-	if err != nil {
-		return nil, err
-	}
-	return &Kubelet{cfg: cfg, server: s}, nil
+	return &Kubelet{cfg: cfg}
 }
 
 // Run runs the kubelet until ctx ends; the pods keep running. It calls ready once the node is registered and this
 // process has reported its status.
 func (k *Kubelet) Run(ctx context.Context, ready func()) error {
+	if err := k.configure(); err != nil {
+		return err
+	}
+	if err := host.PrepareCgroup(k.cfg.Cgroup, k.cfg.CgroupRoot, k.cfg.Journal); err != nil {
+		return err
+	}
 	for _, r := range k.cfg.warnings() {
 		k.cfg.Log.Warn(r)
 	}
@@ -155,6 +159,24 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	return &lifecycle.Anew{Part: "kubelet", Err: err} // upstream's kubelet starts once per process
 }
 
+// configure makes the kubelet's configuration of the settings and of the user's files.
+func (k *Kubelet) configure() error {
+	cfg := k.cfg
+	if cfg.PodLogs == "" {
+		dir, err := folders.PodLogsDir(cfg.Dirs)
+		if err != nil {
+			return err
+		}
+		cfg.PodLogs = dir
+	}
+	s, err := cfg.options()
+	if err != nil {
+		return err
+	}
+	k.server = s
+	return nil
+}
+
 // setGates sets the user's feature gates. Upstream's Run sets them too, but code before it reads them.
 func (k *Kubelet) setGates() error {
 	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(k.server.FeatureGates); err != nil {
@@ -185,10 +207,10 @@ func (k *Kubelet) VolumeControllersMade() error {
 	return nil
 }
 
-// Labels are the labels that the settings give the Node.
+// Labels returns the labels that the settings give the Node. The kubelet has to be ready.
 func (k *Kubelet) Labels() map[string]string { return k.server.NodeLabels }
 
-// Taints are the taints that the settings give the Node.
+// Taints returns the taints that the settings give the Node. The kubelet has to be ready.
 func (k *Kubelet) Taints() []v1.Taint { return k.server.RegisterWithTaints }
 
 // Health returns nil while the kubelet's sync loop makes progress.

@@ -120,8 +120,13 @@ func (t *Tunnels) follow(ctx context.Context, list []string, wg *sync.WaitGroup)
 	}
 }
 
-// Status is the section of `umiak status` with the state of the tunnel to each server.
-func (t *Tunnels) Status(context.Context) status.Section {
+// SectionName is the title of the tunnels in `umiak status`.
+const SectionName = "Tunnels to servers"
+
+var _ status.Reporter = (*Tunnels)(nil)
+
+// Section reports the state of the tunnel to each server.
+func (t *Tunnels) Section(context.Context) status.Section {
 	t.mu.Lock()
 	links := make([]*link, 0, len(t.links))
 	for _, l := range t.links {
@@ -129,7 +134,7 @@ func (t *Tunnels) Status(context.Context) status.Section {
 	}
 	t.mu.Unlock()
 	slices.SortFunc(links, func(a, b *link) int { return strings.Compare(a.server, b.server) })
-	out := status.Section{Name: "Tunnels to servers"}
+	out := status.Section{Name: SectionName}
 	for _, l := range links {
 		out.Rows = append(out.Rows, l.row())
 	}

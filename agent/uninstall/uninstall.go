@@ -13,6 +13,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/internal/datadisk"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // List is the file in Config.Etc that lists the files that install.sh created, one per line.
@@ -24,12 +27,76 @@ const SettingsRead = "/run/umiak-settings"
 
 // Config describes what to remove.
 type Config struct {
-	Etc string // the settings folder, which contains List
-	// keeps Etc, except List; whether data is kept is Cleanup's decision
-	Keep    bool
-	Cleanup func(context.Context) error                    // removes what the stopped node put on the machine
-	Command func(context.Context, string, ...string) error // runs a command of the init system
-	Out     io.Writer
+	Etc   string        // the folder of settings, with List in it
+	Nodes []layout.Dirs // all nodes that have run with these settings, see NodesOf
+	// Keep leaves the data directories, and the settings but for List.
+	Keep bool
+	// Cleanup removes what a node put on the machine, once it is stopped, and its data if purge is set.
+	Cleanup func(ctx context.Context, node layout.Dirs, purge bool) error
+	Command func(context.Context, string, ...string) error // runs a program of the init system
+	// SettingsRead is the file of that name; empty if there is none.
+	SettingsRead string
+	Out          io.Writer
+}
+
+// NodesOf returns the directories of all nodes that have run with the settings in etc: the one that they name now, and
+// those that datadisk has recorded, whatever named them then.
+func NodesOf(etc string, settings layout.Dirs) ([]layout.Dirs, error) {
+	all := []layout.Dirs{settings}
+	notes, err := datadisk.Read(etc)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		if n.DataDir != filepath.Clean(settings.Data) {
+			all = append(all, layout.Dirs{Data: n.DataDir, Run: n.RunDir})
+		}
+	}
+	return all, nil
+}
+
+// Plan returns the files and folders that Run removes. It changes nothing.
+func Plan(cfg Config) ([]string, error) {
+	if err := cfg.checkDisks(); err != nil {
+		return nil, err
+	}
+	files, err := Read(cfg.Etc)
+	if err != nil || cfg.Keep {
+		return files, err
+	}
+	files = append(files, cfg.Etc)
+	for _, d := range cfg.Nodes {
+		files = append(files, d.Data)
+	}
+	return files, nil
+}
+
+// checkDisks refuses to remove data where the disk that holds them is not mounted: keys would be left on it.
+func (c Config) checkDisks() error {
+	if c.Keep {
+		return nil
+	}
+	for _, d := range c.Nodes {
+		if err := datadisk.Check(c.Etc, d.Data); err != nil {
+			return fmt.Errorf("keys and data would be left: %w: %s is not on the disk on which they were; mount that, or, if it is gone for good, remove %s and uninstall again",
+				datadisk.ErrMissing, d.Data, filepath.Join(c.Etc, datadisk.File))
+		}
+	}
+	return nil
+}
+
+// cleanup removes what the nodes put on the machine. An error with one node does not keep it from the others.
+func (c Config) cleanup(ctx context.Context) error {
+	var errs []error
+	for _, d := range c.Nodes {
+		errs = append(errs, c.Cleanup(ctx, d, !c.Keep))
+	}
+	if c.SettingsRead != "" {
+		if err := os.Remove(c.SettingsRead); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // files are the base names of files that install.sh may create.
@@ -73,6 +140,9 @@ func parse(text string) ([]string, error) {
 
 // Run uninstalls. It stops at the first error, so that what another run needs still exists.
 func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.checkDisks(); err != nil {
+		return err
+	}
 	all, err := Read(cfg.Etc)
 	if err != nil {
 		return err
@@ -90,7 +160,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	if err := cfg.Cleanup(ctx); err != nil {
+	if err := cfg.cleanup(ctx); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	for _, u := range units {

@@ -4,22 +4,34 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/umiak-io/umiak/internal/datadisk"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // installed is a machine on which install.sh was.
 type installed struct {
 	dir, etc string
+	nodes    []layout.Dirs
 	did      []string
 	fail     string
 }
 
 func (m *installed) config(keep bool) Config {
-	return Config{Etc: m.etc, Keep: keep, Out: &bytes.Buffer{},
-		Cleanup: func(context.Context) error { return m.do("cleanup") },
+	return Config{
+		Etc: m.etc, Keep: keep, Out: &bytes.Buffer{}, SettingsRead: filepath.Join(m.dir, "settings-read"), Nodes: m.nodes,
+		Cleanup: func(_ context.Context, d layout.Dirs, purge bool) error {
+			if purge == keep {
+				return fmt.Errorf("purge %v with keep %v", purge, keep)
+			}
+			return m.do("cleanup " + d.Data)
+		},
 		Command: func(_ context.Context, name string, args ...string) error {
 			return m.do(name + " " + strings.Join(args, " "))
 		},
@@ -35,10 +47,10 @@ func (m *installed) do(what string) error {
 }
 
 func newInstalled(t *testing.T) *installed {
-	m := &installed{dir: t.TempDir()}
+	m := &installed{dir: t.TempDir(), nodes: []layout.Dirs{{Data: "/no/a"}, {Data: "/no/b"}}}
 	m.etc = filepath.Join(m.dir, "etc")
 	for name, text := range map[string]string{
-		"bin/umiak": "", "bin/other": "", "units/umiak.service": "", "etc/config.yaml": "", "etc/config.yaml.d/50-install.yaml": "",
+		"settings-read": "", "bin/umiak": "", "bin/other": "", "units/umiak.service": "", "etc/config.yaml": "", "etc/config.yaml.d/50-install.yaml": "",
 		"etc/installed": filepath.Join(m.dir, "bin/umiak") + "\n" + filepath.Join(m.dir, "units/umiak.service") + "\n",
 	} {
 		name = filepath.Join(m.dir, name)
@@ -76,13 +88,44 @@ func TestTakesAllBack(t *testing.T) {
 			if got := m.left(t); got != c.left {
 				t.Errorf("left: %s", got)
 			}
-			if got := strings.Join(m.did, "; "); got != "systemctl --quiet disable --now umiak.service; cleanup; systemctl daemon-reload" {
+			if got := strings.Join(m.did, "; "); got != "systemctl --quiet disable --now umiak.service; cleanup /no/a; cleanup /no/b; systemctl daemon-reload" {
 				t.Errorf("did %s", got)
 			}
 			if err := Run(t.Context(), m.config(c.keep)); !errors.Is(err, ErrNotInstalled) {
 				t.Errorf("again: %v", err)
 			}
 		})
+	}
+}
+
+// TestPlan: what would be removed is named, and nothing is.
+func TestPlan(t *testing.T) {
+	m := newInstalled(t)
+	before := m.left(t)
+	programs := []string{filepath.Join(m.dir, "bin/umiak"), filepath.Join(m.dir, "units/umiak.service")}
+	for keep, want := range map[bool][]string{true: programs, false: append(slices.Clone(programs), m.etc, "/no/a", "/no/b")} {
+		got, err := Plan(m.config(keep))
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("keep %v: %q, %v", keep, got, err)
+		}
+	}
+	if got := m.left(t); got != before {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// TestNodesOf: nodes that earlier settings named are found by the notes about their disks.
+func TestNodesOf(t *testing.T) {
+	etc, other, here := t.TempDir(), t.TempDir(), t.TempDir()
+	for _, d := range []string{other, here} {
+		if err := errors.Join(os.WriteFile(filepath.Join(d, "mark"), nil, 0o600), datadisk.Keep(etc, d, d+"-run")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := NodesOf(etc, layout.Dirs{Data: here + "/", Run: "/r"})
+	want := []layout.Dirs{{Data: here + "/", Run: "/r"}, {Data: other, Run: other + "-run"}}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 

@@ -24,7 +24,7 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 }
 
 func app(stdout, stderr io.Writer) *cli.App {
-	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}, AgentOnly: true}
+	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}}
 	node := agentcli.Agent()
 	return &cli.App{
 		Name:        "umiak-agent",

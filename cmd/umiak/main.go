@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/check"
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/termtext"
@@ -35,8 +36,8 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 func app(stdout, stderr io.Writer) *cli.App {
 	var sc server.Config
 	where := agentcli.Where{Known: []any{&sc, &agent.Config{}, &logging.Config{}}}
-	where.Server = func() (agentcli.ServerSettings, error) {
-		return agentcli.ServerSettings{Port: int(sc.HTTPSPort), FlannelBackend: sc.FlannelBackend}, sc.Validate()
+	where.Server = func() (check.Server, error) {
+		return check.Server{Port: int(sc.HTTPSPort), FlannelBackend: sc.FlannelBackend}, sc.Validate()
 	}
 	return &cli.App{
 		Name:    "umiak",

@@ -12,6 +12,7 @@ import (
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/httpproxy"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/process"
 	"github.com/umiak-io/umiak/server"
 )
 
@@ -41,7 +42,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			agentcli.WarnSettings(c, log, &sc, &ac, &lc)
-			release, err := agentcli.Own(sc.Dirs(), log)
+			release, err := process.Claim(sc.Dirs(), agentcli.Etc(), log)
 			if err != nil {
 				return err
 			}
@@ -49,15 +50,15 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err := httpproxy.Exempt(sc.InternalNames()...); err != nil {
 				return err
 			}
-			prep := agentcli.Prepare(c.Context, sc.Dirs(), log)
+			prep := process.Prepare(c.Context, sc.Dirs(), log)
 			defer prep.End()
-			srv, err := agentcli.WithRoom(c.Context, prep, log, func() (*server.Server, error) {
+			srv, err := process.AwaitRoom(c.Context, prep, log, func() (*server.Server, error) {
 				return newServer(c.Context, &sc, prep, log, quiet.Muffle)
 			})
 			if err != nil {
 				return err
 			}
-			p := agentcli.Process{Dirs: sc.Dirs(), Log: log, Hush: quiet.Hush}
+			p := process.Process{Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush, Confirm: agentcli.Confirm}
 			if sc.DisableAgent {
 				p.Parts, p.Sources = srv.Parts(), srv.Sources()
 			} else {
@@ -79,7 +80,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 }
 
 // newServer makes what runs: on a machine that is to join others, a member that they have taken in.
-func newServer(ctx context.Context, sc *server.Config, prep *agentcli.Preparation, log *slog.Logger, muffle func(bool)) (*server.Server, error) {
+func newServer(ctx context.Context, sc *server.Config, prep *process.Preparation, log *slog.Logger, muffle func(bool)) (*server.Server, error) {
 	if err := sc.ClaimName(); err != nil {
 		return nil, err
 	}

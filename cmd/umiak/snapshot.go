@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,47 +13,51 @@ import (
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/control"
-	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/output"
-	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/backup"
+	"github.com/umiak-io/umiak/server/localadmin"
 )
 
-// snapshotCommand is `umiak snapshot`.
-func snapshotCommand(where agentcli.Where) *cli.Command {
-	var sc server.Config
-	var ac agent.Config
-	var lc logging.Config
-	var own struct {
+// snapshotSettings are the settings that a command about snapshots reads: the server's, with flags for those of backups.
+type snapshotSettings struct {
+	flags struct {
 		DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
 		RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 		Backup  backup.Config
 	}
-	flags := func(more ...cli.Flag) []cli.Flag { return append(config.Flags(&own), more...) }
-	// with reads the settings, which are the server's, before f.
-	with := func(f func(c *cli.Context, log *slog.Logger) error) cli.ActionFunc {
-		return func(c *cli.Context) error {
-			if _, err := config.LoadInstalled(c, &own, &sc, &ac, &lc); err != nil {
-				return agentcli.BadConfig(err)
-			}
-			if err := own.Backup.Validate(); err != nil {
-				return agentcli.BadConfig(err)
-			}
-			dirs, err := where.Dirs(c)
-			if err != nil {
-				return err
-			}
-			sc.DataDir, sc.RunDir = dirs.Data, dirs.Run
-			log, _, err := logging.Setup(lc, c.App.ErrWriter)
-			if err != nil {
-				return err
-			}
-			return f(c, log)
+	server  server.Config
+	agent   agent.Config
+	logging logging.Config
+}
+
+// command returns an action that reads the settings before it calls do.
+func (s *snapshotSettings) command(w agentcli.Where, do func(*cli.Context, localadmin.Snapshots) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if _, err := config.LoadInstalled(c, &s.flags, &s.server, &s.agent, &s.logging); err != nil {
+			return agentcli.BadConfig(err)
 		}
+		if err := s.flags.Backup.Validate(); err != nil {
+			return agentcli.BadConfig(err)
+		}
+		dirs, err := w.Dirs(c)
+		if err != nil {
+			return err
+		}
+		s.server.DataDir, s.server.RunDir = dirs.Data, dirs.Run
+		log, _, err := logging.Setup(s.logging, c.App.ErrWriter)
+		if err != nil {
+			return err
+		}
+		return do(c, localadmin.Snapshots{Server: s.server, Backup: s.flags.Backup, Etc: agentcli.Etc(), Log: log})
 	}
+}
+
+// snapshotCommand is `umiak snapshot`.
+func snapshotCommand(where agentcli.Where) *cli.Command {
+	var s snapshotSettings
+	flags := func(more ...cli.Flag) []cli.Flag { return append(config.Flags(&s.flags), more...) }
 	return &cli.Command{
 		Name:  "snapshot",
 		Usage: "save the cluster's state to a file, and restore it",
@@ -65,47 +68,11 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 				Name: "save", Usage: "make a snapshot now", ArgsUsage: "[NAME]",
 				Description: "Asks the running server, or reads the datastore of a stopped one. Prints the file's name. Where snapshot-s3-bucket\n" +
 					"is set, the file is uploaded as well.\n\n  umiak snapshot save\n  umiak snapshot save before-upgrade",
-				Flags: flags(),
-				Action: with(func(c *cli.Context, log *slog.Logger) error {
-					if c.NArg() > 1 {
-						return agentcli.Usagef(c, "snapshot save takes one name at most")
-					}
-					pass, err := own.Backup.Passphrase()
-					if err != nil {
-						return err
-					}
-					e := &backup.Saved{}
-					err = control.Call(c.Context, sc.Dirs().ControlSocket(), server.ActionSave, server.SaveRequest{Name: c.Args().First(), Passphrase: pass}, e)
-					if errors.Is(err, socket.ErrNotRunning) {
-						e, err = server.SaveStopped(c.Context, sc, log, c.Args().First())
-					}
-					if err != nil {
-						return err
-					}
-					fmt.Fprintln(c.App.Writer, e.Path)
-					if e.NotUploaded != "" {
-						return fmt.Errorf("the snapshot is saved here; it is not in the bucket yet, a running server tries again: %s", e.NotUploaded)
-					}
-					return nil
-				}),
+				Flags: flags(), Action: s.command(where, saveSnapshot),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder and in the bucket", Flags: flags(agentcli.Output()),
-				Action: with(func(c *cli.Context, _ *slog.Logger) error {
-					if err := agentcli.NoArgs(c); err != nil {
-						return err
-					}
-					js, err := agentcli.AsJSON(c)
-					if err != nil {
-						return err
-					}
-					// Of one place that can be read, all is shown.
-					all, err := own.Backup.List(c.Context, sc.Dirs())
-					if js {
-						return errors.Join(printSnapshotsJSON(c, all), err)
-					}
-					return errors.Join(printSnapshots(c, all), err)
-				}),
+				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder and in the bucket",
+				Flags: flags(agentcli.Output()), Action: s.command(where, listSnapshots),
 			},
 			{
 				Name: "restore", Usage: "put a snapshot in the place of this machine's server state", ArgsUsage: "FILE|NAME",
@@ -113,88 +80,104 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 					"what was there is kept beside it. Then start the server as usual; with --cluster-init the state moves into etcd.\n" +
 					"NAME is one of the folder or else of the bucket, from where it is downloaded.\n\n" +
 					"  umiak snapshot restore /mnt/usb/scheduled-pi-20261125T000000Z" + snapshot.Suffix,
-				Flags: flags(),
-				Action: with(func(c *cli.Context, log *slog.Logger) error {
-					if c.NArg() != 1 {
-						return agentcli.Usagef(c, "snapshot restore takes one FILE; `umiak snapshot list` shows those in the folder")
-					}
-					pass, err := own.Backup.Passphrase()
-					if err != nil {
-						return err
-					}
-					file, done, err := own.Backup.Fetch(c.Context, sc.Dirs(), c.Args().First())
-					if err != nil {
-						return err
-					}
-					defer done()
-					r, err := snapshot.Restore(c.Context, file, pass, sc.Dirs(), log)
-					if errors.Is(err, snapshot.ErrEncrypted) || errors.Is(err, snapshot.ErrPassphrase) {
-						return fmt.Errorf("%w; give the right one with --snapshot-passphrase-file", err)
-					}
-					if errors.Is(err, snapshot.ErrPlain) {
-						return fmt.Errorf("%w: somebody else may have put it there; if you know that it is yours, restore it with --snapshot-passphrase-file ''", err)
-					}
-					if err != nil {
-						return err
-					}
-					fmt.Fprintf(c.App.Writer, "Restored %d keys of %s, saved on %s at revision %d.\n", r.Keys, r.Node, r.Time.UTC().Format("2006-01-02 15:04:05"), r.Revision)
-					// Whoever restores says what the node's data are, wherever they were.
-					if err := datadisk.Forget(filepath.Dir(config.DefaultFile), sc.Dirs().Data); err != nil {
-						return err
-					}
-					if r.Kept != "" {
-						fmt.Fprintf(c.App.Writer, "What was here before is in %s.\n", r.Kept)
-					}
-					fmt.Fprintf(c.App.Writer, "Start `umiak server` now. With --node-name %s this machine takes that node's pods over.\n", r.Node)
-					return nil
-				}),
+				Flags: flags(), Action: s.command(where, restoreSnapshot),
 			},
 			{
 				Name: "schedule", Usage: "show when this server saves snapshots by itself",
 				Description: "Reads the settings and the folder; the server need not run. To try another schedule, give it as a flag, then put it\n" +
 					"into config.yaml and restart the server.\n\n" +
 					"  umiak snapshot schedule\n  umiak snapshot schedule --snapshot-schedule-cron '30 3 * * 1-5'",
-				Flags: flags(agentcli.Output()),
-				Action: with(func(c *cli.Context, _ *slog.Logger) error {
-					if err := agentcli.NoArgs(c); err != nil {
-						return err
-					}
-					js, err := agentcli.AsJSON(c)
-					if err != nil {
-						return err
-					}
-					p, err := own.Backup.Plan(sc.Dirs(), time.Now())
-					if err != nil {
-						return err
-					}
-					if js {
-						return agentcli.PrintJSON(c, p)
-					}
-					return printPlan(c, p)
-				}),
+				Flags: flags(agentcli.Output()), Action: s.command(where, showSchedule),
 			},
 			{
 				Name: "prune", Usage: "remove all but the newest snapshots of a name", ArgsUsage: "[NAME]",
 				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is " + backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " + backup.OnDemand,
-				Flags:       flags(),
-				Action: with(func(c *cli.Context, _ *slog.Logger) error {
-					name := backup.Scheduled
-					if c.NArg() > 0 {
-						name = c.Args().First()
-					}
-					node, err := ac.Name()
+				Flags:       flags(), Action: s.command(where, func(c *cli.Context, sn localadmin.Snapshots) error {
+					node, err := s.agent.Name()
 					if err != nil {
 						return err
 					}
-					removed, err := own.Backup.Prune(c.Context, sc.Dirs(), name, node)
-					for _, p := range removed {
-						fmt.Fprintf(c.App.Writer, "removed %s\n", p)
-					}
-					return err
+					return pruneSnapshots(c, sn, node)
 				}),
 			},
 		},
 	}
+}
+
+func saveSnapshot(c *cli.Context, s localadmin.Snapshots) error {
+	if c.NArg() > 1 {
+		return agentcli.Usagef(c, "snapshot save takes one name at most")
+	}
+	saved, err := s.Save(c.Context, c.Args().First())
+	if saved != nil {
+		fmt.Fprintln(c.App.Writer, saved.Path)
+	}
+	return err
+}
+
+func listSnapshots(c *cli.Context, s localadmin.Snapshots) error {
+	if err := agentcli.NoArgs(c); err != nil {
+		return err
+	}
+	js, err := agentcli.AsJSON(c)
+	if err != nil {
+		return err
+	}
+	// Where one of two places cannot be read, those of the other are printed.
+	all, err := s.Backup.List(c.Context, s.Server.Dirs())
+	if js {
+		return errors.Join(printSnapshotsJSON(c, all), err)
+	}
+	return errors.Join(printSnapshots(c, all), err)
+}
+
+func restoreSnapshot(c *cli.Context, s localadmin.Snapshots) error {
+	if c.NArg() != 1 {
+		return agentcli.Usagef(c, "snapshot restore takes one FILE; `umiak snapshot list` shows those in the folder")
+	}
+	r, err := s.Restore(c.Context, c.Args().First())
+	if r.Node != "" {
+		fmt.Fprintf(c.App.Writer, "Restored %d keys of %s, saved on %s at revision %d.\n", r.Keys, r.Node, r.Time.UTC().Format(time.DateTime), r.Revision)
+	}
+	if err != nil {
+		return err
+	}
+	if r.Kept != "" {
+		fmt.Fprintf(c.App.Writer, "What was here before is in %s.\n", r.Kept)
+	}
+	fmt.Fprintf(c.App.Writer, "Start `umiak server` now. With --node-name %s this machine takes that node's pods over.\n", r.Node)
+	return nil
+}
+
+func showSchedule(c *cli.Context, s localadmin.Snapshots) error {
+	if err := agentcli.NoArgs(c); err != nil {
+		return err
+	}
+	js, err := agentcli.AsJSON(c)
+	if err != nil {
+		return err
+	}
+	p, err := s.Backup.Plan(s.Server.Dirs(), time.Now())
+	if err != nil {
+		return err
+	}
+	if js {
+		return agentcli.PrintJSON(c, p)
+	}
+	return printPlan(c, p)
+}
+
+// pruneSnapshots removes those of the node with this name.
+func pruneSnapshots(c *cli.Context, s localadmin.Snapshots, node string) error {
+	name := backup.Scheduled
+	if c.NArg() > 0 {
+		name = c.Args().First()
+	}
+	removed, err := s.Backup.Prune(c.Context, s.Server.Dirs(), name, node)
+	for _, p := range removed {
+		fmt.Fprintf(c.App.Writer, "removed %s\n", p)
+	}
+	return err
 }
 
 func printSnapshots(c *cli.Context, all []backup.Listed) error {

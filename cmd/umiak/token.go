@@ -1,31 +1,18 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
-	"github.com/umiak-io/umiak/internal/apiservers"
-	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/control"
-	"github.com/umiak-io/umiak/internal/instance"
-	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/internal/token"
-	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/joinapi"
+	"github.com/umiak-io/umiak/server/localadmin"
 )
 
 // tokenCommand makes and ends the tokens with which machines join.
@@ -67,7 +54,7 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			t, _, err := tokens(c, where)
+			t, err := tokens(c, where)
 			if err != nil {
 				return err
 			}
@@ -77,7 +64,7 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			}
 			line := ""
 			if c.Bool("print-join-command") {
-				if line, err = joinLine(c.Context, t, kind, tok); err != nil {
+				if line, err = t.JoinCommand(c.Context, kind, tok); err != nil {
 					return err
 				}
 			}
@@ -98,30 +85,13 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 	}
 }
 
-// joinLine is what to run on the machine that is to join.
-func joinLine(ctx context.Context, t joinapi.Tokens, kind token.Kind, tok token.Token) (string, error) {
-	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
-	if err != nil {
-		return "", fmt.Errorf("find the servers: %w", err)
-	}
-	servers := apiservers.Of(list.Items)
-	if len(servers) == 0 {
-		return "", errors.New("find the servers: none has published its address yet, try again")
-	}
-	program := "umiak-agent"
-	if kind == token.Server {
-		program = "umiak server"
-	}
-	return fmt.Sprintf("%s --server https://%s --token %s", program, servers[0], tok.Line()), nil
-}
-
 func tokenList(where agentcli.Where) *cli.Command {
 	return &cli.Command{
 		Name:  "list",
 		Usage: "list tokens, without their secrets",
 		Flags: where.Flags(agentcli.Output()),
 		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
-			t, _, err := tokens(c, where)
+			t, err := tokens(c, where)
 			if err != nil {
 				return err
 			}
@@ -174,18 +144,13 @@ func tokenRevoke(where agentcli.Where) *cli.Command {
 			if !c.Args().Present() {
 				return agentcli.Usagef(c, "token revoke takes the ID of a token; `umiak token list` shows them")
 			}
-			t, dirs, err := tokens(c, where)
+			t, err := tokens(c, where)
 			if err != nil {
 				return err
 			}
 			var errs []error
 			for _, id := range c.Args().Slice() {
 				err := t.Revoke(c.Context, id)
-				if file := tokenFile(dirs, id); err == nil && file != "" {
-					if err = os.Remove(file); errors.Is(err, fs.ErrNotExist) {
-						err = nil
-					}
-				}
 				if errs = append(errs, err); err == nil {
 					fmt.Fprintln(c.App.Writer, "revoked", id)
 				}
@@ -210,72 +175,27 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 			if id == "" {
 				id = joinapi.AgentID
 			}
-			t, dirs, err := tokens(c, where)
+			t, err := tokens(c, where)
 			if err != nil {
 				return err
 			}
-			tok, rec, err := t.Rotate(c.Context, id)
-			if err != nil {
-				return err
+			tok, remarks, err := t.Rotate(c.Context, id)
+			if tok.Secret != "" {
+				fmt.Fprintln(c.App.Writer, tok.Line())
 			}
-			fmt.Fprintln(c.App.Writer, tok.Line())
-			if len(rec.SetOn) > 0 {
-				key := map[string]string{joinapi.ServerID: "token", joinapi.AgentID: "agent-token"}[id]
-				fmt.Fprintf(c.App.ErrWriter, "these servers have the old one in their settings (%s, %s-file): %s; it is not used any more: set the new one there, or none\n", key, key, strings.Join(rec.SetOn, ", "))
+			for _, r := range remarks {
+				fmt.Fprintln(c.App.ErrWriter, r)
 			}
-			if file := tokenFile(dirs, id); file != "" {
-				if _, err := os.Stat(dirs.Server()); err == nil {
-					if err := atomicfile.Write(file, []byte(tok.Line()+"\n"), 0o600); err != nil {
-						return err
-					}
-				}
-			}
-			if id != joinapi.ServerID {
-				return nil
-			}
-			// What is sealed with the old secret in the datastore is to be sealed with the new one.
-			if !instance.Running(dirs) {
-				fmt.Fprintln(c.App.ErrWriter, "this is no server: restart one with the new token as its token, so that the keys in the datastore can be opened with it")
-				return nil
-			}
-			return control.Call(c.Context, dirs.ControlSocket(), server.ActionSeal, struct{}{}, &struct{}{})
+			return err
 		},
 	}
 }
 
-func exists(file string) bool {
-	_, err := os.Stat(file)
-	return err == nil
-}
-
-// tokenFile is where a server keeps a token of the first start.
-func tokenFile(d layout.Dirs, id string) string {
-	switch id {
-	case joinapi.ServerID:
-		return d.ServerToken()
-	case joinapi.AgentID:
-		return d.AgentToken()
-	}
-	return ""
-}
-
-// tokens are those of the cluster.
-func tokens(c *cli.Context, where agentcli.Where) (joinapi.Tokens, layout.Dirs, error) {
+// tokens opens those of the cluster.
+func tokens(c *cli.Context, where agentcli.Where) (localadmin.Tokens, error) {
 	rc, dirs, err := admin(c, where, "umiak-token")
 	if err != nil {
-		return joinapi.Tokens{}, dirs, err
+		return localadmin.Tokens{}, err
 	}
-	if err := rest.LoadTLSFiles(rc); err != nil {
-		return joinapi.Tokens{}, dirs, fmt.Errorf("read the CA of %s: %w", rc.Host, err)
-	}
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return joinapi.Tokens{}, dirs, fmt.Errorf("make client: %w", err)
-	}
-	ca, former, err := joinapi.CAHash(rc.CAData)
-	t := joinapi.Tokens{Client: client, CA: ca, Former: former}
-	if key := filepath.Join(dirs.ServerPKI(), "service-account.key"); exists(key) { // on a server
-		t.Secret = func() ([]byte, error) { return os.ReadFile(key) }
-	}
-	return t, dirs, err
+	return localadmin.OpenTokens(rc, dirs)
 }

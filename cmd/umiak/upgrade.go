@@ -6,9 +6,6 @@ import (
 	"io"
 
 	"github.com/urfave/cli/v2"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
@@ -83,37 +80,11 @@ func wanted(c *cli.Context, release string) (upgradesapi.Spec, error) {
 	}
 	if s := c.String("node-selector"); s != "" {
 		var err error
-		if spec.NodeSelector, err = selector(s); err != nil {
+		if spec.NodeSelector, err = upgrades.ParseSelector(s); err != nil {
 			return spec, fmt.Errorf("--node-selector: %w", err)
 		}
 	}
 	return spec, nil
-}
-
-// selector is what kubectl takes as --selector, as objects have it. metav1.ParseToLabelSelector refuses a!=b.
-func selector(s string) (*metav1.LabelSelector, error) {
-	sel, err := labels.Parse(s)
-	if err != nil {
-		return nil, err
-	}
-	out := &metav1.LabelSelector{}
-	requirements, _ := sel.Requirements()
-	for _, r := range requirements {
-		op := metav1.LabelSelectorOpIn
-		switch r.Operator() {
-		case selection.Equals, selection.DoubleEquals, selection.In:
-		case selection.NotEquals, selection.NotIn:
-			op = metav1.LabelSelectorOpNotIn
-		case selection.Exists:
-			op = metav1.LabelSelectorOpExists
-		case selection.DoesNotExist:
-			op = metav1.LabelSelectorOpDoesNotExist
-		default:
-			return nil, fmt.Errorf("%q cannot be used here", r.Operator())
-		}
-		out.MatchExpressions = append(out.MatchExpressions, metav1.LabelSelectorRequirement{Key: r.Key(), Operator: op, Values: r.Values().List()})
-	}
-	return out, nil
 }
 
 // follow shows every step, as a line or as a JSON object.

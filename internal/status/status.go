@@ -44,6 +44,12 @@ type Report struct {
 	Sections []Section `json:"sections"`
 }
 
+// Reporter is implemented by parts of the process that have a section of their own in the report.
+type Reporter interface {
+	// Section describes the present state. It returns before ctx ends.
+	Section(ctx context.Context) Section
+}
+
 // Source returns a section with the current state. It must return before ctx ends.
 type Source func(ctx context.Context) Section
 

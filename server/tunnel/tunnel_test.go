@@ -37,11 +37,11 @@ func TestEveryServerReachesTheNode(t *testing.T) {
 				t.Errorf("%s: %v", addr, err)
 			}
 		}
-		if rows := s.Status(t.Context()).Rows; len(rows) != 1 || rows[0].Name != "n1" || rows[0].State != "open" {
+		if rows := s.Section(t.Context()).Rows; len(rows) != 1 || rows[0].Name != "n1" || rows[0].State != "open" {
 			t.Errorf("status of the server: %+v", rows)
 		}
 	}
-	if rows := n.Status(t.Context()).Rows; len(rows) != 2 || rows[0].State != "open" || rows[1].State != "open" {
+	if rows := n.Section(t.Context()).Rows; len(rows) != 2 || rows[0].State != "open" || rows[1].State != "open" {
 		t.Errorf("status of the node: %+v", rows)
 	}
 	// A server is taken off the list, and comes back.
@@ -245,7 +245,7 @@ func TestANodeRefusesOtherAddresses(t *testing.T) {
 	}
 	// The tunnel is none the worse.
 	answers(t, s, n, "n1")
-	if rows := n.Status(t.Context()).Rows; len(rows) != 1 || !strings.Contains(rows[0].Detail, "9 refused") {
+	if rows := n.Section(t.Context()).Rows; len(rows) != 1 || !strings.Contains(rows[0].Detail, "9 refused") {
 		t.Errorf("status: %+v", rows)
 	}
 	// What does not answer is said.
@@ -265,7 +265,7 @@ func TestAServerComesBack(t *testing.T) {
 		t.Error("a server that has stopped still dials")
 	}
 	eventually(t, 5*time.Second, func() error {
-		if r := n.Status(t.Context()).Rows[0]; r.State == "open" || r.Detail == "" {
+		if r := n.Section(t.Context()).Rows[0]; r.State == "open" || r.Detail == "" {
 			return fmt.Errorf("status: %+v", r)
 		}
 		return nil
@@ -297,7 +297,7 @@ func TestACertificateIsReadAnew(t *testing.T) {
 	put(bad, badKey)
 	n := w.node(t, "n1", listen(t, "127.0.0.1:0", echo), nil, s.addr)
 	eventually(t, 5*time.Second, func() error {
-		rows := n.Status(t.Context()).Rows
+		rows := n.Section(t.Context()).Rows
 		if len(rows) != 1 || !strings.Contains(rows[0].Detail, "not from this cluster") {
 			return fmt.Errorf("status: %+v", rows)
 		}
@@ -338,10 +338,10 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, func() error {
-		if d := n.Status(t.Context()).Rows[0].Detail; !strings.Contains(d, " 0 connections") {
+		if d := n.Section(t.Context()).Rows[0].Detail; !strings.Contains(d, " 0 connections") {
 			return errors.New("connections are left: " + d)
 		}
-		if d := s.Status(t.Context()).Rows[0].Detail; !strings.Contains(d, " 0 connections") {
+		if d := s.Section(t.Context()).Rows[0].Detail; !strings.Contains(d, " 0 connections") {
 			return errors.New("connections are left: " + d)
 		}
 		return nil

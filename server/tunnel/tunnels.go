@@ -269,8 +269,10 @@ func (t *Tunnels) Wait(ctx context.Context, node string) error {
 // maxRows bounds how many nodes `umiak status` lists.
 const maxRows = 20
 
-// Status is the section of `umiak status` with the nodes that have a tunnel to this server.
-func (t *Tunnels) Status(context.Context) status.Section {
+var _ status.Reporter = (*Tunnels)(nil)
+
+// Section reports which nodes have a tunnel to this server.
+func (t *Tunnels) Section(context.Context) status.Section {
 	t.mu.Lock()
 	all := make([]*session, 0, len(t.nodes))
 	for _, list := range t.nodes {

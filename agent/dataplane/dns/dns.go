@@ -178,8 +178,12 @@ func (s *Server) Resync() (bool, error) {
 	return true, s.applyTable()
 }
 
-// ResolversChanged has the file of the host's resolvers read again.
-func (s *Server) ResolversChanged() { s.poke() }
+// ResolversChanged reloads the file of the host's resolvers. Before Run it does nothing: Run reads the file.
+func (s *Server) ResolversChanged() {
+	if s.prepared.Load() {
+		s.poke()
+	}
+}
 
 // prepare chooses the port and puts address, route and table on the node.
 func (s *Server) prepare() error {
@@ -443,12 +447,17 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 	c.RunWithContext(ctx)
 }
 
-// Status is for `umiak status`.
-func (s *Server) Status(context.Context) status.Section {
+// SectionName is the title of the node's DNS in `umiak status`.
+const SectionName = "DNS"
+
+var _ status.Reporter = (*Server)(nil)
+
+// Section reports which configuration serves, and what is wrong with it.
+func (s *Server) Section(context.Context) status.Section {
 	s.mu.Lock()
 	cur := s.current
 	s.mu.Unlock()
-	sec := status.Section{Name: "DNS"}
+	sec := status.Section{Name: SectionName}
 	row := func(name, state, detail string) {
 		sec.Rows = append(sec.Rows, status.Row{Name: name, State: state, Detail: detail})
 	}

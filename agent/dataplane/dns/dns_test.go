@@ -323,7 +323,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 func (w *world) synced(t testing.TB) {
 	eventually(t, "the cluster's being known", func() bool {
-		return w.server.Status(context.Background()).Rows[0].State == "serving"
+		return w.server.Section(context.Background()).Rows[0].State == "serving"
 	})
 }
 
@@ -512,7 +512,7 @@ func TestForwardingLoopIsFoundAndCut(t *testing.T) {
 	w.run(t)
 	w.synced(t)
 	eventually(t, "the loop's being seen", func() bool {
-		rows := w.server.Status(context.Background()).Rows
+		rows := w.server.Section(context.Background()).Rows
 		return rows[2].State == "off" && strings.Contains(rows[2].Detail, "forwards back")
 	})
 	n := forwarded.Load()
@@ -599,7 +599,7 @@ func TestCorefileIsLoadedLiveAndABrokenOneIsNot(t *testing.T) {
 		if !is("n9")() {
 			t.Error("the old one does not go on")
 		}
-		if rows := w.server.Status(t.Context()).Rows; rows[1].State != "invalid" {
+		if rows := w.server.Section(t.Context()).Rows; rows[1].State != "invalid" {
 			t.Error(rows)
 		}
 	}

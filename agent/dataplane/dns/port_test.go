@@ -149,11 +149,11 @@ func TestOneBadZoneIsLeftOut(t *testing.T) {
 		of + "many.override, line 4: plugin/rewrite: ",
 	} {
 		found := false
-		for _, r := range w.server.Status(t.Context()).Rows {
+		for _, r := range w.server.Section(t.Context()).Rows {
 			found = found || r.Name == "coredns-custom" && strings.HasPrefix(r.Detail, want)
 		}
 		if !found {
-			t.Errorf("status does not say %q:\n%v", want, w.server.Status(t.Context()).Rows)
+			t.Errorf("status does not say %q:\n%v", want, w.server.Section(t.Context()).Rows)
 		}
 	}
 	events := map[string]bool{}

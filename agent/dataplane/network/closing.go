@@ -95,11 +95,3 @@ func (n *Network) ResyncPorts() (bool, error) {
 	}
 	return true, peerports.Apply(*r)
 }
-
-// Closed returns the rules of closed ports; ok is false while nothing is closed.
-func (n *Network) Closed() (r peerports.Rules, ok bool) {
-	if p := n.closed.Load(); p != nil {
-		return *p, true
-	}
-	return r, false
-}

@@ -123,6 +123,8 @@ func New(cfg Config) (*Network, error) {
 // Run connects the pods until ctx ends. It is ready once pods can be given addresses. When it ends it
 // leaves everything in place, because the pods run on.
 func (n *Network) Run(ctx context.Context, ready func()) error {
+	// Nodes may have gone since an earlier run.
+	n.peers, n.synced, n.seen = newPeers(n.cfg.NodeName), make(chan struct{}), sync.Once{}
 	if n.cfg.Backend == None {
 		// The user brings the network. Ours must not be found before it.
 		if err := removeConf(n.cfg.Dirs.CNIConfig()); err != nil {
@@ -327,14 +329,6 @@ func (n *Network) ResyncSources() (bool, error) {
 		return false, nil
 	}
 	return podsource.Restore(podsource.Results, n.cfg.Dirs.CNIState())
-}
-
-// SourceRemark is what a person should know of the addresses that pods send with; empty if each has its own only.
-func (n *Network) SourceRemark() string {
-	if r := n.sources.Load(); r != nil {
-		return *r
-	}
-	return ""
 }
 
 // rules writes the table for pod ranges, none of which may be known.

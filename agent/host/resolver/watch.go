@@ -41,6 +41,7 @@ type Resolver struct {
 	etc, behind string
 	mu          sync.Mutex
 	found       Found
+	read        bool // found has been read
 	lastRemark  string
 }
 
@@ -124,7 +125,7 @@ func (r *Resolver) refresh() error {
 	}
 	r.mu.Lock()
 	isNew := f.Remark != r.lastRemark
-	r.found, r.lastRemark = f, f.Remark
+	r.found, r.lastRemark, r.read = f, f.Remark, true
 	r.mu.Unlock()
 	if isNew && f.Remark != "" {
 		r.cfg.Log.Warn(f.Remark)
@@ -209,10 +210,13 @@ func existing(dir string) string {
 	}
 }
 
-// Status is the row of `umiak status` with the host's name servers.
-func (r *Resolver) Status() status.Row {
+// Rows returns the host's name servers, or why they cannot be used, for `umiak status`; none before Run has read them.
+func (r *Resolver) Rows() []status.Row {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.read {
+		return nil
+	}
 	row := status.Row{Name: "name servers", State: "known", Detail: fmt.Sprint(r.found.Host)}
 	if r.found.Remark != "" {
 		row.State, row.Detail = "partly", r.found.Remark
@@ -220,5 +224,5 @@ func (r *Resolver) Status() status.Row {
 			row.State = "unknown"
 		}
 	}
-	return row
+	return []status.Row{row}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -16,7 +17,12 @@ import (
 )
 
 // Finder finds the images that were imported on this node.
-type Finder struct{ c *client.Client }
+type Finder struct {
+	c *client.Client
+
+	mu  sync.Mutex
+	ids map[digest.Digest]string // the digest of an image's configuration, by that of the image
+}
 
 // NewFinder returns a finder for the containerd at socket. It connects at the first call.
 func NewFinder(socket string) (*Finder, error) {
@@ -24,7 +30,7 @@ func NewFinder(socket string) (*Finder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Finder{c}, nil
+	return &Finder{c: c, ids: map[digest.Digest]string{}}, nil
 }
 
 // Imported returns the target of an imported image's name. ok is false for an image that was pulled, or whose archive
@@ -44,8 +50,10 @@ type Content struct {
 	Others   []string // its other names
 }
 
-// Contents lists the node's images. ids caches image IDs by target digest between calls.
-func (f *Finder) Contents(ctx context.Context, ids map[digest.Digest]string) ([]Content, error) {
+// Contents lists the node's images. It reads the configuration of each image once.
+func (f *Finder) Contents(ctx context.Context) ([]Content, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := f.c.ImageService().List(ctx)
 	if err != nil {
@@ -56,14 +64,14 @@ func (f *Finder) Contents(ctx context.Context, ids map[digest.Digest]string) ([]
 	var order []string
 	for _, img := range all {
 		there[img.Target.Digest] = true
-		id, cached := ids[img.Target.Digest]
+		id, cached := f.ids[img.Target.Digest]
 		if !cached {
 			config, err := images.Config(ctx, f.c.ContentStore(), img.Target, platforms.Default())
 			if err != nil {
 				continue // for another platform, or incomplete: the kubelet does not list it either
 			}
 			id = config.Digest.String()
-			ids[img.Target.Digest] = id
+			f.ids[img.Target.Digest] = id
 		}
 		c := by[id]
 		if c == nil {
@@ -77,7 +85,7 @@ func (f *Finder) Contents(ctx context.Context, ids map[digest.Digest]string) ([]
 			c.Others = append(c.Others, img.Name)
 		}
 	}
-	maps.DeleteFunc(ids, func(d digest.Digest, _ string) bool { return !there[d] })
+	maps.DeleteFunc(f.ids, func(d digest.Digest, _ string) bool { return !there[d] })
 	slices.Sort(order)
 	out := make([]Content, len(order))
 	for i, id := range order {

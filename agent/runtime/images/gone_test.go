@@ -2,6 +2,7 @@ package images
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -79,10 +80,10 @@ func TestStickPulledOut(t *testing.T) {
 	}
 	i.forgetRemoved(ctx, nil)
 	var said string
-	for _, s := range i.Status() {
-		said += s.String() + "\n"
+	for _, row := range i.Section(ctx).Rows {
+		said += fmt.Sprintln(row)
 	}
-	for _, want := range []string{"app.tar: waiting", "not mounted there", "umiak ctr images rm b:1 b:2"} {
+	for _, want := range []string{"app.tar waiting", "not mounted there", "umiak ctr images rm b:1 b:2"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("status does not say %q: %s", want, said)
 		}

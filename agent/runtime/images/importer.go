@@ -50,20 +50,6 @@ type Status struct {
 	Error  string        `json:"error,omitempty"` // also why an archive waits, or which of its images are unusable
 }
 
-// String returns the status as one line.
-func (s Status) String() string {
-	switch s.State {
-	case Importing:
-		return fmt.Sprintf("%s: importing, %d of %d MB", s.File, s.Read>>20, s.Size>>20)
-	case Failed:
-		return fmt.Sprintf("%s: %s", s.File, s.Error)
-	}
-	if s.Error != "" {
-		return fmt.Sprintf("%s: %s: %s", s.File, s.State, s.Error)
-	}
-	return fmt.Sprintf("%s: %s", s.File, s.State)
-}
-
 // Importer imports the archives of a folder, and those that are added to it.
 type Importer struct {
 	cfg Config

@@ -35,8 +35,10 @@ const (
 	maxConnections = 512
 )
 
-// Config describes image sharing on one node. All fields but Own must be set.
+// Config describes image sharing on one node. All fields but Off and Own must be set.
 type Config struct {
+	// Off keeps all images to this node: Run is not to be called, and images come from Registry alone.
+	Off      bool
 	Node     string   // this node's name
 	Registry Registry // the hosts of the node's registry settings
 	Socket   string   // containerd's socket
@@ -187,8 +189,13 @@ func (s *Share) set(state, detail string) {
 	s.state, s.detail = state, detail
 }
 
-// Status is the section of `umiak status` with what was given to and taken from other nodes.
-func (s *Share) Status(context.Context) status.Section {
+var _ status.Reporter = (*Share)(nil)
+
+// Section reports what was given to and taken from other nodes.
+func (s *Share) Section(context.Context) status.Section {
+	if s.cfg.Off {
+		return status.Section{Name: "Image sharing", Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}
+	}
 	s.mu.Lock()
 	row := status.Row{Name: "neighbours", State: s.state, Detail: s.detail}
 	s.mu.Unlock()

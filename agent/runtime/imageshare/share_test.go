@@ -177,7 +177,7 @@ func TestPullWithoutRegistry(t *testing.T) {
 	if c := &one.count; c.given.Load() == 0 || one.count.taken.Load() == 0 {
 		t.Error("nothing was counted")
 	}
-	if s := two.Status(t.Context()); len(s.Rows) != 1 || !strings.Contains(s.Rows[0].Detail, "2 nodes; gave 0 blobs (0 MB), took 6 (1 MB)") {
+	if s := two.Section(t.Context()); len(s.Rows) != 1 || !strings.Contains(s.Rows[0].Detail, "2 nodes; gave 0 blobs (0 MB), took 6 (1 MB)") {
 		t.Errorf("status: %+v", s)
 	}
 }

@@ -69,8 +69,10 @@ func Read(path string) (*Settings, error) {
 	return Parse(path, text)
 }
 
-// Status is the section of `umiak status` with the settings in use and the errors of the file.
-func (r *Registries) Status(context.Context) status.Section {
+var _ status.Reporter = (*Registries)(nil)
+
+// Section reports the settings in use and the errors of the file.
+func (r *Registries) Section(context.Context) status.Section {
 	s := r.now.Load()
 	out := status.Section{Name: "Registries"}
 	row := func(state, detail string) {

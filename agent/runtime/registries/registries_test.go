@@ -286,7 +286,7 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.load()
-		got := r.Status(t.Context()).Rows
+		got := r.Section(t.Context()).Rows
 		if len(got) != 1 || !strings.Contains(got[0].State, c.state) || !strings.Contains(got[0].Detail, c.detail) {
 			t.Errorf("%s: %+v", c.text, got)
 		}
@@ -294,8 +294,8 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if r.load(); len(r.Status(t.Context()).Rows) != 0 {
-		t.Errorf("without a file: %+v", r.Status(t.Context()))
+	if r.load(); len(r.Section(t.Context()).Rows) != 0 {
+		t.Errorf("without a file: %+v", r.Section(t.Context()))
 	}
 }
 

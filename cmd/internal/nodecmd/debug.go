@@ -1,17 +1,10 @@
 package nodecmd
 
 import (
-	"fmt"
-	"strings"
-
 	ucli "github.com/urfave/cli/v2"
-	authn "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent/dataplane/proxy"
+	"github.com/umiak-io/umiak/internal/kubeclient"
 )
 
 // Debug is `umiak debug`.
@@ -40,28 +33,15 @@ func debugService(w Where) *ucli.Command {
 			if c.NArg() != 1 {
 				return Usagef(c, "debug service takes one [NAMESPACE/]NAME")
 			}
-			name := types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: c.Args().First()}
-			if ns, n, both := strings.Cut(name.Name, "/"); both {
-				name = types.NamespacedName{Namespace: ns, Name: n}
-			}
 			dirs, err := w.Dirs(c)
 			if err != nil {
 				return err
 			}
-			cfg, err := clientcmd.BuildConfigFromFlags("", dirs.AgentKubeconfig())
+			client, err := kubeclient.Source{Kubeconfig: dirs.AgentKubeconfig()}.Client("umiak-debug", 0)
 			if err != nil {
-				return fmt.Errorf("read this node's kubeconfig: %w", err)
+				return err
 			}
-			client, err := kubernetes.NewForConfig(cfg)
-			if err != nil {
-				return fmt.Errorf("make client: %w", err)
-			}
-			me, err := client.AuthenticationV1().SelfSubjectReviews().Create(c.Context, &authn.SelfSubjectReview{}, metav1.CreateOptions{})
-			if err != nil {
-				return fmt.Errorf("ask the API server who this node is: %w", err)
-			}
-			user := me.Status.UserInfo.Username
-			e, err := proxy.Explain(c.Context, client, user[strings.LastIndexByte(user, ':')+1:], name, proxy.ReadGuard(dirs.ProxyGuard()))
+			e, err := proxy.ExplainHere(c.Context, client, proxy.ParseName(c.Args().First()), dirs.ProxyGuard())
 			if err != nil {
 				return err
 			}

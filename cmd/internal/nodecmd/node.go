@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	ucli "github.com/urfave/cli/v2"
@@ -18,11 +15,9 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/runtime/containerd"
-	"github.com/umiak-io/umiak/agent/runtime/imageshare"
 	"github.com/umiak-io/umiak/agent/uninstall"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/logging"
@@ -49,7 +44,7 @@ func Check(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := w.checkConfig(dirs, c.Bool("agent-only"))
+			cfg, err := w.checked(c.Bool("agent-only")).Config(dirs)
 			if err = errors.Join(unread, err); err != nil {
 				return BadConfig(err)
 			}
@@ -71,44 +66,18 @@ func Check(w Where) *ucli.Command {
 	}
 }
 
-// checkConfig validates the settings in Known as a start does, and returns what the checks of the machine need to know of them.
-func (w *Where) checkConfig(dirs layout.Dirs, agentOnly bool) (check.Config, error) {
-	cfg := check.Config{Dirs: dirs, SharePort: imageshare.Port}
-	var errs []error
+// checked returns the settings in Known for the checks.
+func (w *Where) checked(agentOnly bool) check.Settings {
+	s := check.Settings{Server: w.Server, AgentOnly: agentOnly}
 	for _, known := range w.Known {
-		switch s := known.(type) {
+		switch cfg := known.(type) {
 		case *agent.Config:
-			s.DataDir, s.RunDir = dirs.Data, dirs.Run
-			cfg.Registries = s.PrivateRegistry
-			cfg.CgroupRoot, cfg.NodePort, cfg.NodeName = s.CgroupRoot, int(s.KubeletPort), s.NodeName
-			errs = append(errs, s.Validate())
-			if agentOnly || w.AgentOnly {
-				errs = append(errs, checkJoin(*s))
-				cfg.BalancerPort = int(s.BalancerPort)
-			}
+			s.Agent = *cfg
 		case *logging.Config:
-			errs = append(errs, s.Validate())
+			s.Logging = *cfg
 		}
 	}
-	if w.Server != nil {
-		s, err := w.Server()
-		cfg.Backend = s.FlannelBackend
-		if !agentOnly {
-			cfg.ServerPort = s.Port
-			errs = append(errs, err)
-		}
-	}
-	return cfg, errors.Join(errs...)
-}
-
-// checkJoin checks what only a node without a server of its own needs, where something of it is set: a machine may be looked at
-// before it is decided what it joins.
-func checkJoin(cfg agent.Config) error {
-	if cfg.Server == "" && cfg.Token == "" && cfg.TokenFile == "" {
-		return nil
-	}
-	_, _, err := whomToJoin(cfg)
-	return err
+	return s
 }
 
 // Cleanup is `umiak cleanup`.
@@ -128,18 +97,17 @@ func Cleanup(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			return w.cleanup(c.Context, dirs, c.Bool("purge"), c.App.Writer)
+			return removeNode(c.Context, dirs, c.Bool("purge"), c.App.Writer)
 		},
 	}
 }
 
-func (w *Where) cleanup(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
-	err := cleanup.Run(ctx, cleanup.Config{Dirs: dirs, Purge: purge, Out: out, Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup}})
-	if err != nil || !purge {
-		return err
-	}
-	// Only now: what was not removed must be found again.
-	return errors.Join(instance.Registry(layout.Registry).Remove(dirs), datadisk.Forget(etc(), dirs.Data))
+// removeNode is what cleanup and uninstall do with a stopped node.
+func removeNode(ctx context.Context, dirs layout.Dirs, purge bool, out io.Writer) error {
+	return cleanup.Run(ctx, cleanup.Config{
+		Dirs: dirs, Purge: purge, Etc: Etc(), Out: out,
+		Also: []func(context.Context) error{dns.Cleanup, serviceroute.Cleanup},
+	})
 }
 
 // Upgrade is `umiak upgrade`.
@@ -166,7 +134,7 @@ func Upgrade(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			cfg := upgrade.Config{Etc: etc(), Dirs: dirs, Lock: dirs.UpgradeLock(),
+			cfg := upgrade.Config{Etc: Etc(), Dirs: dirs, Lock: dirs.UpgradeLock(),
 				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), AllowOlder: c.Bool("allow-older"), Sources: c.StringSlice("source"), Out: c.App.Writer}
 			if c.Bool("asked") {
 				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
@@ -194,61 +162,28 @@ func Uninstall(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			all, err := nodes(dirs)
+			nodes, err := uninstall.NodesOf(Etc(), dirs)
 			if err != nil {
 				return err
 			}
-			keep := c.Bool("keep-data")
-			for _, d := range all {
-				if err := datadisk.Check(etc(), d.Data); err != nil && !keep {
-					return fmt.Errorf("keys and data would be left: %w: %s is not on the disk on which they were; mount that, or, if it is gone for good, remove %s and uninstall again",
-						datadisk.ErrMissing, d.Data, filepath.Join(etc(), datadisk.File))
-				}
+			cfg := uninstall.Config{
+				Etc: Etc(), Nodes: nodes, Keep: c.Bool("keep-data"), Command: uninstall.Command,
+				SettingsRead: uninstall.SettingsRead, Out: c.App.Writer,
+				Cleanup: func(ctx context.Context, d layout.Dirs, purge bool) error {
+					return removeNode(ctx, d, purge, c.App.Writer)
+				},
 			}
-			cfg := uninstall.Config{Etc: etc(), Keep: keep, Command: uninstall.Command, Out: c.App.Writer,
-				Cleanup: func(ctx context.Context) error {
-					var errs []error
-					for _, d := range all {
-						errs = append(errs, w.cleanup(ctx, d, !keep, c.App.Writer))
-					}
-					if err := os.Remove(uninstall.SettingsRead); !errors.Is(err, fs.ErrNotExist) {
-						errs = append(errs, err)
-					}
-					return errors.Join(errs...)
-				}}
 			if c.Bool("yes") {
 				return uninstall.Run(c.Context, cfg)
 			}
-			files, err := uninstall.Read(cfg.Etc)
+			files, err := uninstall.Plan(cfg)
 			if err != nil {
 				return err
-			}
-			if !keep {
-				files = append(files, cfg.Etc)
-				for _, d := range all {
-					files = append(files, d.Data)
-				}
 			}
 			fmt.Fprintf(c.App.Writer, "would stop the service and all pods, and remove:\n  %s\n", strings.Join(files, "\n  "))
 			return ucli.Exit("nothing was done; add --yes to do it", 1)
 		},
 	}
-}
-
-// nodes are the directories of all nodes that have run with the settings of this machine: the one that the settings name now,
-// and those that were noted, whatever named them then.
-func nodes(settings layout.Dirs) ([]layout.Dirs, error) {
-	all := []layout.Dirs{settings}
-	notes, err := datadisk.Read(etc())
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range notes {
-		if n.DataDir != filepath.Clean(settings.Data) {
-			all = append(all, layout.Dirs{Data: n.DataDir, Run: n.RunDir})
-		}
-	}
-	return all, nil
 }
 
 // Directories is `umiak directories`, for install.sh: the unit waits for the disk that has the data.

@@ -1,4 +1,4 @@
-package nodecmd
+package process
 
 import (
 	"context"
@@ -14,13 +14,13 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// TestWithRoom: what fails for want of room is built again, and status says so meanwhile; any other error counts at once.
-func TestWithRoom(t *testing.T) {
+// TestAwaitRoom: what fails for want of room is built again, and status says so meanwhile; any other error counts at once.
+func TestAwaitRoom(t *testing.T) {
 	d, log := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}, slog.New(slog.DiscardHandler)
 	p := Prepare(t.Context(), d, log)
 	defer p.End()
 	n := 0
-	got, err := WithRoom(t.Context(), p, log, func() (int, error) {
+	got, err := AwaitRoom(t.Context(), p, log, func() (int, error) {
 		if n++; n == 1 {
 			return 0, fmt.Errorf("write a key: %w", unix.ENOSPC)
 		}
@@ -34,12 +34,12 @@ func TestWithRoom(t *testing.T) {
 		t.Errorf("got %d, %v after %d calls", got, err, n)
 	}
 	other := errors.New("other")
-	if _, err := WithRoom(t.Context(), p, log, func() (int, error) { return 0, other }); !errors.Is(err, other) {
+	if _, err := AwaitRoom(t.Context(), p, log, func() (int, error) { return 0, other }); !errors.Is(err, other) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := WithRoom(ctx, p, log, func() (int, error) { return 0, unix.ENOSPC }); !errors.Is(err, context.Canceled) {
+	if _, err := AwaitRoom(ctx, p, log, func() (int, error) { return 0, unix.ENOSPC }); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,7 +1,8 @@
-package agent
+package nodeobject
 
 import (
 	"encoding/json"
+	"net/netip"
 	"reflect"
 	"testing"
 
@@ -46,7 +47,7 @@ func TestExternalAddressesStandBehindInternalOnes(t *testing.T) {
 	in, host := addr(corev1.NodeInternalIP, "10.0.0.1"), addr(corev1.NodeHostName, "n1")
 	want := []corev1.NodeAddress{in, addr(corev1.NodeExternalIP, "203.0.113.1"), addr(corev1.NodeExternalIP, "2001:db8::1"), host}
 	for _, there := range [][]corev1.NodeAddress{{in, host}, want, {in, addr(corev1.NodeExternalIP, "203.0.113.9"), host}} {
-		if got := withExternal(there, []string{"203.0.113.1", "2001:db8::1"}); !reflect.DeepEqual(got, want) {
+		if got := withExternal(there, []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}); !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: %v", there, got)
 		}
 	}
