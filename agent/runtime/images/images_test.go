@@ -244,3 +244,17 @@ func TestQueueRunsANameOnceAtATime(t *testing.T) {
 		t.Fatalf("got %v", got)
 	}
 }
+
+func TestRepositoryOf(t *testing.T) {
+	const sum = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	for in, want := range map[string]string{
+		"docker.io/library/nginx:1": "docker.io/library/nginx",
+		"r:5000/a@" + sum:           "r:5000/a",
+		"r:5000/a:1@" + sum:         "r:5000/a",
+		"r:5000/a":                  "r:5000/a",
+	} {
+		if got := RepositoryOf(in); got != want || RepositoryOf(got) != got {
+			t.Errorf("%s: %s", in, got)
+		}
+	}
+}

@@ -343,10 +343,10 @@ func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 	if err != nil {
 		return err
 	}
-	repository := repositoryOf(name)
+	repository := RepositoryOf(name)
 	byDigest := repository + "@" + digest
 	kept := slices.ContainsFunc(all, func(img images.Image) bool {
-		return img.Name != name && img.Name != byDigest && repositoryOf(img.Name) == repository &&
+		return img.Name != name && img.Name != byDigest && RepositoryOf(img.Name) == repository &&
 			img.Labels[pinnedLabel] == pinnedValue
 	})
 	for _, img := range all {
@@ -361,8 +361,8 @@ func unpin(ctx context.Context, c *client.Client, name, digest string) error {
 	return nil
 }
 
-// repositoryOf returns an image's name without tag and digest.
-func repositoryOf(name string) string {
+// RepositoryOf removes tag and digest from an image's name. It returns a repository's name unchanged.
+func RepositoryOf(name string) string {
 	name, _, _ = strings.Cut(name, "@")
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name = name[:i]

@@ -33,6 +33,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/umiak-io/umiak/agent/runtime/images"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -117,7 +118,7 @@ func (m *memory) Images(_ context.Context, repository string) ([]digest.Digest, 
 	defer m.mu.Unlock()
 	var out []digest.Digest
 	for name, d := range m.images {
-		if repositoryOf(name) == repository {
+		if images.RepositoryOf(name) == repository {
 			out = append(out, d)
 		}
 	}

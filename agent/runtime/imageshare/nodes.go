@@ -12,6 +12,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/umiak-io/umiak/agent/runtime/images"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -74,7 +75,7 @@ func (n *neighbours) Keep(from, to *v1.Node) {
 		if len(name) > maxNameLength {
 			continue
 		}
-		if r := repositoryOf(name); strings.Contains(r, "/") && !seen[r] {
+		if r := images.RepositoryOf(name); strings.Contains(r, "/") && !seen[r] {
 			seen[r] = true
 			repositories = append(repositories, unique.Make(r).Value())
 		}

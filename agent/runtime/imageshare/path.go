@@ -95,12 +95,3 @@ func (w want) place() string { return w.registry + "/" + w.repository }
 
 // image is the name under which containerd stores the image.
 func (w want) image() string { return w.place() + ":" + w.tag }
-
-// repositoryOf removes tag and digest from an image's name. It returns a repository's name unchanged.
-func repositoryOf(image string) string {
-	image, _, _ = strings.Cut(image, "@")
-	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {
-		image = image[:i]
-	}
-	return image
-}

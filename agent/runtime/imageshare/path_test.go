@@ -75,16 +75,6 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func TestRepositoryOf(t *testing.T) {
-	for in, want := range map[string]string{
-		"docker.io/library/nginx:1": "docker.io/library/nginx", "r:5000/a@" + sum: "r:5000/a", "r:5000/a:1@" + sum: "r:5000/a", "r:5000/a": "r:5000/a",
-	} {
-		if got := repositoryOf(in); got != want || repositoryOf(got) != got {
-			t.Errorf("%s: %s", in, got)
-		}
-	}
-}
-
 func TestMediaType(t *testing.T) {
 	for in, want := range map[string]string{
 		`{"mediaType":"` + ocispec.MediaTypeImageIndex + `"}`:           ocispec.MediaTypeImageIndex,

@@ -60,7 +60,7 @@ func (s store) Images(ctx context.Context, repository string) ([]digest.Digest, 
 	}
 	var out []digest.Digest
 	for _, i := range list {
-		if repositoryOf(i.Name) == repository && !slices.Contains(out, i.Target.Digest) {
+		if images.RepositoryOf(i.Name) == repository && !slices.Contains(out, i.Target.Digest) {
 			out = append(out, i.Target.Digest)
 		}
 	}
