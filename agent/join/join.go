@@ -70,7 +70,7 @@ func New(cfg Config) (*Joiner, error) {
 	cfg.Log = cfg.Log.With("component", "join")
 	for _, d := range []string{cfg.Dirs.Agent(), cfg.Dirs.AgentPKI()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make folder: %w", err)
+			return nil, fmt.Errorf("create folder: %w", err)
 		}
 	}
 	return &Joiner{cfg: cfg, state: "starting", changed: make(chan struct{})}, nil

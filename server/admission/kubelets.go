@@ -138,7 +138,7 @@ var errNotYet = errors.New("the API server does not know the cluster's Pods and 
 func (k *Kubelets) events(ctx context.Context, a admission.Attributes) error {
 	node, ok := strings.CutPrefix(a.GetUserInfo().GetName(), wellknown.NodeUserPrefix)
 	if !ok {
-		return errors.New("the user is no node")
+		return errors.New("the user is not a node")
 	}
 	for _, obj := range []any{a.GetObject(), a.GetOldObject()} {
 		ev, ok := obj.(*api.Event)

@@ -16,8 +16,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// podStatus refuses a status of a Pod with addresses that are not those of the kubelet's node. The addresses that the
-// Pod has stay: its status goes on being updated when the node's ranges or addresses have changed.
+// podStatus refuses a Pod status with addresses that do not belong to the kubelet's node. Addresses that the Pod
+// already has are not checked again: its status is still updated after the node's ranges or addresses have changed.
 func (k *Kubelets) podStatus(ctx context.Context, a admission.Attributes) error {
 	now, ok := a.GetObject().(*api.Pod)
 	old, isUpdate := a.GetOldObject().(*api.Pod)
@@ -34,7 +34,7 @@ func (k *Kubelets) podStatus(ctx context.Context, a admission.Attributes) error 
 	}
 	name, ok := strings.CutPrefix(a.GetUserInfo().GetName(), wellknown.NodeUserPrefix)
 	if !ok {
-		return errors.New("the user is no node")
+		return errors.New("the user is not a node")
 	}
 	node, err := k.node(ctx, name)
 	if err != nil {
@@ -53,7 +53,7 @@ func (k *Kubelets) podStatus(ctx context.Context, a admission.Attributes) error 
 	return nil
 }
 
-// node returns the Node of a kubelet. One that has just got its ranges is read from the API, not from the cache.
+// node returns the Node of a kubelet, from the API if the cached one has no pod ranges yet.
 func (k *Kubelets) node(ctx context.Context, name string) (*corev1.Node, error) {
 	if !k.WaitForReady() {
 		return nil, errNotYet
@@ -68,7 +68,7 @@ func (k *Kubelets) node(ctx context.Context, name string) (*corev1.Node, error) 
 	return n, nil
 }
 
-// ofHost returns why an address is not one of a node. Addresses in the status of the Node have been admitted.
+// ofHost returns an error if an address is not the node's. Addresses in the Node's status have been admitted.
 func (k *Kubelets) ofHost(ctx context.Context, node *corev1.Node, ip netip.Addr) error {
 	for _, a := range node.Status.Addresses {
 		had, err := netip.ParseAddr(a.Address)
@@ -79,8 +79,8 @@ func (k *Kubelets) ofHost(ctx context.Context, node *corev1.Node, ip netip.Addr)
 	return k.addresses.Refuse(ctx, node.Name, ip, true)
 }
 
-// ofPods returns why an address is not one of a node's Pods: with umiak's network they have addresses of the ranges
-// that the cluster gave the node; with another one, any that belong to nothing of the system.
+// ofPods returns an error if an address cannot be that of a Pod on the node: with umiak's network it must be in the
+// node's pod ranges; with another network, it must not belong to the system.
 func (k *Kubelets) ofPods(ctx context.Context, node *corev1.Node, ip netip.Addr) error {
 	if k.otherIPAM {
 		return k.addresses.System(ctx, node.Name, ip)
@@ -90,10 +90,10 @@ func (k *Kubelets) ofPods(ctx context.Context, node *corev1.Node, ip netip.Addr)
 			return nil
 		}
 	}
-	return fmt.Errorf("it is in none of the node's pod ranges (%s)", strings.Join(node.Spec.PodCIDRs, ", "))
+	return fmt.Errorf("it is not in the node's pod ranges (%s)", strings.Join(node.Spec.PodCIDRs, ", "))
 }
 
-// added returns the addresses that were not there before.
+// added returns the addresses in now that are not in old.
 func added(now, old []string) []string {
 	return slices.DeleteFunc(now, func(a string) bool { return a == "" || slices.Contains(old, a) })
 }

@@ -67,7 +67,7 @@ func (s *session) usable() bool {
 }
 
 func (s *session) close() {
-	_ = s.http.Close() // it may have ended by itself
+	_ = s.http.Close() // it may have ended already
 	_ = s.conn.Close()
 }
 

@@ -23,7 +23,7 @@ import (
 // Config describes where the settings are.
 type Config struct {
 	File string // path of registries.yaml; the file need not exist
-	// MirrorsOnly keeps every registry that has a mirror in the file from being asked itself.
+	// MirrorsOnly excludes every registry that has a mirror in the file: images come from the mirror alone.
 	MirrorsOnly bool
 	Log         *slog.Logger
 }
