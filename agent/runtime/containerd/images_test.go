@@ -90,7 +90,7 @@ func TestImageCommands(t *testing.T) {
 	flipped[len(flipped)/2] ^= 0xff
 	bad := map[string]string{ // and what the error must say
 		"text.tar": "not a tar archive", "empty.tar": "empty", "cut.tar": "cut short", "cut.tar.gz": "cut short",
-		"flipped.tar.gz": "", "noimage.tar": "no image in it", "missing.tar": "no such file",
+		"flipped.tar.gz": "", "noimage.tar": "contains no image", "missing.tar": "no such file",
 	}
 	for name, content := range map[string][]byte{
 		"text.tar": []byte(strings.Repeat("hello", 200)), "empty.tar": nil, "cut.tar": whole.Bytes()[:whole.Len()/2],
