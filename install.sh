@@ -278,23 +278,28 @@ quote_sh() { printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"; }
 # without KEY: FILE less the key and its list.
 without() { KEY=$1: awk '$1 == ENVIRON["KEY"] && /^[a-z]/ { skip = 1; next } /^[^ ]/ { skip = 0 } !skip' "$2"; }
 
-# keep KEY VALUE: the key is a list when it comes twice in one run.
+# keep KEY [VALUE]: the key is a list when it comes twice in one run. Without a value it is true, which the program takes for
+# settings that are true or false alone.
 keep() {
-	case $2 in *"
+	value=true
+	[ $# -eq 1 ] || value=$(quote "$2")
+	case ${2-} in *"
 "*) die "$1: a value of more than one line cannot be kept" "put it into $ETC/config.yaml" ;; esac
 	case $1 in
 	config) die "--config cannot be kept: commands would not find that file" "put the settings into $ETC/config.yaml" ;;
 	token)
+		[ $# -gt 1 ] || die "--token needs a value"
 		umask 077
 		printf '%s\n' "$2" >"$stage/token"
 		set -- token-file $ETC/token
+		value=$(quote $ETC/token)
 		;;
 	esac
 	if grep -q "^$1:\$" "$stage/given"; then
 		# Not in arguments, which everybody on the machine can read.
-		KEY=$1: VALUE="  - $(quote "$2")" awk '{ print } $0 == ENVIRON["KEY"] { print ENVIRON["VALUE"] }' "$stage/given" >"$stage/new"
+		KEY=$1: VALUE="  - $value" awk '{ print } $0 == ENVIRON["KEY"] { print ENVIRON["VALUE"] }' "$stage/given" >"$stage/new"
 	else
-		{ cat "$stage/given"; printf '%s:\n  - %s\n' "$1" "$(quote "$2")"; } >"$stage/new"
+		{ cat "$stage/given"; printf '%s:\n  - %s\n' "$1" "$value"; } >"$stage/new"
 	fi
 	mv "$stage/new" "$stage/given"
 }
@@ -318,9 +323,9 @@ collect() {
 			;;
 		--?*)
 			key=${1#--}
-			if [ $# -eq 1 ]; then keep "$key" true; else
+			if [ $# -eq 1 ]; then keep "$key"; else
 				case $2 in
-				--*) keep "$key" true ;;
+				--*) keep "$key" ;;
 				*) keep "$key" "$2"; shift ;; # '' is a value as well
 				esac
 			fi

@@ -3,13 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 
 	"github.com/containerd/log"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/bundle"
@@ -51,9 +49,7 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			if err := checkBundled(c.String("server-config"), c.String("agent-config")); err != nil {
 				return agentcli.BadConfig(err)
 			}
-			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM) // so that nothing is left behind
-			defer stop()
-			made, err := bundle.Create(ctx, bundle.Config{Out: c.String("out"), Release: c.String("release"), Key: c.String("key"),
+			made, err := bundle.Create(c.Context, bundle.Config{Out: c.String("out"), Release: c.String("release"), Key: c.String("key"),
 				Etc: filepath.Dir(config.DefaultFile), Arches: c.StringSlice("arch"), Programs: !c.Bool("no-programs"),
 				Images: c.StringSlice("image"), Archives: c.StringSlice("images"), AllPlatforms: c.Bool("all-platforms"), Socket: dirs.ContainerdSocket(),
 				Manifests: c.StringSlice("manifest"), ServerConfig: c.String("server-config"), AgentConfig: c.String("agent-config"),

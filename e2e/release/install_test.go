@@ -155,11 +155,14 @@ func TestWords(t *testing.T) {
 // TestSettings: what was given in whatever way is in one place, and is looked at before anything is touched.
 func TestSettings(t *testing.T) {
 	h := newHost(t)
-	h.mustInstall("v1.37.0", []string{"UMIAK_DATA_DIR=/data", "UMIAK_TOKEN=secret", "HTTPS_PROXY=http://proxy:1"}, "server", "--node-label", "a=b")
+	h.mustInstall("v1.37.0", []string{"UMIAK_DATA_DIR=/data", "UMIAK_TOKEN=secret", "HTTPS_PROXY=http://proxy:1"}, "server", "--node-label", "a=b", "--disable-agent")
+	// The program refuses true without quotes for what is not true or false: a flag that lacks its value.
+	h.has("etc/config.yaml.d/50-install.yaml", "node-label: 'a=b'\n", "disable-agent: true\n")
 	h.has("etc/umiak.env", "UMIAK_DATA_DIR='/data'\n", "HTTPS_PROXY='http://proxy:1'\n")
 	h.has("etc/token", "secret\n")
 	before, err := os.ReadFile(filepath.Join(h.dir, "etc/config.yaml.d/50-install.yaml"))
 	h.must(err)
+	h.refused("v1.37.0", []string{"INSTALL_UMIAK_EXEC=server --token"}, "--token needs a value")
 	h.refused("v1.37.0", []string{"UMIAK_NODE_LABEL=bad"}, "settings cannot be used", "nothing was changed")
 	h.refused("v1.37.0", []string{"INSTALL_UMIAK_EXEC=--kubelet-arg bad"}, "settings cannot be used")
 	h.must(os.WriteFile(filepath.Join(h.dir, "etc/config.yaml"), []byte("bad: 1\n"), 0o600))

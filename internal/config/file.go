@@ -60,6 +60,9 @@ func parse(path string, raw []byte, all *schema) (errs []error) {
 		}
 		seen[k.Value] = k.Line
 		values, err := scalars(v)
+		if b := bare(v); err == nil && !f.isBool() && b != nil {
+			err = fmt.Errorf("needs a value; if the text %s is meant, put it in quotes", b.Value)
+		}
 		if err != nil {
 			fail("%w", err)
 			continue
@@ -103,4 +106,17 @@ func scalars(v *yaml.Node) ([]string, error) {
 		return out, nil
 	}
 	return nil, errors.New("takes a value or a list, not a mapping")
+}
+
+// bare returns a true or false without quotes in a value or list, as install.sh writes it for a flag that has no value.
+func bare(v *yaml.Node) *yaml.Node {
+	if v.Tag == "!!bool" {
+		return v
+	}
+	for _, e := range v.Content {
+		if v.Kind == yaml.SequenceNode && e.Tag == "!!bool" {
+			return e
+		}
+	}
+	return nil
 }

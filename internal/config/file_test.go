@@ -75,7 +75,7 @@ func TestTheServicesEnvironmentCountsForCommands(t *testing.T) {
 	file := filepath.Join(dir, "config.yaml")
 	for name, text := range map[string]string{
 		"config.yaml": "node-name: file\ndisable: file\n",
-		"umiak.env":   "# made by install.sh\nUMIAK_NODE_NAME='it is here'\nHTTP_PROXY=http://x\nUMIAK_DISABLE=\"a,b\"\nUMIAK_DISABLE_AGENT=true\nnonsense\n",
+		"umiak.env":   "# made by install.sh\nUMIAK_NODE_NAME='it is here'\nHTTP_PROXY=http://x\nUMIAK_DISABLE=\"a,b\"\nUMIAK_DISABLE_AGENT=true\nnonsense\n# export X=y\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -105,6 +105,17 @@ func TestTheServicesEnvironmentCountsForCommands(t *testing.T) {
 	t.Setenv("UMIAK_NODE_NAME", "")
 	if e := app.Run([]string{"umiak", "-c", file}); e != nil || err != nil || l.Name != "file" {
 		t.Error(e, err, l.Name)
+	}
+}
+
+func TestExportInTheServicesEnvironmentIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "umiak.env"), []byte("A=b\nexport UMIAK_DISABLE=x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := filepath.Join(dir, "umiak.env") + ":2: systemd ignores a line with `export`; write NAME=VALUE alone"
+	if _, err := ServiceEnvironment(dir); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 
@@ -146,6 +157,8 @@ func TestFilesThatAreNotSettings(t *testing.T) {
 		"equals":           {"node-name=a\n", "config.yaml:1: settings are lines of `key: value`"},
 		"unfinished quote": {"node-name: 'a\ndisable: b\n", "config.yaml:"},
 		"a mapping":        {"node-label: {a: b}\n", "config.yaml:1: node-label: no such setting"},
+		"no value":         {"node-name: true\n", "config.yaml:1: node-name: needs a value; if the text true is meant, put it in quotes"},
+		"no value, list":   {"disable: [a, true]\n", "config.yaml:1: disable: needs a value"},
 		"a complex key":    {"? [a, b]\n: c\n", "config.yaml:1: "},
 	} {
 		_, _, err := read(t, c.text)

@@ -24,12 +24,17 @@ func ServiceEnvironment(etc string) (map[string]string, error) {
 		return nil, fmt.Errorf("read the service's environment: %w", err)
 	}
 	out := map[string]string{}
+	n := 0
 	for line := range bytes.Lines(raw) {
+		n++
 		l := strings.TrimSpace(string(line))
 		if l == "" || l[0] == '#' || l[0] == ';' {
 			continue
 		}
-		name, value, ok := strings.Cut(strings.TrimPrefix(l, "export "), "=")
+		if strings.HasPrefix(l, "export ") {
+			return nil, fmt.Errorf("%s:%d: systemd ignores a line with `export`; write NAME=VALUE alone", filepath.Join(etc, serviceEnvironment), n)
+		}
+		name, value, ok := strings.Cut(l, "=")
 		if !ok {
 			continue // as systemd does
 		}

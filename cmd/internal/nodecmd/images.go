@@ -1,10 +1,7 @@
 package nodecmd
 
 import (
-	"os/signal"
-
 	ucli "github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/runtime/images"
 	"github.com/umiak-io/umiak/internal/socket"
@@ -20,9 +17,6 @@ func Images(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP) // so that nothing is left behind
-			defer stop()
-			c.Context = ctx
 			return f(c, dirs.ContainerdSocket())
 		}
 	}

@@ -57,11 +57,33 @@ func Strict(app *ucli.App) {
 	}
 	app.BashComplete = complete
 	for _, c := range app.Commands {
+		c.Category = topics[c.Name]
 		strict(c)
 	}
 }
 
+// topics are the headings under which a program's help lists its commands.
+var topics = map[string]string{
+	"server": "Run a cluster", "agent": "Run a cluster",
+	"status": "Look at it", "check": "Look at it", "debug": "Look at it", "directories": "Look at it",
+	"token": "Look after the cluster", "snapshot": "Look after the cluster", "certificate": "Look after the cluster",
+	"secrets-encrypt": "Look after the cluster",
+	"images":          "Look after this machine", "bundle": "Look after this machine", "upgrade": "Look after this machine",
+	"cleanup": "Look after this machine", "uninstall": "Look after this machine",
+	"kubectl": "Programs of others", "ctr": "Programs of others",
+	"completion": "About this program", "help": "About this program", "version": "About this program",
+}
+
+// withoutCategory returns a template of help without the heading under which the program lists the command.
+func withoutCategory(template string) string {
+	return strings.Replace(template, "{{if .Category}}\n\nCATEGORY:\n   {{.Category}}{{end}}", "", 1)
+}
+
 func strict(cmd *ucli.Command) {
+	cmd.CustomHelpTemplate = withoutCategory(ucli.CommandHelpTemplate)
+	if len(cmd.Subcommands) > 0 {
+		cmd.CustomHelpTemplate = withoutCategory(ucli.SubcommandHelpTemplate)
+	}
 	cmd.HideHelpCommand = true
 	cmd.OnUsageError = onUsageError
 	if cmd.BashComplete == nil {
@@ -200,7 +222,15 @@ const argvKey = "argv"
 func Run(ctx context.Context, app *ucli.App, argv []string, stderr io.Writer) int {
 	Strict(app)
 	app.Metadata = map[string]any{argvKey: argv}
-	return Exit(app.Name, app.RunContext(ctx, argv), stderr)
+	s := newScreen(app)
+	for _, c := range app.Commands {
+		s.interrupt(c)
+	}
+	err := app.RunContext(ctx, argv)
+	if err == nil {
+		err = s.failed()
+	}
+	return Exit(app.Name, err, stderr)
 }
 
 // complete prints what may come next: commands, or flags where the last word begins with a dash.

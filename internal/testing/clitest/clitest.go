@@ -100,7 +100,11 @@ func Check(t *testing.T, p Program) {
 		}
 	}
 	app := p.App()
+	_, help, _ := p.run("--help")
 	for _, c := range app.Commands {
+		if !c.Hidden && !strings.Contains(help, "\n     "+c.Name) {
+			t.Errorf("the help of %s lists %s under no topic; see topics in cmd/internal/nodecmd", p.Name, c.Name)
+		}
 		walk([]string{c.Name}, c)
 	}
 	if n < 5 {
