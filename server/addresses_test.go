@@ -19,6 +19,7 @@ import (
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	settings "github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/server/pki"
 )
 
 // cable is an interface of the tests' network namespace, with an address.
@@ -57,18 +58,29 @@ func wholeConfig(dir string) Config {
 	return c
 }
 
+// newServer is a server that is not running.
+func newServer(t *testing.T, cfg Config) *Server {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	addrs, err := Addresses(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(cfg, Start{Addresses: addrs}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // TestAnotherAddressDuringAStart: one server of several, with a node, whose address changes before its node has joined, would
 // have told the others one and its certificates another.
 func TestAnotherAddressDuringAStart(t *testing.T) {
 	link := cable(t, "10.9.0.5/24")
 	cfg := wholeConfig(t.TempDir())
 	cfg.ClusterInit = true
-	s, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	if a := s.advertise(); a != "10.9.0.5" {
+	s := newServer(t, cfg)
+	if a := s.address.IP(); a != "10.9.0.5" {
 		t.Fatalf("advertises %q", a)
 	}
 	if err := errors.Join(netlink.AddrDel(link, parseAddr(t, "10.9.0.5/24")), netlink.AddrAdd(link, parseAddr(t, "10.9.0.6/24"))); err != nil {
@@ -76,7 +88,7 @@ func TestAnotherAddressDuringAStart(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	err = s.followAddresses(ctx, func() {})
+	err := s.address.Run(ctx, func() {})
 	var moved *nodeip.Moved
 	if !errors.As(err, new(*lifecycle.Anew)) || !errors.As(err, &moved) || !slices.Equal(moved.To, []netip.Addr{netip.MustParseAddr("10.9.0.6")}) {
 		t.Errorf("goes on with it: %v", err)
@@ -90,22 +102,18 @@ func TestAnAddressIsPublishedAfterAFailure(t *testing.T) {
 	if err := netlink.AddrDel(link, parseAddr(t, "10.9.0.5/24")); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := newServer(t, cfg)
 	if err := netlink.AddrAdd(link, parseAddr(t, "10.9.0.6/24")); err != nil {
 		t.Fatal(err)
 	}
-	crt := s.pki.File("apiserver.crt")
+	crt := s.pki.CertFile(pki.APIServer)
 	// A folder where the file belongs: it cannot be written.
 	if err := errors.Join(os.Remove(crt), os.MkdirAll(crt+"/in-the-way", 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if err := s.followAddresses(ctx, func() {}); err == nil || ctx.Err() != nil {
+	if err := s.address.Run(ctx, func() {}); err == nil || ctx.Err() != nil {
 		t.Fatalf("the certificate could be written: %v", err)
 	}
 	if err := os.RemoveAll(crt); err != nil {
@@ -114,7 +122,7 @@ func TestAnAddressIsPublishedAfterAFailure(t *testing.T) {
 	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- s.followAddresses(ctx, func() {}) }()
+	go func() { done <- s.address.Run(ctx, func() {}) }()
 	for !certificateHas(crt, "10.9.0.6") {
 		select {
 		case <-ctx.Done():

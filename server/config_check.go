@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
-	auditpolicy "k8s.io/apiserver/pkg/audit/policy"
 	"k8s.io/klog/v2"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/internal/yamlfile"
+	"github.com/umiak-io/umiak/server/controlplane"
 )
 
 // maxNodeBits is how many bits upstream's allocator of the nodes' ranges can tell apart: node-cidr-mask-size less the prefix of
@@ -145,7 +145,7 @@ func (c Config) checkFiles() error {
 		}
 	}
 	if c.AuditPolicy != "" {
-		fail("audit-policy", decodeAuditPolicy(c.AuditPolicy))
+		fail("audit-policy", controlplane.CheckAuditPolicy(c.AuditPolicy))
 	}
 	if c.DatastoreCA != "" {
 		pem, err := yamlfile.Read(c.DatastoreCA)
@@ -182,7 +182,7 @@ func checkArgFile(key, name, value string) error {
 	case value == "":
 		return nil
 	case name == "audit-policy-file":
-		return decodeAuditPolicy(value)
+		return controlplane.CheckAuditPolicy(value)
 	case name == "config" && key == "kube-scheduler-arg":
 		if _, err := yamlfile.Read(value); err != nil {
 			return err
@@ -193,18 +193,6 @@ func checkArgFile(key, name, value string) error {
 	case strings.HasSuffix(name, "-file"), strings.HasSuffix(name, "-config") && strings.HasPrefix(value, "/"), name == "kubeconfig":
 		_, err := os.Stat(value)
 		return err
-	}
-	return nil
-}
-
-// decodeAuditPolicy returns why the API server would not start with a file of audit policy.
-func decodeAuditPolicy(file string) error {
-	text, err := yamlfile.Read(file)
-	if err != nil {
-		return err
-	}
-	if _, err := auditpolicy.LoadPolicyFromBytes(text); err != nil {
-		return fmt.Errorf("%s is not an audit policy: %w", file, err)
 	}
 	return nil
 }

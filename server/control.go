@@ -53,7 +53,7 @@ type ShareRequest struct {
 
 // control is the socket behind `umiak certificate`, `umiak secrets-encrypt` and `umiak snapshot save`.
 func (s *Server) control() *control.Server {
-	return &control.Server{Socket: s.dirs.ControlSocket(), Actions: map[string]control.Action{
+	return &control.Server{Socket: s.cfg.Dirs().ControlSocket(), Actions: map[string]control.Action{
 		ActionRenew: func(_ context.Context, raw json.RawMessage) (any, error) {
 			var r RenewRequest
 			if err := json.Unmarshal(raw, &r); err != nil {

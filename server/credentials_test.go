@@ -6,12 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -26,29 +26,29 @@ func testConfig(dir string) Config {
 
 func TestServingNamesFollowTheSettings(t *testing.T) {
 	dir := t.TempDir()
-	s := &Server{cfg: testConfig(dir), dirs: testConfig(dir).Dirs(), log: slog.New(slog.DiscardHandler), addrs: fixedAddress(t, "192.0.2.10")}
-	if err := s.prepare(pki.Config{}, nil); err != nil {
+	c, addrs := testConfig(dir), fixedAddress(t, "192.0.2.10")
+	if _, err := c.keys(pki.Config{}, addrs, datastore.Config{}, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	l := s.servingLeaf()
+	names, ips := c.servingNames(), c.servingIPs(addrs)
 	for _, want := range []string{"kubernetes.default.svc.cluster.local", "localhost", "umiak.example"} {
-		if !slices.Contains(l.DNSNames, want) {
-			t.Errorf("%s is not in %v", want, l.DNSNames)
+		if !slices.Contains(names, want) {
+			t.Errorf("%s is not in %v", want, names)
 		}
 	}
 	for _, want := range []string{"127.0.0.1", "::1", "192.0.2.10", "10.43.0.1", "fd00:43::1", "198.51.100.7"} {
-		if !slices.Contains(l.IPs, want) {
-			t.Errorf("%s is not in %v", want, l.IPs)
+		if !slices.Contains(ips, want) {
+			t.Errorf("%s is not in %v", want, ips)
 		}
 	}
-	for file, mode := range map[string]os.FileMode{s.dirs.AdminKubeconfig(): 0o600, s.cfg.WriteKubeconfig: 0o640} {
+	for file, mode := range map[string]os.FileMode{c.Dirs().AdminKubeconfig(): 0o600, c.WriteKubeconfig: 0o640} {
 		fi, err := os.Stat(file)
 		if err != nil || fi.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", file, fi, err)
 			continue
 		}
-		c, err := clientcmd.BuildConfigFromFlags("", file)
-		if err != nil || c.Host != "https://127.0.0.1:6443" || len(c.KeyData) == 0 {
+		rc, err := clientcmd.BuildConfigFromFlags("", file)
+		if err != nil || rc.Host != "https://127.0.0.1:6443" || len(rc.KeyData) == 0 {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
@@ -62,21 +62,6 @@ func fixedAddress(t *testing.T, ip string) *nodeip.Tracker {
 		t.Fatal(err)
 	}
 	return a
-}
-
-func TestAddressesThatPodsCannotReachAreRefused(t *testing.T) {
-	for _, a := range []string{"127.0.0.1", "0.0.0.0", "::1", "fe80::1", "224.0.0.1"} {
-		if _, err := advertiseAddress(Config{AdvertiseAddress: netip.MustParseAddr(a)}, nil); err == nil || !strings.Contains(err.Error(), "advertise-address") {
-			t.Errorf("%s: %v", a, err)
-		}
-	}
-	if a, err := advertiseAddress(Config{}, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}); err != nil || a != "192.0.2.1" {
-		t.Errorf("got %s, %v", a, err)
-	}
-	// The tests' namespace has no default route.
-	if _, err := advertiseAddress(Config{}, nil); err == nil || !strings.Contains(err.Error(), "set node-ip") {
-		t.Errorf("got %v", err)
-	}
 }
 
 func TestListensOnBothFamiliesWhereTheClusterHasBoth(t *testing.T) {

@@ -1,14 +1,18 @@
 package server
 
 import (
-	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore"
@@ -18,15 +22,233 @@ import (
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/kubeclient"
+	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/internal/token"
+	upgradesapi "github.com/umiak-io/umiak/internal/upgrades"
+	"github.com/umiak-io/umiak/manifests"
+	"github.com/umiak-io/umiak/server/addons"
+	"github.com/umiak-io/umiak/server/admission"
+	"github.com/umiak-io/umiak/server/advertise"
 	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/cluster"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
+	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/encryption"
+	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
+	"github.com/umiak-io/umiak/server/servicelb"
 )
 
-// clients makes clients of the server's own API server, as ownName.
+// clients makes clients of the server's own API server, with all rights.
 func (c Config) clients() kubeclient.Source {
-	return kubeclient.Source{Kubeconfig: filepath.Join(c.Dirs().ServerKubeconfigs(), ownName+".kubeconfig")}
+	return kubeclient.Source{Kubeconfig: pki.KubeconfigFile(c.Dirs(), pki.Own)}
+}
+
+// bindAddress returns where to listen: "::" takes both families, where there is IPv6 at all.
+func bindAddress(cfg Config) string {
+	if cfg.BindAddress.IsValid() {
+		return cfg.BindAddress.String()
+	}
+	if nodeip.FamiliesOf(cfg.ServiceCIDR).V6 {
+		return "::"
+	}
+	return "0.0.0.0"
+}
+
+// loopbackURL returns where this machine reaches its API server.
+func (c Config) loopbackURL() string {
+	host := bindAddress(c)
+	if ip, err := netip.ParseAddr(host); err != nil || ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "https://" + net.JoinHostPort(host, c.HTTPSPort.String())
+}
+
+// ownNode returns the name of the node in this process, "" for none.
+func (c Config) ownNode() string {
+	if c.DisableAgent {
+		return ""
+	}
+	return c.NodeName
+}
+
+// upgradesOff reports whether the settings leave upgrades by the cluster out.
+func (c Config) upgradesOff() bool { return slices.Contains(c.Disable, upgradesapi.Manifest) }
+
+// facts returns what every node learns from the cluster.
+func (c Config) facts() joinwire.Cluster {
+	return joinwire.Cluster{
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
+		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts.String(), UpgradesOff: c.upgradesOff(), ExternalIPs: c.ExternalIPs,
+	}
+}
+
+// advertiseConfig describes the address that this server advertises.
+func (c Config) advertiseConfig(addrs *nodeip.Tracker, publish func([]string) error) advertise.Config {
+	return advertise.Config{
+		Set: c.AdvertiseAddress, Services: c.ServiceCIDR, Addresses: addrs, Port: int(c.HTTPSPort), Fixed: c.DisableAgent,
+		Names: func() []string { return c.servingIPs(addrs) }, Publish: publish,
+	}
+}
+
+// servingNames returns the names by which the API server is known.
+func (c Config) servingNames() []string {
+	out := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.ClusterDomain, "localhost"}
+	if h, err := os.Hostname(); err == nil && h != "" {
+		out = append(out, h)
+	}
+	for _, san := range c.TLSSAN {
+		if _, err := netip.ParseAddr(san); err != nil {
+			out = append(out, san)
+		}
+	}
+	return out
+}
+
+// servingSANs returns the addresses of tls-san.
+func (c Config) servingSANs() (out []netip.Addr) {
+	for _, san := range c.TLSSAN {
+		if ip, err := netip.ParseAddr(san); err == nil {
+			out = append(out, ip.Unmap())
+		}
+	}
+	return out
+}
+
+// servingIPs returns the addresses by which the API server is known.
+func (c Config) servingIPs(addrs *nodeip.Tracker) []string {
+	out := []string{"127.0.0.1", "::1"}
+	now, _ := addrs.Now()
+	ip, _ := advertise.Choose(c.AdvertiseAddress, c.ServiceCIDR, now.IPs) // "" while there is none
+	for _, a := range slices.Concat([]string{ip}, config.Texts(now.IPs), config.Texts(c.NodeExternalIP)) {
+		if a != "" && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	for _, p := range c.ServiceCIDR {
+		out = append(out, p.Addr().Next().String())
+	}
+	if a := c.BindAddress; a.IsValid() && !a.IsUnspecified() {
+		out = append(out, a.String())
+	}
+	for _, san := range c.TLSSAN {
+		if ip, err := netip.ParseAddr(san); err == nil && !ip.IsUnspecified() {
+			out = append(out, ip.String())
+		}
+	}
+	return out
+}
+
+// keys makes the authorities, certificates, keys and policies that the components read, where they are missing.
+func (c Config) keys(lifetimes pki.Config, addrs *nodeip.Tracker, dc datastore.Config, log *slog.Logger) (*pki.PKI, error) {
+	d := c.Dirs()
+	for _, dir := range []string{d.Server(), d.ServerKubeconfigs()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make folder: %w", err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make folder: %w", err)
+		}
+	}
+	lifetimes.Dir, lifetimes.Log = d.ServerPKI(), log.With("component", "certificates")
+	p, err := pki.Ensure(lifetimes)
+	if err != nil {
+		return nil, err
+	}
+	if err := encryption.Ensure(d.EncryptionConfig()); err != nil {
+		return nil, err
+	}
+	if err := controlplane.EnsureAudit(c.defaultAuditPolicy(), c.auditFile()); err != nil {
+		return nil, err
+	}
+	plane := pki.ControlPlane{
+		Dirs: d, URL: c.loopbackURL(), AdminCopy: c.WriteKubeconfig, AdminCopyMode: fs.FileMode(c.WriteKubeconfigMode), Log: log,
+	}
+	serving := p.ServingLeaf(c.servingNames(), c.servingIPs(addrs))
+	for _, l := range slices.Concat([]pki.Leaf{serving}, plane.Leaves(p), etcdLeaves(dc)) {
+		if err := p.Add(l); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (c Config) defaultAuditPolicy() string {
+	return filepath.Join(c.Dirs().Server(), "audit-policy.yaml")
+}
+
+// controlPlane describes the components of the control plane, as far as settings and files say.
+func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
+	audit := c.AuditPolicy
+	if audit == "" {
+		audit = c.defaultAuditPolicy()
+	}
+	return controlplane.Settings{
+		Bind: bindAddress(c), Port: int(c.HTTPSPort),
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(), ClusterDomain: c.ClusterDomain,
+		OtherIPAM: c.FlannelBackend == "none", ClusterIPRouting: !c.DisableAgent, UpgradesOff: c.upgradesOff(),
+		Services: admission.Limits{
+			ExternalIPs: c.ExternalIPs, Inside: slices.Concat(c.ClusterCIDR, c.ServiceCIDR),
+			Ports: systemports.Ports{API: int(c.HTTPSPort)},
+		},
+		Files: controlplane.Files{
+			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
+			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),
+			RequestHeaderCA:   p.CACert(pki.RequestHeaderCA),
+			ServiceAccountKey: p.ServiceAccountKey(), ServiceAccountPublicKey: p.ServiceAccountPublicKey(),
+			ServingCert: p.CertFile(pki.APIServer), ServingKey: p.KeyFile(pki.APIServer),
+			KubeletClientCert: p.CertFile(pki.KubeletClient), KubeletClientKey: p.KeyFile(pki.KubeletClient),
+			ProxyClientCert: p.CertFile(pki.FrontProxy), ProxyClientKey: p.KeyFile(pki.FrontProxy),
+			Encryption:                  c.Dirs().EncryptionConfig(),
+			ControllerManagerKubeconfig: pki.KubeconfigFile(c.Dirs(), pki.ControllerManager),
+			SchedulerKubeconfig:         pki.KubeconfigFile(c.Dirs(), pki.Scheduler),
+		},
+		AuditLog: c.auditFile(), AuditPolicy: audit,
+		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
+	}
+}
+
+// addons returns the part that keeps the packaged manifests and the user's applied.
+func (c Config) addons(cl *cluster.Cluster, log *slog.Logger) (*addons.Part, error) {
+	vars, err := manifests.Vars(c.ClusterDomain, c.DNS())
+	if err != nil {
+		return nil, err
+	}
+	return addons.NewPart(addons.Config{
+		Dir: c.Dirs().Manifests(), Embedded: manifests.FS, Vars: vars, Disable: c.Disable, Server: c.NodeName,
+		Node: !c.DisableAgent, Alone: !cl.Several(), Left: cl.HasLeft, Log: log,
+	}, c.clients().ConfigMaker("umiak-manifests")), nil
+}
+
+// loadBalancer returns the controller that gives Services of type LoadBalancer their addresses.
+func (c Config) loadBalancer(nodes *joinapi.API, log *slog.Logger) *servicelb.Controller {
+	return servicelb.New(servicelb.Config{
+		Client: c.clients().Maker("umiak-load-balancer"),
+		Planner: servicelb.Planner{
+			Pool: c.LoadBalancers, Reserved: servicelb.ReservedPorts(c.NodePorts, int(c.HTTPSPort)), Disputed: nodes.Disputed, Supported: nodes.Supported,
+		},
+		Changed: nodes.AddressesChanged, Disabled: slices.Contains(c.Disable, servicelb.Name), Log: log,
+	})
+}
+
+// firstTokens returns the two tokens that the cluster has from its first start on.
+func (c Config) firstTokens() []joinapi.LongLived {
+	d := c.Dirs()
+	srv, _ := token.FromSettings(c.Token, c.TokenFile) // Validate has read the files
+	if c.Server != "" {
+		srv = "" // it is the one with which this server joins
+	}
+	agt, _ := token.FromSettings(c.AgentToken, c.AgentTokenFile)
+	return []joinapi.LongLived{
+		{ID: joinapi.ServerID, Kind: token.Server, File: d.ServerToken(), Given: srv, Joined: sharedfiles.Joined(d), Server: c.NodeName},
+		{ID: joinapi.AgentID, Kind: token.Agent, File: d.AgentToken(), Given: agt, Server: c.NodeName},
+	}
+}
+
+// withMetrics registers the datastore's metrics with those of the components.
+func withMetrics(c datastore.Config) datastore.Config {
+	c.Registerer = legacyregistry.Registerer()
+	return c
 }
 
 // datastoreConfig describes the datastore of a server that advertises an address. Metrics are not registered.
@@ -79,23 +301,6 @@ func sharedDatastore(c datastore.Config) joinwire.Datastore {
 // snapshotKeeper makes the snapshots of the datastore that source returns.
 func (c Config) snapshotKeeper(source func() snapshot.Source, log *slog.Logger) *backup.Keeper {
 	return &backup.Keeper{Config: c.Snapshots, Dirs: c.Dirs(), Node: c.NodeName, Source: source, Log: log.With("component", "snapshots")}
-}
-
-// Join makes this machine another server of a cluster, if cfg wants it to be one and it is not yet; see cluster.Join. addrs
-// are the machine's, and ClaimName has settled its name.
-func Join(ctx context.Context, cfg Config, addrs *nodeip.Tracker, log *slog.Logger) ([]etcd.Member, error) {
-	now, _ := addrs.Now()
-	advertise, err := advertiseAddress(cfg, now.IPs)
-	if err != nil && cfg.Server != "" {
-		return nil, fmt.Errorf("join the cluster of %s: %w", cfg.Server, err)
-	}
-	tok, err := cfg.joinToken()
-	if err != nil {
-		return nil, err
-	}
-	return cluster.Join(ctx, cluster.JoinConfig{
-		Server: cfg.Server, Token: tok, Dirs: cfg.Dirs(), Datastore: cfg.datastoreConfig(advertise, log), Settings: cfg.shared(), Log: log,
-	})
 }
 
 // joinToken returns the token that is set, zero if none is.

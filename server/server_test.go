@@ -36,6 +36,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	settings "github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/status"
@@ -96,13 +97,13 @@ func serve(dir string) error {
 	if err != nil {
 		return err
 	}
-	var opts []server.Option
+	var lifetimes pki.Config
 	if life := os.Getenv("UMIAK_TEST_LEAF"); life != "" {
 		d, err := time.ParseDuration(life)
 		if err != nil {
 			return err
 		}
-		opts = append(opts, server.WithPKI(pki.Config{LeafLifetime: d}))
+		lifetimes.LeafLifetime = d
 	}
 	cfg, ip := config(dir), nodeIP
 	if port := os.Getenv("UMIAK_TEST_PORT"); port != "" {
@@ -116,12 +117,20 @@ func serve(dir string) error {
 	if os.Getenv("UMIAK_TEST_HEADLESS") != "" {
 		cfg.DisableAgent, ip = true, farIP
 	}
-	s, err := server.New(ctx, cfg, log, opts...)
+	release, err := instance.Acquire(cfg.Dirs())
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	parts := append(s.Parts(), lifecycle.Part{Name: "join", Run: func(ctx context.Context, ready func()) error {
+	defer release()
+	addrs, err := server.Addresses(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	s, err := server.Assemble(cfg, server.Start{Addresses: addrs}, lifetimes, log)
+	if err != nil {
+		return err
+	}
+	parts := append(s.Parts(server.NodeHooks{}), lifecycle.Part{Name: "join", Run: func(ctx context.Context, ready func()) error {
 		if _, err := s.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{ip}}); err != nil {
 			return err
 		}
@@ -602,7 +611,12 @@ func TestWrongArgumentsAreOneClearError(t *testing.T) {
 	cfg := config(t.TempDir())
 	cfg.APIServerArg = []string{"no-such-flag=1", "event-ttl=soon"}
 	cfg.SchedulerArg = []string{"neither=1"}
-	_, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	log := slog.New(slog.DiscardHandler)
+	addrs, err := server.Addresses(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = server.New(cfg, server.Start{Addresses: addrs}, log)
 	if err == nil {
 		t.Fatal("accepted")
 	}

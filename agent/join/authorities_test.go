@@ -10,6 +10,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/internal/version"
 	serverjoin "github.com/umiak-io/umiak/server/joinapi"
@@ -53,16 +54,16 @@ func TestANodeTakesOverAuthorities(t *testing.T) {
 		t.Fatal(err)
 	}
 	hash := func() string { return tunnelwire.HashAuthorities(s.pki.CAPEM(pki.ServerCA), s.pki.CAPEM(pki.ClientCA)) }
-	before := m.cert(t, agentClient)
+	before := m.cert(t, nodecerts.AgentClient)
 	has, since, err := j.Authorities(t.Context(), hash())
-	if err != nil || has != hash() || since.IsZero() || !m.cert(t, agentClient).Equal(before) {
+	if err != nil || has != hash() || since.IsZero() || !m.cert(t, nodecerts.AgentClient).Equal(before) {
 		t.Errorf("the same ones: %s since %v, %v", has, since, err)
 	}
 	if err := s.pki.BeginRotation(nil, ""); err != nil {
 		t.Fatal(err)
 	}
 	has, _, err = j.Authorities(t.Context(), hash())
-	if err != nil || has != hash() || m.cert(t, agentClient).Equal(before) {
+	if err != nil || has != hash() || m.cert(t, nodecerts.AgentClient).Equal(before) {
 		t.Errorf("other ones: %s, want %s, %v", has, hash(), err)
 	}
 	// A server that is behind the one that tells it: the node has what it got.

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -28,20 +27,17 @@ import (
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/token"
-	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Files of the node's identity; see agent.Joiner.
+// The files of the authorities that the node trusts.
 const (
-	serverCA       = "server-ca.crt"
-	clientCA       = "client-ca.crt"
-	kubeletClient  = "kubelet-client"
-	kubeletServing = "kubelet-serving"
-	agentClient    = "agent-client"
+	serverCA = nodecerts.ServerCA + ".crt"
+	clientCA = nodecerts.ClientCA + ".crt"
 )
 
-var identities = []string{kubeletClient, kubeletServing, agentClient}
+var identities = []string{nodecerts.KubeletClient, nodecerts.KubeletServing, nodecerts.AgentClient}
 
 func (j *Joiner) file(name string) string { return filepath.Join(j.cfg.Dirs.AgentPKI(), name) }
 
@@ -195,29 +191,28 @@ func (j *Joiner) request() (*joinwire.NodeRequest, error) {
 		return nil, err
 	}
 	req := &joinwire.NodeRequest{Name: n.Name, IPs: n.IPs, ExternalIPs: n.ExternalIPs, Password: password}
-	kubelet := pkix.Name{CommonName: wellknown.NodeUserPrefix + n.Name, Organization: []string{wellknown.NodesGroup}}
-	agent := pkix.Name{CommonName: wellknown.AgentUserPrefix + n.Name, Organization: []string{wellknown.AgentsGroup}}
 	var ips []net.IP
 	for _, s := range n.IPs {
 		ips = append(ips, net.ParseIP(s))
 	}
 	for _, c := range []struct {
-		id  string
-		csr x509.CertificateRequest
-		to  *string
+		id nodecerts.Identity
+		to *string
 	}{
-		{kubeletClient, x509.CertificateRequest{Subject: kubelet}, &req.Kubelet},
-		{agentClient, x509.CertificateRequest{Subject: agent}, &req.Agent},
-		{kubeletServing, x509.CertificateRequest{Subject: kubelet, DNSNames: []string{n.Name}, IPAddresses: ips},
-			&req.Serving},
+		{nodecerts.Kubelet(n.Name), &req.Kubelet}, {nodecerts.Agent(n.Name), &req.Agent},
+		{nodecerts.Serving(n.Name), &req.Serving},
 	} {
-		key, err := ensureKey(j.file(c.id + ".key"))
+		csr := x509.CertificateRequest{Subject: c.id.Subject()}
+		if c.id.Serving {
+			csr.DNSNames, csr.IPAddresses = []string{n.Name}, ips
+		}
+		key, err := ensureKey(j.file(c.id.File + ".key"))
 		if err != nil {
 			return nil, err
 		}
-		der, err := x509.CreateCertificateRequest(rand.Reader, &c.csr, key)
+		der, err := x509.CreateCertificateRequest(rand.Reader, &csr, key)
 		if err != nil {
-			return nil, fmt.Errorf("create CSR of %s: %w", c.id, err)
+			return nil, fmt.Errorf("create CSR of %s: %w", c.id.File, err)
 		}
 		*c.to = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 	}
@@ -260,7 +255,8 @@ func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 	if pinned != "" && !token.HoldsCA([]byte(resp.ServerCA), pinned) {
 		return fmt.Errorf("%w: the CA in its answer did not sign its certificate", token.ErrWrongServer)
 	}
-	certs := map[string]string{kubeletClient: resp.Kubelet, agentClient: resp.Agent, kubeletServing: resp.Serving}
+	certs := map[string]string{nodecerts.KubeletClient: resp.Kubelet, nodecerts.AgentClient: resp.Agent,
+		nodecerts.KubeletServing: resp.Serving}
 	for _, id := range identities {
 		key, err := os.ReadFile(j.file(id + ".key"))
 		if err != nil {
@@ -283,8 +279,8 @@ func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 	}
 	var errs []error
 	for _, f := range []struct{ name, text string }{{serverCA, resp.ServerCA}, {clientCA, resp.ClientCA},
-		{kubeletClient + ".crt", resp.Kubelet}, {agentClient + ".crt", resp.Agent},
-		{kubeletServing + ".crt", resp.Serving}} {
+		{nodecerts.KubeletClient + ".crt", resp.Kubelet}, {nodecerts.AgentClient + ".crt", resp.Agent},
+		{nodecerts.KubeletServing + ".crt", resp.Serving}} {
 		errs = append(errs, writeIfChanged(j.file(f.name), []byte(f.text), 0o644))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -315,8 +311,8 @@ func (j *Joiner) store(s *joined) error {
 // writeKubeconfigs writes the node's kubeconfigs. They name the balancer as the API server, so they do not depend on
 // which server answers, and files for certificates and keys, which their readers reload after a renewal.
 func (j *Joiner) writeKubeconfigs() error {
-	for file, id := range map[string]string{j.cfg.Dirs.KubeletKubeconfig(): kubeletClient,
-		j.cfg.Dirs.AgentKubeconfig(): agentClient} {
+	for file, id := range map[string]string{j.cfg.Dirs.KubeletKubeconfig(): nodecerts.KubeletClient,
+		j.cfg.Dirs.AgentKubeconfig(): nodecerts.AgentClient} {
 		c := clientcmdapi.NewConfig()
 		c.Clusters["umiak"] = &clientcmdapi.Cluster{Server: "https://" + j.cfg.Local, TLSServerName: token.ServerName,
 			CertificateAuthority: j.file(serverCA)}

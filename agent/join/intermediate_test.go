@@ -15,6 +15,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	serverjoin "github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -105,7 +106,7 @@ func TestClientCAThatIsAnIntermediate(t *testing.T) {
 			if _, err := j.Join(t.Context(), n1); err != nil {
 				t.Fatal(err)
 			}
-			if by := m.cert(t, agentClient).Issuer.CommonName; by != "our intermediate" {
+			if by := m.cert(t, nodecerts.AgentClient).Issuer.CommonName; by != "our intermediate" {
 				t.Fatalf("the certificate is issued by %s", by)
 			}
 			j.cfg.Token.Secret = ""
@@ -114,7 +115,7 @@ func TestClientCAThatIsAnIntermediate(t *testing.T) {
 					t.Errorf("%s: %v", path, err)
 				}
 			}
-			pair, err := stranger.joiner(t, foreign, foreign.token(t, serverjoin.Spec{})).keyPair(agentClient)
+			pair, err := stranger.joiner(t, foreign, foreign.token(t, serverjoin.Spec{})).keyPair(nodecerts.AgentClient)
 			if err != nil {
 				t.Fatal(err)
 			}

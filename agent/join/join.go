@@ -20,6 +20,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
@@ -156,7 +157,7 @@ func (j *Joiner) SetTaints(ctx context.Context, _ string, taints []corev1.Taint)
 
 // nodeClient returns a client of the join API that authenticates with the node's certificate.
 func (j *Joiner) nodeClient() (*joinclient.Client, error) {
-	cert, err := j.keyPair(agentClient)
+	cert, err := j.keyPair(nodecerts.AgentClient)
 	if err != nil {
 		return nil, err
 	}
@@ -365,7 +366,7 @@ func (j *Joiner) authorities() (hash string, since time.Time, err error) {
 	if err != nil {
 		return "", since, fmt.Errorf("read the cluster's CA: %w", err)
 	}
-	for _, f := range []string{serverCA, clientCA, agentClient + ".crt", kubeletClient + ".crt"} {
+	for _, f := range []string{serverCA, clientCA, nodecerts.AgentClient + ".crt", nodecerts.KubeletClient + ".crt"} {
 		info, err := os.Stat(j.file(f))
 		if err != nil {
 			return "", since, fmt.Errorf("read the node's certificates: %w", err)

@@ -31,6 +31,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/token"
 	serverjoin "github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
@@ -115,7 +116,7 @@ func newServerIn(t *testing.T, dir string) *fakeServer {
 		t.Fatal(err)
 	}
 	go func() {
-		done <- s.api.Run(ctx, s.kube, metafake.NewSimpleMetadataClient(scheme, []runtime.Object{}...), s.tokens, func() { close(ready) })
+		done <- s.api.Serve(ctx, metafake.NewSimpleMetadataClient(scheme, []runtime.Object{}...), s.tokens, func() { close(ready) })
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -234,13 +235,13 @@ func TestJoin(t *testing.T) {
 	if c.APIServer != "https://"+m.addr || c.ClusterDomain != "cluster.local" {
 		t.Errorf("%+v", c)
 	}
-	for id, user := range map[string]string{kubeletClient: "system:node:n1", kubeletServing: "system:node:n1", agentClient: "umiak:agent:n1"} {
+	for id, user := range map[string]string{nodecerts.KubeletClient: "system:node:n1", nodecerts.KubeletServing: "system:node:n1", nodecerts.AgentClient: "umiak:agent:n1"} {
 		crt := m.cert(t, id)
 		if crt.Subject.CommonName != user || time.Until(crt.NotAfter) > serverjoin.NodeLifetime || time.Until(crt.NotAfter) < serverjoin.NodeLifetime-time.Hour {
 			t.Errorf("%s: %s until %s", id, crt.Subject, crt.NotAfter)
 		}
 	}
-	if crt := m.cert(t, kubeletServing); strings.Join(crt.DNSNames, ",") != "n1" || len(crt.IPAddresses) != 1 || crt.IPAddresses[0].String() != "192.0.2.7" {
+	if crt := m.cert(t, nodecerts.KubeletServing); strings.Join(crt.DNSNames, ",") != "n1" || len(crt.IPAddresses) != 1 || crt.IPAddresses[0].String() != "192.0.2.7" {
 		t.Errorf("serving: %q %v", crt.DNSNames, crt.IPAddresses)
 	}
 	rc, err := clientcmd.BuildConfigFromFlags("", m.dirs.KubeletKubeconfig())
@@ -262,12 +263,12 @@ func TestJoin(t *testing.T) {
 
 	// It starts again with nobody there and nothing given.
 	s.Close()
-	before := m.cert(t, agentClient)
+	before := m.cert(t, nodecerts.AgentClient)
 	again, err := m.joiner(t, s, token.Token{}).Join(t.Context(), n1)
 	if err != nil || again.ClusterDomain != "cluster.local" {
 		t.Fatalf("%+v, %v", again, err)
 	}
-	if !m.cert(t, agentClient).Equal(before) {
+	if !m.cert(t, nodecerts.AgentClient).Equal(before) {
 		t.Error("its certificate has changed")
 	}
 }
@@ -407,8 +408,8 @@ func TestRenewal(t *testing.T) {
 	if d := time.Until(j.due()); d > 20*24*time.Hour || d < 18*24*time.Hour {
 		t.Errorf("it renews after %s", d)
 	}
-	old := m.cert(t, agentClient)
-	key, _ := os.ReadFile(j.file(agentClient + ".key"))
+	old := m.cert(t, nodecerts.AgentClient)
+	key, _ := os.ReadFile(j.file(nodecerts.AgentClient + ".key"))
 
 	// A restart with another address: the certificate follows, through the balancer.
 	j = m.joiner(t, s, token.Token{})
@@ -419,12 +420,12 @@ func TestRenewal(t *testing.T) {
 	run(t, j.Run)
 	defer func() { t.Log(j.Section(t.Context())) }()
 	until(t, func() bool {
-		return len(m.cert(t, kubeletServing).IPAddresses) == 1 && m.cert(t, kubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
+		return len(m.cert(t, nodecerts.KubeletServing).IPAddresses) == 1 && m.cert(t, nodecerts.KubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
 	})
-	if m.cert(t, agentClient).Equal(old) {
+	if m.cert(t, nodecerts.AgentClient).Equal(old) {
 		t.Error("the client certificate is the old one")
 	}
-	if now, _ := os.ReadFile(j.file(agentClient + ".key")); string(now) != string(key) {
+	if now, _ := os.ReadFile(j.file(nodecerts.AgentClient + ".key")); string(now) != string(key) {
 		t.Error("the key has changed")
 	}
 
@@ -471,7 +472,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	}
 	// A certificate of another cluster says nothing here, and its server is not taken for one of this.
 	other := newServer(t)
-	own, err := j.keyPair(agentClient)
+	own, err := j.keyPair(nodecerts.AgentClient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -482,7 +483,7 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if _, err := m2.joiner(t, other, other.token(t, serverjoin.Spec{})).Join(t.Context(), n1); err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := tls.LoadX509KeyPair(filepath.Join(m2.dirs.AgentPKI(), agentClient+".crt"), filepath.Join(m2.dirs.AgentPKI(), agentClient+".key"))
+	foreign, err := tls.LoadX509KeyPair(filepath.Join(m2.dirs.AgentPKI(), nodecerts.AgentClient+".crt"), filepath.Join(m2.dirs.AgentPKI(), nodecerts.AgentClient+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -502,7 +503,7 @@ func TestWhatCannotBeReadIsMadeAnew(t *testing.T) {
 	if _, err := m.joiner(t, s, tok).Join(t.Context(), n1); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{m.dirs.Joined(), filepath.Join(m.dirs.AgentPKI(), kubeletClient+".crt"), filepath.Join(m.dirs.AgentPKI(), agentClient+".key"), filepath.Join(m.dirs.AgentPKI(), serverCA)} {
+	for _, file := range []string{m.dirs.Joined(), filepath.Join(m.dirs.AgentPKI(), nodecerts.KubeletClient+".crt"), filepath.Join(m.dirs.AgentPKI(), nodecerts.AgentClient+".key"), filepath.Join(m.dirs.AgentPKI(), serverCA)} {
 		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}

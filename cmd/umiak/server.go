@@ -60,16 +60,15 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			}
 			p := process.Process{Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush, Confirm: agentcli.Confirm}
 			if sc.DisableAgent {
-				p.Parts, p.Sources = srv.Parts(), srv.Sources()
+				p.Parts, p.Sources = srv.Parts(server.NodeHooks{}), srv.Sources()
 			} else {
 				node, err := agent.New(ac, srv.Joiner(), log)
 				if err != nil {
 					return err
 				}
-				srv.ReportTo(node.Troubles())
+				hooks := server.NodeHooks{Report: node.Troubles(), VolumeControllersMade: node.VolumeControllersMade}
 				p.Forgive = node.Forgive
-				p.Parts, p.Sources = srv.Parts(), srv.Sources()
-				srv.OnVolumeControllers(node.VolumeControllersMade)
+				p.Parts, p.Sources = srv.Parts(hooks), srv.Sources()
 				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)
 				p.Sources = append(p.Sources, node.Sources()...)
 			}
@@ -95,5 +94,5 @@ func newServer(ctx context.Context, sc *server.Config, prep *process.Preparation
 		return nil, err
 	}
 	prep.Step("its own keys and settings")
-	return server.New(ctx, *sc, log, server.WithoutLock(), server.WithEtcdMembers(members), server.WithAddresses(addrs), server.WithMuffle(muffle))
+	return server.New(*sc, server.Start{Addresses: addrs, Members: members, Failing: muffle}, log)
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/listing"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/output"
 )
 
@@ -81,11 +82,11 @@ var (
 		"admin.crt":              {usedBy: "umiak kubectl and admin.kubeconfig", lifetime: AdminLifetime},
 	}
 	agent = map[string]use{
-		"server-ca.crt":       {usedBy: "trusted by this node for the API server", ca: true},
-		"client-ca.crt":       {usedBy: "trusted by this node's kubelet for who asks it", ca: true},
-		"kubelet-client.crt":  {usedBy: "kubelet, towards the API server", lifetime: LeafLifetime},
-		"kubelet-serving.crt": {usedBy: "kubelet, serving", lifetime: LeafLifetime},
-		"agent-client.crt":    {usedBy: "network, proxy and DNS of this node", lifetime: LeafLifetime},
+		"server-ca.crt":                   {usedBy: "trusted by this node for the API server", ca: true},
+		"client-ca.crt":                   {usedBy: "trusted by this node's kubelet for who asks it", ca: true},
+		nodecerts.KubeletClient + ".crt":  {usedBy: "kubelet, towards the API server", lifetime: LeafLifetime},
+		nodecerts.KubeletServing + ".crt": {usedBy: "kubelet, serving", lifetime: LeafLifetime},
+		nodecerts.AgentClient + ".crt":    {usedBy: "network, proxy and DNS of this node", lifetime: LeafLifetime},
 	}
 )
 

@@ -38,6 +38,11 @@ func (s Source) Maker(userAgent string) func() (kubernetes.Interface, error) {
 	return func() (kubernetes.Interface, error) { return s.Client(userAgent, 0) }
 }
 
+// ConfigMaker returns a function that returns a client configuration.
+func (s Source) ConfigMaker(userAgent string) func() (*rest.Config, error) {
+	return func() (*rest.Config, error) { return s.Config(userAgent) }
+}
+
 // Of returns the client of a configuration.
 func Of(c *rest.Config) (kubernetes.Interface, error) {
 	k, err := kubernetes.NewForConfig(c)

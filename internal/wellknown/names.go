@@ -35,6 +35,11 @@ const (
 
 	// AdminsGroup is the group of the user in the administrator's kubeconfig.
 	AdminsGroup = "umiak:admins"
+	// KubeletClientUser is the API server towards kubelets.
+	KubeletClientUser = "umiak:kubelet-client"
+	// FrontProxyUser is the API server towards aggregated ones.
+	FrontProxyUser = "umiak:front-proxy"
+
 	// AgentsGroup is the group of the proxy, DNS and overlay of a node.
 	AgentsGroup = "umiak:agents"
 	// AgentUserPrefix is the prefix of their user name, before the name of the node.

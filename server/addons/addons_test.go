@@ -35,6 +35,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/testing/testns"
@@ -144,13 +145,21 @@ func serve(dir, port string) error {
 	if err := c.HTTPSPort.UnmarshalText([]byte(port)); err != nil {
 		return err
 	}
-	s, err := server.New(ctx, c, log)
+	release, err := instance.Acquire(c.Dirs())
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer release()
+	addrs, err := server.Addresses(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	s, err := server.New(c, server.Start{Addresses: addrs}, log)
+	if err != nil {
+		return err
+	}
 	// The tests are the only ones that apply manifests.
-	parts := slices.DeleteFunc(s.Parts(), func(p lifecycle.Part) bool { return p.Name == "manifests" })
+	parts := slices.DeleteFunc(s.Parts(server.NodeHooks{}), func(p lifecycle.Part) bool { return p.Name == "manifests" })
 	g, err := lifecycle.New(slog.Default(), parts...)
 	if err != nil {
 		return err

@@ -110,7 +110,7 @@ func (a *Admission) Admit(ctx context.Context, r *joinwire.ServerRequest) (*join
 
 // Dismiss removes a server from the etcd cluster. A server does not remove itself: the others do.
 func (a *Admission) Dismiss(ctx context.Context, name string) error {
-	tokens, err := a.cfg.Tokens()
+	tokens, err := a.cfg.Access.Tokens()
 	if err != nil {
 		return err
 	}

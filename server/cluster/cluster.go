@@ -3,8 +3,13 @@ package cluster
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/layout"
@@ -37,8 +42,8 @@ type Config struct {
 	Tunnels   Tunnels
 	// Clients makes clients of this server's API server, with all rights.
 	Clients kubeclient.Source
-	// Tokens returns the cluster's tokens through this server's API server.
-	Tokens func() (joinapi.Tokens, error)
+	// Access reaches the cluster's tokens through this server's API server.
+	Access joinapi.Access
 	// TakenOver is called when other authorities or another ServiceAccount key are in force here; it must not block.
 	TakenOver func()
 	Log       *slog.Logger
@@ -68,7 +73,7 @@ func New(cfg Config) (*Cluster, error) {
 		return nil, err
 	}
 	sharing := encryption.NewSharing(encryption.SharingConfig{
-		File: cfg.Dirs.EncryptionConfig(), Secret: cfg.secret, Current: c.Authorities.current, Log: cfg.Log,
+		File: cfg.Dirs.EncryptionConfig(), Secret: cfg.PKI.SharedSecret, Current: c.Authorities.current, Log: cfg.Log,
 	})
 	log := cfg.Log.With("component", "join")
 	c.Record = &KeyRecord{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale, log: log}
@@ -76,9 +81,6 @@ func New(cfg Config) (*Cluster, error) {
 	c.Admission = &Admission{cfg: cfg, authorities: c.Authorities, log: log}
 	return c, nil
 }
-
-// Secret returns what all servers of the cluster have and nobody else.
-func (c *Cluster) Secret() ([]byte, error) { return c.cfg.secret() }
 
 // Several reports whether this server can have others beside it.
 func (c *Cluster) Several() bool { return c.cfg.Shared != "" }
@@ -89,6 +91,29 @@ func (c *Cluster) Claimer() storage.Claimer {
 		return nil
 	}
 	return c.Record
+}
+
+// nodeTimeout bounds one request about a server's node.
+const nodeTimeout = 5 * time.Second
+
+// HasLeft reports whether another server is no part of the cluster any more: it is no member of etcd, or, where the servers
+// share a database, its node was deleted. node means that it had one.
+func (c *Cluster) HasLeft(ctx context.Context, name string, node bool) (bool, error) {
+	if e := c.cfg.Datastore.Etcd(); e != nil {
+		return !slices.ContainsFunc(e.Members(), func(m etcd.Member) bool { return m.Name == name }), nil
+	}
+	if !node {
+		return false, nil
+	}
+	client, err := c.cfg.Clients.Client("umiak-manifests", nodeTimeout)
+	if err != nil {
+		return false, err
+	}
+	_, err = client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	return false, err
 }
 
 // electionTimeout bounds one request about the lease, so that there is time for another one.

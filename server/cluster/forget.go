@@ -46,7 +46,7 @@ func (a *Admission) Forget(ctx context.Context, r ForgetRequest) (ForgetResult, 
 	if which == a.cfg.Name {
 		return out, fmt.Errorf("forget %s: it is this server", which)
 	}
-	tokens, err := a.cfg.Tokens()
+	tokens, err := a.cfg.Access.Tokens()
 	if err != nil {
 		return out, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/version"
 	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
@@ -112,8 +113,8 @@ type joining struct {
 	request joinwire.ServerRequest
 	listen  string // where members connect to this server
 
-	logged    string   // the last reason for waiting in the log
-	unreached []string // members that were named in the log
+	waiting   retry.News // the reason for waiting in the log
+	unreached []string   // members that were named in the log
 }
 
 func newJoining(cfg JoinConfig) (*joining, error) {
@@ -243,8 +244,7 @@ func (j *joining) reach(ctx context.Context, c joinclient.Client) error {
 
 // logWaiting logs why joining waits, when that has changed.
 func (j *joining) logWaiting(err error) {
-	if j.logged != err.Error() {
-		j.logged = err.Error()
+	if j.waiting.Is(err) {
 		j.log.Warn("waiting to join, trying again", "error", err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/cluster/kv"
 	"github.com/umiak-io/umiak/server/cluster/rotation"
@@ -145,7 +146,7 @@ func (r *KeyRecord) Run(ctx context.Context, ready func()) error {
 // insist writes the record until that succeeds or ctx ends. At the first start the API server makes kube-system at about
 // the same time, and a disk may be full for a while. It fails only where the settings of this server are wrong.
 func (r *KeyRecord) insist(ctx context.Context) error {
-	for pause := minWriteDelay; ; pause = min(2*pause, maxWriteDelay) {
+	for pauses := (retry.Backoff{First: minWriteDelay, Limit: maxWriteDelay}); ; {
 		err := r.publish(ctx)
 		if err == nil || ctx.Err() != nil {
 			return nil
@@ -153,13 +154,12 @@ func (r *KeyRecord) insist(ctx context.Context) error {
 		if errors.Is(err, errSettings) {
 			return err
 		}
+		pause := pauses.Next()
 		if pause > logWriteDelay {
 			r.log.Warn("cannot prepare joining yet, trying again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if retry.Sleep(ctx, pause) != nil {
 			return nil
-		case <-time.After(pause):
 		}
 	}
 }

@@ -3,14 +3,13 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/server/encryption"
 )
 
@@ -28,15 +27,6 @@ type SharedKeys struct {
 	encryption  *encryption.Sharing
 	stale       lifecycle.Signal // the record's
 	log         *slog.Logger
-}
-
-// secret returns what all servers of the cluster have and nobody else: what they write for each other is sealed with it.
-func (c Config) secret() ([]byte, error) {
-	raw, err := os.ReadFile(c.PKI.ServiceAccountKey())
-	if err != nil {
-		return nil, fmt.Errorf("read the ServiceAccount key: %w", err)
-	}
-	return raw, nil
 }
 
 // ShareEncryption gives an encryption config to all servers, before any uses it, and puts it into the file here. All
@@ -67,18 +57,11 @@ func (k *SharedKeys) ShareEncryption(ctx context.Context, raw []byte) error {
 // Run follows the datastore until ctx ends.
 func (k *SharedKeys) Run(ctx context.Context, ready func()) error {
 	ready()
-	for {
-		err := k.watch(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
+	pauses := retry.Backoff{First: rewatchDelay, Limit: rewatchDelay}
+	retry.Forever(ctx, pauses, 0, func(err error, _ time.Duration) {
 		k.log.Debug("the watch on what servers share in the datastore begins again", "error", err)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(rewatchDelay):
-		}
-	}
+	}, k.watch)
+	return nil
 }
 
 func (k *SharedKeys) watch(ctx context.Context) error {

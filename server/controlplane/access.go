@@ -25,15 +25,7 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// The identities that umiak's own certificates carry besides upstream's.
-const (
-	KubeletClientUser = "umiak:kubelet-client" // the API server towards kubelets
-	FrontProxyUser    = "umiak:front-proxy"    // the API server towards aggregated ones
-	AgentsGroup       = wellknown.AgentsGroup  // the proxy, DNS and overlay of every node
-	AgentUserPrefix   = wellknown.AgentUserPrefix
-)
-
-// agentRole is the name of the roles of AgentsGroup.
+// agentRole is the name of the roles of wellknown.AgentsGroup.
 const agentRole = "umiak:agent"
 
 // hooks run when the API server has begun to answer; /readyz waits for them. The first two stand in for two of upstream's,
@@ -91,9 +83,9 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 		}
 	}
 	return []rbacv1.ClusterRoleBinding{
-		bind("umiak:kubelet-client", "system:kubelet-api-admin", rbacv1.UserKind, KubeletClientUser),
+		bind("umiak:kubelet-client", "system:kubelet-api-admin", rbacv1.UserKind, wellknown.KubeletClientUser),
 		bind("umiak:admins", "cluster-admin", rbacv1.GroupKind, wellknown.AdminsGroup),
-		bind("umiak:agents", agentRole, rbacv1.GroupKind, AgentsGroup),
+		bind("umiak:agents", agentRole, rbacv1.GroupKind, wellknown.AgentsGroup),
 		bind("umiak:monitoring", "umiak:monitoring", rbacv1.GroupKind, "system:monitoring"),
 	}
 }
@@ -108,7 +100,7 @@ func ownNamespaceRole() (rbacv1.Role, rbacv1.RoleBinding) {
 		}}}, rbacv1.RoleBinding{
 			ObjectMeta: meta,
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: AgentsGroup}},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: wellknown.AgentsGroup}},
 		}
 }
 

@@ -119,7 +119,7 @@ func apiServerFlags(s Settings) flags {
 	// names up in DNS.
 	f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
 	f.set("requestheader-client-ca-file", s.Files.RequestHeaderCA)
-	f.set("requestheader-allowed-names", FrontProxyUser)
+	f.set("requestheader-allowed-names", wellknown.FrontProxyUser)
 	f.set("requestheader-username-headers", "X-Remote-User")
 	f.set("requestheader-group-headers", "X-Remote-Group")
 	f.set("requestheader-extra-headers-prefix", "X-Remote-Extra-")

@@ -21,6 +21,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
 // ControllerManager is kube-controller-manager.
@@ -163,7 +164,7 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	if err != nil && ctx.Err() == nil {
 		// client-go has no sentinel for it.
 		if strings.Contains(err.Error(), "informer name") && strings.Contains(err.Error(), "already registered") {
-			err = fmt.Errorf("%w: %w", ErrOnceAProcess, err)
+			return false, &lifecycle.Anew{Part: "kube-controller-manager", Err: fmt.Errorf("%w: %w", errOnceAProcess, err)}
 		}
 		return false, fmt.Errorf("run controllers: %w", err)
 	}
@@ -190,9 +191,9 @@ func tryToken(ctx context.Context, client kubernetes.Interface) error {
 	return nil
 }
 
-// ErrOnceAProcess means that the controllers cannot be started again in this process: an earlier start failed before
-// upstream registers what gives the name of its informers back.
-var ErrOnceAProcess = errors.New("the controller manager cannot start twice in a process")
+// errOnceAProcess means that the controllers cannot be started again in this process, which has to execute itself again:
+// an earlier start failed before upstream registers what releases the name of its informers.
+var errOnceAProcess = errors.New("the controller manager cannot start twice in a process")
 
 // end waits for the controllers to end.
 func (m *ControllerManager) end(ctx context.Context, done <-chan error) error {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/status"
 )
 
 // HealthPath is where the health of all parts is served by the API server, to those whom RBAC lets.
@@ -69,25 +71,37 @@ func (h *Health) Report(ctx context.Context) []ComponentHealth {
 	return out
 }
 
+// Rows returns what status shows about the parts.
+func (h *Health) Rows(ctx context.Context) (out []status.Row) {
+	for _, c := range h.Report(ctx) {
+		row := status.Row{Name: c.Name, State: "healthy", Detail: c.Message}
+		if !c.Healthy {
+			row.State = status.Unhealthy
+		}
+		out = append(out, row)
+	}
+	return out
+}
+
 // ServeHTTP answers as /readyz does: 200 or 503, one line a part; JSON when asked for.
 func (h *Health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rep := h.Report(r.Context())
-	status := http.StatusOK
+	code := http.StatusOK
 	for _, c := range rep {
 		if !c.Healthy {
-			status = http.StatusServiceUnavailable
+			code = http.StatusServiceUnavailable
 		}
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	if strings.Contains(r.Header.Get("Accept"), "application/json") || r.URL.Query().Get("output") == "json" {
 		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
+		w.WriteHeader(code)
 		_ = json.NewEncoder(w).Encode(rep) // the reader has gone away: nothing to do
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(status)
+	w.WriteHeader(code)
 	for _, c := range rep {
 		if c.Healthy {
 			fmt.Fprintf(w, "[+]%s ok\n", c.Name)

@@ -19,9 +19,9 @@ import (
 
 	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/version"
-	"github.com/umiak-io/umiak/internal/wellknown"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
@@ -40,7 +40,7 @@ func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.Resp
 		return nil, err
 	}
 	defer release()
-	n, err := a.check(ctx, s, &req, slices.Concat(a.cfg.Names, s.known.serverNames("")))
+	n, err := a.check(ctx, s, &req, slices.Concat(a.cfg.names(), s.known.serverNames("")))
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.Res
 		return nil, err
 	}
 	defer release()
-	n, err := a.check(ctx, s, &req, plain(a.cfg.Names))
+	n, err := a.check(ctx, s, &req, plain(a.cfg.names()))
 	if err != nil {
 		return nil, err
 	}
@@ -288,23 +288,23 @@ func (a *API) answer(ctx context.Context, s *serving, n *node) (*joinwire.NodeRe
 	if err != nil {
 		return nil, err
 	}
-	user := pki.Leaf{CA: pki.ClientCA, Lifetime: NodeLifetime, CommonName: wellknown.NodeUserPrefix + n.name, Organization: []string{wellknown.NodesGroup}}
-	agent := user
-	agent.CommonName, agent.Organization = wellknown.AgentUserPrefix+n.name, []string{wellknown.AgentsGroup}
-	serving := user
 	external := slices.DeleteFunc(slices.Clone(n.external), func(s string) bool {
 		ip, err := netip.ParseAddr(s)
 		return err != nil || a.members.Disputed(n.name, ip)
 	})
-	serving.CA, serving.Server, serving.DNSNames, serving.IPs = pki.ServerCA, true, []string{n.name}, slices.Concat(n.ips, external)
 	out := &joinwire.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers, LifetimeSeconds: int64(NodeLifetime / time.Second),
 		ServerCA: string(a.cfg.Signer.CAPEM(pki.ServerCA)), ClientCA: string(a.cfg.Signer.CAPEM(pki.ClientCA))}
 	for _, c := range []struct {
-		leaf pki.Leaf
-		csr  *x509.CertificateRequest
-		to   *string
-	}{{user, n.kubelet, &out.Kubelet}, {agent, n.agent, &out.Agent}, {serving, n.serving, &out.Serving}} {
-		crt, err := a.cfg.Signer.Sign(c.leaf, c.csr.PublicKey)
+		id  nodecerts.Identity
+		csr *x509.CertificateRequest
+		to  *string
+	}{
+		{nodecerts.Kubelet(n.name), n.kubelet, &out.Kubelet}, {nodecerts.Agent(n.name), n.agent, &out.Agent},
+		{nodecerts.Serving(n.name), n.serving, &out.Serving},
+	} {
+		leaf := pki.NodeLeaf(c.id, n.name, slices.Concat(n.ips, external))
+		leaf.Lifetime = NodeLifetime
+		crt, err := a.cfg.Signer.Sign(leaf, c.csr.PublicKey)
 		if err != nil {
 			return nil, err
 		}

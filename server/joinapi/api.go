@@ -6,14 +6,15 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
@@ -43,8 +44,14 @@ type Config struct {
 	Self string
 	// Own is this server's address as HOST:PORT, for agents, until the cluster has published it; empty while it has none.
 	Own func() string
-	// Names are the API server's, which no node may have.
-	Names []string
+	// Name is this server's, DNSNames are those in the API server's certificate. No node may have one of them.
+	Name     string
+	DNSNames []string
+	// SANs are the addresses that settings add to the API server's certificate.
+	SANs []netip.Addr
+	// Access reaches the tokens, and WaitReady returns when the API server answers.
+	Access    Access
+	WaitReady func(context.Context) error
 	// IPs returns the API server's addresses, which no node may have; they may change while it runs.
 	IPs func() []string
 	// Version is this server's release, Etcd the version of its etcd.
@@ -53,6 +60,14 @@ type Config struct {
 	TokensChanged func()
 	Log           *slog.Logger
 	Now           func() time.Time // time.Now
+}
+
+// names returns the names that no node may have.
+func (c Config) names() []string {
+	if c.Name == "" {
+		return c.DNSNames
+	}
+	return append(slices.Clone(c.DNSNames), c.Name)
 }
 
 // Servers is how the cluster gets more of them.
@@ -123,9 +138,33 @@ func New(cfg Config) *API {
 	return &API{cfg: cfg, members: newMembers(cfg.Self, rangesOf(cfg.Cluster)...), work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
 }
 
-// Run follows tokens and nodes until ctx ends, and lets requests in meanwhile.
-func (a *API) Run(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, tokens Tokens, ready func()) error {
-	a.members.ask(client)
+// Run serves until ctx ends, once the API server answers.
+func (a *API) Run(ctx context.Context, ready func()) error {
+	if err := a.cfg.WaitReady(ctx); err != nil {
+		return err
+	}
+	tokens, err := a.cfg.Access.Tokens()
+	if err != nil {
+		return err
+	}
+	a.members.ask(tokens.Client)
+	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, a.cfg.Name, a.cfg.DNSNames, a.cfg.SANs) }); err != nil {
+		a.cfg.Log.Warn("other servers do not know the names and addresses of this one (tls-san), and may give them to a node", "error", err)
+	}
+	rc, err := a.cfg.Access.config()
+	if err != nil {
+		return err
+	}
+	meta, err := metadata.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	return a.Serve(ctx, meta, tokens, ready)
+}
+
+// Serve follows the tokens, and the nodes that meta reads, until ctx ends, and lets requests in meanwhile.
+func (a *API) Serve(ctx context.Context, meta metadata.Interface, tokens Tokens, ready func()) error {
+	a.members.ask(tokens.Client)
 	k, stop, err := tokens.follow(ctx, a.cfg.TokensChanged, a.members)
 	if err != nil {
 		if ctx.Err() != nil {

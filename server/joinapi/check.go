@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
-	"github.com/umiak-io/umiak/internal/wellknown"
+	"github.com/umiak-io/umiak/internal/nodecerts"
 )
 
 // Limits of what a node says of itself.
@@ -106,16 +106,16 @@ func check(r *joinwire.NodeRequest, res reserved) (*node, error) {
 		}
 	}
 	var errs []error
-	csr := func(what, text, user string, groups ...string) *x509.CertificateRequest {
-		c, err := parseCSR(text, user, groups)
+	csr := func(what, text string, id nodecerts.Identity) *x509.CertificateRequest {
+		c, err := parseCSR(text, id.User, id.Groups)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s CSR: %w", what, err))
 		}
 		return c
 	}
-	n.kubelet = csr("kubelet", r.Kubelet, wellknown.NodeUserPrefix+n.name, wellknown.NodesGroup)
-	n.agent = csr("agent", r.Agent, wellknown.AgentUserPrefix+n.name, wellknown.AgentsGroup)
-	n.serving = csr("serving", r.Serving, wellknown.NodeUserPrefix+n.name, wellknown.NodesGroup)
+	n.kubelet = csr("kubelet", r.Kubelet, nodecerts.Kubelet(n.name))
+	n.agent = csr("agent", r.Agent, nodecerts.Agent(n.name))
+	n.serving = csr("serving", r.Serving, nodecerts.Serving(n.name))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}

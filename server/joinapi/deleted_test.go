@@ -55,7 +55,7 @@ func TestOnlyServersAreDismissed(t *testing.T) {
 	api := New(Config{Servers: servers, Own: func() string { return "" }, Log: quiet})
 	ready, done := make(chan struct{}), make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { done <- api.Run(ctx, tokens.Client, meta, tokens, func() { close(ready) }) }()
+	go func() { done <- api.Serve(ctx, meta, tokens, func() { close(ready) }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -24,7 +24,7 @@ func run(t *testing.T, api *API, tokens Tokens) {
 	ready, done := make(chan struct{}), make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	var meta metadata.Interface = metadatafake.NewSimpleMetadataClient(metadatafake.NewTestScheme())
-	go func() { done <- api.Run(ctx, tokens.Client, meta, tokens, func() { close(ready) }) }()
+	go func() { done <- api.Serve(ctx, meta, tokens, func() { close(ready) }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
@@ -317,10 +316,7 @@ func (a *API) Refuse(ctx context.Context, node string, ip netip.Addr, external b
 	return nil
 }
 
-// Know has the API tell nodes that have joined from others, by reading their Secrets, until Run follows them.
-func (a *API) Know(client kubernetes.Interface) { a.members.ask(client) }
-
-// Knows reports whether it does so.
+// Knows reports whether Admits can tell nodes that have joined from others: Run has reached the API server.
 func (a *API) Knows() bool { return a.members.asks() }
 
 // Admits refuses client certificates of nodes that have been deleted, see Members.

@@ -36,7 +36,7 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 		return nil, err
 	}
 	defer release()
-	if err := checkServer(&req, slices.Concat(a.cfg.Names, s.known.serverNames(req.Name))); err != nil {
+	if err := checkServer(&req, slices.Concat(a.cfg.names(), s.known.serverNames(req.Name))); err != nil {
 		return nil, joinwire.Refuse(joinwire.BadRequest, "%v", err)
 	}
 	if err := fits(&req, a.cfg.Servers); err != nil {

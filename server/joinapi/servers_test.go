@@ -55,7 +55,7 @@ func TestServersJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api := New(Config{Servers: c, Names: []string{"kubernetes"}, Log: quiet})
+	api := New(Config{Servers: c, DNSNames: []string{"kubernetes"}, Log: quiet})
 	ctx := t.Context()
 	run(t, api, tokens)
 

@@ -230,6 +230,16 @@ func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
 // ServiceAccountKey signs ServiceAccount tokens.
 func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
 
+// SharedSecret returns what all servers of the cluster have and nobody else: what they write for each other is sealed with
+// it.
+func (p *PKI) SharedSecret() ([]byte, error) {
+	raw, err := os.ReadFile(p.ServiceAccountKey())
+	if err != nil {
+		return nil, fmt.Errorf("read the ServiceAccount key: %w", err)
+	}
+	return raw, nil
+}
+
 // ServiceAccountPublicKey verifies them.
 func (p *PKI) ServiceAccountPublicKey() string {
 	return filepath.Join(p.cfg.Dir, "service-account.pub")

@@ -31,7 +31,8 @@ import (
 
 // Config is what the server gives.
 type Config struct {
-	Client  kubernetes.Interface // as an administrator
+	// Client makes a client with the rights of an administrator, when the controller runs.
+	Client  func() (kubernetes.Interface, error)
 	Planner Planner
 	// Changed returns a channel that is closed when Planner's functions may say something else; nil means they do not.
 	Changed func() <-chan struct{}
@@ -43,24 +44,23 @@ type Config struct {
 
 // Controller keeps the status of Services of type LoadBalancer.
 type Controller struct {
-	cfg  Config
-	log  *slog.Logger
-	wake chan struct{}
+	cfg    Config
+	log    *slog.Logger
+	wake   chan struct{}
+	client kubernetes.Interface // Run's
 }
 
 // New makes a controller; nothing is started yet.
-func New(cfg Config) (*Controller, error) {
-	if cfg.Client == nil {
-		return nil, errors.New("new load balancer: a client is needed")
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	return &Controller{cfg: cfg, log: cfg.Log.With("component", "load-balancer"), wake: make(chan struct{}, 1)}, nil
+func New(cfg Config) *Controller {
+	return &Controller{cfg: cfg, log: cfg.Log.With("component", "load-balancer"), wake: make(chan struct{}, 1)}
 }
 
 // Run works until ctx ends. Of several servers one may run it at a time.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
+	var err error
+	if c.client, err = c.cfg.Client(); err != nil {
+		return err
+	}
 	ready() // nobody waits for addresses: Services get them when they come
 	if c.cfg.Disabled {
 		c.retry(ctx, c.takeBack)
@@ -102,15 +102,15 @@ func (c *Controller) serve(ctx context.Context) error {
 	if rec == nil {
 		b := record.NewBroadcaster(record.WithContext(ctx))
 		defer b.Shutdown()
-		b.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: c.cfg.Client.CoreV1().Events("")})
+		b.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 		rec = b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "umiak-load-balancer"})
 	}
 	// Two factories, since only Services are selected; of Nodes most is dropped.
-	services := informers.NewSharedInformerFactoryWithOptions(c.cfg.Client, 0, informers.WithTransform(cachetrim.Object),
+	services := informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(cachetrim.Object),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer)).String()
 		}))
-	nodes := informers.NewSharedInformerFactoryWithOptions(c.cfg.Client, 0, informers.WithTransform(cachetrim.Object))
+	nodes := informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(cachetrim.Object))
 	defer services.Shutdown()
 	defer nodes.Shutdown()
 	defer cancel() // runs before the two above, which wait
@@ -284,7 +284,7 @@ func (c *Controller) patch(ctx context.Context, s *corev1.Service, next *corev1.
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	_, err = c.cfg.Client.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "umiak-load-balancer"}, "status")
+	_, err = c.client.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "umiak-load-balancer"}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // it has changed: the watch brings it, and with it the next try
 	}
@@ -293,7 +293,7 @@ func (c *Controller) patch(ctx context.Context, s *corev1.Service, next *corev1.
 
 // takeBack removes what was given when this was not disabled.
 func (c *Controller) takeBack(ctx context.Context) error {
-	list, err := c.cfg.Client.CoreV1().Services("").List(ctx, metav1.ListOptions{FieldSelector: "spec.type=LoadBalancer"})
+	list, err := c.client.CoreV1().Services("").List(ctx, metav1.ListOptions{FieldSelector: "spec.type=LoadBalancer"})
 	if err != nil {
 		return fmt.Errorf("list load balancers: %w", err)
 	}
@@ -347,7 +347,7 @@ func (w *watcher) followLocal(ctx context.Context, services []*corev1.Service) m
 func (w *watcher) follow(ctx context.Context, n types.NamespacedName) *endpoints {
 	ctx, cancel := context.WithCancel(ctx)
 	sel := labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: n.Name}).String()
-	inf := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithNamespace(n.Namespace), informers.WithTransform(cachetrim.Object),
+	inf := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithNamespace(n.Namespace), informers.WithTransform(cachetrim.Object),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = sel })).Discovery().V1().EndpointSlices().Informer()
 	e := &endpoints{cancel: cancel, informer: inf}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
@@ -31,11 +32,9 @@ type rig struct {
 func start(t *testing.T, client *fake.Clientset, cfg Config) *rig {
 	t.Helper()
 	r := &rig{t, client, record.NewFakeRecorder(1000)}
-	cfg.Client, cfg.Recorder, cfg.Log = client, r.events, slog.New(slog.NewTextHandler(t.Output(), nil))
-	c, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg.Client = func() (kubernetes.Interface, error) { return client, nil }
+	cfg.Recorder, cfg.Log = r.events, slog.New(slog.NewTextHandler(t.Output(), nil))
+	c := New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	up, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- c.Run(ctx, func() { close(up) }) }()

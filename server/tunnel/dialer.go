@@ -34,6 +34,23 @@ type Dialer struct {
 	shut map[string]time.Time
 }
 
+// DialerConfig describes how a server reaches nodes and pods.
+type DialerConfig struct {
+	// Pods are the ranges of pods.
+	Pods []netip.Prefix
+	// Self is the node on this machine; "" means that there is none, and that no overlay leads to pods.
+	Self string
+	// Disputed reports whether an address that a node claims is not proven to be that node's.
+	Disputed func(node string, a netip.Addr) bool
+}
+
+// NewDialer returns a dialer that uses the nodes' tunnels.
+func NewDialer(t *Tunnels, cfg DialerConfig) *Dialer {
+	nodes := NewNodes(cfg.Pods)
+	nodes.Disputed = cfg.Disputed
+	return &Dialer{Nodes: nodes, Tunnels: t, Self: cfg.Self, PodsByTunnel: cfg.Self == ""}
+}
+
 // shutTime is how long the overlay of a node is not tried again.
 const shutTime = time.Minute
 

@@ -33,7 +33,7 @@ func (w *worker) blockedBy(ctx context.Context, u *upgrades.Upgrade, n *corev1.N
 	if err != nil || len(budgets) == 0 {
 		return "", err
 	}
-	pods, err := w.cfg.Client.CoreV1().Pods("").List(ctx,
+	pods, err := w.client.CoreV1().Pods("").List(ctx,
 		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
 	if err != nil {
 		return "", fmt.Errorf("list pods of %s: %w", n.Name, err)
@@ -78,7 +78,7 @@ func (w *worker) drain(ctx context.Context, u *upgrades.Upgrade, n *corev1.Node)
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	h := &drain.Helper{ // no Force: do not evict pods that no controller would replace
-		Ctx: ctx, Client: w.cfg.Client, IgnoreAllDaemonSets: true, DeleteEmptyDirData: true, GracePeriodSeconds: -1,
+		Ctx: ctx, Client: w.client, IgnoreAllDaemonSets: true, DeleteEmptyDirData: true, GracePeriodSeconds: -1,
 		Timeout: drainTimeout, DisableEviction: u.Spec.IgnoreDisruptionBudgets, Out: io.Discard, ErrOut: io.Discard,
 	}
 	if err := drain.RunNodeDrain(h, n.Name); err != nil {

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	policylisters "k8s.io/client-go/listers/policy/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -32,17 +33,21 @@ import (
 
 // Config describes a Controller. All fields must be set.
 type Config struct {
-	Client  kubernetes.Interface // as an administrator
-	Dynamic dynamic.Interface
-	Version string // this server's version
-	Log     *slog.Logger
+	// REST returns how to reach the API server with the rights of an administrator; it is called when the controller runs.
+	REST    func() (*rest.Config, error)
+	Version string // of this server
+	// Disabled means that the settings leave upgrades by the cluster out.
+	Disabled bool
+	Log      *slog.Logger
 }
 
 // Controller upgrades nodes to the versions in Upgrade objects.
 type Controller struct {
-	cfg  Config
-	log  *slog.Logger
-	wake chan struct{}
+	cfg     Config
+	log     *slog.Logger
+	wake    chan struct{}
+	client  kubernetes.Interface // Run's
+	dynamic dynamic.Interface    // Run's
 }
 
 // New returns a controller that has started nothing yet.
@@ -50,12 +55,33 @@ func New(cfg Config) *Controller {
 	return &Controller{cfg: cfg, log: cfg.Log.With("component", "upgrades"), wake: make(chan struct{}, 1)}
 }
 
+func (c *Controller) connect() error {
+	rc, err := c.cfg.REST()
+	if err != nil {
+		return err
+	}
+	if c.client, err = kubernetes.NewForConfig(rc); err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(rc); err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	return nil
+}
+
 // Run works until ctx ends. Only one server may run it at a time.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ready()
+	if c.cfg.Disabled {
+		<-ctx.Done()
+		return nil
+	}
+	if err := c.connect(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resource := c.cfg.Dynamic.Resource(upgrades.Resource)
+	resource := c.dynamic.Resource(upgrades.Resource)
 	// Wait for the CustomResourceDefinition, which the embedded manifests contain.
 	pauses := retry.Backoff{First: 100 * time.Millisecond}
 	if retry.Do(ctx, pauses, nil, func(ctx context.Context) error {
@@ -66,12 +92,12 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	}
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
-	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: c.cfg.Client.CoreV1().Events("")})
+	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 	w := &worker{Controller: c, recorder: events.NewRecorder(scheme.Scheme,
 		corev1.EventSource{Component: "umiak-upgrades"})}
 	defer w.stop()
 
-	f := dynamicinformer.NewDynamicSharedInformerFactory(c.cfg.Dynamic, 0)
+	f := dynamicinformer.NewDynamicSharedInformerFactory(c.dynamic, 0)
 	inf := f.ForResource(upgrades.Resource).Informer()
 	reg, err := inf.AddEventHandler(c.onChange())
 	if err != nil {
@@ -124,7 +150,7 @@ func (w *worker) stop() {
 // watch follows Nodes and PodDisruptionBudgets.
 func (w *worker) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	f := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(cachetrim.Object))
+	f := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithTransform(cachetrim.Object))
 	w.end = func() { cancel(); f.Shutdown() }
 	nodes, budgets := f.Core().V1().Nodes().Informer(), f.Policy().V1().PodDisruptionBudgets()
 	var synced []cache.DoneChecker
@@ -332,7 +358,7 @@ func (w *worker) annotate(ctx context.Context, n *corev1.Node, annotations, spec
 	if err != nil {
 		return fmt.Errorf("encode patch: %w", err)
 	}
-	if _, err := w.cfg.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, body,
+	if _, err := w.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, body,
 		metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("write Node %s: %w", n.Name, err)
 	}
@@ -348,7 +374,7 @@ func (w *worker) writeStatus(ctx context.Context, u *upgrades.Upgrade, s upgrade
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	_, err = w.cfg.Dynamic.Resource(upgrades.Resource).Patch(ctx, u.Name, types.MergePatchType, body,
+	_, err = w.dynamic.Resource(upgrades.Resource).Patch(ctx, u.Name, types.MergePatchType, body,
 		metav1.PatchOptions{FieldManager: "umiak-upgrades"}, "status")
 	if apierrors.IsNotFound(err) {
 		return nil // deleted meanwhile

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -41,11 +42,11 @@ func (i identity) pool(name string) (*x509.CertPool, error) {
 func (i identity) server(allowed func(node string) bool) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			cert, err := i.pair("kubelet-serving")
+			cert, err := i.pair(nodecerts.KubeletServing)
 			if err != nil {
 				return nil, err
 			}
-			clients, err := i.pool("client-ca")
+			clients, err := i.pool(nodecerts.ClientCA)
 			if err != nil {
 				return nil, err
 			}
@@ -82,11 +83,11 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 
 // client is the TLS configuration for connecting to another node, whose certificate must be for that node's name.
 func (i identity) client(node string) (*tls.Config, error) {
-	cert, err := i.pair("agent-client")
+	cert, err := i.pair(nodecerts.AgentClient)
 	if err != nil {
 		return nil, err
 	}
-	servers, err := i.pool("server-ca")
+	servers, err := i.pool(nodecerts.ServerCA)
 	if err != nil {
 		return nil, err
 	}

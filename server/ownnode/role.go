@@ -1,4 +1,4 @@
-package server
+package ownnode
 
 import (
 	"context"
@@ -15,21 +15,21 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// markNode gives this server's Node the role by which people, and what is made for other distributions, know servers.
-// A kubelet may not take it itself.
-func (s *Server) markNode(ctx context.Context, ready func()) error {
+// Mark gives this server's Node the role by which people, and software made for other distributions, recognize servers. A
+// kubelet may not set it. It runs until ctx ends.
+func (n *Node) Mark(ctx context.Context, ready func()) error {
 	ready() // the Node comes when the agent has joined
-	name := s.cfg.NodeName
-	client, err := s.clients.Client("umiak-node-role", 0)
+	name := n.cfg.Name
+	client, err := n.cfg.Clients.Client("umiak-node-role", 0)
 	if err != nil {
 		return err
 	}
 	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", "", fields.OneTermEqualSelector(metav1.ObjectNameField, name))
 	var marked bool
 	_, err = watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
-		n, ok := e.Object.(*corev1.Node)
+		node, ok := e.Object.(*corev1.Node)
 		if ok {
-			_, marked = n.Labels[wellknown.ServerRole]
+			_, marked = node.Labels[wellknown.ServerRole]
 		}
 		return ok && e.Type != watch.Deleted, nil
 	})

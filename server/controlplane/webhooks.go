@@ -1,4 +1,4 @@
-package server
+package controlplane
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// hook is what matters here of a validating or mutating webhook.
+// hook is a validating or mutating webhook, as far as Webhooks looks at it.
 type hook struct {
 	kind, configuration, name string
 	policy                    *admissionv1.FailurePolicyType
@@ -22,14 +22,22 @@ type hook struct {
 	rules                     []admissionv1.RuleWithOperations
 }
 
-// webhookRows names the admission webhooks that refuse every write they are asked about, because nothing answers behind
-// their Service. It looks only when somebody asks.
-func (s *Server) webhookRows(ctx context.Context) status.Section {
+// Webhooks finds admission webhooks that refuse every write they are asked about, because nothing answers behind their
+// Service. It looks only when somebody asks.
+type Webhooks struct {
+	// Ready reports whether the API server answers.
+	Ready func() bool
+	// Client makes a client of it.
+	Client func() (kubernetes.Interface, error)
+}
+
+// Section returns the section Webhooks of `umiak status`.
+func (w Webhooks) Section(ctx context.Context) status.Section {
 	out := status.Section{Name: "Webhooks"}
-	if !s.plane.APIServer.Ready() {
+	if !w.Ready() {
 		return out
 	}
-	client, err := s.clients.Client("umiak-status", 0)
+	client, err := w.Client()
 	if err != nil {
 		return out
 	}
@@ -40,7 +48,9 @@ func (s *Server) webhookRows(ctx context.Context) status.Section {
 	}
 	for _, h := range hooks {
 		if why := h.dead(ctx, client); why != "" {
-			out.Rows = append(out.Rows, status.Row{Name: h.name, State: "refuses all", Detail: fmt.Sprintf("%s: %s fail until it answers; if it cannot come back: umiak kubectl delete %s %s", why, h.what(), h.kind, h.configuration)})
+			out.Rows = append(out.Rows, status.Row{Name: h.name, State: "refuses all",
+				Detail: fmt.Sprintf("%s: %s fail until it answers; if it cannot come back: umiak kubectl delete %s %s",
+					why, h.what(), h.kind, h.configuration)})
 		}
 	}
 	return out
@@ -69,24 +79,26 @@ func listHooks(ctx context.Context, client kubernetes.Interface) ([]hook, error)
 	return out, nil
 }
 
-// dead says why nothing answers, or "" where something may.
+// dead returns why nothing answers, "" where something may.
 func (h hook) dead(ctx context.Context, client kubernetes.Interface) string {
 	if h.service == nil || h.policy != nil && *h.policy == admissionv1.Ignore {
 		return ""
 	}
-	slicesOf, err := client.DiscoveryV1().EndpointSlices(h.service.Namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + h.service.Name})
+	slicesOf, err := client.DiscoveryV1().EndpointSlices(h.service.Namespace).List(ctx,
+		metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + h.service.Name})
 	if err != nil {
 		return ""
 	}
 	for _, sl := range slicesOf.Items {
-		if slices.ContainsFunc(sl.Endpoints, func(e discoveryv1.Endpoint) bool { return e.Conditions.Ready == nil || *e.Conditions.Ready }) {
+		ready := func(e discoveryv1.Endpoint) bool { return e.Conditions.Ready == nil || *e.Conditions.Ready }
+		if slices.ContainsFunc(sl.Endpoints, ready) {
 			return ""
 		}
 	}
 	return fmt.Sprintf("no endpoint behind Service %s/%s", h.service.Namespace, h.service.Name)
 }
 
-// what names the writes that the webhook is asked about.
+// what describes the writes that the webhook is asked about.
 func (h hook) what() string {
 	var ops, resources []string
 	for _, r := range h.rules {

@@ -1,0 +1,4 @@
+package server
+
+// Assemble is New with other lifetimes of certificates.
+var Assemble = assemble
