@@ -243,27 +243,11 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	mark("options")
-	config, err := newConfig(completed, a.egress)
+	config, err := a.configure(completed)
 	if err != nil {
-		return fmt.Errorf("make configuration: %w", err)
+		return err
 	}
 	mark("config")
-	outer := config.Aggregator.GenericConfig // of the outermost server
-	if a.healthOnly {
-		openHealth(&outer.Config)
-	}
-	chain := outer.BuildHandlerChainFunc
-	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return a.behind(chain(a.guard.before(podview.For(wellknown.AgentsGroup, h)), c))
-	}
-	if a.sole() {
-		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)
-		if err != nil {
-			return fmt.Errorf("make endpoint reconciler: %w", err)
-		}
-		config.KubeAPIs.Extra.EndpointReconcilerConfig = controlplane.EndpointReconcilerConfig{Reconciler: sole, Interval: time.Minute} // against somebody who deletes it
-		a.alone.Store(sole)
-	}
 	openapi := newLazyOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
 	replaced := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
 	own, err := ownHooks(config.KubeAPIs.ControlPlane.VersionedInformers)
@@ -302,20 +286,7 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	loopback := rest.CopyConfig(server.GenericAPIServer.LoopbackClientConfig)
 	probe, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
-		// The roles of upstream's components are there.
-		if a.probe(probe, loopback, "/readyz/poststarthook/rbac/bootstrap-roles") != nil {
-			return
-		}
-		mark("roles")
-		ready()
-		if a.probe(probe, loopback, "/readyz") != nil {
-			return
-		}
-		mark("ready")
-		a.state.set("")
-		close(a.ready)
-	}()
+	go a.announce(probe, loopback, mark, ready)
 	done := make(chan error, 1)
 	go func() { done <- prepared.Run(ctx) }()
 	select {
@@ -327,6 +298,48 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// configure returns upstream's configuration with umiak's own parts in it: the handlers before authentication, health for
+// requests without credentials, and the endpoint of a server that is alone.
+func (a *APIServer) configure(opts options.CompletedOptions) (*app.Config, error) {
+	config, err := newConfig(opts, a.egress)
+	if err != nil {
+		return nil, fmt.Errorf("make configuration: %w", err)
+	}
+	outer := config.Aggregator.GenericConfig // of the outermost server
+	if a.healthOnly {
+		openHealth(&outer.Config)
+	}
+	chain := outer.BuildHandlerChainFunc
+	outer.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		return a.behind(chain(a.guard.before(podview.For(wellknown.AgentsGroup, h)), c))
+	}
+	if a.sole() {
+		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)
+		if err != nil {
+			return nil, fmt.Errorf("make endpoint reconciler: %w", err)
+		}
+		// The interval restores an endpoint that somebody has deleted.
+		config.KubeAPIs.Extra.EndpointReconcilerConfig = controlplane.EndpointReconcilerConfig{Reconciler: sole, Interval: time.Minute}
+		a.alone.Store(sole)
+	}
+	return config, nil
+}
+
+// announce calls ready when the roles of upstream's components are there, and releases WaitReady when /readyz is ok.
+func (a *APIServer) announce(ctx context.Context, loopback *rest.Config, mark func(step string), ready func()) {
+	if a.probe(ctx, loopback, "/readyz/poststarthook/rbac/bootstrap-roles") != nil {
+		return
+	}
+	mark("roles")
+	ready()
+	if a.probe(ctx, loopback, "/readyz") != nil {
+		return
+	}
+	mark("ready")
+	a.state.set("")
+	close(a.ready)
 }
 
 // stopLimit is how long the API server may take to stop while the datastore does not answer: upstream waits for its
