@@ -23,10 +23,8 @@ type Part struct {
 	After []string
 	// Run does the work and returns when ctx ends. It calls ready once, as soon as other parts may rely on it; a part
 	// that no other waits for may call it at once. A return before ctx has ended is a failure of the whole group,
-	// also with a nil error, unless Oneshot is set.
+	// also with a nil error.
 	Run Run
-	// Oneshot marks a part whose work is done when Run returns nil.
-	Oneshot bool
 	// StopTimeout is the time that Run may take to return after ctx has ended; 0 means 30 seconds. After it, the group
 	// logs a warning, stops the other parts and ends without this one. A part that waits for one that has failed gets 5
 	// seconds at most, since it may be waiting for that one.
@@ -194,10 +192,6 @@ func (g *Group) runOne(stop, run context.Context, p *part) error {
 		err = g.runOnce(run, p, sync.OnceFunc(ready))
 	}
 	if stop.Err() == nil && run.Err() == nil && err == nil {
-		if p.Oneshot {
-			ready()
-			return nil
-		}
 		err = errEnded
 	}
 	if err != nil && run.Err() != nil && errors.Is(err, context.Canceled) {
@@ -305,7 +299,7 @@ func (g *Group) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// AllReady reports whether every part is ready now; a part with Oneshot stays ready when its work is done.
+// AllReady reports whether every part is ready now.
 func (g *Group) AllReady() bool {
 	for _, p := range g.parts {
 		p.mu.Lock()

@@ -131,24 +131,11 @@ func TestWhatDoesNotStop(t *testing.T) {
 	}
 }
 
-func TestEndingByItselfIsAFailureUnlessOneshot(t *testing.T) {
+func TestEndingByItselfIsAFailure(t *testing.T) {
 	end := func(context.Context, func()) error { return nil }
 	g, _ := lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "a", Run: end})
 	if err := g.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "ended by itself") {
 		t.Fatalf("got %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	j := &journal{}
-	g, _ = lifecycle.New(slog.New(slog.DiscardHandler), lifecycle.Part{Name: "a", Run: end, Oneshot: true},
-		j.part("b", "a"))
-	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }()
-	if err := g.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Fatal(err)
 	}
 }
 

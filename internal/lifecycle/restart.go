@@ -140,7 +140,7 @@ func (g *Group) runRestarting(stop, run context.Context, p *part, ready func()) 
 			}
 		})
 		cancel()
-		if run.Err() != nil || stop.Err() != nil || isFinal(err) || err == nil && p.Oneshot {
+		if run.Err() != nil || stop.Err() != nil || isFinal(err) {
 			return err
 		}
 		if err == nil {
