@@ -1,6 +1,7 @@
 // Package agent is one node: containerd, kubelet, overlay network, service proxy and DNS in one process.
 //
-// New assembles the node's parts, in start order, from the packages below it; each of those owns one
-// piece and knows nothing of the others. The agent never imports server/ or datastore/: what it needs
-// from the cluster comes through a Joiner, which is the server itself on the server's own node.
+// New makes what a machine has before it joins a cluster; the part "join" makes the node, with the parts that need the
+// cluster. Parts lists all of them in start order. Each package below owns one part and imports none of the others. The
+// agent never imports server/ or datastore/: what it needs from the cluster comes through a Joiner, which is the server
+// itself on the server's own node and agent/join elsewhere (agent/worker).
 package agent

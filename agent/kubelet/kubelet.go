@@ -213,15 +213,6 @@ func (k *Kubelet) Labels() map[string]string { return k.server.NodeLabels }
 // Taints returns the taints that the settings give the Node. The kubelet has to be ready.
 func (k *Kubelet) Taints() []v1.Taint { return k.server.RegisterWithTaints }
 
-// Health returns nil while the kubelet's sync loop makes progress.
-func (k *Kubelet) Health() error {
-	inner := k.inner.Load()
-	if inner == nil {
-		return errors.New("the kubelet has not started yet")
-	}
-	return inner.SyncLoopHealthCheck(nil)
-}
-
 // prepare creates the folders, records in the journal what the kubelet will change on the machine, and checks for
 // conditions that would make the kubelet end the process.
 func (k *Kubelet) prepare(ctx context.Context) error {
