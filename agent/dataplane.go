@@ -1,18 +1,20 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/agent/dataplane/network"
 	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceguard"
-	"github.com/umiak-io/umiak/agent/dataplane/tables"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/internal/systemports"
 )
@@ -22,7 +24,7 @@ func (a *Agent) newNetwork(f clusterFacts, n *node) (*network.Network, error) {
 		NodeName: a.name, NodeIPs: f.ips, Iface: a.cfg.FlannelIface, Backend: f.FlannelBackend,
 		ClusterCIDR: f.ClusterCIDR, ServiceCIDR: f.ServiceCIDR, SourceCheck: a.cfg.PodSourceCheck,
 		KubeletPort: int(a.cfg.KubeletPort), KubeletFrom: a.cfg.kubeletFrom(), Held: a.heldPorts(f),
-		Dirs: a.dirs, Watch: n.agent, Self: n.self, Journal: a.stage.Machine().Journal, Log: a.log,
+		Tables: n.tables, Dirs: a.dirs, Watch: n.agent, Self: n.self, Journal: a.stage.Machine().Journal, Log: a.log,
 	}
 	if a.cfg.ImageSharing {
 		cfg.Others = a.share
@@ -87,7 +89,7 @@ func (a *Agent) newDNS(n *node) (*dns.Server, error) {
 		pods = ""
 	}
 	return dns.New(dns.Config{
-		PodInterface: pods, NodeIPs: n.facts.ips, NodeName: a.name,
+		PodInterface: pods, NodeIPs: n.facts.ips, NodeName: a.name, Tables: n.tables,
 		ClusterDomain: n.facts.ClusterDomain, ClusterDNS: n.facts.ClusterDNS, ResolvConf: a.dirs.HostResolvConf(),
 		StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
 		Client:    n.agent, Informers: n.informers, Log: a.log,
@@ -97,21 +99,22 @@ func (a *Agent) newDNS(n *node) (*dns.Server, error) {
 // restoreDNS returns what puts the addresses of the node's DNS back after the loopback interface has lost them.
 func (a *Agent) restoreDNS(n *node) func() {
 	return func() {
-		if _, err := n.dns.Resync(); err != nil {
+		if err := n.dns.RestoreAddresses(); err != nil {
 			a.log.Warn("cannot put the addresses of the node's DNS back", "component", "dns", "error", err)
 		}
 	}
 }
 
-// newTables repairs tables after a foreign `nft flush ruleset`; the proxy repairs its own.
-func (a *Agent) newTables(n *node) tables.Watch {
-	return tables.Watch{Log: a.log.With("component", "tables"), Tables: []tables.Table{
-		{Name: network.Table, Put: n.network.Resync},
-		{Name: dns.Table, Put: n.dns.Resync},
-		{Name: peerports.Table, Put: n.network.ResyncPorts},
-		{Name: podsource.Table, Checks: true, Put: n.network.ResyncSources},
-		{Name: hostport.Table, Checks: true, Put: func() (bool, error) { return hostport.Restore(a.dirs.HostPorts()) }},
-	}}
+// newTables returns the small tables of nftables, which are restored after a stranger's `nft flush ruleset`. The proxy
+// and the network policies restore their own. It does not run before n.network is made.
+func (a *Agent) newTables(n *node) *reconcile.Tables {
+	return reconcile.NewTables(a.log.With("component", "tables"), []string{network.Table, peerports.Table, dns.Table},
+		reconcile.Shared{Name: podsource.Table, Repair: func(ctx context.Context, conn *netfilter.Conn) (bool, error) {
+			return n.network.RestoreSources(ctx, conn)
+		}},
+		reconcile.Shared{Name: hostport.Table, Repair: func(ctx context.Context, conn *netfilter.Conn) (bool, error) {
+			return hostport.Restore(ctx, conn, a.dirs.HostPorts())
+		}})
 }
 
 // newGuard returns what keeps Services off the addresses and ports of the node and its servers.

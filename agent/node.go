@@ -15,12 +15,12 @@ import (
 
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
 	"github.com/umiak-io/umiak/agent/dataplane/informercache"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/agent/dataplane/netpol"
 	"github.com/umiak-io/umiak/agent/dataplane/network"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceguard"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
-	"github.com/umiak-io/umiak/agent/dataplane/tables"
 	"github.com/umiak-io/umiak/agent/events"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/folders"
@@ -60,7 +60,7 @@ type node struct {
 	policies *netpol.Policies
 	resolver *resolver.Resolver
 	dns      *dns.Server
-	tables   tables.Watch
+	tables   *reconcile.Tables
 	kubelet  *kubelet.Kubelet
 	object   *nodeobject.Object
 	upgrade  lifecycle.Run
@@ -84,6 +84,7 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 	if n.upgrade, err = a.newUpgrade(n); err != nil {
 		return nil, err
 	}
+	n.tables = a.newTables(n)
 	if n.network, err = a.newNetwork(f, n); err != nil {
 		return nil, err
 	}
@@ -96,7 +97,6 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 		return nil, err
 	}
 	n.routes = serviceroute.New(f.reachableServices(), a.restoreDNS(n), a.log)
-	n.tables = a.newTables(n)
 	n.guard = a.newGuard(f)
 	n.proxy, err = proxy.New(proxy.Config{
 		NodeName: a.name, NodeIPs: f.ips, ClusterCIDR: f.ClusterCIDR, Informers: n.informers,

@@ -7,9 +7,9 @@ import (
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/host"
 )
 
@@ -55,27 +55,13 @@ func (c *cleaner) removeInterfaces(context.Context) error {
 }
 
 // removeTables deletes the nftables tables with umiak's prefix.
-func (c *cleaner) removeTables(context.Context) error {
-	conn, err := nftables.New()
+func (c *cleaner) removeTables(ctx context.Context) error {
+	removed, err := netfilter.RemoveAll(ctx)
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return err
 	}
-	tables, err := conn.ListTables()
-	if err != nil {
-		return fmt.Errorf("list tables: %w", err)
-	}
-	var names []string
-	for _, t := range tables {
-		if strings.HasPrefix(t.Name, "umiak-") {
-			conn.DelTable(t)
-			names = append(names, t.Name)
-		}
-	}
-	if len(names) > 0 {
-		if err := conn.Flush(); err != nil {
-			return fmt.Errorf("delete tables: %w", err)
-		}
-		c.printf("deleted nftables table %s", strings.Join(names, ", "))
+	if len(removed) > 0 {
+		c.printf("deleted nftables table %s", strings.Join(removed, ", "))
 	}
 	var errs []error
 	for _, n := range c.made(host.KindTable) {

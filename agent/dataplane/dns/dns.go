@@ -50,8 +50,10 @@ type Config struct {
 	Client       kubernetes.Interface
 	// Informers must not be narrowed by labels: headless Services and their slices are asked for too.
 	Informers informers.SharedInformerFactory
-	Events    record.EventRecorder // default: one of our own
-	Log       *slog.Logger
+	Events    record.EventRecorder // nil: one to the API server
+	// Tables writes the table umiak-dns and restores it.
+	Tables Tables
+	Log    *slog.Logger
 }
 
 // Server is the node's DNS server.
@@ -65,7 +67,7 @@ type Server struct {
 	wake    chan struct{}
 	stop    <-chan struct{} // of Run
 
-	prepared  atomic.Bool // address, route and table have been there
+	prepared  atomic.Bool // addresses and routes were set up
 	unlimited atomic.Bool // the kernel cannot limit clients
 
 	port uint16 // that CoreDNS listens on, see freePort
@@ -128,7 +130,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	logSink.Store(s.log)
 	servers.Store(s.handle, s)
 	defer servers.Delete(s.handle)
-	if err := s.prepare(); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare the node for DNS: %w", err)
 	}
 	s.startInformers()
@@ -166,16 +168,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// Resync puts address, route and table back as they should be, if they have been there before; for when somebody
-// flushed the rules. It says whether it did.
-func (s *Server) Resync() (bool, error) {
+// RestoreAddresses restores addresses and routes, if they were set up before. The table is restored by Config.Tables.
+func (s *Server) RestoreAddresses() error {
 	if !s.prepared.Load() {
-		return false, nil
+		return nil
 	}
-	if err := setupAddresses(s.cfg.ClusterDNS); err != nil {
-		return true, err
-	}
-	return true, s.applyTable()
+	return setupAddresses(s.cfg.ClusterDNS)
 }
 
 // ResolversChanged reloads the file of the host's resolvers. Before Run it does nothing: Run reads the file.
@@ -185,17 +183,17 @@ func (s *Server) ResolversChanged() {
 	}
 }
 
-// prepare chooses the port and puts address, route and table on the node.
-func (s *Server) prepare() error {
+// prepare chooses the port and sets up addresses, routes and table.
+func (s *Server) prepare(ctx context.Context) error {
 	if err := setupAddresses(s.cfg.ClusterDNS); err != nil {
 		return err
 	}
 	var err error
-	s.prepared.Store(false) // Resync keeps away
+	s.prepared.Store(false) // RestoreAddresses does nothing meanwhile
 	if s.port, err = freePort(s.bind); err != nil {
-		return errors.Join(err, deleteTable()) // the one of before leads to whoever has its port now
+		return errors.Join(err, s.cfg.Tables.Remove(ctx, Table)) // it would lead to the program that has the port now
 	}
-	if err := s.applyTable(); err != nil {
+	if err := s.applyTable(ctx); err != nil {
 		return err
 	}
 	// What the kernel remembers of an earlier run may lead to another port.
@@ -204,9 +202,10 @@ func (s *Server) prepare() error {
 	return nil
 }
 
-// applyTable writes the table as it should be.
-func (s *Server) applyTable() error {
-	limited, err := layout{addrs: s.cfg.ClusterDNS, port: s.port, podInterface: s.cfg.PodInterface, nodeIPs: s.cfg.NodeIPs, limits: defaultLimits}.apply()
+// applyTable writes the table.
+func (s *Server) applyTable(ctx context.Context) error {
+	l := layout{addrs: s.cfg.ClusterDNS, port: s.port, podInterface: s.cfg.PodInterface, nodeIPs: s.cfg.NodeIPs, limits: defaultLimits}
+	limited, err := l.apply(ctx, s.cfg.Tables)
 	if was := s.unlimited.Swap(err == nil && !limited); !was && s.unlimited.Load() {
 		s.log.Warn("one client of this node's DNS can take all of it: the kernel has no nft_connlimit or nft_limit")
 	}

@@ -34,6 +34,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 	"github.com/umiak-io/umiak/manifests"
 )
@@ -253,7 +254,8 @@ func (w *world) run(t testing.TB) (stop func()) {
 	s, err := dns.New(dns.Config{
 		ClusterDomain: "cluster.local", ClusterDNS: []netip.Addr{netip.MustParseAddr(clusterDNS), netip.MustParseAddr(clusterDNS6)},
 		ResolvConf: w.resolv, StateFile: w.state, Client: w.client, Informers: f, Events: w.events,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Tables: reconcile.NewTables(slog.Default(), []string{dns.Table}),
+		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -702,7 +704,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 		stop()
 		stop = w.run(t)
 	}
-	if put, err := w.server.Resync(); !put || err != nil {
+	if err := w.server.RestoreAddresses(); err != nil {
 		t.Fatal(err)
 	}
 	if look() == before {

@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -33,7 +32,6 @@ const (
 	natPriority = -150
 	// routeProtocol marks our routes, so that they are found again.
 	routeProtocol = 0x75
-	ipsDstNAT     = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 	// firstPort is the first of ports at which CoreDNS may listen on those addresses. Port 53 there would keep the
 	// host's own DNS server from 0.0.0.0:53, or be kept from us by it. The ports are privileged, so that no user of this
 	// host can take one while umiak is down and answer pods; IANA has them reserved, so nothing else wants them.
@@ -177,8 +175,9 @@ func dropRoutes(lo netlink.Link, keep []netip.Addr) error {
 
 // Cleanup removes what any run of this package, also a dead one, has put on the node. It may be called
 // at any time and twice, but not while Run runs.
-func Cleanup(context.Context) error {
-	errs := []error{deleteTable()}
+func Cleanup(ctx context.Context) error {
+	_, err := netfilter.Remove(ctx, Table)
+	errs := []error{err}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("find loopback interface: %w", err))...)
@@ -187,25 +186,6 @@ func Cleanup(context.Context) error {
 	for _, a := range []netip.Addr{AddrV4, AddrV6} {
 		if err := netlink.AddrDel(lo, loAddr(a)); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			errs = append(errs, fmt.Errorf("remove address %s: %w", a, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// deleteTable takes the table away, if it is there.
-func deleteTable() error {
-	var errs []error
-	c := &nftables.Conn{}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("list nftables tables: %w", err))
-	}
-	for _, t := range tables {
-		if t.Name == Table {
-			c.DelTable(t)
-			if err := c.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", Table, err))
-			}
 		}
 	}
 	return errors.Join(errs...)

@@ -1,146 +1,138 @@
 package dns
 
 import (
-	"encoding/binary"
+	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
+
+// Tables writes nftables tables and restores them: a *reconcile.Tables.
+type Tables interface {
+	Set(ctx context.Context, want ruleset.Table) error
+	Remove(ctx context.Context, name string) error
+}
 
 // layout is what the table is made of.
 type layout struct {
 	addrs []netip.Addr // of the cluster's DNS
 	port  uint16       // at which CoreDNS listens
-	// podInterface is the one by which this node's pods ask; empty where the user brings the network. Then only what enters by
-	// an interface that has one of nodeIPs is not answered.
+	// podInterface is the one by which this node's pods ask; empty where the user brings the network. Then only what
+	// enters by an interface that has one of nodeIPs is not answered.
 	podInterface string
 	nodeIPs      []netip.Addr
 	limits       limits
 }
 
-// limits are those of one client, told by its address.
+// limits are those of one client, by its address.
 type limits struct {
-	connections uint32 // of TCP, open at once
+	connections uint32 // of TCP, open at once; 0: clients are not limited
 	queries     uint64 // by UDP, in a second, after burst
 	burst       uint32
 }
 
-// defaultLimits are far above what programs do: a lookup is at most ten queries, and one that has been answered by TCP is closed.
+// defaultLimits are far above what programs do: a lookup is at most ten queries, and a connection is closed once its
+// query is answered.
 var defaultLimits = limits{connections: 256, queries: 2000, burst: 4000}
 
-// apply replaces the table in one transaction. It reports whether clients are limited, which needs parts of the kernel that not
-// every one has.
-func (l layout) apply() (limited bool, err error) {
-	if err = l.write(true); err == nil {
+// apply writes the table. It reports whether clients are limited, which needs parts of the kernel that not every one
+// has.
+func (l layout) apply(ctx context.Context, tables Tables) (limited bool, err error) {
+	if err = tables.Set(ctx, l.table()); err == nil {
 		return true, nil
 	}
-	if again := l.write(false); again != nil {
+	l.limits = limits{}
+	if again := tables.Set(ctx, l.table()); again != nil {
 		return false, errors.Join(err, again)
 	}
 	return false, nil
 }
 
-func (l layout) write(limited bool) error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: Table}
-	c.AddTable(t) // so that there is one to delete
-	c.DelTable(t)
-	c.AddTable(t)
-	prio := nftables.ChainPriority(natPriority)
-	for _, hook := range []struct {
-		name string
-		at   *nftables.ChainHook
-		from []netip.Addr
-		by   []expr.Any
-	}{
-		{"prerouting", nftables.ChainHookPrerouting, l.addrs, l.pods()},
-		// The host itself may also ask the server's own addresses.
-		{"output", nftables.ChainHookOutput, append(listenAddrs(l.addrs), l.addrs...), nil},
-	} {
-		ch := c.AddChain(&nftables.Chain{Name: hook.name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook.at, Priority: &prio})
-		for _, from := range hook.from {
+// dnsPort is the port that clients ask.
+const dnsPort = 53
+
+// table returns the table: what goes to the cluster's DNS is sent to CoreDNS, what comes to CoreDNS by another way is
+// dropped, and so is what one client sends beyond the limits.
+func (l layout) table() ruleset.Table {
+	t := ruleset.Table{Family: ruleset.Inet, Name: Table}
+	nat := func(hook string, asked []netip.Addr, by ruleset.Rule) ruleset.Chain {
+		c := ruleset.Chain{Name: hook, Hook: &ruleset.Hook{Type: "nat", Name: hook, Priority: natPriority}}
+		for _, a := range asked {
 			to := AddrV4
-			if from.Is6() {
+			if a.Is6() {
 				to = AddrV6
 			}
-			for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-				c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: append(slices.Clone(hook.by), dnat(from, netip.AddrPortFrom(to, l.port), proto)...)})
+			for _, proto := range []uint8{ruleset.UDP, ruleset.TCP} {
+				c.Rules = append(c.Rules, slices.Concat(by, addressedTo(a), ruleset.Rule{
+					ruleset.Protocol(proto), ruleset.ToPort(dnsPort), ruleset.Count{}, ruleset.DNATTo{To: netip.AddrPortFrom(to, l.port)},
+				}))
 			}
 		}
+		return c
 	}
-	in := c.AddChain(&nftables.Chain{Name: "input", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
+	in := ruleset.Chain{Name: "input", Hook: &ruleset.Hook{Type: "filter", Name: "input"}}
 	for _, a := range listenAddrs(l.addrs) {
-		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: dropDirect(a)})
-		if limited {
-			if err := l.limit(c, t, in, a); err != nil {
-				return err
-			}
+		from := append(addressedTo(a), notFrom("lo"))
+		// A neighbour on the wire that sets a route to the address through this node must find nothing there.
+		direct := ruleset.Match{What: ruleset.CtStatus, Mask: translated, Value: noBits}
+		in.Rules = append(in.Rules, append(slices.Clip(from), direct, ruleset.Count{}, ruleset.Drop))
+		if l.limits == (limits{}) {
+			continue
+		}
+		sets, rules := l.limits.of(ruleset.FamilyOf(a))
+		t.Sets = append(t.Sets, sets...)
+		for _, r := range rules {
+			in.Rules = append(in.Rules, slices.Concat(from, r))
 		}
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", Table, err)
+	t.Chains = []ruleset.Chain{
+		nat("prerouting", l.addrs, l.pods()),
+		// The host itself may also ask the server's own addresses.
+		nat("output", append(listenAddrs(l.addrs), l.addrs...), nil),
+		in,
 	}
-	return nil
+	return t
 }
 
-func daddr(a netip.Addr) []expr.Any {
-	family, offset := byte(unix.NFPROTO_IPV4), uint32(16)
-	if a.Is6() {
-		family, offset = unix.NFPROTO_IPV6, 24
+// translated is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h, the status of connections with destination NAT.
+var translated, noBits = ruleset.Host32(1 << 5).Named("dnat"), ruleset.Host32(0)
+
+// of returns the sets that count a family's clients, and the rules that drop what is more than the limits.
+func (l limits) of(f ruleset.Family) ([]ruleset.SetSpec, []ruleset.Rule) {
+	suffix, key := "4", ruleset.Addr4
+	if f == ruleset.IPv6 {
+		suffix, key = "6", ruleset.Addr6
 	}
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+	connections := ruleset.SetSpec{Name: "connections" + suffix, Key: []ruleset.Field{key}, Dynamic: true, Permanent: true}
+	queries := ruleset.SetSpec{Name: "queries" + suffix, Key: []ruleset.Field{key}, Dynamic: true, Timeout: time.Minute}
+	client := []ruleset.Term{ruleset.SaddrOf(f)}
+	return []ruleset.SetSpec{connections, queries}, []ruleset.Rule{
+		{ruleset.Protocol(ruleset.TCP), ruleset.New{},
+			ruleset.ConnectionsOver{Set: connections.Name, Key: client, Count: l.connections}, ruleset.Count{}, ruleset.Drop},
+		{ruleset.Protocol(ruleset.UDP), ruleset.RateOver{Set: queries.Name, Key: client, Rate: l.queries, Burst: l.burst},
+			ruleset.Count{}, ruleset.Drop},
 	}
 }
 
-// dnat: ip daddr FROM PROTO dport 53 dnat to TO
-func dnat(from netip.Addr, to netip.AddrPort, proto byte) []expr.Any {
-	family := uint32(unix.NFPROTO_IPV4)
-	if from.Is6() {
-		family = unix.NFPROTO_IPV6
-	}
-	return append(daddr(from),
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, 53)},
-		&expr.Counter{},
-		&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
-		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
-	)
+// addressedTo matches packets to an address.
+func addressedTo(a netip.Addr) ruleset.Rule {
+	f := ruleset.FamilyOf(a)
+	return ruleset.Rule{ruleset.Of(f), ruleset.Match{What: ruleset.DaddrOf(f), Value: ruleset.Address(a)}}
 }
 
-// dropDirect: iifname != lo ip daddr A ct status & dnat == 0 drop. A neighbour on the wire that sets a
-// route to A through this node must find nothing there.
-func dropDirect(a netip.Addr) []expr.Any {
-	return append(append(daddr(a), iifname(expr.CmpOpNeq, "lo")...),
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ipsDstNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
-		&expr.Counter{},
-		&expr.Verdict{Kind: expr.VerdictDrop},
-	)
+// notFrom matches packets that come in by another interface.
+func notFrom(name string) ruleset.Match {
+	return ruleset.Match{What: ruleset.InInterface, Not: true, Value: ruleset.Interface(name)}
 }
 
 // pods matches what this node's pods send.
-func (l layout) pods() (out []expr.Any) {
+func (l layout) pods() (out ruleset.Rule) {
 	if l.podInterface != "" {
-		return iifname(expr.CmpOpEq, l.podInterface)
+		return ruleset.Rule{ruleset.Match{What: ruleset.InInterface, Value: ruleset.Interface(l.podInterface)}}
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -152,52 +144,8 @@ func (l layout) pods() (out []expr.Any) {
 			p, err := netip.ParsePrefix(a.String())
 			return err == nil && slices.Contains(l.nodeIPs, p.Addr().Unmap())
 		}) {
-			out = append(out, iifname(expr.CmpOpNeq, i.Name)...)
+			out = append(out, notFrom(i.Name))
 		}
 	}
 	return out
-}
-
-func iifname(op expr.CmpOp, name string) []expr.Any {
-	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, name)
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: padded}}
-}
-
-// limit adds what one client may not do to the chain of what arrives at address a: what is more than allowed is dropped.
-func (l layout) limit(c *nftables.Conn, t *nftables.Table, in *nftables.Chain, a netip.Addr) error {
-	name, typ, offset, size := "4", nftables.TypeIPAddr, uint32(12), uint32(4)
-	if a.Is6() {
-		name, typ, offset, size = "6", nftables.TypeIP6Addr, 8, 16
-	}
-	for _, m := range []struct {
-		set   *nftables.Set
-		proto byte
-		op    uint32
-		expr  expr.Any
-	}{
-		{&nftables.Set{Name: "connections" + name}, unix.IPPROTO_TCP, unix.NFT_DYNSET_OP_ADD,
-			&expr.Connlimit{Count: l.limits.connections, Flags: expr.NFT_CONNLIMIT_F_INV}},
-		{&nftables.Set{Name: "queries" + name, HasTimeout: true, Timeout: time.Minute}, unix.IPPROTO_UDP, unix.NFT_DYNSET_OP_UPDATE,
-			&expr.Limit{Type: expr.LimitTypePkts, Rate: l.limits.queries, Unit: expr.LimitTimeSecond, Burst: l.limits.burst, Over: true}},
-	} {
-		m.set.Table, m.set.KeyType, m.set.Dynamic = t, typ, true
-		if err := c.AddSet(m.set, nil); err != nil {
-			return fmt.Errorf("make set %s: %w", m.set.Name, err)
-		}
-		rule := slices.Concat(daddr(a), iifname(expr.CmpOpNeq, "lo"), []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{m.proto}},
-		})
-		if m.proto == unix.IPPROTO_TCP {
-			rule = append(rule, &expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-				&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW), Xor: make([]byte, 4)},
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
-		}
-		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: append(rule,
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-			&expr.Dynset{SrcRegKey: 1, SetName: m.set.Name, SetID: m.set.ID, Operation: m.op, Exprs: []expr.Any{m.expr}},
-			&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})})
-	}
-	return nil
 }

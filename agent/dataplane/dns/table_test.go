@@ -3,6 +3,7 @@ package dns
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
@@ -47,7 +49,7 @@ func TestWhoIsAnswered(t *testing.T) {
 			var err error
 			node.Do(func() {
 				if err = setupAddresses(l.addrs); err == nil {
-					limited, err = l.apply()
+					limited, err = l.apply(t.Context(), reconcile.NewTables(slog.Default(), []string{Table}))
 				}
 			})
 			if err != nil || !limited {

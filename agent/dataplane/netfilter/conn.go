@@ -74,7 +74,7 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// ID is what the kernel calls this socket; changes made through it carry it.
+// ID returns the kernel's number of this socket, which every change made through it carries.
 func (c *Conn) ID() uint32 { return c.pid }
 
 func (c *Conn) send(b []byte) error {
@@ -117,7 +117,7 @@ func (c *Conn) recv() ([]byte, error) {
 	}
 }
 
-// drain throws away what an earlier, failed exchange may have left in the socket.
+// drain discards what an earlier, failed exchange may have left in the socket.
 func (c *Conn) drain() {
 	for {
 		_, _, err := unix.Recvfrom(c.fd, c.buf, unix.MSG_DONTWAIT)
@@ -130,7 +130,7 @@ func (c *Conn) drain() {
 // Error is a refusal by the kernel.
 type Error struct {
 	Errno unix.Errno
-	Text  string // what the kernel said beyond that, if anything
+	Text  string // the kernel's explanation, if it gives one
 	Seq   uint32
 }
 
@@ -141,7 +141,7 @@ func (e *Error) Error() string {
 	return e.Errno.Error() + ": " + e.Text
 }
 
-// Unwrap gives the errno.
+// Unwrap returns the errno.
 func (e *Error) Unwrap() error { return e.Errno }
 
 func parseError(m Message) *Error {
@@ -164,8 +164,8 @@ func parseError(m Message) *Error {
 	return e
 }
 
-// Commit sends a batch and waits for the verdict. On error nothing of it is in the kernel, unless the
-// error is about the answer (ENOBUFS, time-out): then the caller cannot know and must read.
+// Commit sends a batch and waits for the answer. On error nothing of it is in the kernel, unless the error is about the
+// answer (ENOBUFS, time-out): then the caller has to read the table to know.
 func (c *Conn) Commit(ctx context.Context, t *Batch) error {
 	if t.Empty() {
 		return nil
@@ -194,7 +194,7 @@ func (c *Conn) Commit(ctx context.Context, t *Batch) error {
 			if e != nil && len(errs) < 4 {
 				errs = append(errs, e)
 			}
-			// What is about the batch as a whole is the only answer that comes.
+			// An error about the batch as a whole is its only answer.
 			if m.Seq == last || e != nil && (m.Seq <= 1 || e.Errno == unix.EPERM || e.Errno == unix.ENOMEM) {
 				more = false
 			}
@@ -210,8 +210,8 @@ func (c *Conn) Commit(ctx context.Context, t *Batch) error {
 	return nil
 }
 
-// Dump asks for everything that a get message names and calls f for each answer. What f gets is valid
-// only until it returns.
+// Dump requests everything that a get message names and calls f for each answer. The message is valid until f
+// returns.
 func (c *Conn) Dump(family uint8, typ uint16, fill func(*Batch), f func(Message) error) error {
 	const tries = 8
 	for i := 0; ; i++ {
@@ -283,18 +283,19 @@ func (c *Conn) dumpOnce(family uint8, typ uint16, fill func(*Batch), f func(Mess
 	}
 }
 
-// IsNotFound reports whether the kernel said that something is not there.
+// IsNotFound reports whether the kernel refused a request because something does not exist.
 func IsNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }
 
-// Explain adds to an error what an administrator can do about it, where that is known.
+// Explain adds to an error its remedy, where there is one.
 func Explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w (the process needs CAP_NET_ADMIN)", err)
-	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || strings.Contains(err.Error(), "not supported"):
-		return fmt.Errorf("%w (the kernel lacks a part of nf_tables: nft_ct, nft_nat, nft_masq, nft_fib, nft_reject and nft_numgen are needed)", err)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), strings.Contains(err.Error(), "not supported"):
+		return fmt.Errorf("%w (the kernel lacks a part of nf_tables: nft_ct, nft_nat, nft_masq, nft_fib, nft_reject and "+
+			"nft_numgen are needed)", err)
 	}
 	return err
 }

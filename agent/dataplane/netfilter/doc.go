@@ -1,15 +1,22 @@
-// Package netfilter speaks with nf_tables through netlink for the parts of the agent that keep tables of
-// their own.
+// Package netfilter is the one way in which the agent's data plane and its CNI plugin speak to nf_tables.
 //
-// A Conn sends batches, which the kernel takes whole or not at all, and reads what is there. A Table
-// writes the chains, rules, sets and elements of package ruleset into a Batch. A Watcher says when
-// somebody else changed a table. What belongs into a table, and how what is there is compared with it, is
-// for the callers: agent/dataplane/proxy/nft and agent/dataplane/netpol.
+// The parts describe their tables in package ruleset. This package brings them into the kernel:
 //
-// Packets see a batch in one moment but for sets of ranges, whose elements come a little later than the rules of
-// the same batch (Linux 6.18, nft_set_pipapo): who wants no packet between puts them into a batch before.
+//   - A Conn is a netlink socket. It sends a Batch, which the kernel accepts as a whole or refuses, and reads.
+//   - A Table writes chains, rules, sets and elements into a batch, and reads them back. Each rule carries the digest of
+//     its text, by which it is known again without decompiling it.
+//   - Table.Reconcile makes a table as desired, from whatever state it is in: it reads, compares and sends one batch
+//     with the difference. It is used at start, where it adopts what an earlier process has left, after an error, and
+//     after a stranger's change. Table.Apply sends a known change, so that its cost does not grow with the table.
+//   - A Watcher reports what others change. Package reconcile has the loop that decides when to write and to repair.
+//   - Remove and RemoveAll delete tables: for parts that start without one, for `umiak cleanup` and `umiak uninstall`.
 //
-// Expressions are those of github.com/google/nftables. Messages are written here, because that
-// library's Flush asks for an acknowledgement of every message and fetches each with system calls of its
-// own, puts all elements of a set in one attribute, which holds 64 KiB, and reads rules chain by chain.
+// Packets see a batch in one moment, except for the elements of sets of ranges, which come a little later than the rules
+// of the same batch (Linux 6.18, nft_set_pipapo); see Apply.
+//
+// Expressions are those of github.com/google/nftables/expr. Messages are written here, because that library's Flush
+// requests an acknowledgement of every message and fetches each with system calls, puts all elements of a set into one
+// attribute, which holds 64 KiB, and reads rules chain by chain.
+//
+// The package is linked into the CNI plugin, which runs for milliseconds: it imports nothing of umiak but ruleset.
 package netfilter

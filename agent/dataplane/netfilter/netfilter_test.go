@@ -14,7 +14,7 @@ func FuzzMessages(f *testing.F) {
 	data, _ := b.finish()
 	f.Add(data)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		touches(data, "umiak-test", 7)
+		touches(data, []string{"umiak-test"}, 7)
 		_ = Messages(data, func(m Message) error {
 			_ = parseError(m)
 			return parseElems(m.Data, 4, func(_, _, _, _ string) error { return nil })

@@ -2,47 +2,87 @@ package netfilter
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// ReadChains reads the digest of each chain, as Digest makes it. There is no table if there are no chains.
-func (t *Table) ReadChains() (map[string]uint64, error) {
-	chains, err := t.readChains()
-	if err != nil || len(chains) == 0 {
-		return nil, err
-	}
-	out := make(map[string]uint64, len(chains))
-	for name, c := range chains {
-		out[name] = digestOf(name, c.hook, c.rules)
-	}
-	return out, nil
-}
-
-// Begin reads, for each chain, whether r is its first rule. There is no table if there are no chains.
+// Begin reports for each chain of the table whether r is its first rule. It returns an empty map if the table has no
+// chains or does not exist.
 func (t *Table) Begin(r ruleset.Rule) (map[string]bool, error) {
 	chains, err := t.readChains()
 	out := make(map[string]bool, len(chains))
 	for name, c := range chains {
-		out[name] = len(c.rules) > 0 && c.rules[0] == ruleHash(r)
+		out[name] = len(c.rules) > 0 && c.rules[0] == Digest(r)
 	}
 	return out, err
 }
 
-// chain is what identifies a chain in the kernel.
-type chain struct {
-	hook  ruleset.Hook
-	rules []uint64 // see ruleHash; 0 is a stranger's
+// Chains returns the names of the table's chains.
+func (t *Table) Chains() ([]string, error) {
+	hooks, err := t.readHooks()
+	return slices.Collect(maps.Keys(hooks)), err
 }
 
+// chain is what the kernel has of a chain.
+type chain struct {
+	hook  ruleset.Hook
+	rules []uint64 // digests; 0 for a rule that has none
+}
+
+// holds reports whether the chain has the rules of want.
+func (c *chain) holds(want ruleset.Chain) bool {
+	hashes := make([]uint64, 0, len(want.Rules))
+	for _, r := range want.Rules {
+		hashes = append(hashes, Digest(r))
+	}
+	have := c.rules
+	if want.Unordered {
+		have = slices.Sorted(slices.Values(have))
+		slices.Sort(hashes)
+	}
+	return slices.Equal(have, hashes)
+}
+
+// hooked reports whether the chain is at the hook of want, if that has one.
+func (c *chain) hooked(want ruleset.Chain) bool {
+	if want.Hook == nil {
+		return c.hook == ruleset.Hook{}
+	}
+	return c.hook == *want.Hook
+}
+
+// readChains returns the table's chains by name.
 func (t *Table) readChains() (map[string]*chain, error) {
+	hooks, err := t.readHooks()
+	if err != nil || len(hooks) == 0 {
+		return nil, err
+	}
+	chains := make(map[string]*chain, len(hooks))
+	for name, h := range hooks {
+		chains[name] = &chain{hook: h}
+	}
+	err = t.readRules("", func(name string, r Rule) {
+		if c := chains[name]; c != nil {
+			c.rules = append(c.rules, r.Digest)
+		}
+	})
+	return chains, err
+}
+
+// notAccept is the type of a hook whose chain drops what reaches its end, which no chain of umiak does.
+const notAccept = "not accept"
+
+// readHooks returns the hook of each of the table's chains, the zero Hook for chains that others jump to.
+func (t *Table) readHooks() (map[string]ruleset.Hook, error) {
 	fam := uint8(t.Family)
-	chains := map[string]*chain{}
-	err := t.Conn.Dump(fam, unix.NFT_MSG_GETCHAIN, func(b *Batch) {}, func(m Message) error {
-		var name, table, typ string
-		c := &chain{}
+	out := map[string]ruleset.Hook{}
+	err := t.Conn.Dump(fam, unix.NFT_MSG_GETCHAIN, func(*Batch) {}, func(m Message) error {
+		var name, table string
+		var hook ruleset.Hook
 		accept := true
 		err := Attrs(m.Data, func(at uint16, v []byte) error {
 			switch at {
@@ -51,83 +91,151 @@ func (t *Table) readChains() (map[string]*chain, error) {
 			case unix.NFTA_CHAIN_NAME:
 				name = CStr(v)
 			case unix.NFTA_CHAIN_TYPE:
-				typ = CStr(v)
+				hook.Type = CStr(v)
 			case unix.NFTA_CHAIN_POLICY:
 				accept = len(v) == 4 && be.Uint32(v) == 1
 			case unix.NFTA_CHAIN_HOOK:
-				return Attrs(v, func(at uint16, v []byte) error {
-					if len(v) != 4 {
-						return nil
-					}
-					switch at {
-					case unix.NFTA_HOOK_HOOKNUM:
-						for n, num := range hooks {
-							if num == be.Uint32(v) {
-								c.hook.Name = n
-							}
-						}
-					case unix.NFTA_HOOK_PRIORITY:
-						c.hook.Priority = int32(be.Uint32(v))
-					}
-					return nil
-				})
+				return t.readHook(v, &hook)
 			}
 			return nil
 		})
 		if err != nil || table != t.Name || m.Family != fam {
 			return err
 		}
-		c.hook.Type = typ
 		if !accept {
-			c.hook.Type = "not accept"
+			hook.Type = notAccept
 		}
-		chains[name] = c
+		out[name] = hook
 		return nil
 	})
-	if err != nil || len(chains) == 0 {
-		return nil, err
+	return out, err
+}
+
+func (t *Table) readHook(b []byte, hook *ruleset.Hook) error {
+	return Attrs(b, func(at uint16, v []byte) error {
+		switch {
+		case at == hookDevice:
+			hook.Device = CStr(v)
+		case len(v) != 4:
+		case at == unix.NFTA_HOOK_HOOKNUM:
+			for name, num := range hooks {
+				if num == be.Uint32(v) && (name == ingress) == (t.Family == ruleset.Netdev) {
+					hook.Name = name
+				}
+			}
+		case at == unix.NFTA_HOOK_PRIORITY:
+			hook.Priority = int32(be.Uint32(v))
+		}
+		return nil
+	})
+}
+
+// Rule is what the kernel has of a rule.
+type Rule struct {
+	Handle uint64
+	// Digest is 0 for a rule that umiak has not written.
+	Digest uint64
+	// Comment is the text of its ruleset.Comment.
+	Comment string
+	// Packets is what its first ruleset.Count has counted.
+	Packets uint64
+}
+
+// Rules returns the rules of a chain, none if there is no such chain.
+func (t *Table) Rules(chain string) ([]Rule, error) {
+	var out []Rule
+	err := t.readRules(chain, func(_ string, r Rule) { out = append(out, r) })
+	if IsNotFound(err) {
+		return nil, nil
 	}
-	err = t.Conn.Dump(fam, unix.NFT_MSG_GETRULE, func(b *Batch) { b.Str(unix.NFTA_RULE_TABLE, t.Name) }, func(m Message) error {
+	return out, err
+}
+
+// readRules calls f for each rule of a chain, or of all chains if chain is empty.
+func (t *Table) readRules(chain string, f func(chain string, r Rule)) error {
+	fam := uint8(t.Family)
+	return t.Conn.Dump(fam, unix.NFT_MSG_GETRULE, func(b *Batch) {
+		b.Str(unix.NFTA_RULE_TABLE, t.Name)
+		if chain != "" {
+			b.Str(unix.NFTA_RULE_CHAIN, chain)
+		}
+	}, func(m Message) error {
 		var table, name string
-		var hash uint64
+		var r Rule
 		err := Attrs(m.Data, func(at uint16, v []byte) error {
 			switch at {
 			case unix.NFTA_RULE_TABLE:
 				table = CStr(v)
 			case unix.NFTA_RULE_CHAIN:
 				name = CStr(v)
+			case unix.NFTA_RULE_HANDLE:
+				if len(v) == 8 {
+					r.Handle = be.Uint64(v)
+				}
 			case unix.NFTA_RULE_USERDATA:
-				if len(v) == 10 && v[0] == ruleDigest {
-					hash = be.Uint64(v[2:])
+				r.parseUserData(v)
+			case unix.NFTA_RULE_EXPRESSIONS:
+				if chain != "" { // a whole table's rules are read for their digests
+					return r.parseExpressions(v)
 				}
 			}
 			return nil
 		})
-		if err != nil || table != t.Name || m.Family != fam {
-			return err
+		if err == nil && table == t.Name && m.Family == fam && (chain == "" || name == chain) {
+			f(name, r)
 		}
-		if c := chains[name]; c != nil {
-			c.rules = append(c.rules, hash)
-		}
-		return nil
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return chains, nil
 }
 
-// Shape is what identifies a set beside its name.
+// parseUserData reads what userData has written: a type, a length and a value each.
+func (r *Rule) parseUserData(b []byte) {
+	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
+		v := b[2 : 2+int(b[1])]
+		switch {
+		case b[0] == ruleComment:
+			r.Comment = CStr(v)
+		case b[0] == ruleDigest && len(v) == 8:
+			r.Digest = be.Uint64(v)
+		}
+		b = b[2+len(v):]
+	}
+}
+
+// parseExpressions reads the packets of a rule's first counter.
+func (r *Rule) parseExpressions(list []byte) error {
+	counted := false
+	return Attrs(list, func(_ uint16, e []byte) error {
+		name := ""
+		return Attrs(e, func(at uint16, v []byte) error {
+			switch {
+			case at == unix.NFTA_EXPR_NAME:
+				name = CStr(v)
+			case at == unix.NFTA_EXPR_DATA && name == "counter" && !counted:
+				counted = true
+				return Attrs(v, func(at uint16, v []byte) error {
+					if at == unix.NFTA_COUNTER_PACKETS && len(v) == 8 {
+						r.Packets = be.Uint64(v)
+					}
+					return nil
+				})
+			}
+			return nil
+		})
+	})
+}
+
+// Shape is what two sets of the same name may differ in.
 type Shape struct{ flags, keyType, keyLen, dataType, dataLen uint32 }
 
-// Shape is how a set of this kind looks like in this table.
+// Shape returns the shape of a set in this table.
 func (t *Table) Shape(s ruleset.SetSpec) Shape {
 	kt, kl := TypeOf(t.Family, s.Key)
 	dt, dl := TypeOf(t.Family, s.Val)
 	return Shape{flags: setFlags(s), keyType: kt, keyLen: uint32(kl), dataType: dt, dataLen: uint32(dl)}
 }
 
-// ReadSets reads which sets there are.
+// ReadSets returns the table's sets by name.
 func (t *Table) ReadSets() (map[string]Shape, error) {
 	got := map[string]Shape{}
 	fam := uint8(t.Family)
@@ -161,8 +269,7 @@ func (t *Table) ReadSets() (map[string]Shape, error) {
 	return got, err
 }
 
-// ReadSet calls f for each element: its key, where a range ends, its value and its
-// comment.
+// ReadSet calls f for each element of a set with its key, the last key of a range, its value and its comment.
 func (t *Table) ReadSet(s ruleset.SetSpec, f func(key, end, val, comment string) error) error {
 	fam := uint8(t.Family)
 	_, keyLen := TypeOf(t.Family, s.Key)

@@ -4,27 +4,37 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
-// Watcher hears of changes that others make to tables of one name.
+// Watcher reports the changes that others make to some tables.
 type Watcher struct {
-	file  *os.File
-	own   uint32
-	table string
+	file   *os.File
+	own    uint32
+	tables []string
 }
 
-// NewWatcher starts to listen. Changes made through own are not heard.
-func NewWatcher(own *Conn, table string) (*Watcher, error) {
+// Touch is a change that somebody else has made to a table.
+type Touch struct {
+	// Table is empty if the kernel could not report all changes: any of the tables may have been changed.
+	Table string
+	// Removed states that the table, or something of it, was deleted.
+	Removed bool
+}
+
+// NewWatcher starts to listen for changes of the tables with these names, of all families. Changes made through own are
+// not reported.
+func NewWatcher(own *Conn, tables ...string) (*Watcher, error) {
 	fd, _, err := socket()
 	if err != nil {
 		return nil, err
 	}
-	w := &Watcher{own: own.ID(), table: table}
-	// Our own changes never reach the socket: what the kernel tells of them carries the number of the
-	// socket that made them, and a message never holds what two sockets did.
+	w := &Watcher{own: own.ID(), tables: tables}
+	// The changes of own never reach the socket: the kernel's messages carry the number of the socket that made the
+	// change, and a datagram never holds changes of two sockets.
 	filter, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 12, Size: 4}, // nlmsg_pid, read as big endian
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: be.Uint32(ne.AppendUint32(nil, w.own)), SkipTrue: 1},
@@ -36,7 +46,8 @@ func NewWatcher(own *Conn, table string) (*Watcher, error) {
 		for i, f := range filter {
 			prog[i] = unix.SockFilter{Code: f.Op, Jt: f.Jt, Jf: f.Jf, K: f.K}
 		}
-		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
 	}
 	if err == nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
@@ -53,9 +64,9 @@ func NewWatcher(own *Conn, table string) (*Watcher, error) {
 	return w, nil
 }
 
-// Run calls changed whenever somebody else may have changed one of the tables, until ctx ends. It closes
-// the watcher.
-func (w *Watcher) Run(ctx context.Context, changed func()) error {
+// Run calls changed whenever somebody else has changed one of the tables, or may have, until ctx ends. It closes the
+// watcher.
+func (w *Watcher) Run(ctx context.Context, changed func(Touch)) error {
 	defer w.file.Close() //nolint:errcheck // nothing can be lost
 	stop := context.AfterFunc(ctx, func() { _ = w.file.Close() })
 	defer stop()
@@ -79,30 +90,54 @@ func (w *Watcher) Run(ctx context.Context, changed func()) error {
 		case rerr == unix.EINTR:
 			continue
 		case rerr == unix.ENOBUFS:
-			changed() // so much happened that some of it was lost
+			changed(Touch{Removed: true}) // so much happened that some of it was lost
 			continue
 		case rerr != nil:
 			return fmt.Errorf("listen for changes of nftables: %w", rerr)
 		}
-		if touches(buf[:n], w.table, w.own) {
-			changed()
+		for _, t := range touches(buf[:n], w.tables, w.own) {
+			changed(t)
 		}
 	}
 }
 
-// touches reports whether messages tell of a change to the table by another socket than own. What
-// it does not understand it takes for one.
-func touches(b []byte, table string, own uint32) bool {
-	yes := false
+// touches returns the changes to tables, once each, that messages report of another socket than own. A message that it
+// cannot parse may be about any of them.
+func touches(b []byte, tables []string, own uint32) (out []Touch) {
 	err := Messages(b, func(m Message) error {
 		if m.Type&control != 0 || m.Type == unix.NFT_MSG_NEWGEN || m.PID == own {
 			return nil
 		}
 		// The table's name is attribute 1 of everything that belongs to a table, and of the table.
 		return Attrs(m.Data, func(at uint16, v []byte) error {
-			yes = yes || at == 1 && CStr(v) == table
+			if at != 1 {
+				return nil
+			}
+			i := slices.Index(tables, CStr(v))
+			if i < 0 {
+				return nil
+			}
+			for k, t := range out {
+				if t.Table == tables[i] {
+					out[k].Removed = t.Removed || removes(m.Type)
+					return nil
+				}
+			}
+			out = append(out, Touch{Table: tables[i], Removed: removes(m.Type)})
 			return nil
 		})
 	})
-	return yes || err != nil
+	if err != nil {
+		return []Touch{{Removed: true}}
+	}
+	return out
+}
+
+// removes reports whether messages of a type are about what was deleted.
+func removes(typ uint16) bool {
+	switch typ {
+	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM:
+		return true
+	}
+	return false
 }

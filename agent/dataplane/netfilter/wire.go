@@ -144,7 +144,8 @@ func Messages(b []byte, f func(Message) error) error {
 		if n < unix.SizeofNlMsghdr || n > len(b) {
 			return fmt.Errorf("parse netlink message: length %d of %d", n, len(b))
 		}
-		m := Message{Type: ne.Uint16(b[4:]), Flags: ne.Uint16(b[6:]), Seq: ne.Uint32(b[8:]), PID: ne.Uint32(b[12:]), Data: b[16:n]}
+		m := Message{Type: ne.Uint16(b[4:]), Flags: ne.Uint16(b[6:]), Seq: ne.Uint32(b[8:]), PID: ne.Uint32(b[12:]),
+			Data: b[16:n]}
 		if m.Type>>8 == unix.NFNL_SUBSYS_NFTABLES {
 			if len(m.Data) < 4 {
 				return fmt.Errorf("parse nf_tables message: %d bytes", n)

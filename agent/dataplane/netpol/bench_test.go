@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/dataplane/netpol/rules"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
@@ -132,7 +133,7 @@ func BenchmarkBuild(b *testing.B) {
 			bd := benchCluster(n.pods, n.policies)
 			t := newTable(conn, ruleset.IPv4)
 			for b.Loop() {
-				if _, err := t.replace(context.Background(), bd); err != nil {
+				if _, err := t.Replace(context.Background(), desired{bd, t.Family}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -141,11 +142,11 @@ func BenchmarkBuild(b *testing.B) {
 			conn := nettest.Alone(b)
 			bd := benchCluster(n.pods, n.policies)
 			t := newTable(conn, ruleset.IPv4)
-			if _, err := t.replace(context.Background(), bd); err != nil {
+			if _, err := t.Replace(context.Background(), desired{bd, t.Family}); err != nil {
 				b.Fatal(err)
 			}
 			for b.Loop() {
-				if s, err := t.sync(context.Background(), bd); err != nil || s != (synced{}) {
+				if s, err := t.sync(context.Background(), bd); err != nil || s != (netfilter.Result{}) {
 					b.Fatal(s, err)
 				}
 			}

@@ -143,12 +143,8 @@ func (p *Policies) Status() Status {
 
 // Cleanup removes the tables, whoever made them. It is no error if there are none.
 func Cleanup(ctx context.Context) error {
-	conn, err := netfilter.Dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close() //nolint:errcheck // nothing is lost
-	return errors.Join(newTable(conn, ruleset.IPv4).Delete(ctx), newTable(conn, ruleset.IPv6).Delete(ctx))
+	_, err := netfilter.Remove(ctx, rules.TableName)
+	return err
 }
 
 // tell wakes everybody who waits for something to change. The caller holds the lock.

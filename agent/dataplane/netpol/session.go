@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/dataplane/netpol/announce"
 	"github.com/umiak-io/umiak/agent/dataplane/netpol/rules"
@@ -21,17 +22,15 @@ import (
 // writer is what the rules are written to; *table is one.
 type writer interface {
 	apply(ctx context.Context, c rules.Change) error
-	sync(ctx context.Context, w *rules.Builder) (synced, error)
+	sync(ctx context.Context, w *rules.Builder) (netfilter.Result, error)
 }
 
 // session is what there is while the cluster has policies. Its state is guarded by the lock of Policies.
 type session struct {
-	p       *Policies
-	tables  map[ruleset.Family]writer
-	flows   *flows
-	wake    chan struct{}
-	urgent  chan struct{} // somebody waits
-	foreign chan struct{}
+	p      *Policies
+	tables map[ruleset.Family]writer
+	flows  *flows
+	loop   *reconcile.Loop
 
 	rules           *rules.Builder
 	refused         []string                          // what the rules refuse
@@ -40,20 +39,12 @@ type session struct {
 	namespacesKnown bool
 	// revision counts changes of the rules, applied is the last one that the kernel has.
 	revision, applied uint64
-	resync            bool
 }
 
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-// changed says that the rules may have changed. The caller holds the lock.
+// changed states that the rules may have changed. The caller holds the lock.
 func (s *session) changed() {
 	s.revision++
-	signal(s.wake)
+	s.loop.Changed()
 }
 
 // enforce runs a session until there are no policies, or ctx ends.
@@ -68,8 +59,8 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	s := &session{p: p, tables: map[ruleset.Family]writer{}, wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
-		rules: rules.NewBuilder(p.families...), pods: map[types.NamespacedName]*podInfo{}, resync: true}
+	s := &session{p: p, tables: map[ruleset.Family]writer{}, rules: rules.NewBuilder(p.families...), pods: map[types.NamespacedName]*podInfo{}}
+	s.loop = reconcile.New(reconcile.Config{Table: rules.TableName, Write: s.write, Log: p.log})
 	for _, f := range p.families {
 		s.tables[f] = newTable(conn, f)
 	}
@@ -84,7 +75,7 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 	defer background.Wait()
 	defer cancel(nil)
 	background.Go(func() {
-		if err := watcher.Run(ctx, func() { signal(s.foreign) }); err != nil && ctx.Err() == nil {
+		if err := watcher.Run(ctx, func(netfilter.Touch) { s.loop.Touched() }); err != nil && ctx.Err() == nil {
 			cancel(err)
 		}
 	})
@@ -113,7 +104,7 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 	if err := s.wait(ctx); err != nil {
 		return err
 	}
-	return s.loop(ctx, ready)
+	return s.loop.Run(ctx, ready)
 }
 
 // wait returns when the state of the cluster is known.
@@ -138,116 +129,50 @@ func (s *session) wait(ctx context.Context) error {
 	}
 }
 
-// How long a change waits for others that come with it. A rollout is many changes in a row; each costs a
-// commit, and the kernel has to wait for all packets that are under way.
-const (
-	minDelay = 2 * time.Millisecond
-	maxDelay = 20 * time.Millisecond
-)
-
-// loop writes whenever something has changed.
-func (s *session) loop(ctx context.Context, ready func()) error {
-	timer := time.NewTimer(0) // fires at once, for the first sync
-	defer timer.Stop()
-	armed := true
-	arm := func(d time.Duration) {
-		if !armed || d == 0 {
-			timer.Reset(d)
-			armed = true
-		}
-	}
-	delay, retry := minDelay, time.Duration(0)
-	var last time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-s.wake:
-			arm(delay)
-			continue
-		case <-s.urgent:
-			if retry == 0 {
-				arm(0)
-			}
-			continue
-		case <-s.foreign:
-			// An iptables-style tool may write rule by rule: repair once, when it is through.
-			s.resync = true
-			s.p.log.Warn("somebody changed the table, repairing it", "table", rules.TableName)
-			arm(maxDelay)
-			continue
-		case <-timer.C:
-			armed = false
-		}
-		s.p.mu.Lock()
-		over := len(s.p.policies) == 0
-		s.p.mu.Unlock()
-		if over {
-			return nil
-		}
-		start := time.Now()
-		if err := s.write(ctx); err != nil {
-			// Repaired from whatever state it is in, soon at first, then less often.
-			retry = min(max(2*retry, 50*time.Millisecond), 10*time.Second)
-			s.p.log.Error("cannot write the rules of network policies, trying again", "error", err, "in", retry)
-			arm(retry)
-			continue
-		}
-		retry = 0
-		ready()
-		// Under constant change, wait longer, so that commits take a small part of the time.
-		took := time.Since(start)
-		if start.Sub(last) < 2*maxDelay {
-			delay = min(max(2*delay, 4*took), max(maxDelay, 2*took))
-		} else {
-			delay = minDelay
-		}
-		last = time.Now()
-	}
-}
-
-// write brings all that has changed into the kernel.
-func (s *session) write(ctx context.Context) error {
+// write brings all that has changed into the kernel. With full set, the tables are compared with the rules and repaired.
+func (s *session) write(ctx context.Context, full bool) (repaired bool, err error) {
 	p := s.p
 	start := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	revision, resync := s.revision, s.resync
+	if len(p.policies) == 0 {
+		return false, reconcile.ErrDone
+	}
+	revision := s.revision
 	changes := s.rules.Flush()
 	var errs []error
-	forbids := resync
+	forbids := full
 	for f, t := range s.tables {
 		c := changes[f]
-		forbids = forbids || c.Forbids()
-		if !resync {
+		forbids = forbids || rules.Forbids(c)
+		if !full {
 			errs = append(errs, t.apply(ctx, c))
 			continue
 		}
 		done, err := t.sync(ctx, s.rules)
 		errs = append(errs, err)
+		repaired = repaired || done != netfilter.Result{}
 		if err == nil {
-			p.log.Info("network policies are in force", "family", f, "replaced", done.replaced, "added", done.added, "deleted", done.deleted,
+			p.log.Info("network policies are in force", "family", f, "replaced", done.Replaced, "added", done.Added, "deleted", done.Deleted,
 				"policies", s.rules.Policies(), "pods", s.rules.Pods(), "took", time.Since(start).Round(time.Microsecond))
 		}
 	}
-	err := errors.Join(errs...)
-	s.resync = err != nil
-	if err != nil {
+	if err := errors.Join(errs...); err != nil {
 		p.status.LastError = err.Error()
-		return err
+		return repaired, err
 	}
 	s.applied = revision
 	p.status.Ready, p.status.LastError = true, ""
 	p.status.LastSync, p.status.LastDuration = time.Now(), time.Since(start)
 	p.status.Syncs++
-	if resync {
+	if full {
 		p.status.Repairs++
 	}
 	p.tell()
 	if forbids {
 		s.flows.check()
 	}
-	return nil
+	return repaired, nil
 }
 
 func (s *session) allowed(packet rules.Packet) bool {
@@ -405,7 +330,7 @@ func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
 			s.setPod(s.pods[name])
 			s.revision++
 			told = s.revision
-			signal(s.urgent)
+			s.loop.Urgent()
 		}
 		inForce := known && !some && s == nil || s != nil && told != 0 && s.applied >= told
 		settled := known && (s == nil || s.applied != 0)

@@ -14,8 +14,8 @@ import (
 // Servers returns the addresses of API servers and a channel that is closed when they may have changed.
 type Servers func() ([]netip.Addr, <-chan struct{})
 
-// closePorts keeps the ports that are the cluster's alone closed to others until ctx ends, from when all nodes are known.
-// What cannot be written is logged, and tried again at the next change.
+// closePorts keeps the ports that are for the cluster alone closed to others until ctx ends, as soon as all nodes are
+// known. An error is logged, and the next change tries again.
 func (n *Network) closePorts(ctx context.Context) {
 	select {
 	case <-n.synced:
@@ -33,7 +33,7 @@ func (n *Network) closePorts(ctx context.Context) {
 		if _, there := all[n.cfg.NodeName]; there {
 			rules := n.peerRules(all, servers)
 			if last := n.closed.Load(); last == nil || !reflect.DeepEqual(*last, rules) {
-				if err := n.closeTo(rules); err != nil {
+				if err := n.closeTo(ctx, rules); err != nil {
 					n.cfg.Log.Warn("cannot close the ports of kubelet and vxlan to others than the cluster's nodes", "error", err)
 				}
 			}
@@ -47,17 +47,20 @@ func (n *Network) closePorts(ctx context.Context) {
 	}
 }
 
-func (n *Network) closeTo(rules peerports.Rules) error {
-	n.closing.Lock()
-	defer n.closing.Unlock()
+func (n *Network) closeTo(ctx context.Context, rules peerports.Rules) error {
 	if err := n.cfg.Journal.Made(host.KindTable, peerports.Table); err != nil {
 		return err
 	}
-	if err := peerports.Apply(rules); err != nil {
-		return err
+	var err error
+	if rules.Empty() {
+		err = n.cfg.Tables.Remove(ctx, peerports.Table)
+	} else {
+		err = n.cfg.Tables.Set(ctx, rules.Table())
 	}
-	n.closed.Store(&rules)
-	return nil
+	if err == nil {
+		n.closed.Store(&rules)
+	}
+	return err
 }
 
 // peerRules are what the node lets in, as far as its peers are to be believed.
@@ -83,15 +86,4 @@ func (n *Network) peerRules(all map[string]peer, servers []netip.Addr) peerports
 	slices.SortFunc(r.Peers, netip.Addr.Compare)
 	r.Peers = slices.Compact(r.Peers)
 	return r
-}
-
-// ResyncPorts writes the rules of closed ports again, if they have been written before. It says whether it did.
-func (n *Network) ResyncPorts() (bool, error) {
-	n.closing.Lock() // what is read is what is written
-	defer n.closing.Unlock()
-	r := n.closed.Load()
-	if r == nil || r.Kubelet == 0 && !r.VXLAN {
-		return false, nil
-	}
-	return true, peerports.Apply(*r)
 }

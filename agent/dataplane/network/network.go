@@ -22,6 +22,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
@@ -63,10 +65,18 @@ type Config struct {
 	KubeletFrom []netip.Prefix
 	// Servers are API servers besides those that are nodes; nil is none.
 	Servers Servers
+	// Tables writes the tables umiak-network and umiak-peers and restores them.
+	Tables Tables
 	// Others are told of the nodes as well; nil where there is nobody.
 	Others  Observer
 	Journal *host.Journal
 	Log     *slog.Logger
+}
+
+// Tables writes nftables tables and restores them: a *reconcile.Tables.
+type Tables interface {
+	Set(ctx context.Context, want ruleset.Table) error
+	Remove(ctx context.Context, name string) error
 }
 
 // Observer follows the nodes, this one too, by the one watch of all nodes that an agent has.
@@ -88,17 +98,7 @@ type Network struct {
 	sources atomic.Pointer[string]
 	synced  chan struct{} // closed when all nodes were seen once
 	seen    sync.Once
-	closing sync.Mutex
 	closed  atomic.Pointer[peerports.Rules] // what has been written
-}
-
-// Resync writes the rules again, if they have been written before: somebody has removed them. It says whether it did.
-func (n *Network) Resync() (bool, error) {
-	r := n.ranges.Load()
-	if r == nil {
-		return false, nil
-	}
-	return true, applyRules(*r, n.cfg.ClusterCIDR)
 }
 
 // Ranges are the node's pod ranges, nil while they are not known.
@@ -131,7 +131,7 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 		// Which pod ranges the user's network has is not known; it masquerades itself.
-		if err := n.rules(nil); err != nil {
+		if err := n.setRules(ctx, nil); err != nil {
 			return err
 		}
 		ready()
@@ -158,7 +158,7 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 
 	if saved, err := loadSaved(n.savedPath()); err == nil && len(saved.PodCIDRs) > 0 {
 		// As it was before: so that this node's pods start without the API server.
-		if err := n.local(saved.PodCIDRs, saved.MTU); err != nil {
+		if err := n.local(ctx, saved.PodCIDRs, saved.MTU); err != nil {
 			n.cfg.Log.Warn("cannot set up the network as it was, waiting for the API server", "error", err)
 		} else {
 			ready()
@@ -233,7 +233,7 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	if err != nil {
 		return fmt.Errorf("start flannel backend %s (has the kernel got it? `umiak check` tells): %w", n.cfg.Backend, err)
 	}
-	if err := n.local(ranges, overlay.MTU()); err != nil {
+	if err := n.local(ctx, ranges, overlay.MTU()); err != nil {
 		return err
 	}
 	if err := save(n.savedPath(), saved{PodCIDRs: ranges, MTU: overlay.MTU()}); err != nil {
@@ -287,56 +287,63 @@ func interfaces(backend string) []string {
 }
 
 // local sets up what this node's own pods need: rules and CNI configuration.
-func (n *Network) local(ranges []netip.Prefix, mtu int) error {
-	if err := n.rules(ranges); err != nil {
+func (n *Network) local(ctx context.Context, ranges []netip.Prefix, mtu int) error {
+	if err := n.setRules(ctx, ranges); err != nil {
 		return err
 	}
-	raw, err := renderConf(ranges, mtu, n.checkSources(), n.cfg.Held, n.cfg.Dirs)
+	raw, err := renderConf(ranges, mtu, n.checkSources(ctx), n.cfg.Held, n.cfg.Dirs)
 	if err != nil {
 		return err
 	}
 	return writeConf(n.cfg.Dirs.CNIConfig(), raw)
 }
 
-// checkSources has the pods that run send with their own addresses only, and reports whether those that come are to.
-func (n *Network) checkSources() bool {
+// checkSources limits the running pods to sending with their own addresses, and reports whether those that start are to
+// be limited as well.
+func (n *Network) checkSources(ctx context.Context) bool {
 	var remark string
 	var err error
 	if !n.cfg.SourceCheck {
 		remark = "off (pod-source-check): pods may send with others' addresses"
-		err = podsource.Off()
-	} else if err = n.restoreSources(); err != nil && !errors.Is(err, podsource.ErrKept) {
+		err = podsource.Off(ctx)
+	} else if err = n.checkRunning(ctx); err != nil && !errors.Is(err, podsource.ErrKept) {
 		remark = fmt.Sprintf("not checked: pods may send with others' addresses: %v", err)
 	}
 	if err != nil {
-		n.cfg.Log.Warn("cannot look after the addresses that pods send with", "error", err)
+		n.cfg.Log.Warn("cannot check the addresses that pods send with", "error", err)
 	}
 	n.sources.Store(&remark)
 	return remark == ""
 }
 
-func (n *Network) restoreSources() error {
+func (n *Network) checkRunning(ctx context.Context) error {
 	if err := n.cfg.Journal.Made(host.KindTable, podsource.Table); err != nil {
 		return err
 	}
-	_, err := podsource.Restore(podsource.Results, n.cfg.Dirs.CNIState())
+	conn, err := netfilter.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	_, err = podsource.Restore(ctx, conn, podsource.Results, n.cfg.Dirs.CNIState())
 	return err
 }
 
-// ResyncSources puts back what somebody has removed of the checks of what pods send. It says whether it did.
-func (n *Network) ResyncSources() (bool, error) {
+// RestoreSources restores through conn what a stranger has removed of the checks of what pods send. It reports whether
+// there was anything. It does nothing while sources are not checked.
+func (n *Network) RestoreSources(ctx context.Context, conn *netfilter.Conn) (bool, error) {
 	if r := n.sources.Load(); r == nil || *r != "" {
 		return false, nil
 	}
-	return podsource.Restore(podsource.Results, n.cfg.Dirs.CNIState())
+	return podsource.Restore(ctx, conn, podsource.Results, n.cfg.Dirs.CNIState())
 }
 
-// rules writes the table for pod ranges, none of which may be known.
-func (n *Network) rules(ranges []netip.Prefix) error {
+// setRules writes the table for pod ranges; there may be none.
+func (n *Network) setRules(ctx context.Context, ranges []netip.Prefix) error {
 	if err := n.cfg.Journal.Made(host.KindTable, Table); err != nil {
 		return err
 	}
-	if err := applyRules(ranges, n.cfg.ClusterCIDR); err != nil {
+	if err := n.cfg.Tables.Set(ctx, rules(ranges, n.cfg.ClusterCIDR)); err != nil {
 		return err
 	}
 	n.ranges.Store(&ranges)

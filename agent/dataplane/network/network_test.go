@@ -26,6 +26,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
+	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/testing/testns"
@@ -113,6 +115,7 @@ func config(t *testing.T, backend string, client *fake.Clientset) Config {
 		NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.77.1")}, Backend: backend,
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Dirs: d,
 		Watch: client, Self: client, Journal: j, Log: slog.New(slog.DiscardHandler),
+		Tables: reconcile.NewTables(slog.Default(), []string{Table, peerports.Table}),
 	}
 }
 

@@ -3,7 +3,6 @@ package network
 import (
 	"fmt"
 
-	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -13,10 +12,11 @@ func (n *Network) Rows() (rows []status.Row) {
 	if r := n.sources.Load(); r != nil && *r != "" {
 		rows = append(rows, status.Row{Name: "pods' sources", Detail: *r})
 	}
-	if n.closed.Load() == nil {
+	closed := n.closed.Load()
+	if closed == nil {
 		return rows
 	}
-	refused, err := peerports.Counts()
+	refused, err := closed.Counts()
 	if err != nil {
 		return append(rows, status.Row{Name: "ports", State: "unknown", Detail: err.Error()})
 	}

@@ -1,27 +1,25 @@
 package peerports
 
 import (
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Table is the nftables table; cleanup knows it by its prefix.
+// Table is the nftables table.
 const Table = "umiak-peers"
 
 const (
 	chainInput = "input"
 	vxlanPort  = 8472
-	// setChunk is how many elements one netlink message has at most, whose length has 16 bits.
-	setChunk = 1000
-	// Bits of the TCP header's flags.
-	tcpFin, tcpSyn, tcpRst, tcpAck = 0x01, 0x02, 0x04, 0x10
+)
+
+// The flags of the TCP header: those that tell the packets of a connection apart, and that of its first packet.
+var (
+	tcpFlags = ruleset.Byte(0x01 | 0x02 | 0x04 | 0x10).Named("(fin | syn | rst | ack)")
+	tcpSyn   = ruleset.Byte(0x02).Named("syn")
 )
 
 // Rules are what a node lets in.
@@ -32,168 +30,95 @@ type Rules struct {
 	VXLAN bool
 	// Peers are the addresses of nodes and servers.
 	Peers []netip.Addr
-	// Ranges are whose connections to the kubelet are let in besides: pods, and what the settings name.
+	// Ranges may connect to the kubelet as well: pods, and what the settings name.
 	Ranges []netip.Prefix
 }
 
-// Refused counts what was not let in since the rules were last written.
+// Refused counts what was not let in since the rules in question were written.
 type Refused struct{ Kubelet, VXLAN uint64 }
 
-func table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyINet, Name: Table}
+// Empty reports whether nothing is closed, which needs no table.
+func (r Rules) Empty() bool { return r.Kubelet == 0 && !r.VXLAN }
+
+var families = []ruleset.Family{ruleset.IPv4, ruleset.IPv6}
+
+// set returns the set of the nodes' addresses of a family.
+func set(f ruleset.Family) ruleset.SetSpec {
+	if f == ruleset.IPv6 {
+		return ruleset.SetSpec{Name: "nodes6", Key: []ruleset.Field{ruleset.Addr6}}
+	}
+	return ruleset.SetSpec{Name: "nodes4", Key: []ruleset.Field{ruleset.Addr4}}
 }
 
-// Apply replaces the table.
-func Apply(r Rules) error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+// Table returns the table with the rules.
+func (r Rules) Table() ruleset.Table {
+	t := ruleset.Table{Family: ruleset.Inet, Name: Table}
+	for _, f := range families {
+		t.Sets = append(t.Sets, set(f))
 	}
-	t := c.AddTable(table()) // so that there is one to delete
-	c.DelTable(t)
-	if r.Kubelet != 0 || r.VXLAN {
-		c.AddTable(t)
-		if err := r.add(c, t); err != nil {
-			return fmt.Errorf("write nftables table %s: %w", Table, err)
-		}
+	for _, a := range slices.Compact(slices.SortedFunc(slices.Values(r.Peers), netip.Addr.Compare)) {
+		t.Elems = append(t.Elems, ruleset.Elem{Set: set(ruleset.FamilyOf(a)).Name, Key: string(ruleset.PutAddr(nil, a))})
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", Table, err)
-	}
-	return nil
-}
-
-func (r Rules) add(c *nftables.Conn, t *nftables.Table) error {
-	var sets [2]*nftables.Set // IPv4, IPv6
-	for i, v4 := range []bool{true, false} {
-		s := &nftables.Set{Table: t, Name: "nodes6", KeyType: nftables.TypeIP6Addr}
-		if v4 {
-			s.Name, s.KeyType = "nodes4", nftables.TypeIPAddr
-		}
-		if err := c.AddSet(s, nil); err != nil {
-			return err
-		}
-		var elements []nftables.SetElement
-		for _, a := range r.Peers {
-			if a.Is4() == v4 {
-				elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
-			}
-		}
-		for part := range slices.Chunk(elements, setChunk) {
-			if err := c.SetAddElements(s, part); err != nil {
-				return err
-			}
-		}
-		sets[i] = s
-	}
-	in := c.AddChain(&nftables.Chain{Name: chainInput, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
-	rule := func(parts ...[]expr.Any) {
-		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: slices.Concat(parts...)})
-	}
-	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-	rule(fromItself(), accept)
+	in := []ruleset.Rule{{ruleset.Match{What: ruleset.InInterface, Value: ruleset.Interface("lo")}, ruleset.Accept}}
 	if r.VXLAN {
-		for i, v4 := range []bool{true, false} {
-			rule(port(unix.IPPROTO_UDP, vxlanPort), family(v4), source(sets[i], true), []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}})
+		for _, f := range families {
+			in = append(in, vxlan(f))
 		}
 	}
 	if r.Kubelet != 0 {
-		begins := slices.Concat(port(unix.IPPROTO_TCP, uint16(r.Kubelet)), firstPacket())
-		for i, v4 := range []bool{true, false} {
-			rule(begins, family(v4), source(sets[i], false), accept)
+		begins := r.begins()
+		for _, f := range families {
+			in = append(in, append(begins, ruleset.Of(f), fromNode(f, false), ruleset.Accept))
 		}
 		for _, p := range r.Ranges {
-			rule(begins, family(p.Addr().Is4()), within(p), accept)
+			f := ruleset.FamilyOf(p.Addr())
+			from := ruleset.InPrefix{What: ruleset.SaddrOf(f), Prefix: p}
+			in = append(in, append(begins, ruleset.Of(f), from, ruleset.Accept))
 		}
-		rule(begins, []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
+		in = append(in, r.refuse())
 	}
-	return nil
+	t.Chains = []ruleset.Chain{{Name: chainInput, Hook: &ruleset.Hook{Type: "filter", Name: "input"}, Rules: in}}
+	return t
 }
 
-// fromItself matches what the machine sends to its own addresses.
-func fromItself() []expr.Any {
-	lo := make([]byte, unix.IFNAMSIZ)
-	copy(lo, "lo")
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: lo}}
+// vxlan drops the packets of vxlan from machines that are no nodes.
+func vxlan(f ruleset.Family) ruleset.Rule {
+	return ruleset.Rule{ruleset.Protocol(ruleset.UDP), ruleset.ToPort(vxlanPort), ruleset.Of(f), fromNode(f, true),
+		ruleset.Count{}, ruleset.Drop}
 }
 
-// port matches packets to a port.
-func port(proto byte, port uint16) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
-	}
+// refuse is the last rule: it refuses connections to the kubelet.
+func (r Rules) refuse() ruleset.Rule { return append(r.begins(), ruleset.Count{}, ruleset.Prohibited) }
+
+// begins matches the first packet of a connection to the kubelet. Rules may append to it.
+func (r Rules) begins() ruleset.Rule {
+	return slices.Clip(ruleset.Rule{ruleset.Protocol(ruleset.TCP), ruleset.ToPort(uint16(r.Kubelet)),
+		ruleset.Match{What: ruleset.TCPFlags, Mask: tcpFlags, Value: tcpSyn}})
 }
 
-// firstPacket matches the packet that begins a TCP connection.
-func firstPacket() []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpFin | tcpSyn | tcpRst | tcpAck}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{tcpSyn}},
-	}
+// fromNode matches packets whose source is a node's address, or is not.
+func fromNode(f ruleset.Family, not bool) ruleset.InSet {
+	return ruleset.InSet{Key: []ruleset.Term{ruleset.SaddrOf(f)}, Set: set(f).Name, Not: not}
 }
 
-func family(v4 bool) []expr.Any {
-	proto := byte(unix.NFPROTO_IPV4)
-	if !v4 {
-		proto = unix.NFPROTO_IPV6
-	}
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}
-}
-
-// loadSource loads the source address of a packet of a family.
-func loadSource(v4 bool) *expr.Payload {
-	if v4 {
-		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
-	}
-	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}
-}
-
-// source matches packets whose source is in a set, or is not.
-func source(s *nftables.Set, not bool) []expr.Any {
-	return []expr.Any{loadSource(s.KeyType == nftables.TypeIPAddr), &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID, Invert: not}}
-}
-
-// within matches packets whose source lies in a range.
-func within(p netip.Prefix) []expr.Any {
-	load := loadSource(p.Addr().Is4())
-	mask := make([]byte, load.Len)
-	for i := range p.Bits() {
-		mask[i/8] |= 0x80 >> (i % 8)
-	}
-	return []expr.Any{
-		load,
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: load.Len, Mask: mask, Xor: make([]byte, load.Len)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
-	}
-}
-
-// Counts reads what was not let in.
-func Counts() (out Refused, err error) {
-	c, err := nftables.New()
+// Counts reads what the rules have not let in.
+func (r Rules) Counts() (out Refused, err error) {
+	conn, err := netfilter.Dial()
 	if err != nil {
-		return out, fmt.Errorf("open nftables: %w", err)
+		return out, err
 	}
-	rules, err := c.GetRules(table(), &nftables.Chain{Name: chainInput, Table: table()})
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return out, fmt.Errorf("list rules of nftables table %s: %w", Table, err)
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	t := netfilter.Table{Conn: conn, Family: ruleset.Inet, Name: Table}
+	rules, err := t.Rules(chainInput)
+	if err != nil {
+		return out, err
 	}
-	for _, r := range rules {
-		var n uint64
-		for _, e := range r.Exprs {
-			switch e := e.(type) {
-			case *expr.Counter:
-				n = e.Packets
-			case *expr.Reject:
-				out.Kubelet += n
-			case *expr.Verdict:
-				if e.Kind == expr.VerdictDrop {
-					out.VXLAN += n
-				}
-			}
+	for _, have := range rules {
+		switch have.Digest {
+		case netfilter.Digest(vxlan(ruleset.IPv4)), netfilter.Digest(vxlan(ruleset.IPv6)):
+			out.VXLAN += have.Packets
+		case netfilter.Digest(r.refuse()):
+			out.Kubelet += have.Packets
 		}
 	}
 	return out, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
@@ -31,6 +32,7 @@ type lab struct {
 	node, peer, stranger *nettest.Host
 	macs                 map[bool]net.HardwareAddr // of the node's overlay, by whether it is IPv4's
 	arrived              chan string
+	conn                 *netfilter.Conn // of the node
 }
 
 func newLab(t *testing.T) *lab {
@@ -39,6 +41,7 @@ func newLab(t *testing.T) *lab {
 	}
 	l := &lab{T: t, node: nettest.New(t, "node"), peer: nettest.New(t, "peer"), stranger: nettest.New(t, "stranger"),
 		macs: map[bool]net.HardwareAddr{}, arrived: make(chan string, 1000)}
+	l.conn = l.node.Netfilter(t)
 	lan := nettest.New(t, "lan")
 	lan.Bridge(t, "br")
 	for i, h := range []*nettest.Host{l.node, l.peer, l.stranger} {
@@ -97,6 +100,18 @@ func newLab(t *testing.T) *lab {
 		}()
 	})
 	return l
+}
+
+// apply writes the rules on the node, as netfilter/reconcile does.
+func (l *lab) apply(r Rules) {
+	l.Helper()
+	if r.Empty() {
+		if err := l.conn.Remove(l.Context(), Table); err != nil {
+			l.Fatal(err)
+		}
+		return
+	}
+	nettest.Apply(l, l.conn, r.Table())
 }
 
 // addrOf is a machine's address: 0 the node, 1 the peer, 2 the stranger, 21 where the peer moves.
@@ -172,17 +187,15 @@ func (l *lab) arrives(from *nettest.Host, source netip.Addr) (others []string) {
 // TestVXLAN: who is no node sends nothing into the overlay, a node does, also after it got another address.
 func TestVXLAN(t *testing.T) {
 	l := newLab(t)
+	vxlan := Rules{VXLAN: true}
 	apply := func(peers ...netip.Addr) {
 		t.Helper()
-		var err error
-		l.node.Do(func() { err = Apply(Rules{VXLAN: true, Peers: append(peers, addrOf(0, true), addrOf(0, false))}) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		vxlan.Peers = append(peers, addrOf(0, true), addrOf(0, false))
+		l.apply(vxlan)
 	}
 	for _, v4 := range []bool{true, false} {
 		peer, moved, stranger := addrOf(1, v4), addrOf(21, v4), addrOf(2, v4)
-		l.node.Do(func() { _ = Apply(Rules{}) })
+		l.apply(Rules{})
 		l.arrives(l.stranger, stranger) // the attack, where nothing is closed
 		apply(addrOf(1, true), addrOf(1, false))
 		l.drain()
@@ -202,7 +215,7 @@ func TestVXLAN(t *testing.T) {
 			t.Errorf("IPv4 %v: its former address is still let in: %q", v4, others)
 		}
 		l.node.Do(func() {
-			if n, err := Counts(); err != nil || n.VXLAN == 0 || n.Kubelet != 0 {
+			if n, err := vxlan.Counts(); err != nil || n.VXLAN == 0 || n.Kubelet != 0 {
 				t.Errorf("counted %+v, %v", n, err)
 			}
 		})
@@ -231,11 +244,7 @@ func TestKubelet(t *testing.T) {
 		Ranges: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}}
 	apply := func() {
 		t.Helper()
-		var err error
-		l.node.Do(func() { err = Apply(rules) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		l.apply(rules)
 	}
 	var open net.Conn // a stranger's from before
 	l.stranger.Do(func() {
@@ -280,7 +289,7 @@ func TestKubelet(t *testing.T) {
 		ask("an address that a peer has and no Node", l.peer, addrOf(21, v4).String(), node, false)
 	}
 	l.node.Do(func() {
-		if n, err := Counts(); err != nil || n.Kubelet < 2 || n.VXLAN != 0 {
+		if n, err := rules.Counts(); err != nil || n.Kubelet < 2 || n.VXLAN != 0 {
 			t.Errorf("counted %+v, %v", n, err)
 		}
 	})

@@ -8,7 +8,8 @@
 // unspecified sources pass, which neighbour discovery needs. There is no set and no lookup: a packet is compared with
 // the constants of its own interface.
 //
-// The CNI plugin (agent/dataplane/network/hostport) calls Check before a pod starts; agent/dataplane/network calls Restore at each start, also
-// for pods of an older release, and agent/dataplane/tables when somebody has removed chains. An interface that nobody knows has no
-// chain and is not checked: nothing is dropped by mistake. Pods of a network of the user's are not concerned.
+// The CNI plugin (agent/dataplane/network/hostport) calls Check before a pod starts. agent/dataplane/network calls Restore
+// at each start, also for pods of an older release; netfilter/reconcile calls it when a stranger has removed something.
+// An interface that nobody knows has no chain and is not checked: nothing is dropped by mistake. Pods of a network of the
+// user's are not concerned.
 package podsource

@@ -165,10 +165,10 @@ func TestNeighborDiscovery(t *testing.T) {
 		{"behind hop-by-hop options", [][]byte{ip(me, node, 0, append(hopByHop(v6), na...))}, true},
 		{"behind destination options", [][]byte{ip(me, node, dest, append(hopByHop(v6), na...))}, true},
 		{"behind both", [][]byte{ip(me, node, 0, slices.Concat(hopByHop(dest), hopByHop(v6), na))}, true},
-		{"one fragment", [][]byte{ip(me, node, fragmentHeader, fragmentOf(v6, 0, false, na))}, true},
-		{"two fragments", [][]byte{ip(me, node, fragmentHeader, fragmentOf(v6, 0, true, na[:8])), ip(me, node, fragmentHeader, fragmentOf(v6, 8, false, na[8:]))}, true},
-		{"two fragments, options in the first alone", [][]byte{ip(me, node, fragmentHeader, fragmentOf(dest, 0, true, hopByHop(dest))),
-			ip(me, node, fragmentHeader, fragmentOf(dest, 8, false, append(hopByHop(v6), na...)))}, false}, // newer kernels drop it (RFC 8200)
+		{"one fragment", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, false, na))}, true},
+		{"two fragments", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, true, na[:8])), ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 8, false, na[8:]))}, true},
+		{"two fragments, options in the first alone", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(dest, 0, true, hopByHop(dest))),
+			ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(dest, 8, false, append(hopByHop(v6), na...)))}, false}, // newer kernels drop it (RFC 8200)
 	}
 	taken := func(packets [][]byte) bool {
 		l.forgetNeighbors()
@@ -194,7 +194,7 @@ func TestNeighborDiscovery(t *testing.T) {
 		ra := icmp(fake, all, []byte{routerAdvertisement, 0, 0, 0, 64, 8, 0, lifetime, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1}, own)
 		l.frameTo(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, own, unix.ETH_P_IPV6, ip(fake, all, v6, ra))
 		l.frameTo(friends, own, unix.ETH_P_IPV6, ip(fake, all, 0, append(hopByHop(v6), ra...)))
-		l.frameTo(friends, own, unix.ETH_P_IPV6, ip(fake, all, fragmentHeader, fragmentOf(v6, 0, false, ra)))
+		l.frameTo(friends, own, unix.ETH_P_IPV6, ip(fake, all, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, false, ra)))
 		// What was sent before has been seen when the friend answers.
 		l.evil.Answer(t, "tcp", "[fd42::12]:1", nettest.Patience)
 		return l.routeBy(l.friend, fake)
@@ -279,8 +279,8 @@ func (l *lab) wrapped(t *testing.T) {
 	for name, packets := range map[string][][]byte{
 		"hop-by-hop options":  {ip(me, node, 0, append(hopByHop(unix.IPPROTO_UDP), datagram...))},
 		"destination options": {ip(me, node, unix.IPPROTO_DSTOPTS, append(hopByHop(unix.IPPROTO_UDP), datagram...))},
-		"fragments": {ip(me, node, fragmentHeader, fragmentOf(unix.IPPROTO_UDP, 0, true, datagram[:8])),
-			ip(me, node, fragmentHeader, fragmentOf(unix.IPPROTO_UDP, 8, false, datagram[8:]))},
+		"fragments": {ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(unix.IPPROTO_UDP, 0, true, datagram[:8])),
+			ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(unix.IPPROTO_UDP, 8, false, datagram[8:]))},
 	} {
 		for _, p := range packets {
 			l.frame(l.mac(l.evil, "eth0"), unix.ETH_P_IPV6, p)

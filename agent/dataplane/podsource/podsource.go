@@ -1,22 +1,23 @@
 package podsource
 
 import (
+	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Table is the nftables table; cleanup knows it by its prefix.
+// Table is the nftables table.
 const Table = "umiak-source"
 
 // Pod is one pod's interface.
@@ -29,32 +30,22 @@ type Pod struct {
 	Addrs []netip.Addr
 }
 
-func table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyNetdev, Name: Table}
+// table returns the table as conn sees it.
+func table(conn *netfilter.Conn) *netfilter.Table {
+	return &netfilter.Table{Conn: conn, Family: ruleset.Netdev, Name: Table}
 }
 
-// Check has a pod's interface checked from now on, by these addresses alone. It also removes chains of interfaces that are
-// gone, which newer kernels keep.
-func Check(p Pod) error { return put([]Pod{p}, true) }
-
-// Off removes the table, if it is there.
-func Off() error {
-	c, err := nftables.New()
+// Check makes the kernel check a pod's interface from now on, by these addresses alone: its chain is written, whatever
+// an earlier pod with an interface of this name has left. Check also deletes the chains of interfaces that are gone,
+// which newer kernels keep.
+func Check(ctx context.Context, p Pod) error {
+	conn, err := netfilter.Dial()
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return err
 	}
-	c.AddTable(table()) // so that there is one to delete
-	c.DelTable(table())
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("delete nftables table %s: %w", Table, err)
-	}
-	return nil
-}
-
-// put writes the chains of pods in one transaction, each anew where replace says so, otherwise where the one that is there
-// has other rules.
-func put(pods []Pod, replace bool) error {
-	there, err := chains()
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	t := table(conn)
+	old, err := chains(t)
 	if err != nil {
 		return err
 	}
@@ -62,83 +53,93 @@ func put(pods []Pod, replace bool) error {
 	if err != nil {
 		return err
 	}
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	t := c.AddTable(table())
-	stale := func(ch chain) bool {
-		return !here[ch.device] || slices.ContainsFunc(pods, func(p Pod) bool { return p.Interface == ch.device && (replace || p.chain() != ch) })
-	}
-	for _, old := range there {
-		if stale(old) {
-			ch := &nftables.Chain{Name: old.name(), Table: t}
-			c.FlushChain(ch)
-			c.DelChain(ch)
+	return t.Change(ctx, func(b *netfilter.Batch) error {
+		t.AddTable(b)
+		for _, c := range old {
+			if c.device == p.Interface || !here[c.device] {
+				t.FlushRules(b, c.name())
+				t.DeleteChain(b, c.name())
+			}
 		}
-	}
-	for _, p := range pods {
-		if !replace && slices.Contains(there, p.chain()) {
-			continue
-		}
-		policy := nftables.ChainPolicyAccept
-		ch := c.AddChain(&nftables.Chain{
-			Name: p.chain().name(), Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
-			Priority: nftables.ChainPriorityFilter, Device: p.Interface, Policy: &policy,
-		})
-		for _, r := range p.rules() {
-			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: r})
-		}
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", Table, err)
-	}
-	return nil
+		c := p.described()
+		t.AddChain(b, c)
+		return t.AddRules(b, c)
+	})
 }
 
-// chain is the chain of an interface. Its name is the interface's and, after a point, a digest of its rules, by which those of
-// an older release are known; they have none.
+// Off removes the table, if it exists.
+func Off(ctx context.Context) error {
+	_, err := netfilter.Remove(ctx, Table)
+	return err
+}
+
+// checked is what the table should hold: the chains of some pods, and those of other interfaces that exist, whose pods
+// are just being started.
+type checked struct {
+	pods map[string]Pod  // by interface
+	here map[string]bool // interfaces that exist
+}
+
+var _ netfilter.Desired = checked{}
+
+func (c checked) Chains() iter.Seq[ruleset.Chain] {
+	return func(yield func(ruleset.Chain) bool) {
+		for _, p := range c.pods {
+			if !yield(p.described()) {
+				return
+			}
+		}
+	}
+}
+
+func (c checked) Sets() iter.Seq[ruleset.SetSpec] { return func(func(ruleset.SetSpec) bool) {} }
+func (c checked) Elems() iter.Seq[ruleset.Elem]   { return func(func(ruleset.Elem) bool) {} }
+
+func (c checked) Finder(string) func(string) (ruleset.Elem, bool) {
+	return func(string) (e ruleset.Elem, ok bool) { return e, false }
+}
+
+func (c checked) Keeps(name string) bool {
+	device := parseChain(name).device
+	_, known := c.pods[device]
+	return c.here[device] && !known
+}
+
+// chain is the chain of an interface. Its name is the interface's and, after a point, a digest of its rules; those of an
+// older release have no digest.
 type chain struct{ device, digest string }
 
 func (c chain) name() string { return strings.TrimSuffix(c.device+"."+c.digest, ".") }
 
-func (p Pod) chain() chain {
-	h := sha256.New()
-	for _, r := range p.rules() {
-		for _, e := range r {
-			raw, _ := expr.Marshal(unix.NFPROTO_NETDEV, e) // what cannot be written is refused when it is written
-			_, _ = h.Write(raw)
-		}
-		_, _ = h.Write([]byte("\n"))
+func parseChain(name string) chain {
+	if i := strings.LastIndexByte(name, '.'); i >= 0 && len(name)-i-1 == digestLen {
+		return chain{name[:i], name[i+1:]}
 	}
-	return chain{p.Interface, hex.EncodeToString(h.Sum(nil)[:digestLen/2])}
+	return chain{device: name}
 }
 
 // digestLen is the length of a digest in a chain's name.
 const digestLen = 12
 
-// chains are those that are there.
-func chains() ([]chain, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
+// described returns the chain that checks the pod.
+func (p Pod) described() ruleset.Chain {
+	rules := p.rules()
+	h := sha256.New()
+	for _, r := range rules {
+		_, _ = fmt.Fprintln(h, r)
 	}
-	list, err := c.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
-	if err != nil {
-		return nil, fmt.Errorf("list chains of nftables table %s: %w", Table, err)
+	c := chain{p.Interface, hex.EncodeToString(h.Sum(nil)[:digestLen/2])}
+	hook := ruleset.Hook{Type: "filter", Name: "ingress", Device: p.Interface}
+	return ruleset.Chain{Name: c.name(), Hook: &hook, Rules: rules}
+}
+
+// chains returns the table's chains. A kernel without the family has none.
+func chains(t *netfilter.Table) (out []chain, err error) {
+	names, err := t.Chains()
+	for _, n := range names {
+		out = append(out, parseChain(n))
 	}
-	var out []chain
-	for _, ch := range list {
-		if ch.Table.Name != Table {
-			continue
-		}
-		one := chain{device: ch.Name}
-		if i := strings.LastIndexByte(ch.Name, '.'); i >= 0 && len(ch.Name)-i-1 == digestLen {
-			one = chain{ch.Name[:i], ch.Name[i+1:]}
-		}
-		out = append(out, one)
-	}
-	return out, nil
+	return out, err
 }
 
 // interfaces are those of the host.
@@ -154,17 +155,7 @@ func interfaces() (map[string]bool, error) {
 	return out, nil
 }
 
-// Where things stand in a frame.
-const (
-	ethSource, ethType = 6, 12
-	arpSender          = 14 // of Ethernet and IPv4
-	v4Source, v6Source = 12, 8
-	fragmentHeader     = 44
-	fragmentOffset     = 2 // in the fragment header, the upper 13 bits of 16
-	ndTarget           = 8 // of a neighbour solicitation or advertisement
-)
-
-// Types of ICMPv6 messages (RFC 4861): all that lies between the first and the last is neighbour discovery.
+// The types of ICMPv6 messages (RFC 4861): all from the first to the last are neighbour discovery.
 const (
 	routerSolicitation    = 133
 	routerAdvertisement   = 134
@@ -173,8 +164,14 @@ const (
 	redirect              = 137
 )
 
+// The addresses of IPv6 that hosts use before and beside their own.
+var (
+	linkLocal   = netip.MustParsePrefix("fe80::/10")
+	unspecified = netip.IPv6Unspecified()
+)
+
 // rules drop what the pod may not send, in the order in which they are tried.
-func (p Pod) rules() [][]expr.Any {
+func (p Pod) rules() []ruleset.Rule {
 	var v4, v6 []netip.Addr
 	for _, a := range p.Addrs {
 		if a = a.Unmap(); a.Is4() {
@@ -183,96 +180,72 @@ func (p Pod) rules() [][]expr.Any {
 			v6 = append(v6, a)
 		}
 	}
-	linkLocal := netip.MustParsePrefix("fe80::/10")
-	unspecified := netip.IPv6Unspecified()
-	// As the frame arrived: a tag that the kernel has already taken off stands there again. Tagged frames come without the tag to
-	// the node and to other pods, and neither this table nor bridge-nf looks into all of them.
-	out := [][]expr.Any{drop(notKind(unix.ETH_P_IP), notKind(unix.ETH_P_ARP), notKind(unix.ETH_P_IPV6))}
+	// As the frame arrived: a tag that the kernel has already taken off stands there again. Tagged frames come without the
+	// tag to the node and to other pods, and neither this table nor bridge-nf looks into all of them.
+	out := []ruleset.Rule{drop(notKind(unix.ETH_P_IP), notKind(unix.ETH_P_ARP), notKind(unix.ETH_P_IPV6))}
 	if len(p.MAC) == 6 {
-		out = append(out, drop(compare(expr.PayloadBaseLLHeader, ethSource, p.MAC, expr.CmpOpNeq)))
+		out = append(out, drop(ruleset.Match{What: ruleset.EtherSaddr, Not: true, Value: ruleset.Hardware(p.MAC)}))
 	}
-	foreign := slices.Concat(none(expr.PayloadBaseTransportHeader, ndTarget, v6), outside(expr.PayloadBaseTransportHeader, ndTarget, linkLocal))
+	foreign := append(none(ruleset.NDTarget, v6), outside(ruleset.NDTarget, linkLocal))
+	kind := func(k uint16) ruleset.Rule { return ruleset.Rule{ether(k)} }
 	return append(out,
-		drop(ether(unix.ETH_P_IP), none(expr.PayloadBaseNetworkHeader, v4Source, v4)),
-		drop(ether(unix.ETH_P_ARP), none(expr.PayloadBaseNetworkHeader, arpSender, v4)),
-		drop(ether(unix.ETH_P_IPV6), none(expr.PayloadBaseNetworkHeader, v6Source, append(slices.Clone(v6), unspecified)),
-			outside(expr.PayloadBaseNetworkHeader, v6Source, linkLocal)),
-		drop(icmpv6(neighborAdvertisement, neighborAdvertisement), foreign),
-		// Without a source it asks whether somebody has the address already: who hears that of its own gives it up.
-		drop(icmpv6(neighborSolicitation, neighborSolicitation),
-			compare(expr.PayloadBaseNetworkHeader, v6Source, unspecified.AsSlice(), expr.CmpOpEq), foreign),
-		drop(icmpv6(routerAdvertisement, routerAdvertisement)),
-		drop(icmpv6(redirect, redirect)),
-		drop(icmpv6(routerSolicitation, redirect), fragment(&expr.Exthdr{Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}})), // RFC 6980
-		// What follows is about IPv6 whose headers lead to no protocol, because the rest of them comes in another fragment
-		// (RFC 7112): the rules above have not seen what it is.
-		slices.Concat(ether(unix.ETH_P_IPV6), protocol(), verdict(expr.VerdictAccept)),
-		slices.Concat(ether(unix.ETH_P_IPV6), fragment(&expr.Exthdr{Offset: fragmentOffset, Len: 2},
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xf8}, Xor: []byte{0, 0}},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}}), verdict(expr.VerdictAccept)),
+		drop(slices.Concat(kind(unix.ETH_P_IP), none(ruleset.Saddr, v4))...),
+		drop(slices.Concat(kind(unix.ETH_P_ARP), none(ruleset.ARPSaddr, v4))...),
+		drop(slices.Concat(kind(unix.ETH_P_IPV6), none(ruleset.Saddr6, append(slices.Clone(v6), unspecified)),
+			ruleset.Rule{outside(ruleset.Saddr6, linkLocal)})...),
+		drop(slices.Concat(icmpv6(neighborAdvertisement, neighborAdvertisement), foreign)...),
+		// Without a source it asks whether somebody has the address already: a host that hears that of its own gives it up.
+		drop(slices.Concat(icmpv6(neighborSolicitation, neighborSolicitation),
+			ruleset.Rule{ruleset.Match{What: ruleset.Saddr6, Value: ruleset.Address(unspecified)}}, foreign)...),
+		drop(icmpv6(routerAdvertisement, routerAdvertisement)...),
+		drop(icmpv6(redirect, redirect)...),
+		drop(append(icmpv6(routerSolicitation, redirect), // RFC 6980
+			ruleset.Match{What: ruleset.HasFragment, Value: ruleset.Byte(1)})...),
+		// The rest is about IPv6 whose headers lead to no protocol, because they go on in another fragment (RFC 7112): the
+		// rules above have not seen what it is.
+		ruleset.Rule{ether(unix.ETH_P_IPV6), ruleset.Exists{What: ruleset.L4}, ruleset.Accept},
+		ruleset.Rule{ether(unix.ETH_P_IPV6),
+			ruleset.Match{What: ruleset.FragmentWord, Mask: fragmentOffset, Not: true, Value: ruleset.Net16(0)}, ruleset.Accept},
 		drop(ether(unix.ETH_P_IPV6)),
 	)
 }
 
-// drop is a rule that counts and drops what matches all of the parts.
-func drop(parts ...[]expr.Any) []expr.Any {
-	return append(slices.Concat(parts...), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
+// fragmentOffset are the bits of a fragment header's second word that hold the offset.
+var fragmentOffset = ruleset.Net16(0xfff8).Named("0xfff8")
+
+// drop returns a rule that counts and drops what matches all of the parts.
+func drop(parts ...ruleset.Stmt) ruleset.Rule {
+	return append(slices.Clip(ruleset.Rule(parts)), ruleset.Count{}, ruleset.Drop)
 }
 
-func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+// hex16 is a number of 16 bits of a frame.
+func hex16(n uint16) ruleset.Value { return ruleset.Net16(n).Named(fmt.Sprintf("%#x", n)) }
 
 // notKind matches frames that have another type, or a tag, where the type stands.
-func notKind(kind uint16) []expr.Any {
-	return compare(expr.PayloadBaseLLHeader, ethType, binary.BigEndian.AppendUint16(nil, kind), expr.CmpOpNeq)
+func notKind(kind uint16) ruleset.Match {
+	return ruleset.Match{What: ruleset.EtherType, Not: true, Value: hex16(kind)}
 }
 
-// protocol loads the protocol behind the extension headers. It matches if they lead to one.
-func protocol() []expr.Any { return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}} }
+// ether matches a kind of frame.
+func ether(kind uint16) ruleset.Match {
+	return ruleset.Match{What: ruleset.EtherProtocol, Value: hex16(kind)}
+}
 
 // icmpv6 matches messages of types, behind whatever extension headers.
-func icmpv6(first, last byte) []expr.Any {
-	return slices.Concat(ether(unix.ETH_P_IPV6), protocol(), []expr.Any{
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1},
-		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{first}, ToData: []byte{last}},
-	})
+func icmpv6(first, last byte) ruleset.Rule {
+	return ruleset.Rule{ether(unix.ETH_P_IPV6), ruleset.Protocol(unix.IPPROTO_ICMPV6),
+		ruleset.InRange{What: ruleset.ICMPv6Type, From: ruleset.Byte(first), To: ruleset.Byte(last)}}
 }
 
-// fragment loads from the first fragment header of a packet and matches what follows.
-func fragment(load *expr.Exthdr, match ...expr.Any) []expr.Any {
-	load.DestRegister, load.Type, load.Op = 1, fragmentHeader, expr.ExthdrOpIpv6
-	return append([]expr.Any{load}, match...)
-}
-
-// ether matches the kind of frame.
-func ether(kind uint16) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(kind >> 8), byte(kind)}},
-	}
-}
-
-func compare(base expr.PayloadBase, offset uint32, data []byte, op expr.CmpOp) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))},
-		&expr.Cmp{Op: op, Register: 1, Data: data},
-	}
-}
-
-// none matches if what stands there is none of these.
-func none(base expr.PayloadBase, offset uint32, addrs []netip.Addr) (out []expr.Any) {
+// none matches if what is loaded is none of the addresses.
+func none(what ruleset.Load, addrs []netip.Addr) (out ruleset.Rule) {
 	for _, a := range addrs {
-		out = append(out, compare(base, offset, a.AsSlice(), expr.CmpOpNeq)...)
+		out = append(out, ruleset.Match{What: what, Not: true, Value: ruleset.Address(a)})
 	}
 	return out
 }
 
-// outside matches if what stands there is not in the range.
-func outside(base expr.PayloadBase, offset uint32, p netip.Prefix) []expr.Any {
-	n := p.Addr().BitLen() / 8
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(n)},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(n), Mask: net.CIDRMask(p.Bits(), n*8), Xor: make([]byte, n)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: p.Masked().Addr().AsSlice()},
-	}
+// outside matches if what is loaded is not in the range.
+func outside(what ruleset.Load, p netip.Prefix) ruleset.InPrefix {
+	return ruleset.InPrefix{What: what, Prefix: p, Not: true}
 }

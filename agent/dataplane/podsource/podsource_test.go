@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
@@ -257,7 +258,7 @@ func (l *lab) check(pods ...Pod) {
 	l.Helper()
 	l.node.Do(func() {
 		for _, p := range pods {
-			if err := Check(p); err != nil {
+			if err := Check(l.Context(), p); err != nil {
 				l.Error(err)
 			}
 		}
@@ -275,8 +276,8 @@ func (l *lab) forgetNeighbors() {
 }
 
 // devices are those that have a chain.
-func devices() (out []string) {
-	list, err := chains()
+func devices(conn *netfilter.Conn) (out []string) {
+	list, err := chains(table(conn))
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -292,6 +293,7 @@ func TestRestore(t *testing.T) {
 	l := newLab(t)
 	own := l.mac(l.evil, "eth0")
 	results, state := t.TempDir(), "/run/x/cni"
+	conn := l.node.Netfilter(t)
 	keep := func(name, state string, p Pod) {
 		raw, err := json.Marshal(map[string]any{"kind": "cniCacheV1", "ifName": "eth0", "config": fmt.Appendf(nil, `{"dataDir":%q}`, state), "result": map[string]any{
 			"cniVersion": "1.0.0", "interfaces": []any{map[string]any{"name": "cni0"}, map[string]any{"name": p.Interface},
@@ -307,8 +309,8 @@ func TestRestore(t *testing.T) {
 	}
 	restore := func() (put bool, have []string, err error) {
 		l.node.Do(func() {
-			put, err = Restore(results, state)
-			have = devices()
+			put, err = Restore(t.Context(), conn, results, state)
+			have = devices(conn)
 		})
 		return put, have, err
 	}
@@ -363,10 +365,10 @@ func TestRestore(t *testing.T) {
 		t.Error(have)
 	}
 	l.node.Do(func() {
-		if err := Off(); err != nil {
+		if err := Off(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if have := devices(); have != nil {
+		if have := devices(conn); have != nil {
 			t.Error(have)
 		}
 	})

@@ -2,6 +2,7 @@ package podsource
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,11 +10,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
@@ -23,25 +24,25 @@ const Results = "/var/lib/cni/results"
 // ErrKept means that of some pod it cannot be read what the CNI library keeps; all others are looked after.
 var ErrKept = errors.New("what the CNI library keeps of a pod cannot be read")
 
-// Restore puts back the chains that are missing or have an older release's rules, of all pods that the CNI library knows of in the folder results and whose
-// address is kept in the folder state; it says whether there were any. Where the kernel has no such chains, that is an error.
-func Restore(results, state string) (bool, error) {
-	pods, bad := running(results, state)
-	there, err := chains()
+// Restore writes the chains that are missing, or have other rules than this release writes, of all pods that the CNI
+// library knows of in the folder results and whose address is kept in the folder state. It reports whether there were
+// any. A kernel that cannot have such chains is an error, also where there are no pods.
+func Restore(ctx context.Context, conn *netfilter.Conn, results, state string) (bool, error) {
+	here, err := interfaces()
 	if err != nil {
 		return false, err
 	}
-	missing := slices.DeleteFunc(pods, func(p Pod) bool { return slices.Contains(there, p.chain()) })
-	// Without pods, too: so that it is known whether the kernel can do it.
-	return len(missing) > 0, errors.Join(put(missing, false), bad)
+	pods, bad := running(results, state, here)
+	want := checked{pods: map[string]Pod{}, here: here}
+	for _, p := range pods {
+		want.pods[p.Interface] = p
+	}
+	done, err := table(conn).Reconcile(ctx, want)
+	return err == nil && len(pods) > 0 && done != netfilter.Result{}, errors.Join(err, bad)
 }
 
-// running are the pods whose interface is there. What cannot be read is no pod.
-func running(results, state string) (out []Pod, bad error) {
-	here, err := interfaces()
-	if err != nil {
-		return nil, err
-	}
+// running returns the pods whose interface exists, and the results that cannot be read.
+func running(results, state string, here map[string]bool) (out []Pod, bad error) {
 	files, err := listing.Match(results, "umiak-*")
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
@@ -35,7 +36,7 @@ func costly(name string, ports, externals, ingress, ranges int) *v1.Service {
 // TestServicesThatCostTooMuch: what a Service's lists give, multiplied, is bounded for one and for a namespace; what is beyond
 // that is closed, and comes back when there is room.
 func TestServicesThatCostTooMuch(t *testing.T) {
-	p := &Proxy{bounds: newBounds(), wake: make(chan struct{}, 1)}
+	p := &Proxy{bounds: newBounds(), loop: reconcile.New(reconcile.Config{})}
 	f := newFamily(rules.IPv4, Config{NodeName: "node"}, p)
 	p.families = []*family{f}
 	elems := func() (n, firewalled int) {

@@ -205,32 +205,34 @@ func (f *family) syncHealth() {
 
 func (f *family) closeHealth() { _ = f.health.SyncServices(nil) }
 
-// write brings the builder's changes into the kernel. After an error, the next write repairs.
-func (f *family) write(ctx context.Context, log *slog.Logger) error {
+// write brings the builder's changes into the kernel. After an error, the next write compares the whole table; then
+// repaired reports whether anything was wrong.
+func (f *family) write(ctx context.Context, log *slog.Logger) (repaired bool, err error) {
 	c := f.builder.Flush()
 	f.forget = f.forget || c.Forget
 	if f.resync {
 		start := time.Now()
 		s, err := f.table.Sync(ctx, f.builder)
 		if err != nil {
-			return err
+			return true, err
 		}
 		f.resync = false
 		f.forget = !s.Replaced // what is remembered may be from before
+		repaired = s != nft.Synced{}
 		log.Info("service rules are in place", "family", f.name, "replaced", s.Replaced, "added", s.Added, "deleted", s.Deleted,
 			"services", f.builder.Len(), "took", time.Since(start).Round(time.Microsecond))
 	} else if err := f.table.Apply(ctx, c); err != nil {
 		f.resync = true
-		return err
+		return false, err
 	}
 	if f.forget {
 		if _, err := f.table.Forget(ctx, f.builder.Stale); err != nil {
 			f.resync = true
-			return fmt.Errorf("forget clients of endpoints that are gone: %w", err)
+			return repaired, fmt.Errorf("forget clients of endpoints that are gone: %w", err)
 		}
 		f.forget = false
 	}
-	return nil
+	return repaired, nil
 }
 
 // set takes a Service port into the builder, without what it may not take.

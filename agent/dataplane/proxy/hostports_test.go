@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -71,28 +70,4 @@ func TestHostPorts(t *testing.T) {
 	other.Spec.LoadBalancerClass = new(string)
 	h.service(nn, other)
 	is("somebody else's class", "", 0, 4)
-}
-
-func TestBackoff(t *testing.T) {
-	var b backoff
-	now := time.Unix(0, 0)
-	var got []time.Duration
-	for range 9 {
-		got = append(got, b.next(now))
-		b.repaired(now, time.Millisecond)
-		now = now.Add(time.Second)
-	}
-	if got[0] != 20*time.Millisecond || got[1] != 40*time.Millisecond || got[8] != time.Second {
-		t.Errorf("%v", got)
-	}
-	b.repaired(now, time.Second)
-	for range 9 {
-		got = append(got, b.next(now))
-	}
-	if got[len(got)-1] != 10*time.Second {
-		t.Errorf("an expensive repair is made every %v", got[len(got)-1])
-	}
-	if d := b.next(now.Add(time.Minute)); d != 20*time.Millisecond {
-		t.Errorf("forgiven after a minute: %v", d)
-	}
 }

@@ -203,7 +203,7 @@ func (s *served) set(objs ...any) {
 func (s *served) sync(all bool) {
 	s.Helper()
 	_, stale := s.f.read(s.node, all)
-	if err := s.f.write(context.Background(), slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := s.f.write(context.Background(), slog.New(slog.DiscardHandler)); err != nil {
 		s.Fatal(err)
 	}
 	if len(stale.ports) > 0 {

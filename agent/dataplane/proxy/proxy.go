@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/metrics"
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/nft"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
@@ -76,11 +78,13 @@ type Proxy struct {
 	log      *slog.Logger
 	synced   []cache.DoneChecker
 	families []*family
-	wake     chan struct{}
-	foreign  chan struct{}
+	loop     *reconcile.Loop
+	flows    *flows
 	host     *hostPorts
-	bounds   *bounds
-	wrap     func(table) table // for tests that make writes fail
+	// rechecking states that the host's sockets will be looked at again.
+	rechecking atomic.Bool
+	bounds     *bounds
+	wrap       func(table) table // for tests that make writes fail
 
 	mu       sync.Mutex // guards what follows
 	topology map[string]string
@@ -101,9 +105,10 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log.With("component", "proxy"),
-		wake: make(chan struct{}, 1), foreign: make(chan struct{}, 1),
 		topology: map[string]string{}, host: newHostPorts(cfg), bounds: newBounds(), guard: cfg.Guard,
 	}
+	p.flows = newFlows(conntrack.New(), p.log)
+	p.loop = reconcile.New(reconcile.Config{Table: rules.TableName, Write: p.write, Log: p.log})
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		if len(cfg.NodeIPs) > 0 && !hasFamily(f, cfg.NodeIPs) {
 			continue
@@ -131,16 +136,13 @@ func hasFamily(f rules.Family, addrs []netip.Addr) bool {
 
 // Cleanup removes the tables of the proxy, whoever made them. It is no error if there are none.
 func Cleanup(ctx context.Context) error {
-	return eachTable(func(t *nft.Table) error { return t.Delete(ctx) })
+	_, err := netfilter.Remove(ctx, rules.TableName)
+	return err
 }
 
-// Exempt lets umiak's own connections to servers pass the tables that an earlier process has left. It is to be called before
-// the first of them: rules are learned only from a server.
+// Exempt lets umiak's own connections to servers pass the tables that an earlier process has left. It must be called
+// before the first such connection: rules are learned only from a server.
 func Exempt(ctx context.Context) error {
-	return eachTable(func(t *nft.Table) error { return t.Exempt(ctx) })
-}
-
-func eachTable(do func(*nft.Table) error) error {
 	conn, err := netfilter.Dial()
 	if err != nil {
 		return err
@@ -150,7 +152,7 @@ func eachTable(do func(*nft.Table) error) error {
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		t, err := nft.NewTable(conn, rules.Config{Family: f})
 		if err == nil {
-			err = do(t)
+			err = t.Exempt(ctx)
 		}
 		errs = append(errs, err)
 	}
@@ -173,20 +175,8 @@ func (p *Proxy) Health() healthcheck.ProxyHealth {
 	return h
 }
 
-// changed wakes the loop.
-func (p *Proxy) changed() {
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
-
-// How long a change waits for others that come with it. A rollout of a large Service is many changes in a
-// row; each costs a commit, and the kernel has to wait for all packets that are under way.
-const (
-	minDelay = 2 * time.Millisecond
-	maxDelay = 20 * time.Millisecond
-)
+// changed states that something has changed that the tables depend on.
+func (p *Proxy) changed() { p.loop.Changed() }
 
 // Run serves until ctx ends. The rules stay: connections go on while umiak restarts, and the next Run
 // adopts them.
@@ -213,12 +203,11 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() {
-		if err := watcher.Run(ctx, p.tableTouched); err != nil && ctx.Err() == nil {
+		if err := watcher.Run(ctx, func(netfilter.Touch) { p.loop.Touched() }); err != nil && ctx.Err() == nil {
 			cancel(err)
 		}
 	})
-	flows := newFlows(conntrack.New(), p.log)
-	background.Go(func() { flows.run(ctx) })
+	background.Go(func() { p.flows.run(ctx) })
 	background.Go(func() { p.host.run(ctx) })
 	defer cancel(nil)
 	defer p.closeHealth()
@@ -226,97 +215,30 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	if !cache.WaitFor(ctx, "service proxy", p.synced...) {
 		return context.Cause(ctx)
 	}
-	// The first sync reads what an earlier process left.
+	return p.loop.Run(ctx, ready)
+}
+
+// write brings all that has changed into the kernel. With full set, the tables are compared with the Services and
+// repaired.
+func (p *Proxy) write(ctx context.Context, full bool) (repaired bool, err error) {
 	for _, f := range p.families {
-		f.resync = true
+		f.resync = f.resync || full
 	}
-	return p.loop(ctx, flows, ready)
-}
-
-// loop syncs whenever something has changed.
-func (p *Proxy) loop(ctx context.Context, flows *flows, ready func()) error {
-	timer := time.NewTimer(0) // fires at once, for the first sync
-	defer timer.Stop()
-	armed := true
-	delay, retry := minDelay, time.Duration(0)
-	var last time.Time
-	var foreign backoff
-	var repairIn, lookAgain <-chan time.Time
-	repairing := false
-	arm := func(d time.Duration) {
-		if !armed {
-			timer.Reset(d)
-			armed = true
-		}
+	if repaired, err = p.sync(ctx); err != nil {
+		return repaired, err
 	}
-	for {
-		select {
-		case <-ctx.Done():
-			if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-				return err
-			}
-			return nil
-		case <-p.wake:
-			arm(delay)
-			continue
-		case <-p.foreign:
-			if repairIn == nil {
-				d := foreign.next(time.Now())
-				p.log.Warn("somebody changed the table, repairing it", "table", rules.TableName, "in", d)
-				repairIn = time.After(d)
-			}
-			continue
-		case <-repairIn:
-			repairIn = nil
-			for _, f := range p.families {
-				f.resync = true
-			}
-			repairing = true
-		case <-lookAgain:
+	if p.host.any() && p.rechecking.CompareAndSwap(false, true) {
+		time.AfterFunc(recheck, func() {
+			p.rechecking.Store(false)
 			p.host.again()
-			lookAgain = nil
-		case <-timer.C:
-			armed = false
-		}
-		start := time.Now()
-		err := p.sync(ctx, flows)
-		if err != nil {
-			// Repaired from whatever state it is in, soon at first, then less often.
-			retry = min(max(2*retry, 50*time.Millisecond), 10*time.Second)
-			p.log.Error("cannot write the rules of Services, trying again", "error", err, "in", retry)
-			arm(retry)
-			continue
-		}
-		retry = 0
-		ready()
-		if repairing {
-			foreign.repaired(time.Now(), time.Since(start))
-			repairing = false
-		}
-		if lookAgain == nil && p.host.any() {
-			lookAgain = time.After(recheck)
-		}
-		// Under constant change, wait longer, so that commits take a small part of the time.
-		took := time.Since(start)
-		if start.Sub(last) < 2*maxDelay {
-			delay = min(max(2*delay, 4*took), max(maxDelay, 2*took))
-		} else {
-			delay = minDelay
-		}
-		last = time.Now()
+			p.changed()
+		})
 	}
-}
-
-// tableTouched is called when somebody else changed our table.
-func (p *Proxy) tableTouched() {
-	select {
-	case p.foreign <- struct{}{}:
-	default:
-	}
+	return repaired, nil
 }
 
 // sync brings all that has changed into the kernel.
-func (p *Proxy) sync(ctx context.Context, flows *flows) error {
+func (p *Proxy) sync(ctx context.Context) (repaired bool, err error) {
 	start := time.Now()
 	p.mu.Lock()
 	node := nodeInfo{name: p.cfg.NodeName, topology: p.topology, podCIDRs: p.podCIDRs, host: p.host, guard: p.guard}
@@ -342,7 +264,9 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 		stale := stales[i]
 		wasResync := f.resync
 		full = full || wasResync
-		if err := f.write(ctx, p.log); err != nil {
+		wrong, err := f.write(ctx, p.log)
+		repaired = repaired || wrong
+		if err != nil {
 			errs = append(errs, err)
 			f.started = false // look through all of conntrack once the rules are right
 			metrics.NFTablesSyncFailuresTotal.WithLabelValues(string(f.name)).Inc()
@@ -351,21 +275,21 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 		if wasResync {
 			repairs++
 		}
-		flows.clean(stale)
+		p.flows.clean(stale)
 		s, e := f.count()
 		services, endpoints = services+s, endpoints+e
 		refused = append(refused, f.refusals()...)
 		metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(f.name)).SetToCurrentTime()
 	}
 	took := time.Since(start)
-	err := errors.Join(errs...)
+	err = errors.Join(errs...)
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.health.Healthy = err == nil
 	if err != nil {
 		p.status.LastError = err.Error()
-		return err
+		return repaired, err
 	}
 	p.health.LastUpdated = now
 	p.status = Status{Ready: true, Services: services, Endpoints: endpoints, LastSync: now, LastDuration: took,
@@ -384,7 +308,7 @@ func (p *Proxy) sync(ctx context.Context, flows *flows) error {
 			}
 		}
 	}
-	return nil
+	return repaired, nil
 }
 
 func (p *Proxy) closeHealth() {

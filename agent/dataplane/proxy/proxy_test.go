@@ -357,7 +357,7 @@ func TestErrorsAreRepaired(t *testing.T) {
 		f.services.Update(nil, s)
 		f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.0.%d", i%7+1), fmt.Sprintf("10.42.0.%d", i%5+1)), i%11 == 0)
 		f.read(nodeInfo{name: "node"}, false)
-		if err := f.write(context.Background(), log); err != nil {
+		if _, err := f.write(context.Background(), log); err != nil {
 			if !errors.Is(err, syscall.ENOBUFS) {
 				t.Fatal(err)
 			}
@@ -408,7 +408,7 @@ func BenchmarkMemory(b *testing.B) {
 					f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.%d.%d", i/250, i%250+1), fmt.Sprintf("10.41.%d.%d", i/250, i%250+1)), false)
 				}
 				f.read(nodeInfo{name: "node"}, false)
-				if err := f.write(context.Background(), slog.New(slog.DiscardHandler)); err != nil {
+				if _, err := f.write(context.Background(), slog.New(slog.DiscardHandler)); err != nil {
 					b.Fatal(err)
 				}
 				b.ReportMetric(float64(time.Since(begun).Milliseconds()), "ms/full")

@@ -27,21 +27,25 @@ func Walk(t *testing.T, f func(in string) (out string)) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := f(string(b))
-			out := strings.TrimSuffix(in, ".in") + ".out"
-			if *record {
-				if err := os.WriteFile(out, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				t.Fatal("recorded")
-			}
-			want, err := os.ReadFile(out)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, want)
-			}
+			Equal(t, strings.TrimSuffix(in, ".in")+".out", f(string(b)))
 		})
+	}
+}
+
+// Equal compares got with the content of a file, or writes the file where the flag -record is set.
+func Equal(t *testing.T, file, got string) {
+	t.Helper()
+	if *record {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		t.Fatal("recorded")
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }

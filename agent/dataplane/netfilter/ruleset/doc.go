@@ -1,6 +1,6 @@
-// Package ruleset is the language in which the tables of umiak are described before they are compiled for
-// the kernel: chains, rules, what rules look at, sets and maps, and how keys are encoded.
+// Package ruleset is the language in which umiak describes its nftables tables: tables, chains, rules, sets, maps and
+// their elements. The String methods write a rule in nft's syntax, as far as nft has a word for it.
 //
-// It is plain data, without a kernel; its String methods write rules much as the nft program does.
-// Packages that decide what a table holds use it; package netfilter compiles it.
+// The values are plain data. A package that decides what a table holds builds them; package netfilter compiles them,
+// compares them with the kernel's tables and writes the difference. The package imports nothing of umiak.
 package ruleset

@@ -7,24 +7,39 @@ import (
 	"strings"
 )
 
-// Family is an address family, with the value that netlink gives it.
+// Family is the family of a table, with netlink's value.
 type Family uint8
 
-// The two families; each has a table of its own.
+// The families of tables. A table of Inet sees both IPv4 and IPv6, one of Netdev the frames of an interface.
 const (
-	IPv4 Family = 2
-	IPv6 Family = 10
+	Inet   Family = 1
+	IPv4   Family = 2
+	Netdev Family = 5
+	IPv6   Family = 10
 )
 
-// String is the family as the nft program spells it.
+// String returns the family in nft's syntax.
 func (f Family) String() string {
-	if f == IPv6 {
+	switch f {
+	case Inet:
+		return "inet"
+	case Netdev:
+		return "netdev"
+	case IPv6:
 		return "ip6"
 	}
 	return "ip"
 }
 
-// Has reports whether a is an address of this family that a packet could carry.
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Has reports whether a packet of this family, IPv4 or IPv6, can carry address a.
 func (f Family) Has(a netip.Addr) bool {
 	if f == IPv4 {
 		return a.Is4()
@@ -39,7 +54,7 @@ const (
 	SCTP uint8 = 132
 )
 
-// ProtoName is a protocol as the nft program spells it.
+// ProtoName returns the name of a protocol in nft's syntax.
 func ProtoName(p uint8) string {
 	switch p {
 	case TCP:
@@ -52,7 +67,7 @@ func ProtoName(p uint8) string {
 	return fmt.Sprint(p)
 }
 
-// Keys and values are encoded as the kernel wants them, each field padded to four bytes.
+// The Put functions encode keys and values of sets in the kernel's format, each field padded to four bytes.
 
 // PutAddr appends an address.
 func PutAddr(b []byte, a netip.Addr) []byte { return append(b, a.AsSlice()...) }
@@ -63,10 +78,10 @@ func PutPort(b []byte, p uint16) []byte { return append(b, byte(p>>8), byte(p), 
 // PutProto appends a protocol.
 func PutProto(b []byte, p uint8) []byte { return append(b, p, 0, 0, 0) }
 
-// PutMark appends a number in the byte order of the machine.
+// PutMark appends a number in the machine's byte order.
 func PutMark(b []byte, m uint32) []byte { return binary.NativeEndian.AppendUint32(b, m) }
 
-// LastAddr is the last address of a range.
+// LastAddr returns the last address of a range.
 func LastAddr(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -81,23 +96,26 @@ type Field uint8
 
 // The kinds of fields.
 const (
-	Addr Field = iota
+	Addr Field = iota // an address of the table's family, which is IPv4 or IPv6
 	Proto
 	Port
 	Mark
-	// ChainName is the verdict "jump" to the chain of this name; it stands alone, in values only.
+	// ChainName is the verdict "jump" to the chain of this name. It is the only field of its value.
 	ChainName
+	// Addr4 and Addr6 are addresses in a table of any family.
+	Addr4
+	Addr6
 )
 
-// Len is the length of the field in a key, padding included.
+// Len returns the length of the field in a key, padding included.
 func (f Field) Len(fam Family) int {
-	if f == Addr && fam == IPv6 {
+	if f == Addr6 || f == Addr && fam == IPv6 {
 		return 16
 	}
 	return 4
 }
 
-// Decode writes raw as nft would: fields joined by " . ".
+// Decode writes an encoded key or value in nft's syntax: fields joined by " . ".
 func Decode(fam Family, fields []Field, raw string) string {
 	var out []string
 	if len(fields) == 1 && fields[0] == ChainName {
@@ -111,7 +129,7 @@ func Decode(fam Family, fields []Field, raw string) string {
 		b := []byte(raw[:n])
 		raw = raw[n:]
 		switch f {
-		case Addr:
+		case Addr, Addr4, Addr6:
 			a, _ := netip.AddrFromSlice(b)
 			out = append(out, a.String())
 		case Proto:

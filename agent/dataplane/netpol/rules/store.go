@@ -1,7 +1,6 @@
 package rules
 
 import (
-	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -10,56 +9,20 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Elem is an element of a set or map; its key is as the kernel stores it, its value the name of a chain.
-type Elem struct{ Set, Key, Val string }
+// Elem and Change are the words of package ruleset; an element's value is the name of a chain.
+type (
+	Elem   = ruleset.Elem
+	Change = ruleset.Change
+)
 
-// Change is what to do to a table so that it is as wanted, in this order.
-type Change struct {
-	AddSets []ruleset.SetSpec
-	// SetChains are those that come and those that have other rules now.
-	SetChains []ruleset.Chain
-	Del, Add  []Elem
-	DelChains []string
-	DelSets   []ruleset.SetSpec
-	// Specs describes the sets of Del and Add.
-	Specs map[string]ruleset.SetSpec
-}
-
-// Empty reports whether there is nothing to do.
-func (c Change) Empty() bool {
-	return len(c.AddSets)+len(c.SetChains)+len(c.Del)+len(c.Add)+len(c.DelChains)+len(c.DelSets) == 0
-}
-
-// Forbids reports whether something may be forbidden now that was allowed before.
-func (c Change) Forbids() bool {
+// Forbids reports whether a change may forbid something that was allowed before.
+func Forbids(c Change) bool {
 	if len(c.SetChains)+len(c.Del) > 0 {
 		return true
 	}
-	// A set that goes takes rules with it, which is seen above. What comes allows, unless it is a group of
-	// policies for a pod.
+	// A set that is deleted comes with rules that change, which is seen above. What is added allows, unless it is a group
+	// of policies for a pod.
 	return slices.ContainsFunc(c.Add, func(e Elem) bool { return e.Val != "" })
-}
-
-// Ranges splits off the sets of ranges that come, with what is in them.
-func (c Change) Ranges() (ranges, rest Change) {
-	comes := map[string]bool{}
-	rest, ranges.Specs = c, c.Specs
-	rest.AddSets, rest.Add = nil, nil
-	for _, s := range c.AddSets {
-		if comes[s.Name] = s.Ranges; s.Ranges {
-			ranges.AddSets = append(ranges.AddSets, s)
-		} else {
-			rest.AddSets = append(rest.AddSets, s)
-		}
-	}
-	for _, e := range c.Add {
-		if comes[e.Set] {
-			ranges.Add = append(ranges.Add, e)
-		} else {
-			rest.Add = append(rest.Add, e)
-		}
-	}
-	return ranges, rest
 }
 
 // store is what is wanted, and what was when it was last asked for.
@@ -244,13 +207,13 @@ func (b *Builder) Flush() map[ruleset.Family]Change {
 			}
 			c.Specs[k.set] = x.spec
 			if was != absent {
-				c.Del = append(c.Del, Elem{k.set, k.key, was})
+				c.Del = append(c.Del, Elem{Set: k.set, Key: k.key, Val: was})
 			}
 			if is {
-				c.Add = append(c.Add, Elem{k.set, k.key, now})
+				c.Add = append(c.Add, Elem{Set: k.set, Key: k.key, Val: now})
 			}
 		}
-		c.sort()
+		order(&c)
 		out[f] = c
 	}
 	s.elemsWere, s.setsWere = map[elemKey]string{}, map[string]*ruleset.SetSpec{}
@@ -258,7 +221,8 @@ func (b *Builder) Flush() map[ruleset.Family]Change {
 	return out
 }
 
-func (c *Change) sort() {
+// order gives the change an order that does not depend on maps.
+func order(c *Change) {
 	bySpec := func(a, b ruleset.SetSpec) int { return strings.Compare(a.Name, b.Name) }
 	slices.SortFunc(c.AddSets, bySpec)
 	slices.SortFunc(c.DelSets, bySpec)
@@ -266,11 +230,6 @@ func (c *Change) sort() {
 	slices.SortFunc(c.Del, Elem.Compare)
 	slices.SortFunc(c.Add, Elem.Compare)
 	slices.Sort(c.DelChains)
-}
-
-// Compare orders elements by set, then by key.
-func (e Elem) Compare(f Elem) int {
-	return cmp.Or(strings.Compare(e.Set, f.Set), strings.Compare(e.Key, f.Key))
 }
 
 // Chains yields all wanted chains of a family.
@@ -308,7 +267,7 @@ func (b *Builder) Elems(f ruleset.Family, set string) iter.Seq[Elem] {
 			return
 		}
 		for k, v := range x.elems {
-			if inFamily(f, x.spec, k) && !yield(Elem{set, k, v}) {
+			if inFamily(f, x.spec, k) && !yield(Elem{Set: set, Key: k, Val: v}) {
 				return
 			}
 		}

@@ -14,10 +14,11 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/internal/testing/nettest"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
@@ -147,9 +148,9 @@ func TestPortsLeadToThePodAndBack(t *testing.T) {
 		{proto: unix.IPPROTO_UDP, hostPort: 80, pod: addr, podPort: 8080},
 		{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("192.168.70.2"), hostPort: 81, pod: addr, podPort: 8080},
 	}
-	must(t, install("aaaa", maps))
+	must(t, install(t.Context(), "aaaa", maps))
 	must(t, routeLocalnet(addr))
-	must(t, install("bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
+	must(t, install(t.Context(), "bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
 	for _, to := range []string{"192.168.70.1:80", "192.168.70.2:80", "192.168.70.2:81", "127.0.0.1:80"} {
 		from, err := get(to)
 		if err != nil {
@@ -177,7 +178,7 @@ func TestPortsLeadToThePodAndBack(t *testing.T) {
 		t.Errorf("%d rules, %v", n, err)
 	}
 	for range 2 { // twice: removing what is gone is fine
-		must(t, remove("aaaa"))
+		must(t, remove(t.Context(), "aaaa"))
 	}
 	if _, err := get("192.168.70.1:80"); err == nil {
 		t.Error("still led to the pod")
@@ -211,43 +212,40 @@ func leavesTheHostItsOwn(t *testing.T) {
 		}
 		_ = l.Close()
 	}
-	must(t, install("cccc", []mapping{{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("127.0.0.9"), hostPort: 82, pod: netip.MustParseAddr("10.42.0.5"), podPort: 8080}}))
+	must(t, install(t.Context(), "cccc", []mapping{{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("127.0.0.9"), hostPort: 82, pod: netip.MustParseAddr("10.42.0.5"), podPort: 8080}}))
 	if _, err := get("127.0.0.9:82"); err != nil {
 		t.Errorf("a loopback address that is asked for: %v", err)
 	}
-	must(t, remove("cccc"))
+	must(t, remove(t.Context(), "cccc"))
 }
 
 // comesBack: rules that somebody removes come back from what the plugin has written down; what has gone does not.
 func comesBack(t *testing.T, maps []mapping) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "hostports")
-	if put, err := Restore(dir); put || err != nil {
+	conn, err := netfilter.Dial()
+	must(t, err)
+	defer conn.Close()
+	if put, err := Restore(t.Context(), conn, dir); put || err != nil {
 		t.Fatal(put, err)
 	}
 	netns := filepath.Join(t.TempDir(), "netns")
 	must(t, os.WriteFile(netns, nil, 0o644))
 	c := &config{StateDir: dir}
-	must(t, remove("aaaa"))
+	must(t, remove(t.Context(), "aaaa"))
 	must(t, c.add(&skel.CmdArgs{ContainerID: "aaaa", Netns: netns}, maps))
 	gone := state{Container: "dead", Netns: netns + "-gone", Ports: []port{maps[0].port()}}
 	must(t, gone.write(dir))
-	if put, err := Restore(dir); put || err != nil {
+	if put, err := Restore(t.Context(), conn, dir); put || err != nil {
 		t.Errorf("restored without need: %v, %v", put, err)
 	}
-	for name, remove := range map[string]func(c *nftables.Conn){
-		"flush ruleset": func(c *nftables.Conn) { c.FlushRuleset() },
-		"flush table":   func(c *nftables.Conn) { c.FlushTable(table()) },
-		"flush chain":   func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: chainPorts, Table: table()}) },
-	} {
-		conn, err := nftables.New()
-		must(t, err)
-		remove(conn)
-		must(t, conn.Flush())
+	for _, name := range []string{"flush ruleset", "flush table inet " + Table, "flush chain inet " + Table + " " + chainPorts,
+		"delete table inet " + Table, "flush chain inet " + Table + " output"} {
+		nettest.NFT(t, name)
 		if _, err := get("192.168.70.1:80"); err == nil {
 			t.Fatalf("%s: still led to the pod", name)
 		}
-		if put, err := Restore(dir); !put || err != nil {
+		if put, err := Restore(t.Context(), conn, dir); !put || err != nil {
 			t.Errorf("%s: %v, %v", name, put, err)
 		}
 		if _, err := get("192.168.70.1:80"); err != nil {
@@ -260,7 +258,7 @@ func comesBack(t *testing.T, maps []mapping) {
 	if n, err := count("dead"); n != 0 || err != nil {
 		t.Errorf("a pod that is gone: %d rules, %v", n, err)
 	}
-	must(t, install("bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
+	must(t, install(t.Context(), "bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
 }
 
 // TestPortsOfTheSystem: a pod that asks for a port of the system does not start, and what comes there goes to the system.
@@ -296,7 +294,7 @@ func TestPortsOfTheSystem(t *testing.T) {
 	if got, _ := get("127.0.0.1:6443"); got == "API server" {
 		t.Error("the attack has no effect without the list; this test shows nothing")
 	}
-	must(t, remove("eeee"))
+	must(t, remove(t.Context(), "eeee"))
 	for port, want := range map[string]string{
 		attack: "hostPort :6443/TCP of this node belongs to the API server",
 		`{"hostPort":6443,"containerPort":8080,"protocol":"TCP","hostIP":"127.0.0.1"}`:      "belongs to the API server",
@@ -320,7 +318,7 @@ func TestPortsOfTheSystem(t *testing.T) {
 		if got, err := get("127.0.0.1:6443"); got != "API server" {
 			t.Errorf("%s: at the API server's port: %q, %v", port, got, err)
 		}
-		must(t, remove("eeee"))
+		must(t, remove(t.Context(), "eeee"))
 	}
 }
 
@@ -328,7 +326,7 @@ func TestRemoveWithoutTable(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	must(t, remove(fmt.Sprintf("%064d", 1)))
+	must(t, remove(t.Context(), fmt.Sprintf("%064d", 1)))
 }
 
 const result = `"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"cni0"},{"name":"eth0","sandbox":"/x"}],"ips":[{"address":"10.42.0.5/24","interface":1},{"address":"fd00::5/64","interface":1}]}`

@@ -179,7 +179,7 @@ func del(args *skel.CmdArgs) error {
 	if err := forget(c.StateDir, args.ContainerID); err != nil {
 		return err
 	}
-	return remove(args.ContainerID)
+	return remove(context.Background(), args.ContainerID)
 }
 
 // dnsPort is where programs of the host ask for names.
@@ -224,7 +224,7 @@ func (c *config) checkSource(args *skel.CmdArgs) error {
 	if p == nil {
 		return nil
 	}
-	return podsource.Check(*p)
+	return podsource.Check(context.Background(), *p)
 }
 
 // add writes the pod's ports down, for Restore, and opens them.
@@ -241,18 +241,18 @@ func (c *config) add(args *skel.CmdArgs, maps []mapping) error {
 	if err := s.write(c.StateDir); err != nil {
 		return err
 	}
-	if err := open(args.ContainerID, maps); err != nil {
+	if err := install(context.Background(), args.ContainerID, maps); err != nil {
+		return err
+	}
+	if err := letLocalhostReach(maps); err != nil {
 		return err
 	}
 	forgetUDP(maps)
 	return nil
 }
 
-// open leads the ports to the pod.
-func open(id string, maps []mapping) error {
-	if err := install(id, maps); err != nil {
-		return err
-	}
+// letLocalhostReach lets the host's own programs reach the ports at localhost.
+func letLocalhostReach(maps []mapping) error {
 	for _, m := range maps {
 		if m.pod.Is4() && (!m.host.IsValid() || m.host.IsLoopback()) {
 			return routeLocalnet(m.pod)

@@ -1,21 +1,19 @@
 package hostport
 
 import (
-	"bytes"
-	"encoding/binary"
+	"context"
 	"errors"
-	"fmt"
 	"net/netip"
+	"slices"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Table is the nftables table; cleanup knows it by its prefix.
+// Table is the nftables table.
 const Table = "umiak-hostport"
 
 const (
@@ -23,83 +21,99 @@ const (
 	chainMasq  = "masquerade"
 )
 
-func table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyINet, Name: Table}
+// The priorities at which packets come first, and at which everybody's destination and source NAT are.
+const (
+	raw    = -300
+	dstNAT = -100
+	srcNAT = 100
+)
+
+// table is the table in the kernel. Plugin and agent write it, one pod at a time.
+type table struct{ netfilter.Table }
+
+// openTable returns the table as conn sees it.
+func openTable(conn *netfilter.Conn) table {
+	return table{netfilter.Table{Conn: conn, Family: ruleset.Inet, Name: Table}}
 }
 
-// install adds the rules of a pod, and the table around them, in one transaction.
-func install(id string, maps []mapping) error {
-	c, err := nftables.New()
+// within calls f with the table, through a socket of its own.
+func within(f func(table) error) error {
+	conn, err := netfilter.Dial()
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return err
 	}
-	t := c.AddTable(table())
-	ports := c.AddChain(&nftables.Chain{Name: chainPorts, Table: t})
-	for _, hook := range []struct {
-		name string
-		at   *nftables.ChainHook
-	}{{"prerouting", nftables.ChainHookPrerouting}, {"output", nftables.ChainHookOutput}} {
-		ch := c.AddChain(&nftables.Chain{Name: hook.name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook.at, Priority: nftables.ChainPriorityNATDest})
-		c.FlushChain(ch)
-		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{
-			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
-			&expr.Verdict{Kind: expr.VerdictJump, Chain: ports.Name},
-		}})
-	}
-	// Nobody but the host itself may send to 127.0.0.0/8: route_localnet would let pods do so.
-	raw := c.AddChain(&nftables.Chain{Name: "localnet", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-	c.FlushChain(raw)
-	c.AddRule(&nftables.Rule{Table: t, Chain: raw, Exprs: concat(
-		[]expr.Any{&expr.Meta{Key: expr.MetaKeyIIFTYPE, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint16(nil, unix.ARPHRD_LOOPBACK)}},
-		family(true),
-		[]expr.Any{
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{127}},
-			&expr.Verdict{Kind: expr.VerdictDrop},
-		})})
-	masq := c.AddChain(&nftables.Chain{Name: chainMasq, Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	return f(openTable(conn))
+}
 
-	tag := userdata.AppendString(nil, userdata.TypeComment, id)
-	masked := map[netip.Addr]bool{}
+// podChains returns the chains that hold the rules of pods, without them.
+func podChains() []ruleset.Chain {
+	return []ruleset.Chain{
+		{Name: chainPorts},
+		{Name: chainMasq, Hook: &ruleset.Hook{Type: "nat", Name: "postrouting", Priority: srcNAT}},
+	}
+}
+
+// frame returns the chains that lead to the rules of pods.
+func frame() []ruleset.Chain {
+	dispatch := func(hook string) ruleset.Chain {
+		return ruleset.Chain{Name: hook, Hook: &ruleset.Hook{Type: "nat", Name: hook, Priority: dstNAT},
+			Rules: []ruleset.Rule{{ruleset.Local{What: ruleset.Daddr}, ruleset.Jump{Chain: chainPorts}}}}
+	}
+	return []ruleset.Chain{
+		dispatch("prerouting"),
+		dispatch("output"),
+		// Nobody but the host itself may send to 127.0.0.0/8: route_localnet would let pods do so.
+		{Name: "localnet", Hook: &ruleset.Hook{Type: "filter", Name: "prerouting", Priority: raw}, Rules: []ruleset.Rule{{
+			ruleset.Match{What: ruleset.InType, Not: true, Value: ruleset.Host16(unix.ARPHRD_LOOPBACK).Named("loopback")},
+			ruleset.Of(ruleset.IPv4),
+			ruleset.InPrefix{What: ruleset.Daddr, Prefix: netip.MustParsePrefix("127.0.0.0/8")},
+			ruleset.Drop,
+		}}},
+	}
+}
+
+// podRules returns the rules of a pod by chain, each with the container's ID, by which they are found again.
+func podRules(id string, maps []mapping) map[string][]ruleset.Rule {
+	out := map[string][]ruleset.Rule{}
+	tag := ruleset.Comment(id)
+	done := map[netip.Addr]bool{}
 	for _, m := range maps {
-		c.AddRule(&nftables.Rule{Table: t, Chain: ports, UserData: tag, Exprs: m.translate()})
-		if masked[m.pod] {
+		out[chainPorts] = append(out[chainPorts], append(m.translate(), tag))
+		if done[m.pod] {
 			continue
 		}
-		masked[m.pod] = true
+		done[m.pod] = true
 		// The pod itself, and the host at localhost, must see the answer come back through the host.
-		c.AddRule(&nftables.Rule{Table: t, Chain: masq, UserData: tag, Exprs: concat(family(m.pod.Is4()), is(m.pod, true), is(m.pod, false), []expr.Any{&expr.Masq{}})})
+		masq := func(source netip.Addr) {
+			out[chainMasq] = append(out[chainMasq],
+				ruleset.Rule{ruleset.Of(ruleset.FamilyOf(m.pod)), from(source), to(m.pod), ruleset.Masquerade{KeepPort: true}, tag})
+		}
+		masq(m.pod)
 		if m.pod.Is4() {
-			c.AddRule(&nftables.Rule{Table: t, Chain: masq, UserData: tag, Exprs: concat(family(true), is(netip.AddrFrom4([4]byte{127, 0, 0, 1}), true), is(m.pod, false), []expr.Any{&expr.Masq{}})})
+			masq(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 		}
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", Table, err)
-	}
-	return nil
+	return out
 }
 
-// translate is the rule that leads a port of the host to the pod.
-func (m mapping) translate() []expr.Any {
-	out := family(m.pod.Is4())
+func from(a netip.Addr) ruleset.Match {
+	return ruleset.Match{What: ruleset.SaddrOf(ruleset.FamilyOf(a)), Value: ruleset.Address(a)}
+}
+
+func to(a netip.Addr) ruleset.Match {
+	return ruleset.Match{What: ruleset.DaddrOf(ruleset.FamilyOf(a)), Value: ruleset.Address(a)}
+}
+
+// translate returns the rule that leads a port of the host to the pod.
+func (m mapping) translate() ruleset.Rule {
+	f := ruleset.FamilyOf(m.pod)
+	host := notTheHostsOwn(f)
 	if m.host.IsValid() {
-		out = concat(out, is(m.host, false))
-	} else {
-		out = concat(out, notTheHostsOwn(m.pod.Is4()))
+		host = ruleset.Rule{to(m.host)}
 	}
-	af := uint32(unix.NFPROTO_IPV4)
-	if !m.pod.Is4() {
-		af = unix.NFPROTO_IPV6
-	}
-	return concat(out, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{m.proto}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, m.hostPort)},
-		&expr.Immediate{Register: 1, Data: m.pod.AsSlice()},
-		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, m.podPort)},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: af, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
+	return slices.Concat(ruleset.Rule{ruleset.Of(f)}, host, ruleset.Rule{
+		ruleset.Protocol(m.proto), ruleset.ToPort(m.hostPort), ruleset.DNATTo{To: netip.AddrPortFrom(m.pod, m.podPort)},
 	})
 }
 
@@ -107,132 +121,130 @@ func (m mapping) translate() []expr.Any {
 // the host use them among themselves, as systemd-resolved does 127.0.0.53 and the node's DNS its own addresses. A port
 // that is asked for at such an address (hostIP) is led to the pod. 127.0.0.1 stays, where people expect a pod's port;
 // ::1 never worked, since the kernel sends nothing from there to elsewhere.
-func notTheHostsOwn(v4 bool) []expr.Any {
-	if v4 {
-		load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
-		return []expr.Any{
-			load, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: []byte{127, 0, 0, 2}, ToData: []byte{127, 255, 255, 255}},
-			load, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: []byte{169, 254, 0, 0}, ToData: []byte{169, 254, 255, 255}},
+func notTheHostsOwn(f ruleset.Family) ruleset.Rule {
+	outside := func(from, to string) ruleset.Stmt {
+		return ruleset.InRange{What: ruleset.DaddrOf(f), Not: true,
+			From: ruleset.Address(netip.MustParseAddr(from)), To: ruleset.Address(netip.MustParseAddr(to))}
+	}
+	if f == ruleset.IPv4 {
+		return ruleset.Rule{outside("127.0.0.2", "127.255.255.255"), outside("169.254.0.0", "169.254.255.255")}
+	}
+	other := func(a netip.Addr) ruleset.Stmt {
+		return ruleset.Match{What: ruleset.Daddr6, Not: true, Value: ruleset.Address(a)}
+	}
+	return ruleset.Rule{
+		other(netip.IPv6Loopback()), other(netip.MustParseAddr(wellknown.DNSv6)),
+		outside("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+	}
+}
+
+// addFrame appends the table and its chains, with the rules of the frame, to a batch.
+func (t table) addFrame(b *netfilter.Batch) error {
+	pods, frame := podChains(), frame()
+	t.AddTable(b)
+	for _, c := range slices.Concat(pods[:1], frame, pods[1:]) { // each after those that it jumps to
+		t.AddChain(b, c)
+	}
+	for _, c := range frame {
+		t.FlushRules(b, c.Name)
+		if err := t.AddRules(b, c); err != nil {
+			return err
 		}
 	}
-	load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16}
-	linkLocal := netip.MustParsePrefix("fe80::/10")
-	return []expr.Any{
-		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: netip.IPv6Loopback().AsSlice()},
-		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: netip.MustParseAddr(wellknown.DNSv6).AsSlice()},
-		load, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: linkLocal.Addr().AsSlice(), ToData: netip.MustParseAddr("febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff").AsSlice()},
-	}
+	return nil
 }
 
-func concat(parts ...[]expr.Any) []expr.Any {
-	var out []expr.Any
-	for _, p := range parts {
-		out = append(out, p...)
-	}
-	return out
-}
-
-func family(v4 bool) []expr.Any {
-	proto := byte(unix.NFPROTO_IPV4)
-	if !v4 {
-		proto = unix.NFPROTO_IPV6
-	}
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}
-}
-
-// is matches the source or destination address.
-func is(a netip.Addr, source bool) []expr.Any {
-	offset, length := uint32(16), uint32(4)
-	if !a.Is4() {
-		offset, length = 24, 16
-	}
-	if source {
-		offset -= length // the source stands before the destination in both headers
-	}
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
-	}
-}
-
-// remove deletes the rules of a container; there need be none.
-func remove(id string) error {
-	for try := 0; ; try++ {
-		c, err := nftables.New()
-		if err != nil {
-			return fmt.Errorf("open nftables: %w", err)
+// addPod appends the rules of a pod to a batch.
+func (t table) addPod(b *netfilter.Batch, id string, maps []mapping) error {
+	rules := podRules(id, maps)
+	for _, c := range podChains() {
+		c.Rules = rules[c.Name]
+		if err := t.AddRules(b, c); err != nil {
+			return err
 		}
-		n := 0
-		for _, name := range []string{chainPorts, chainMasq} {
-			rules, err := rulesOf(c, name, id)
-			if err != nil {
+	}
+	return nil
+}
+
+// install adds the rules of a pod, and the table around them, in one step.
+func install(ctx context.Context, id string, maps []mapping) error {
+	return within(func(t table) error {
+		return t.Change(ctx, func(b *netfilter.Batch) error { return errors.Join(t.addFrame(b), t.addPod(b, id, maps)) })
+	})
+}
+
+// removeTries is how often remove reads and writes again.
+const removeTries = 4
+
+// remove deletes the rules of a container; it is no error if there are none.
+func remove(ctx context.Context, id string) error {
+	return within(func(t table) error {
+		for try := 1; ; try++ {
+			err := t.Change(ctx, func(b *netfilter.Batch) error { return t.drop(b, id) })
+			// Between reading and writing, another call for the same container may have deleted them.
+			if err == nil || try == removeTries || !netfilter.IsNotFound(err) {
 				return err
 			}
-			for _, r := range rules {
-				if err := c.DelRule(r); err != nil {
-					return fmt.Errorf("delete rule: %w", err)
-				}
-				n++
-			}
 		}
-		if n == 0 {
-			return nil
-		}
-		err = c.Flush()
-		// Between list and delete, another call for the same container may have deleted them.
-		if err == nil || try == 3 || !errors.Is(err, unix.ENOENT) {
-			if err != nil {
-				return fmt.Errorf("write nftables table %s: %w", Table, err)
-			}
-			return nil
-		}
-	}
+	})
 }
 
-// frameWhole reports whether the chains that lead to the pods' rules are there with their rules.
-func frameWhole() (bool, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
-	}
-	t := table()
-	for _, name := range []string{"prerouting", "output", "localnet"} {
-		rules, err := c.GetRules(t, &nftables.Chain{Name: name, Table: t})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return false, fmt.Errorf("list rules of nftables table %s: %w", Table, err)
+// drop appends the removal of a container's rules to a batch.
+func (t table) drop(b *netfilter.Batch, id string) error {
+	for _, c := range podChains() {
+		rules, err := t.of(c.Name, id)
+		if err != nil {
+			return err
 		}
-		if len(rules) == 0 {
-			return false, nil
+		for _, r := range rules {
+			t.DeleteRule(b, c.Name, r.Handle)
+		}
+	}
+	return nil
+}
+
+// of returns the rules of a container in a chain.
+func (t table) of(chain, id string) ([]netfilter.Rule, error) {
+	all, err := t.Rules(chain)
+	return slices.DeleteFunc(all, func(r netfilter.Rule) bool { return r.Comment != id }), err
+}
+
+// count returns how many ports lead to a container.
+func count(id string) (n int, err error) {
+	err = within(func(t table) error {
+		rules, err := t.of(chainPorts, id)
+		n = len(rules)
+		return err
+	})
+	return n, err
+}
+
+// frameWhole reports whether the chains that lead to the pods' rules have their rules.
+func (t table) frameWhole() (bool, error) {
+	for _, c := range frame() {
+		if whole, err := t.has(c.Name, c.Rules, func(netfilter.Rule) bool { return true }); err != nil || !whole {
+			return false, err
 		}
 	}
 	return true, nil
 }
 
-// count is how many ports are led to a container.
-func count(id string) (int, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return 0, fmt.Errorf("open nftables: %w", err)
-	}
-	rules, err := rulesOf(c, chainPorts, id)
-	return len(rules), err
-}
-
-func rulesOf(c *nftables.Conn, chain, id string) ([]*nftables.Rule, error) {
-	t := table()
-	all, err := c.GetRules(t, &nftables.Chain{Name: chain, Table: t})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list rules of nftables table %s: %w", Table, err)
-	}
-	want := userdata.AppendString(nil, userdata.TypeComment, id)
-	var out []*nftables.Rule
-	for _, r := range all {
-		if bytes.Equal(r.UserData, want) {
-			out = append(out, r)
+// podWhole reports whether the kernel has the rules of a pod.
+func (t table) podWhole(id string, maps []mapping) (bool, error) {
+	want := podRules(id, maps)
+	mine := func(r netfilter.Rule) bool { return r.Comment == id }
+	for _, c := range podChains() {
+		if whole, err := t.has(c.Name, want[c.Name], mine); err != nil || !whole {
+			return false, err
 		}
 	}
-	return out, nil
+	return true, nil
+}
+
+// has reports whether the rules of a chain that mine selects are the wanted ones, in their order.
+func (t table) has(chain string, want []ruleset.Rule, mine func(netfilter.Rule) bool) (bool, error) {
+	have, err := t.Rules(chain)
+	have = slices.DeleteFunc(have, func(r netfilter.Rule) bool { return !mine(r) })
+	same := func(h netfilter.Rule, w ruleset.Rule) bool { return h.Digest == netfilter.Digest(w) }
+	return slices.EqualFunc(have, want, same), err
 }

@@ -1,6 +1,7 @@
 package hostport
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/internal/filelock"
 	"github.com/umiak-io/umiak/internal/listing"
 )
@@ -122,8 +124,9 @@ func running(dir string) ([]state, error) {
 	return out, errors.Join(errs...)
 }
 
-// Restore opens the ports of all pods again whose rules somebody has removed. It reports whether there were any.
-func Restore(dir string) (bool, error) {
+// Restore opens the ports of all running pods again whose rules were removed or changed, in one step through conn. dir
+// is the plugin's state folder. It reports whether there were any.
+func Restore(ctx context.Context, conn *netfilter.Conn, dir string) (bool, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return false, nil // no pod has had host ports
 	}
@@ -132,18 +135,41 @@ func Restore(dir string) (bool, error) {
 		return false, err
 	}
 	defer unlock()
-	pods, err := running(dir)
-	errs := []error{err}
-	whole, err := frameWhole()
-	errs = append(errs, err)
-	put := false
-	for _, s := range pods {
-		maps := s.mappings()
-		if n, err := count(s.Container); whole && err == nil && n >= len(maps) {
-			continue
-		}
-		errs = append(errs, remove(s.Container), open(s.Container, maps))
-		put = true
+	pods, bad := running(dir)
+	t := openTable(conn)
+	broken, err := t.broken(pods)
+	if err != nil || len(broken) == 0 {
+		return false, errors.Join(bad, err)
 	}
-	return put, errors.Join(errs...)
+	err = t.Change(ctx, func(b *netfilter.Batch) error {
+		err := t.addFrame(b)
+		for _, s := range broken {
+			err = errors.Join(err, t.drop(b, s.Container), t.addPod(b, s.Container, s.mappings()))
+		}
+		return err
+	})
+	errs := []error{bad, err}
+	for _, s := range broken {
+		errs = append(errs, letLocalhostReach(s.mappings()))
+	}
+	return true, errors.Join(errs...)
+}
+
+// broken returns the pods whose rules are not as they should be: all, if the chains that lead to them are not.
+func (t table) broken(pods []state) ([]state, error) {
+	whole, err := t.frameWhole()
+	if err != nil || !whole {
+		return pods, err
+	}
+	var out []state
+	for _, s := range pods {
+		whole, err := t.podWhole(s.Container, s.mappings())
+		if err != nil {
+			return nil, err
+		}
+		if !whole {
+			out = append(out, s)
+		}
+	}
+	return out, nil
 }

@@ -33,7 +33,7 @@ func BenchmarkFullSync(b *testing.B) {
 				b.Fatal(err)
 			}
 			for b.Loop() {
-				if _, err := t.replace(context.Background(), bd); err != nil {
+				if _, err := t.Replace(context.Background(), desired{t.cfg, bd}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -72,7 +72,7 @@ func benchChange(b *testing.B, watched bool, change func(s *rules.ServicePort, i
 				}
 				ctx, cancel := context.WithCancel(context.Background())
 				b.Cleanup(cancel)
-				go func() { _ = w.Run(ctx, func() {}) }()
+				go func() { _ = w.Run(ctx, func(netfilter.Touch) {}) }()
 			}
 			bd := filled(b, n)
 			three := service(rules.IPv4, n+1, 3) // so that the class is there

@@ -72,7 +72,7 @@ func TestOwnConnectionsPass(t *testing.T) {
 					}
 				})
 			}
-			if err := w.table.Delete(t.Context()); err != nil {
+			if err := w.conn.Remove(t.Context(), rules.TableName); err != nil {
 				t.Fatal(err)
 			}
 			if err := w.table.Exempt(t.Context()); err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// Inspect says of each element what is wrong with it in the kernel; nothing where it is as it should be.
+// Inspect returns for each element that is not in the kernel as it should be what is wrong with it.
 func (t *Table) Inspect(elems []rules.Elem) (map[rules.Elem]string, error) {
 	bySet := map[rules.Class]map[string]rules.Elem{}
 	out := map[rules.Elem]string{}
@@ -26,7 +26,7 @@ func (t *Table) Inspect(elems []rules.Elem) (map[rules.Elem]string, error) {
 			e, ok := want[key+end]
 			switch {
 			case !ok:
-			case val != e.Val && comment != "" && comment != clip(e).Comment:
+			case val != e.Val && comment != "" && comment != clipped(e):
 				out[e] = "belongs to " + comment
 			case val != e.Val:
 				out[e] = "leads to " + ruleset.Decode(t.cfg.Family, class.Spec().Val, val)
@@ -45,12 +45,15 @@ func (t *Table) Inspect(elems []rules.Elem) (map[rules.Elem]string, error) {
 	return out, nil
 }
 
-// Compare says what a Sync would do, and does nothing.
+// Compare returns what a Sync would do, and does nothing.
 func (t *Table) Compare(w Wanted) (Synced, error) {
-	same, classes, err := t.readFixed()
-	if err != nil || !same {
-		return Synced{Replaced: !same}, err
+	c, ok, err := t.Diff(desired{t.cfg, w})
+	if err != nil || !ok {
+		return Synced{Replaced: !ok}, err
 	}
-	c, err := t.diff(w, classes)
-	return Synced{Added: len(c.Add) + len(c.AddClass), Deleted: len(c.Del) + len(c.DelClass)}, err
+	return Synced{Added: len(c.Add), Deleted: len(c.Del),
+		Repaired: len(c.AddSets) + len(c.DelSets) + len(c.SetChains) + len(c.DelChains)}, nil
 }
+
+// clipped returns the part of an element's comment that the kernel stores.
+func clipped(e rules.Elem) string { return netfilter.Clip(ruleset.Elem{Comment: e.Comment}).Comment }

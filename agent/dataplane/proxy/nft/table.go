@@ -2,48 +2,45 @@ package nft
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// Table is our table of one family in the kernel.
+// Table is the proxy's table of one family in the kernel.
 type Table struct {
 	netfilter.Table
-	cfg    rules.Config
-	digest map[string]uint64 // of each fixed chain
+	cfg rules.Config
 }
 
-// Synced says what a Sync found and did.
+// Synced is what a Sync has found and done; the zero value: the table was as wanted.
 type Synced struct {
-	// Replaced says that the table was missing or not as this version of umiak makes it, and that it was
-	// put there anew, in one step.
+	// Replaced states that the table was missing, or could not be repaired in place, and was written as a whole.
 	Replaced bool
-	// Added and Deleted are numbers of elements.
+	// Added and Deleted count elements.
 	Added, Deleted int
+	// Repaired counts chains and sets that were written or deleted.
+	Repaired int
 }
 
 // NewTable prepares a table; nothing is sent yet.
 func NewTable(conn *netfilter.Conn, cfg rules.Config) (*Table, error) {
 	_, n := netfilter.TypeOf(cfg.Family, rules.Affinity()[0].Val)
-	t := &Table{Table: netfilter.Table{Conn: conn, Family: cfg.Family, Name: rules.TableName, Words: n / 4}, cfg: cfg, digest: map[string]uint64{}}
-	for _, c := range cfg.Layout() {
-		t.digest[c.Name] = netfilter.Digest(c)
-	}
-	// What cannot be compiled should be known before there is anything to do.
-	if err := t.layout(t.Batch(), nil); err != nil {
-		return nil, err
+	t := &Table{Table: netfilter.Table{Conn: conn, Family: cfg.Family, Name: rules.TableName, Words: n / 4}, cfg: cfg}
+	// What cannot be compiled is an error before there is anything to do.
+	for _, c := range slices.Concat(cfg.Layout(), cfg.Variable(nil)) {
+		if err := t.AddRules(t.Batch(), c); err != nil {
+			return nil, err
+		}
 	}
 	return t, nil
 }
 
-// fixedSets are the sets that are always there.
+// fixedSets returns the sets that are always there.
 func fixedSets() []rules.SetSpec {
 	out := rules.Affinity()
 	for id := range rules.NumSets {
@@ -54,48 +51,56 @@ func fixedSets() []rules.SetSpec {
 	return out
 }
 
-// change appends a change to a batch. Maps come before the rules that use them and go after those.
-func (t *Table) change(b *netfilter.Batch, c rules.Change) error {
-	for i, x := range c.AddClass {
-		t.AddSet(b, uint32(1000+i), x.Spec())
+// change returns a change of elements and classes as a change of the table. The chains that have a rule for each class
+// are few and short: they are written as a whole, which needs no knowledge of the rules that they have.
+func (t *Table) change(c rules.Change) ruleset.Change {
+	out := ruleset.Change{Specs: map[string]ruleset.SetSpec{}}
+	for _, x := range c.AddClass {
+		out.AddSets = append(out.AddSets, x.Spec())
 	}
 	if len(c.AddClass)+len(c.DelClass) > 0 {
-		// The chains that have a rule for each class are few and short: they are written anew, which
-		// needs no knowledge of the rules that are there.
-		for _, ch := range t.cfg.Variable(c.Classes) {
-			t.FlushRules(b, ch.Name)
-			if err := t.AddRules(b, ch); err != nil {
-				return err
-			}
-		}
+		out.SetChains = t.cfg.Variable(c.Classes)
 	}
-	e := t.Elems(b)
+	n := namer{}
 	for _, x := range c.Del {
-		// The elements of a map that goes go with it.
+		// The elements of a map are deleted with it.
 		if !slices.Contains(c.DelClass, x.Class) {
-			e.Delete(x.Spec(), x.Key)
+			out.Del = append(out.Del, n.elem(x))
 		}
-	}
-	e.Close()
-	for _, x := range c.DelClass {
-		t.DeleteSet(b, x.Spec().Name)
 	}
 	for _, x := range c.Add {
-		e.Add(x.Spec(), x.Key, x.Val, x.Comment)
+		out.Add = append(out.Add, n.elem(x))
 	}
-	e.Close()
-	return nil
+	for _, x := range c.DelClass {
+		out.DelSets = append(out.DelSets, x.Spec())
+	}
+	for _, spec := range n {
+		out.Specs[spec.Name] = spec
+	}
+	return out
 }
 
-// Apply makes a change in one step, or in two: a packet looks into the maps of one source in turn, each as
-// it is at that moment. What moves from one to another is put into the new one first and taken out of
-// the old one then, so that it is found whenever a packet looks.
+// namer finds the sets of elements.
+type namer map[rules.Class]rules.SetSpec
+
+func (n namer) elem(e rules.Elem) ruleset.Elem {
+	spec, ok := n[e.Class]
+	if !ok {
+		spec = e.Spec()
+		n[e.Class] = spec
+	}
+	return ruleset.Elem{Set: spec.Name, Key: e.Key, Val: e.Val, Comment: e.Comment}
+}
+
+// Apply makes a change in one step, or in two: a packet looks into the maps of one source in turn, each as it is at
+// that moment. What moves from one map to another is put into the new one first and deleted from the old one in a second
+// step, so that it is found whenever a packet looks.
 func (t *Table) Apply(ctx context.Context, c rules.Change) error {
 	for _, step := range steps(c) {
 		if step.Empty() {
 			continue
 		}
-		if err := t.Table.Change(ctx, func(b *netfilter.Batch) error { return t.change(b, step) }); err != nil {
+		if err := t.Table.Apply(ctx, t.change(step)); err != nil {
 			return err
 		}
 	}
@@ -134,95 +139,68 @@ func steps(c rules.Change) []rules.Change {
 	return []rules.Change{first, then}
 }
 
-// Wanted is what a Sync wants to be there: a rules.Builder is one.
+// Wanted is what a Sync wants the table to hold: a rules.Builder is one.
 type Wanted interface {
 	All() iter.Seq[rules.Elem]
 	Want(class rules.Class, key string) (rules.Elem, bool)
 	Classes() []rules.Class
 }
 
-// Sync makes the table as wanted, from whatever state.
+// desired is the whole table of a Wanted.
+type desired struct {
+	cfg rules.Config
+	Wanted
+}
+
+var _ netfilter.Desired = desired{}
+
+func (d desired) Chains() iter.Seq[ruleset.Chain] {
+	return slices.Values(slices.Concat(d.cfg.Variable(d.Classes()), d.cfg.Layout()))
+}
+
+func (d desired) Sets() iter.Seq[ruleset.SetSpec] {
+	sets := fixedSets()
+	for _, c := range d.Classes() {
+		sets = append(sets, c.Spec())
+	}
+	return slices.Values(sets)
+}
+
+func (d desired) Elems() iter.Seq[ruleset.Elem] {
+	return func(yield func(ruleset.Elem) bool) {
+		n := namer{}
+		for e := range d.All() {
+			if !yield(n.elem(e)) {
+				return
+			}
+		}
+	}
+}
+
+func (d desired) Finder(set string) func(key string) (ruleset.Elem, bool) {
+	class, _ := rules.ParseClass(set)
+	for id := range rules.NumSets {
+		if !id.Classed() && id.Spec().Name == set {
+			class = rules.Class{Set: id}
+		}
+	}
+	return func(key string) (ruleset.Elem, bool) {
+		e, ok := d.Want(class, key)
+		return ruleset.Elem{Set: set, Key: e.Key, Val: e.Val, Comment: e.Comment}, ok
+	}
+}
+
+func (d desired) Keeps(string) bool { return false }
+
+// Sync makes the table as wanted, from whatever state it is in.
 func (t *Table) Sync(ctx context.Context, w Wanted) (Synced, error) {
-	// The kernel may change between reading and writing; then the write is refused and the next try
-	// sees the new state.
-	for i := 0; ; i++ {
-		s, err := t.sync(ctx, w)
-		if err == nil || i == 2 || ctx.Err() != nil || errors.Is(err, unix.EPERM) {
-			return s, err
-		}
-	}
+	r, err := t.Reconcile(ctx, desired{t.cfg, w})
+	return Synced{Replaced: r.Replaced, Added: r.Added, Deleted: r.Deleted, Repaired: r.Chains + r.Sets}, err
 }
 
-func (t *Table) sync(ctx context.Context, w Wanted) (Synced, error) {
-	same, classes, err := t.readFixed()
-	if err != nil {
-		return Synced{}, fmt.Errorf("read table %s %s: %w", t.cfg.Family, rules.TableName, err)
-	}
-	if !same {
-		return t.replace(ctx, w)
-	}
-	c, err := t.diff(w, classes)
-	if netfilter.IsNotFound(err) {
-		return t.replace(ctx, w)
-	}
-	if err != nil {
-		return Synced{}, fmt.Errorf("read elements of table %s %s: %w", t.cfg.Family, rules.TableName, err)
-	}
-	if err := t.Apply(ctx, c); err != nil {
-		// Something that cannot be repaired piece by piece.
-		return t.replace(ctx, w)
-	}
-	return Synced{Added: len(c.Add), Deleted: len(c.Del)}, nil
-}
-
-// replace takes the table away and puts it there anew, in one step: no packet sees anything between.
-func (t *Table) replace(ctx context.Context, w Wanted) (Synced, error) {
-	c := rules.Change{Add: slices.Collect(w.All()), AddClass: w.Classes(), Classes: w.Classes()}
-	// Set by set, so that few messages carry many elements.
-	slices.SortFunc(c.Add, func(x, y rules.Elem) int {
-		if x.Set != y.Set {
-			return int(x.Set) - int(y.Set)
-		}
-		return int(x.N) - int(y.N)
-	})
-	b := t.Batch()
-	t.Anew(b)
-	if err := t.layout(b, c.AddClass); err != nil {
-		return Synced{}, err
-	}
-	c.AddClass = nil // they are there, with the rules that use them
-	if err := t.change(b, c); err != nil {
-		return Synced{}, err
-	}
-	if err := t.Conn.Commit(ctx, b); err != nil {
-		return Synced{}, netfilter.Explain(fmt.Errorf("write table %s %s: %w", t.cfg.Family, rules.TableName, err))
-	}
-	return Synced{Replaced: true, Added: len(c.Add)}, nil
-}
-
-// layout appends the fixed chains and sets, and those that follow from the classes.
-func (t *Table) layout(b *netfilter.Batch, classes []rules.Class) error {
-	for i, s := range fixedSets() {
-		t.AddSet(b, uint32(i+1), s)
-	}
-	for i, c := range classes {
-		t.AddSet(b, uint32(1000+i), c.Spec())
-	}
-	chains := append(t.cfg.Variable(classes), t.cfg.Layout()...)
-	for _, c := range chains {
-		t.AddChain(b, c)
-	}
-	for _, c := range chains {
-		if err := t.AddRules(b, c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Forget deletes remembered clients for which stale says so, and returns how many those were. key is what
-// the client calls. The change by which the endpoint left has been made before, so that no packet adds
-// such an entry again.
+// Forget deletes the remembered clients that stale selects, and returns how many those were. key is the address,
+// protocol and port that the client calls. The change by which the endpoint left has been made before, so that no packet
+// adds such an entry again.
 func (t *Table) Forget(ctx context.Context, stale func(key, endpoint string) bool) (int, error) {
 	n := 0
 	for _, spec := range rules.Affinity() {

@@ -1,0 +1,24 @@
+package dns
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/umiak-io/umiak/internal/testing/golden"
+	"github.com/umiak-io/umiak/internal/testing/nettest"
+)
+
+// TestRules compares the table, as nft lists it, with what it was when it was last looked at.
+func TestRules(t *testing.T) {
+	for name, l := range map[string]layout{
+		"pods":      {podInterface: "cni0", limits: defaultLimits},
+		"unlimited": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := nettest.Alone(t)
+			l.addrs, l.port = []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd43::a")}, firstPort
+			nettest.Apply(t, conn, l.table())
+			golden.Equal(t, "testdata/rules-"+name+".nft", nettest.NFT(t, "list table inet "+Table))
+		})
+	}
+}
