@@ -127,41 +127,21 @@ func hold(t *testing.T, node *nettest.Host) *holder {
 	node.Do(func() {
 		for _, a := range []netip.Addr{AddrV4, AddrV6} {
 			at := netip.AddrPortFrom(a, firstPort).String()
-			l, err := net.Listen("tcp", at)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = l.Close() })
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					if h.keeps.Load() {
-						go func() { _, _ = io.Copy(io.Discard, c) }()
-						continue
-					}
-					_, _ = io.WriteString(c, "yes")
-					_ = c.Close()
+			nettest.ServeTCP(t, at, func(c net.Conn) {
+				if h.keeps.Load() {
+					_, _ = io.Copy(io.Discard, c)
+					return
 				}
-			}()
-			u, err := net.ListenPacket("udp", at)
-			if err != nil {
-				t.Fatal(err)
+				nettest.Say("yes")(c)
+			})
+			network := "udp4"
+			if a.Is6() {
+				network = "udp6"
 			}
-			t.Cleanup(func() { _ = u.Close() })
-			go func() {
-				b := make([]byte, 100)
-				for {
-					_, from, err := u.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					h.queries.Add(1)
-					_, _ = u.WriteTo([]byte("yes"), from)
-				}
-			}()
+			nettest.ServeUDP(t, network, at, func(string, netip.Addr) string {
+				h.queries.Add(1)
+				return "yes"
+			})
 		}
 	})
 	return h

@@ -518,22 +518,7 @@ func TestNode(t *testing.T) {
 	w.nft("add table ip dns", "add chain ip dns pre { type nat hook prerouting priority -150 ; }",
 		"add rule ip dns pre ip daddr 10.43.0.2 udp dport 53 dnat to 169.254.53.53:8053")
 	w.inNode(func() {
-		u, err := net.ListenPacket("udp4", "169.254.53.53:8053")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		t.Cleanup(func() { _ = u.Close() })
-		go func() {
-			b := make([]byte, 100)
-			for {
-				_, from, err := u.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				_, _ = u.WriteTo([]byte("dns"), from)
-			}
-		}()
+		nettest.ServeUDP(t, "udp4", "169.254.53.53:8053", func(string, netip.Addr) string { return "dns" })
 	})
 	w.apply(`{podSelector: {}, policyTypes: [Ingress, Egress]}`)
 	if got := w.ask("web", "udp", "10.43.0.2:53"); got != "dns" {

@@ -3,7 +3,6 @@ package peerports
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -66,38 +65,11 @@ func newLab(t *testing.T) *lab {
 	l.node.Address(t, "flannel.1", innerNode+"/24")
 	l.node.Address(t, "flannel-v6.1")
 	l.node.Do(func() {
-		k, err := net.Listen("tcp", fmt.Sprintf(":%d", kubelet))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = k.Close() })
-		go func() {
-			for {
-				c, err := k.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					_, _ = io.Copy(c, c)
-					_ = c.Close()
-				}()
-			}
-		}()
-		u, err := net.ListenPacket("udp4", fmt.Sprintf(":%d", innerPort))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = u.Close() })
-		go func() {
-			b := make([]byte, 100)
-			for {
-				n, _, err := u.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				l.arrived <- string(b[:n])
-			}
-		}()
+		nettest.ServeTCP(t, fmt.Sprintf(":%d", kubelet), nettest.Echo)
+		nettest.ServeUDP(t, "udp4", fmt.Sprintf(":%d", innerPort), func(text string, _ netip.Addr) string {
+			l.arrived <- text
+			return ""
+		})
 	})
 	return l
 }

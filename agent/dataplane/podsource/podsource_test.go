@@ -43,21 +43,10 @@ func newLab(t *testing.T) *lab {
 	}
 	l.node.Do(func() {
 		for _, network := range []string{"udp4", "udp6"} {
-			u, err := net.ListenPacket(network, fmt.Sprintf(":%d", port))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = u.Close() })
-			go func() {
-				b := make([]byte, 100)
-				for {
-					_, from, err := u.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					l.arrived <- netip.MustParseAddrPort(from.String()).Addr().Unmap()
-				}
-			}()
+			nettest.ServeUDP(t, network, fmt.Sprintf(":%d", port), func(_ string, from netip.Addr) string {
+				l.arrived <- from
+				return ""
+			})
 		}
 	})
 	return l

@@ -190,22 +190,12 @@ func TestConformance(t *testing.T) {
 	t.Run("a program of the host keeps its port", func(t *testing.T) {
 		l.TB = t
 		const at = "203.0.113.1:9000"
-		var listener net.Listener
-		var err error
-		l.node.Do(func() { listener, err = net.Listen("tcp", ":9000") })
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			for {
-				c, err := listener.Accept()
-				if err != nil {
-					return
-				}
+		var stop func()
+		l.node.Do(func() {
+			stop = nettest.ServeTCP(t, ":9000", func(c net.Conn) {
 				fmt.Fprintf(c, "host %s", strings.Split(c.RemoteAddr().String(), ":")[0])
-				_ = c.Close()
-			}
-		}()
+			})
+		})
 		lb := labService("s", "10.43.8.1", func(s *v1.Service) {
 			vip := v1.LoadBalancerIPModeVIP
 			s.Spec.Type, s.Spec.Ports[0].Port = v1.ServiceTypeLoadBalancer, 9000
@@ -220,7 +210,7 @@ func TestConformance(t *testing.T) {
 		s.set(lb, eps("a"))
 		l.expect(l.client, "tcp", at, "host "+labClient)
 		l.expect(l.client, "tcp", "10.43.8.1:9000", aSeesNode)
-		_ = listener.Close()
+		stop()
 		s.node.host.again()
 		decide()
 		l.expect(l.client, "tcp", at, aSeesNode)

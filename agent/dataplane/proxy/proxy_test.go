@@ -30,6 +30,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/nft"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
+	"github.com/umiak-io/umiak/internal/testing/nettest"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
@@ -65,36 +66,8 @@ func network(t *testing.T) {
 // pods answer with their address.
 func pods(t *testing.T) {
 	for _, ip := range []string{"10.42.0.1", "10.42.0.2", "10.42.0.3"} {
-		l, err := net.Listen("tcp", ip+":8080")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = io.WriteString(c, ip)
-				_ = c.Close()
-			}
-		}()
-		u, err := net.ListenPacket("udp", ip+":8080")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = u.Close() })
-		go func() {
-			b := make([]byte, 10)
-			for {
-				_, from, err := u.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				_, _ = u.WriteTo([]byte(ip), from)
-			}
-		}()
+		nettest.ServeTCP(t, ip+":8080", nettest.Say(ip))
+		nettest.ServeUDP(t, "udp4", ip+":8080", func(string, netip.Addr) string { return ip })
 	}
 }
 

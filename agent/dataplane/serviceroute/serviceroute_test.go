@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/umiak-io/umiak/internal/testing/nettest"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
@@ -53,20 +54,7 @@ func TestServicesWithoutDefaultRoute(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	l, err := net.Listen("tcp", "[::]:8443")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.Close()
-		}
-	}()
+	nettest.ServeTCP(t, "[::]:8443", func(net.Conn) {})
 	dial := func(to string) error {
 		c, err := net.DialTimeout("tcp", to, time.Second)
 		if err == nil {

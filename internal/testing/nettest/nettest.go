@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"runtime"
 	"syscall"
@@ -159,46 +158,6 @@ func (h *Host) Route(t testing.TB, dst, via string) {
 	_, n, err := net.ParseCIDR(dst)
 	h.Must(t, err)
 	h.Must(t, h.nl.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP(via)}))
-}
-
-// Serve answers each connection and datagram with "name source".
-func (h *Host) Serve(t testing.TB, port int) {
-	t.Helper()
-	h.Do(func() {
-		l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
-		h.Must(t, err)
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = fmt.Fprintf(c, "%s %s", h.Name, source(c.RemoteAddr()))
-				_ = c.Close()
-			}
-		}()
-		// A socket for each family: with one for both, the answer's source is not always the address asked.
-		for _, network := range []string{"udp4", "udp6"} {
-			u, err := net.ListenPacket(network, fmt.Sprintf(":%d", port))
-			h.Must(t, err)
-			t.Cleanup(func() { _ = u.Close() })
-			go func() {
-				b := make([]byte, 100)
-				for {
-					_, from, err := u.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					_, _ = u.WriteTo([]byte(h.Name+" "+source(from)), from)
-				}
-			}()
-		}
-	})
-}
-
-func source(a net.Addr) string {
-	return netip.MustParseAddrPort(a.String()).Addr().Unmap().String()
 }
 
 // Patience is how long an answer may take that has to come: a busy machine is no failure. Silence is how long

@@ -1,14 +1,12 @@
 package hostport
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -25,81 +23,22 @@ import (
 // TestMain runs the tests in a network namespace of their own, which ends with them.
 func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run)) }
 
-// pod makes a namespace behind a bridge and answers on TCP and UDP port 8080 in it with what it sees as
-// the client's address.
+// pod makes a pod behind a bridge, which answers on TCP port 8080 with what it sees as the client's address, and on UDP.
 func pod(t *testing.T, bridge, gateway, addr string) {
 	t.Helper()
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, TxQLen: -1}}
-	must(t, netlink.LinkAdd(br))
-	t.Cleanup(func() { _ = netlink.LinkDel(br) })
-	setAddr(t, br, gateway)
-	name := bridge + "v"
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1, MasterIndex: br.Index}, PeerName: "eth0"}
-	must(t, netlink.LinkAdd(veth))
-	must(t, netlink.LinkSetUp(veth))
-	must(t, netlink.LinkSetHairpin(veth, true))
-	ready, done := make(chan error), make(chan struct{})
-	t.Cleanup(func() { close(done) })
-	tid := make(chan int)
-	go func() {
-		runtime.LockOSThread() // the namespace ends with the thread
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			panic(err)
-		}
-		tid <- unix.Gettid()
-		if err := <-ready; err != nil {
-			return
-		}
-		eth, err := netlink.LinkByName("eth0")
-		if err == nil {
-			a, _ := netlink.ParseAddr(addr)
-			gw, _, _ := net.ParseCIDR(gateway)
-			lo, _ := netlink.LinkByName("lo")
-			err = errors.Join(netlink.AddrAdd(eth, a), netlink.LinkSetUp(eth), netlink.LinkSetUp(lo),
-				netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw}))
-		}
-		var l net.Listener
-		var u net.PacketConn
-		if err == nil {
-			l, err = net.Listen("tcp", ":8080")
-		}
-		if err == nil {
-			u, err = net.ListenPacket("udp", ":8080")
-		}
-		if err == nil {
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-					_, _ = io.WriteString(c, host)
-					_ = c.Close()
-				}
-			}()
-			go func() {
-				b := make([]byte, 16)
-				for {
-					_, from, err := u.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					_, _ = u.WriteTo([]byte("udp"), from)
-				}
-			}()
-		}
-		ready <- err
-		<-done
-		_ = l.Close()
-		_ = u.Close()
-	}()
-	id := <-tid
-	p, err := netlink.LinkByName("eth0")
-	must(t, err)
-	must(t, netlink.LinkSetNsPid(p, id))
-	ready <- nil
-	must(t, <-ready)
+	node, pod := nettest.Here(t, "node"), nettest.New(t, bridge)
+	node.Bridge(t, bridge, gateway)
+	t.Cleanup(func() { _ = netlink.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: bridge}}) })
+	pod.Plug(t, "eth0", node, bridge, addr)
+	gw, _, _ := strings.Cut(gateway, "/")
+	pod.Route(t, "0.0.0.0/0", gw)
+	pod.Do(func() {
+		nettest.ServeTCP(t, ":8080", func(c net.Conn) {
+			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+			nettest.Say(host)(c)
+		})
+		nettest.ServeUDP(t, "udp4", ":8080", func(string, netip.Addr) string { return "udp" })
+	})
 }
 
 func setAddr(t *testing.T, l netlink.Link, addr string) {
@@ -195,22 +134,11 @@ func leavesTheHostItsOwn(t *testing.T) {
 	must(t, err)
 	setAddr(t, lo, "169.254.53.53/32")
 	for _, a := range []string{"127.0.0.53:80", "169.254.53.53:80"} {
-		l, err := net.Listen("tcp", a)
-		must(t, err)
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = io.WriteString(c, "host")
-				_ = c.Close()
-			}
-		}()
+		stop := nettest.ServeTCP(t, a, nettest.Say("host"))
 		if got, err := get(a); got != "host" {
 			t.Errorf("%s: %q, %v: the pod has taken it", a, got, err)
 		}
-		_ = l.Close()
+		stop()
 	}
 	must(t, install(t.Context(), "cccc", []mapping{{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("127.0.0.9"), hostPort: 82, pod: netip.MustParseAddr("10.42.0.5"), podPort: 8080}}))
 	if _, err := get("127.0.0.9:82"); err != nil {
@@ -269,19 +197,7 @@ func TestPortsOfTheSystem(t *testing.T) {
 	lo, err := netlink.LinkByName("lo")
 	must(t, err)
 	must(t, netlink.LinkSetUp(lo))
-	l, err := net.Listen("tcp", ":6443")
-	must(t, err)
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, "API server")
-			_ = c.Close()
-		}
-	}()
+	nettest.ServeTCP(t, ":6443", nettest.Say("API server"))
 	pod(t, "brs", "10.42.0.1/24", "10.42.0.5/24")
 	const held = `"held":[{"protocol":"tcp","port":6443,"holder":"the API server"},{"protocol":"udp","port":8472,"holder":"the pods' network"}]`
 	ask := func(held, port string) error {
