@@ -335,7 +335,17 @@ func TestRestore(t *testing.T) {
 	if got := l.send(own, "10.42.0.12"); got != nil {
 		t.Error(got)
 	}
-	// Somebody empties the tables; one result is broken.
+	// Somebody empties the chain, and lets all frames pass.
+	for _, cmd := range []string{"flush table netdev " + Table, "delete table netdev " + Table} {
+		l.node.Do(func() { nettest.NFT(t, cmd) })
+		if put, have, err := restore(); !put || err != nil || !slices.Equal(have, []string{"vevileth0"}) {
+			t.Fatal(cmd, put, err, have)
+		}
+		if got := l.send(own, "10.42.0.12"); got != nil {
+			t.Error(cmd, got)
+		}
+	}
+	// Somebody removes all tables; one result is broken.
 	if err := os.WriteFile(filepath.Join(results, "umiak-4-eth0"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

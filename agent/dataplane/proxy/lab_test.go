@@ -47,7 +47,7 @@ func newLab(t testing.TB) *lab {
 	l.node.Bridge(t, "cni8", labGateway+"/24")
 	l.node.Plug(t, "lab0", wire, "br0", labNode.String()+"/24")
 	t.Cleanup(func() {
-		_ = Cleanup(context.Background())
+		_, _ = netfilter.Remove(context.Background(), rules.TableName)
 		for _, name := range []string{"lab0", "cni8"} {
 			if link, err := netlink.LinkByName(name); err == nil {
 				_ = netlink.LinkDel(link)

@@ -134,12 +134,6 @@ func hasFamily(f rules.Family, addrs []netip.Addr) bool {
 	return false
 }
 
-// Cleanup removes the tables of the proxy, whoever made them. It is no error if there are none.
-func Cleanup(ctx context.Context) error {
-	_, err := netfilter.Remove(ctx, rules.TableName)
-	return err
-}
-
 // Exempt lets umiak's own connections to servers pass the tables that an earlier process has left. It must be called
 // before the first such connection: rules are learned only from a server.
 func Exempt(ctx context.Context) error {

@@ -302,7 +302,7 @@ func TestProxy(t *testing.T) {
 	})
 	stop()
 	stop = func() {}
-	if err := Cleanup(context.Background()); err != nil {
+	if _, err := netfilter.Remove(context.Background(), rules.TableName); err != nil {
 		t.Fatal(err)
 	}
 	if out, _ := exec.Command("nft", "list", "ruleset").Output(); strings.Contains(string(out), "umiak") {
@@ -391,7 +391,7 @@ func BenchmarkMemory(b *testing.B) {
 				runtime.KeepAlive(f)
 				_ = conn.Close()
 			}
-			_ = Cleanup(context.Background())
+			_, _ = netfilter.Remove(context.Background(), rules.TableName)
 		})
 	}
 }
