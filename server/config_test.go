@@ -116,7 +116,7 @@ var refused = []struct{ settings, want string }{
 	{"snapshot-passphrase-file: x", "snapshot-passphrase-file: \"x\" is not an absolute path"},
 	{"snapshot-passphrase-file: /nope", "snapshot-passphrase-file: "},
 	{"snapshot-s3-folder: a", "snapshot-s3-bucket: it is not set"},
-	{"snapshot-s3-bucket: A", "snapshot-s3-bucket: \"A\" is no name"},
+	{"snapshot-s3-bucket: A", "snapshot-s3-bucket: \"A\" is not a bucket name"},
 	{"snapshot-s3-bucket: abc\nsnapshot-s3-endpoint: https://x", "snapshot-s3-endpoint: \"https://x\" is not HOST"},
 	{"snapshot-s3-bucket: abc\nsnapshot-s3-folder: ../x", "snapshot-s3-folder: \"../x\" is not a path"},
 	{"snapshot-s3-bucket: abc", "snapshot-s3-access-key: it is not set"},
