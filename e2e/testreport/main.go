@@ -90,6 +90,9 @@ func (r *report) take(e event) {
 		if text := strings.TrimSpace(e.Output); text != "" && !strings.HasPrefix(text, "===") && !strings.HasPrefix(text, "---") {
 			r.last[full] = text
 		}
+		if e.Output == "PASS\n" && top == "" {
+			return // go test prints it for one package alone, before that package's "ok"
+		}
 		if r.verbose || top == "" {
 			fmt.Fprint(r.out, e.Output)
 		} else {

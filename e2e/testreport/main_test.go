@@ -23,12 +23,15 @@ func TestRun(t *testing.T) {
 {"Action":"output","Package":"a/b","Test":"TestC","Output":"hangs\n"}
 {"Action":"pass","Package":"a/c","Test":"TestA","Elapsed":0.1}
 {"Action":"output","Package":"a/b","Output":"FAIL\n"}
+{"Action":"output","Package":"a/c","Output":"PASS\n"}
+{"Action":"output","Package":"a/c","Output":"ok  \ta/c\t0.1s\n"}
 {"Action":"fail","Package":"a/b","Elapsed":12}
 {"Action":"skip","Package":"a/none","Elapsed":0}
 `
 	const want = `building
 why
 FAIL
+ok  	a/c	0.1s
 hangs
 
 4 tests, 13s together; the slowest:
