@@ -129,7 +129,7 @@ kind: Service
 metadata: {name: balancer}
 spec: {type: LoadBalancer, loadBalancerClass: example.org/own, ports: [{port: 6443}]}
 `)
-	for ip, why := range map[string]string{e.M.IP: "the API server", "127.0.0.1": "every machine", "169.254.169.254": "every machine", "10.43.0.10": "pods or Services"} {
+	for ip, why := range map[string]string{e.M.IP: "the API server", "127.0.0.1": "loopback", "169.254.169.254": "link-local", "10.43.0.10": "pods or Services"} {
 		out, err := e.Kubectl(e.soon(), "-n", e.ns, "patch", "service", "balancer", "--subresource=status", "--type=merge", "-p",
 			fmt.Sprintf(`{"status":{"loadBalancer":{"ingress":[{"ip":%q}]}}}`, ip))
 		if err == nil || !strings.Contains(out+err.Error(), why) {
