@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -71,8 +70,7 @@ func MountedElsewhere(dir, data string) (bool, error) {
 			continue
 		}
 		seen[ns] = true
-		pid, _ := strconv.Atoi(filepath.Base(p))
-		mounts, err := mountinfo.PidMountInfo(pid)
+		mounts, err := mountsOf(p)
 		if err != nil {
 			continue // the process has ended
 		}
@@ -91,4 +89,14 @@ func MountedElsewhere(dir, data string) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// mountsOf reads the mounts of a process, which its folder in /proc names.
+func mountsOf(process string) (_ []*mountinfo.Info, err error) {
+	f, err := os.Open(filepath.Join(process, "mountinfo"))
+	if err != nil {
+		return nil, fmt.Errorf("read mounts: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return mountinfo.GetMountsFromReader(f, nil)
 }

@@ -71,6 +71,7 @@ func listeningSockets(network string, port uint16) map[string]bool {
 		}
 		return out
 	}
+	//nolint:staticcheck // inet_diag, which replaces it, is a module that small kernels do not have
 	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
 		sockets, _ := read() // no IPv6, no table
 		for _, s := range sockets {

@@ -234,8 +234,8 @@ func usage(t *testing.T) used {
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		t.Fatal(err)
 	}
-	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), int64(u.Nvcsw),
-		int64(u.Oublock)} //nolint:unconvert // 32 bits on arm
+	switches, blocks := int64(u.Nvcsw), int64(u.Oublock) //nolint:unconvert // 32 bits on arm
+	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), switches, blocks}
 }
 
 // BenchmarkCreate measures the cost of durability: the same writers with and without syncs.

@@ -86,7 +86,7 @@ func flatten(err error) []error {
 	if err == nil {
 		return nil
 	}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the error itself, not one that it wraps
+	joined, ok := err.(interface{ Unwrap() []error }) // the error itself, not one that it wraps
 	if !ok {
 		return []error{err}
 	}

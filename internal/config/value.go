@@ -16,7 +16,7 @@ import (
 // keep the value that they have.
 func (f *field) set(values []string) (errs []error) {
 	t := f.dst[0].Type()
-	texts := values
+	var texts []string
 	if f.isList() {
 		texts = f.items(values)
 	} else if len(values) == 0 {

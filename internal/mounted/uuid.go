@@ -39,9 +39,11 @@ func uuid(dir, links string, major, minor uint32) string {
 	}
 	for _, n := range names {
 		var st unix.Stat_t
-		if unix.Stat(filepath.Join(links, n.Name()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
-			unix.Major(uint64(st.Rdev)) == major &&
-			unix.Minor(uint64(st.Rdev)) == minor { //nolint:unconvert // not the same type on all machines
+		if unix.Stat(filepath.Join(links, n.Name()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+			continue
+		}
+		device := uint64(st.Rdev) //nolint:unconvert // not the same type on all machines
+		if unix.Major(device) == major && unix.Minor(device) == minor {
 			return strings.ToLower(strings.ReplaceAll(n.Name(), "-", "")) // in the kernel's form
 		}
 	}

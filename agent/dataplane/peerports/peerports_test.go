@@ -162,7 +162,7 @@ func TestVXLAN(t *testing.T) {
 	vxlan := Rules{VXLAN: true}
 	apply := func(peers ...netip.Addr) {
 		t.Helper()
-		vxlan.Peers = append(peers, addrOf(0, true), addrOf(0, false))
+		vxlan.Peers = slices.Concat(peers, []netip.Addr{addrOf(0, true), addrOf(0, false)})
 		l.apply(vxlan)
 	}
 	for _, v4 := range []bool{true, false} {

@@ -9,9 +9,10 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Elem and Change are the words of package ruleset; an element's value is the name of a chain.
 type (
-	Elem   = ruleset.Elem
+	// Elem is an element of a map; its value is the name of a chain.
+	Elem = ruleset.Elem
+	// Change is what one transaction adds and removes.
 	Change = ruleset.Change
 )
 
