@@ -21,12 +21,12 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/nodecerts"
 	"github.com/umiak-io/umiak/internal/token"
 )
@@ -342,9 +342,5 @@ func (j *Joiner) client() (kubernetes.Interface, error) {
 }
 
 func clientOf(kubeconfig string) (kubernetes.Interface, error) {
-	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)
-	}
-	return kubernetes.NewForConfig(rest.AddUserAgent(rc, "umiak-join"))
+	return kubeclient.Source{Kubeconfig: kubeconfig}.Client("umiak-join", 0)
 }

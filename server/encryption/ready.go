@@ -6,8 +6,9 @@ import (
 	"time"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/umiak-io/umiak/internal/kubeclient"
 )
 
 // How long a command waits for the API server of this machine: while it starts, it refuses also administrators, whose rights it has
@@ -20,9 +21,9 @@ const (
 
 // awaitReady waits for the API server of this machine.
 func (k *Keeper) awaitReady(ctx context.Context) error {
-	c, err := kubernetes.NewForConfig(k.REST)
+	c, err := kubeclient.Of(k.REST)
 	if err != nil {
-		return fmt.Errorf("make client: %w", err)
+		return err
 	}
 	return awaitReady(ctx, c.Discovery().RESTClient(), k.Progress)
 }

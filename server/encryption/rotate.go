@@ -23,6 +23,7 @@ import (
 
 	"github.com/umiak-io/umiak/internal/apiservers"
 	"github.com/umiak-io/umiak/internal/filelock"
+	"github.com/umiak-io/umiak/internal/kubeclient"
 )
 
 // Status is how things are.
@@ -196,9 +197,9 @@ func (k *Keeper) put(ctx context.Context, c *config) error {
 
 // servers are the API servers of the cluster, by their addresses.
 func (k *Keeper) servers(ctx context.Context) (map[string]kubernetes.Interface, error) {
-	own, err := kubernetes.NewForConfig(k.REST)
+	own, err := kubeclient.Of(k.REST)
 	if err != nil {
-		return nil, fmt.Errorf("make client: %w", err)
+		return nil, err
 	}
 	l, err := own.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
 	if err != nil {
@@ -212,8 +213,8 @@ func (k *Keeper) servers(ctx context.Context) (map[string]kubernetes.Interface, 
 	for _, a := range addrs {
 		cfg := rest.CopyConfig(k.REST)
 		cfg.Host = "https://" + a
-		if out[a], err = kubernetes.NewForConfig(cfg); err != nil {
-			return nil, fmt.Errorf("make client: %w", err)
+		if out[a], err = kubeclient.Of(cfg); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/upgrades"
 	"github.com/umiak-io/umiak/server/cachetrim"
@@ -60,8 +61,8 @@ func (c *Controller) connect() error {
 	if err != nil {
 		return err
 	}
-	if c.client, err = kubernetes.NewForConfig(rc); err != nil {
-		return fmt.Errorf("make client: %w", err)
+	if c.client, err = kubeclient.Of(rc); err != nil {
+		return err
 	}
 	if c.dynamic, err = dynamic.NewForConfig(rc); err != nil {
 		return fmt.Errorf("make client: %w", err)

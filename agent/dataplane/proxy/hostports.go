@@ -17,6 +17,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/sockdiag"
+	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -178,18 +179,18 @@ func (h *hostPorts) run(ctx context.Context) {
 	if h.report == nil {
 		return
 	}
-	for wait := time.Second; ; {
+	for pauses := (retry.Backoff{}); ; {
 		h.mu.Lock()
 		differ, said := h.known && h.said != h.seen, h.said
 		h.mu.Unlock()
 		var again <-chan time.Time
 		if differ {
 			if err := h.report(ctx, said); err != nil && ctx.Err() == nil {
-				h.log.Warn("cannot say on the Node which ports the host uses, trying again", "error", err, "in", wait)
-				again = time.After(wait)
-				wait = min(2*wait, time.Minute)
+				pause := pauses.Next()
+				h.log.Warn("cannot say on the Node which ports the host uses, trying again", "error", err, "in", pause)
+				again = time.After(pause)
 			} else {
-				wait = time.Second
+				pauses.Reset()
 				h.mu.Lock()
 				h.seen = said // the watch brings it, too
 				h.mu.Unlock()
