@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/testing/settingstest"
 )
 
 // read returns the settings of a text, and what loading and Validate find wrong with them.
@@ -74,20 +75,11 @@ func TestValidate(t *testing.T) {
 
 // TestEverySettingIsTestedByValidate fails for a setting that neither refused nor accepted names.
 func TestEverySettingIsTestedByValidate(t *testing.T) {
-	tested := map[string]bool{"node-name": true}
 	texts := slices.Clone(accepted)
 	for _, c := range refused {
 		texts = append(texts, c.settings)
 	}
-	for line := range strings.Lines(strings.Join(texts, "\n")) {
-		key, _, _ := strings.Cut(line, ":")
-		tested[key] = true
-	}
-	for _, s := range config.Describe(&Config{}) {
-		if !tested[s.Key] {
-			t.Errorf("%s: no test of Validate sets it; add a value that is refused, or one that is accepted", s.Key)
-		}
-	}
+	settingstest.EveryKeyIsSet(t, &Config{}, texts, "node-name")
 }
 
 // TestMistakesAreReportedAtOnceInAFixedOrder also covers commands that validate the settings of another machine.
@@ -98,11 +90,10 @@ func TestMistakesAreReportedAtOnceInAFixedOrder(t *testing.T) {
 	if err == nil || strings.Count(err.Error(), "\n") != 5 {
 		t.Fatal(err)
 	}
-	for range 20 {
-		if _, again := read(text); again.Error() != err.Error() {
-			t.Fatalf("first\n%v\nthen\n%v", err, again)
-		}
-	}
+	settingstest.SameMistakes(t, err, text, func(text string) error {
+		_, err := read(text)
+		return err
+	})
 	if err := c.ValidateValues(); strings.Contains(err.Error(), "/nope") {
 		t.Error(err)
 	}
