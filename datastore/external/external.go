@@ -213,7 +213,7 @@ func withTimeouts(kind, dsn string) string {
 	for _, p := range parameters {
 		name, _, _ := strings.Cut(p, "=")
 		switch {
-		case strings.Contains(dsn, name):
+		case strings.Contains(dsn, "?"+name+"="), strings.Contains(dsn, "&"+name+"="):
 		case strings.Contains(dsn, "?"):
 			dsn += "&" + p
 		default:
