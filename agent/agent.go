@@ -60,7 +60,8 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 		File: cfg.PrivateRegistry, MirrorsOnly: cfg.NoDefaultRegistry, Log: log.With("component", "registries"),
 	})
 	a.images = images.New(images.Config{
-		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(), State: filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
+		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(),
+		State:    filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
 		Parallel: cfg.ImageImportLimit, Log: log.With("component", "images"),
 	})
 	var err error
@@ -98,7 +99,8 @@ func (a *Agent) trackAddresses() (err error) {
 	}
 	a.ownAddrs = true
 	// Which families the cluster has is known when the node has joined.
-	cfg := nodeip.Config{Asked: a.cfg.NodeIP, Want: nodeip.Families{V4: true, V6: true}, File: a.dirs.Addresses(), Log: a.log}
+	cfg := nodeip.Config{Asked: a.cfg.NodeIP, Want: nodeip.Families{V4: true, V6: true}, File: a.dirs.Addresses(),
+		Log: a.log}
 	if j, ok := a.joiner.(Earlier); ok {
 		cfg.Earlier = j.EarlierIPs()
 	}
@@ -131,13 +133,15 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "resolver", After: after("join"), Run: a.member(func(n *node) run { return n.resolver.Run })},
 		{Name: "dns", After: after("resolver"), Run: a.member(func(n *node) run { return n.dns.Run })},
 		{Name: "tables", After: after("join"), Run: a.member(func(n *node) run { return n.tables.Run })},
-		{Name: "kubelet", After: after("resolver", "containerd"), Run: a.member(func(n *node) run { return n.kubelet.Run })},
+		{Name: "kubelet", After: after("resolver", "containerd"),
+			Run: a.member(func(n *node) run { return n.kubelet.Run })},
 		{Name: "labels", After: after("kubelet"), Run: a.member(func(n *node) run { return n.object.Run })},
 		{Name: "upgrade", After: after("join"), Run: a.member(func(n *node) run { return n.upgrade })},
 	}...)
 	if a.cfg.ImageSharing {
 		parts = append(parts, part{
-			Name: "sharing", After: after("join", "containerd"), Run: a.member(func(n *node) run { return n.shareImages }),
+			Name: "sharing", After: after("join", "containerd"),
+			Run: a.member(func(n *node) run { return n.shareImages }),
 		})
 	}
 	for i, p := range parts {

@@ -44,7 +44,8 @@ var (
 
 func cluster() Cluster {
 	return Cluster{
-		APIServer: "https://127.0.0.1:6444", ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")},
+		APIServer: "https://127.0.0.1:6444", ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"),
+			netip.MustParsePrefix("fd42::/48")},
 		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")},
 		ClusterDNS:  []netip.Addr{netip.MustParseAddr("10.43.0.10")}, ClusterDomain: "cluster.local",
 		FlannelBackend: "vxlan", NodePorts: "30000-32767",
@@ -132,12 +133,15 @@ func TestSections(t *testing.T) {
 		}
 		return names, empty
 	}
-	want := []string{"Node", "Registries", "Image archives", "Image sharing", "Tunnels to servers", "Services", "Network policies", "DNS"}
+	want := []string{"Node", "Registries", "Image archives", "Image sharing", "Tunnels to servers", "Services",
+		"Network policies", "DNS"}
 	names, empty := report()
-	if !slices.Equal(names, want) || !slices.Equal(empty, []string{"Registries", "Image archives", "Tunnels to servers", "Services", "Network policies", "DNS"}) {
+	if !slices.Equal(names, want) || !slices.Equal(empty,
+		[]string{"Registries", "Image archives", "Tunnels to servers", "Services", "Network policies", "DNS"}) {
 		t.Errorf("before: %q, empty %q", names, empty)
 	}
-	if text, err := json.Marshal(a.Sources()[5](t.Context())); err != nil || string(text) != `{"name":"Services","rows":null}` {
+	if text, err := json.Marshal(a.Sources()[5](t.Context())); err != nil ||
+		string(text) != `{"name":"Services","rows":null}` {
 		t.Errorf("%s, %v", text, err)
 	}
 	var reading sync.WaitGroup
@@ -159,7 +163,8 @@ func TestSections(t *testing.T) {
 	if names, empty = report(); !slices.Equal(names, want) || slices.Contains(empty, "Services") {
 		t.Errorf("after: %q, empty %q", names, empty)
 	}
-	if got := a.Sources()[5](t.Context()).Rows; !reflect.DeepEqual(got, []status.Row{{Name: "rules", State: "starting", Detail: "0 ports of Services, 0 endpoints, 0 repairs"}}) {
+	if got := a.Sources()[5](t.Context()).Rows; !reflect.DeepEqual(got,
+		[]status.Row{{Name: "rules", State: "starting", Detail: "0 ports of Services, 0 endpoints, 0 repairs"}}) {
 		t.Errorf("%+v", got)
 	}
 }
@@ -168,12 +173,15 @@ func TestSections(t *testing.T) {
 func TestSharingOff(t *testing.T) {
 	a := newAgent(t, func(c *Config) { c.ImageSharing = false })
 	got := a.Sources()[3](t.Context())
-	if want := (status.Section{Name: "Image sharing", Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}); !reflect.DeepEqual(got, want) {
+	if want := (status.Section{Name: "Image sharing",
+		Rows: []status.Row{{Name: "neighbours", State: "off",
+			Detail: "image-sharing: false"}}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}
 }
 
-// TestFlannelBackend: containerd starts with what was known before the node joined, and waits for the cluster otherwise.
+// TestFlannelBackend: containerd starts with what was known before the node joined, and waits for the cluster
+// otherwise.
 func TestFlannelBackend(t *testing.T) {
 	a := newAgent(t, nil)
 	if got, err := a.flannelBackend(t.Context()); err != nil || got != "vxlan" {
@@ -203,7 +211,8 @@ func TestFlannelBackend(t *testing.T) {
 func TestBackendChanged(t *testing.T) {
 	for was, is := range map[string]string{"none": "vxlan", "vxlan": "none"} {
 		n := &node{backend: was, facts: clusterFacts{Cluster: Cluster{FlannelBackend: is}}}
-		if err := n.runNetwork(t.Context(), func() {}); err == nil || !strings.Contains(err.Error(), "flannel-backend has become "+is) {
+		if err := n.runNetwork(t.Context(), func() {}); err == nil ||
+			!strings.Contains(err.Error(), "flannel-backend has become "+is) {
 			t.Errorf("%s to %s: %v", was, is, err)
 		}
 	}

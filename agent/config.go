@@ -81,22 +81,24 @@ func (c Config) PassedOver() []string {
 // kubelet returns what the settings determine of the kubelet's configuration.
 func (c Config) kubelet() kubelet.Config {
 	return kubelet.Config{
-		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs, Port: int(c.KubeletPort), ShutdownGrace: c.ShutdownGrace,
+		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs,
+		Port: int(c.KubeletPort), ShutdownGrace: c.ShutdownGrace,
 	}
 }
 
-// maxRunDir bounds the length of run-dir in bytes: a unix socket's address holds 108, unix(7), and the longest name of a
-// socket below run-dir has 40.
+// maxRunDir bounds the length of run-dir in bytes: a unix socket's address holds 108, unix(7), and the longest name
+// of a socket below run-dir has 40.
 const maxRunDir = 64
 
 // minGrace is the shortest shutdown-grace-period: the kubelet needs a second for critical pods and one for the others.
 const minGrace = 2 * time.Second
 
-// ValidateValues is Validate for settings of another machine, whose files are not here, and for a start, where the kubelet
-// waits for them.
+// ValidateValues is Validate for settings of another machine, whose files are not here, and for a start, where the
+// kubelet waits for them.
 func (c Config) ValidateValues() error {
 	var m config.Mistakes
-	for _, p := range []struct{ key, path string }{{"data-dir", c.DataDir}, {"run-dir", c.RunDir}, {"cgroup-root", c.CgroupRoot}} {
+	for _, p := range []struct{ key, path string }{{"data-dir", c.DataDir}, {"run-dir", c.RunDir},
+		{"cgroup-root", c.CgroupRoot}} {
 		if !strings.HasPrefix(p.path, "/") {
 			m.Add(p.key, "%q is not an absolute path", p.path)
 		}
@@ -121,7 +123,8 @@ func (c Config) ValidateValues() error {
 		m.Add("token-file", "token is set as well; set one of them")
 	}
 	if c.ImageImportLimit < 0 {
-		m.Add("image-import-parallel", "%d is not a number of archives; 1 imports one after the other", c.ImageImportLimit)
+		m.Add("image-import-parallel", "%d is not a number of archives; 1 imports one after the other",
+			c.ImageImportLimit)
 	}
 	if d := c.ShutdownGrace; d < 0 || d > 0 && d < minGrace {
 		m.Add("shutdown-grace-period", "%s is too short: %s is the least, or 0s to stop no pods in order", d, minGrace)

@@ -27,7 +27,8 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 		a.log.Warn("a rule for Services that is wrong could keep this node from its servers",
 			"component", "proxy", "error", err)
 	}
-	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(), ExternalIPs: config.Texts(a.cfg.NodeExternalIP)})
+	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(),
+		ExternalIPs: config.Texts(a.cfg.NodeExternalIP)})
 	if err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
@@ -36,7 +37,8 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 	}
 	taken, changed, err := a.addrs.Take()
 	if err != nil {
-		return lifecycle.WakeOn(fmt.Errorf("the cluster's pods have addresses of %v: %w", cluster.ClusterCIDR, err), changed)
+		return lifecycle.WakeOn(fmt.Errorf("the cluster's pods have addresses of %v: %w", cluster.ClusterCIDR, err),
+			changed)
 	}
 	facts, err := factsOf(*cluster, taken.IPs)
 	if err != nil {

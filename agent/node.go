@@ -90,8 +90,9 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 	}
 	n.tunnels = a.newTunnels(n.network.Ranges)
 	n.resolver = resolver.New(resolver.Config{
-		Asked: a.cfg.ResolvConf, PodFile: a.dirs.PodResolvConf(), HostFile: a.dirs.HostResolvConf(), ClusterDNS: f.ClusterDNS,
-		Changed: func() { n.dns.ResolversChanged() }, Log: a.log,
+		Asked: a.cfg.ResolvConf, PodFile: a.dirs.PodResolvConf(), HostFile: a.dirs.HostResolvConf(),
+		ClusterDNS: f.ClusterDNS,
+		Changed:    func() { n.dns.ResolversChanged() }, Log: a.log,
 	})
 	if n.dns, err = a.newDNS(n); err != nil {
 		return nil, err
@@ -106,8 +107,10 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 		return nil, err
 	}
 	n.policies, err = netpol.New(netpol.Config{
-		NodeName: a.name, ClusterCIDR: f.ClusterCIDR, Client: n.agent, Informers: n.informers, Socket: a.dirs.PolicySocket(),
-		StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log, Registerer: legacyregistry.Registerer(),
+		NodeName: a.name, ClusterCIDR: f.ClusterCIDR, Client: n.agent, Informers: n.informers,
+		Socket:    a.dirs.PolicySocket(),
+		StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log,
+		Registerer: legacyregistry.Registerer(),
 	})
 	return n, err
 }
@@ -115,13 +118,16 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 func (a *Agent) newKubelet(n *node) *kubelet.Kubelet {
 	m := a.stage.Machine()
 	return kubelet.New(kubelet.Config{
-		NodeName: a.name, NodeIPs: n.facts.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint, Args: a.cfg.KubeletArg,
+		NodeName: a.name, NodeIPs: n.facts.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
+		Args:      a.cfg.KubeletArg,
 		ConfigDir: a.cfg.KubeletConfigs, HideExternalIPs: len(a.cfg.NodeExternalIP) > 0, Port: int(a.cfg.KubeletPort),
 		Dirs: a.dirs, Root: folders.KubeletRoot,
-		ClusterDNS: config.Texts(n.facts.ClusterDNS), ClusterDomain: n.facts.ClusterDomain, ResolvConf: a.dirs.PodResolvConf(),
-		Cgroup: m.Cgroup, CgroupRoot: a.cfg.CgroupRoot,
+		ClusterDNS: config.Texts(n.facts.ClusterDNS), ClusterDomain: n.facts.ClusterDomain,
+		ResolvConf: a.dirs.PodResolvConf(),
+		Cgroup:     m.Cgroup, CgroupRoot: a.cfg.CgroupRoot,
 		MayLowerOOMScore: m.Capabilities.Has(host.CapSysResource), OOMScoreAdj: m.OOMScoreAdj,
-		ShutdownGrace: a.cfg.ShutdownGrace, Journal: m.Journal, Images: imageStore{a.finder}, Client: n.self, Log: a.log,
+		ShutdownGrace: a.cfg.ShutdownGrace, Journal: m.Journal, Images: imageStore{a.finder}, Client: n.self,
+		Log: a.log,
 	})
 }
 

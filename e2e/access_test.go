@@ -41,7 +41,8 @@ spec:
 	if out := e.kubectl("exec", "talk", "--", "hostname"); out != "talk" {
 		t.Errorf("kubectl exec: %q", out)
 	}
-	if _, err := e.Kubectl(e.soon(), "-n", e.ns, "exec", "talk", "--", "sh", "-c", "exit 5"); err == nil || !strings.Contains(err.Error(), "exit status 5") {
+	if _, err := e.Kubectl(e.soon(), "-n", e.ns, "exec", "talk", "--", "sh", "-c", "exit 5"); err == nil ||
+		!strings.Contains(err.Error(), "exit status 5") {
 		t.Errorf("exit code: %v", err)
 	}
 	// Attach reaches the stdin of the container's own process, and its words come back.
@@ -144,7 +145,8 @@ func TestEventsTellTheStory(t *testing.T) {
 	e := share(t)
 	e.client("story")
 	for _, reason := range []string{"Scheduled", "Created", "Started"} {
-		_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Events(e.ns), metav1.ListOptions{FieldSelector: "involvedObject.name=story,reason=" + reason},
+		_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Events(e.ns),
+			metav1.ListOptions{FieldSelector: "involvedObject.name=story,reason=" + reason},
 			func(*corev1.Event) (bool, string) { return true, "" })
 		if err != nil {
 			t.Errorf("%s: %v", reason, err)
@@ -154,7 +156,9 @@ func TestEventsTellTheStory(t *testing.T) {
 
 func TestKubectlAndStatusWork(t *testing.T) {
 	e := share(t)
-	if out := e.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.kubeletVersion}"); !strings.HasPrefix(out, "v1.37.2+umiak") && !strings.HasPrefix(out, "v1.37.2") {
+	if out := e.kubectl("get", "nodes", "-o",
+		"jsonpath={.items[*].status.nodeInfo.kubeletVersion}"); !strings.HasPrefix(out, "v1.37.2+umiak") &&
+		!strings.HasPrefix(out, "v1.37.2") {
 		t.Errorf("kubelet version %q", out)
 	}
 	out, err := e.Umiak(e.soon(), "status", "-o", "json")

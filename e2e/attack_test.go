@@ -111,9 +111,11 @@ count: 1
 source: {component: e2e}
 `
 
-// attacked tries with the credentials of an agent's node whatever there is to try, and compares what is allowed with rightsFile.
+// attacked tries with the credentials of an agent's node whatever there is to try, and compares what is allowed with
+// rightsFile.
 func (e *env) attacked(from, victim *cluster.Cluster) {
-	a := &attack{env: e, node: from.M.Name, victim: victim.M.Name, from: from, space: e.ns, found: rights.Found{}, pods: map[string]*metav1.ObjectMeta{}}
+	a := &attack{env: e, node: from.M.Name, victim: victim.M.Name, from: from, space: e.ns, found: rights.Found{},
+		pods: map[string]*metav1.ObjectMeta{}}
 	others := *e
 	others.namespace()
 	a.other = others.ns
@@ -123,7 +125,8 @@ func (e *env) attacked(from, victim *cluster.Cluster) {
 	for name, in := range map[string]*env{"own": e, "beside": e, "other": &others} {
 		a.pods[name] = &in.pod(named(name), isReady).ObjectMeta
 	}
-	ev := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}, InvolvedObject: corev1.ObjectReference{Kind: "ConfigMap", Namespace: "kube-system", Name: "coredns"}}
+	ev := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"},
+		InvolvedObject: corev1.ObjectReference{Kind: "ConfigMap", Namespace: "kube-system", Name: "coredns"}}
 	_, err := e.Kube.CoreV1().Events("kube-system").Create(e.ctx, ev, metav1.CreateOptions{})
 	e.must(err)
 	a.admin, err = rest.HTTPClientFor(e.REST)
@@ -133,7 +136,8 @@ func (e *env) attacked(from, victim *cluster.Cluster) {
 	tried := 0
 	for who, file := range map[string]string{"agent": "agent-client", "kubelet": "kubelet-client"} {
 		i := a.intruder(who, file)
-		for _, part := range []func() []func(context.Context) error{i.resources, i.paths, i.verbs, i.joining, i.kubelets, i.sightings, func() []func(context.Context) error { return i.sharing(victim) }} {
+		for _, part := range []func() []func(context.Context) error{i.resources, i.paths, i.verbs, i.joining,
+			i.kubelets, i.sightings, func() []func(context.Context) error { return i.sharing(victim) }} {
 			work := part()
 			tried += len(work)
 			g, ctx := errgroup.WithContext(e.within(2 * patience))
@@ -151,7 +155,8 @@ func (e *env) attacked(from, victim *cluster.Cluster) {
 	a.policy()
 }
 
-// policy shows that little is enough: a NetworkPolicy selects Pods of another node by their label, and a port by its name.
+// policy shows that little is enough: a NetworkPolicy selects Pods of another node by their label, and a port by its
+// name.
 func (a *attack) policy() {
 	a.Helper()
 	a.apply(`
@@ -191,17 +196,21 @@ func (a *attack) podAddresses(victim *cluster.Cluster) {
 		return code, answer
 	}
 	podIPs := func(ip string) map[string]any {
-		return map[string]any{"podIP": ip, "podIPs": []any{map[string]any{"$patch": "replace"}, map[string]any{"ip": ip}}}
+		return map[string]any{"podIP": ip, "podIPs": []any{map[string]any{"$patch": "replace"},
+			map[string]any{"ip": ip}}}
 	}
 	hostIPs := func(ip string) map[string]any {
-		return map[string]any{"hostIP": ip, "hostIPs": []any{map[string]any{"$patch": "replace"}, map[string]any{"ip": ip}}}
+		return map[string]any{"hostIP": ip, "hostIPs": []any{map[string]any{"$patch": "replace"},
+			map[string]any{"ip": ip}}}
 	}
 	if code, answer := report(podIPs(own.PodIP)); code != http.StatusOK {
 		a.Errorf("a kubelet reports the address that its Pod has: %d %.300s", code, answer)
 	}
 	for what, status := range map[string]map[string]any{
-		"another node's Pod": podIPs(a.pod(named("beside"), isReady).Status.PodIP), "another node": podIPs(victim.M.IP), "the server": podIPs(a.M.IP),
-		"a Service": podIPs("10.43.0.10"), "a machine of the LAN": podIPs(a.M.LAN().Gateway()), "another host": hostIPs(victim.M.IP),
+		"another node's Pod": podIPs(a.pod(named("beside"), isReady).Status.PodIP), "another node": podIPs(victim.M.IP),
+		"the server": podIPs(a.M.IP),
+		"a Service":  podIPs("10.43.0.10"), "a machine of the LAN": podIPs(a.M.LAN().Gateway()),
+		"another host": hostIPs(victim.M.IP),
 	} {
 		if code, answer := report(status); code != http.StatusForbidden || !strings.Contains(answer, "may not report") {
 			a.Errorf("a kubelet reports the address of %s for its Pod: %d %.300s", what, code, answer)
@@ -219,11 +228,14 @@ func (a *attack) compare() {
 	a.must(err)
 	got := rights.Explain(a.found.List(), want)
 	if *updateRights {
-		a.must(os.WriteFile(rightsFile, []byte(rights.Format(header, got)), 0o644)) //nolint:gosec // a file of the repository
-		a.Fatalf("%s was written anew; look at it, say what each right is for, and run without -update-rights", rightsFile)
+		a.must(os.WriteFile(rightsFile, []byte(rights.Format(header, got)),
+			0o644)) //nolint:gosec // a file of the repository
+		a.Fatalf("%s was written anew; look at it, say what each right is for, and run without -update-rights",
+			rightsFile)
 	}
 	if d := rights.Diff(want, got); len(d) > 0 {
-		a.Errorf("what an agent's credentials open has changed. Take it away, or write it into %s with the reason:\n%s", rightsFile, strings.Join(d, "\n"))
+		a.Errorf("what an agent's credentials open has changed. Take it away, or write it into %s with the reason:\n%s",
+			rightsFile, strings.Join(d, "\n"))
 	}
 	for _, r := range want {
 		if r.Why == "" {
@@ -241,9 +253,15 @@ func (a *attack) intruder(who, file string) *intruder {
 	a.must(err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	tr := &http.Transport{DialContext: a.from.M.Dial, ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}} //nolint:gosec // upstream's minimum is ours
+	tr := &http.Transport{DialContext: a.from.M.Dial, ForceAttemptHTTP2: true,
+		TLSClientConfig: &tls.Config{RootCAs: roots,
+			Certificates: []tls.Certificate{cert}}} //nolint:gosec // upstream's minimum is ours
 	a.Cleanup(tr.CloseIdleConnections)
-	return &intruder{attack: a, who: who, cert: cert, http: &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	return &intruder{attack: a, who: who, cert: cert,
+		http: &http.Client{Transport: tr, CheckRedirect: func(*http.Request,
+			[]*http.Request) error {
+			return http.ErrUseLastResponse
+		}}}
 }
 
 // record is Found.Add for attempts at once.
@@ -254,11 +272,13 @@ func (i *intruder) record(what, scope, verb string, allowed bool) {
 }
 
 // ask sends a request to the API server and returns the status and the beginning of the answer.
-func (i *intruder) ask(ctx context.Context, method, path, form string, body []byte, headers ...string) (int, string, error) {
+func (i *intruder) ask(ctx context.Context, method, path, form string, body []byte, headers ...string) (int, string,
+	error) {
 	return i.askAt(ctx, i.url(), method, path, form, body, headers...)
 }
 
-func (i *intruder) askAt(ctx context.Context, base, method, path, form string, body []byte, headers ...string) (int, string, error) {
+func (i *intruder) askAt(ctx context.Context, base, method, path, form string, body []byte, headers ...string) (int,
+	string, error) {
 	for {
 		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		defer cancel()
@@ -298,7 +318,8 @@ func letIn(code int, answer string) bool {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed:
 		return false
 	case http.StatusNotFound:
-		return !strings.Contains(answer, "could not find the requested resource") && !strings.Contains(answer, "404 page not found")
+		return !strings.Contains(answer, "could not find the requested resource") &&
+			!strings.Contains(answer, "404 page not found")
 	}
 	return true
 }
@@ -310,7 +331,8 @@ type target struct{ scope, namespace, name string }
 func (a *attack) targets(resource string, namespaced bool) []target {
 	switch main, _, _ := strings.Cut(resource, "/"); {
 	case main == "leases.coordination.k8s.io":
-		return []target{{"own", "kube-node-lease", a.node}, {"other", "kube-node-lease", a.victim}, {"system", "kube-system", "x"}}
+		return []target{{"own", "kube-node-lease", a.node}, {"other", "kube-node-lease", a.victim},
+			{"system", "kube-system", "x"}}
 	case main == "persistentvolumes":
 		return []target{{"own", "", a.space + "-own"}, {"other", "", a.other + "-other"}}
 	case main == "namespaces":
@@ -322,7 +344,8 @@ func (a *attack) targets(resource string, namespaced bool) []target {
 	case !namespaced:
 		return []target{{"cluster", "", "x"}}
 	}
-	return []target{{"own", a.space, "own"}, {"beside", a.space, "beside"}, {"other", a.other, "other"}, {"system", "kube-system", "coredns"}}
+	return []target{{"own", a.space, "own"}, {"beside", a.space, "beside"}, {"other", a.other, "other"},
+		{"system", "kube-system", "coredns"}}
 }
 
 // resources are attempts at each resource of discovery with each verb that it has.
@@ -355,7 +378,10 @@ func (i *intruder) resources() (out []func(context.Context) error) {
 			}
 			for _, verb := range r.Verbs {
 				for _, t := range i.targets(what, r.Namespaced) {
-					out = append(out, func(ctx context.Context) error { return i.try(ctx, root, main, sub, what, verb, r, t) })
+					out = append(out, func(ctx context.Context) error {
+						return i.try(ctx, root, main, sub, what, verb,
+							r, t)
+					})
 				}
 				if slices.Contains([]string{"list", "watch", "deletecollection"}, verb) {
 					out = append(out, func(ctx context.Context) error {
@@ -452,7 +478,8 @@ func (i *intruder) try(ctx context.Context, root, main, sub, what, verb string, 
 }
 
 // current is what a replacement of an object would look like: it as the administrator sees it, with an annotation.
-func (i *intruder) current(ctx context.Context, item, main, sub, what, root string, r metav1.APIResource, t target) []byte {
+func (i *intruder) current(ctx context.Context, item, main, sub, what, root string, r metav1.APIResource,
+	t target) []byte {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.REST.Host+item, nil)
 	if err != nil {
 		return nil
@@ -506,8 +533,10 @@ func (i *intruder) body(main, sub, what, root string, r metav1.APIResource, t ta
 		if t.scope == "other" || t.scope == "system" {
 			node = i.node // the scope is the namespace
 		}
-		meta["annotations"] = map[string]any{"kubernetes.io/config.mirror": "x", "kubernetes.io/config.hash": "x", "kubernetes.io/config.source": "file"}
-		meta["ownerReferences"] = []any{map[string]any{"apiVersion": "v1", "kind": "Node", "name": node, "uid": i.uid(node), "controller": true}}
+		meta["annotations"] = map[string]any{"kubernetes.io/config.mirror": "x", "kubernetes.io/config.hash": "x",
+			"kubernetes.io/config.source": "file"}
+		meta["ownerReferences"] = []any{map[string]any{"apiVersion": "v1", "kind": "Node", "name": node,
+			"uid": i.uid(node), "controller": true}}
 		spec["nodeName"] = node
 		spec["containers"] = []any{map[string]any{"name": "c", "image": "registry.test/app:1"}}
 		spec["automountServiceAccountToken"] = false
@@ -534,15 +563,19 @@ func (i *intruder) body(main, sub, what, root string, r metav1.APIResource, t ta
 	case "leases.coordination.k8s.io":
 		o["spec"] = map[string]any{"holderIdentity": i.node, "leaseDurationSeconds": 40}
 	case "resourceslices.resource.k8s.io":
-		o["spec"] = map[string]any{"nodeName": node, "driver": "a.test", "pool": map[string]any{"name": "p", "generation": 1, "resourceSliceCount": 1}}
+		o["spec"] = map[string]any{"nodeName": node, "driver": "a.test",
+			"pool": map[string]any{"name": "p", "generation": 1, "resourceSliceCount": 1}}
 	case "subjectaccessreviews.authorization.k8s.io", "localsubjectaccessreviews.authorization.k8s.io":
-		o["spec"] = map[string]any{"user": "x", "resourceAttributes": map[string]any{"verb": "get", "resource": "pods", "namespace": t.namespace}}
+		o["spec"] = map[string]any{"user": "x", "resourceAttributes": map[string]any{"verb": "get",
+			"resource": "pods", "namespace": t.namespace}}
 	case "selfsubjectaccessreviews.authorization.k8s.io":
 		o["spec"] = map[string]any{"resourceAttributes": map[string]any{"verb": "get", "resource": "pods"}}
 	case "selfsubjectrulesreviews.authorization.k8s.io":
 		o["spec"] = map[string]any{"namespace": "default"}
 	case "certificatesigningrequests.certificates.k8s.io":
-		o["spec"] = map[string]any{"signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": []string{"digital signature", "client auth"}, "request": []byte(newIdentity(i.T, i.node, i.from.M.IP).req.Kubelet)}
+		o["spec"] = map[string]any{"signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+			"usages":  []string{"digital signature", "client auth"},
+			"request": []byte(newIdentity(i.T, i.node, i.from.M.IP).req.Kubelet)}
 	case "tokenreviews.authentication.k8s.io":
 		o["spec"] = map[string]any{"token": "x"}
 	}
@@ -563,16 +596,23 @@ func (a *attack) uid(node string) string {
 // verbs asks the API server for rights that are no requests of their own, and tries to act as somebody else.
 func (i *intruder) verbs() (out []func(context.Context) error) {
 	for _, v := range []struct{ verb, group, resource string }{
-		{"*", "*", "*"}, {"impersonate", "", "users"}, {"impersonate", "", "groups"}, {"impersonate", "", "serviceaccounts"}, {"impersonate", "authentication.k8s.io", "uids"},
-		{"impersonate", "authentication.k8s.io", "userextras"}, {"bind", "rbac.authorization.k8s.io", "clusterroles"}, {"escalate", "rbac.authorization.k8s.io", "clusterroles"},
-		{"bind", "rbac.authorization.k8s.io", "roles"}, {"escalate", "rbac.authorization.k8s.io", "roles"}, {"approve", "certificates.k8s.io", "signers"},
-		{"sign", "certificates.k8s.io", "signers"}, {"attest", "certificates.k8s.io", "signers"}, {"upgrade", "", "nodes"}, {"create", "certificates.k8s.io", "certificatesigningrequests/selfnodeclient"},
-		{"create", "certificates.k8s.io", "certificatesigningrequests/nodeclient"}, {"get", "", "nodes/metrics"}, {"get", "", "nodes/log"}, {"get", "", "nodes/stats"},
-		{"get", "", "nodes/configz"}, {"get", "", "nodes/pods"}, {"get", "", "nodes/healthz"}, {"get", "", "nodes/checkpoint"},
+		{"*", "*", "*"}, {"impersonate", "", "users"}, {"impersonate", "", "groups"},
+		{"impersonate", "", "serviceaccounts"}, {"impersonate", "authentication.k8s.io", "uids"},
+		{"impersonate", "authentication.k8s.io", "userextras"}, {"bind", "rbac.authorization.k8s.io", "clusterroles"},
+		{"escalate", "rbac.authorization.k8s.io", "clusterroles"},
+		{"bind", "rbac.authorization.k8s.io", "roles"}, {"escalate", "rbac.authorization.k8s.io", "roles"},
+		{"approve", "certificates.k8s.io", "signers"},
+		{"sign", "certificates.k8s.io", "signers"}, {"attest", "certificates.k8s.io", "signers"},
+		{"upgrade", "", "nodes"}, {"create", "certificates.k8s.io", "certificatesigningrequests/selfnodeclient"},
+		{"create", "certificates.k8s.io", "certificatesigningrequests/nodeclient"}, {"get", "", "nodes/metrics"},
+		{"get", "", "nodes/log"}, {"get", "", "nodes/stats"},
+		{"get", "", "nodes/configz"}, {"get", "", "nodes/pods"}, {"get", "", "nodes/healthz"},
+		{"get", "", "nodes/checkpoint"},
 	} {
 		out = append(out, func(ctx context.Context) error {
 			raw := fmt.Sprintf(`{"apiVersion":"authorization.k8s.io/v1","kind":"SelfSubjectAccessReview","spec":{"resourceAttributes":{"verb":%q,"group":%q,"resource":%q}}}`, v.verb, v.group, v.resource)
-			code, answer, err := i.ask(ctx, http.MethodPost, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "application/json", []byte(raw))
+			code, answer, err := i.ask(ctx, http.MethodPost, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+				"application/json", []byte(raw))
 			if err == nil && code != http.StatusCreated {
 				err = fmt.Errorf("ask for the right to %s %s: %d %s", v.verb, v.resource, code, answer)
 			}
@@ -592,25 +632,29 @@ func (i *intruder) verbs() (out []func(context.Context) error) {
 	}
 	// What a proxy in front says of who asks is nobody's word but the proxy's.
 	out = append(out, func(ctx context.Context) error {
-		code, answer, err := i.ask(ctx, http.MethodGet, "/api/v1/secrets", "", nil, "X-Remote-User", "umiak:admin", "X-Remote-Group", "system:masters")
+		code, answer, err := i.ask(ctx, http.MethodGet, "/api/v1/secrets", "", nil, "X-Remote-User", "umiak:admin",
+			"X-Remote-Group", "system:masters")
 		i.record("as:front-proxy", "all", "impersonate", letIn(code, answer))
 		return err
 	})
 	return out
 }
 
-// paths are attempts at what is no resource: each path that the API server lists to the administrator, and some it does not.
+// paths are attempts at what is no resource: each path that the API server lists to the administrator, and some it
+// does not.
 func (i *intruder) paths() (out []func(context.Context) error) {
 	raw, err := i.Kube.Discovery().RESTClient().Get().AbsPath("/").DoRaw(i.soon())
 	i.must(err)
 	var list struct{ Paths []string }
 	i.must(json.Unmarshal(raw, &list))
-	list.Paths = append(list.Paths, "/", "/debug/pprof/", "/debug/pprof/heap", "/debug/flags/v", "/configz", "/statusz", "/flagz", "/logs/", "/metrics/slis", "/umiak/v1/", "/umiak/v1/x")
+	list.Paths = append(list.Paths, "/", "/debug/pprof/", "/debug/pprof/heap", "/debug/flags/v", "/configz", "/statusz",
+		"/flagz", "/logs/", "/metrics/slis", "/umiak/v1/", "/umiak/v1/x")
 	for _, p := range list.Paths {
 		// Those of one kind stand for each other in the list: /apis/apps/v1 and /apis.
 		first, _, deeper := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 		what := "path:/" + first
-		if deeper && first != "readyz" && first != "livez" && first != "healthz" && first != "apis" && first != "api" && first != "openapi" {
+		if deeper && first != "readyz" && first != "livez" && first != "healthz" && first != "apis" && first != "api" &&
+			first != "openapi" {
 			what = "path:" + p
 		}
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
@@ -629,16 +673,22 @@ func (i *intruder) paths() (out []func(context.Context) error) {
 
 // sightings are M2 of the reading: what an identity sees of Pods of other nodes, in any form, are no values.
 func (i *intruder) sightings() (out []func(context.Context) error) {
-	for _, path := range []string{"/api/v1/pods", "/api/v1/namespaces/" + i.space + "/pods", "/api/v1/namespaces/" + i.space + "/pods/beside", "/api/v1/namespaces/" + i.other + "/pods/other",
-		"/api/v1/pods?watch=true&timeoutSeconds=1", "/api/v1/watch/pods?timeoutSeconds=1", "/api/v1/events", "/api/v1/nodes", "/api/v1/namespaces", "/api/v1/services"} {
-		for _, accept := range []string{"application/json", runtime.ContentTypeProtobuf, "application/yaml", "application/cbor", "application/json;as=Table;v=v1;g=meta.k8s.io", "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"} {
+	for _, path := range []string{"/api/v1/pods", "/api/v1/namespaces/" + i.space + "/pods", "/api/v1/namespaces/" +
+		i.space + "/pods/beside", "/api/v1/namespaces/" + i.other + "/pods/other",
+		"/api/v1/pods?watch=true&timeoutSeconds=1", "/api/v1/watch/pods?timeoutSeconds=1", "/api/v1/events",
+		"/api/v1/nodes", "/api/v1/namespaces", "/api/v1/services"} {
+		for _, accept := range []string{"application/json", runtime.ContentTypeProtobuf, "application/yaml",
+			"application/cbor", "application/json;as=Table;v=v1;g=meta.k8s.io",
+			"application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"} {
 			out = append(out, func(ctx context.Context) error {
 				code, answer, err := i.ask(ctx, http.MethodGet, path, "", nil, "Accept", accept)
 				if strings.Contains(answer, "tenant-secret") {
 					i.Errorf("%s: GET %s as %s shows another node's Pods' values: %d", i.who, path, accept, code)
 				}
-				if i.who == "agent" && strings.HasPrefix(path, "/api/v1/pods") && accept == "application/json" && !strings.Contains(answer, `"beside"`) {
-					i.Errorf("an agent does not see other nodes' Pods at all, which policies need: %d %.300s", code, answer)
+				if i.who == "agent" && strings.HasPrefix(path, "/api/v1/pods") && accept == "application/json" &&
+					!strings.Contains(answer, `"beside"`) {
+					i.Errorf("an agent does not see other nodes' Pods at all, which policies need: %d %.300s", code,
+						answer)
 				}
 				return err
 			})
@@ -647,8 +697,8 @@ func (i *intruder) sightings() (out []func(context.Context) error) {
 	return out
 }
 
-// longList is M3 of the reading: a kubelet may not make its Node so long that others are busy with it; and where somebody who may has
-// done so, another Node's range of Pods still has its route everywhere soon.
+// longList is M3 of the reading: a kubelet may not make its Node so long that others are busy with it; and where
+// somebody who may has done so, another Node's range of Pods still has its route everywhere soon.
 func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 	imageNames := make([]string, 100_000)
 	for n := range imageNames {
@@ -657,7 +707,8 @@ func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 	patch, err := json.Marshal(map[string]any{"status": map[string]any{"images": []any{map[string]any{"names": imageNames}}}})
 	e.must(err)
 	i := (&attack{env: e, from: from}).intruder("kubelet", "kubelet-client")
-	code, answer, err := i.ask(e.soon(), http.MethodPatch, "/api/v1/nodes/"+from.M.Name+"/status", "application/merge-patch+json", patch)
+	code, answer, err := i.ask(e.soon(), http.MethodPatch, "/api/v1/nodes/"+from.M.Name+"/status",
+		"application/merge-patch+json", patch)
 	if err != nil || code != http.StatusForbidden || !strings.Contains(answer, "names of images") {
 		e.Errorf("a kubelet reports 100,000 names of images: %d %.300s, %v", code, answer, err)
 	}
@@ -665,9 +716,12 @@ func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 	add := func(name, podRange, ip string) {
 		e.Helper()
 		const prefix = "flannel.alpha.coreos.com/"
-		_, err := all.Create(e.ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{
-			prefix + "kube-subnet-manager": "true", prefix + "backend-type": "vxlan", prefix + "backend-data": fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}`, len(name)), prefix + "public-ip": ip,
-		}}, Spec: corev1.NodeSpec{PodCIDR: podRange, PodCIDRs: []string{podRange}}}, metav1.CreateOptions{})
+		_, err := all.Create(e.ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+			Annotations: map[string]string{
+				prefix + "kube-subnet-manager": "true", prefix + "backend-type": "vxlan", prefix +
+					"backend-data": fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}`, len(name)), prefix +
+					"public-ip": ip,
+			}}, Spec: corev1.NodeSpec{PodCIDR: podRange, PodCIDRs: []string{podRange}}}, metav1.CreateOptions{})
 		e.must(err)
 		e.Cleanup(func() { _ = all.Delete(context.Background(), name, metav1.DeleteOptions{}) })
 	}
@@ -693,9 +747,11 @@ func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 		"flannel.alpha.coreos.com/backend-data": `{"VNI":1,"VtepMAC":"02-00-00-00-00-05"}`,
 	}}})
 	e.must(err)
-	code, answer, err = i.ask(e.soon(), http.MethodPatch, "/api/v1/nodes/"+from.M.Name, "application/merge-patch+json", patch)
+	code, answer, err = i.ask(e.soon(), http.MethodPatch, "/api/v1/nodes/"+from.M.Name, "application/merge-patch+json",
+		patch)
 	if err != nil || code != http.StatusForbidden || !strings.Contains(answer, "the key of node fresh") {
 		e.Errorf("a kubelet names the tunnel of another node as its own: %d %.300s, %v", code, answer, err)
 	}
-	e.Logf("a new range is routed everywhere after %v beside a Node with 100,000 names", time.Since(began).Round(time.Millisecond))
+	e.Logf("a new range is routed everywhere after %v beside a Node with 100,000 names",
+		time.Since(began).Round(time.Millisecond))
 }

@@ -21,13 +21,14 @@ spec:
   containers: [{name: c, image: "registry.test/app:1", imagePullPolicy: Never}]
 `
 
-// TestBundle: what a node has is packed, carried to a machine that reaches nobody, installed there, and brought up to date
-// by two more.
+// TestBundle: what a node has is packed, carried to a machine that reaches nobody, installed there, and brought up to
+// date by two more.
 func TestBundle(t *testing.T) {
 	maker := share(t)
 	m := newReleases(t)
 	for version, build := range map[string]string{"v1": "", "v2": "next"} {
-		maker.must(m.maker.Make(m.dir, version, map[string]io.Reader{"umiak": program(t, build, "umiak"), "umiak-agent": strings.NewReader("#!/bin/sh\n")}))
+		maker.must(m.maker.Make(m.dir, version, map[string]io.Reader{"umiak": program(t, build, "umiak"),
+			"umiak-agent": strings.NewReader("#!/bin/sh\n")}))
 	}
 	air := newBox(t, "air")
 	air.bare()
@@ -44,7 +45,8 @@ func TestBundle(t *testing.T) {
 	carry := func(args ...string) string {
 		t.Helper()
 		file := filepath.Join(air.M.Dir, "tmp", "bundle.tar")
-		umiak(append([]string{"bundle", "create", "--key", filepath.Join(m.dir, "v1", "install.sh"), "--out", in("out.tar")}, args...)...)
+		umiak(append([]string{"bundle", "create", "--key", filepath.Join(m.dir, "v1", "install.sh"), "--out",
+			in("out.tar")}, args...)...)
 		t.Log(umiak("bundle", "verify", in("out.tar")))
 		raw, err := os.ReadFile(in("out.tar"))
 		if err == nil {
@@ -57,7 +59,8 @@ func TestBundle(t *testing.T) {
 	maker.must(os.WriteFile(in("server.yaml"), []byte("node-label: [from=bundle]\n"), 0o600))
 	umiak("images", "export", "--file", in("app2.tar.gz"), "registry.test/app:2")
 
-	bundle := carry("--release", filepath.Join(m.dir, "v1"), "--image", "registry.test/app:1", "--manifest", in("pod.yaml"), "--server-config", in("server.yaml"))
+	bundle := carry("--release", filepath.Join(m.dir, "v1"), "--image", "registry.test/app:1", "--manifest",
+		in("pod.yaml"), "--server-config", in("server.yaml"))
 	clean := air.files()
 	air.sub("Damaged", func(b *box) {
 		raw, err := os.ReadFile(bundle)
@@ -65,7 +68,8 @@ func TestBundle(t *testing.T) {
 		i := bytes.Index(raw, []byte("from-bundle"))
 		raw[i] = 'F'
 		b.must(os.WriteFile(bundle+".bad", raw, 0o600))
-		out, err := b.M.Run(b.soon(), "/bin/sh", "-c", "mkdir /tmp/bad && tar -C /tmp/bad -xf "+bundle+".bad && sh /tmp/bad/umiak-bundle/install.sh 2>&1")
+		out, err := b.M.Run(b.soon(), "/bin/sh", "-c", "mkdir /tmp/bad && tar -C /tmp/bad -xf "+bundle+
+			".bad && sh /tmp/bad/umiak-bundle/install.sh 2>&1")
 		if err == nil || !strings.Contains(out, "bundle-pod.yaml is damaged") {
 			b.Errorf("%v: %s", err, out)
 		}
@@ -73,7 +77,8 @@ func TestBundle(t *testing.T) {
 			b.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
 		}
 	})
-	out, err := air.M.Run(air.within(3*patience), "/bin/sh", "-c", "mkdir /tmp/in && tar -C /tmp/in -xf "+bundle+" && sh /tmp/in/umiak-bundle/install.sh 2>&1")
+	out, err := air.M.Run(air.within(3*patience), "/bin/sh", "-c", "mkdir /tmp/in && tar -C /tmp/in -xf "+bundle+
+		" && sh /tmp/in/umiak-bundle/install.sh 2>&1")
 	if err != nil {
 		t.Fatalf("install: %v\n%s\n%s", err, out, air.systemLog())
 	}
@@ -88,8 +93,10 @@ func TestBundle(t *testing.T) {
 	have, pid, old := air.containers(), air.mainPID(), air.installed()
 
 	air.sub("ImagesAlone", func(b *box) {
-		b.upgrade("--from", carry("--no-programs", "--release", filepath.Join(m.dir, "v1"), "--images", in("app2.tar.gz")))
-		b.apply(strings.NewReplacer("from-bundle", "second", "app:1", "app:2", ", namespace: default", "").Replace(bundled))
+		b.upgrade("--from", carry("--no-programs", "--release", filepath.Join(m.dir, "v1"), "--images",
+			in("app2.tar.gz")))
+		b.apply(strings.NewReplacer("from-bundle", "second", "app:1", "app:2", ", namespace: default",
+			"").Replace(bundled))
 		b.pod(named("second"), isReady)
 		if b.mainPID() != pid {
 			b.Error("umiak was restarted for an image")
@@ -118,7 +125,8 @@ func TestBundle(t *testing.T) {
 		b.untouched(have, "the update")
 		var left []string
 		b.must(b.M.Do(func() (err error) {
-			for _, p := range []string{filepath.Join(b.M.Dir, "tmp", "umiak-*"), "/usr/local/bin/.umiak*", "/var/lib/umiak/agent/images/*.umiak-*", "/etc/umiak/*.umiak-*", "/etc/umiak/unfinished"} {
+			for _, p := range []string{filepath.Join(b.M.Dir, "tmp", "umiak-*"), "/usr/local/bin/.umiak*",
+				"/var/lib/umiak/agent/images/*.umiak-*", "/etc/umiak/*.umiak-*", "/etc/umiak/unfinished"} {
 				more, err := filepath.Glob(p)
 				b.must(err)
 				left = append(left, more...)

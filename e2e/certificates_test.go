@@ -122,9 +122,11 @@ func (e *env) asks(cfg *rest.Config) func(context.Context) error {
 	e.Helper()
 	conf, err := rest.TLSConfigFor(cfg)
 	e.must(err)
-	hc := &http.Client{Transport: &http.Transport{TLSClientConfig: conf, DialContext: e.M.Dial, DisableKeepAlives: true}}
+	hc := &http.Client{Transport: &http.Transport{TLSClientConfig: conf, DialContext: e.M.Dial,
+		DisableKeepAlives: true}}
 	return func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, cfg.Host+"/api/v1/namespaces/"+e.ns+"/serviceaccounts/default", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, cfg.Host+"/api/v1/namespaces/"+e.ns+
+			"/serviceaccounts/default", nil)
 		if err != nil {
 			return err
 		}
@@ -176,7 +178,8 @@ func (e *env) served(port string) (string, error) {
 
 func (e *env) accountToken(account string) string {
 	e.Helper()
-	tr, err := e.Kube.CoreV1().ServiceAccounts(e.ns).CreateToken(e.soon(), account, &authv1.TokenRequest{}, metav1.CreateOptions{})
+	tr, err := e.Kube.CoreV1().ServiceAccounts(e.ns).CreateToken(e.soon(), account, &authv1.TokenRequest{},
+		metav1.CreateOptions{})
 	e.must(err)
 	return tr.Status.Token
 }
@@ -200,8 +203,8 @@ func signer(t *testing.T, token string) string {
 func (e *env) controllersWork(name string) {
 	e.Helper()
 	e.client(name)
-	// client-go, as which the API server talks to kubelets, reads its certificate at a connection, but not more often than once a
-	// second; and when it finds another it cuts all connections, the one that it is making among them.
+	// client-go, as which the API server talks to kubelets, reads its certificate at a connection, but not more often
+	// than once a second; and when it finds another it cuts all connections, the one that it is making among them.
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 		out, err := e.exec(ctx, name, "", "hostname")
 		if err == nil && strings.TrimSpace(out) != name {
@@ -236,12 +239,15 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
 subjects: [{kind: ServiceAccount, name: default}]
 `)
 	_, err := e.Kube.CoreV1().Secrets(e.ns).Create(e.soon(), &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: "lasting", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}}, Type: corev1.SecretTypeServiceAccountToken,
+		ObjectMeta: metav1.ObjectMeta{Name: "lasting",
+			Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}},
+		Type: corev1.SecretTypeServiceAccountToken,
 	}, metav1.CreateOptions{})
 	e.must(err)
-	lasting, err := cluster.Until(e.soon(), e.Kube.CoreV1().Secrets(e.ns), named("lasting"), func(s *corev1.Secret) (bool, string) {
-		return len(s.Data["token"]) > 0, "no token yet"
-	})
+	lasting, err := cluster.Until(e.soon(), e.Kube.CoreV1().Secrets(e.ns), named("lasting"),
+		func(s *corev1.Secret) (bool, string) {
+			return len(s.Data["token"]) > 0, "no token yet"
+		})
 	e.must(err)
 	containers := e.containerProcesses()
 	first := e.admin()
@@ -269,7 +275,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 			t.Errorf("%+v", c)
 		}
 	}
-	if _, err := e.Umiak(e.soon(), "certificate", "check", "--warn", "100d"); err == nil || !strings.Contains(err.Error(), "exit status 1") {
+	if _, err := e.Umiak(e.soon(), "certificate", "check", "--warn", "100d"); err == nil ||
+		!strings.Contains(err.Error(), "exit status 1") {
 		t.Errorf("what ends within 100 days: %v", err)
 	}
 
@@ -294,7 +301,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 			return err
 		}))
 	}
-	if _, err := e.Umiak(e.soon(), "certificate", "rotate", "nothing"); err == nil || !strings.Contains(err.Error(), `no certificate "nothing"`) {
+	if _, err := e.Umiak(e.soon(), "certificate", "rotate", "nothing"); err == nil ||
+		!strings.Contains(err.Error(), `no certificate "nothing"`) {
 		t.Errorf("an unknown name: %v", err)
 	}
 	e.controllersWork("one")
@@ -306,7 +314,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 	if !strings.Contains(out, "systemctl restart umiak") || strings.Count(out, "being replaced") != 5 {
 		t.Errorf("rotate-ca says:\n%s", out)
 	}
-	if status, err := e.Umiak(e.soon(), "certificate", "rotate-ca", "--status"); err != nil || !strings.HasPrefix(out, status) {
+	if status, err := e.Umiak(e.soon(), "certificate", "rotate-ca", "--status"); err != nil ||
+		!strings.HasPrefix(out, status) {
 		t.Errorf("--status: %v\n%s", err, status)
 	}
 	both := e.admin()
@@ -323,7 +332,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 		"under way already":      {"rotate-ca", "client-ca"},
 		"there are server-ca":    {"rotate-ca", "x"},
 	} {
-		if _, err := e.Umiak(e.soon(), append([]string{"certificate"}, args...)...); err == nil || !strings.Contains(err.Error(), what) {
+		if _, err := e.Umiak(e.soon(), append([]string{"certificate"}, args...)...); err == nil ||
+			!strings.Contains(err.Error(), what) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}
@@ -345,7 +355,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 	// finish
 	endLogs()
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-		if _, err := e.Umiak(ctx, "certificate", "rotate-ca", "--finish"); err == nil || !strings.Contains(err.Error(), e.ns+"/lasting") {
+		if _, err := e.Umiak(ctx, "certificate", "rotate-ca", "--finish"); err == nil ||
+			!strings.Contains(err.Error(), e.ns+"/lasting") {
 			return fmt.Errorf("finish with a token in use: %w", err)
 		}
 		return nil
@@ -362,7 +373,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 	endOldRoot()
 	p.mu.Lock()
 	p.failed = slices.DeleteFunc(p.failed, func(f string) bool {
-		return strings.HasPrefix(f, "who trusts only the old CA") || strings.HasPrefix(f, "a kubeconfig of before") || strings.HasPrefix(f, "a token of before")
+		return strings.HasPrefix(f, "who trusts only the old CA") || strings.HasPrefix(f, "a kubeconfig of before") ||
+			strings.HasPrefix(f, "a token of before")
 	})
 	p.mu.Unlock()
 	if strings.Count(out, "finished") != 5 {
@@ -401,7 +413,8 @@ subjects: [{kind: ServiceAccount, name: default}]
 	e.must(e.Stop(e.within(40 * time.Second)))
 	out, err = e.Umiak(e.soon(), "certificate", "rotate", "--new-keys", "scheduler")
 	e.must(err)
-	if _, err := os.Stat(e.M.Host("/var/lib/umiak/server/pki/scheduler.key")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(out, "when it starts: scheduler") {
+	if _, err := os.Stat(e.M.Host("/var/lib/umiak/server/pki/scheduler.key")); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(out, "when it starts: scheduler") {
 		t.Errorf("%v, %s", err, out)
 	}
 }
@@ -451,7 +464,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 	for w := range 10 {
 		g.Go(func() {
 			for i := w; i < many; i += 10 {
-				s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("s%d", i)}, StringData: map[string]string{"word": text(i)}}
+				s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("s%d", i)},
+					StringData: map[string]string{"word": text(i)}}
 				if _, err := secrets.Create(e.ctx, s, metav1.CreateOptions{}); err != nil {
 					failed.Store(err)
 				}
@@ -463,7 +477,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := e.encryptionStatus()
-	if s.Rotation != "none" || s.WriteKey.Name != "key1" || s.Stored["secrets"]["secretbox key1"] < many || s.Loaded == nil || !*s.Loaded {
+	if s.Rotation != "none" || s.WriteKey.Name != "key1" || s.Stored["secrets"]["secretbox key1"] < many ||
+		s.Loaded == nil || !*s.Loaded {
 		t.Fatalf("%+v", s)
 	}
 	key := func() string {
@@ -513,7 +528,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 	if s.Rotation == "none" || s.WriteKey.Cipher != "aesgcm" || len(s.ReadKeys) != 2 {
 		t.Errorf("cut off: %+v", s)
 	}
-	if _, err := e.Umiak(e.soon(), "secrets-encrypt", "rotate", "--key-type", "aescbc"); err == nil || !strings.Contains(err.Error(), "is under way") {
+	if _, err := e.Umiak(e.soon(), "secrets-encrypt", "rotate", "--key-type", "aescbc"); err == nil ||
+		!strings.Contains(err.Error(), "is under way") {
 		t.Errorf("another type: %v", err)
 	}
 	p.check("while it was cut off")
@@ -531,7 +547,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 	p.excused.Store(true)
 	e.must(e.Kill())
 	_ = cmd.Wait()
-	if out, err := e.Umiak(e.soon(), "secrets-encrypt", "rotate"); err == nil || !strings.Contains(err.Error(), "umiak is not running") {
+	if out, err := e.Umiak(e.soon(), "secrets-encrypt", "rotate"); err == nil ||
+		!strings.Contains(err.Error(), "umiak is not running") {
 		t.Errorf("without a server: %s, %v", out, err)
 	}
 	e.must(e.Start())
@@ -543,7 +560,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 	}
 	p.check("while it went on")
 	s = e.encryptionStatus()
-	if s.Rotation != "none" || len(s.ReadKeys) != 1 || s.WriteKey.Name != "key2" || s.Stored["secrets"]["aesgcm key2"] < many || len(s.Stored["secrets"]) != 1 || len(s.Stored["configmaps"]) != 1 {
+	if s.Rotation != "none" || len(s.ReadKeys) != 1 || s.WriteKey.Name != "key2" ||
+		s.Stored["secrets"]["aesgcm key2"] < many || len(s.Stored["secrets"]) != 1 || len(s.Stored["configmaps"]) != 1 {
 		t.Errorf("in the end: %+v", s)
 	}
 	all, err := secrets.List(e.ctx, metav1.ListOptions{})
@@ -574,7 +592,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 		if bytes.Contains(raw, []byte(text(7)[:16])) {
 			t.Errorf("a Secret stands in %s", path)
 		}
-		if bytes.Contains(raw, []byte(oldSecret)) || bytes.Contains(raw, []byte(newSecret)) && !strings.HasSuffix(path, "encryption-config.yaml") {
+		if bytes.Contains(raw, []byte(oldSecret)) || bytes.Contains(raw, []byte(newSecret)) &&
+			!strings.HasSuffix(path, "encryption-config.yaml") {
 			t.Errorf("a key stands in %s", path)
 		}
 	})

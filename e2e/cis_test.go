@@ -18,9 +18,11 @@ import (
 )
 
 // cisControls is how many controls each section of the CIS Kubernetes Benchmark 1.12 has, but for section 5.
-var cisControls = map[string]int{"1.1": 21, "1.2": 30, "1.3": 7, "1.4": 2, "2": 7, "3.1": 3, "3.2": 2, "4.1": 10, "4.2": 14, "4.3": 1}
+var cisControls = map[string]int{"1.1": 21, "1.2": 30, "1.3": 7, "1.4": 2, "2": 7, "3.1": 3, "3.2": 2, "4.1": 10,
+	"4.2": 14, "4.3": 1}
 
-// TestCISBenchmark: each control of the CIS Kubernetes Benchmark 1.12 passes on a running node, or docs/hardening.md says why it does not.
+// TestCISBenchmark: each control of the CIS Kubernetes Benchmark 1.12 passes on a running node, or docs/hardening.md
+// says why it does not.
 func TestCISBenchmark(t *testing.T) {
 	e := share(t)
 	b := e.cis()
@@ -49,7 +51,8 @@ func TestCISBenchmark(t *testing.T) {
 	}
 }
 
-// cisExplained are the controls that stand in the first column of a table: "1.2.3 word", "1.1.1-8 words", "1.2.23, 1.2.26 words".
+// cisExplained are the controls that stand in the first column of a table: "1.2.3 word", "1.1.1-8 words", "1.2.23,
+// 1.2.26 words".
 func cisExplained(t *testing.T, page string) map[string]bool {
 	out := map[string]bool{}
 	one := regexp.MustCompile(`^((?:\d+\.)+)(\d+)(?:-(\d+))?$`)
@@ -128,7 +131,8 @@ func (e *env) cis() *cisNode {
 	e.Helper()
 	b := &cisNode{flags: map[string]string{}, server: cluster.Dirs().Server(), agent: cluster.Dirs().Agent()}
 	// As text the separator is drawn by lot, so that nobody reads it by program.
-	raw, err := e.Kube.Discovery().RESTClient().Get().AbsPath("/flagz").SetHeader("Accept", "application/json;g=config.k8s.io;v=v1beta1;as=Flagz").DoRaw(e.soon())
+	raw, err := e.Kube.Discovery().RESTClient().Get().AbsPath("/flagz").SetHeader("Accept",
+		"application/json;g=config.k8s.io;v=v1beta1;as=Flagz").DoRaw(e.soon())
 	e.must(err)
 	var running struct {
 		Flags map[string]string `json:"flags"`
@@ -179,7 +183,8 @@ func (e *env) wrongFiles(want fs.FileMode, paths ...string) string {
 				continue
 			}
 			if owner := st.Sys().(*syscall.Stat_t); owner.Uid != 0 || owner.Gid != 0 || st.Mode().Perm()&^want != 0 {
-				wrong = append(wrong, fmt.Sprintf("%s has mode %o, owner %d:%d", filepath.Base(f), st.Mode().Perm(), owner.Uid, owner.Gid))
+				wrong = append(wrong, fmt.Sprintf("%s has mode %o, owner %d:%d", filepath.Base(f), st.Mode().Perm(),
+					owner.Uid, owner.Gid))
 			}
 		}
 	}
@@ -263,7 +268,8 @@ func (b *cisNode) checks() map[string]func() string {
 	files("1.1.11", 0o700, b.server+"/db")
 	files("1.1.13", 0o600, b.server+"/admin.kubeconfig")
 	files("1.1.14", 0o600, b.server+"/admin.kubeconfig")
-	for id, name := range map[string]string{"1.1.15": "scheduler", "1.1.16": "scheduler", "1.1.17": "controller-manager", "1.1.18": "controller-manager"} {
+	for id, name := range map[string]string{"1.1.15": "scheduler", "1.1.16": "scheduler",
+		"1.1.17": "controller-manager", "1.1.18": "controller-manager"} {
 		files(id, 0o600, b.server+"/kubeconfigs/"+name+".kubeconfig")
 	}
 	files("1.1.19", 0o700, b.server+"/pki")
@@ -273,7 +279,8 @@ func (b *cisNode) checks() map[string]func() string {
 	out["1.2.1"] = func() string { return unless(b.strangers == 401, "a stranger gets %d", b.strangers) }
 	flag("1.2.2", "token-auth-file", is(""))
 	out["1.2.4"] = func() string {
-		return unless(set(b.flags["kubelet-client-certificate"]) && set(b.flags["kubelet-client-key"]), "no client certificate for kubelets")
+		return unless(set(b.flags["kubelet-client-certificate"]) && set(b.flags["kubelet-client-key"]),
+			"no client certificate for kubelets")
 	}
 	flag("1.2.5", "kubelet-certificate-authority", set)
 	flag("1.2.6", "authorization-mode", hasNot("AlwaysAllow"))
@@ -296,8 +303,14 @@ func (b *cisNode) checks() map[string]func() string {
 	}
 	flag("1.2.25", "client-ca-file", set)
 	flag("1.2.27", "encryption-provider-config", set)
-	out["1.2.28"] = func() string { return unless(b.encryption == "secretbox", "the first provider is %q", b.encryption) }
-	flag("1.2.29", "tls-cipher-suites", func(v string) bool { return v != "" && weakSuite(strings.FieldsFunc(v, listSep)) == "" })
+	out["1.2.28"] = func() string {
+		return unless(b.encryption == "secretbox", "the first provider is %q",
+			b.encryption)
+	}
+	flag("1.2.29", "tls-cipher-suites", func(v string) bool {
+		return v != "" &&
+			weakSuite(strings.FieldsFunc(v, listSep)) == ""
+	})
 
 	// TestBenchmarkOfTheControllers of server/controlplane sees to these: neither listens, so neither can be asked.
 	for _, id := range []string{"1.3.1", "1.3.2", "1.3.3", "1.3.4", "1.3.5", "1.3.6", "1.4.1"} {
@@ -321,7 +334,8 @@ func weakSuite(suites []string) string {
 	return ""
 }
 
-func (b *cisNode) kubeletChecks(out map[string]func() string, files func(id string, mode fs.FileMode, paths ...string)) {
+func (b *cisNode) kubeletChecks(out map[string]func() string,
+	files func(id string, mode fs.FileMode, paths ...string)) {
 	k := &b.kubelet
 	rotates, given := k.FeatureGates["RotateKubeletServerCertificate"]
 	for id, ok := range map[string]bool{
@@ -354,7 +368,8 @@ func (b *cisNode) rightsChecks(out map[string]func() string) {
 			}
 		}
 		slices.Sort(who)
-		return unless(slices.Equal(who, []string{"Group system:masters", "Group umiak:admins"}), "cluster-admin is bound to %v", who)
+		return unless(slices.Equal(who, []string{"Group system:masters", "Group umiak:admins"}),
+			"cluster-admin is bound to %v", who)
 	}
 	out["5.1.2"] = func() string {
 		who := b.holders(func(r cisRule) bool { return slices.Contains(r.Resources, "secrets") })
@@ -362,7 +377,8 @@ func (b *cisNode) rightsChecks(out map[string]func() string) {
 	}
 	out["5.1.3"] = func() string {
 		who := b.holders(func(r cisRule) bool {
-			return slices.Contains(r.Verbs, "*") || slices.Contains(r.Resources, "*") || slices.Contains(r.APIGroups, "*")
+			return slices.Contains(r.Verbs, "*") || slices.Contains(r.Resources, "*") ||
+				slices.Contains(r.APIGroups, "*")
 		})
 		return unless(who == "", "%s: wildcards", who)
 	}

@@ -25,7 +25,8 @@ func (e *env) containerProcesses() []string {
 	var out []string
 	umiak := e.PID()
 	for _, p := range e.M.Processes() {
-		if p.PID != umiak && (strings.Contains(p.Command, "containerd-shim") || strings.Contains(strings.Join(p.Args, " "), "/bin/app") || p.Command == "pause") {
+		if p.PID != umiak && (strings.Contains(p.Command, "containerd-shim") ||
+			strings.Contains(strings.Join(p.Args, " "), "/bin/app") || p.Command == "pause") {
 			out = append(out, fmt.Sprintf("%d/%s %s", p.PID, p.Start, p.Command))
 		}
 	}
@@ -60,7 +61,8 @@ func TestKill9UnderLoad(t *testing.T) {
 			for i := 0; load.Err() == nil; i++ {
 				name := fmt.Sprintf("w%d-%d", w, i)
 				short, cancel := context.WithTimeout(load, 5*time.Second)
-				cm, err := cms.Create(short, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"text": strings.Repeat(name, 50)}}, metav1.CreateOptions{})
+				cm, err := cms.Create(short, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name},
+					Data: map[string]string{"text": strings.Repeat(name, 50)}}, metav1.CreateOptions{})
 				cancel()
 				if err == nil {
 					acknowledged.Store(name, cm.UID)
@@ -174,10 +176,11 @@ func TestPowerCutAndBoot(t *testing.T) {
 	e.must(e.M.Boot())
 	e.must(e.Start())
 	e.must(e.Cluster.Ready(e.within(2 * patience)))
-	l, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Pods(e.ns), labeled("app=web"), func(p *corev1.Pod) (bool, string) {
-		ok, s := isReady(p)
-		return ok && p.Status.ContainerStatuses[0].RestartCount > 0, s
-	})
+	l, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Pods(e.ns), labeled("app=web"),
+		func(p *corev1.Pod) (bool, string) {
+			ok, s := isReady(p)
+			return ok && p.Status.ContainerStatuses[0].RestartCount > 0, s
+		})
 	e.must(err)
 	e.client("cli")
 	e.in1("cli", l.Status.PodIP)
@@ -201,7 +204,8 @@ func TestImagesFolder(t *testing.T) {
 		}))
 	}
 	// Files that appear while it runs, in every form.
-	for file, ref := range map[string]string{"a.oci.tar.zst": images.App1, "b.tar.gz": images.App2, "c.tar": images.Bench} {
+	for file, ref := range map[string]string{"a.oci.tar.zst": images.App1, "b.tar.gz": images.App2,
+		"c.tar": images.Bench} {
 		e.must(e.AddImages(file, ref))
 		has(ref)
 	}
@@ -275,7 +279,8 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	e.must(err)
 	e.must(c.Start())
 	e.must(c.Ready(e.within(2 * patience)))
-	ns, err := c.Kube.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "work"}}, metav1.CreateOptions{})
+	ns, err := c.Kube.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "work"}},
+		metav1.CreateOptions{})
 	e.must(err)
 	e.ns = ns.Name
 	e.must(c.ServiceAccount(e.soon(), e.ns))

@@ -35,8 +35,8 @@ func (e *env) postgres(l *machine.LAN) string {
 	return e.endpoint
 }
 
-// twoOnDatabase starts a server on a PostgreSQL of its own, and makes another, which is not started, for the same: secret is
-// the server token that it needs.
+// twoOnDatabase starts a server on a PostgreSQL of its own, and makes another, which is not started, for the same:
+// secret is the server token that it needs.
 func twoOnDatabase(t *testing.T, first, next string) (e *env, second *cluster.Cluster, endpoint, secret string) {
 	t.Helper()
 	l := lan(t)
@@ -69,10 +69,13 @@ func TestServersOnOneDatabase(t *testing.T) {
 		}
 	}
 	refused("set its server token", map[string]string{})
-	refused("this is not the cluster's server token", map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
-	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`, map[string]string{"token": secret, "cluster-domain": "else.where"})
+	refused("this is not the cluster's server token",
+		map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
+	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`,
+		map[string]string{"token": secret, "cluster-domain": "else.where"})
 
-	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret, "tls-san": `["B.example.org", "*.apps.example.org", "10.255.0.80"]`}))
+	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint, "token": secret,
+		"tls-san": `["B.example.org", "*.apps.example.org", "10.255.0.80"]`}))
 	e.must(second.Start())
 	e.must(second.Ready(e.within(2 * patience)))
 	e.sub("a node with a name of the other server's", func(e *env) {
@@ -80,8 +83,10 @@ func TestServersOnOneDatabase(t *testing.T) {
 		for _, name := range []string{"b.example.org", "console.apps.example.org", "pg1", "pg2"} {
 			for _, c := range []*cluster.Cluster{e.Cluster, second} {
 				k, body := knock(e.T, second.M, c.M.IP+":6443", nil), newIdentity(e.T, name, "10.255.0.7").req
-				e.must(cluster.Eventually(e.soon(), func(context.Context) error { // each hears of the other's names, and of the token, a moment later
-					if _, err := k.node(tok, body); err == nil || !strings.Contains(err.Message, "is a name of the API server") {
+				// each hears of the other's names, and of the token, a moment later
+				e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+					if _, err := k.node(tok, body); err == nil ||
+						!strings.Contains(err.Message, "is a name of the API server") {
 						return notYet("node "+name+" at "+c.M.Name, err)
 					}
 					return nil
@@ -94,7 +99,8 @@ func TestServersOnOneDatabase(t *testing.T) {
 		for _, c := range []*cluster.Cluster{e.Cluster, second} {
 			k, body := knock(e.T, second.M, c.M.IP+":6443", nil), newIdentity(e.T, "virtual", "10.255.0.80").req
 			e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-				if _, err := k.node(tok, body); err == nil || !strings.Contains(err.Message, "it is an address of the API server") {
+				if _, err := k.node(tok, body); err == nil ||
+					!strings.Contains(err.Message, "it is an address of the API server") {
 					return notYet("a node at 10.255.0.80, by "+c.M.Name, err)
 				}
 				return nil
@@ -120,7 +126,8 @@ func TestServersOnOneDatabase(t *testing.T) {
 	// A restart needs the token no more, and the other goes on meanwhile.
 	e.must(second.Configure(map[string]string{"datastore-endpoint": endpoint}))
 	e.must(e.Stop(e.soon()))
-	_, err = second.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{})
+	_, err = second.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(),
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{})
 	e.must(err)
 	e.must(second.Stop(e.soon()))
 	e.must(second.Start())
@@ -131,7 +138,8 @@ func TestServersOnOneDatabase(t *testing.T) {
 	e.must(err)
 }
 
-// TestKeysOfServersOnOneDatabase: the keys of Secrets, tokens and authorities of two servers on PostgreSQL are replaced.
+// TestKeysOfServersOnOneDatabase: the keys of Secrets, tokens and authorities of two servers on PostgreSQL are
+// replaced.
 func TestKeysOfServersOnOneDatabase(t *testing.T) {
 	t.Parallel()
 	e, second, endpoint, secret := twoOnDatabase(t, "pk1", "pk2")

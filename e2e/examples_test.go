@@ -15,8 +15,8 @@ import (
 	"github.com/umiak-io/umiak/e2e/images"
 )
 
-// TestExamples uses every file of examples/ in the way that its README names: objects are applied and answer, a manifest is put
-// into the folder of manifests, settings pass `umiak check`. A file that no case uses is an error.
+// TestExamples uses every file of examples/ in the way that its README names: objects are applied and answer, a
+// manifest is put into the folder of manifests, settings pass `umiak check`. A file that no case uses is an error.
 func TestExamples(t *testing.T) {
 	e := share(t)
 	e.must(e.AddImages("examples.tar", images.Nginx))
@@ -36,10 +36,11 @@ func TestExamples(t *testing.T) {
 	e.gets("stranger", "http://web/")
 
 	e.apply(text("load-balancer.yaml"))
-	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("web-public"), func(s *corev1.Service) (bool, string) {
-		c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
-		return c != nil && c.Reason == "Served", fmt.Sprintf("%+v", c)
-	})
+	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("web-public"),
+		func(s *corev1.Service) (bool, string) {
+			c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
+			return c != nil && c.Reason == "Served", fmt.Sprintf("%+v", c)
+		})
 	e.must(err)
 	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 		out, err := e.fromLAN(e.M.IP + ":8080")
@@ -60,7 +61,8 @@ func TestExamples(t *testing.T) {
 
 	// These are the whole cluster's, which other tests use: the API server checks them and stores nothing.
 	for _, name := range []string{"dns.yaml", "upgrade.yaml"} {
-		if out := e.kubectl("apply", "-n", "kube-system", "--dry-run=server", "-f", path(name)); !strings.Contains(out, "dry run") {
+		if out := e.kubectl("apply", "-n", "kube-system", "--dry-run=server", "-f", path(name)); !strings.Contains(out,
+			"dry run") {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
@@ -68,9 +70,10 @@ func TestExamples(t *testing.T) {
 	manifest := e.hostPath(cluster.Dirs().Data, "server", "manifests", "team.yaml")
 	e.must(os.WriteFile(manifest, []byte(text("team.yaml")), 0o600))
 	t.Cleanup(func() { _ = os.Remove(manifest) })
-	_, err = cluster.Until(e.soon(), e.Kube.CoreV1().ResourceQuotas("team-a"), named("quota"), func(q *corev1.ResourceQuota) (bool, string) {
-		return q.Spec.Hard.Pods().Value() == 50, q.Spec.Hard.Pods().String()
-	})
+	_, err = cluster.Until(e.soon(), e.Kube.CoreV1().ResourceQuotas("team-a"), named("quota"),
+		func(q *corev1.ResourceQuota) (bool, string) {
+			return q.Spec.Hard.Pods().Value() == 50, q.Spec.Hard.Pods().String()
+		})
 	e.must(err)
 
 	token := e.hostPath("/etc/umiak/token")
@@ -82,9 +85,11 @@ func TestExamples(t *testing.T) {
 		{"umiak-agent", "check", "--config", path("agent.yaml")},
 		{"umiak", "check", "--private-registry", path("registries.yaml")},
 	} {
-		// The shared node holds the ports, so check ends with 1; it prints its table only after the settings are accepted.
+		// The shared node holds the ports, so check ends with 1; it prints its table only after the settings are
+		// accepted.
 		out, err := e.M.Run(e.soon(), args[0], append(args[1:], "--data-dir", "/tmp/umiak-examples")...)
-		if lineWith(out, []string{"OK", "kernel"}) == "" || lineWith(out, []string{"MISSING", "registry settings"}) != "" {
+		if lineWith(out, []string{"OK", "kernel"}) == "" ||
+			lineWith(out, []string{"MISSING", "registry settings"}) != "" {
 			t.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}

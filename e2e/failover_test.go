@@ -80,7 +80,8 @@ func (w *writer) run(ctx context.Context) {
 		kube := w.kube
 		w.mu.Unlock()
 		r := request{begun: time.Now()}
-		_, r.err = kube.CoreV1().ConfigMaps(w.ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		_, r.err = kube.CoreV1().ConfigMaps(w.ns).Create(ctx,
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(r.err) {
 			r.err = nil
 		}
@@ -131,7 +132,8 @@ func (all writers) between(from, to time.Time) (failed int, pause time.Duration,
 			}
 			if r.err != nil {
 				n++
-				why = append(why, fmt.Sprintf("writer %d, +%.1f s, after %.1f s: %v", w.id, r.ended.Sub(from).Seconds(), r.ended.Sub(r.begun).Seconds(), r.err))
+				why = append(why, fmt.Sprintf("writer %d, +%.1f s, after %.1f s: %v", w.id, r.ended.Sub(from).Seconds(),
+					r.ended.Sub(r.begun).Seconds(), r.err))
 				continue
 			}
 			if gap := r.ended.Sub(last); gap > 3*time.Second {
@@ -221,12 +223,14 @@ func TestFailover(t *testing.T) {
 		more["disable-agent"] = "true"
 		return more
 	}
-	e := own(t, cluster.Options{Name: "s1", LAN: l, Settings: only(map[string]string{"cluster-init": "true"}), Images: []string{}})
+	e := own(t, cluster.Options{Name: "s1", LAN: l, Settings: only(map[string]string{"cluster-init": "true"}),
+		Images: []string{}})
 	e.must(e.APIReady(e.within(2 * patience)))
 	e.namespace()
 	servers := []*cluster.Cluster{e.Cluster}
 	for _, name := range []string{"s2", "s3"} {
-		s := off(e.T, cluster.Options{Name: name, LAN: l, Settings: only(map[string]string{}), Images: []string{}}).Cluster
+		s := off(e.T, cluster.Options{Name: name, LAN: l, Settings: only(map[string]string{}),
+			Images: []string{}}).Cluster
 		line := strings.Fields(e.token("--kind", "server", "--print-join-command"))
 		e.must(s.Start(line[2:]...))
 		e.must(s.APIReady(e.within(2 * patience)))
@@ -266,7 +270,8 @@ func TestFailover(t *testing.T) {
 		}
 		next()
 		failed, pause, why := all.between(begun, time.Now())
-		t.Logf("round %d: %s, the leader, %s: at most %d failed requests of a client, the longest pause %.1f s", i+1, lead.M.Name, what, failed, pause.Seconds())
+		t.Logf("round %d: %s, the leader, %s: at most %d failed requests of a client, the longest pause %.1f s", i+1,
+			lead.M.Name, what, failed, pause.Seconds())
 		if pause > 4*time.Second {
 			t.Log(strings.Join(why, "\n"))
 		}
@@ -285,7 +290,8 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	failed, pause, why := all.between(begun, time.Now())
-	t.Logf("%d rolling restarts: at most %d failed requests of a client, the longest pause %.1f s", rolls, failed, pause.Seconds())
+	t.Logf("%d rolling restarts: at most %d failed requests of a client, the longest pause %.1f s", rolls, failed,
+		pause.Seconds())
 	if failed > 0 {
 		t.Errorf("requests failed while servers were restarted:\n%s", strings.Join(why, "\n"))
 	}

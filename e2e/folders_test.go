@@ -68,13 +68,16 @@ spec:
 	e.sub("MetricsHaveNames", func(e *env) {
 		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 			node := e.M.Name
-			raw, err := e.Kube.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + node + "/proxy/metrics/cadvisor").DoRaw(ctx)
+			raw, err := e.Kube.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + node +
+				"/proxy/metrics/cadvisor").DoRaw(ctx)
 			if err != nil {
 				return err
 			}
 			for line := range strings.Lines(string(raw)) {
-				if strings.HasPrefix(line, "container_memory_working_set_bytes{container=\"c\"") && strings.Contains(line, `image="registry.test/app:1"`) &&
-					strings.Contains(line, `namespace="`+e.ns+`"`) && strings.Contains(line, `pod="driver"`) && !strings.Contains(line, `name=""`) {
+				if strings.HasPrefix(line, "container_memory_working_set_bytes{container=\"c\"") &&
+					strings.Contains(line, `image="registry.test/app:1"`) &&
+					strings.Contains(line, `namespace="`+e.ns+`"`) && strings.Contains(line, `pod="driver"`) &&
+					!strings.Contains(line, `name=""`) {
 					return nil
 				}
 			}
@@ -91,7 +94,8 @@ func TestOwnNetwork(t *testing.T) {
 	e.must(e.M.Do(func() error {
 		return errors.Join(
 			os.MkdirAll("/opt/cni/bin", 0o755),
-			os.WriteFile("/opt/cni/bin/bridge", []byte("#!/bin/sh\necho used >/opt/used\nexec "+cluster.Dirs().Bundle()+"/current/cni/bridge\n"), 0o755),
+			os.WriteFile("/opt/cni/bin/bridge", []byte("#!/bin/sh\necho used >/opt/used\nexec "+
+				cluster.Dirs().Bundle()+"/current/cni/bridge\n"), 0o755),
 			os.MkdirAll("/etc/cni/net.d", 0o755),
 			os.WriteFile("/etc/cni/net.d/10-mine.conflist", []byte(`{"cniVersion": "1.0.0", "name": "mine", "plugins": [
 				{"type": "bridge", "bridge": "mine0", "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": "/run/mine", "ranges": [[{"subnet": "10.99.0.0/24"}]]}},
@@ -110,18 +114,21 @@ func TestOwnNetwork(t *testing.T) {
 	}
 }
 
-// oddDataDir is the row of a data directory that is no plain folder. What the machine has of umiak's can be taken away there,
-// too, and nothing of what is the user's.
+// oddDataDir is the row of a data directory that is no plain folder. What the machine has of umiak's can be taken
+// away there, too, and nothing of what is the user's.
 func oddDataDir(name, host, arrange string) obstacle {
 	const precious = "/var/lib/umiak/server/snapshots/precious"
 	return obstacle{
 		name: name, host: host,
 		arrange: func(e *env) {
-			e.sh(arrange + "\nmkdir -p " + filepath.Dir(precious) + "; mount -t tmpfs share " + filepath.Dir(precious) + "; echo mine >" + precious)
+			e.sh(arrange + "\nmkdir -p " + filepath.Dir(precious) + "; mount -t tmpfs share " + filepath.Dir(precious) +
+				"; echo mine >" + precious)
 			// Another kubelet's folder stops the start, with one sentence.
 			e.sh("mkdir /var/lib/kubelet; echo >/var/lib/kubelet/config.yaml")
 			for _, cmd := range []string{"server", "check"} {
-				if out, err := e.Umiak(e.soon(), cmd); err == nil || !strings.Contains(out+err.Error(), "/var/lib/kubelet is another kubelet's folder (there is /var/lib/kubelet/config.yaml)") {
+				if out, err := e.Umiak(e.soon(), cmd); err == nil ||
+					!strings.Contains(out+err.Error(),
+						"/var/lib/kubelet is another kubelet's folder (there is /var/lib/kubelet/config.yaml)") {
 					e.Errorf("%s beside another kubelet: %v\n%s", cmd, err, out)
 				}
 			}
@@ -131,7 +138,8 @@ func oddDataDir(name, host, arrange string) obstacle {
 			e.must(e.Stop(e.soon()))
 			out, err := e.Umiak(e.soon(), "cleanup", "--purge")
 			e.must(err)
-			left, err := e.M.Run(e.soon(), "sh", "-euc", "cd /var/lib/umiak; find . ! -type d; cut -d' ' -f5 /proc/1/mountinfo | grep kubelet || :")
+			left, err := e.M.Run(e.soon(), "sh", "-euc",
+				"cd /var/lib/umiak; find . ! -type d; cut -d' ' -f5 /proc/1/mountinfo | grep kubelet || :")
 			e.must(err)
 			if strings.TrimSpace(left) != "./server/snapshots/precious" {
 				e.Errorf("cleanup --purge left %s\n%s", left, out)

@@ -19,9 +19,9 @@ const (
 	free = "rm /run/small/filler"
 )
 
-// TestFullDatastore: the disk of a server's keys and datastore is full before the first start, fills up while the server
-// runs, and is full at a start with data. Each time status names it, and everything is ready when there is room, in the
-// same process and with every write that was acknowledged.
+// TestFullDatastore: the disk of a server's keys and datastore is full before the first start, fills up while the
+// server runs, and is full at a start with data. Each time status names it, and everything is ready when there is
+// room, in the same process and with every write that was acknowledged.
 func TestFullDatastore(t *testing.T) {
 	t.Parallel()
 	hostile <- struct{}{}

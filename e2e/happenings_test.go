@@ -297,8 +297,8 @@ func (s *soak) has(which string) bool {
 	return len(found) > 0
 }
 
-// insistsBesideDeath runs a command, on one server after the other until it succeeds or todo reports that nothing is left
-// to do. In half of the cases a server dies meanwhile.
+// insistsBesideDeath runs a command, on one server after the other until it succeeds or todo reports that nothing is
+// left to do. In half of the cases a server dies meanwhile.
 func (s *soak) insistsBesideDeath(args []string, todo func() bool) {
 	s.Helper()
 	order, ctx, done := s.pick(), s.soon(), make(chan error, 1)
@@ -360,6 +360,7 @@ func (s *soak) databaseCutOff() {
 
 func (s *soak) sql(statements string) {
 	s.Helper()
-	_, err := s.database.M.Run(s.soon(), "psql", "-h", filepath.Join(s.database.M.Dir, "pg"), "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-c", statements)
+	_, err := s.database.M.Run(s.soon(), "psql", "-h", filepath.Join(s.database.M.Dir, "pg"), "-U", "postgres", "-v",
+		"ON_ERROR_STOP=1", "-d", "postgres", "-c", statements)
 	s.must(err)
 }

@@ -157,7 +157,8 @@ func (e *env) allReady() {
 func (e *env) hasEvent(reason string, words ...string) {
 	e.Helper()
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-		l, err := e.Kube.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,reason=" + reason})
+		l, err := e.Kube.CoreV1().Events("default").List(ctx,
+			metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,reason=" + reason})
 		if err != nil {
 			return err
 		}
@@ -200,7 +201,8 @@ func (e *env) hold(port string) (release func()) {
 func held(port, part string) obstacle {
 	var release func()
 	return obstacle{
-		name: "port " + port + " held", check: []string{"port " + port, "busybox"}, says: []string{part, "retrying", port, "busybox"},
+		name: "port " + port + " held", check: []string{"port " + port, "busybox"},
+		says:    []string{part, "retrying", port, "busybox"},
 		arrange: func(e *env) { release = e.hold(port) }, remove: func(*env) { release() },
 	}
 }
@@ -230,21 +232,25 @@ func obstacles() []obstacle {
 	return append(netObstacles(), []obstacle{
 		held("10250", "kubelet"),
 		held("5001", "sharing"),
-		oddDataDir("data-dir a link, no shared mounts", "linked", "cd /var/lib; mkdir disk; mv umiak disk/data 2>/dev/null || mkdir disk/data; ln -s disk/data umiak; mount --make-rprivate /"),
-		oddDataDir("data-dir a mount", "mounted", "mkdir -p /var/lib/umiak; mount --bind /var/lib/umiak /var/lib/umiak"),
+		oddDataDir("data-dir a link, no shared mounts", "linked",
+			"cd /var/lib; mkdir disk; mv umiak disk/data 2>/dev/null || mkdir disk/data; ln -s disk/data umiak; mount --make-rprivate /"),
+		oddDataDir("data-dir a mount", "mounted",
+			"mkdir -p /var/lib/umiak; mount --bind /var/lib/umiak /var/lib/umiak"),
 		{
 			name: "no kmsg", check: []string{"kernel log", "kmsg"}, says: []string{"kubelet", "retrying", "/dev/kmsg"},
 			arrange: func(e *env) { e.dev("null zero full random urandom tty fuse ptmx") },
 			remove:  func(e *env) { e.sh("touch /dev/kmsg; mount --bind /run/olddev/kmsg /dev/kmsg") },
 		},
 		{
-			name: "no hosts file", check: []string{"hosts file", "/etc/hosts"}, says: []string{"machine", "retrying", "/etc/hosts"},
+			name: "no hosts file", check: []string{"hosts file", "/etc/hosts"},
+			says:    []string{"machine", "retrying", "/etc/hosts"},
 			arrange: func(e *env) { e.sh("rm /etc/hosts") },
 			remove:  func(e *env) { e.sh("echo 127.0.0.1 localhost >/etc/hosts") },
 		},
 		{name: "etc read-only", arrange: func(e *env) { e.sh("mount -o remount,ro /etc") }},
 		{
-			name: "data-dir noexec", check: []string{"programs", "noexec"}, says: []string{"containerd", "retrying", "noexec"},
+			name: "data-dir noexec", check: []string{"programs", "noexec"},
+			says: []string{"containerd", "retrying", "noexec"},
 			arrange: func(e *env) {
 				e.sh("mkdir -p /var/lib/umiak; mount --bind /var/lib/umiak /var/lib/umiak; mount -o remount,bind,noexec /var/lib/umiak")
 			},
@@ -396,7 +402,8 @@ spec:
 		}
 		return nil
 	}))
-	e.must(e.Kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(e.soon(), "hook", metav1.DeleteOptions{}))
+	e.must(e.Kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(e.soon(), "hook",
+		metav1.DeleteOptions{}))
 	// Controllers that got no token have ended the controller manager, and with it, once or more, the process anew.
 	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
 		out, err := e.Umiak(ctx, "status")
@@ -415,7 +422,8 @@ spec:
 // again with longer pauses, with the same pid; the API is there in between, and status says why.
 func TestKubeletThatEnds(t *testing.T) {
 	t.Parallel()
-	e := own(t, cluster.Options{Name: "ends", Images: []string{}, Settings: map[string]string{"kubelet-arg": "reserved-cpus=500"}})
+	e := own(t, cluster.Options{Name: "ends", Images: []string{},
+		Settings: map[string]string{"kubelet-arg": "reserved-cpus=500"}})
 	e.must(e.APIReady(e.soon()))
 	pid := e.PID()
 	e.statusSays("ago", "because kubelet:", "reserved", "2 times in a row")

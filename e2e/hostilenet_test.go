@@ -31,7 +31,8 @@ func netObstacles() []obstacle {
 			},
 		},
 		{
-			name: "no address", check: []string{"address", "cable"}, says: []string{"join", "retrying", "has no address"},
+			name: "no address", check: []string{"address", "cable"},
+			says:    []string{"join", "retrying", "has no address"},
 			arrange: func(e *env) { e.sh("ip address flush dev eth0") },
 			remove:  func(e *env) { e.plug(e.M.IP) },
 			then: func(e *env) {
@@ -40,7 +41,8 @@ func netObstacles() []obstacle {
 			},
 		},
 		{
-			name: "node-ip not there", settings: map[string]string{"node-ip": "10.77.0.99"}, says: []string{"network", "10.77.0.99"},
+			name: "node-ip not there", settings: map[string]string{"node-ip": "10.77.0.99"},
+			says:   []string{"network", "10.77.0.99"},
 			remove: func(e *env) { e.sh("ip address add 10.77.0.99/24 dev eth0") },
 			then:   func(e *env) { e.nodeHas("10.77.0.99") },
 		},
@@ -111,8 +113,9 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 			},
 		},
 		{
-			name:    "http proxy",
-			env:     []string{"HTTPS_PROXY=http://127.0.0.1:3128", "HTTP_PROXY=http://127.0.0.1:3128", "https_proxy=http://127.0.0.1:3128", "http_proxy=http://127.0.0.1:3128"},
+			name: "http proxy",
+			env: []string{"HTTPS_PROXY=http://127.0.0.1:3128", "HTTP_PROXY=http://127.0.0.1:3128",
+				"https_proxy=http://127.0.0.1:3128", "http_proxy=http://127.0.0.1:3128"},
 			arrange: func(e *env) { requests.serve(e, "127.0.0.1:3128") },
 			then:    func(e *env) { e.onlyPullsAreProxied(requests) },
 		},
@@ -276,7 +279,8 @@ endpoints: [{addresses: ["` + e.M.IP + `"]}]
 	crt, _ := certificate(e.T, "hook")
 	e.webhook("Validating", crt)
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
-		_, err := e.Kube.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "x-"}}, metav1.CreateOptions{})
+		_, err := e.Kube.CoreV1().ConfigMaps("default").Create(ctx,
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "x-"}}, metav1.CreateOptions{})
 		if err == nil || !strings.Contains(err.Error(), "hook.example.test") {
 			return fmt.Errorf("the webhook is not asked: %w", errors.Join(err, errors.New("no refusal")))
 		}
@@ -307,7 +311,8 @@ spec: {containers: [{name: c, image: "registry.example/app:1"}]}
 // through all of it.
 func TestNodeAddresses(t *testing.T) {
 	t.Parallel()
-	e := off(t, cluster.Options{Name: "moving", Settings: map[string]string{"cluster-cidr": "10.42.0.0/16,fd42::/56", "service-cidr": "10.43.0.0/16,fd43::/112"}})
+	e := off(t, cluster.Options{Name: "moving", Settings: map[string]string{"cluster-cidr": "10.42.0.0/16,fd42::/56",
+		"service-cidr": "10.43.0.0/16,fd43::/112"}})
 	e.sh("ip address add fd77::2/64 dev eth0 nodad; ip -6 route add default via fd77::1")
 	e.must(e.Start())
 	e.ready()
@@ -332,7 +337,8 @@ spec:
 		e.dials(e.M.IP + ":18088")
 	})
 	e.sub("another address is followed", func(e *env) {
-		e.sh("ip address del " + e.M.IP + "/24 dev eth0; ip address add 10.77.0.88/24 dev eth0; ip route replace default via " + e.M.LAN().Gateway())
+		e.sh("ip address del " + e.M.IP +
+			"/24 dev eth0; ip address add 10.77.0.88/24 dev eth0; ip route replace default via " + e.M.LAN().Gateway())
 		e.nodeHas("10.77.0.88", "fd77::2")
 		e.apiPublished("10.77.0.88")
 		e.must(e.Cluster.Ready(e.within(2 * patience)))

@@ -25,7 +25,8 @@ spec:
   containers: [{name: c, image: %[2]q, imagePullPolicy: %[3]s}]
 `
 
-// TestImportedImages: on a single server, what was imported runs, whatever the registry does and whatever the kubelet remembers of it.
+// TestImportedImages: on a single server, what was imported runs, whatever the registry does and whatever the kubelet
+// remembers of it.
 func TestImportedImages(t *testing.T) {
 	t.Parallel()
 	e := off(t, cluster.Options{Name: "imported", Images: []string{}})
@@ -121,7 +122,8 @@ func TestImportedImages(t *testing.T) {
 	e.sub("wrong settings are named", func(e *env) {
 		_, err := e.M.Run(e.soon(), "sh", "-c", "echo 'mirrors: {registry.test/app: {}}' >/etc/umiak/registries.yaml")
 		e.must(err)
-		e.statusHas("the settings before it stay in use", "registries.yaml:1: mirrors.registry.test/app: is not a registry")
+		e.statusHas("the settings before it stay in use",
+			"registries.yaml:1: mirrors.registry.test/app: is not a registry")
 	})
 	log, err := os.ReadFile(e.LogFile())
 	e.must(err)

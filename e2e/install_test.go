@@ -146,7 +146,9 @@ func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // install runs the line that people run. Variables go before sh.
 func (b *box) install(m *mirror, version, vars, args string) (string, error) {
-	return b.M.Run(b.within(3*patience), "/bin/sh", "-c", fmt.Sprintf("curl -sfL %s/%s/install.sh | INSTALL_UMIAK_BASE_URL=%[1]s %[3]s sh -s - %[4]s 2>&1", m.url, version, vars, args))
+	return b.M.Run(b.within(3*patience), "/bin/sh", "-c",
+		fmt.Sprintf("curl -sfL %s/%s/install.sh | INSTALL_UMIAK_BASE_URL=%[1]s %[3]s sh -s - %[4]s 2>&1", m.url,
+			version, vars, args))
 }
 
 func (b *box) mustInstall(m *mirror, version, vars, args string) string {
@@ -201,8 +203,10 @@ func (b *box) fails(m *mirror, version, vars, args string, words ...string) {
 // files are what there is on the machine's disk, with size and time, but for what its programs write as they go.
 func (b *box) files() machine.Snapshot {
 	b.Helper()
-	out, err := b.M.Run(b.soon(), "/usr/bin/find", "/", "/etc", "-xdev", "(", "-path", "/var/log", "-o", "-path", "/var/lib/systemd", "-o", "-path", "/tmp", "-o", "-path", "/etc/systemd/logind.conf.d",
-		"-o", "-path", "/var/lib/cni", "-o", "-path", "/var/lib/kubelet", ")", "-prune", "-o", "!", "-type", "d", "-printf", "%p %M %s %T@\\n")
+	out, err := b.M.Run(b.soon(), "/usr/bin/find", "/", "/etc", "-xdev", "(", "-path", "/var/log", "-o", "-path",
+		"/var/lib/systemd", "-o", "-path", "/tmp", "-o", "-path", "/etc/systemd/logind.conf.d",
+		"-o", "-path", "/var/lib/cni", "-o", "-path", "/var/lib/kubelet", ")", "-prune", "-o", "!", "-type", "d",
+		"-printf", "%p %M %s %T@\\n")
 	b.must(err)
 	return machine.Snapshot{"files": strings.Split(strings.TrimSpace(out), "\n")}
 }
@@ -210,7 +214,8 @@ func (b *box) files() machine.Snapshot {
 // state is all that an uninstallation has to leave as it was.
 func (b *box) state() machine.Snapshot {
 	b.Helper()
-	s, err := b.M.Snapshot(b.soon(), "/var/lib/umiak", "/run/systemd", "/run/log", "/run/udev", "/run/openrc", "/var/log/journal")
+	s, err := b.M.Snapshot(b.soon(), "/var/lib/umiak", "/run/systemd", "/run/log", "/run/udev", "/run/openrc",
+		"/var/log/journal")
 	b.must(err)
 	return s
 }
@@ -231,7 +236,8 @@ func (b *box) installed() string {
 // taintsAsked are a node's taints that a user has given it. One that has just become ready may still have
 // Kubernetes' own, for one that is not.
 func taintsAsked(n *corev1.Node) []corev1.Taint {
-	return slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeNotReady })
+	return slices.DeleteFunc(slices.Clone(n.Spec.Taints),
+		func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeNotReady })
 }
 
 func TestInstall(t *testing.T) {
@@ -269,7 +275,8 @@ func TestInstall(t *testing.T) {
 		b.refused(m, m.now, "", "", "port 6443", "this machine lacks what is marked above")
 		b.must(taken.Close())
 		out, err := b.install(m, m.now, "", "--dry-run server --node-label a=b")
-		if err != nil || !strings.Contains(out, "would install umiak-linux-") || !strings.Contains(out, "node-label: 'a=b'") {
+		if err != nil || !strings.Contains(out, "would install umiak-linux-") ||
+			!strings.Contains(out, "node-label: 'a=b'") {
 			b.Errorf("dry run: %v\n%s", err, out)
 		}
 		if diff := append(before.Diff(b.state()), files.Diff(b.files())...); len(diff) > 0 {
@@ -278,7 +285,8 @@ func TestInstall(t *testing.T) {
 	})
 
 	b.refused(m, m.now, "", "server --token 'not a token'", "token: its secret has a space", "nothing was changed")
-	b.mustInstall(m, m.now, "UMIAK_NODE_LABEL=from=env", "server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
+	b.mustInstall(m, m.now, "UMIAK_NODE_LABEL=from=env",
+		"server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
 	b.up()
 	b.namespace()
 	b.sub("Settings", func(b *box) {
@@ -287,7 +295,8 @@ func TestInstall(t *testing.T) {
 		if n.Labels["from"] != "env" || len(taintsAsked(n)) != 2 {
 			b.Errorf("labels %v, taints %v", n.Labels, n.Spec.Taints)
 		}
-		for file, mode := range map[string]os.FileMode{"umiak/token": 0o600, "umiak/config.yaml.d/50-install.yaml": 0o600, "umiak/umiak.env": 0o600,
+		for file, mode := range map[string]os.FileMode{"umiak/token": 0o600,
+			"umiak/config.yaml.d/50-install.yaml": 0o600, "umiak/umiak.env": 0o600,
 			"systemd/system/umiak.service": 0o600} {
 			info, err := os.Stat(b.hostPath("/etc", file))
 			if err != nil || info.Mode().Perm() != mode {
@@ -297,7 +306,8 @@ func TestInstall(t *testing.T) {
 		if out, err := b.M.Run(b.soon(), "/usr/bin/systemctl", "is-enabled", "umiak"); err != nil {
 			b.Errorf("not enabled: %s", out)
 		}
-		if disks := b.systemctl("show", "--property=RequiresMountsFor", "--value", "umiak"); !slices.Contains(strings.Fields(disks), "/var/lib/umiak") {
+		if disks := b.systemctl("show", "--property=RequiresMountsFor", "--value",
+			"umiak"); !slices.Contains(strings.Fields(disks), "/var/lib/umiak") {
 			b.Errorf("the service waits for the disks of %q", disks)
 		}
 	})
@@ -341,7 +351,8 @@ func TestInstall(t *testing.T) {
 			"#!/bin/sh\ncase $1 in --version) echo umiak version v3 ;; server) echo 'no such thing as a cluster'; exit 1 ;; esac\n")}))
 		files, old := b.files(), b.installed()
 		out, err := b.install(m, "v3", "", "server --node-label new=label")
-		if err == nil || !strings.Contains(out, "no such thing as a cluster") || !strings.Contains(out, "the old version runs again") {
+		if err == nil || !strings.Contains(out, "no such thing as a cluster") ||
+			!strings.Contains(out, "the old version runs again") {
 			b.Errorf("%v\n%s", err, out)
 		}
 		b.up()
@@ -355,7 +366,8 @@ func TestInstall(t *testing.T) {
 		b.refused(m, m.now, "INSTALL_UMIAK_VERSION=v9", "", "404")
 		b.forged(m)
 		for version, why := range map[string]string{"v1.30.0": "older than", "v1.99.0": "more than one minor version"} {
-			b.must(m.maker.Make(m.dir, version, map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version " + version + "\n")}))
+			b.must(m.maker.Make(m.dir, version,
+				map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version " + version + "\n")}))
 			b.refused(m, version, "", "", why)
 		}
 		b.up()
@@ -414,7 +426,8 @@ func TestInstall(t *testing.T) {
 	})
 }
 
-// powerLossInTheSwitch: the new version never becomes ready, and whoever installs it is gone before it can be taken back.
+// powerLossInTheSwitch: the new version never becomes ready, and whoever installs it is gone before it can be taken
+// back.
 func (b *box) powerLossInTheSwitch(m *mirror) {
 	b.Helper()
 	b.must(m.maker.Make(m.dir, "v4", map[string]io.Reader{"umiak": strings.NewReader(
@@ -424,7 +437,8 @@ func (b *box) powerLossInTheSwitch(m *mirror) {
 		until func() error // the moment
 		then  func()
 	}{
-		"files are replaced": {func() error { return b.there("/etc/umiak/unfinished") }, func() { b.must(b.M.PowerOff()) }},
+		"files are replaced": {func() error { return b.there("/etc/umiak/unfinished") },
+			func() { b.must(b.M.PowerOff()) }},
 		"the new one starts": {b.sleeps, func() { b.must(b.M.PowerOff()) }},
 		"no power loss, but the installer is killed": {b.sleeps, func() {
 			_, err := b.M.Run(b.soon(), "/bin/sh", "-c", "read -r pid _ </run/umiak-install && kill -9 $pid")
@@ -471,7 +485,8 @@ func (b *box) sleeps() error {
 	return err
 }
 
-// TestOpenRC installs where OpenRC looks after services: Debian's own, in a machine with nothing else of an init system.
+// TestOpenRC installs where OpenRC looks after services: Debian's own, in a machine with nothing else of an init
+// system.
 func TestOpenRC(t *testing.T) {
 	t.Parallel()
 	b := &box{off(t, cluster.Options{Name: "rc", Service: true, Images: []string{}})}
@@ -487,7 +502,8 @@ func TestOpenRC(t *testing.T) {
 	next := m.next(t)
 	b.must(b.M.Do(func() error {
 		var errs []error // what openrc makes at boot
-		for _, d := range []string{"daemons", "exclusive", "failed", "hotplugged", "inactive", "options", "scheduled", "started", "starting", "stopping", "tmp", "wasinactive"} {
+		for _, d := range []string{"daemons", "exclusive", "failed", "hotplugged", "inactive", "options", "scheduled",
+			"started", "starting", "stopping", "tmp", "wasinactive"} {
 			errs = append(errs, os.MkdirAll("/run/openrc/"+d, 0o755))
 		}
 		return errors.Join(append(errs, os.WriteFile("/run/openrc/softlevel", []byte("default"), 0o644))...)
@@ -495,7 +511,8 @@ func TestOpenRC(t *testing.T) {
 	before := b.state()
 	// /usr/local is this host's own.
 	program := filepath.Join(b.M.Dir, "opt", "umiak")
-	out := b.mustInstall(m, m.now, "INSTALL_UMIAK_BIN_DIR="+filepath.Dir(program)+" UMIAK_NODE_LABEL=from=env UMIAK_DATA_DIR="+data, "")
+	out := b.mustInstall(m, m.now, "INSTALL_UMIAK_BIN_DIR="+filepath.Dir(program)+
+		" UMIAK_NODE_LABEL=from=env UMIAK_DATA_DIR="+data, "")
 	if !strings.Contains(out, "next: "+program+" kubectl") {
 		t.Errorf("it does not say where the program is:\n%s", out)
 	}
@@ -522,7 +539,8 @@ func TestOpenRC(t *testing.T) {
 	if out := b.mustInstall(m, m.now, "", ""); !strings.Contains(out, "the settings are others") {
 		t.Errorf("with other settings it said:\n%s", out)
 	}
-	b.must(m.maker.Make(m.dir, "v1.30.0", map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version v1.30.0\n")}))
+	b.must(m.maker.Make(m.dir, "v1.30.0",
+		map[string]io.Reader{"umiak": strings.NewReader("#!/bin/sh\necho umiak version v1.30.0\n")}))
 	b.fails(m, "v1.30.0", "", "", "older than")
 	b.mustInstall(m, next, "", "")
 	b.must(b.Cluster.Ready(b.within(2 * patience)))
@@ -554,7 +572,8 @@ func (b *box) withoutDisk(program, disk, data string) {
 		"server --data-dir " + data: "the data of this node are not there",
 		"uninstall --yes":           "keys and data would be left",
 	} {
-		if out, err := b.M.Run(b.soon(), program, strings.Fields(args)...); err == nil || !strings.Contains(out+err.Error(), want) {
+		if out, err := b.M.Run(b.soon(), program, strings.Fields(args)...); err == nil ||
+			!strings.Contains(out+err.Error(), want) {
 			b.Errorf("%s without the disk: %v\n%s", args, err, out)
 		}
 	}
@@ -613,7 +632,8 @@ func TestInstallFleet(t *testing.T) {
 	}
 	next := m.next(t)
 	b.must(m.maker.Make(m.dir, crashes, map[string]io.Reader{"umiak-agent": strings.NewReader(
-		"#!/bin/sh\ncase $1 in --version) echo umiak-agent version " + crashes + " ;; check) ;; *) echo 'no such thing as a cluster'; exit 1 ;; esac\n")}))
+		"#!/bin/sh\ncase $1 in --version) echo umiak-agent version " + crashes +
+			" ;; check) ;; *) echo 'no such thing as a cluster'; exit 1 ;; esac\n")}))
 	b.upgradeCluster(m, agents, next)
 	for i, a := range append(agents, b) {
 		b.must(debian.Reboot(b.within(2*patience), a.M))
@@ -647,7 +667,8 @@ func (b *box) upgradeCluster(m *mirror, agents []*box, next string) {
 	status := func(name string, words ...string) {
 		b.Helper()
 		b.must(cluster.Eventually(b.within(3*patience), func(ctx context.Context) error {
-			out, err := b.M.Run(ctx, "/usr/local/bin/umiak", "kubectl", "get", "upgrade", name, "-o", "jsonpath={.status.phase}: {.status.message}")
+			out, err := b.M.Run(ctx, "/usr/local/bin/umiak", "kubectl", "get", "upgrade", name, "-o",
+				"jsonpath={.status.phase}: {.status.message}")
 			for _, w := range words {
 				if err == nil && !strings.Contains(out, w) {
 					err = fmt.Errorf("Upgrade %s is %s; it does not say %q", name, out, w)
@@ -676,7 +697,8 @@ func (b *box) upgradeCluster(m *mirror, agents []*box, next string) {
 	if err != nil || !strings.Contains(out, "first: srv is asked to go from") {
 		b.Errorf("dry run: %v\n%s", err, out)
 	}
-	if out, err := upgrade("--version", "v1.30.0", "--dry-run"); err == nil || !strings.Contains(out+err.Error(), "is older") {
+	if out, err := upgrade("--version", "v1.30.0", "--dry-run"); err == nil ||
+		!strings.Contains(out+err.Error(), "is older") {
 		b.Errorf("back seven versions: %v\n%s", err, out)
 	}
 	if now := versions(); !slices.Equal(now, before) {

@@ -67,14 +67,15 @@ func (e *env) token(flags ...string) string {
 // nodeReady waits for a node's condition.
 func (e *env) nodeReady(name string, a *cluster.Cluster) {
 	e.Helper()
-	_, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Nodes(), named(name), func(n *corev1.Node) (bool, string) {
-		for _, c := range n.Status.Conditions {
-			if c.Type == corev1.NodeReady {
-				return c.Status == corev1.ConditionTrue, "node " + string(c.Status) + ": " + c.Message
+	_, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Nodes(), named(name),
+		func(n *corev1.Node) (bool, string) {
+			for _, c := range n.Status.Conditions {
+				if c.Type == corev1.NodeReady {
+					return c.Status == corev1.ConditionTrue, "node " + string(c.Status) + ": " + c.Message
+				}
 			}
-		}
-		return false, "no condition"
-	})
+			return false, "no condition"
+		})
 	if err != nil {
 		e.Fatalf("node %s: %v\n%s", name, err, a.LogTail(20))
 	}
@@ -138,7 +139,8 @@ func TestJoin(t *testing.T) {
 		}
 	}
 	status, err := two.Umiak(e.soon(), "status")
-	if err != nil || !strings.Contains(status, "joined") || !strings.Contains(status, "renewed by itself") || !strings.Contains(status, e.M.IP+":6443  answers") {
+	if err != nil || !strings.Contains(status, "joined") || !strings.Contains(status, "renewed by itself") ||
+		!strings.Contains(status, e.M.IP+":6443  answers") {
 		t.Errorf("status: %v\n%s", err, status)
 	}
 
@@ -218,7 +220,8 @@ func TestJoin(t *testing.T) {
 			t.Errorf("a deleted node that was started without a token: %v", err)
 		}
 		e.must(one.Start("--server", e.url(), "--token", strings.TrimSpace(string(agentToken))))
-		_, err := cluster.Until(e.soon(), secrets, named("ag1.node-password.umiak"), func(*corev1.Secret) (bool, string) { return true, "" })
+		_, err := cluster.Until(e.soon(), secrets, named("ag1.node-password.umiak"),
+			func(*corev1.Secret) (bool, string) { return true, "" })
 		e.must(err)
 		e.nodeReady("ag1", one)
 	})
@@ -236,7 +239,8 @@ func newIdentity(t *testing.T, name, ip string) *identity {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &identity{key: key, req: joinwire.NodeRequest{Name: name, IPs: []string{ip}, Password: strings.Repeat("p", 30) + name}}
+	i := &identity{key: key, req: joinwire.NodeRequest{Name: name, IPs: []string{ip},
+		Password: strings.Repeat("p", 30) + name}}
 	i.req.Kubelet = i.csr(t, "system:node:"+name, "system:nodes", nil, nil)
 	i.req.Agent = i.csr(t, "umiak:agent:"+name, "umiak:agents", nil, nil)
 	i.req.Serving = i.csr(t, "system:node:"+name, "system:nodes", []string{name}, []net.IP{net.ParseIP(ip)})
@@ -359,7 +363,8 @@ func TestJoinRefused(t *testing.T) {
 	t.Run("a server with an agent's token", func(t *testing.T) {
 		e.must(attacker.Configure(map[string]string{"server": e.url(), "token": good}))
 		_, err := attacker.M.Run(e.soon(), "umiak", "server")
-		if err == nil || !strings.Contains(err.Error(), "lets agents join, not servers") || strings.Contains(err.Error(), parsed.Secret) {
+		if err == nil || !strings.Contains(err.Error(), "lets agents join, not servers") ||
+			strings.Contains(err.Error(), parsed.Secret) {
 			t.Errorf("%v", err)
 		}
 		if _, err := os.Stat(attacker.M.Host(cluster.Dirs().ServerPKI())); err == nil {
@@ -379,7 +384,8 @@ func TestJoinRefused(t *testing.T) {
 		refused(t, joinwire.BadToken, "needed", resp, err)
 		resp, err = k.node(token.New(parsed.CA, "nosuch").Line(), n.req)
 		refused(t, joinwire.BadToken, "not known", resp, err)
-		resp, err = k.node(token.New(parsed.CA, parsed.ID).Line(), n.req) // a known id with a wrong secret: of another cluster
+		// a known id with a wrong secret: of another cluster
+		resp, err = k.node(token.New(parsed.CA, parsed.ID).Line(), n.req)
 		refused(t, joinwire.BadToken, "not known", resp, err)
 		resp, err = k.node("password", n.req)
 		refused(t, joinwire.BadToken, "not known", resp, err)
@@ -422,7 +428,8 @@ func TestJoinRefused(t *testing.T) {
 		}))
 		var list []struct{ ID, Kind, State string }
 		raw, errR := e.Umiak(e.soon(), "token", "list", "-o", "json")
-		if errR != nil || json.Unmarshal([]byte(raw), &list) != nil || len(list) < 3 || strings.Contains(raw, "sha256") {
+		if errR != nil || json.Unmarshal([]byte(raw), &list) != nil || len(list) < 3 ||
+			strings.Contains(raw, "sha256") {
 			t.Errorf("%v: %s", errR, raw)
 		}
 
@@ -460,7 +467,8 @@ func TestJoinRefused(t *testing.T) {
 		thief.req.Password = strings.Repeat("x", 32)
 		resp, err := k.node(good, thief.req)
 		refused(t, joinwire.NameTaken, "another machine", resp, err)
-		for _, name := range []string{"door", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "", "../x"} {
+		for _, name := range []string{"door", "kubernetes", "localhost", "kubernetes.default.svc", "UPPER", "",
+			"../x"} {
 			resp, err := k.node(good, newIdentity(t, name, ip).req)
 			refused(t, joinwire.BadRequest, "node name", resp, err)
 		}
@@ -469,7 +477,8 @@ func TestJoinRefused(t *testing.T) {
 		once := e.token("--single-use")
 		resp, err := k.node(once, newIdentity(t, "squatter", ip).req)
 		refused(t, joinwire.Busy, "is that of node mine, which runs", resp, err)
-		if _, err := e.Kube.CoreV1().Secrets("kube-system").Get(e.ctx, "squatter.node-password.umiak", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		if _, err := e.Kube.CoreV1().Secrets("kube-system").Get(e.ctx, "squatter.node-password.umiak",
+			metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 			t.Errorf("what was refused has left something: %v", err)
 		}
 		if _, err := k.node(once, newIdentity(t, "honest", other()).req); err != nil {
@@ -478,9 +487,18 @@ func TestJoinRefused(t *testing.T) {
 	})
 	t.Run("certificates", func(t *testing.T) {
 		for what, change := range map[string]func(*identity){
-			"another node's":     func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:door", "system:nodes", nil, nil) },
-			"an administrator's": func(i *identity) { i.req.Kubelet = i.csr(t, "system:node:n2", "system:masters", nil, nil) },
-			"another agent's":    func(i *identity) { i.req.Agent = i.csr(t, "umiak:agent:door", "umiak:agents", nil, nil) },
+			"another node's": func(i *identity) {
+				i.req.Kubelet = i.csr(t, "system:node:door", "system:nodes", nil,
+					nil)
+			},
+			"an administrator's": func(i *identity) {
+				i.req.Kubelet = i.csr(t, "system:node:n2", "system:masters", nil,
+					nil)
+			},
+			"another agent's": func(i *identity) {
+				i.req.Agent = i.csr(t, "umiak:agent:door", "umiak:agents", nil,
+					nil)
+			},
 			"the API server's name": func(i *identity) {
 				i.req.Serving = i.csr(t, "system:node:n2", "system:nodes", []string{"kubernetes"}, nil)
 			},
@@ -488,7 +506,8 @@ func TestJoinRefused(t *testing.T) {
 				i.req.Serving = i.csr(t, "system:node:n2", "system:nodes", []string{"n2", "kubernetes"}, nil)
 			},
 			"an address more": func(i *identity) {
-				i.req.Serving = i.csr(t, "system:node:n2", "system:nodes", []string{"n2"}, []net.IP{net.ParseIP("10.9.9.9")})
+				i.req.Serving = i.csr(t, "system:node:n2", "system:nodes", []string{"n2"},
+					[]net.IP{net.ParseIP("10.9.9.9")})
 			},
 			"the server's address": func(i *identity) { i.req.IPs = []string{e.M.IP} },
 			"a Service's address":  func(i *identity) { i.req.IPs = []string{"10.43.0.1"} },
@@ -510,7 +529,8 @@ func TestJoinRefused(t *testing.T) {
 			t.Fatal(refusal)
 		}
 		block, _ := pem.Decode([]byte(resp.Agent))
-		with := knock(t, attacker.M, e.M.IP+":6443", &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: n.key})
+		with := knock(t, attacker.M, e.M.IP+":6443",
+			&tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: n.key})
 		raw, _ := json.Marshal(n.req)
 		if _, err := with.ask(joinwire.RenewPath, "", raw); err != nil {
 			t.Errorf("an honest renewal: %v", err)
@@ -526,7 +546,8 @@ func TestJoinRefused(t *testing.T) {
 		r, err = with.ask(joinwire.RenewPath, "", raw)
 		refused(t, joinwire.NameTaken, "another machine", r, err)
 		block, _ = pem.Decode([]byte(resp.Kubelet))
-		kubelet := knock(t, attacker.M, e.M.IP+":6443", &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: n.key})
+		kubelet := knock(t, attacker.M, e.M.IP+":6443",
+			&tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: n.key})
 		r, err = kubelet.ask(joinwire.RenewPath, "", raw)
 		refused(t, joinwire.BadIdentity, "not a node's", r, err)
 	})
@@ -535,11 +556,13 @@ func TestJoinRefused(t *testing.T) {
 		raw, _ := json.Marshal(n.req)
 		for what, body := range map[string][]byte{
 			"empty": nil, "not JSON": []byte("{"), "a list": []byte("[]"), "two": append(raw, raw...),
-			"unknown field": []byte(`{"name":"n3","admin":true}`), "too long": bytes.Repeat([]byte(" "), joinwire.MaxBody+1),
+			"unknown field": []byte(`{"name":"n3","admin":true}`),
+			"too long":      bytes.Repeat([]byte(" "), joinwire.MaxBody+1),
 			"much too long": append(raw, bytes.Repeat([]byte(" "), 8<<20)...),
 			"deep":          bytes.Repeat([]byte(`{"ips":`), 5000),
 		} {
-			if resp, err := k.ask(joinwire.NodePath, good, body); resp != nil || err.Code != joinwire.BadRequest && err.Code != "network" {
+			if resp, err := k.ask(joinwire.NodePath, good, body); resp != nil || err.Code != joinwire.BadRequest &&
+				err.Code != "network" {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -574,7 +597,8 @@ func TestJoinRefused(t *testing.T) {
 		took := time.Since(begun)
 		cancel()
 		wg.Wait()
-		t.Logf("%.0f bad joins a second, the slowest good one took %s", float64(sent.Load())/took.Seconds(), slowest.Round(time.Millisecond))
+		t.Logf("%.0f bad joins a second, the slowest good one took %s", float64(sent.Load())/took.Seconds(),
+			slowest.Round(time.Millisecond))
 		if odd.Load() > 0 {
 			t.Errorf("%d of %d bad joins did not get their refusal", odd.Load(), sent.Load())
 		}

@@ -175,7 +175,8 @@ func (e *env) must(err error) {
 
 func (e *env) namespace() {
 	e.Helper()
-	ns, err := e.Kube.CoreV1().Namespaces().Create(e.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-"}}, metav1.CreateOptions{})
+	ns, err := e.Kube.CoreV1().Namespaces().Create(e.ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-"}}, metav1.CreateOptions{})
 	e.must(err)
 	e.ns = ns.Name
 	e.Cleanup(func() {
@@ -185,7 +186,8 @@ func (e *env) namespace() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		now := int64(0) // its pods' own wishes no longer matter
-		_ = e.Kube.CoreV1().Pods(e.ns).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+		_ = e.Kube.CoreV1().Pods(e.ns).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now},
+			metav1.ListOptions{})
 		_ = e.Kube.CoreV1().Namespaces().Delete(ctx, e.ns, metav1.DeleteOptions{})
 	})
 	e.must(e.ServiceAccount(e.soon(), e.ns))

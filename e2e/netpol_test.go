@@ -50,7 +50,8 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 		reaches(e, "cli", "udp", ip+":8081", false)
 		reaches(e, "cli", "tcp", e.service("cluster").Spec.ClusterIP+":81", false)
 		// Names are answered by the node, whatever policies say.
-		if out, err := e.in("cli", "lookup", "host", "cluster."+e.ns+".svc.cluster.local"); err != nil || !strings.Contains(out, e.service("cluster").Spec.ClusterIP) {
+		if out, err := e.in("cli", "lookup", "host", "cluster."+e.ns+".svc.cluster.local"); err != nil ||
+			!strings.Contains(out, e.service("cluster").Spec.ClusterIP) {
 			e.Errorf("name of a Service: %q, %v", out, err)
 		}
 		status, err := e.Umiak(e.soon(), "status")
@@ -116,7 +117,8 @@ spec:
 		stream := make(chan error, 1)
 		go func() {
 			// nc ends when its connection does.
-			_, err := e.exec(e.ctx, "friend", "", "sh", "-c", "(while sleep 0.2; do echo x || exit 1; done) | nc "+ip+" 8081 >/tmp/out; echo ended")
+			_, err := e.exec(e.ctx, "friend", "", "sh", "-c", "(while sleep 0.2; do echo x || exit 1; done) | nc "+ip+
+				" 8081 >/tmp/out; echo ended")
 			stream <- err
 		}()
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {

@@ -33,10 +33,13 @@ func TestPackage(t *testing.T) {
 	rpm := []string{"/usr/bin/rpm", "--force-debian", "--dbpath", "/var/lib/dpkg/rpm"}
 	managers := []manager{{
 		kind: "deb", file: "umiak_%s-1_amd64.deb", leaves: []string{"/var/lib/dpkg/"}, // its own notes
-		install: []string{"/usr/bin/dpkg", "-i"}, update: []string{"/usr/bin/dpkg", "-i"}, rm: []string{"/usr/bin/dpkg", "--purge", "umiak"},
+		install: []string{"/usr/bin/dpkg", "-i"}, update: []string{"/usr/bin/dpkg", "-i"},
+		rm: []string{"/usr/bin/dpkg", "--purge", "umiak"},
 	}, {
-		kind: "rpm", file: "umiak-%s-1.x86_64.rpm", leaves: []string{"/var/lib/dpkg/", "/etc/umiak", "/var/lib/umiak"}, // it knows no purge
-		install: slices.Concat(rpm, []string{"-i"}), update: slices.Concat(rpm, []string{"-U"}), rm: slices.Concat(rpm, []string{"-e", "umiak"}),
+		// it knows no purge
+		kind: "rpm", file: "umiak-%s-1.x86_64.rpm", leaves: []string{"/var/lib/dpkg/", "/etc/umiak", "/var/lib/umiak"},
+		install: slices.Concat(rpm, []string{"-i"}), update: slices.Concat(rpm, []string{"-U"}),
+		rm: slices.Concat(rpm, []string{"-e", "umiak"}),
 	}}
 	for _, m := range managers {
 		t.Run(m.kind, func(t *testing.T) { packaged(t, root, m) })
@@ -55,8 +58,10 @@ func packaged(t *testing.T, root string, m manager) {
 		_, err = f.ReadFrom(program(t, build, "umiak"))
 		b.must(err)
 		b.must(f.Close())
-		cmd := exec.CommandContext(b.within(3*patience), filepath.Join(root, "scripts/packages"), "--arch", "amd64", "--programs", dir, "--licenses", filepath.Join(root, "LICENSE"),
-			"--only", "umiak", "--kind", m.kind, "--deb-compression", "none", "--out", filepath.Join(b.M.Dir, "tmp", version))
+		cmd := exec.CommandContext(b.within(3*patience), filepath.Join(root, "scripts/packages"), "--arch", "amd64",
+			"--programs", dir, "--licenses", filepath.Join(root, "LICENSE"),
+			"--only", "umiak", "--kind", m.kind, "--deb-compression", "none", "--out",
+			filepath.Join(b.M.Dir, "tmp", version))
 		cmd.Env = append(os.Environ(), "UMIAK_VERSION="+version)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.Fatalf("%v: %s", err, out)
@@ -79,7 +84,8 @@ func packaged(t *testing.T, root string, m manager) {
 	b.apply(deployment)
 	b.rolledOut("web")
 	have, pid := b.containers(), b.mainPID()
-	if _, err := b.M.Run(b.soon(), "/usr/bin/umiak", "upgrade", "--version", "v9"); err == nil || !strings.Contains(err.Error(), "package manager") {
+	if _, err := b.M.Run(b.soon(), "/usr/bin/umiak", "upgrade", "--version", "v9"); err == nil ||
+		!strings.Contains(err.Error(), "package manager") {
 		b.Errorf("umiak upgrade: %v", err)
 	}
 	run(m.update, pack("v1.37.3", "next"))

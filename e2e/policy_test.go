@@ -59,7 +59,8 @@ spec:
           spec: {type: object, required: [crew], properties: {crew: {type: integer, minimum: 1}}, x-kubernetes-validations: [{rule: "self.crew != 13", message: "no thirteen"}]}
           status: {type: object, properties: {afloat: {type: boolean}}}
 `, crd, group))
-	defs := e.Dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	defs := e.Dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1",
+		Resource: "customresourcedefinitions"})
 	t.Cleanup(func() { _ = defs.Delete(context.Background(), crd, metav1.DeleteOptions{}) })
 	_, err := cluster.Until(e.soon(), defs, named(crd), func(o *unstructured.Unstructured) (bool, string) {
 		list, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
@@ -76,12 +77,14 @@ spec:
 	}
 	// Discovery learns of the new kind a moment after it is served.
 	e.must(cluster.Eventually(e.soon(), func(context.Context) error { return e.tryApply(boat("umiak", "9")) }))
-	for crew, want := range map[string]string{"0": "greater than or equal to 1", "13": "no thirteen", "many": "numeric"} {
+	for crew, want := range map[string]string{"0": "greater than or equal to 1", "13": "no thirteen",
+		"many": "numeric"} {
 		if err := e.tryApply(boat("bad", crew)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("crew %s: %v", crew, err)
 		}
 	}
-	boats := e.Dynamic.Resource(schema.GroupVersionResource{Group: group, Version: "v1", Resource: "boats"}).Namespace(e.ns)
+	boats := e.Dynamic.Resource(schema.GroupVersionResource{Group: group, Version: "v1",
+		Resource: "boats"}).Namespace(e.ns)
 	o, err := boats.Get(e.ctx, "umiak", getOptions)
 	e.must(err)
 	o.Object["status"] = map[string]any{"afloat": true}
@@ -117,19 +120,22 @@ spec: {selector: {app: hook}, ports: [{port: 443, targetPort: 8443}]}
 	e.pod(named("hook"), isReady)
 	hook := e.webhook("Mutating", crt)
 	t.Cleanup(func() {
-		_ = e.Kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.Background(), hook, metav1.DeleteOptions{})
+		_ = e.Kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.Background(), hook,
+			metav1.DeleteOptions{})
 	})
 	cms := e.Kube.CoreV1().ConfigMaps(e.ns)
 	n := 0
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error { // until the configuration is in force
 		n++
-		cm, err := cms.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("seen-", n)}}, metav1.CreateOptions{})
+		cm, err := cms.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("seen-", n)}},
+			metav1.CreateOptions{})
 		if err == nil && cm.Labels["seen"] != "yes" {
 			err = fmt.Errorf("labels are %v", cm.Labels)
 		}
 		return err
 	}))
-	_, err := cms.Create(e.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "forbidden-one"}}, metav1.CreateOptions{})
+	_, err := cms.Create(e.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "forbidden-one"}},
+		metav1.CreateOptions{})
 	if err == nil || !strings.Contains(err.Error(), "the webhook says no") {
 		t.Errorf("the webhook's refusal: %v", err)
 	}
@@ -149,25 +155,31 @@ kind: ResourceQuota
 metadata: {name: quota}
 spec: {hard: {pods: "2", requests.memory: 100Mi}}
 `)
-	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().ResourceQuotas(e.ns), named("quota"), func(q *corev1.ResourceQuota) (bool, string) {
-		return len(q.Status.Hard) == 2, fmt.Sprint(q.Status)
-	})
+	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().ResourceQuotas(e.ns), named("quota"),
+		func(q *corev1.ResourceQuota) (bool, string) {
+			return len(q.Status.Hard) == 2, fmt.Sprint(q.Status)
+		})
 	e.must(err)
 	e.apply(fmt.Sprintf(pod, "one", "one"))
 	p := e.pod(named("one"), isReady)
 	if r := p.Spec.Containers[0].Resources; r.Limits.Memory().String() != "64Mi" || r.Requests.Cpu().String() != "10m" {
 		t.Errorf("defaults: %v", r)
 	}
-	big := strings.Replace(fmt.Sprintf(pod, "big", "big"), `"registry.test/app:1"}`, `"registry.test/app:1", resources: {limits: {memory: 1Gi}}}`, 1)
+	big := strings.Replace(fmt.Sprintf(pod, "big", "big"), `"registry.test/app:1"}`,
+		`"registry.test/app:1", resources: {limits: {memory: 1Gi}}}`, 1)
 	if err := e.tryApply(big); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "maximum memory usage") {
 		t.Errorf("above the limit range: %v", err)
 	}
 	e.apply(fmt.Sprintf(pod, "two", "two"))
-	if err := e.tryApply(fmt.Sprintf(pod, "three", "three")); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota") {
+	if err := e.tryApply(fmt.Sprintf(pod, "three", "three")); !apierrors.IsForbidden(err) ||
+		!strings.Contains(err.Error(), "exceeded quota") {
 		t.Errorf("above the quota: %v", err)
 	}
 	e.kubectl("delete", "pod", "two")
-	e.must(cluster.Eventually(e.soon(), func(context.Context) error { return e.tryApply(fmt.Sprintf(pod, "three", "three")) }))
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
+		return e.tryApply(fmt.Sprintf(pod, "three",
+			"three"))
+	}))
 }
 
 func TestDisruptionBudgetHolds(t *testing.T) {
@@ -182,16 +194,19 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 	e.rolledOut("web")
 	budget := func(allowed int32) {
 		t.Helper()
-		_, err := cluster.Until(e.soon(), e.Kube.PolicyV1().PodDisruptionBudgets(e.ns), named("web"), func(b *policyv1.PodDisruptionBudget) (bool, string) {
-			return b.Status.ObservedGeneration == b.Generation && b.Status.CurrentHealthy >= 2 && b.Status.DisruptionsAllowed == allowed, fmt.Sprintf("%+v", b.Status)
-		})
+		_, err := cluster.Until(e.soon(), e.Kube.PolicyV1().PodDisruptionBudgets(e.ns), named("web"),
+			func(b *policyv1.PodDisruptionBudget) (bool, string) {
+				return b.Status.ObservedGeneration == b.Generation && b.Status.CurrentHealthy >= 2 &&
+					b.Status.DisruptionsAllowed == allowed, fmt.Sprintf("%+v", b.Status)
+			})
 		e.must(err)
 	}
 	budget(0)
 	l, err := e.Kube.CoreV1().Pods(e.ns).List(e.ctx, labeled("app=web"))
 	e.must(err)
 	evict := func(name string) error {
-		return e.Kube.PolicyV1().Evictions(e.ns).Evict(e.ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: e.ns}})
+		return e.Kube.PolicyV1().Evictions(e.ns).Evict(e.ctx,
+			&policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: e.ns}})
 	}
 	if err := evict(l.Items[0].Name); !apierrors.IsTooManyRequests(err) {
 		t.Fatalf("the eviction was not refused: %v", err)
@@ -207,7 +222,8 @@ func TestPodSecurityAdmission(t *testing.T) {
 	e := share(t)
 	e.kubectl("label", "namespace", e.ns, "pod-security.kubernetes.io/enforce=restricted")
 	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-		if err := e.tryApply(fmt.Sprintf(pod, "lax", "lax")); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "violates PodSecurity") {
+		if err := e.tryApply(fmt.Sprintf(pod, "lax", "lax")); !apierrors.IsForbidden(err) ||
+			!strings.Contains(err.Error(), "violates PodSecurity") {
 			return fmt.Errorf("a pod that asks for more than is allowed: %w", err)
 		}
 		return nil
@@ -221,9 +237,12 @@ func certificate(t *testing.T, name string) (crt, key []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		DNSNames:  []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k)
 	if err != nil {
 		t.Fatal(err)

@@ -77,7 +77,8 @@ func stepOf(cm *corev1.ConfigMap) int {
 func (r *record) next(ctx context.Context, e *env) error {
 	cms := e.Kube.CoreV1().ConfigMaps(e.ns)
 	r.tried = r.step + 1
-	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: r.name}, Data: map[string]string{"step": strconv.Itoa(r.tried), "text": r.text(r.tried)}}
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: r.name},
+		Data: map[string]string{"step": strconv.Itoa(r.tried), "text": r.text(r.tried)}}
 	var err error
 	switch {
 	case absent(r.tried):
@@ -121,7 +122,8 @@ func (r *record) check(cm *corev1.ConfigMap) error {
 			r.rv = version(cm.ResourceVersion)
 		}
 	default:
-		return fmt.Errorf("%s: step %d at %d was acknowledged, step %d was asked for, there is %s", r.name, r.step, r.rv, r.tried, have)
+		return fmt.Errorf("%s: step %d at %d was acknowledged, step %d was asked for, there is %s", r.name, r.step,
+			r.rv, r.tried, have)
 	}
 	r.tried = 0
 	return nil
@@ -263,7 +265,8 @@ func TestPowerCutOfTheDatastoresDisk(t *testing.T) {
 		}
 		e.undamaged()
 		if after := e.containerProcesses(); !slices.Equal(before, after) {
-			t.Errorf("round %d: processes of containers were\n%s\nand are\n%s", round, strings.Join(before, "\n"), strings.Join(after, "\n"))
+			t.Errorf("round %d: processes of containers were\n%s\nand are\n%s", round, strings.Join(before, "\n"),
+				strings.Join(after, "\n"))
 		}
 		if t.Failed() {
 			t.FailNow()

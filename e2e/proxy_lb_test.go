@@ -61,14 +61,15 @@ func TestServiceLoadBalancer(t *testing.T) {
 	// is waits for the Service's addresses and the reason in its condition.
 	is := func(service, addrs, reason string) {
 		t.Helper()
-		_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named(service), func(s *corev1.Service) (bool, string) {
-			var ips []string
-			for _, in := range s.Status.LoadBalancer.Ingress {
-				ips = append(ips, in.IP)
-			}
-			c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
-			return c != nil && c.Reason == reason && strings.Join(ips, " ") == addrs, fmt.Sprintf("%v %+v", ips, c)
-		})
+		_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named(service),
+			func(s *corev1.Service) (bool, string) {
+				var ips []string
+				for _, in := range s.Status.LoadBalancer.Ingress {
+					ips = append(ips, in.IP)
+				}
+				c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
+				return c != nil && c.Reason == reason && strings.Join(ips, " ") == addrs, fmt.Sprintf("%v %+v", ips, c)
+			})
 		e.must(err)
 	}
 	lan := func(port int, want string) {
@@ -119,7 +120,8 @@ spec: {type: LoadBalancer, loadBalancerClass: example.org/other, selector: {app:
 	if s := e.service("foreign"); len(s.Status.LoadBalancer.Ingress)+len(s.Status.Conditions) > 0 {
 		t.Errorf("somebody else's Service: %+v", s.Status)
 	}
-	if out := e.kubectl("get", "events", "--field-selector", "involvedObject.name=second"); !strings.Contains(out, "PortConflict") {
+	if out := e.kubectl("get", "events", "--field-selector", "involvedObject.name=second"); !strings.Contains(out,
+		"PortConflict") {
 		t.Errorf("no event tells of the conflict:\n%s", out)
 	}
 	// What has no endpoint any more is taken from the nodes.

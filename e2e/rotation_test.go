@@ -28,7 +28,8 @@ func (e *env) writer(p *probes, name string, servers ...*cluster.Cluster) (stop 
 	for _, c := range servers {
 		clients = append(clients, c.Kube)
 	}
-	_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(),
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	e.must(err)
 	stop = p.probe("a write through any server, by "+name, func(ctx context.Context) error {
 		var errs []error
@@ -129,7 +130,8 @@ func (e *env) startAgain(c *cluster.Cluster) {
 	e.must(c.Ready(e.within(2 * patience)))
 }
 
-// rotatesAll replaces all authorities while writes go on, one server is killed in the middle, and each is started again.
+// rotatesAll replaces all authorities while writes go on, one server is killed in the middle, and each is started
+// again.
 func (e *env) rotatesAll(agents []*cluster.Cluster, servers ...*cluster.Cluster) {
 	e.Helper()
 	s1, s2, last := servers[0], servers[1], servers[len(servers)-1]
@@ -165,7 +167,8 @@ func (e *env) rotatesAll(agents []*cluster.Cluster, servers ...*cluster.Cluster)
 	}
 	e.alike(servers...)
 	begun := e.shared(last)
-	for _, f := range []string{"server-ca.key", "client-ca.key", "etcd-ca.key", "request-header-ca.key", "service-account.key"} {
+	for _, f := range []string{"server-ca.key", "client-ca.key", "etcd-ca.key", "request-header-ca.key",
+		"service-account.key"} {
 		if begun[f] == before[f] {
 			e.Errorf("%s is the old one", f)
 		}

@@ -48,8 +48,9 @@ func TestSecretsAreNowhereInClearText(t *testing.T) {
 	}
 	// A text in the clear proves that the search would find one.
 	control := "control-" + strings.ToUpper(text)
-	_, err = e.Kube.CoreV1().Services(e.ns).Create(e.ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "seen", Annotations: map[string]string{"word": control}},
-		Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone}}, metav1.CreateOptions{})
+	_, err = e.Kube.CoreV1().Services(e.ns).Create(e.ctx,
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "seen", Annotations: map[string]string{"word": control}},
+			Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone}}, metav1.CreateOptions{})
 	e.must(err)
 	needles := map[string][]byte{
 		"the text":         []byte(text),
@@ -78,7 +79,8 @@ func (e *env) eachFile(dir string, f func(path string, raw []byte, info fs.FileI
 			return nil //nolint:nilerr // went away meanwhile
 		}
 		if d.IsDir() {
-			if n := d.Name(); n == "io.containerd.snapshotter.v1.overlayfs" || n == "io.containerd.content.v1.content" || n == "bundle" || n == "images" {
+			if n := d.Name(); n == "io.containerd.snapshotter.v1.overlayfs" ||
+				n == "io.containerd.content.v1.content" || n == "bundle" || n == "images" {
 				return fs.SkipDir
 			}
 			return nil
@@ -194,7 +196,10 @@ func TestNothingAnswersStrangers(t *testing.T) {
 	health := []string{"/healthz", "/livez", "/readyz", "/health", "/ready", "/version"}
 	for _, l := range ls {
 		for _, scheme := range []string{"https", "http"} {
-			for _, path := range []string{"/", "/metrics", "/pods", "/api/v1/secrets", "/api", "/apis", "/openapi/v2", "/configz", "/debug/pprof/", "/debug/pprof/heap", "/debug/flags/v", "/logs/", "/stats/summary", "/runningpods/", "/exec", "/run/default/x/y", "/v3/kv/range", "/statusz", "/flagz", "/spec", "/healthz/verbose"} {
+			for _, path := range []string{"/", "/metrics", "/pods", "/api/v1/secrets", "/api", "/apis", "/openapi/v2",
+				"/configz", "/debug/pprof/", "/debug/pprof/heap", "/debug/flags/v", "/logs/", "/stats/summary",
+				"/runningpods/", "/exec", "/run/default/x/y", "/v3/kv/range", "/statusz", "/flagz", "/spec",
+				"/healthz/verbose"} {
 				code, body, err := e.strangerGets(scheme, l.addr, path)
 				if err != nil && path == "/" {
 					break // does not speak this at all, or hangs up on strangers: no further path will tell more
@@ -203,7 +208,8 @@ func TestNothingAnswersStrangers(t *testing.T) {
 					continue
 				}
 				switch code {
-				case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed:
+				case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusBadRequest,
+					http.StatusMethodNotAllowed:
 				default:
 					t.Errorf("%s://%s%s answers a stranger with %d: %.200s", scheme, l.addr, path, code, body)
 				}
@@ -231,8 +237,12 @@ func TestNothingAnswersStrangers(t *testing.T) {
 }
 
 func (e *env) strangerClient(verify bool) *http.Client {
-	return &http.Client{Timeout: 3 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: e.M.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: !verify}}} //nolint:gosec // a stranger does not know the CA
+	return &http.Client{Timeout: 3 * time.Second, CheckRedirect: func(*http.Request,
+		[]*http.Request) error {
+		return http.ErrUseLastResponse
+	},
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: e.M.Dial,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: !verify}}} //nolint:gosec // a stranger does not know the CA
 }
 
 func (e *env) strangerGets(scheme string, a netip.AddrPort, path string) (int, string, error) {
@@ -265,10 +275,12 @@ func (e *env) speaksHTTP2(a netip.AddrPort) bool {
 func TestTLSIsModern(t *testing.T) {
 	e := share(t)
 	for _, port := range []int{6443, 10250} {
-		for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false,
+			tls.VersionTLS12: true, tls.VersionTLS13: true} {
 			c, err := e.M.Dial(e.ctx, "tcp", net.JoinHostPort(e.M.IP, strconv.Itoa(port)))
 			e.must(err)
-			tc := tls.Client(c, &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}) //nolint:gosec // old versions are what is tested
+			tc := tls.Client(c, &tls.Config{InsecureSkipVerify: true, MinVersion: version,
+				MaxVersion: version}) //nolint:gosec // old versions are what is tested
 			err = tc.HandshakeContext(e.soon())
 			if (err == nil) != ok {
 				t.Errorf("port %d, %s: %v", port, tls.VersionName(version), err)

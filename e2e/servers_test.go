@@ -62,8 +62,10 @@ func TestThreeServers(t *testing.T) {
 	s2, s3 := e.serverOn(l, "s2", nil), e.serverOn(l, "s3", nil)
 	e.joinServer(s2)
 	e.sub("other settings than the cluster's", func(e *env) {
-		_, err := s3.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", e.token("--kind", "server"), "--cluster-cidr", "10.99.0.0/16", "--flannel-backend", "host-gw")
-		for _, want := range []string{`cluster-cidr is "10.99.0.0/16" here and "10.42.0.0/16" in the cluster`, `flannel-backend is "host-gw" here and "vxlan"`} {
+		_, err := s3.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", e.token("--kind", "server"),
+			"--cluster-cidr", "10.99.0.0/16", "--flannel-backend", "host-gw")
+		for _, want := range []string{`cluster-cidr is "10.99.0.0/16" here and "10.42.0.0/16" in the cluster`,
+			`flannel-backend is "host-gw" here and "vxlan"`} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				e.Errorf("got %v, want %s", err, want)
 			}
@@ -103,7 +105,8 @@ func TestThreeServers(t *testing.T) {
 		for _, from := range nodes {
 			for _, to := range nodes {
 				e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-					for _, url := range []string{"http://svc-p" + to.M.Name + "/", "http://" + ips[to.M.Name] + ":8080/"} {
+					for _, url := range []string{"http://svc-p" + to.M.Name + "/", "http://" + ips[to.M.Name] +
+						":8080/"} {
 						if out, err := e.in("p"+from.M.Name, "get", url); err != nil {
 							return fmt.Errorf("%s gets %s: %q, %w", from.M.Name, url, out, err)
 						}

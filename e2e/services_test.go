@@ -148,22 +148,25 @@ spec:
 			{"cli", "srv", "_http._tcp.headless." + full, "srv.headless." + full + ".:8080"},
 			{"cli", "ptr", e.service("cluster").Spec.ClusterIP, "cluster." + full + "."},
 			// A pod behind several Services has a name in each.
-			{"cli", "ptr", ip, dashed + ".cluster." + full + ".\n" + dashed + ".node." + full + ".\nsrv.headless." + full + "."},
+			{"cli", "ptr", ip, dashed + ".cluster." + full + ".\n" + dashed + ".node." + full + ".\nsrv.headless." +
+				full + "."},
 			{"cli", "host", dashed + "." + e.ns + ".pod.cluster.local", ip},
 			{"host", "host", "cluster." + e.ns, e.service("cluster").Spec.ClusterIP},
 			{"host", "srv", "_http._tcp.cluster." + full, "cluster." + full + ".:80"},
 		} {
 			e.becomes(c.from, c.want, "lookup", c.kind, c.name)
 		}
-		if out, err := e.in("cli", "lookup", "host", "nothing-here."+full); err == nil || !strings.Contains(err.Error(), "no such host") {
+		if out, err := e.in("cli", "lookup", "host", "nothing-here."+full); err == nil ||
+			!strings.Contains(err.Error(), "no such host") {
 			e.Errorf("a name that is not there: %q, %v", out, err)
 		}
 	})
 	e.sub("endpoints follow readiness", func(e *env) {
 		e.kubectl("delete", "pod", "srv", "--wait=false")
-		_, err := cluster.Until(e.soon(), e.Kube.DiscoveryV1().EndpointSlices(e.ns), labeled("kubernetes.io/service-name=cluster"), func(s *discoveryv1.EndpointSlice) (bool, string) {
-			return len(s.Endpoints) == 0, fmt.Sprintf("%d endpoints", len(s.Endpoints))
-		})
+		_, err := cluster.Until(e.soon(), e.Kube.DiscoveryV1().EndpointSlices(e.ns),
+			labeled("kubernetes.io/service-name=cluster"), func(s *discoveryv1.EndpointSlice) (bool, string) {
+				return len(s.Endpoints) == 0, fmt.Sprintf("%d endpoints", len(s.Endpoints))
+			})
 		e.must(err)
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 			if out, err := e.in("cli", "tcp", e.service("cluster").Spec.ClusterIP+":81"); err == nil {
@@ -252,7 +255,8 @@ func TestOutsideNamesAreForwarded(t *testing.T) {
 		return nil
 	}))
 	e.becomes("cli", "192.0.2.7", "lookup", "host", "www.outside.test")
-	if out, err := e.in("cli", "lookup", "host", "nothing.outside.test"); err == nil || !strings.Contains(err.Error(), "no such host") {
+	if out, err := e.in("cli", "lookup", "host", "nothing.outside.test"); err == nil ||
+		!strings.Contains(err.Error(), "no such host") {
 		t.Errorf("a name that is not there: %q, %v", out, err)
 	}
 }
@@ -265,7 +269,8 @@ func answerOutside(w dns.ResponseWriter, q *dns.Msg) {
 	case len(q.Question) != 1 || q.Question[0].Name != "www.outside.test.":
 		a.Rcode = dns.RcodeNameError
 	case q.Question[0].Qtype == dns.TypeA:
-		a.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.IPv4(192, 0, 2, 7)}}
+		a.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET,
+			Ttl: 5}, A: net.IPv4(192, 0, 2, 7)}}
 	}
 	_ = w.WriteMsg(a)
 }

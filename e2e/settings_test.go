@@ -18,13 +18,15 @@ import (
 	"github.com/umiak-io/umiak/e2e/cluster"
 )
 
-// TestSettingsThatChange starts a server on a machine called localhost, changes its settings and its host name, and starts it
-// again: it stays the same node, and what the settings gave it follows them.
+// TestSettingsThatChange starts a server on a machine called localhost, changes its settings and its host name, and
+// starts it again: it stays the same node, and what the settings gave it follows them.
 func TestSettingsThatChange(t *testing.T) {
 	t.Parallel()
 	e := off(t, cluster.Options{Name: "localhost", Images: []string{}, Settings: map[string]string{
-		"node-label": "room=attic,disk=ssd", "node-taint": "own=yes:PreferNoSchedule", "node-external-ip": "203.0.113.7",
-		"kubelet-arg": `["max-pods=77", "eviction-hard=memory.available<50Mi,nodefs.available<3%"]`, "disable": "no-such-thing,metrics-server",
+		"node-label": "room=attic,disk=ssd", "node-taint": "own=yes:PreferNoSchedule",
+		"node-external-ip": "203.0.113.7",
+		"kubelet-arg":      `["max-pods=77", "eviction-hard=memory.available<50Mi,nodefs.available<3%"]`,
+		"disable":          "no-such-thing,metrics-server",
 	}})
 	out, err := e.Umiak(e.soon(), "check")
 	if l := lineWith(out, []string{"node name", "localhost"}); !strings.HasPrefix(l, "WARN") {
@@ -33,7 +35,8 @@ func TestSettingsThatChange(t *testing.T) {
 	e.must(e.Start())
 	e.must(e.APIReady(e.soon()))
 	first := e.oneNode(func(n *corev1.Node) error {
-		return errors.Join(labelled(n, "room", "attic"), labelled(n, "disk", "ssd"), tainted(n, "own", true), external(n, "203.0.113.7"), podsOf(n, "77"))
+		return errors.Join(labelled(n, "room", "attic"), labelled(n, "disk", "ssd"), tainted(n, "own", true),
+			external(n, "203.0.113.7"), podsOf(n, "77"))
 	})
 	if !strings.HasPrefix(first.Name, "node-") {
 		t.Errorf("a machine called localhost is node %q", first.Name)
@@ -43,7 +46,8 @@ func TestSettingsThatChange(t *testing.T) {
 	}
 	// Somebody else labels and taints it.
 	patch := `{"metadata":{"labels":{"theirs":"yes"}},"spec":{"taints":[{"key":"own","value":"yes","effect":"PreferNoSchedule"},{"key":"theirs","effect":"PreferNoSchedule"}]}}`
-	_, err = e.Kube.CoreV1().Nodes().Patch(e.soon(), first.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	_, err = e.Kube.CoreV1().Nodes().Patch(e.soon(), first.Name, types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{})
 	e.must(err)
 	e.must(e.Stop(e.soon()))
 
@@ -52,7 +56,8 @@ func TestSettingsThatChange(t *testing.T) {
 	e.must(e.Start())
 	e.must(e.APIReady(e.soon()))
 	again := e.oneNode(func(n *corev1.Node) error {
-		return errors.Join(labelled(n, "room", "cellar"), labelled(n, "disk", ""), labelled(n, "theirs", "yes"), tainted(n, "own", false), tainted(n, "theirs", true), external(n), podsOf(n, "110"))
+		return errors.Join(labelled(n, "room", "cellar"), labelled(n, "disk", ""), labelled(n, "theirs", "yes"),
+			tainted(n, "own", false), tainted(n, "theirs", true), external(n), podsOf(n, "110"))
 	})
 	if again.UID != first.UID {
 		t.Errorf("node %s became %s", first.Name, again.Name)
@@ -86,7 +91,8 @@ func TestSettingsThatChange(t *testing.T) {
 	}
 	e.sh("hostname " + strings.Repeat("a", 64) + "; rm -r /var/lib/umiak")
 	for _, command := range []string{"check", "server"} {
-		if _, err := e.Umiak(e.soon(), command); err == nil || !strings.Contains(err.Error(), "64 characters, and 63 is the limit") {
+		if _, err := e.Umiak(e.soon(), command); err == nil ||
+			!strings.Contains(err.Error(), "64 characters, and 63 is the limit") {
 			t.Errorf("%s with a host name of 64 letters: %v", command, err)
 		}
 	}
@@ -102,23 +108,28 @@ func TestSettingsThatChange(t *testing.T) {
 	}
 }
 
-// admissionConfigured: pods have a minimum of security without a label, and one namespace does not flood the others with Events.
+// admissionConfigured: pods have a minimum of security without a label, and one namespace does not flood the others
+// with Events.
 func (e *env) admissionConfigured() {
 	e.Helper()
 	pod := func(ns string) error {
-		_, err := e.KubectlInput(e.soon(), strings.NewReader(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"hostNetwork":true,"containers":[{"name":"c","image":"x"}]}}`),
+		_, err := e.KubectlInput(e.soon(),
+			strings.NewReader(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"hostNetwork":true,"containers":[{"name":"c","image":"x"}]}}`),
 			"-n", ns, "create", "--dry-run=server", "-f", "-")
 		return err
 	}
 	e.must(cluster.Eventually(e.soon(), func(context.Context) error { // its ServiceAccount comes a moment after the API
 		if err := pod("default"); err == nil || !strings.Contains(err.Error(), "violates PodSecurity") {
-			return fmt.Errorf("hostNetwork in a namespace without a level: %w", errors.Join(errors.New("not refused by Pod Security"), err))
+			return fmt.Errorf("hostNetwork in a namespace without a level: %w",
+				errors.Join(errors.New("not refused by Pod Security"), err))
 		}
 		return pod("kube-system")
 	}))
 	event := func(ns string) error {
-		_, err := e.Kube.CoreV1().Events(ns).Create(e.soon(), &corev1.Event{ObjectMeta: metav1.ObjectMeta{GenerateName: "flood-"},
-			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: "p"}, Reason: "Flood", Type: corev1.EventTypeNormal}, metav1.CreateOptions{})
+		_, err := e.Kube.CoreV1().Events(ns).Create(e.soon(),
+			&corev1.Event{ObjectMeta: metav1.ObjectMeta{GenerateName: "flood-"},
+				InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: "p"}, Reason: "Flood",
+				Type: corev1.EventTypeNormal}, metav1.CreateOptions{})
 		return err
 	}
 	var limited error

@@ -17,7 +17,8 @@ import (
 func (e *env) manySecrets(n int) {
 	e.Helper()
 	for i := range n {
-		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("kept-%d", i)}, StringData: map[string]string{"word": fmt.Sprint("word ", i)}}
+		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("kept-%d", i)},
+			StringData: map[string]string{"word": fmt.Sprint("word ", i)}}
 		_, err := e.Kube.CoreV1().Secrets(e.ns).Create(e.soon(), s, metav1.CreateOptions{})
 		e.must(err)
 	}
@@ -36,7 +37,8 @@ func (e *env) sameKeys(n int, key string, servers ...*cluster.Cluster) {
 			file = string(raw)
 		}
 		s := by.encryptionStatus()
-		if string(raw) != file || s.Rotation != "none" || s.WriteKey.Name != key || len(s.ReadKeys) != 1 || s.Loaded == nil || !*s.Loaded || len(s.Stored["secrets"]) != 1 {
+		if string(raw) != file || s.Rotation != "none" || s.WriteKey.Name != key || len(s.ReadKeys) != 1 ||
+			s.Loaded == nil || !*s.Loaded || len(s.Stored["secrets"]) != 1 {
 			e.Errorf("%s: other keys (%v), or %+v", c.M.Name, string(raw) != file, s)
 		}
 		for i := range n {
@@ -61,8 +63,8 @@ func (e *env) rotateKeys(by *cluster.Cluster) {
 	}))
 }
 
-// rotatesKeysOfAll: the keys of Secrets are rotated on all servers while each is written to and read from, also where one
-// is away at first, from two servers in turn.
+// rotatesKeysOfAll: the keys of Secrets are rotated on all servers while each is written to and read from, also where
+// one is away at first, from two servers in turn.
 func (e *env) rotatesKeysOfAll(servers ...*cluster.Cluster) {
 	e.Helper()
 	const many = 40

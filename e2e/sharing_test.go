@@ -78,7 +78,8 @@ func TestImageSharing(t *testing.T) {
 	// What is cut off stays so until the end of a part.
 	cut := func(e *env, c *cluster.Cluster, rule string) {
 		e.Helper()
-		_, err := c.M.Run(e.soon(), "nft", "add table inet cut; add chain inet cut in { type filter hook input priority -300; }; add rule inet cut in "+rule)
+		_, err := c.M.Run(e.soon(), "nft",
+			"add table inet cut; add chain inet cut in { type filter hook input priority -300; }; add rule inet cut in "+rule)
 		e.must(err)
 		e.Cleanup(func() {
 			if _, err := c.M.Run(context.Background(), "nft", "delete table inet cut"); err != nil {
@@ -102,7 +103,8 @@ func TestImageSharing(t *testing.T) {
 		e.apply(fmt.Sprintf(pulled, "dig2", "two", image))
 		e.pod(named("dig2"), isReady)
 		out, err := one.Umiak(e.soon(), "status")
-		if err != nil || !strings.Contains(out, "Image sharing") || !strings.Contains(out, "2 nodes; gave ") || strings.Contains(out, "gave 0 blobs") {
+		if err != nil || !strings.Contains(out, "Image sharing") || !strings.Contains(out, "2 nodes; gave ") ||
+			strings.Contains(out, "gave 0 blobs") {
 			e.Errorf("status of one: %v\n%s", err, out)
 		}
 	})
@@ -119,7 +121,8 @@ func TestImageSharing(t *testing.T) {
 	})
 	e.sub("strangers", func(e *env) {
 		ask := func(to *machine.Machine, cert ...tls.Certificate) error {
-			cfg := &tls.Config{InsecureSkipVerify: true, Certificates: cert} //nolint:gosec // a stranger does not know the CA
+			cfg := &tls.Config{InsecureSkipVerify: true,
+				Certificates: cert} //nolint:gosec // a stranger does not know the CA
 			tr := &http.Transport{DialContext: e.M.Dial, TLSClientConfig: cfg, DisableKeepAlives: true}
 			req, err := http.NewRequestWithContext(e.soon(), http.MethodGet, "https://"+to.IP+":5001/v2/", nil)
 			e.must(err)
@@ -146,7 +149,8 @@ func TestImageSharing(t *testing.T) {
 			}
 		}
 		// A pod has no certificate at all.
-		out, err := e.exec(e.soon(), "tagone", "", "/bin/sh", "-c", "printf 'GET /v2/ HTTP/1.0\r\n\r\n' | nc "+one.M.IP+" 5001")
+		out, err := e.exec(e.soon(), "tagone", "", "/bin/sh", "-c", "printf 'GET /v2/ HTTP/1.0\r\n\r\n' | nc "+one.M.IP+
+			" 5001")
 		if !strings.Contains(out, "400 Bad Request") {
 			e.Errorf("a pod: %q, %v", out, err)
 		}
@@ -171,7 +175,8 @@ func TestImageSharing(t *testing.T) {
 			}))
 			e.must(by(two.M.Do, to))
 			for _, pod := range []string{"tagone", "tagtwo"} { // as Prometheus would
-				out, err := e.exec(e.soon(), pod, "", "/bin/sh", "-c", "printf 'GET /metrics HTTP/1.0\r\n\r\n' | nc "+to.IP+" 10250")
+				out, err := e.exec(e.soon(), pod, "", "/bin/sh", "-c", "printf 'GET /metrics HTTP/1.0\r\n\r\n' | nc "+
+					to.IP+" 10250")
 				if !strings.Contains(out, "HTTP request to an HTTPS server") {
 					e.Errorf("pod %s at %s:10250: %q, %v", pod, to.IP, out, err)
 				}
@@ -190,7 +195,8 @@ func TestImageSharing(t *testing.T) {
 			cfg.Dial, cfg.CertFile, cfg.KeyFile = e.M.Dial, file+".crt", file+".key"
 			k, err := kubernetes.NewForConfig(cfg)
 			e.must(err)
-			_, err = k.CoreV1().Nodes().Patch(e.soon(), "two", types.MergePatchType, []byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`), metav1.PatchOptions{})
+			_, err = k.CoreV1().Nodes().Patch(e.soon(), "two", types.MergePatchType,
+				[]byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`), metav1.PatchOptions{})
 			if !apierrors.IsForbidden(err) {
 				e.Errorf("%s: %v", who, err)
 			}

@@ -52,7 +52,8 @@ func (e *env) expired(resourceVersion string) {
 	e.must(err)
 	defer w.Stop()
 	ev, ok := <-w.ResultChan()
-	if !ok || ev.Type != watch.Error || !apierrors.IsResourceExpired(apierrors.FromObject(ev.Object)) && !apierrors.IsGone(apierrors.FromObject(ev.Object)) {
+	if !ok || ev.Type != watch.Error || !apierrors.IsResourceExpired(apierrors.FromObject(ev.Object)) &&
+		!apierrors.IsGone(apierrors.FromObject(ev.Object)) {
 		e.Fatalf("a watch from %s got %v %v", resourceVersion, ev.Type, ev.Object)
 	}
 }
@@ -71,25 +72,30 @@ func TestSnapshotComesBackOnANewMachine(t *testing.T) {
 	}
 
 	a.must(os.WriteFile(a.hostPath("/var/lib/passphrase"), []byte("a very secret one\n"), 0o600))
-	out, err := a.Umiak(a.soon(), "snapshot", "save", "--snapshot-passphrase-file", "/var/lib/passphrase", "before-wipe")
+	out, err := a.Umiak(a.soon(), "snapshot", "save", "--snapshot-passphrase-file", "/var/lib/passphrase",
+		"before-wipe")
 	a.must(err)
 	file := strings.TrimSpace(out)
 	raw, err := os.ReadFile(a.hostPath(file))
 	a.must(err)
-	if list, err := a.Umiak(a.soon(), "snapshot", "list"); err != nil || !strings.Contains(list, filepath.Base(file)) || !strings.Contains(list, "encrypted") {
+	if list, err := a.Umiak(a.soon(), "snapshot", "list"); err != nil || !strings.Contains(list, filepath.Base(file)) ||
+		!strings.Contains(list, "encrypted") {
 		t.Errorf("list: %v\n%s", err, list)
 	}
-	if out, err := a.Umiak(a.soon(), "snapshot", "restore", file); err == nil || !strings.Contains(fmt.Sprint(out, err), "another umiak is using") {
+	if out, err := a.Umiak(a.soon(), "snapshot", "restore", file); err == nil ||
+		!strings.Contains(fmt.Sprint(out, err), "another umiak is using") {
 		t.Errorf("restored beneath a running server: %v\n%s", err, out)
 	}
 	// Written after the snapshot: clients know it, the restored cluster does not.
-	late, err := a.Kube.CoreV1().ConfigMaps(a.ns).Create(a.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "late"}}, metav1.CreateOptions{})
+	late, err := a.Kube.CoreV1().ConfigMaps(a.ns).Create(a.ctx,
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "late"}}, metav1.CreateOptions{})
 	a.must(err)
 	a.must(a.Stop(a.soon()))
 
 	b := off(t, cluster.Options{Name: "snap"})
 	b.ns = a.ns
-	for name, data := range map[string][]byte{"whole": raw, "cut": raw[:len(raw)-100], "passphrase": []byte("a very secret one"), "wrong": []byte("another")} {
+	for name, data := range map[string][]byte{"whole": raw, "cut": raw[:len(raw)-100],
+		"passphrase": []byte("a very secret one"), "wrong": []byte("another")} {
 		b.must(os.WriteFile(b.hostPath("/var/lib", name), data, 0o600))
 	}
 	restore := func(file, pass string) (string, error) {
@@ -139,8 +145,10 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	settings := map[string]string{
-		"snapshot-s3-bucket": srv.Config.Bucket, "snapshot-s3-folder": srv.Config.Folder, "snapshot-s3-endpoint": srv.Config.Endpoint,
-		"snapshot-s3-access-key": srv.Config.AccessKey, "snapshot-s3-secret-key-file": "/var/lib/s3-key", "snapshot-s3-endpoint-ca": "/var/lib/s3-ca",
+		"snapshot-s3-bucket": srv.Config.Bucket, "snapshot-s3-folder": srv.Config.Folder,
+		"snapshot-s3-endpoint":   srv.Config.Endpoint,
+		"snapshot-s3-access-key": srv.Config.AccessKey, "snapshot-s3-secret-key-file": "/var/lib/s3-key",
+		"snapshot-s3-endpoint-ca": "/var/lib/s3-ca",
 		"snapshot-s3-unencrypted": "true",
 	}
 	prepare := func(e *env) {
@@ -151,7 +159,8 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 	prepare(a)
 	a.must(a.Start())
 	a.ready()
-	_, err = a.Kube.CoreV1().ConfigMaps(a.ns).Create(a.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kept"}}, metav1.CreateOptions{})
+	_, err = a.Kube.CoreV1().ConfigMaps(a.ns).Create(a.ctx,
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kept"}}, metav1.CreateOptions{})
 	a.must(err)
 	file, err := a.Umiak(a.soon(), "snapshot", "save", "before-wipe")
 	a.must(err)
@@ -160,7 +169,8 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 	if err != nil || !strings.Contains(list, name) || !strings.Contains(list, "here,s3") {
 		t.Errorf("list: %v\n%s", err, list)
 	}
-	if out, err := a.Umiak(a.soon(), "status"); err != nil || !strings.Contains(out, "up to date") || strings.Contains(out, srv.Config.SecretKey) {
+	if out, err := a.Umiak(a.soon(), "status"); err != nil || !strings.Contains(out, "up to date") ||
+		strings.Contains(out, srv.Config.SecretKey) {
 		t.Errorf("status: %v\n%s", err, out)
 	}
 	a.must(a.Stop(a.soon()))
@@ -196,7 +206,10 @@ func TestSQLiteMovesIntoEtcdOnRestart(t *testing.T) {
 	for w := range 12 {
 		wg.Go(func() {
 			for i := w; i < n; i += 12 {
-				if _, err := cms.Create(e.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%d", i)}, Data: map[string]string{"text": strings.Repeat("x", 300)}}, metav1.CreateOptions{}); err != nil {
+				if _, err := cms.Create(e.ctx,
+					&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%d", i)},
+						Data: map[string]string{"text": strings.Repeat("x", 300)}},
+					metav1.CreateOptions{}); err != nil {
 					t.Error(err)
 					return
 				}
@@ -231,7 +244,8 @@ func TestSQLiteMovesIntoEtcdOnRestart(t *testing.T) {
 		}
 	}
 	e.expired(rev)
-	w, err := e.Kube.CoordinationV1().Leases("kube-node-lease").Watch(e.soon(), metav1.ListOptions{ResourceVersion: leases.ResourceVersion})
+	w, err := e.Kube.CoordinationV1().Leases("kube-node-lease").Watch(e.soon(),
+		metav1.ListOptions{ResourceVersion: leases.ResourceVersion})
 	if err == nil {
 		if ev, ok := <-w.ResultChan(); !ok || ev.Type != watch.Error {
 			t.Errorf("a watch of Leases from before got %v", ev)

@@ -112,7 +112,8 @@ func (s *soak) whole() {
 			case !s.members:
 			case strings.Count(out, "  member ") != len(s.servers) || strings.Count(out, "  leader  ") != 1:
 				return errors.New("not the members that there should be")
-			case strings.Contains(out, "  learner  ") || strings.Contains(out, "  unreachable  ") || strings.Contains(out, "  not started  "):
+			case strings.Contains(out, "  learner  ") || strings.Contains(out, "  unreachable  ") ||
+				strings.Contains(out, "  not started  "):
 				return errors.New("not all members take part")
 			}
 			return nil
@@ -137,7 +138,8 @@ func (s *soak) sees(c *cluster.Cluster, check func(out string) error) {
 }
 
 // soakServers makes servers without nodes that are one cluster.
-func soakServers(t *testing.T, names []string, settings map[string]string, token func(first *env) map[string]string) *soak {
+func soakServers(t *testing.T, names []string, settings map[string]string,
+	token func(first *env) map[string]string) *soak {
 	l := lan(t)
 	e := off(t, cluster.Options{Name: names[0], LAN: l, Images: []string{}})
 	s := &soak{env: e, lan: l, dead: map[*cluster.Cluster]bool{}}
@@ -172,7 +174,8 @@ func (s *soak) another(name string, settings map[string]string) *cluster.Cluster
 // small gives a server a disk that can be filled up.
 func (s *soak) small(c *cluster.Cluster) {
 	s.Helper()
-	_, err := c.M.Run(s.soon(), "sh", "-euc", "mkdir -p /var/lib/umiak/server/db && mount -t tmpfs -o size=700m,mode=700 none /var/lib/umiak/server/db")
+	_, err := c.M.Run(s.soon(), "sh", "-euc",
+		"mkdir -p /var/lib/umiak/server/db && mount -t tmpfs -o size=700m,mode=700 none /var/lib/umiak/server/db")
 	s.must(err)
 }
 
@@ -230,7 +233,8 @@ func (s *soak) run(plan soakPlan) {
 		s.alive()
 		s.whole()
 		s.done[h.name]++
-		s.Logf("%s %s: whole again after %s", time.Now().Format(time.TimeOnly), h.name, time.Since(begun).Round(100*time.Millisecond))
+		s.Logf("%s %s: whole again after %s", time.Now().Format(time.TimeOnly), h.name,
+			time.Since(begun).Round(100*time.Millisecond))
 	}
 	stop()
 	s.nothingLost(s.writers)
@@ -261,7 +265,8 @@ func (s *soak) report(begun time.Time) {
 		result = "FAILED"
 	}
 	s.Logf("soak: %s", strings.TrimSpace(version))
-	s.Logf("soak: UMIAK_SOAK_SEED=%d, %s of %s, %s", s.plan.seed, time.Since(begun).Round(time.Second), s.plan.long, result)
+	s.Logf("soak: UMIAK_SOAK_SEED=%d, %s of %s, %s", s.plan.seed, time.Since(begun).Round(time.Second), s.plan.long,
+		result)
 	s.Logf("soak: happened and whole again: %s", strings.Join(counts, ", "))
 	s.Logf("soak: %d writes acknowledged", acked)
 	for _, c := range s.servers {

@@ -27,7 +27,8 @@ func (e *env) execInput(ctx context.Context, stdin io.Reader, pod, container str
 		return "", err
 	}
 	url := e.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(e.ns).Name(pod).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: container, Command: argv, Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
+		VersionedParams(&corev1.PodExecOptions{Container: container, Command: argv, Stdin: stdin != nil, Stdout: true,
+			Stderr: true}, scheme.ParameterCodec).URL()
 	url.Host = strings.TrimPrefix(cfg.Host, "https://")
 	x, err := remotecommand.NewWebSocketExecutor(cfg, http.MethodGet, url.String())
 	if err != nil {
@@ -58,7 +59,8 @@ func (e *env) forward(ctx context.Context, pod string, port int) (string, error)
 	}
 	ready := make(chan struct{})
 	var errOut bytes.Buffer
-	f, err := portforward.New(spdy.NewDialer(up, &http.Client{Transport: tr}, http.MethodPost, url), []string{fmt.Sprintf("0:%d", port)}, ctx.Done(), ready, io.Discard, &errOut)
+	f, err := portforward.New(spdy.NewDialer(up, &http.Client{Transport: tr}, http.MethodPost, url),
+		[]string{fmt.Sprintf("0:%d", port)}, ctx.Done(), ready, io.Discard, &errOut)
 	if err != nil {
 		return "", err
 	}

@@ -237,7 +237,8 @@ func (b *box) containers() []string {
 	}
 	for _, p := range all {
 		args := strings.Join(p.Args, " ")
-		if strings.Contains(p.Command, "containerd-shim") || p.Command == "pause" || strings.HasPrefix(args, "/bin/app") || lasting[p.PID] && !lasting[p.Parent] {
+		if strings.Contains(p.Command, "containerd-shim") || p.Command == "pause" ||
+			strings.HasPrefix(args, "/bin/app") || lasting[p.PID] && !lasting[p.Parent] {
 			out = append(out, fmt.Sprintf("%d/%s %s", p.PID, p.Start, p.Command))
 		}
 	}
@@ -248,7 +249,8 @@ func (b *box) containers() []string {
 func (b *box) untouched(before []string, by string) {
 	b.Helper()
 	if after := b.containers(); !slices.Equal(before, after) {
-		b.Errorf("%s changed the processes of containers from\n%s\nto\n%s", by, strings.Join(before, "\n"), strings.Join(after, "\n"))
+		b.Errorf("%s changed the processes of containers from\n%s\nto\n%s", by, strings.Join(before, "\n"),
+			strings.Join(after, "\n"))
 	}
 }
 
@@ -256,7 +258,8 @@ func TestSystemd(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, "deb")
 	b.service()
-	exclude := []string{"/var/lib/umiak", "/etc/umiak", "/etc/e2e", "/run/systemd", "/run/log", "/run/udev", "/var/log/journal"}
+	exclude := []string{"/var/lib/umiak", "/etc/umiak", "/etc/e2e", "/run/systemd", "/run/log", "/run/udev",
+		"/var/log/journal"}
 	before, err := b.M.Snapshot(b.ctx, exclude...)
 	b.must(err)
 
@@ -412,7 +415,8 @@ func (b *box) replaced() {
 		}
 		j, err := b.Kube.BatchV1().Jobs(b.ns).Get(ctx, "endless", metav1.GetOptions{})
 		if err == nil && (len(wrong) > 0 || !job || j.Status.Failed < 1) {
-			err = fmt.Errorf("failed pods beside others: %q; the Job runs: %v, failures it has counted: %d", wrong, job, j.Status.Failed)
+			err = fmt.Errorf("failed pods beside others: %q; the Job runs: %v, failures it has counted: %d", wrong, job,
+				j.Status.Failed)
 		}
 		return err
 	}))
@@ -449,7 +453,9 @@ func (b *box) writeUntil(cut func()) map[string]string {
 			for i := 0; load.Err() == nil; i++ {
 				name := fmt.Sprintf("w%d-%d", w, i)
 				short, cancel := context.WithTimeout(load, 5*time.Second)
-				cm, err := b.Kube.CoreV1().ConfigMaps(b.ns).Create(short, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"text": strings.Repeat(name, 50)}}, metav1.CreateOptions{})
+				cm, err := b.Kube.CoreV1().ConfigMaps(b.ns).Create(short,
+					&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name},
+						Data: map[string]string{"text": strings.Repeat(name, 50)}}, metav1.CreateOptions{})
 				cancel()
 				if err != nil {
 					return // the power is cut

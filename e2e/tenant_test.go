@@ -93,9 +93,11 @@ func (e *env) nft(args ...string) (string, error) {
 
 // tenantServices ask for addresses and ports of the system.
 func (e *env) tenantServices() {
-	for _, ip := range []string{e.M.IP, "127.0.0.1", "169.254.169.254", "169.254.53.53", "10.43.0.1", "10.43.0.10", "192.0.2.7", e.pod(named("friend"), isReady).Status.PodIP} {
+	for _, ip := range []string{e.M.IP, "127.0.0.1", "169.254.169.254", "169.254.53.53", "10.43.0.1", "10.43.0.10",
+		"192.0.2.7", e.pod(named("friend"), isReady).Status.PodIP} {
 		err := e.asTenant(fmt.Sprintf(thief, "thief", ip, 6443))
-		if err == nil || !strings.Contains(err.Error(), "service-external-ips") && !strings.Contains(err.Error(), "may not be in the") {
+		if err == nil || !strings.Contains(err.Error(), "service-external-ips") &&
+			!strings.Contains(err.Error(), "may not be in the") {
 			e.Errorf("external IP %s: %v", ip, err)
 		}
 	}
@@ -108,7 +110,8 @@ func (e *env) tenantServices() {
 		"the kubelet's port":        `{"type":"NodePort","ports":[{"port":80,"nodePort":10250}]}`,
 		"the kubelet's, for health": `{"type":"LoadBalancer","externalTrafficPolicy":"Local","healthCheckNodePort":10250,"ports":[{"port":80}]}`,
 	} {
-		if err := e.asTenant(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"thief"},"spec":` + spec + `}`); err == nil {
+		if err := e.asTenant(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"thief"},"spec":` + spec +
+			`}`); err == nil {
 			e.Errorf("a Service with %s is taken", what)
 		}
 	}
@@ -116,7 +119,8 @@ func (e *env) tenantServices() {
 	for _, ip := range []string{e.M.IP, "127.0.0.1", "169.254.169.254", "10.43.0.1", "192.0.2.7"} {
 		for _, text := range []string{
 			`{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"thief","labels":{"kubernetes.io/service-name":"thief"}},"addressType":"IPv4","ports":[{"port":10250}],"endpoints":[{"addresses":["` + ip + `"]}]}`,
-			`{"apiVersion":"v1","kind":"Endpoints","metadata":{"name":"thief"},"subsets":[{"addresses":[{"ip":"` + ip + `"}],"ports":[{"port":10250}]}]}`,
+			`{"apiVersion":"v1","kind":"Endpoints","metadata":{"name":"thief"},"subsets":[{"addresses":[{"ip":"` + ip +
+				`"}],"ports":[{"port":10250}]}]}`,
 		} {
 			if err := e.asTenant(text); err == nil || !strings.Contains(err.Error(), "orbidden") {
 				e.Errorf("endpoints at %s: %v", ip, err)
@@ -129,8 +133,10 @@ kind: Service
 metadata: {name: balancer}
 spec: {type: LoadBalancer, loadBalancerClass: example.org/own, ports: [{port: 6443}]}
 `)
-	for ip, why := range map[string]string{e.M.IP: "the API server", "127.0.0.1": "loopback", "169.254.169.254": "link-local", "10.43.0.10": "pods or Services"} {
-		out, err := e.Kubectl(e.soon(), "-n", e.ns, "patch", "service", "balancer", "--subresource=status", "--type=merge", "-p",
+	for ip, why := range map[string]string{e.M.IP: "the API server", "127.0.0.1": "loopback",
+		"169.254.169.254": "link-local", "10.43.0.10": "pods or Services"} {
+		out, err := e.Kubectl(e.soon(), "-n", e.ns, "patch", "service", "balancer", "--subresource=status",
+			"--type=merge", "-p",
 			fmt.Sprintf(`{"status":{"loadBalancer":{"ingress":[{"ip":%q}]}}}`, ip))
 		if err == nil || !strings.Contains(out+err.Error(), why) {
 			e.Errorf("balancer at %s: %s, %v", ip, out, err)
@@ -139,9 +145,11 @@ spec: {type: LoadBalancer, loadBalancerClass: example.org/own, ports: [{port: 64
 	// Umiak's own balancer gives ports of the system to nobody, whatever address is asked for.
 	e.must(e.asTenant(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"ports"},"spec":{"type":"LoadBalancer","loadBalancerIP":"` + e.M.IP + `","selector":{"app":"evil"},
 		"ports":[{"name":"a","port":6443,"targetPort":8081},{"name":"b","port":10250,"targetPort":8081},{"name":"c","port":5001,"targetPort":8081}]}}`))
-	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("ports"), func(s *corev1.Service) (bool, string) {
-		return len(s.Status.Conditions) > 0, fmt.Sprintf("no condition says that its ports are reserved: %+v", s.Status)
-	})
+	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("ports"),
+		func(s *corev1.Service) (bool, string) {
+			return len(s.Status.Conditions) > 0, fmt.Sprintf("no condition says that its ports are reserved: %+v",
+				s.Status)
+		})
 	e.must(err)
 	out, err := e.nft("list", "table", "ip", "umiak-proxy")
 	e.must(err)
@@ -161,8 +169,10 @@ func (e *env) tenantHostPorts() {
 		name := fmt.Sprintf("port%d", port)
 		e.apply(fmt.Sprintf(hostPort, name, images.App1, port))
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-			out, err := e.Kubectl(e.soon(), "-n", e.ns, "get", "events", "--field-selector=involvedObject.name="+name, "-o", "jsonpath={.items[*].message}")
-			if want := fmt.Sprintf("hostPort :%d/TCP of this node belongs to %s", port, holder); err == nil && !strings.Contains(out, want) {
+			out, err := e.Kubectl(e.soon(), "-n", e.ns, "get", "events", "--field-selector=involvedObject.name="+name,
+				"-o", "jsonpath={.items[*].message}")
+			if want := fmt.Sprintf("hostPort :%d/TCP of this node belongs to %s", port, holder); err == nil &&
+				!strings.Contains(out, want) {
 				err = fmt.Errorf("no Event of pod %s says %q: %s", name, want, out)
 			}
 			return err
@@ -194,8 +204,11 @@ func (e *env) tenantRights() {
 			e.Errorf("%s: %v", what, err)
 		}
 	}
-	for _, args := range [][]string{{"taint", "node", e.M.Name, "x=y:NoExecute"}, {"label", "node", e.M.Name, "x=y"}, {"cordon", e.M.Name}, {"delete", "node", e.M.Name}, {"get", "--raw", "/api/v1/nodes/" + e.M.Name + "/proxy/pods"}} {
-		if out, err := e.Kubectl(e.soon(), append([]string{"--as=system:serviceaccount:" + e.ns + ":tenant"}, args...)...); err == nil || !strings.Contains(err.Error(), "orbidden") {
+	for _, args := range [][]string{{"taint", "node", e.M.Name, "x=y:NoExecute"}, {"label", "node", e.M.Name, "x=y"},
+		{"cordon", e.M.Name}, {"delete", "node", e.M.Name},
+		{"get", "--raw", "/api/v1/nodes/" + e.M.Name + "/proxy/pods"}} {
+		if out, err := e.Kubectl(e.soon(), append([]string{"--as=system:serviceaccount:" + e.ns + ":tenant"},
+			args...)...); err == nil || !strings.Contains(err.Error(), "orbidden") {
 			e.Errorf("%v: %q, %v", args, out, err)
 		}
 	}
@@ -204,8 +217,8 @@ func (e *env) tenantRights() {
 // tenantSources are datagrams from a tenant's Pod.
 func (e *env) tenantSources() { e.ownSourcesOnly("evil", "friend", "") }
 
-// ownSourcesOnly sends datagrams from a Pod's raw socket to its node, in IPv6 to the address that is given as well: the Pod's own
-// address arrives, and no other, whatever the kernel checks besides.
+// ownSourcesOnly sends datagrams from a Pod's raw socket to its node, in IPv6 to the address that is given as well:
+// the Pod's own address arrives, and no other, whatever the kernel checks besides.
 func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
 	e.Helper()
 	evil, friend := e.pod(named(pod), isReady), e.pod(named(neighbour), isReady)
@@ -244,7 +257,8 @@ func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
 			e.Errorf("%s: a datagram from %s arrives", what, ap.Addr())
 		}
 	}
-	forged := []string{"192.0.2.1", friend.Status.PodIP, "10.42.0.250", "10.42.9.9", "10.43.0.1", "10.43.0.10", "169.254.53.53", e.M.IP}
+	forged := []string{"192.0.2.1", friend.Status.PodIP, "10.42.0.250", "10.42.9.9", "10.43.0.1", "10.43.0.10",
+		"169.254.53.53", e.M.IP}
 	e.Cleanup(func() {
 		_, _ = e.M.Run(context.Background(), "sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/cni0/rp_filter")
 	})
@@ -255,13 +269,15 @@ func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
 	}
 	if nodeV6 != "" {
 		v6 := func(p *corev1.Pod) string {
-			i := slices.IndexFunc(p.Status.PodIPs, func(ip corev1.PodIP) bool { return netip.MustParseAddr(ip.IP).Is6() })
+			i := slices.IndexFunc(p.Status.PodIPs,
+				func(ip corev1.PodIP) bool { return netip.MustParseAddr(ip.IP).Is6() })
 			if i < 0 {
 				e.Fatalf("%s has no IPv6 address: %v", p.Name, p.Status.PodIPs)
 			}
 			return p.Status.PodIPs[i].IP
 		}
-		arrive("IPv6", nodeV6, v6(evil), "2001:db8::1", v6(friend), "fd42::fa", "fd42::1:2", nodeV6, "fd43::a", "fd75:6d69:616b::53")
+		arrive("IPv6", nodeV6, v6(evil), "2001:db8::1", v6(friend), "fd42::fa", "fd42::1:2", nodeV6, "fd43::a",
+			"fd75:6d69:616b::53")
 	}
 	// They are checked again when somebody has flushed all rules.
 	_, err = e.nft("delete", "table", "netdev", "umiak-source")
@@ -270,8 +286,8 @@ func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
 	arrive("after a flush", e.M.IP, evil.Status.PodIP, forged...)
 }
 
-// tenantFloods: a namespace whose Pods may talk to nobody, and a Pod that asks DNS as fast as it can: the node stays ready, its Pods are
-// entered, and other tenants' names are answered.
+// tenantFloods: a namespace whose Pods may talk to nobody, and a Pod that asks DNS as fast as it can: the node stays
+// ready, its Pods are entered, and other tenants' names are answered.
 func (e *env) tenantFloods() {
 	e.must(e.asTenant(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"nobody"},"spec":{"podSelector":{},"policyTypes":["Ingress","Egress"]}}`))
 	ctx := e.soon()
@@ -298,7 +314,8 @@ func (e *env) tenantFloods() {
 	n, err := e.Kube.CoreV1().Nodes().Get(e.soon(), e.M.Name, getOptions)
 	e.must(err)
 	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady && (c.Status != corev1.ConditionTrue || time.Since(c.LastTransitionTime.Time) < 10*time.Second) {
+		if c.Type == corev1.NodeReady && (c.Status != corev1.ConditionTrue ||
+			time.Since(c.LastTransitionTime.Time) < 10*time.Second) {
 			e.Errorf("the node was not ready meanwhile: %+v", c)
 		}
 	}

@@ -44,7 +44,8 @@ func (b *broken) cert(id string) tls.Certificate {
 func (b *broken) ask(to, id, method, path, kind string, body []byte) (int, string) {
 	b.Helper()
 	tr := &http.Transport{DialContext: b.node.M.Dial, DisableKeepAlives: true,
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{b.cert(id)}}} //nolint:gosec // the attacker does not care
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true,
+			Certificates: []tls.Certificate{b.cert(id)}}} //nolint:gosec // the attacker does not care
 	r, err := http.NewRequestWithContext(b.soon(), method, "https://"+to+path, bytes.NewReader(body))
 	b.must(err)
 	r.Header.Set("Content-Type", kind)
@@ -70,7 +71,8 @@ func (b *broken) claim(addrs ...string) (int, string) {
 	}
 	raw, err := json.Marshal(map[string]any{"status": map[string]any{"addresses": list}})
 	b.must(err)
-	return b.ask(b.api, "kubelet-client", http.MethodPatch, "/api/v1/nodes/"+b.node.M.Name+"/status", "application/merge-patch+json", raw)
+	return b.ask(b.api, "kubelet-client", http.MethodPatch, "/api/v1/nodes/"+b.node.M.Name+"/status",
+		"application/merge-patch+json", raw)
 }
 
 // renew asks for certificates with addresses.
@@ -83,7 +85,8 @@ func (b *broken) renew(path string, addrs ...string) (int, string) {
 		b.Fatal("the agent's key is of another kind")
 	}
 	name := b.node.M.Name
-	i := &identity{key: key, req: joinwire.NodeRequest{Name: name, IPs: addrs, Password: strings.TrimSpace(string(password))}}
+	i := &identity{key: key, req: joinwire.NodeRequest{Name: name, IPs: addrs,
+		Password: strings.TrimSpace(string(password))}}
 	var ips []net.IP
 	for _, a := range addrs {
 		ips = append(ips, net.ParseIP(a))
@@ -110,7 +113,8 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 	own, host := node.M.IP, e.M.LAN().Gateway() // which is a machine of the LAN and no node
 	svc := e.service("svc-" + pod.Name).Spec.ClusterIP
 	for what, a := range map[string]string{
-		"another node's": victim.M.IP, "a Service's": svc, "a pod's": pod.Status.PodIP, "a server's": e.M.IP, "one that it has not registered": host,
+		"another node's": victim.M.IP, "a Service's": svc, "a pod's": pod.Status.PodIP, "a server's": e.M.IP,
+		"one that it has not registered": host,
 	} {
 		if code, body := b.claim(own, a); code != http.StatusForbidden {
 			e.Errorf("a node reports the address %s, %s: %d %s", a, what, code, body)
@@ -125,7 +129,8 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 	if code, body := b.claim(own); code != http.StatusOK {
 		e.Errorf("a node reports its own address: %d %s", code, body)
 	}
-	if out, err := e.in(pod.Name, "get", "http://127.0.0.1:8080/"); err != nil || !strings.HasPrefix(out, pod.Name+" ") {
+	if out, err := e.in(pod.Name, "get", "http://127.0.0.1:8080/"); err != nil ||
+		!strings.HasPrefix(out, pod.Name+" ") {
 		e.Errorf("exec in the other node's pod: %q, %v", out, err)
 	}
 	e.logs(pod.Name, "")
@@ -135,21 +140,24 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 		e.Fatalf("a node registers an address that nobody has: %d %s", code, body)
 	}
 	e.apply(fmt.Sprintf(balancedAt, pod.Name))
-	e.must(cluster.Eventually(e.soon(), func(context.Context) error { // its record is known a moment later; its own kubelet puts it back
+	// its record is known a moment later; its own kubelet puts it back
+	e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 		if code, body := b.claim(own, host); code != http.StatusOK {
 			return fmt.Errorf("%d %s", code, body)
 		}
 		return nil
 	}))
-	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("balanced"), func(s *corev1.Service) (bool, string) {
-		for _, in := range s.Status.LoadBalancer.Ingress {
-			if in.IP == host {
-				e.Errorf("the address of a machine that is no node is offered: %+v", s.Status)
+	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("balanced"),
+		func(s *corev1.Service) (bool, string) {
+			for _, in := range s.Status.LoadBalancer.Ingress {
+				if in.IP == host {
+					e.Errorf("the address of a machine that is no node is offered: %+v", s.Status)
+				}
 			}
-		}
-		c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
-		return c != nil && len(s.Status.LoadBalancer.Ingress) == 3 && strings.Contains(c.Message, "annotate node "+node.M.Name), fmt.Sprintf("%+v", s.Status)
-	})
+			c := meta.FindStatusCondition(s.Status.Conditions, "umiak.io/LoadBalancer")
+			return c != nil && len(s.Status.LoadBalancer.Ingress) == 3 &&
+				strings.Contains(c.Message, "annotate node "+node.M.Name), fmt.Sprintf("%+v", s.Status)
+		})
 	e.must(err)
 	var l net.Listener
 	e.must(e.M.LAN().Do(func() (err error) {
@@ -175,8 +183,10 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 		}
 		_ = c.Close()
 	}
-	if out, err := b.ask(b.api, "kubelet-client", http.MethodPatch, "/api/v1/nodes/"+node.M.Name, "application/merge-patch+json",
-		[]byte(fmt.Sprintf(`{"metadata":{"annotations":{"umiak.io/confirmed-addresses":%q}}}`, host))); out != http.StatusForbidden {
+	if out, err := b.ask(b.api, "kubelet-client", http.MethodPatch, "/api/v1/nodes/"+node.M.Name,
+		"application/merge-patch+json",
+		[]byte(fmt.Sprintf(`{"metadata":{"annotations":{"umiak.io/confirmed-addresses":%q}}}`,
+			host))); out != http.StatusForbidden {
 		e.Errorf("a node confirms its own addresses: %d %s", out, err)
 	}
 	e.kubectl("delete", "service", "balanced")
@@ -196,9 +206,12 @@ func (e *env) shutOut(node, other *cluster.Cluster) {
 		"image sharing": func() (int, string) {
 			return b.ask(other.M.IP+":5001", "agent-client", http.MethodGet, "/v2/", "", nil)
 		},
-		"a tunnel": func() (int, string) { return b.ask(b.api, "agent-client", http.MethodGet, tunnelwire.Path, "", nil) },
-		"a check":  func() (int, string) { return b.renew(joinwire.CheckPath, node.M.IP) },
-		"renewal":  func() (int, string) { return b.renew(joinwire.RenewPath, node.M.IP) },
+		"a tunnel": func() (int, string) {
+			return b.ask(b.api, "agent-client", http.MethodGet, tunnelwire.Path, "",
+				nil)
+		},
+		"a check": func() (int, string) { return b.renew(joinwire.CheckPath, node.M.IP) },
+		"renewal": func() (int, string) { return b.renew(joinwire.RenewPath, node.M.IP) },
 	}
 	for what, try := range tries {
 		if what == "a tunnel" {
@@ -210,13 +223,15 @@ func (e *env) shutOut(node, other *cluster.Cluster) {
 	}
 	watch := make(chan string, 1)
 	go func() {
-		_, body := b.ask(b.api, "agent-client", http.MethodGet, "/api/v1/namespaces?watch=1&fieldSelector=metadata.name%3Dnone", "", nil)
+		_, body := b.ask(b.api, "agent-client", http.MethodGet,
+			"/api/v1/namespaces?watch=1&fieldSelector=metadata.name%3Dnone", "", nil)
 		watch <- body
 	}()
 	e.kubectl("delete", "node", name)
 	for what, try := range tries {
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
-			if code, body := try(); code != http.StatusUnauthorized && code != http.StatusForbidden && (code != 0 || what != "image sharing" || !strings.Contains(body, "tls:")) {
+			if code, body := try(); code != http.StatusUnauthorized && code != http.StatusForbidden &&
+				(code != 0 || what != "image sharing" || !strings.Contains(body, "tls:")) {
 				return fmt.Errorf("%s of a deleted node: %d %s", what, code, body)
 			}
 			return nil
@@ -248,18 +263,20 @@ func (e *env) swap(one, two *cluster.Cluster, pod string) {
 	}
 	one.M.IP, two.M.IP = two.M.IP, one.M.IP
 	for _, c := range []*cluster.Cluster{one, two} {
-		_, err := c.M.Run(e.soon(), "sh", "-c", "ip address add "+c.M.IP+"/24 dev eth0 && ip route replace default via "+gateway)
+		_, err := c.M.Run(e.soon(), "sh", "-c", "ip address add "+c.M.IP+
+			"/24 dev eth0 && ip route replace default via "+gateway)
 		e.must(err)
 	}
 	for _, c := range []*cluster.Cluster{one, two} {
-		_, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Nodes(), named(c.M.Name), func(n *corev1.Node) (bool, string) {
-			for _, a := range n.Status.Addresses {
-				if a.Type == corev1.NodeInternalIP {
-					return a.Address == c.M.IP, fmt.Sprintf("%s, not %s", a.Address, c.M.IP)
+		_, err := cluster.Until(e.within(2*patience), e.Kube.CoreV1().Nodes(), named(c.M.Name),
+			func(n *corev1.Node) (bool, string) {
+				for _, a := range n.Status.Addresses {
+					if a.Type == corev1.NodeInternalIP {
+						return a.Address == c.M.IP, fmt.Sprintf("%s, not %s", a.Address, c.M.IP)
+					}
 				}
-			}
-			return false, "no address"
-		})
+				return false, "no address"
+			})
 		if err != nil {
 			e.Fatalf("the address of %s: %v\n%s", c.M.Name, err, c.LogTail(20))
 		}

@@ -44,7 +44,8 @@ const cutCable = `table inet cable {
 func (e *env) farNode(l *machine.LAN, name string) *env {
 	e.Helper()
 	// Also where its kubelet has another port than others.
-	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"}, Settings: map[string]string{"kubelet-port": "10260"}})
+	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"},
+		Settings: map[string]string{"kubelet-port": "10260"}})
 	_, err := far.M.Run(e.soon(), "nft", closedDoor)
 	e.must(err)
 	e.agentReady(far.Cluster)
@@ -153,7 +154,8 @@ func TestTunnelBesideTheOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	e := own(t, cluster.Options{Name: "tunnel2", LAN: l, Settings: map[string]string{"kube-apiserver-arg": "[enable-aggregator-routing=true]"}}).ready()
+	e := own(t, cluster.Options{Name: "tunnel2", LAN: l,
+		Settings: map[string]string{"kube-apiserver-arg": "[enable-aggregator-routing=true]"}}).ready()
 	e.farNode(l, "far2")
 	crt := e.farPods("far2")
 	if out, err := e.in("web", "get", "http://127.0.0.1:8080/"); err != nil || out == "" {
@@ -209,7 +211,8 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 // proxies asks for something by each of the API server's.
 func (e *env) proxies(node string) {
 	e.Helper()
-	for _, path := range []string{"/api/v1/nodes/" + node + "/proxy/metrics", "/api/v1/namespaces/" + e.ns + "/pods/http:web:8080/proxy/", "/api/v1/namespaces/" + e.ns + "/services/http:web:80/proxy/"} {
+	for _, path := range []string{"/api/v1/nodes/" + node + "/proxy/metrics", "/api/v1/namespaces/" + e.ns +
+		"/pods/http:web:8080/proxy/", "/api/v1/namespaces/" + e.ns + "/services/http:web:80/proxy/"} {
 		if raw, err := e.Kube.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(e.soon()); err != nil || len(raw) == 0 {
 			e.Errorf("%s: %v", path, err)
 		}
@@ -245,7 +248,8 @@ func (e *env) refusedByHook(crt []byte) {
 	i := 0
 	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error { // until the configuration is in force
 		i++
-		_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("forbidden-", i)}}, metav1.CreateOptions{})
+		_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(ctx,
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("forbidden-", i)}}, metav1.CreateOptions{})
 		if err == nil || !strings.Contains(err.Error(), "the webhook says no") {
 			return fmt.Errorf("not the webhook's refusal: %w", errors.Join(err, errors.New("it says no")))
 		}

@@ -73,10 +73,11 @@ spec:
 		return strings.TrimSpace(out)
 	}
 	for script, want := range map[string]string{
-		"cat /cm/color /one/color":                                                "redred",
-		"cat /sec/word; stat -L -c ' %a' /sec/word":                               "sesame 400",
-		"echo $COLOR $WORD $NOTE $CM_shape $IP":                                   "red sesame hello round " + p.Status.PodIP,
-		"cat /all/config/shape /all/secret/word /all/cpu":                         "roundsesame250",
+		"cat /cm/color /one/color":                  "redred",
+		"cat /sec/word; stat -L -c ' %a' /sec/word": "sesame 400",
+		"echo $COLOR $WORD $NOTE $CM_shape $IP": "red sesame hello round " +
+			p.Status.PodIP,
+		"cat /all/config/shape /all/secret/word /all/cpu": "roundsesame250",
 		"cat /all/labels":                                                         `part="one"`,
 		"test -s /all/token && echo yes":                                          "yes",
 		"echo x > /empty/f && cat /empty/f":                                       "x",
@@ -126,7 +127,8 @@ spec:
     volumeMounts: [{name: v, mountPath: /v}]
 `)
 	e.pod(named("sc"), isReady)
-	out, err := e.exec(e.soon(), "sc", "", "sh", "-c", "id -u; id -g; touch /x 2>/dev/null || echo read-only; touch /v/f && stat -c %g /v/f; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | xargs")
+	out, err := e.exec(e.soon(), "sc", "", "sh", "-c",
+		"id -u; id -g; touch /x 2>/dev/null || echo read-only; touch /v/f && stat -c %g /v/f; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | xargs")
 	e.must(err)
 	want := "1234\n2345\nread-only\n3456\nCapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2\n"
 	if out != want {

@@ -17,11 +17,14 @@ import (
 // rolledOut waits until all replicas of the newest generation are available and no other is left.
 func (e *env) rolledOut(name string) *appsv1.Deployment {
 	e.Helper()
-	d, err := cluster.Until(e.soon(), e.Kube.AppsV1().Deployments(e.ns), named(name), func(d *appsv1.Deployment) (bool, string) {
-		s, want := d.Status, *d.Spec.Replicas
-		return s.ObservedGeneration == d.Generation && s.UpdatedReplicas == want && s.AvailableReplicas == want && s.Replicas == want,
-			fmt.Sprintf("generation %d of %d, %d replicas, %d updated, %d available", s.ObservedGeneration, d.Generation, s.Replicas, s.UpdatedReplicas, s.AvailableReplicas)
-	})
+	d, err := cluster.Until(e.soon(), e.Kube.AppsV1().Deployments(e.ns), named(name),
+		func(d *appsv1.Deployment) (bool, string) {
+			s, want := d.Status, *d.Spec.Replicas
+			return s.ObservedGeneration == d.Generation && s.UpdatedReplicas == want && s.AvailableReplicas == want &&
+					s.Replicas == want,
+				fmt.Sprintf("generation %d of %d, %d replicas, %d updated, %d available", s.ObservedGeneration,
+					d.Generation, s.Replicas, s.UpdatedReplicas, s.AvailableReplicas)
+		})
 	if err != nil {
 		e.Fatalf("deployment %s: %v", name, err)
 	}
@@ -154,9 +157,10 @@ spec:
 	if p.Spec.NodeName != e.M.Name {
 		t.Fatalf("runs on %q", p.Spec.NodeName)
 	}
-	_, err := cluster.Until(e.soon(), e.Kube.AppsV1().DaemonSets(e.ns), named("every"), func(d *appsv1.DaemonSet) (bool, string) {
-		return d.Status.NumberReady == 1, fmt.Sprint(d.Status)
-	})
+	_, err := cluster.Until(e.soon(), e.Kube.AppsV1().DaemonSets(e.ns), named("every"),
+		func(d *appsv1.DaemonSet) (bool, string) {
+			return d.Status.NumberReady == 1, fmt.Sprint(d.Status)
+		})
 	e.must(err)
 }
 
@@ -205,7 +209,8 @@ spec:
 					return true, ""
 				}
 			}
-			return false, fmt.Sprintf("%d active, %d succeeded, %d failed", j.Status.Active, j.Status.Succeeded, j.Status.Failed)
+			return false, fmt.Sprintf("%d active, %d succeeded, %d failed", j.Status.Active, j.Status.Succeeded,
+				j.Status.Failed)
 		}
 	}
 	j, err := cluster.Until(e.soon(), jobs, named("three"), cond(batchv1.JobComplete))
@@ -401,7 +406,8 @@ spec:
 	if x := p.Status.ContainerStatuses[0].LastTerminationState.Terminated; x == nil || x.ExitCode != 7 {
 		t.Errorf("last end: %+v", x)
 	}
-	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Events(e.ns), metav1.ListOptions{FieldSelector: "involvedObject.name=crash,reason=BackOff"},
+	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Events(e.ns),
+		metav1.ListOptions{FieldSelector: "involvedObject.name=crash,reason=BackOff"},
 		func(*corev1.Event) (bool, string) { return true, "" })
 	e.must(err)
 }

@@ -35,7 +35,8 @@ func cable(t *testing.T, address string) netlink.Link {
 		}
 	})
 	peer, err := netlink.LinkByName(v.PeerName)
-	if err := errors.Join(err, netlink.LinkSetUp(v), netlink.LinkSetUp(peer), netlink.AddrAdd(v, parseAddr(t, address))); err != nil {
+	if err := errors.Join(err, netlink.LinkSetUp(v), netlink.LinkSetUp(peer),
+		netlink.AddrAdd(v, parseAddr(t, address))); err != nil {
 		t.Fatal(err)
 	}
 	return v
@@ -54,7 +55,8 @@ func parseAddr(t *testing.T, text string) *netlink.Addr {
 func wholeConfig(dir string) Config {
 	var c Config
 	settings.Defaults(&c)
-	c.DataDir, c.RunDir, c.WriteKubeconfig = filepath.Join(dir, "data"), filepath.Join(dir, "run"), filepath.Join(dir, "kubeconfig")
+	c.DataDir, c.RunDir, c.WriteKubeconfig = filepath.Join(dir, "data"), filepath.Join(dir, "run"), filepath.Join(dir,
+		"kubeconfig")
 	return c
 }
 
@@ -73,8 +75,8 @@ func newServer(t *testing.T, cfg Config) *Server {
 	return s
 }
 
-// TestAnotherAddressDuringAStart: one server of several, with a node, whose address changes before its node has joined, would
-// have told the others one and its certificates another.
+// TestAnotherAddressDuringAStart: one server of several, with a node, whose address changes before its node has
+// joined, would have told the others one and its certificates another.
 func TestAnotherAddressDuringAStart(t *testing.T) {
 	link := cable(t, "10.9.0.5/24")
 	cfg := wholeConfig(t.TempDir())
@@ -83,19 +85,22 @@ func TestAnotherAddressDuringAStart(t *testing.T) {
 	if a := s.address.IP(); a != "10.9.0.5" {
 		t.Fatalf("advertises %q", a)
 	}
-	if err := errors.Join(netlink.AddrDel(link, parseAddr(t, "10.9.0.5/24")), netlink.AddrAdd(link, parseAddr(t, "10.9.0.6/24"))); err != nil {
+	if err := errors.Join(netlink.AddrDel(link, parseAddr(t, "10.9.0.5/24")),
+		netlink.AddrAdd(link, parseAddr(t, "10.9.0.6/24"))); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	err := s.address.Run(ctx, func() {})
 	var moved *nodeip.Moved
-	if !errors.As(err, new(*lifecycle.Anew)) || !errors.As(err, &moved) || !slices.Equal(moved.To, []netip.Addr{netip.MustParseAddr("10.9.0.6")}) {
+	if !errors.As(err, new(*lifecycle.Anew)) || !errors.As(err, &moved) ||
+		!slices.Equal(moved.To, []netip.Addr{netip.MustParseAddr("10.9.0.6")}) {
 		t.Errorf("goes on with it: %v", err)
 	}
 }
 
-// TestAnAddressIsPublishedAfterAFailure: what could not be put into the certificate is put there by the part's next run.
+// TestAnAddressIsPublishedAfterAFailure: what could not be put into the certificate is put there by the part's next
+// run.
 func TestAnAddressIsPublishedAfterAFailure(t *testing.T) {
 	link := cable(t, "10.9.0.5/24")
 	cfg := wholeConfig(t.TempDir())

@@ -22,11 +22,13 @@ func TestHealthIsOpenAndNothingElseHoweverUsersAuthenticate(t *testing.T) {
 		args            []string
 		health, version int
 	}{
-		"a file without anonymous":  {head + jwt, nil, ok, no},
-		"a file with anonymous":     {head + jwt + "anonymous: {enabled: true}\n", nil, ok, ok},
-		"a file without strangers":  {head + "anonymous: {enabled: false}\n", nil, no, no},
-		"flags of an OIDC issuer":   {"", []string{"oidc-issuer-url=https://issuer.invalid", "oidc-client-id=a"}, ok, no},
-		"OIDC and anonymous-auth":   {"", []string{"oidc-issuer-url=https://issuer.invalid", "oidc-client-id=a", "anonymous-auth=false"}, no, no},
+		"a file without anonymous": {head + jwt, nil, ok, no},
+		"a file with anonymous":    {head + jwt + "anonymous: {enabled: true}\n", nil, ok, ok},
+		"a file without strangers": {head + "anonymous: {enabled: false}\n", nil, no, no},
+		"flags of an OIDC issuer": {"", []string{"oidc-issuer-url=https://issuer.invalid", "oidc-client-id=a"}, ok,
+			no},
+		"OIDC and anonymous-auth": {"", []string{"oidc-issuer-url=https://issuer.invalid",
+			"oidc-client-id=a", "anonymous-auth=false"}, no, no},
 		"a file and anonymous-auth": {head + jwt, []string{"anonymous-auth=true"}, ok, ok},
 	} {
 		port++
@@ -44,15 +46,18 @@ func TestHealthIsOpenAndNothingElseHoweverUsersAuthenticate(t *testing.T) {
 				args = append(args, "authentication-config="+file)
 			}
 			p := start(t, dir, append(env, "UMIAK_TEST_APISERVER_ARGS="+strings.Join(args, "\n"))...)
-			client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}
+			client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
+				Timeout: 10 * time.Second}
 			defer client.CloseIdleConnections()
-			for path, want := range map[string]int{"/livez": c.health, "/readyz": c.health, "/healthz": c.health, "/version": c.version, "/livez/ping": 0, "/api": 0, "/metrics": 0} {
+			for path, want := range map[string]int{"/livez": c.health, "/readyz": c.health, "/healthz": c.health,
+				"/version": c.version, "/livez/ping": 0, "/api": 0, "/metrics": 0} {
 				resp, err := client.Get("https://" + address + path)
 				if err != nil {
 					t.Fatal(err)
 				}
 				_ = resp.Body.Close()
-				if want == 0 && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden || want != 0 && resp.StatusCode != want {
+				if want == 0 && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden ||
+					want != 0 && resp.StatusCode != want {
 					t.Errorf("%s: %s", path, resp.Status)
 				}
 			}

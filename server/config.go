@@ -145,14 +145,15 @@ func (c Config) InternalNames() []string {
 	return out
 }
 
-// Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings name.
+// Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings
+// name.
 func (c Config) Validate() error {
 	_, err := c.Snapshots.Passphrase() // has its key
 	return errors.Join(c.ValidateStart(), err)
 }
 
-// ValidateStart is Validate but for files without which a server starts all the same: the part that needs one waits for it,
-// as where its disk is not mounted yet.
+// ValidateStart is Validate but for files without which a server starts all the same: the part that needs one waits
+// for it, as where its disk is not mounted yet.
 func (c Config) ValidateStart() error { return errors.Join(c.ValidateValues(), c.checkFiles()) }
 
 // ValidateValues is Validate for settings of another machine, whose files are not here.
@@ -214,8 +215,10 @@ func (c Config) checkArgs() error {
 		return nil
 	}
 	return controlplane.CheckArgs(controlplane.Settings{
-		Bind: bindAddress(c), Port: int(c.HTTPSPort), Advertise: func() string { return "192.0.2.1" }, // the address is not known yet, RFC 5737
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(), ClusterDomain: c.ClusterDomain,
+		// the address is not known yet, RFC 5737
+		Bind: bindAddress(c), Port: int(c.HTTPSPort), Advertise: func() string { return "192.0.2.1" },
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(),
+		ClusterDomain: c.ClusterDomain,
 		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
 	})
 }

@@ -22,8 +22,8 @@ import (
 	"github.com/umiak-io/umiak/server/controlplane"
 )
 
-// maxNodeBits is how many bits upstream's allocator of the nodes' ranges can tell apart: node-cidr-mask-size less the prefix of
-// cluster-cidr.
+// maxNodeBits is how many bits upstream's allocator of the nodes' ranges can tell apart: node-cidr-mask-size less the
+// prefix of cluster-cidr.
 const maxNodeBits = 16
 
 // checkRanges adds what is wrong with the ranges of pods and Services.
@@ -53,7 +53,8 @@ func (c Config) checkRanges(m *config.Mistakes) {
 			m.Add("cluster-cidr", "%s has no room for a node's range, which is a /%d: take a /%d or a larger range, "+
 				"or set kube-controller-manager-arg: node-cidr-mask-size", p, mask, mask-8)
 		case mask-p.Bits() > maxNodeBits:
-			m.Add("cluster-cidr", "%s is too large for nodes' ranges of /%d: Kubernetes takes a /%d at most", p, mask, mask-maxNodeBits)
+			m.Add("cluster-cidr", "%s is too large for nodes' ranges of /%d: Kubernetes takes a /%d at most", p, mask,
+				mask-maxNodeBits)
 		}
 	}
 }
@@ -66,14 +67,17 @@ func (c Config) checkAddresses(m *config.Mistakes) {
 		switch {
 		case slices.Contains(c.Disable, "dns"): // the user's own, wherever it is
 		case in < 0 && len(c.ClusterDNS) > 0:
-			m.AddWith("cluster-dns", []string{"service-cidr"}, "%s is outside of service-cidr %s; it is the address of a Service", a, services)
+			m.AddWith("cluster-dns", []string{"service-cidr"},
+				"%s is outside of service-cidr %s; it is the address of a Service", a, services)
 		case in < 0:
 			m.Add("service-cidr", "%s is too small: the address of the DNS Service, %s, is outside; take a larger range, or set cluster-dns", services, a)
 		case a == c.ServiceCIDR[in].Addr() || a == c.ServiceCIDR[in].Addr().Next():
-			m.AddWith("cluster-dns", []string{"service-cidr"}, "%s is taken: the first address of service-cidr is that of the Service kubernetes", a)
+			m.AddWith("cluster-dns", []string{"service-cidr"},
+				"%s is taken: the first address of service-cidr is that of the Service kubernetes", a)
 		}
 	}
-	if a := c.AdvertiseAddress; a.IsValid() && (a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()) {
+	if a := c.AdvertiseAddress; a.IsValid() && (a.IsUnspecified() ||
+		a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()) {
 		m.Add("advertise-address", "%s is no address at which other machines reach this one", a)
 	}
 	if err := c.LoadBalancers.Check(); err != nil {
@@ -110,7 +114,8 @@ func (c Config) checkNames(m *config.Mistakes) {
 		if _, err := netip.ParseAddr(s); err == nil {
 			continue
 		}
-		name := strings.ToLower(strings.ReplaceAll(s, "_", "x")) // an underscore is no letter of a host name, and is in use all the same
+		// an underscore is no letter of a host name, and is in use all the same
+		name := strings.ToLower(strings.ReplaceAll(s, "_", "x"))
 		if len(validation.IsDNS1123Subdomain(name)) == 0 || len(validation.IsWildcardDNS1123Subdomain(name)) == 0 {
 			continue
 		}
@@ -130,7 +135,8 @@ func (c Config) checkPorts(m *config.Mistakes) {
 	node := systemports.Node{Server: true, API: int(c.HTTPSPort), Kubelet: int(c.KubeletPort), Sharing: c.ImageSharing}
 	for _, h := range node.Held() {
 		if h.Port == int(c.HTTPSPort) && h.Holder != "the API server" {
-			m.AddWith("https-listen-port", []string{"kubelet-port"}, "%s is the port of %s as well", c.HTTPSPort, h.Holder)
+			m.AddWith("https-listen-port", []string{"kubelet-port"}, "%s is the port of %s as well", c.HTTPSPort,
+				h.Holder)
 			return
 		}
 	}
@@ -167,7 +173,8 @@ func (c Config) checkFiles() error {
 	for _, l := range []struct {
 		key  string
 		args []string
-	}{{"kube-apiserver-arg", c.APIServerArg}, {"kube-controller-manager-arg", c.ControllerArg}, {"kube-scheduler-arg", c.SchedulerArg}} {
+	}{{"kube-apiserver-arg", c.APIServerArg}, {"kube-controller-manager-arg", c.ControllerArg},
+		{"kube-scheduler-arg", c.SchedulerArg}} {
 		for _, arg := range l.args {
 			name, value, _ := componentflags.Split(arg)
 			fail(l.key+": "+name, checkArgFile(l.key, name, value))
@@ -190,7 +197,8 @@ func checkArgFile(key, name, value string) error {
 		if _, err := scheduler.LoadConfigFromFile(klog.Background(), value); err != nil {
 			return fmt.Errorf("%s: %w", value, err)
 		}
-	case strings.HasSuffix(name, "-file"), strings.HasSuffix(name, "-config") && strings.HasPrefix(value, "/"), name == "kubeconfig":
+	case strings.HasSuffix(name, "-file"), strings.HasSuffix(name, "-config") && strings.HasPrefix(value, "/"),
+		name == "kubeconfig":
 		_, err := os.Stat(value)
 		return err
 	}

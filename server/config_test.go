@@ -17,7 +17,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// TestWeakPasswords: a password that a person has chosen is long, except on a server that runs with a short one already.
+// TestWeakPasswords: a password that a person has chosen is long, except on a server that runs with a short one
+// already.
 func TestWeakPasswords(t *testing.T) {
 	for text, ok := range map[string]bool{
 		"x": false, "eleven-char": false, "twelve-chars": true, "K10" + strings.Repeat("ab", 32) + "::server:x": false,
@@ -71,7 +72,8 @@ func TestAServerSendsNoPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Join(ctx, c, addrs, log)
-	if err == nil || !strings.Contains(err.Error(), "umiak token create --kind server") || strings.Contains(err.Error(), c.Token) {
+	if err == nil || !strings.Contains(err.Error(), "umiak token create --kind server") ||
+		strings.Contains(err.Error(), c.Token) {
 		t.Error(err)
 	}
 	select {
@@ -106,9 +108,12 @@ var refused = []struct{ settings, want string }{
 	{"datastore-cafile: /ca", "datastore-cafile: needs datastore-endpoint"},
 	{"datastore-endpoint: https://e:2379\ndatastore-certfile: /c", "datastore-certfile: and datastore-keyfile"},
 	{"datastore-endpoint: https://e:2379\ndatastore-cafile: /nope", "datastore-cafile: open /nope"},
-	{"datastore-endpoint: https://e:2379\ndatastore-cafile: DIR/text", "datastore-cafile: DIR/text holds no certificate"},
-	{"datastore-endpoint: https://e:2379\ndatastore-certfile: DIR/text\ndatastore-keyfile: /nope", "datastore-keyfile: open /nope"},
-	{"datastore-endpoint: https://e:2379\ndatastore-certfile: DIR/text\ndatastore-keyfile: DIR/text", "datastore-certfile: tls: "},
+	{"datastore-endpoint: https://e:2379\ndatastore-cafile: DIR/text",
+		"datastore-cafile: DIR/text holds no certificate"},
+	{"datastore-endpoint: https://e:2379\ndatastore-certfile: DIR/text\ndatastore-keyfile: /nope",
+		"datastore-keyfile: open /nope"},
+	{"datastore-endpoint: https://e:2379\ndatastore-certfile: DIR/text\ndatastore-keyfile: DIR/text",
+		"datastore-certfile: tls: "},
 	{"server: https://first:6443\ncluster-init: true", "cluster-init: makes a new cluster"},
 	{"server: first", "server: "},
 	{"snapshot-retention: 0", "snapshot-retention: 0: at least one"},
@@ -122,15 +127,18 @@ var refused = []struct{ settings, want string }{
 	{"snapshot-s3-bucket: abc\nsnapshot-s3-folder: ../x", "snapshot-s3-folder: \"../x\" is not a path"},
 	{"snapshot-s3-bucket: abc", "snapshot-s3-access-key: it is not set"},
 	{"snapshot-s3-bucket: abc", "snapshot-s3-secret-key-file: it is not set"},
-	{"snapshot-s3-secret-key: s3cr3t\nsnapshot-s3-secret-key-file: /k", "snapshot-s3-secret-key-file: snapshot-s3-secret-key is set as well"},
-	{"snapshot-s3-bucket: abc\nsnapshot-s3-insecure: true\nsnapshot-s3-skip-ssl-verify: true", "snapshot-s3-insecure: plain HTTP"},
+	{"snapshot-s3-secret-key: s3cr3t\nsnapshot-s3-secret-key-file: /k",
+		"snapshot-s3-secret-key-file: snapshot-s3-secret-key is set as well"},
+	{"snapshot-s3-bucket: abc\nsnapshot-s3-insecure: true\nsnapshot-s3-skip-ssl-verify: true",
+		"snapshot-s3-insecure: plain HTTP"},
 	{"snapshot-s3-endpoint-ca: ca", "snapshot-s3-endpoint-ca: \"ca\" is not an absolute path"},
 	{"snapshot-s3-bucket: abc\nsnapshot-s3-timeout: 0s", "snapshot-s3-timeout: 0s is not more"},
 	{"snapshot-s3-timeout: soon", "snapshot-s3-timeout: \"soon\" is not a duration such as 90s or 12h"},
 
 	{"cluster-cidr: 10.42.0.0/25", "cluster-cidr: 10.42.0.0/25 has no room for a node's range, which is a /24"},
 	{"cluster-cidr: fd00::/40\nservice-cidr: fd01::/112", "cluster-cidr: fd00::/40 is too large"},
-	{"cluster-cidr: 10.0.0.0/8\nservice-cidr: 172.16.0.0/16\nkube-controller-manager-arg: node-cidr-mask-size=25", "cluster-cidr: 10.0.0.0/8 is too large"},
+	{"cluster-cidr: 10.0.0.0/8\nservice-cidr: 172.16.0.0/16\nkube-controller-manager-arg: node-cidr-mask-size=25",
+		"cluster-cidr: 10.0.0.0/8 is too large"},
 	{"cluster-cidr: [10.42.0.0/16, 10.44.0.0/16]", "cluster-cidr: one range, or one IPv4 and one IPv6 range"},
 	{"cluster-cidr: [10.42.0.0/16, 'fd00:42::/56']", "service-cidr: must have the address families of cluster-cidr"},
 	{"cluster-cidr: 10.42.0.0", "cluster-cidr: \"10.42.0.0\" is not an address range such as 10.42.0.0/16"},
@@ -140,8 +148,10 @@ var refused = []struct{ settings, want string }{
 	{"cluster-dns: 9.9.9.9", "cluster-dns: 9.9.9.9 is outside of service-cidr"},
 	{"cluster-dns: 10.43.0.1", "cluster-dns: 10.43.0.1 is taken"},
 	{"cluster-domain: Cluster", "cluster-domain: \"Cluster\": "},
-	{"load-balancer-pool: 192.0.2.9-192.0.2.1", "load-balancer-pool: \"192.0.2.9-192.0.2.1\" is not an address, a prefix"},
-	{"load-balancer-pool: [192.0.2.0/24, 192.0.2.7]", "load-balancer-pool: \"192.0.2.7\" overlaps 192.0.2.0-192.0.2.255"},
+	{"load-balancer-pool: 192.0.2.9-192.0.2.1",
+		"load-balancer-pool: \"192.0.2.9-192.0.2.1\" is not an address, a prefix"},
+	{"load-balancer-pool: [192.0.2.0/24, 192.0.2.7]",
+		"load-balancer-pool: \"192.0.2.7\" overlaps 192.0.2.0-192.0.2.255"},
 	{"service-external-ips: router", "service-external-ips: \"router\" is not an address range"},
 	{"flannel-backend: udp", "flannel-backend: \"udp\" is not vxlan, host-gw, wireguard-native or none"},
 	{"tls-san: münchen.local", "tls-san: \"münchen.local\" is not a name for a certificate: certificates have names in ASC"},
@@ -199,7 +209,8 @@ func TestValidate(t *testing.T) {
 	}
 	in := func(text string) string { return strings.ReplaceAll(text, "DIR", dir) }
 	for _, c := range refused {
-		if _, err := read(in(c.settings)); err == nil || !strings.Contains(err.Error(), in(c.want)) || strings.Contains(err.Error(), "s3cr3t") {
+		if _, err := read(in(c.settings)); err == nil || !strings.Contains(err.Error(), in(c.want)) ||
+			strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("%s\nwant %s\ngot  %v", c.settings, c.want, err)
 		}
 	}

@@ -17,14 +17,16 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// tokensEnd has the datastore compacted as the API server would, and sees that a list that was begun before cannot be gone on
-// with: the API server's cache must not answer from what the datastore has given up. The token that comes with the refusal
-// goes on from the last key, at the revision of now.
+// tokensEnd has the datastore compacted as the API server would, and sees that a list that was begun before cannot be
+// gone on with: the API server's cache must not answer from what the datastore has given up. The token that comes
+// with the refusal goes on from the last key, at the revision of now.
 func tokensEnd(t *testing.T, k kubernetes.Interface, endpoint string) {
 	const namespace, all = "default", 5
 	maps := k.CoreV1().ConfigMaps(namespace)
 	for i := range all {
-		if _, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("page-", i)}}, metav1.CreateOptions{}); err != nil {
+		if _, err := maps.Create(t.Context(),
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("page-", i)}},
+			metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -36,7 +38,8 @@ func tokensEnd(t *testing.T, k kubernetes.Interface, endpoint string) {
 	if _, err := maps.List(t.Context(), next); err != nil {
 		t.Errorf("the next page, before: %v", err)
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second,
+		Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +50,8 @@ func tokensEnd(t *testing.T, k kubernetes.Interface, endpoint string) {
 	var refused error
 	eventually(t, "the continue token is refused", func(ctx context.Context) error {
 		// Compacted is what was there one turn before.
-		if _, err := maps.Patch(ctx, "page-0", "application/merge-patch+json", fmt.Appendf(nil, `{"data":{"n":"%d"}}`, written), metav1.PatchOptions{}); err != nil {
+		if _, err := maps.Patch(ctx, "page-0", "application/merge-patch+json",
+			fmt.Appendf(nil, `{"data":{"n":"%d"}}`, written), metav1.PatchOptions{}); err != nil {
 			return err
 		}
 		written++

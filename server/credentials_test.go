@@ -18,9 +18,13 @@ import (
 
 func testConfig(dir string) Config {
 	return Config{
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443, NodeIP: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
-		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")}, ClusterDomain: "cluster.local",
-		TLSSAN: []string{"umiak.example", "198.51.100.7"}, WriteKubeconfig: filepath.Join(dir, "home", "config"), WriteKubeconfigMode: 0o640,
+		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443,
+		NodeIP:        []netip.Addr{netip.MustParseAddr("192.0.2.10")},
+		ClusterCIDR:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		ServiceCIDR:   []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")},
+		ClusterDomain: "cluster.local",
+		TLSSAN:        []string{"umiak.example", "198.51.100.7"}, WriteKubeconfig: filepath.Join(dir, "home", "config"),
+		WriteKubeconfigMode: 0o640,
 	}
 }
 
@@ -57,7 +61,8 @@ func TestServingNamesFollowTheSettings(t *testing.T) {
 // fixedAddress is a node-ip, which needs not be on the machine.
 func fixedAddress(t *testing.T, ip string) *nodeip.Tracker {
 	t.Helper()
-	a, err := nodeip.New(nodeip.Config{Asked: []netip.Addr{netip.MustParseAddr(ip)}, Log: slog.New(slog.DiscardHandler)})
+	a, err := nodeip.New(nodeip.Config{Asked: []netip.Addr{netip.MustParseAddr(ip)},
+		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

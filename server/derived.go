@@ -79,21 +79,24 @@ func (c Config) upgradesOff() bool { return slices.Contains(c.Disable, upgradesa
 func (c Config) facts() joinwire.Cluster {
 	return joinwire.Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
-		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts.String(), UpgradesOff: c.upgradesOff(), ExternalIPs: c.ExternalIPs,
+		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts.String(), UpgradesOff: c.upgradesOff(),
+		ExternalIPs: c.ExternalIPs,
 	}
 }
 
 // advertiseConfig describes the address that this server advertises.
 func (c Config) advertiseConfig(addrs *nodeip.Tracker, publish func([]string) error) advertise.Config {
 	return advertise.Config{
-		Set: c.AdvertiseAddress, Services: c.ServiceCIDR, Addresses: addrs, Port: int(c.HTTPSPort), Fixed: c.DisableAgent,
+		Set: c.AdvertiseAddress, Services: c.ServiceCIDR, Addresses: addrs, Port: int(c.HTTPSPort),
+		Fixed: c.DisableAgent,
 		Names: func() []string { return c.servingIPs(addrs) }, Publish: publish,
 	}
 }
 
 // servingNames returns the names by which the API server is known.
 func (c Config) servingNames() []string {
-	out := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.ClusterDomain, "localhost"}
+	out := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." +
+		c.ClusterDomain, "localhost"}
 	if h, err := os.Hostname(); err == nil && h != "" {
 		out = append(out, h)
 	}
@@ -140,7 +143,8 @@ func (c Config) servingIPs(addrs *nodeip.Tracker) []string {
 }
 
 // keys makes the authorities, certificates, keys and policies that the components read, where they are missing.
-func (c Config) keys(lifetimes pki.Config, addrs *nodeip.Tracker, dc datastore.Config, log *slog.Logger) (*pki.PKI, error) {
+func (c Config) keys(lifetimes pki.Config, addrs *nodeip.Tracker, dc datastore.Config, log *slog.Logger) (*pki.PKI,
+	error) {
 	d := c.Dirs()
 	for _, dir := range []string{d.Server(), d.ServerKubeconfigs()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -162,7 +166,8 @@ func (c Config) keys(lifetimes pki.Config, addrs *nodeip.Tracker, dc datastore.C
 		return nil, err
 	}
 	plane := pki.ControlPlane{
-		Dirs: d, URL: c.loopbackURL(), AdminCopy: c.WriteKubeconfig, AdminCopyMode: fs.FileMode(c.WriteKubeconfigMode), Log: log,
+		Dirs: d, URL: c.loopbackURL(), AdminCopy: c.WriteKubeconfig, AdminCopyMode: fs.FileMode(c.WriteKubeconfigMode),
+		Log: log,
 	}
 	serving := p.ServingLeaf(c.servingNames(), c.servingIPs(addrs))
 	for _, l := range slices.Concat([]pki.Leaf{serving}, plane.Leaves(p), etcdLeaves(dc)) {
@@ -185,15 +190,18 @@ func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 	}
 	return controlplane.Settings{
 		Bind: bindAddress(c), Port: int(c.HTTPSPort),
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(), ClusterDomain: c.ClusterDomain,
-		OtherIPAM: c.FlannelBackend == "none", ClusterIPRouting: !c.DisableAgent, UpgradesOff: c.upgradesOff(),
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(),
+		ClusterDomain: c.ClusterDomain,
+		OtherIPAM:     c.FlannelBackend == "none", ClusterIPRouting: !c.DisableAgent, UpgradesOff: c.upgradesOff(),
 		Services: admission.Limits{
 			ExternalIPs: c.ExternalIPs, Inside: slices.Concat(c.ClusterCIDR, c.ServiceCIDR),
 			Ports: systemports.Ports{API: int(c.HTTPSPort)},
 		},
 		Files: controlplane.Files{
-			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA), ServerCAKey: p.CAKey(pki.ServerCA),
-			ClientCA: p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA), ClientCAKey: p.CAKey(pki.ClientCA),
+			ServerCA: p.CACert(pki.ServerCA), ServerCASigner: p.CASigner(pki.ServerCA),
+			ServerCAKey: p.CAKey(pki.ServerCA),
+			ClientCA:    p.CACert(pki.ClientCA), ClientCASigner: p.CASigner(pki.ClientCA),
+			ClientCAKey:       p.CAKey(pki.ClientCA),
 			RequestHeaderCA:   p.CACert(pki.RequestHeaderCA),
 			ServiceAccountKey: p.ServiceAccountKey(), ServiceAccountPublicKey: p.ServiceAccountPublicKey(),
 			ServingCert: p.CertFile(pki.APIServer), ServingKey: p.KeyFile(pki.APIServer),
@@ -225,7 +233,8 @@ func (c Config) loadBalancer(nodes *joinapi.API, log *slog.Logger) *servicelb.Co
 	return servicelb.New(servicelb.Config{
 		Client: c.clients().Maker("umiak-load-balancer"),
 		Planner: servicelb.Planner{
-			Pool: c.LoadBalancers, Reserved: servicelb.ReservedPorts(c.NodePorts, int(c.HTTPSPort)), Disputed: nodes.Disputed, Supported: nodes.Supported,
+			Pool: c.LoadBalancers, Reserved: servicelb.ReservedPorts(c.NodePorts, int(c.HTTPSPort)),
+			Disputed: nodes.Disputed, Supported: nodes.Supported,
 		},
 		Changed: nodes.AddressesChanged, Disabled: slices.Contains(c.Disable, servicelb.Name), Log: log,
 	})
@@ -240,7 +249,8 @@ func (c Config) firstTokens() []joinapi.LongLived {
 	}
 	agt, _ := token.FromSettings(c.AgentToken, c.AgentTokenFile)
 	return []joinapi.LongLived{
-		{ID: joinapi.ServerID, Kind: token.Server, File: d.ServerToken(), Given: srv, Joined: sharedfiles.Joined(d), Server: c.NodeName},
+		{ID: joinapi.ServerID, Kind: token.Server, File: d.ServerToken(), Given: srv, Joined: sharedfiles.Joined(d),
+			Server: c.NodeName},
 		{ID: joinapi.AgentID, Kind: token.Agent, File: d.AgentToken(), Given: agt, Server: c.NodeName},
 	}
 }
@@ -256,7 +266,8 @@ func (c Config) datastoreConfig(advertise string, log *slog.Logger) datastore.Co
 	d := c.Dirs()
 	return datastore.Config{
 		Dir: d.DB(), Socket: d.DatastoreSocket(), VolatileSocket: d.VolatileSocket(),
-		Endpoint: c.DatastoreEndpoint, TLS: external.TLS{CAFile: c.DatastoreCA, CertFile: c.DatastoreCert, KeyFile: c.DatastoreKey},
+		Endpoint: c.DatastoreEndpoint, TLS: external.TLS{CAFile: c.DatastoreCA, CertFile: c.DatastoreCert,
+			KeyFile: c.DatastoreKey},
 		ClusterInit: c.ClusterInit, Etcd: c.etcdConfig(advertise), Log: log.With("component", "datastore"),
 	}
 }
@@ -273,8 +284,8 @@ func (c Config) etcdConfig(advertise string) etcd.Config {
 	}
 }
 
-// etcdLeaves are the certificates with which members of an etcd cluster authenticate to each other, none where there is no
-// such cluster. The name in them is verified, so addresses may change.
+// etcdLeaves are the certificates with which members of an etcd cluster authenticate to each other, none where there
+// is no such cluster. The name in them is verified, so addresses may change.
 func etcdLeaves(c datastore.Config) []pki.Leaf {
 	if !datastore.Clustered(c) {
 		return nil
@@ -283,7 +294,8 @@ func etcdLeaves(c datastore.Config) []pki.Leaf {
 	return []pki.Leaf{
 		{Name: "etcd-peer", CA: pki.EtcdCA, CertFile: t.ServerCert, KeyFile: t.ServerKey, CommonName: "umiak:etcd",
 			Server: true, DNSNames: []string{etcd.PeerName}},
-		{Name: "etcd-peer-client", CA: pki.EtcdCA, CertFile: t.ClientCert, KeyFile: t.ClientKey, CommonName: "umiak:etcd"},
+		{Name: "etcd-peer-client", CA: pki.EtcdCA, CertFile: t.ClientCert, KeyFile: t.ClientKey,
+			CommonName: "umiak:etcd"},
 	}
 }
 
@@ -300,7 +312,8 @@ func sharedDatastore(c datastore.Config) joinwire.Datastore {
 
 // snapshotKeeper makes the snapshots of the datastore that source returns.
 func (c Config) snapshotKeeper(source func() snapshot.Source, log *slog.Logger) *backup.Keeper {
-	return &backup.Keeper{Config: c.Snapshots, Dirs: c.Dirs(), Node: c.NodeName, Source: source, Log: log.With("component", "snapshots")}
+	return &backup.Keeper{Config: c.Snapshots, Dirs: c.Dirs(), Node: c.NodeName, Source: source,
+		Log: log.With("component", "snapshots")}
 }
 
 // joinToken returns the token that is set, zero if none is.
@@ -319,8 +332,8 @@ func (c Config) joinToken() (token.Token, error) {
 	return t, nil
 }
 
-// shared returns the settings that all servers must have alike: what nodes get, what several servers write into the same
-// objects, and what is deployed.
+// shared returns the settings that all servers must have alike: what nodes get, what several servers write into the
+// same objects, and what is deployed.
 func (c Config) shared() []joinwire.Setting {
 	list := func(l []string) string { return strings.Join(l, ",") }
 	set := func(l []string) string {

@@ -47,7 +47,8 @@ func tlsServer(t *testing.T, cert, key string, h http.HandlerFunc) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair},
+		ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,19 +66,23 @@ func newFarNode(t *testing.T, dir string) (*farNode, []byte) {
 	t.Helper()
 	n := &farNode{}
 	own := config(dir).Dirs().AgentPKI()
-	n.kubelet = tlsServer(t, filepath.Join(own, "kubelet-serving.crt"), filepath.Join(own, "kubelet-serving.key"), func(w http.ResponseWriter, r *http.Request) {
-		if len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].Subject.CommonName != "umiak:kubelet-client" {
-			http.Error(w, "who are you", http.StatusUnauthorized)
-			return
-		}
-		fmt.Fprintf(w, "kubelet %s", r.URL.Path)
-	})
+	n.kubelet = tlsServer(t, filepath.Join(own, "kubelet-serving.crt"), filepath.Join(own, "kubelet-serving.key"),
+		func(w http.ResponseWriter, r *http.Request) {
+			if len(r.TLS.PeerCertificates) == 0 ||
+				r.TLS.PeerCertificates[0].Subject.CommonName != "umiak:kubelet-client" {
+				http.Error(w, "who are you", http.StatusUnauthorized)
+				return
+			}
+			fmt.Fprintf(w, "kubelet %s", r.URL.Path)
+		})
 	// The pod serves HTTP, and by TLS a webhook and an API.
 	authority, err := pki.Ensure(pki.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := pki.Leaf{Name: "hook", CA: pki.ServerCA, CommonName: "hook", Server: true, DNSNames: []string{"hook.default.svc"}, CertFile: authority.File("hook.crt"), KeyFile: authority.File("hook.key")}
+	leaf := pki.Leaf{Name: "hook", CA: pki.ServerCA, CommonName: "hook", Server: true,
+		DNSNames: []string{"hook.default.svc"}, CertFile: authority.File("hook.crt"),
+		KeyFile: authority.File("hook.key")}
 	if err := authority.Add(leaf); err != nil {
 		t.Fatal(err)
 	}
@@ -86,14 +91,19 @@ func newFarNode(t *testing.T, dir string) (*farNode, []byte) {
 		t.Fatal(err)
 	}
 	ports := map[string]string{
-		farPod + ":8080": serveOn(t, l, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "pod %s", r.URL.Path) }),
+		farPod + ":8080": serveOn(t, l, func(w http.ResponseWriter,
+			r *http.Request) {
+			fmt.Fprintf(w, "pod %s", r.URL.Path)
+		}),
 		farPod + ":8443": tlsServer(t, leaf.CertFile, leaf.KeyFile, hook),
 		n.kubelet:        n.kubelet,
 	}
 	tunnels := agenttunnel.New(agenttunnel.Config{
 		Servers:  func() ([]string, <-chan struct{}) { return []string{"127.0.0.1:6443"}, nil },
-		ServerCA: filepath.Join(own, "server-ca.crt"), Cert: filepath.Join(own, "agent-client.crt"), Key: filepath.Join(own, "agent-client.key"),
-		Allow: agenttunnel.Allow{Node: "n1", Kubelet: netip.MustParseAddrPort(n.kubelet), PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(podNet)} }},
+		ServerCA: filepath.Join(own, "server-ca.crt"), Cert: filepath.Join(own, "agent-client.crt"),
+		Key: filepath.Join(own, "agent-client.key"),
+		Allow: agenttunnel.Allow{Node: "n1", Kubelet: netip.MustParseAddrPort(n.kubelet),
+			PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(podNet)} }},
 		Connect: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			n.mu.Lock()
 			n.asked = append(n.asked, addr)
@@ -148,10 +158,12 @@ func hook(w http.ResponseWriter, r *http.Request) {
 			o["by"] = "the pod"
 		}
 		out = map[string]any{"apiVersion": in.APIVersion, "kind": in.Kind, "response": map[string]any{
-			"uid": in.Request.UID, "result": map[string]any{"status": "Success"}, "convertedObjects": in.Request.Objects,
+			"uid": in.Request.UID, "result": map[string]any{"status": "Success"},
+			"convertedObjects": in.Request.Objects,
 		}}
 	case "/apis/far.umiak.test/v1":
-		out = metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: "far.umiak.test/v1"}
+		out = metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"},
+			GroupVersion: "far.umiak.test/v1"}
 	default:
 		fmt.Fprintf(w, "pod %s", r.URL.Path)
 		return
@@ -169,7 +181,8 @@ func TestEgress(t *testing.T) {
 	k := p.admin(t)
 	// The node has joined.
 	if _, err := k.CoreV1().Secrets(metav1.NamespaceSystem).Create(t.Context(), &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: "n1.node-password.umiak", Labels: map[string]string{"umiak.io/join": "node"}}, Type: "umiak.io/node-password",
+		ObjectMeta: metav1.ObjectMeta{Name: "n1.node-password.umiak",
+			Labels: map[string]string{"umiak.io/join": "node"}}, Type: "umiak.io/node-password",
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +206,8 @@ func TestEgress(t *testing.T) {
 	}
 	post := func(path, body string) {
 		t.Helper()
-		if err := k.RESTClient().Post().AbsPath(path).SetHeader("Content-Type", "application/json").Body([]byte(body)).Do(t.Context()).Error(); err != nil {
+		if err := k.RESTClient().Post().AbsPath(path).SetHeader("Content-Type",
+			"application/json").Body([]byte(body)).Do(t.Context()).Error(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -222,7 +236,8 @@ func TestEgress(t *testing.T) {
 	i := 0
 	eventually(t, "admission webhook", func(ctx context.Context) error {
 		i++
-		_, err := k.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%d", i)}}, metav1.CreateOptions{})
+		_, err := k.CoreV1().ConfigMaps("default").Create(ctx,
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%d", i)}}, metav1.CreateOptions{})
 		if err == nil || !strings.Contains(err.Error(), "said the pod") {
 			return fmt.Errorf("got %w", errors.Join(err, errors.New("not the webhook's refusal")))
 		}
@@ -236,7 +251,8 @@ func TestEgress(t *testing.T) {
 		"conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": {`+clientConfig("/convert")+`}}}}}`))
 	eventually(t, "object with two versions", func(ctx context.Context) error {
 		body := `{"apiVersion": "crd.umiak.test/v1", "kind": "Thing", "metadata": {"name": "t"}}`
-		return k.RESTClient().Post().AbsPath("/apis/crd.umiak.test/v1/things").SetHeader("Content-Type", "application/json").Body([]byte(body)).Do(ctx).Error()
+		return k.RESTClient().Post().AbsPath("/apis/crd.umiak.test/v1/things").SetHeader("Content-Type",
+			"application/json").Body([]byte(body)).Do(ctx).Error()
 	})
 	eventually(t, "conversion webhook", func(context.Context) error {
 		got, err := get("/apis/crd.umiak.test/v2/things/t")
@@ -257,11 +273,13 @@ func TestEgress(t *testing.T) {
 func farObjects(t *testing.T, k *kubernetes.Clientset, n *farNode) {
 	t.Helper()
 	ctx := t.Context()
-	node, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: podNet, PodCIDRs: []string{podNet}}}, metav1.CreateOptions{})
+	node, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+		Spec: corev1.NodeSpec{PodCIDR: podNet, PodCIDRs: []string{podNet}}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: farIP}, {Type: corev1.NodeHostName, Address: "n1"}}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: farIP},
+		{Type: corev1.NodeHostName, Address: "n1"}}
 	node.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(netip.MustParseAddrPort(n.kubelet).Port())
 	eventually(t, "node", func(ctx context.Context) error {
 		_, err := k.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{})
@@ -276,7 +294,10 @@ func farObjects(t *testing.T, k *kubernetes.Clientset, n *farNode) {
 		_, err := k.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
-	pod, err := k.CoreV1().Pods("default").Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
+	pod, err := k.CoreV1().Pods("default").Create(ctx,
+		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"},
+			Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}}},
+		metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,16 +306,21 @@ func farObjects(t *testing.T, k *kubernetes.Clientset, n *farNode) {
 		t.Fatal(err)
 	}
 	for name, ports := range map[string][2]int32{"web": {80, 8080}, "hook": {443, 8443}} {
-		if _, err := k.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: ports[0]}}}}, metav1.CreateOptions{}); err != nil {
+		if _, err := k.CoreV1().Services("default").Create(ctx,
+			&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name},
+				Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: ports[0]}}}},
+			metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		slice := &discoveryv1.EndpointSlice{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}}, AddressType: discoveryv1.AddressTypeIPv4,
+			ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+			AddressType: discoveryv1.AddressTypeIPv4,
 			Endpoints: []discoveryv1.Endpoint{{
 				Addresses: []string{farPod}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
 				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: "p", UID: pod.UID},
 			}},
-			Ports: []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(ports[1]), Protocol: ptr.To(corev1.ProtocolTCP)}},
+			Ports: []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(ports[1]),
+				Protocol: ptr.To(corev1.ProtocolTCP)}},
 		}
 		if _, err := k.DiscoveryV1().EndpointSlices("default").Create(ctx, slice, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)

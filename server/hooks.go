@@ -10,8 +10,8 @@ import (
 	"github.com/umiak-io/umiak/server/ownnode"
 )
 
-// NodeHooks is what the node in the same process wants to learn of the server's parts; the zero value is for a server without
-// a node.
+// NodeHooks is what the node in the same process wants to learn of the server's parts; the zero value is for a server
+// without a node.
 type NodeHooks struct {
 	// Report is called with the failures of parts that are started again.
 	Report lifecycle.Reporter
@@ -40,8 +40,8 @@ func (s *Server) publish(addresses []string) error {
 	return nil
 }
 
-// admits returns why a node's tunnel is refused. Webhooks that a start needs may be behind a tunnel, so nodes are let in
-// until those that have joined are known; then they are checked again.
+// admits returns why a node's tunnel is refused. Webhooks that a start needs may be behind a tunnel, so nodes are let
+// in until those that have joined are known; then they are checked again.
 func (s *Server) admits(ctx context.Context, node string, key []byte) error {
 	if !s.join.Knows() {
 		return nil

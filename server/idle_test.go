@@ -104,10 +104,12 @@ func profileOnSignal(dir string) {
 			for _, v := range []struct {
 				n string
 				b uint64
-			}{{"heap in use", m.HeapInuse}, {"heap idle", m.HeapIdle}, {"released", m.HeapReleased}, {"next GC", m.NextGC}, {"stacks", m.StackInuse}, {"GC metadata", m.GCSys}} {
+			}{{"heap in use", m.HeapInuse}, {"heap idle", m.HeapIdle}, {"released", m.HeapReleased},
+				{"next GC", m.NextGC}, {"stacks", m.StackInuse}, {"GC metadata", m.GCSys}} {
 				text += v.n + " " + strconv.FormatUint(v.b>>20, 10) + " MiB, "
 			}
-			_ = os.WriteFile(filepath.Join(dir, "mem.txt"), []byte(text+strconv.Itoa(runtime.NumGoroutine())+" goroutines"), 0o600)
+			_ = os.WriteFile(filepath.Join(dir, "mem.txt"),
+				[]byte(text+strconv.Itoa(runtime.NumGoroutine())+" goroutines"), 0o600)
 		}
 	}()
 }

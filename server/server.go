@@ -47,8 +47,8 @@ type Server struct {
 	node      *ownnode.Node
 }
 
-// New makes sure that keys, certificates and kubeconfigs are there, and checks all settings. It starts nothing. The data
-// directory must be locked by the caller.
+// New makes sure that keys, certificates and kubeconfigs are there, and checks all settings. It starts nothing. The
+// data directory must be locked by the caller.
 func New(cfg Config, start Start, log *slog.Logger) (*Server, error) {
 	return assemble(cfg, start, pki.Config{}, log)
 }
@@ -68,10 +68,12 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 		return nil, err
 	}
 	clients := cfg.clients()
-	access := joinapi.Access{Clients: clients, ServerCA: func() []byte { return s.pki.CAPEM(pki.ServerCA) }, Secret: s.pki.SharedSecret}
+	access := joinapi.Access{Clients: clients, ServerCA: func() []byte { return s.pki.CAPEM(pki.ServerCA) },
+		Secret: s.pki.SharedSecret}
 	s.tunnels = tunnel.NewTunnels(tunnel.Identity{ClientCA: s.pki.CACert(pki.ClientCA), Admits: s.admits}, log)
 	if s.cluster, err = cluster.New(cluster.Config{
-		Name: cfg.NodeName, Address: s.address.HostPort(), Dirs: cfg.Dirs(), Settings: cfg.shared(), Shared: sharedDatastore(dc),
+		Name: cfg.NodeName, Address: s.address.HostPort(), Dirs: cfg.Dirs(), Settings: cfg.shared(),
+		Shared:  sharedDatastore(dc),
 		Joining: len(start.Members) > 0, Reset: cfg.ClusterReset, PKI: s.pki, Datastore: s.store, Tunnels: s.tunnels,
 		Clients: clients, Access: access, TakenOver: s.takenOver, Log: log,
 	}); err != nil {
@@ -84,7 +86,8 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 	}
 	s.join = joinapi.New(joinapi.Config{
 		Signer: s.pki, Cluster: cfg.facts(), Servers: s.cluster.Admission, Self: cfg.ownNode(), Own: s.address.HostPort,
-		Name: cfg.NodeName, DNSNames: cfg.servingNames(), SANs: cfg.servingSANs(), IPs: func() []string { return cfg.servingIPs(start.Addresses) },
+		Name: cfg.NodeName, DNSNames: cfg.servingNames(), SANs: cfg.servingSANs(),
+		IPs:    func() []string { return cfg.servingIPs(start.Addresses) },
 		Access: access, WaitReady: s.waitReady, Etcd: etcd.Version(), TokensChanged: s.tokens.Stale, Log: log,
 	})
 	settings := cfg.controlPlane(s.pki)
@@ -97,7 +100,10 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 	s.plane.APIServer.Front(tunnelwire.Path, s.tunnels)
 	s.plane.APIServer.DialWith(tunnel.NewDialer(s.tunnels, tunnel.DialerConfig{
 		Pods: cfg.ClusterCIDR, Self: cfg.ownNode(),
-		Disputed: func(node string, a netip.Addr) bool { return s.join.Disputed(node, a) || s.join.Unregistered(node, a) },
+		Disputed: func(node string, a netip.Addr) bool {
+			return s.join.Disputed(node, a) ||
+				s.join.Unregistered(node, a)
+		},
 	}))
 	s.join.OnLeave(func(node string) { go s.tunnels.Left(node) })
 	s.plane.APIServer.Stalled = s.store.Stalled
@@ -119,7 +125,8 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 	})
 	s.snapshots = cfg.snapshotKeeper(s.store.Snapshots, log)
 	s.node = ownnode.New(ownnode.Config{
-		Dirs: cfg.Dirs(), Name: cfg.NodeName, URL: cfg.loopbackURL(), Addresses: start.Addresses, Facts: cfg.facts(), PKI: s.pki,
+		Dirs: cfg.Dirs(), Name: cfg.NodeName, URL: cfg.loopbackURL(), Addresses: start.Addresses, Facts: cfg.facts(),
+		PKI:       s.pki,
 		WaitReady: s.waitReady, Access: access, Clients: clients, Log: log,
 	})
 	return s, nil
@@ -148,7 +155,8 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 		part("kube-apiserver", s.plane.APIServer.Run, "datastore", "certificates", "node-tunnels"),
 	}
 	if s.cluster.Several() {
-		parts = append(parts, part("other-servers", s.cluster.Peers.Run, "kube-apiserver"), part("election", s.cluster.Elect, "kube-apiserver"))
+		parts = append(parts, part("other-servers", s.cluster.Peers.Run, "kube-apiserver"),
+			part("election", s.cluster.Elect, "kube-apiserver"))
 	}
 	parts = append(parts,
 		leading("kube-controller-manager", s.plane.ControllerManager.Run),
@@ -160,7 +168,8 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 		part("tokens", s.tokens.Run, "kube-apiserver"),
 		part("join-api", s.join.Run, "kube-apiserver"))
 	if !s.cfg.DisableAgent {
-		parts = append(parts, part("node-name", s.node.Reserve, "kube-apiserver"), part("node-role", s.node.Mark, "kube-apiserver"))
+		parts = append(parts, part("node-name", s.node.Reserve, "kube-apiserver"),
+			part("node-role", s.node.Mark, "kube-apiserver"))
 	}
 	if s.cluster.Several() {
 		parts = append(parts,
@@ -176,6 +185,8 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 }
 
 // restartable are the parts of the control plane that can be started again alone: their failure is not the API's. A
-// failure of any other ends the process, and so does one of the datastore unless its disk is full or it was open before.
-var restartable = []string{"datastore", "kube-controller-manager", "load-balancer", "manifests", "upgrades", "snapshots",
+// failure of any other ends the process, and so does one of the datastore unless its disk is full or it was open
+// before.
+var restartable = []string{"datastore", "kube-controller-manager", "load-balancer", "manifests", "upgrades",
+	"snapshots",
 	"tokens", "join-api", "node-name", "node-role"}

@@ -80,7 +80,8 @@ func loopback() error {
 func config(dir string) server.Config {
 	var c server.Config
 	settings.Defaults(&c)
-	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
+	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir,
+		"run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
 	c.AuditLog = filepath.Join(dir, "data", "audit", "audit.log")
 	return c
 }
@@ -130,22 +131,23 @@ func serve(dir string) error {
 	if err != nil {
 		return err
 	}
-	parts := append(s.Parts(server.NodeHooks{}), lifecycle.Part{Name: "join", Run: func(ctx context.Context, ready func()) error {
-		if _, err := s.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{ip}}); err != nil {
-			return err
-		}
-		fmt.Println("joined")
-		var st []status.Section
-		for _, source := range s.Sources() {
-			st = append(st, source(ctx))
-		}
-		if err := json.NewEncoder(os.Stdout).Encode(st); err != nil {
-			return err
-		}
-		ready()
-		<-ctx.Done()
-		return nil
-	}})
+	parts := append(s.Parts(server.NodeHooks{}), lifecycle.Part{Name: "join",
+		Run: func(ctx context.Context, ready func()) error {
+			if _, err := s.Joiner().Join(ctx, agent.Node{Name: "n1", IPs: []string{ip}}); err != nil {
+				return err
+			}
+			fmt.Println("joined")
+			var st []status.Section
+			for _, source := range s.Sources() {
+				st = append(st, source(ctx))
+			}
+			if err := json.NewEncoder(os.Stdout).Encode(st); err != nil {
+				return err
+			}
+			ready()
+			<-ctx.Done()
+			return nil
+		}})
 	g, err := lifecycle.New(slog.Default(), parts...)
 	if err != nil {
 		return err
@@ -280,18 +282,21 @@ func TestControlPlane(t *testing.T) {
 		if _, err := a.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err != nil {
 			t.Error(err)
 		}
-		if _, err := a.CoreV1().ConfigMaps("kube-system").List(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=coredns"}); err != nil {
+		if _, err := a.CoreV1().ConfigMaps("kube-system").List(t.Context(),
+			metav1.ListOptions{FieldSelector: "metadata.name=coredns"}); err != nil {
 			t.Error(err)
 		}
 		if _, err := a.CoreV1().Secrets("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("lists Secrets: %v", err)
 		}
-		if _, err := a.CoreV1().ConfigMaps("kube-system").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		if _, err := a.CoreV1().ConfigMaps("kube-system").List(t.Context(),
+			metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("lists ConfigMaps: %v", err)
 		}
 	})
 	t.Run("pods are checked", func(t *testing.T) {
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "strict", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}}
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "strict",
+			Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}}
 		if _, err := k.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -299,8 +304,10 @@ func TestControlPlane(t *testing.T) {
 			_, err := k.CoreV1().ServiceAccounts("strict").Get(ctx, "default", metav1.GetOptions{})
 			return err
 		})
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{HostNetwork: true, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
-		if _, err := k.CoreV1().Pods("strict").Create(t.Context(), pod, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"},
+			Spec: corev1.PodSpec{HostNetwork: true, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+		if _, err := k.CoreV1().Pods("strict").Create(t.Context(), pod,
+			metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -320,16 +327,21 @@ func TestControlPlane(t *testing.T) {
 		}
 	}
 	t.Run("the administrator's rights come by a binding", func(t *testing.T) {
-		who, err := k.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-		if err != nil || !slices.Contains(who.Status.UserInfo.Groups, wellknown.AdminsGroup) || slices.Contains(who.Status.UserInfo.Groups, "system:masters") {
+		who, err := k.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{},
+			metav1.CreateOptions{})
+		if err != nil || !slices.Contains(who.Status.UserInfo.Groups, wellknown.AdminsGroup) ||
+			slices.Contains(who.Status.UserInfo.Groups, "system:masters") {
 			t.Errorf("%+v, %v", who, err)
 		}
 	})
-	t.Run("who may patch nodes may not ask for an upgrade", func(t *testing.T) { asksForUpgrades(t, k, dirs.AdminKubeconfig()) })
-	t.Run("continue tokens end with what is compacted", func(t *testing.T) { tokensEnd(t, k, "unix://"+dirs.DatastoreSocket()) })
+	t.Run("who may patch nodes may not ask for an upgrade",
+		func(t *testing.T) { asksForUpgrades(t, k, dirs.AdminKubeconfig()) })
+	t.Run("continue tokens end with what is compacted",
+		func(t *testing.T) { tokensEnd(t, k, "unix://"+dirs.DatastoreSocket()) })
 	t.Run("no file tells the Secret while it runs", func(t *testing.T) { noFileHas(t, dir, secret) })
 	// An administrator may write a range that the cluster would not give: the next start must not fail on it.
-	foreign := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "foreign"}, Spec: corev1.NodeSpec{PodCIDR: "203.0.113.0/24", PodCIDRs: []string{"203.0.113.0/24"}}}
+	foreign := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "foreign"},
+		Spec: corev1.NodeSpec{PodCIDR: "203.0.113.0/24", PodCIDRs: []string{"203.0.113.0/24"}}}
 	if _, err := k.CoreV1().Nodes().Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -347,28 +359,32 @@ func TestControlPlane(t *testing.T) {
 	if err != nil || string(s.Data["k"]) != secret {
 		t.Errorf("the Secret after a restart: %v", err)
 	}
-	t.Run("a foreign range of one node keeps no other from getting one", func(t *testing.T) { foreignRange(t, p.admin(t)) })
+	t.Run("a foreign range of one node keeps no other from getting one",
+		func(t *testing.T) { foreignRange(t, p.admin(t)) })
 	p.stop(t)
 }
 
-// foreignRange: the controllers run while there is a Node with a range that the cluster would not give, an Event names it, and
-// when it is gone others get ranges.
+// foreignRange: the controllers run while there is a Node with a range that the cluster would not give, an Event
+// names it, and when it is gone others get ranges.
 func foreignRange(t *testing.T, k *kubernetes.Clientset) {
 	ctx := t.Context()
-	if _, err := k.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := k.CoreV1().Namespaces().Create(ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "meanwhile"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "controllers run, and an Event of the foreign Node", func(ctx context.Context) error {
 		if _, err := k.CoreV1().ServiceAccounts("meanwhile").Get(ctx, "default", metav1.GetOptions{}); err != nil {
 			return err
 		}
-		list, err := k.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "reason=ForeignPodRange,involvedObject.name=foreign"})
+		list, err := k.CoreV1().Events("").List(ctx,
+			metav1.ListOptions{FieldSelector: "reason=ForeignPodRange,involvedObject.name=foreign"})
 		if err == nil && len(list.Items) == 0 {
 			return errors.New("no Event")
 		}
 		return err
 	})
-	if _, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "later"}},
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.CoreV1().Nodes().Delete(ctx, "foreign", metav1.DeleteOptions{}); err != nil {
@@ -385,14 +401,17 @@ func foreignRange(t *testing.T, k *kubernetes.Clientset) {
 
 // strangers asks every listening port without credentials.
 func strangers(t *testing.T) {
-	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
+		Timeout: 10 * time.Second}
 	defer c.CloseIdleConnections()
 	ports := listening(t)
 	if len(ports) != 1 || ports[0] != 6443 {
 		t.Errorf("listens on %v", ports)
 	}
 	for _, port := range ports {
-		for _, path := range []string{"/", "/api", "/apis", "/version", "/metrics", "/openapi/v2", "/configz", "/healthz/etcd", "/readyz?verbose", "/livez/ping", controlplane.HealthPath, "/api/v1/namespaces/default/secrets", "/livez", "/readyz", "/healthz"} {
+		for _, path := range []string{"/", "/api", "/apis", "/version", "/metrics", "/openapi/v2", "/configz",
+			"/healthz/etcd", "/readyz?verbose", "/livez/ping", controlplane.HealthPath,
+			"/api/v1/namespaces/default/secrets", "/livez", "/readyz", "/healthz"} {
 			resp, err := c.Get(fmt.Sprintf("https://127.0.0.1:%d%s", port, path))
 			if err != nil {
 				t.Errorf("%d%s: %v", port, path, err)
@@ -401,12 +420,14 @@ func strangers(t *testing.T) {
 			body, _ := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
 			health := path == "/livez" || path == "/healthz" || strings.HasPrefix(path, "/readyz")
-			if ok := resp.StatusCode == http.StatusOK; ok != health || !ok && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+			if ok := resp.StatusCode == http.StatusOK; ok != health || !ok &&
+				resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
 				t.Errorf("%d%s: %s: %.100s", port, path, resp.Status, body)
 			}
 		}
 		for _, v := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
-			conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), &tls.Config{InsecureSkipVerify: true, MinVersion: v, MaxVersion: v})
+			conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+				&tls.Config{InsecureSkipVerify: true, MinVersion: v, MaxVersion: v})
 			if err == nil {
 				_ = conn.Close()
 				t.Errorf("%d speaks TLS version %x", port, v)
@@ -462,7 +483,8 @@ func series(t *testing.T, k *kubernetes.Clientset) {
 		}
 		seen[name] = true
 	}
-	for _, want := range []string{"# TYPE apiserver_request_total", "# TYPE scheduler_pending_pods", "# TYPE running_managed_controllers", "# TYPE workqueue_depth"} {
+	for _, want := range []string{"# TYPE apiserver_request_total", "# TYPE scheduler_pending_pods",
+		"# TYPE running_managed_controllers", "# TYPE workqueue_depth"} {
 		if !seen[want] {
 			t.Errorf("missing: %s", want)
 		}
@@ -473,12 +495,15 @@ func series(t *testing.T, k *kubernetes.Clientset) {
 // node checks NodeRestriction and the Node authorizer with n1's credentials.
 func node(t *testing.T, k *kubernetes.Clientset) {
 	for _, cidr := range []string{"203.0.113.0/24", "10.42.0.0/24", "10.42.0.7/32"} {
-		ranged := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}}}
-		if _, err := k.CoreV1().Nodes().Create(t.Context(), ranged, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+		ranged := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+			Spec: corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}}}
+		if _, err := k.CoreV1().Nodes().Create(t.Context(), ranged,
+			metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("gives itself the range %s: %v", cidr, err)
 		}
 	}
-	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}},
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "podCIDR", func(ctx context.Context) error {
@@ -488,7 +513,8 @@ func node(t *testing.T, k *kubernetes.Clientset) {
 		}
 		return err
 	})
-	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}},
+		metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("creates another node: %v", err)
 	}
 	large := corev1.NodeStatus{Images: []corev1.ContainerImage{{}}}
@@ -501,7 +527,8 @@ func node(t *testing.T, k *kubernetes.Clientset) {
 		t.Errorf("reports 20,000 images: %v", err)
 	}
 	label := []byte(`{"metadata":{"labels":{"node-restriction.kubernetes.io/x":"y"}}}`)
-	if _, err := k.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType, label, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+	if _, err := k.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType, label,
+		metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("sets a restricted label: %v", err)
 	}
 	if _, err := k.CoreV1().Secrets("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
@@ -545,7 +572,8 @@ func private(t *testing.T, dir string) {
 		if err != nil {
 			return err
 		}
-		secret := bytes.Contains(raw, []byte("PRIVATE KEY")) || bytes.Contains(raw, []byte("client-key")) || strings.Contains(path, "/db/") ||
+		secret := bytes.Contains(raw, []byte("PRIVATE KEY")) || bytes.Contains(raw, []byte("client-key")) ||
+			strings.Contains(path, "/db/") ||
 			bytes.Contains(raw, []byte("secretbox")) || strings.Contains(path, "audit.log")
 		if secret && fi.Mode().Perm()&0o077 != 0 {
 			t.Errorf("%s has mode %v", path, fi.Mode())
@@ -590,14 +618,16 @@ func TestCertificatesAreRenewedUnderWay(t *testing.T) {
 		return err
 	})
 	dirs := config(dir).Dirs()
-	for _, kubeconfig := range []string{dirs.KubeletKubeconfig(), dirs.AgentKubeconfig(), filepath.Join(dirs.ServerKubeconfigs(), "scheduler.kubeconfig")} {
+	for _, kubeconfig := range []string{dirs.KubeletKubeconfig(), dirs.AgentKubeconfig(),
+		filepath.Join(dirs.ServerKubeconfigs(), "scheduler.kubeconfig")} {
 		if _, err := p.client(t, kubeconfig).CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err != nil {
 			t.Errorf("%s: %v", kubeconfig, err)
 		}
 	}
 	// The controllers act still, so their clients have followed.
 	k := p.admin(t)
-	if _, err := k.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := k.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "ServiceAccount", func(ctx context.Context) error {
@@ -620,7 +650,8 @@ func TestWrongArgumentsAreOneClearError(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{`kube-apiserver-arg: there is no flag "no-such-flag"`, "event-ttl", `kube-scheduler-arg: there is no flag "neither"`} {
+	for _, want := range []string{`kube-apiserver-arg: there is no flag "no-such-flag"`, "event-ttl",
+		`kube-scheduler-arg: there is no flag "neither"`} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in: %v", want, err)
 		}

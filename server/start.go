@@ -23,18 +23,19 @@ import (
 type Start struct {
 	// Addresses are the machine's, as Addresses returns them.
 	Addresses *nodeip.Tracker
-	// Members are those of the etcd cluster that takes this server in, as Join returns them. They count only while the server
-	// has no state of its own.
+	// Members are those of the etcd cluster that takes this server in, as Join returns them. They count only while
+	// the server has no state of its own.
 	Members []etcd.Member
-	// Failing is called with true when the datastore stops taking writes, and with false when it takes them again; nil means
-	// that nobody wants to know.
+	// Failing is called with true when the datastore stops taking writes, and with false when it takes them again;
+	// nil means that nobody wants to know.
 	Failing func(bool)
 }
 
-// Addresses finds the node's addresses. For a server that others have to reach it waits until there is one; a server alone
-// starts without, and publishes the address when it comes.
+// Addresses finds the node's addresses. For a server that others have to reach it waits until there is one; a server
+// alone starts without, and publishes the address when it comes.
 func Addresses(ctx context.Context, cfg Config, log *slog.Logger) (*nodeip.Tracker, error) {
-	t, err := nodeip.New(nodeip.Config{Asked: cfg.NodeIP, Want: nodeip.FamiliesOf(cfg.ClusterCIDR), File: cfg.Dirs().Addresses(), Log: log})
+	t, err := nodeip.New(nodeip.Config{Asked: cfg.NodeIP, Want: nodeip.FamiliesOf(cfg.ClusterCIDR),
+		File: cfg.Dirs().Addresses(), Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -46,8 +47,8 @@ func Addresses(ctx context.Context, cfg Config, log *slog.Logger) (*nodeip.Track
 	return t, nil
 }
 
-// Join makes this machine another server of a cluster, if cfg wants it to be one and it is not yet; see cluster.Join. addrs
-// are the machine's, and ClaimName has settled its name.
+// Join makes this machine another server of a cluster, if cfg wants it to be one and it is not yet; see cluster.Join.
+// addrs are the machine's, and ClaimName has settled its name.
 func Join(ctx context.Context, cfg Config, addrs *nodeip.Tracker, log *slog.Logger) ([]etcd.Member, error) {
 	now, _ := addrs.Now()
 	ip, err := advertise.Choose(cfg.AdvertiseAddress, cfg.ServiceCIDR, now.IPs)
@@ -59,7 +60,8 @@ func Join(ctx context.Context, cfg Config, addrs *nodeip.Tracker, log *slog.Logg
 		return nil, err
 	}
 	return cluster.Join(ctx, cluster.JoinConfig{
-		Server: cfg.Server, Token: tok, Dirs: cfg.Dirs(), Datastore: cfg.datastoreConfig(ip, log), Settings: cfg.shared(), Log: log,
+		Server: cfg.Server, Token: tok, Dirs: cfg.Dirs(), Datastore: cfg.datastoreConfig(ip, log),
+		Settings: cfg.shared(), Log: log,
 	})
 }
 

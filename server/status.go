@@ -11,7 +11,8 @@ import (
 func (s *Server) Sources() []status.Source {
 	webhooks := controlplane.Webhooks{Ready: s.plane.APIServer.Ready, Client: s.cfg.clients().Maker("umiak-status")}
 	return []status.Source{
-		s.components, s.runner.Section, s.snapshots.Section, s.pki.Section, s.tunnels.Section, webhooks.Section, s.manifests.Section,
+		s.components, s.runner.Section, s.snapshots.Section, s.pki.Section, s.tunnels.Section, webhooks.Section,
+		s.manifests.Section,
 	}
 }
 

@@ -46,7 +46,8 @@ func write(t testing.TB, dir string, files map[string]string) {
 	t.Helper()
 	for name, text := range files {
 		file := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755),
+			os.WriteFile(file, []byte(text), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -80,7 +81,8 @@ func releaseBy(t testing.TB, key *rsa.PrivateKey) string {
 		"install.sh":   "UMIAK_RELEASE_VERSION='v9+umiak1'\nRELEASE_KEY='" + public + "'\n",
 		"LICENSES.txt": "as is",
 	}
-	for _, n := range []string{"umiak-linux-amd64.gz", "umiak-agent-linux-amd64.gz", "umiak-linux-arm64.gz", "umiak-agent-linux-arm64.gz"} {
+	for _, n := range []string{"umiak-linux-amd64.gz", "umiak-agent-linux-amd64.gz", "umiak-linux-arm64.gz",
+		"umiak-agent-linux-arm64.gz"} {
 		files[n] = gz(t, n)
 	}
 	list := sums{}
@@ -108,7 +110,8 @@ func image(t testing.TB, file, ref, arch string) string {
 }
 
 func config(t testing.TB) Config {
-	return Config{Out: filepath.Join(t.TempDir(), "bundle.tar"), Release: release(t), Etc: t.TempDir(), Arches: []string{"amd64"},
+	return Config{Out: filepath.Join(t.TempDir(), "bundle.tar"), Release: release(t), Etc: t.TempDir(),
+		Arches:   []string{"amd64"},
 		Programs: true, Progress: io.Discard}
 }
 
@@ -117,10 +120,12 @@ const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"
 func TestWhatGoesInComesOut(t *testing.T) {
 	cfg := config(t)
 	in := t.TempDir()
-	write(t, in, map[string]string{"apps/web.yaml": "# a comment\n---\n" + pod, "apps/more/db.json": `{"apiVersion":"v1","kind":"Pod"}`, "apps/.hidden.yaml": "[",
+	write(t, in, map[string]string{"apps/web.yaml": "# a comment\n---\n" + pod,
+		"apps/more/db.json": `{"apiVersion":"v1","kind":"Pod"}`, "apps/.hidden.yaml": "[",
 		"apps/notes.txt": "", "s.yaml": "tls-san: [x]\n", "a.yaml": "token: secret\n"})
 	cfg.Archives = []string{image(t, filepath.Join(in, "app.tar"), "registry.test/app:1", "amd64")}
-	cfg.Manifests, cfg.ServerConfig, cfg.AgentConfig = []string{filepath.Join(in, "apps")}, filepath.Join(in, "s.yaml"), filepath.Join(in, "a.yaml")
+	cfg.Manifests, cfg.ServerConfig, cfg.AgentConfig = []string{filepath.Join(in, "apps")}, filepath.Join(in,
+		"s.yaml"), filepath.Join(in, "a.yaml")
 
 	dry := cfg
 	dry.DryRun = true
@@ -194,7 +199,8 @@ func TestWhatGoesInComesOut(t *testing.T) {
 
 func TestRefuses(t *testing.T) {
 	in := t.TempDir()
-	write(t, in, map[string]string{"bad.yaml": "a: [", "none.yaml": "# nothing\n", "noobject.yaml": "a: b\n", "x.txt": "", "empty/y": "", "a/web.yaml": pod, "b/web.yaml": pod, "we b.yaml": pod,
+	write(t, in, map[string]string{"bad.yaml": "a: [", "none.yaml": "# nothing\n", "noobject.yaml": "a: b\n",
+		"x.txt": "", "empty/y": "", "a/web.yaml": pod, "b/web.yaml": pod, "we b.yaml": pod,
 		"broken.tar": "no archive", "out/is/here": ""})
 	app := image(t, filepath.Join(in, "app.tar"), "registry.test/app:1", "amd64")
 	raw := must(os.ReadFile(app))(t)
@@ -205,33 +211,46 @@ func TestRefuses(t *testing.T) {
 		change func(*Config)
 		says   string
 	}{
-		"architecture of the release": {func(c *Config) { c.Arches = []string{"riscv64"} }, "contains no umiak for riscv64"},
-		"architecture":                {func(c *Config) { c.Arches = []string{"mips"} }, `"mips" is not one of amd64, arm, arm64, riscv64`},
-		"no architecture":             {func(c *Config) { c.Arches = nil }, "at least one architecture"},
-		"no file":                     {func(c *Config) { c.Out = "" }, "a file is required"},
-		"no folder":                   {func(c *Config) { c.Out = file("none/bundle.tar") }, "create a temporary folder"},
-		"image of another machine":    {func(c *Config) { c.Archives, c.Arches = []string{app}, []string{"arm64"} }, "registry.test/app:1 is not for linux/arm64"},
-		"no images":                   {func(c *Config) { c.Archives = []string{file("broken.tar")} }, "not a tar archive"},
-		"half an archive":             {func(c *Config) { c.Archives = []string{file("short.tar")} }, "cut short"},
-		"the same archive twice":      {func(c *Config) { c.Archives = []string{app, app} }, "would have the same name"},
-		"no archive":                  {func(c *Config) { c.Archives = []string{file("none.tar")} }, "no such file"},
-		"no containerd":               {func(c *Config) { c.Images, c.Socket = []string{"registry.test/app:1"}, file("socket") }, "pack registry.test/app:1"},
-		"no name":                     {func(c *Config) { c.Images = []string{"A:B:C"} }, "pack A:B:C"},
-		"no YAML":                     {func(c *Config) { c.Manifests = []string{file("bad.yaml")} }, "bad.yaml: document 1"},
-		"no object":                   {func(c *Config) { c.Manifests = []string{file("noobject.yaml")} }, "apiVersion or kind is missing"},
-		"nothing":                     {func(c *Config) { c.Manifests = []string{file("none.yaml")} }, "no object"},
-		"no manifest":                 {func(c *Config) { c.Manifests = []string{file("x.txt")} }, "does not end with"},
-		"no manifests":                {func(c *Config) { c.Manifests = []string{file("empty")} }, "no manifest in"},
-		"manifests of one name":       {func(c *Config) { c.Manifests = []string{file("a"), file("b")} }, "would have the same name"},
-		"name with a space":           {func(c *Config) { c.Manifests = []string{file("we b.yaml")} }, "only letters, digits"},
-		"no settings":                 {func(c *Config) { c.ServerConfig = file("none") }, "read settings"},
-		"no release":                  {func(c *Config) { c.Release = file("empty") }, "SHA256SUMS: no such file"},
-		"none noted":                  {func(c *Config) { c.Release = "" }, "set --release"},
-		"another key":                 {func(c *Config) { c.Key = filepath.Join(other, "install.sh") }, "signature of SHA256SUMS is invalid"},
-		"no key":                      {func(c *Config) { c.Key = file("a.yaml") }, "no such file"},
-		"damaged program":             {func(c *Config) { write(t, c.Release, map[string]string{"umiak-linux-amd64.gz": "x"}) }, "umiak-linux-amd64.gz is damaged"},
+		"architecture of the release": {func(c *Config) { c.Arches = []string{"riscv64"} },
+			"contains no umiak for riscv64"},
+		"architecture": {func(c *Config) { c.Arches = []string{"mips"} },
+			`"mips" is not one of amd64, arm, arm64, riscv64`},
+		"no architecture": {func(c *Config) { c.Arches = nil }, "at least one architecture"},
+		"no file":         {func(c *Config) { c.Out = "" }, "a file is required"},
+		"no folder":       {func(c *Config) { c.Out = file("none/bundle.tar") }, "create a temporary folder"},
+		"image of another machine": {func(c *Config) { c.Archives, c.Arches = []string{app}, []string{"arm64"} },
+			"registry.test/app:1 is not for linux/arm64"},
+		"no images":              {func(c *Config) { c.Archives = []string{file("broken.tar")} }, "not a tar archive"},
+		"half an archive":        {func(c *Config) { c.Archives = []string{file("short.tar")} }, "cut short"},
+		"the same archive twice": {func(c *Config) { c.Archives = []string{app, app} }, "would have the same name"},
+		"no archive":             {func(c *Config) { c.Archives = []string{file("none.tar")} }, "no such file"},
+		"no containerd": {func(c *Config) {
+			c.Images, c.Socket = []string{"registry.test/app:1"},
+				file("socket")
+		}, "pack registry.test/app:1"},
+		"no name": {func(c *Config) { c.Images = []string{"A:B:C"} }, "pack A:B:C"},
+		"no YAML": {func(c *Config) { c.Manifests = []string{file("bad.yaml")} }, "bad.yaml: document 1"},
+		"no object": {func(c *Config) { c.Manifests = []string{file("noobject.yaml")} },
+			"apiVersion or kind is missing"},
+		"nothing":      {func(c *Config) { c.Manifests = []string{file("none.yaml")} }, "no object"},
+		"no manifest":  {func(c *Config) { c.Manifests = []string{file("x.txt")} }, "does not end with"},
+		"no manifests": {func(c *Config) { c.Manifests = []string{file("empty")} }, "no manifest in"},
+		"manifests of one name": {func(c *Config) { c.Manifests = []string{file("a"), file("b")} },
+			"would have the same name"},
+		"name with a space": {func(c *Config) { c.Manifests = []string{file("we b.yaml")} }, "only letters, digits"},
+		"no settings":       {func(c *Config) { c.ServerConfig = file("none") }, "read settings"},
+		"no release":        {func(c *Config) { c.Release = file("empty") }, "SHA256SUMS: no such file"},
+		"none noted":        {func(c *Config) { c.Release = "" }, "set --release"},
+		"another key": {func(c *Config) { c.Key = filepath.Join(other, "install.sh") },
+			"signature of SHA256SUMS is invalid"},
+		"no key": {func(c *Config) { c.Key = file("a.yaml") }, "no such file"},
+		"damaged program": {func(c *Config) {
+			write(t, c.Release,
+				map[string]string{"umiak-linux-amd64.gz": "x"})
+		}, "umiak-linux-amd64.gz is damaged"},
 		"damaged installer": {func(c *Config) {
-			write(t, c.Release, map[string]string{"install.sh": string(must(os.ReadFile(filepath.Join(c.Release, "install.sh")))(t)) + " "})
+			write(t, c.Release, map[string]string{"install.sh": string(must(os.ReadFile(filepath.Join(c.Release,
+				"install.sh")))(t)) + " "})
 		}, "install.sh is damaged"},
 		"forged list": {func(c *Config) { write(t, c.Release, map[string]string{"SHA256SUMS": "x"}) }, "signature"},
 	} {
@@ -264,10 +283,12 @@ func TestReleaseThatThisNodeWasInstalledFrom(t *testing.T) {
 	if err := os.Symlink(dir, filepath.Join(parent, "v9+umiak1")); err != nil {
 		t.Fatal(err)
 	}
-	for base, fails := range map[string]string{dir: "", parent: "", "file://" + parent: "", web.URL + "/m": "", web.URL + "/no": "404", "http://127.0.0.1:1": "refused"} {
+	for base, fails := range map[string]string{dir: "", parent: "", "file://" + parent: "", web.URL + "/m": "",
+		web.URL + "/no": "404", "http://127.0.0.1:1": "refused"} {
 		cfg := config(t)
 		cfg.Release = ""
-		write(t, cfg.Etc, map[string]string{"install.sh": script, "umiak.env": "A='b'\nINSTALL_UMIAK_BASE_URL='" + base + "'\n"})
+		write(t, cfg.Etc, map[string]string{"install.sh": script, "umiak.env": "A='b'\nINSTALL_UMIAK_BASE_URL='" +
+			base + "'\n"})
 		_, err := Create(t.Context(), cfg)
 		if (err == nil) != (fails == "") || err != nil && !strings.Contains(err.Error(), fails) {
 			t.Errorf("%s: %v", base, err)
@@ -309,8 +330,10 @@ func TestTruncatedBundle(t *testing.T) {
 }
 
 func TestArchiveNames(t *testing.T) {
-	for in, want := range map[string]string{"registry.lan:5000/app:1": "registry.lan_5000_app_1.tar.zst", "app.tar.gz": "app.tar.zst", "app.tgz": "app.tar.zst", "x.tar.zst": "x.tar.zst",
-		".hidden.tar": "i.hidden.tar.zst", "ä": "i_.tar.zst", "a@sha256:b": "a_sha256_b.tar.zst", strings.Repeat("a", 500): strings.Repeat("a", 180) + ".tar.zst"} {
+	for in, want := range map[string]string{"registry.lan:5000/app:1": "registry.lan_5000_app_1.tar.zst",
+		"app.tar.gz": "app.tar.zst", "app.tgz": "app.tar.zst", "x.tar.zst": "x.tar.zst",
+		".hidden.tar": "i.hidden.tar.zst", "ä": "i_.tar.zst", "a@sha256:b": "a_sha256_b.tar.zst",
+		strings.Repeat("a", 500): strings.Repeat("a", 180) + ".tar.zst"} {
 		got := archiveName(in)
 		if got != want || !goodName("images/"+got) {
 			t.Errorf("%q becomes %q, want %q", in, got, want)
@@ -341,9 +364,12 @@ func archive(t testing.TB, files ...*tar.Header) []byte {
 }
 
 func FuzzUnpack(f *testing.F) {
-	f.Add(archive(f, &tar.Header{Name: "a/b", Typeflag: tar.TypeReg}, &tar.Header{Name: "../../c", Typeflag: tar.TypeReg}))
-	f.Add(archive(f, &tar.Header{Name: "x/images/b", Typeflag: tar.TypeReg}, &tar.Header{Name: "x/images/../../../c", Typeflag: tar.TypeReg}))
-	f.Add(archive(f, &tar.Header{Name: "images", Typeflag: tar.TypeReg}, &tar.Header{Name: "images/c", Typeflag: tar.TypeReg}))
+	f.Add(archive(f, &tar.Header{Name: "a/b", Typeflag: tar.TypeReg},
+		&tar.Header{Name: "../../c", Typeflag: tar.TypeReg}))
+	f.Add(archive(f, &tar.Header{Name: "x/images/b", Typeflag: tar.TypeReg},
+		&tar.Header{Name: "x/images/../../../c", Typeflag: tar.TypeReg}))
+	f.Add(archive(f, &tar.Header{Name: "images", Typeflag: tar.TypeReg},
+		&tar.Header{Name: "images/c", Typeflag: tar.TypeReg}))
 	f.Add(archive(f, &tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		parent := t.TempDir()

@@ -43,7 +43,8 @@ func TestRunSaysSomethingAboutEverything(t *testing.T) {
 		Fit    bool
 		Checks []Result
 	}
-	if err := json.Unmarshal(raw.Bytes(), &back); err != nil || len(back.Checks) != len(results) || back.Fit != Fit(results) {
+	if err := json.Unmarshal(raw.Bytes(), &back); err != nil || len(back.Checks) != len(results) ||
+		back.Fit != Fit(results) {
 		t.Errorf("%v: %s", err, raw.String())
 	}
 }
@@ -51,7 +52,8 @@ func TestRunSaysSomethingAboutEverything(t *testing.T) {
 func TestMemoryFix(t *testing.T) {
 	const file = "/boot/firmware/cmdline.txt"
 	for booted, lines := range map[string][2]string{
-		"root=/dev/mmcblk0p2 rootwait": {"root=/dev/mmcblk0p2 rootwait\n", "sed -i '1s/$/ cgroup_enable=memory cgroup_memory=1/' " + file + " and reboot"},
+		"root=/dev/mmcblk0p2 rootwait": {"root=/dev/mmcblk0p2 rootwait\n",
+			"sed -i '1s/$/ cgroup_enable=memory cgroup_memory=1/' " + file + " and reboot"},
 		"quiet":                        {"quiet cgroup_enable=memory cgroup_memory=1\n", "reboot: "},
 		"quiet splash":                 {"quiet splash\ncgroup_enable=memory\n", "make " + file + " one line"},
 		"quiet cgroup_enable=memory\n": {"quiet cgroup_enable=memory\n", "use a kernel with CONFIG_MEMCG"},

@@ -247,7 +247,8 @@ func diskSpace(_ context.Context, cfg Config) []Result {
 		return []Result{missing("disk space", "make room, or set data-dir", "%d MiB free for %s", free, cfg.Dirs.Data)}
 	case percent < 15:
 		return []Result{warn(
-			"disk space", "make room: unused images are removed above 85 % use, pods are evicted above 95 %", "%d MiB (%d %%) free for %s", free, percent, cfg.Dirs.Data)}
+			"disk space", "make room: unused images are removed above 85 % use, pods are evicted above 95 %",
+			"%d MiB (%d %%) free for %s", free, percent, cfg.Dirs.Data)}
 	}
 	return []Result{ok("disk space", "%d MiB free for %s", free, cfg.Dirs.Data)}
 }
@@ -338,7 +339,9 @@ func others(context.Context, Config) []Result {
 				"%s runs here (process %s)", comm, e.Name()))
 		case "firewalld":
 			out = append(
-				out, warn("other software", "systemctl disable --now firewalld, or add the pods' and Services' ranges to its trusted zone", "firewalld runs here"))
+				out, warn("other software",
+					"systemctl disable --now firewalld, or add the pods' and Services' ranges to its trusted zone",
+					"firewalld runs here"))
 		}
 	}
 	if raw, err := os.ReadFile("/etc/ufw/ufw.conf"); err == nil && strings.Contains(string(raw), "ENABLED=yes") {

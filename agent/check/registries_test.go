@@ -24,7 +24,8 @@ func TestRegistrySettings(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := registrySettings(t.Context(), Config{Registries: path})
-		if len(got) != 1 || got[0].State != want.state || !strings.Contains(got[0].Detail, want.detail) || strings.Contains(got[0].Detail, "\n") {
+		if len(got) != 1 || got[0].State != want.state || !strings.Contains(got[0].Detail, want.detail) ||
+			strings.Contains(got[0].Detail, "\n") {
 			t.Errorf("%s: %+v", text, got)
 		}
 	}
@@ -52,7 +53,8 @@ func TestSecretFiles(t *testing.T) {
 		if err := os.Chmod(path, c.mode); err != nil {
 			t.Fatal(err)
 		}
-		got := secretFiles(t.Context(), Config{Registries: path, Exposed: []string{"/etc/x holds a secret: chmod 600 /etc/x"}})
+		got := secretFiles(t.Context(), Config{Registries: path,
+			Exposed: []string{"/etc/x holds a secret: chmod 600 /etc/x"}})
 		if len(got) != c.want || got[0].State != Warn || got[0].Fix != "chmod 600 /etc/x" {
 			t.Errorf("%s, %o: %+v", c.text, c.mode, got)
 		}
@@ -61,7 +63,8 @@ func TestSecretFiles(t *testing.T) {
 
 func TestWhatDoesNothingAmongTheSettingsIsAWarning(t *testing.T) {
 	got := unusedSettings(t.Context(), Config{Remarks: []string{"UMIAK_NOD_NAME in the environment does nothing"}})
-	if len(got) != 1 || got[0].State != Warn || !Fit(got) || got[0].Detail != "UMIAK_NOD_NAME in the environment does nothing" {
+	if len(got) != 1 || got[0].State != Warn || !Fit(got) ||
+		got[0].Detail != "UMIAK_NOD_NAME in the environment does nothing" {
 		t.Errorf("%+v", got)
 	}
 }

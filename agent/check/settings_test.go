@@ -14,7 +14,8 @@ import (
 func TestSettings(t *testing.T) {
 	dirs := layout.Dirs{Data: "/var/lib/n", Run: "/run/n"}
 	good := agent.Config{
-		BalancerPort: 6444, NodeName: "n1", Snapshotter: "overlayfs", CgroupRoot: "/", KubeletPort: 10250, Token: "K10x::y:z",
+		BalancerPort: 6444, NodeName: "n1", Snapshotter: "overlayfs", CgroupRoot: "/", KubeletPort: 10250,
+		Token: "K10x::y:z",
 	}
 	logs := logging.Config{Level: "info", Format: "text"}
 	server := func() (Server, error) {
@@ -25,10 +26,13 @@ func TestSettings(t *testing.T) {
 		want     Config
 		errs     []string // all of them, in this order
 	}{
-		"a server":          {Settings{Server: server}, Config{ServerPort: 6443, Backend: "none"}, []string{"https-listen-port"}},
-		"only its agent":    {Settings{Server: server, AgentOnly: true}, Config{BalancerPort: 6444, Backend: "none"}, []string{"server: not set", "token: this is not"}},
-		"an agent":          {Settings{}, Config{BalancerPort: 6444}, []string{"server: not set", "token: this is not"}},
-		"all that is wrong": {Settings{Server: server, Agent: agent.Config{CgroupRoot: "pods"}}, Config{ServerPort: 6443, Backend: "none"}, []string{"cgroup-root", "https-listen-port"}},
+		"a server": {Settings{Server: server}, Config{ServerPort: 6443, Backend: "none"},
+			[]string{"https-listen-port"}},
+		"only its agent": {Settings{Server: server, AgentOnly: true}, Config{BalancerPort: 6444, Backend: "none"},
+			[]string{"server: not set", "token: this is not"}},
+		"an agent": {Settings{}, Config{BalancerPort: 6444}, []string{"server: not set", "token: this is not"}},
+		"all that is wrong": {Settings{Server: server, Agent: agent.Config{CgroupRoot: "pods"}},
+			Config{ServerPort: 6443, Backend: "none"}, []string{"cgroup-root", "https-listen-port"}},
 	} {
 		root := c.settings.Agent.CgroupRoot
 		c.settings.Agent, c.settings.Logging = good, logs
@@ -36,7 +40,8 @@ func TestSettings(t *testing.T) {
 			c.settings.Agent.CgroupRoot = root
 		}
 		got, err := c.settings.Config(dirs)
-		if got.ServerPort != c.want.ServerPort || got.BalancerPort != c.want.BalancerPort || got.Backend != c.want.Backend || got.Dirs != dirs || got.NodePort != 10250 {
+		if got.ServerPort != c.want.ServerPort || got.BalancerPort != c.want.BalancerPort ||
+			got.Backend != c.want.Backend || got.Dirs != dirs || got.NodePort != 10250 {
 			t.Errorf("%s: %+v", name, got)
 		}
 		rest := ""

@@ -108,7 +108,8 @@ func TestTakesAwayWhatIsOursAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, master := range map[string]int{"v0": br.Index, "w0": 0} {
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1, MasterIndex: master}, PeerName: name + "p"}); err != nil {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1,
+			MasterIndex: master}, PeerName: name + "p"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -180,8 +181,10 @@ func missing(p string) bool { _, err := os.Lstat(p); return errors.Is(err, os.Er
 func noLink(n string) bool  { _, err := net.InterfaceByName(n); return err != nil }
 
 func TestDangerousDirectoriesAreRefused(t *testing.T) {
-	for _, d := range []layout.Dirs{{Data: "/", Run: "/run/x"}, {Data: "/var/lib/x", Run: "/run"}, {Data: "x/y", Run: "/run/x"}, {Data: "/var/lib/..", Run: "/run/x"}, {}} {
-		if err := Run(t.Context(), Config{Dirs: d, Out: &bytes.Buffer{}, Purge: true}); err == nil || !strings.Contains(err.Error(), "refuse") {
+	for _, d := range []layout.Dirs{{Data: "/", Run: "/run/x"}, {Data: "/var/lib/x", Run: "/run"},
+		{Data: "x/y", Run: "/run/x"}, {Data: "/var/lib/..", Run: "/run/x"}, {}} {
+		if err := Run(t.Context(), Config{Dirs: d, Out: &bytes.Buffer{}, Purge: true}); err == nil ||
+			!strings.Contains(err.Error(), "refuse") {
 			t.Errorf("%+v: %v", d, err)
 		}
 	}

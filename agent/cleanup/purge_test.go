@@ -20,8 +20,10 @@ import (
 func node(t *testing.T, d layout.Dirs) {
 	t.Helper()
 	for _, f := range []string{
-		"lock", "node-name", "server/pki/server-ca.key", "server/token", "server/db/state.db", "server/db/lock", "agent/kubelet/pods-api/kubelet.sock", "agent/pki/kubelet-client.key", "agent/containerd/images.json",
-		"agent/containerd/io.containerd.metadata.v1.bolt/meta.db", "agent/kubelet/cpu_manager_state", "agent/kubelet/pods/0f8fad5b-d9cb-469f-a165-70867728950e/etc-hosts",
+		"lock", "node-name", "server/pki/server-ca.key", "server/token", "server/db/state.db", "server/db/lock",
+		"agent/kubelet/pods-api/kubelet.sock", "agent/pki/kubelet-client.key", "agent/containerd/images.json",
+		"agent/containerd/io.containerd.metadata.v1.bolt/meta.db", "agent/kubelet/cpu_manager_state",
+		"agent/kubelet/pods/0f8fad5b-d9cb-469f-a165-70867728950e/etc-hosts",
 		"agent/logs/pods/default_web_0f8fad5b-d9cb-469f-a165-70867728950e/c/0.log", "agent/images/app.tar",
 	} {
 		write(t, filepath.Join(d.Data, f))
@@ -86,7 +88,8 @@ func TestPurgeLeavesWhatIsOthers(t *testing.T) {
 		"images from another folder": {
 			make: func(t *testing.T, d layout.Dirs) {
 				write(t, filepath.Dir(d.Data)+"/home/app.tar")
-				if err := unix.Mount(filepath.Dir(d.Data)+"/home", mkdir(t, d.Data+"/agent/images"), "", unix.MS_BIND, ""); err != nil {
+				if err := unix.Mount(filepath.Dir(d.Data)+"/home", mkdir(t, d.Data+"/agent/images"), "", unix.MS_BIND,
+					""); err != nil {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { _ = unix.Unmount(d.Data+"/agent/images", unix.MNT_DETACH) })
@@ -108,7 +111,8 @@ func TestPurgeLeavesWhatIsOthers(t *testing.T) {
 		},
 		"disks for everything": {
 			make: func(t *testing.T, d layout.Dirs) {
-				for _, p := range []string{"", "server", "server/db", "agent", "agent/containerd", "agent/kubelet", "agent/logs/pods"} {
+				for _, p := range []string{"", "server", "server/db", "agent", "agent/containerd", "agent/kubelet",
+					"agent/logs/pods"} {
 					tmpfs(t, filepath.Join(d.Data, p))
 				}
 			},
@@ -157,7 +161,8 @@ func TestPurgeLeavesWhatIsOthers(t *testing.T) {
 		},
 		"a mount of a kubelet on itself": {
 			then: func(t *testing.T, d layout.Dirs) {
-				if err := errors.Join(unix.Mount(d.Kubelet(), d.Kubelet(), "", unix.MS_BIND, ""), unix.Mount("", d.Kubelet(), "", unix.MS_SHARED, "")); err != nil {
+				if err := errors.Join(unix.Mount(d.Kubelet(), d.Kubelet(), "", unix.MS_BIND, ""),
+					unix.Mount("", d.Kubelet(), "", unix.MS_SHARED, "")); err != nil {
 					t.Fatal(err)
 				}
 				tmpfs(t, d.Kubelet()+"/pods/u/volumes/v")

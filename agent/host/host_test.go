@@ -13,7 +13,8 @@ func TestDetectCgroup(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	if c.Version != 1 && c.Version != 2 || c.Driver != DriverCgroupfs && c.Driver != DriverSystemd || !slices.IsSorted(c.Controllers) {
+	if c.Version != 1 && c.Version != 2 || c.Driver != DriverCgroupfs && c.Driver != DriverSystemd ||
+		!slices.IsSorted(c.Controllers) {
 		t.Errorf("%+v", c)
 	}
 	if c.Version == 1 && c.Driver != DriverCgroupfs {
@@ -73,9 +74,12 @@ func TestShimCgroup(t *testing.T) {
 		made   []string
 	}{
 		{"v2", Cgroup{Version: 2, Driver: DriverCgroupfs}, "/", nil, "/umiak-shims", []string{"umiak-shims"}},
-		{"v2 with a root", Cgroup{Version: 2, Driver: DriverCgroupfs}, "/a/b", []string{"a"}, "/a/b/umiak-shims", []string{"a/b", "a/b/umiak-shims"}},
-		{"v2 with systemd", Cgroup{Version: 2, Driver: DriverSystemd}, "/edge.slice", nil, "/umiak-shims", []string{"umiak-shims"}},
-		{"v1", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory", "systemd"}, "/umiak-shims", []string{"systemd/umiak-shims"}},
+		{"v2 with a root", Cgroup{Version: 2, Driver: DriverCgroupfs}, "/a/b", []string{"a"}, "/a/b/umiak-shims",
+			[]string{"a/b", "a/b/umiak-shims"}},
+		{"v2 with systemd", Cgroup{Version: 2, Driver: DriverSystemd}, "/edge.slice", nil, "/umiak-shims",
+			[]string{"umiak-shims"}},
+		{"v1", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory", "systemd"}, "/umiak-shims",
+			[]string{"systemd/umiak-shims"}},
 		{"hybrid", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory", "systemd", "unified"}, "", nil},
 		{"v1 that systemd does not use", Cgroup{Version: 1, Driver: DriverCgroupfs}, "/", []string{"memory"}, "", nil},
 	} {

@@ -31,13 +31,15 @@ func value(t *testing.T, dir, name string) string {
 }
 
 func TestWhatWasThereBeforeComesBack(t *testing.T) {
-	s := sys(t, map[string]string{"net/ipv4/ip_forward": "0", "kernel/panic": "0", "net/ipv4/conf/eth0.1/rp_filter": "2", "vm/overcommit_memory": "1"})
+	s := sys(t, map[string]string{"net/ipv4/ip_forward": "0", "kernel/panic": "0",
+		"net/ipv4/conf/eth0.1/rp_filter": "2", "vm/overcommit_memory": "1"})
 	path := filepath.Join(t.TempDir(), "agent", "state.json")
 	j, err := openJournal(path, s, "boot-1", "net-1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(j.Set("net.ipv4.ip_forward", "1"), j.Set("net.ipv4.conf.eth0/1.rp_filter", "0"), j.RecordSysctls("kernel.panic", "no.such"), j.Set("vm.overcommit_memory", "1")); err != nil {
+	if err := errors.Join(j.Set("net.ipv4.ip_forward", "1"), j.Set("net.ipv4.conf.eth0/1.rp_filter", "0"),
+		j.RecordSysctls("kernel.panic", "no.such"), j.Set("vm.overcommit_memory", "1")); err != nil {
 		t.Fatal(err)
 	}
 	if value(t, s, "net/ipv4/ip_forward") != "1" {
@@ -48,7 +50,8 @@ func TestWhatWasThereBeforeComesBack(t *testing.T) {
 	if j, err = openJournal(path, s, "boot-1", "net-1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(j.RecordSysctls("kernel.panic", "net.ipv4.ip_forward"), j.Made(KindInterface, "cni0", "cni0"), j.Made(KindInterface, "cni0")); err != nil {
+	if err := errors.Join(j.RecordSysctls("kernel.panic", "net.ipv4.ip_forward"), j.Made(KindInterface, "cni0", "cni0"),
+		j.Made(KindInterface, "cni0")); err != nil {
 		t.Fatal(err)
 	}
 	if st, _ := os.Stat(path); st.Mode().Perm() != 0o600 {
@@ -61,7 +64,8 @@ func TestWhatWasThereBeforeComesBack(t *testing.T) {
 	if !slices.Equal(told, []string{"kernel.panic=0", "net.ipv4.conf.eth0/1.rp_filter=2", "net.ipv4.ip_forward=0"}) {
 		t.Errorf("restored %v", told)
 	}
-	if value(t, s, "net/ipv4/ip_forward") != "0" || value(t, s, "net/ipv4/conf/eth0.1/rp_filter") != "2" || value(t, s, "kernel/panic") != "0" {
+	if value(t, s, "net/ipv4/ip_forward") != "0" || value(t, s, "net/ipv4/conf/eth0.1/rp_filter") != "2" ||
+		value(t, s, "kernel/panic") != "0" {
 		t.Error("not restored")
 	}
 	if got := j.State(); len(got.Made[KindInterface]) != 1 || len(got.Sysctls) != 0 {
@@ -84,7 +88,8 @@ func TestARebootMakesNotesVoid(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(j.RecordSysctls("net.ipv4.ip_forward", "kernel.panic"), j.Made(KindInterface, "cni0"), j.Made(KindCgroup, CgroupMount+"/a"), j.Made(KindPath, "/var/log/containers")); err != nil {
+		if err := errors.Join(j.RecordSysctls("net.ipv4.ip_forward", "kernel.panic"), j.Made(KindInterface, "cni0"),
+			j.Made(KindCgroup, CgroupMount+"/a"), j.Made(KindPath, "/var/log/containers")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,7 +110,8 @@ func TestARebootMakesNotesVoid(t *testing.T) {
 }
 
 func TestASysctlThatIsRefusedIsNamed(t *testing.T) {
-	j, err := openJournal(filepath.Join(t.TempDir(), "state.json"), sys(t, map[string]string{"kernel/panic": "0"}), "b", "n")
+	j, err := openJournal(filepath.Join(t.TempDir(), "state.json"), sys(t, map[string]string{"kernel/panic": "0"}), "b",
+		"n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +138,8 @@ func FuzzParseState(f *testing.F) {
 		}
 		j := &Journal{sys: "/proc/sys", state: s}
 		for n := range s.Sysctls {
-			if p := j.file(n); filepath.Clean(p) != p || len(p) <= len("/proc/sys/") || p[:len("/proc/sys/")] != "/proc/sys/" {
+			if p := j.file(n); filepath.Clean(p) != p || len(p) <= len("/proc/sys/") ||
+				p[:len("/proc/sys/")] != "/proc/sys/" {
 				t.Fatalf("%q leads to %s", n, p)
 			}
 		}

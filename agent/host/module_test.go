@@ -15,7 +15,8 @@ import (
 func TestModuleFiles(t *testing.T) {
 	dep := []byte("kernel/net/llc/llc.ko.xz:\nkernel/net/bridge/br_netfilter.ko.xz: kernel/net/bridge/bridge.ko.xz kernel/net/802/stp.ko.xz kernel/net/llc/llc.ko.xz\nkernel/x/nf-foo.ko:\n")
 	got := moduleFiles(dep, "br_netfilter")
-	want := []string{"kernel/net/llc/llc.ko.xz", "kernel/net/802/stp.ko.xz", "kernel/net/bridge/bridge.ko.xz", "kernel/net/bridge/br_netfilter.ko.xz"}
+	want := []string{"kernel/net/llc/llc.ko.xz", "kernel/net/802/stp.ko.xz", "kernel/net/bridge/bridge.ko.xz",
+		"kernel/net/bridge/br_netfilter.ko.xz"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%v", got)
 	}
@@ -43,7 +44,8 @@ func TestFindModule(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "modules.dep"), []byte("a/br_netfilter.ko: a/bridge.ko\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "modules.dep"), []byte("a/br_netfilter.ko: a/bridge.ko\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, files, err := findModule(root, "br_netfilter")

@@ -68,7 +68,8 @@ func TryDisk(dir string) error {
 		return fmt.Errorf("the disk of %s is full (%w): make room", dir, err)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf(
-			"the disk of %s is read-only (%w): mount it writable, and check the kernel log for errors of the disk", dir, err)
+			"the disk of %s is read-only (%w): mount it writable, and check the kernel log for errors of the disk", dir,
+			err)
 	case err != nil:
 		return fmt.Errorf("write in %s: %w", dir, err)
 	}

@@ -21,7 +21,8 @@ func TestAHeldPortNamesItsHolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := fmt.Sprintf("is held by %s (process %d): stop it, or set kubelet-port", strings.TrimSpace(string(comm)), os.Getpid())
+	want := fmt.Sprintf("is held by %s (process %d): stop it, or set kubelet-port", strings.TrimSpace(string(comm)),
+		os.Getpid())
 	for _, listen := range []string{"127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"} {
 		l, err := net.Listen("tcp", listen)
 		if err != nil {
@@ -41,7 +42,8 @@ func TestAHeldPortNamesItsHolder(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer u.Close()
-		if err := host.TryPort(t.Context(), "udp", u.LocalAddr().String(), "set kubelet-port"); err == nil || !strings.Contains(err.Error(), want) {
+		if err := host.TryPort(t.Context(), "udp", u.LocalAddr().String(), "set kubelet-port"); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Error(err)
 		}
 		err = host.TryPort(t.Context(), "tcp", u.LocalAddr().String(), "")
@@ -56,7 +58,8 @@ func TestAHeldPortNamesItsHolder(t *testing.T) {
 
 func TestTryingLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
-	if err := errors.Join(host.TryDisk(filepath.Join(dir, "not", "there")), host.TryInotify(2), host.TryExec(t.Context(), "/bin/true"), host.TryExecIn(filepath.Join(dir, "x"))); err != nil {
+	if err := errors.Join(host.TryDisk(filepath.Join(dir, "not", "there")), host.TryInotify(2),
+		host.TryExec(t.Context(), "/bin/true"), host.TryExecIn(filepath.Join(dir, "x"))); err != nil {
 		t.Error(err)
 	}
 	if l, _ := os.ReadDir(dir); len(l) != 0 {
@@ -118,10 +121,12 @@ func TestADiskThatIsOfNoUse(t *testing.T) {
 		return p
 	}
 	mount(unix.MS_NOEXEC, "size=4m")
-	if err := host.TryExec(t.Context(), program()); err == nil || !strings.Contains(err.Error(), dir+" is on a file system that is mounted noexec") {
+	if err := host.TryExec(t.Context(), program()); err == nil ||
+		!strings.Contains(err.Error(), dir+" is on a file system that is mounted noexec") {
 		t.Error(err)
 	}
-	if err := host.TryExecIn(filepath.Join(dir, "agent", "bundle")); err == nil || !strings.Contains(err.Error(), dir+" is on a file system that is mounted noexec") {
+	if err := host.TryExecIn(filepath.Join(dir, "agent", "bundle")); err == nil ||
+		!strings.Contains(err.Error(), dir+" is on a file system that is mounted noexec") {
 		t.Error(err)
 	}
 	mount(0, "size=32k")

@@ -23,10 +23,12 @@ func TestReleasesThatDoNotGoTogether(t *testing.T) {
 	s := newServer(t)
 	once := s.token(t, serverjoin.Spec{SingleUse: true})
 	m := newMachine(t, s)
-	for release, want := range map[string]string{"v1.99.0+umiak1": "must not be newer", "v1.20.0": "minor versions older"} {
+	for release, want := range map[string]string{"v1.99.0+umiak1": "must not be newer",
+		"v1.20.0": "minor versions older"} {
 		j := m.joiner(t, s, once)
 		j.cfg.Version = release
-		if _, err := j.Join(t.Context(), n1); !joinclient.IsCode(err, joinwire.BadVersion) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), version.Version) {
+		if _, err := j.Join(t.Context(), n1); !joinclient.IsCode(err, joinwire.BadVersion) ||
+			!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), version.Version) {
 			t.Errorf("%s: %v", release, err)
 		}
 	}
@@ -72,15 +74,16 @@ func TestANodeTakesOverAuthorities(t *testing.T) {
 	}
 }
 
-// TestLearn: what the cluster says to a node that joined before is kept and passed on, and an answer that is the same costs
-// nothing.
+// TestLearn: what the cluster says to a node that joined before is kept and passed on, and an answer that is the same
+// costs nothing.
 func TestLearn(t *testing.T) {
 	dirs := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
 	j, err := New(Config{Dirs: dirs, Local: "127.0.0.1:6444", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := joinwire.Cluster{APIServer: "https://127.0.0.1:6444", ClusterDomain: "cluster.local"} // as a release without external IPs left it
+	// as a release without external IPs left it
+	old := joinwire.Cluster{APIServer: "https://127.0.0.1:6444", ClusterDomain: "cluster.local"}
 	j.adopt(&joined{Node: "n1", Lifetime: 1, Cluster: old})
 	_, changed := j.Facts()
 	same := old

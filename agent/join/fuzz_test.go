@@ -20,14 +20,15 @@ import (
 	"github.com/umiak-io/umiak/internal/token"
 )
 
-// FuzzAccept: an answer of a server leaves a node with certificates of its keys, with authorities and with servers, or changes
-// nothing.
+// FuzzAccept: an answer of a server leaves a node with certificates of its keys, with authorities and with servers,
+// or changes nothing.
 func FuzzAccept(f *testing.F) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		f.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		f.Fatal(err)
@@ -36,7 +37,8 @@ func FuzzAccept(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	crt, own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw})
+	crt, own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw})
 	for _, change := range []func(r *joinwire.NodeResponse){
 		func(*joinwire.NodeResponse) {},
 		func(r *joinwire.NodeResponse) { r.ServerCA = "" },
@@ -44,7 +46,8 @@ func FuzzAccept(f *testing.F) {
 		func(r *joinwire.NodeResponse) { r.Servers = []string{"no port"} },
 		func(r *joinwire.NodeResponse) { r.Kubelet = "x" },
 	} {
-		r := &joinwire.NodeResponse{Kubelet: string(crt), Agent: string(crt), Serving: string(crt), ServerCA: string(crt), ClientCA: string(crt), LifetimeSeconds: 3600, Servers: []string{"192.0.2.1:6443"}}
+		r := &joinwire.NodeResponse{Kubelet: string(crt), Agent: string(crt), Serving: string(crt),
+			ServerCA: string(crt), ClientCA: string(crt), LifetimeSeconds: 3600, Servers: []string{"192.0.2.1:6443"}}
 		change(r)
 		text, err := json.Marshal(r)
 		if err != nil {
@@ -59,7 +62,8 @@ func FuzzAccept(f *testing.F) {
 			return
 		}
 		dirs := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
-		lb, err := apibalancer.New(apibalancer.Config{Listen: "127.0.0.1:6444", File: filepath.Join(dirs.Data, "servers.json"), Given: "192.0.2.1:6443", Log: quiet})
+		lb, err := apibalancer.New(apibalancer.Config{Listen: "127.0.0.1:6444",
+			File: filepath.Join(dirs.Data, "servers.json"), Given: "192.0.2.1:6443", Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +89,8 @@ func FuzzAccept(f *testing.F) {
 		}
 		for _, ca := range []string{serverCA, clientCA} {
 			raw, err := os.ReadFile(j.file(ca))
-			if err != nil || !x509.NewCertPool().AppendCertsFromPEM(raw) || pinned != "" && ca == serverCA && !token.HoldsCA(raw, pinned) {
+			if err != nil || !x509.NewCertPool().AppendCertsFromPEM(raw) || pinned != "" && ca == serverCA &&
+				!token.HoldsCA(raw, pinned) {
 				t.Errorf("%s: %v, %q", ca, err, raw)
 			}
 		}

@@ -31,8 +31,10 @@ func bringIntermediate(t *testing.T, dir string) {
 		return k
 	}
 	issue := func(name string, key *ecdsa.PrivateKey, by *x509.Certificate, byKey *ecdsa.PrivateKey) *x509.Certificate {
-		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
-			NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(10, 0, 0), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
+		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+			IsCA: true, BasicConstraintsValid: true,
+			NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(10, 0, 0),
+			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
 		if by == nil {
 			by = c
 		}
@@ -56,15 +58,16 @@ func bringIntermediate(t *testing.T, dir string) {
 	for _, c := range []*x509.Certificate{between, root} {
 		crt = append(crt, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
-	for file, raw := range map[string][]byte{"client-ca.crt": crt, "client-ca.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
+	for file, raw := range map[string][]byte{"client-ca.crt": crt,
+		"client-ca.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
 		if err := os.WriteFile(filepath.Join(dir, file), raw, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// TestClientCAThatIsAnIntermediate: nodes with certificates of an intermediate are known and renew without a token, and those
-// of a foreign root are not.
+// TestClientCAThatIsAnIntermediate: nodes with certificates of an intermediate are known and renew without a token,
+// and those of a foreign root are not.
 func TestClientCAThatIsAnIntermediate(t *testing.T) {
 	rotated := func(finish bool) func(dir string) {
 		return func(dir string) {
@@ -128,7 +131,8 @@ func TestClientCAThatIsAnIntermediate(t *testing.T) {
 				pair.Certificate[1] = b.Bytes
 			}
 			c := joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: pair, Now: time.Now}
-			if _, err := c.Post(t.Context(), s.Listener.Addr().String(), joinwire.RenewPath, req, &joinwire.NodeResponse{}); !joinclient.IsCode(err, joinwire.BadIdentity) {
+			if _, err := c.Post(t.Context(), s.Listener.Addr().String(), joinwire.RenewPath, req,
+				&joinwire.NodeResponse{}); !joinclient.IsCode(err, joinwire.BadIdentity) {
 				t.Errorf("a chain to a foreign root: %v", err)
 			}
 		})

@@ -80,7 +80,8 @@ func newServerIn(t *testing.T, dir string) *fakeServer {
 		t.Fatal(err)
 	}
 	crt, key := filepath.Join(dir, "s.crt"), filepath.Join(dir, "s.key")
-	if err := p.Add(pki.Leaf{Name: "s", CA: pki.ServerCA, CertFile: crt, KeyFile: key, CommonName: "s", Server: true, WithCA: true, DNSNames: []string{token.ServerName}}); err != nil {
+	if err := p.Add(pki.Leaf{Name: "s", CA: pki.ServerCA, CertFile: crt, KeyFile: key, CommonName: "s", Server: true,
+		WithCA: true, DNSNames: []string{token.ServerName}}); err != nil {
 		t.Fatal(err)
 	}
 	pair, err := tls.LoadX509KeyPair(crt, key)
@@ -93,7 +94,9 @@ func newServerIn(t *testing.T, dir string) *fakeServer {
 	}
 	s.pki, s.kube = p, fake.NewClientset()
 	s.tokens = serverjoin.Tokens{CA: hash, Client: s.kube}
-	s.api = serverjoin.New(serverjoin.Config{Signer: p, Servers: oneServer{}, Cluster: joinwire.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" }, Log: quiet, Now: clock(&s.now)})
+	s.api = serverjoin.New(serverjoin.Config{Signer: p, Servers: oneServer{},
+		Cluster: joinwire.Cluster{ClusterDomain: "cluster.local"}, Own: func() string { return "127.0.0.1:9" },
+		Log: quiet, Now: clock(&s.now)})
 	s.Server = httptest.NewUnstartedServer(s.api)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -103,9 +106,10 @@ func newServerIn(t *testing.T, dir string) *fakeServer {
 	port := int32(own.Port)
 	name := "https"
 	if _, err := s.kube.DiscoveryV1().EndpointSlices("default").Create(t.Context(), &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Labels: map[string]string{"kubernetes.io/service-name": "kubernetes"}},
-		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}},
-		Ports:      []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes",
+			Labels: map[string]string{"kubernetes.io/service-name": "kubernetes"}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}},
+		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +120,8 @@ func newServerIn(t *testing.T, dir string) *fakeServer {
 		t.Fatal(err)
 	}
 	go func() {
-		done <- s.api.Serve(ctx, metafake.NewSimpleMetadataClient(scheme, []runtime.Object{}...), s.tokens, func() { close(ready) })
+		done <- s.api.Serve(ctx, metafake.NewSimpleMetadataClient(scheme, []runtime.Object{}...), s.tokens,
+			func() { close(ready) })
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -159,7 +164,8 @@ func newMachine(t *testing.T, s *fakeServer) *machine {
 	if err := os.MkdirAll(m.dirs.Agent(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if m.lb, err = apibalancer.New(apibalancer.Config{Listen: m.addr, File: m.dirs.Servers(), Given: s.Listener.Addr().String(), Log: quiet}); err != nil {
+	if m.lb, err = apibalancer.New(apibalancer.Config{Listen: m.addr, File: m.dirs.Servers(),
+		Given: s.Listener.Addr().String(), Log: quiet}); err != nil {
 		t.Fatal(err)
 	}
 	run(t, m.lb.Run)
@@ -183,7 +189,8 @@ func run(t *testing.T, part func(context.Context, func()) error) {
 
 func (m *machine) joiner(t *testing.T, s *fakeServer, tok token.Token) *Joiner {
 	t.Helper()
-	j, err := New(Config{Dirs: m.dirs, Server: s.Listener.Addr().String(), Token: tok, Local: m.addr, Balancer: m.lb, Log: quiet, Now: clock(&m.now)})
+	j, err := New(Config{Dirs: m.dirs, Server: s.Listener.Addr().String(), Token: tok, Local: m.addr, Balancer: m.lb,
+		Log: quiet, Now: clock(&m.now)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +201,8 @@ var n1 = joinwire.Node{Name: "n1", IPs: []string{"192.0.2.7"}}
 
 func (m *machine) cert(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
-	c, err := tls.LoadX509KeyPair(filepath.Join(m.dirs.AgentPKI(), id+".crt"), filepath.Join(m.dirs.AgentPKI(), id+".key"))
+	c, err := tls.LoadX509KeyPair(filepath.Join(m.dirs.AgentPKI(), id+".crt"),
+		filepath.Join(m.dirs.AgentPKI(), id+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,14 +213,16 @@ func TestOnlyWhoHasAuthenticatedLearnsTheServersRelease(t *testing.T) {
 	s := newServer(t)
 	tok := s.token(t, serverjoin.Spec{})
 	for secret, told := range map[string]bool{"": false, "wrong": false, tok.Secret: true} {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+joinwire.NodePath, strings.NewReader("{}"))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+joinwire.NodePath,
+			strings.NewReader("{}"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if secret != "" {
 			r.SetBasicAuth(tok.ID, secret)
 		}
-		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+			DisableKeepAlives: true}}
 		resp, err := c.Do(r)
 		if err != nil {
 			t.Fatal(err)
@@ -235,13 +245,16 @@ func TestJoin(t *testing.T) {
 	if c.APIServer != "https://"+m.addr || c.ClusterDomain != "cluster.local" {
 		t.Errorf("%+v", c)
 	}
-	for id, user := range map[string]string{nodecerts.KubeletClient: "system:node:n1", nodecerts.KubeletServing: "system:node:n1", nodecerts.AgentClient: "umiak:agent:n1"} {
+	for id, user := range map[string]string{nodecerts.KubeletClient: "system:node:n1",
+		nodecerts.KubeletServing: "system:node:n1", nodecerts.AgentClient: "umiak:agent:n1"} {
 		crt := m.cert(t, id)
-		if crt.Subject.CommonName != user || time.Until(crt.NotAfter) > serverjoin.NodeLifetime || time.Until(crt.NotAfter) < serverjoin.NodeLifetime-time.Hour {
+		if crt.Subject.CommonName != user || time.Until(crt.NotAfter) > serverjoin.NodeLifetime ||
+			time.Until(crt.NotAfter) < serverjoin.NodeLifetime-time.Hour {
 			t.Errorf("%s: %s until %s", id, crt.Subject, crt.NotAfter)
 		}
 	}
-	if crt := m.cert(t, nodecerts.KubeletServing); strings.Join(crt.DNSNames, ",") != "n1" || len(crt.IPAddresses) != 1 || crt.IPAddresses[0].String() != "192.0.2.7" {
+	if crt := m.cert(t, nodecerts.KubeletServing); strings.Join(crt.DNSNames, ",") != "n1" ||
+		len(crt.IPAddresses) != 1 || crt.IPAddresses[0].String() != "192.0.2.7" {
 		t.Errorf("serving: %q %v", crt.DNSNames, crt.IPAddresses)
 	}
 	rc, err := clientcmd.BuildConfigFromFlags("", m.dirs.KubeletKubeconfig())
@@ -291,10 +304,12 @@ func TestRefusals(t *testing.T) {
 	refused(m, token.New(s.tokens.CA, "other"), n1, joinwire.BadToken)
 	refused(m, token.Token{Secret: "a-password"}, n1, joinwire.BadToken)
 	refused(m, good, joinwire.Node{Name: "n1", IPs: []string{"127.0.0.1"}}, joinwire.BadRequest)
-	if _, err := m.joiner(t, s, token.New(strings.Repeat("0", 64), good.ID)).Join(t.Context(), n1); !errors.Is(err, token.ErrWrongServer) {
+	if _, err := m.joiner(t, s, token.New(strings.Repeat("0", 64), good.ID)).Join(t.Context(), n1); !errors.Is(err,
+		token.ErrWrongServer) {
 		t.Error(err)
 	}
-	if _, err := m.joiner(t, s, token.Token{}).Join(t.Context(), n1); err == nil || !strings.Contains(err.Error(), "token") {
+	if _, err := m.joiner(t, s, token.Token{}).Join(t.Context(), n1); err == nil ||
+		!strings.Contains(err.Error(), "token") {
 		t.Error(err)
 	}
 	if _, err := m.joiner(t, s, good).Join(t.Context(), n1); err != nil {
@@ -311,7 +326,8 @@ func TestPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, func() bool {
-		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2-hunter2"}).Join(t.Context(), joinwire.Node{Name: "p", IPs: []string{"192.0.2.21"}})
+		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2-hunter2"}).Join(t.Context(),
+			joinwire.Node{Name: "p", IPs: []string{"192.0.2.21"}})
 		return err == nil
 	})
 	raw, err := os.ReadFile(file)
@@ -328,23 +344,26 @@ func TestPassword(t *testing.T) {
 	// A few wrong ones, and the address has to wait, but not with a token.
 	var e *joinwire.Error
 	for range 12 {
-		_, err = newMachine(t, s).joiner(t, s, token.Token{Secret: "wrong"}).try(t, joinwire.Node{Name: "x", IPs: []string{"192.0.2.22"}})
+		_, err = newMachine(t, s).joiner(t, s, token.Token{Secret: "wrong"}).try(t,
+			joinwire.Node{Name: "x", IPs: []string{"192.0.2.22"}})
 	}
 	if !errors.As(err, &e) || e.Code != joinwire.Busy {
 		t.Errorf("%v", err)
 	}
-	if _, err := newMachine(t, s).joiner(t, s, s.token(t, serverjoin.Spec{})).Join(t.Context(), joinwire.Node{Name: "y", IPs: []string{"192.0.2.23"}}); err != nil {
+	if _, err := newMachine(t, s).joiner(t, s, s.token(t, serverjoin.Spec{})).Join(t.Context(),
+		joinwire.Node{Name: "y", IPs: []string{"192.0.2.23"}}); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestAPasswordIsSentOnce: a machine that has joined with a password alone and was deleted from the cluster sends the password to
-// its cluster again, and nothing to a server with another CA.
+// TestAPasswordIsSentOnce: a machine that has joined with a password alone and was deleted from the cluster sends the
+// password to its cluster again, and nothing to a server with another CA.
 func TestAPasswordIsSentOnce(t *testing.T) {
 	const password = "hunter2-hunter2"
 	s, fake := newServer(t), newServer(t)
 	for _, s := range []*fakeServer{s, fake} {
-		l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server, File: filepath.Join(t.TempDir(), "token"), Given: password}
+		l := serverjoin.LongLived{ID: serverjoin.ServerID, Kind: token.Server,
+			File: filepath.Join(t.TempDir(), "token"), Given: password}
 		if _, err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +390,8 @@ func TestAPasswordIsSentOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := m.joiner(t, fake, token.Token{Secret: password}).Join(t.Context(), n1)
-	if !errors.Is(err, token.ErrWrongServer) || !strings.Contains(err.Error(), "the password was not sent") || heard.Load() != 0 {
+	if !errors.Is(err, token.ErrWrongServer) || !strings.Contains(err.Error(), "the password was not sent") ||
+		heard.Load() != 0 {
 		t.Errorf("another CA: %v; it has got %d requests", err, heard.Load())
 	}
 	if _, err := m.joiner(t, s, token.Token{Secret: password}).try(t, n1); err != nil {
@@ -420,7 +440,8 @@ func TestRenewal(t *testing.T) {
 	run(t, j.Run)
 	defer func() { t.Log(j.Section(t.Context())) }()
 	until(t, func() bool {
-		return len(m.cert(t, nodecerts.KubeletServing).IPAddresses) == 1 && m.cert(t, nodecerts.KubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
+		return len(m.cert(t, nodecerts.KubeletServing).IPAddresses) == 1 &&
+			m.cert(t, nodecerts.KubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
 	})
 	if m.cert(t, nodecerts.AgentClient).Equal(old) {
 		t.Error("the client certificate is the old one")
@@ -430,7 +451,8 @@ func TestRenewal(t *testing.T) {
 	}
 
 	// Deleted from the cluster: it is told so, and its token brings it back.
-	if err := s.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), "n1.node-password.umiak", metav1.DeleteOptions{}); err != nil {
+	if err := s.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), "n1.node-password.umiak",
+		metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	var e *joinwire.Error
@@ -476,14 +498,17 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(), other.Listener.Addr().String(), joinwire.RenewPath, &joinwire.NodeRequest{}, &joinwire.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
+	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: own, Now: j.cfg.Now}).Post(t.Context(),
+		other.Listener.Addr().String(), joinwire.RenewPath, &joinwire.NodeRequest{},
+		&joinwire.NodeResponse{}); err == nil || !strings.Contains(err.Error(), "another cluster") {
 		t.Errorf("a server of another cluster: %v", err)
 	}
 	m2 := newMachine(t, other)
 	if _, err := m2.joiner(t, other, other.token(t, serverjoin.Spec{})).Join(t.Context(), n1); err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := tls.LoadX509KeyPair(filepath.Join(m2.dirs.AgentPKI(), nodecerts.AgentClient+".crt"), filepath.Join(m2.dirs.AgentPKI(), nodecerts.AgentClient+".key"))
+	foreign, err := tls.LoadX509KeyPair(filepath.Join(m2.dirs.AgentPKI(), nodecerts.AgentClient+".crt"),
+		filepath.Join(m2.dirs.AgentPKI(), nodecerts.AgentClient+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -491,7 +516,9 @@ func TestRenewalAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign, Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinwire.RenewPath, req, &joinwire.NodeResponse{}); !errors.As(err, &e) || e.Code != joinwire.BadIdentity {
+	if _, err := (joinclient.Client{CAs: s.pki.CAPEM(pki.ServerCA), Certificate: &foreign,
+		Now: j.cfg.Now}).Post(t.Context(), s.Listener.Addr().String(), joinwire.RenewPath, req,
+		&joinwire.NodeResponse{}); !errors.As(err, &e) || e.Code != joinwire.BadIdentity {
 		t.Errorf("with a foreign certificate: %v", err)
 	}
 }
@@ -503,7 +530,8 @@ func TestWhatCannotBeReadIsMadeAnew(t *testing.T) {
 	if _, err := m.joiner(t, s, tok).Join(t.Context(), n1); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{m.dirs.Joined(), filepath.Join(m.dirs.AgentPKI(), nodecerts.KubeletClient+".crt"), filepath.Join(m.dirs.AgentPKI(), nodecerts.AgentClient+".key"), filepath.Join(m.dirs.AgentPKI(), serverCA)} {
+	for _, file := range []string{m.dirs.Joined(), filepath.Join(m.dirs.AgentPKI(), nodecerts.KubeletClient+".crt"),
+		filepath.Join(m.dirs.AgentPKI(), nodecerts.AgentClient+".key"), filepath.Join(m.dirs.AgentPKI(), serverCA)} {
 		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}

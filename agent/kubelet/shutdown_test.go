@@ -18,8 +18,9 @@ import (
 // shutPod is a pod of this node; its owner is KIND/NAME or "".
 func shutPod(name, owner string, phase v1.PodPhase, reason string, age time.Duration, finalizers ...string) *v1.Pod {
 	p := &v1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: name, UID: types.UID(name), Finalizers: finalizers, CreationTimestamp: metav1.NewTime(time.Unix(1e9, 0).Add(-age))},
-		Spec:       v1.PodSpec{NodeName: "n1"}, Status: v1.PodStatus{Phase: phase, Reason: reason},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: name, UID: types.UID(name), Finalizers: finalizers,
+			CreationTimestamp: metav1.NewTime(time.Unix(1e9, 0).Add(-age))},
+		Spec: v1.PodSpec{NodeName: "n1"}, Status: v1.PodStatus{Phase: phase, Reason: reason},
 	}
 	if kind, of, ok := strings.Cut(owner, "/"); ok {
 		yes := true
@@ -83,7 +84,8 @@ func TestPodsThatAShutdownEnded(t *testing.T) {
 	if _, err := client.CoreV1().Pods("d").Update(t.Context(), counted, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	wait("the one that has been counted goes", func() bool { return left("web-old", "web-refused", "job-old", "counting") })
+	wait("the one that has been counted goes",
+		func() bool { return left("web-old", "web-refused", "job-old", "counting") })
 	cancel()
 	if n, err := <-count, <-done; n != 4 || err != nil {
 		t.Errorf("deleted %d, %v", n, err)

@@ -126,8 +126,8 @@ func labelPatch(node *corev1.Node, want map[string]string) ([]byte, error) {
 	return json.Marshal(map[string]any{"metadata": meta})
 }
 
-// keepExternalIPs adds the external addresses to the Node's status whenever they are missing: the kubelet, which ignores
-// them (kubelet.Config.HideExternalIPs), writes the whole list when another address changes.
+// keepExternalIPs adds the external addresses to the Node's status whenever they are missing: the kubelet, which
+// ignores them (kubelet.Config.HideExternalIPs), writes the whole list when another address changes.
 func (o *Object) keepExternalIPs(ctx context.Context) error {
 	wake := make(chan struct{}, 1)
 	seen := func(any) {

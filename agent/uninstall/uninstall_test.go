@@ -25,7 +25,8 @@ type installed struct {
 
 func (m *installed) config(keep bool) Config {
 	return Config{
-		Etc: m.etc, Keep: keep, Out: &bytes.Buffer{}, SettingsRead: filepath.Join(m.dir, "settings-read"), Nodes: m.nodes,
+		Etc: m.etc, Keep: keep, Out: &bytes.Buffer{}, SettingsRead: filepath.Join(m.dir, "settings-read"),
+		Nodes: m.nodes,
 		Cleanup: func(_ context.Context, d layout.Dirs, purge bool) error {
 			if purge == keep {
 				return fmt.Errorf("purge %v with keep %v", purge, keep)
@@ -50,11 +51,14 @@ func newInstalled(t *testing.T) *installed {
 	m := &installed{dir: t.TempDir(), nodes: []layout.Dirs{{Data: "/no/a"}, {Data: "/no/b"}}}
 	m.etc = filepath.Join(m.dir, "etc")
 	for name, text := range map[string]string{
-		"settings-read": "", "bin/umiak": "", "bin/other": "", "units/umiak.service": "", "etc/config.yaml": "", "etc/config.yaml.d/50-install.yaml": "",
-		"etc/installed": filepath.Join(m.dir, "bin/umiak") + "\n" + filepath.Join(m.dir, "units/umiak.service") + "\n",
+		"settings-read": "", "bin/umiak": "", "bin/other": "", "units/umiak.service": "", "etc/config.yaml": "",
+		"etc/config.yaml.d/50-install.yaml": "",
+		"etc/installed": filepath.Join(m.dir, "bin/umiak") + "\n" +
+			filepath.Join(m.dir, "units/umiak.service") + "\n",
 	} {
 		name = filepath.Join(m.dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755),
+			os.WriteFile(name, []byte(text), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,7 +92,8 @@ func TestTakesAllBack(t *testing.T) {
 			if got := m.left(t); got != c.left {
 				t.Errorf("left: %s", got)
 			}
-			if got := strings.Join(m.did, "; "); got != "systemctl --quiet disable --now umiak.service; cleanup /no/a; cleanup /no/b; systemctl daemon-reload" {
+			if got := strings.Join(m.did,
+				"; "); got != "systemctl --quiet disable --now umiak.service; cleanup /no/a; cleanup /no/b; systemctl daemon-reload" {
 				t.Errorf("did %s", got)
 			}
 			if err := Run(t.Context(), m.config(c.keep)); !errors.Is(err, ErrNotInstalled) {
@@ -103,7 +108,8 @@ func TestPlan(t *testing.T) {
 	m := newInstalled(t)
 	before := m.left(t)
 	programs := []string{filepath.Join(m.dir, "bin/umiak"), filepath.Join(m.dir, "units/umiak.service")}
-	for keep, want := range map[bool][]string{true: programs, false: append(slices.Clone(programs), m.etc, "/no/a", "/no/b")} {
+	for keep, want := range map[bool][]string{true: programs,
+		false: append(slices.Clone(programs), m.etc, "/no/a", "/no/b")} {
 		got, err := Plan(m.config(keep))
 		if err != nil || !slices.Equal(got, want) {
 			t.Errorf("keep %v: %q, %v", keep, got, err)
@@ -118,7 +124,8 @@ func TestPlan(t *testing.T) {
 func TestNodesOf(t *testing.T) {
 	etc, other, here := t.TempDir(), t.TempDir(), t.TempDir()
 	for _, d := range []string{other, here} {
-		if err := errors.Join(os.WriteFile(filepath.Join(d, "mark"), nil, 0o600), datadisk.Keep(etc, d, d+"-run")); err != nil {
+		if err := errors.Join(os.WriteFile(filepath.Join(d, "mark"), nil, 0o600),
+			datadisk.Keep(etc, d, d+"-run")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -153,7 +160,8 @@ func FuzzList(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		all, err := parse(text)
 		for _, p := range all {
-			if base := filepath.Base(p); err == nil && (!filepath.IsAbs(p) || !strings.HasPrefix(base, "umiak") || strings.Contains(p, "..")) {
+			if base := filepath.Base(p); err == nil &&
+				(!filepath.IsAbs(p) || !strings.HasPrefix(base, "umiak") || strings.Contains(p, "..")) {
 				t.Errorf("%q", p)
 			}
 		}

@@ -30,9 +30,11 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	dir := t.TempDir()
-	r := &rig{T: t, client: fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}), starts: make(chan func(), 10), said: make(chan upgrades.Answer, 10)}
+	r := &rig{T: t, client: fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}),
+		starts: make(chan func(), 10), said: make(chan upgrades.Answer, 10)}
 	r.f = &Follower{
-		Version: "v1", Dir: filepath.Join(dir, "upgrade"), Lock: filepath.Join(dir, "lock"), Log: slog.New(slog.DiscardHandler),
+		Version: "v1", Dir: filepath.Join(dir, "upgrade"), Lock: filepath.Join(dir, "lock"),
+		Log: slog.New(slog.DiscardHandler),
 		Say: func(_ context.Context, a upgrades.Answer) error { r.said <- a; return nil },
 		Start: func() (func() error, error) {
 			done := make(chan struct{})
@@ -65,7 +67,8 @@ func (r *rig) ask(id string) {
 	r.Helper()
 	raw, err := json.Marshal(upgrades.Request{ID: id, Version: "v2"})
 	if err == nil {
-		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{upgrades.AskedFor: string(raw)}}}
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n",
+			Annotations: map[string]string{upgrades.AskedFor: string(raw)}}}
 		_, err = r.client.CoreV1().Nodes().Update(r.Context(), n, metav1.UpdateOptions{})
 	}
 	if err != nil {
@@ -181,11 +184,14 @@ func TestAsked(t *testing.T) {
 	if err := Asked(t.Context(), cfg, dir); err == nil || !strings.Contains(err.Error(), "no request of the cluster") {
 		t.Errorf("got %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(etc, Script), []byte(`echo "$INSTALL_UMIAK_ONLY $INSTALL_UMIAK_VERSION from $INSTALL_UMIAK_BASE_URL"; [ "$INSTALL_UMIAK_VERSION" != bad ]`), 0o700); err != nil {
+	if err := os.WriteFile(filepath.Join(etc, Script),
+		[]byte(`echo "$INSTALL_UMIAK_ONLY $INSTALL_UMIAK_VERSION from $INSTALL_UMIAK_BASE_URL"; [ "$INSTALL_UMIAK_VERSION" != bad ]`), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for version, want := range map[string]string{"v2": "", "bad": "program bad from there\nnot upgraded: install.sh: exit status 1"} {
-		err := write(filepath.Join(dir, requestFile), started{upgrades.Request{ID: version, Version: version, Source: "there"}, 1})
+	for version, want := range map[string]string{"v2": "",
+		"bad": "program bad from there\nnot upgraded: install.sh: exit status 1"} {
+		err := write(filepath.Join(dir, requestFile),
+			started{upgrades.Request{ID: version, Version: version, Source: "there"}, 1})
 		if err == nil {
 			err = Asked(t.Context(), cfg, dir)
 		}
@@ -194,18 +200,22 @@ func TestAsked(t *testing.T) {
 			t.Errorf("%s: got %+v, %v, %v", version, a, err, e)
 		}
 	}
-	if log, err := os.ReadFile(filepath.Join(dir, logFile)); err != nil || !strings.Contains(string(log), "from there") {
+	if log, err := os.ReadFile(filepath.Join(dir, logFile)); err != nil ||
+		!strings.Contains(string(log), "from there") {
 		t.Errorf("log: %q, %v", log, err)
 	}
 	// From where the node was installed, and from where its settings say, and from nowhere else.
-	if err := os.WriteFile(filepath.Join(etc, "umiak.env"), []byte("INSTALL_UMIAK_BASE_URL='https://mirror.lan/releases'\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(etc, "umiak.env"),
+		[]byte("INSTALL_UMIAK_BASE_URL='https://mirror.lan/releases'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for source, ok := range map[string]bool{
 		"": true, "there": true, "https://mirror.lan/releases/": true,
-		"https://mirror.lan/releases2": false, "http://mirror.lan/releases": false, "/var/lib/umiak/agent/kubelet/pods/x": false, "/": false,
+		"https://mirror.lan/releases2": false, "http://mirror.lan/releases": false,
+		"/var/lib/umiak/agent/kubelet/pods/x": false, "/": false,
 	} {
-		err := write(filepath.Join(dir, requestFile), started{upgrades.Request{ID: "s" + source, Version: "v2", Source: source}, 1})
+		err := write(filepath.Join(dir, requestFile),
+			started{upgrades.Request{ID: "s" + source, Version: "v2", Source: source}, 1})
 		if err == nil {
 			err = Asked(t.Context(), cfg, dir)
 		}

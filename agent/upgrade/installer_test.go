@@ -75,7 +75,8 @@ func TestSwitchThatIsCutOff(t *testing.T) {
 		dir := t.TempDir()
 		for _, f := range []string{"bin/umiak", "etc/settings", "data/agent/images/a.tar"} {
 			file := filepath.Join(dir, f)
-			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte("old\n"), 0o600)); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755),
+				os.WriteFile(file, []byte("old\n"), 0o600)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -106,7 +107,8 @@ func TestSwitchThatIsCutOff(t *testing.T) {
 		if got := files(t, dir); got != allOld {
 			t.Errorf("cut off at step %d: %s", n, got)
 		}
-		for _, f := range []string{"bin/*.umiak-new", "etc/*.umiak-new", "etc/unfinished", "data/agent/images/*.umiak-new"} {
+		for _, f := range []string{"bin/*.umiak-new", "etc/*.umiak-new", "etc/unfinished",
+			"data/agent/images/*.umiak-new"} {
 			if left, _ := filepath.Glob(filepath.Join(dir, f)); len(left) > 0 {
 				t.Errorf("cut off at step %d: left %v", n, left)
 			}

@@ -66,7 +66,8 @@ func TestRunsTheInstaller(t *testing.T) {
 		"both":               {func(c *Config) { c.From = file }, "", "either"},
 		"neither":            {func(c *Config) { c.Version = "" }, "", "either"},
 		"nothing":            {func(c *Config) { c.Version, c.From = "", file+".no" }, "", "no such file"},
-		"no tar":             {func(c *Config) { c.Version, c.From = "", filepath.Join(etc, Script) }, "", "read archive"},
+		"no tar": {func(c *Config) { c.Version, c.From = "", filepath.Join(etc, Script) }, "",
+			"read archive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out.Reset()

@@ -97,7 +97,8 @@ func New(cfg agent.Config, t Target, log *slog.Logger) (*Worker, error) {
 func (w *Worker) Parts() []lifecycle.Part {
 	parts := []lifecycle.Part{w.node.Restart(lifecycle.Part{Name: "servers", Run: w.servers.Run})}
 	parts = append(parts, w.node.Parts("servers")...)
-	return append(parts, w.node.Restart(lifecycle.Part{Name: "membership", After: []string{"join"}, Run: w.membership.Run}))
+	return append(parts, w.node.Restart(lifecycle.Part{Name: "membership", After: []string{"join"},
+		Run: w.membership.Run}))
 }
 
 // Sources lists the sections of `umiak status`.

@@ -25,10 +25,12 @@ func TestTargetOf(t *testing.T) {
 		cfg  agent.Config
 		errs []string // all of them
 	}{
-		"a server alone":  {agent.Config{Server: "https://10.0.0.1:6443"}, nil},
-		"nothing":         {agent.Config{}, []string{"server: not set; it is the URL of a server to join"}},
-		"not a URL":       {agent.Config{Server: "10.0.0.1:6443/x", Token: "K10x::y:z"}, []string{"server: ", "token: this is not a token"}},
-		"an empty file":   {agent.Config{Server: "https://10.0.0.1", TokenFile: empty}, []string{"token-file: " + empty + " is empty"}},
+		"a server alone": {agent.Config{Server: "https://10.0.0.1:6443"}, nil},
+		"nothing":        {agent.Config{}, []string{"server: not set; it is the URL of a server to join"}},
+		"not a URL": {agent.Config{Server: "10.0.0.1:6443/x", Token: "K10x::y:z"},
+			[]string{"server: ", "token: this is not a token"}},
+		"an empty file": {agent.Config{Server: "https://10.0.0.1", TokenFile: empty},
+			[]string{"token-file: " + empty + " is empty"}},
 		"no such file":    {agent.Config{Server: "https://10.0.0.1", TokenFile: empty + "x"}, []string{"token-file: "}},
 		"no server, file": {agent.Config{TokenFile: empty}, []string{"server: not set", "token-file: "}},
 	} {
@@ -60,7 +62,8 @@ func TestTargetOf(t *testing.T) {
 // TestParts: membership and the balancer stand in one list with the node, in an order in which it can start.
 func TestParts(t *testing.T) {
 	cfg := agent.Config{
-		DataDir: t.TempDir(), RunDir: t.TempDir(), NodeName: "n1", NodeIP: []netip.Addr{netip.MustParseAddr("10.0.0.5")},
+		DataDir: t.TempDir(), RunDir: t.TempDir(), NodeName: "n1",
+		NodeIP:       []netip.Addr{netip.MustParseAddr("10.0.0.5")},
 		BalancerPort: 6444,
 	}
 	w, err := New(cfg, Target{Server: "10.0.0.1:6443"}, slog.New(slog.DiscardHandler))

@@ -26,9 +26,12 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			"  umiak bundle create --out bundle.tar --release /srv/umiak/v1.37.3+umiak1 --arch amd64,arm64 --images saved.tar",
 		Flags: w.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "out", Usage: "the file to write", Required: true},
-			&cli.StringFlag{Name: "release", Usage: "folder, archive or URL of a release (default: where this node's came from)"},
-			&cli.StringFlag{Name: "key", Usage: "public key of releases (default: the one that this node was installed with)"},
-			&cli.StringSliceFlag{Name: "arch", Usage: "what machines it is for: amd64, arm64, arm, riscv64", Value: cli.NewStringSlice(runtime.GOARCH)},
+			&cli.StringFlag{Name: "release",
+				Usage: "folder, archive or URL of a release (default: where this node's came from)"},
+			&cli.StringFlag{Name: "key",
+				Usage: "public key of releases (default: the one that this node was installed with)"},
+			&cli.StringSliceFlag{Name: "arch", Usage: "what machines it is for: amd64, arm64, arm, riscv64",
+				Value: cli.NewStringSlice(runtime.GOARCH)},
 			&cli.BoolFlag{Name: "no-programs", Usage: "leave the programs out: it is for nodes that have this version"},
 			&cli.StringSliceFlag{Name: "image", Usage: "an image of this node's store"},
 			&cli.StringSliceFlag{Name: "images", Usage: "an archive of images, as `umiak images import` takes it"},
@@ -36,7 +39,8 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			&cli.StringSliceFlag{Name: "manifest", Usage: "a file or folder that servers apply"},
 			&cli.StringFlag{Name: "server-config", Usage: "a file of settings for servers"},
 			&cli.StringFlag{Name: "agent-config", Usage: "a file of settings for agents"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "check what can be checked, say what would be packed, and write nothing"}),
+			&cli.BoolFlag{Name: "dry-run",
+				Usage: "check what can be checked, say what would be packed, and write nothing"}),
 		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 			dirs, err := w.Dirs(c)
 			if err != nil {
@@ -49,11 +53,14 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			if err := checkBundled(c.String("server-config"), c.String("agent-config")); err != nil {
 				return agentcli.BadConfig(err)
 			}
-			made, err := bundle.Create(c.Context, bundle.Config{Out: c.String("out"), Release: c.String("release"), Key: c.String("key"),
+			made, err := bundle.Create(c.Context, bundle.Config{Out: c.String("out"),
+				Release: c.String("release"), Key: c.String("key"),
 				Etc: filepath.Dir(config.DefaultFile), Arches: c.StringSlice("arch"), Programs: !c.Bool("no-programs"),
-				Images: c.StringSlice("image"), Archives: c.StringSlice("images"), AllPlatforms: c.Bool("all-platforms"), Socket: dirs.ContainerdSocket(),
-				Manifests: c.StringSlice("manifest"), ServerConfig: c.String("server-config"), AgentConfig: c.String("agent-config"),
-				DryRun: c.Bool("dry-run"), Progress: c.App.ErrWriter})
+				Images: c.StringSlice("image"), Archives: c.StringSlice("images"),
+				AllPlatforms: c.Bool("all-platforms"), Socket: dirs.ContainerdSocket(),
+				Manifests: c.StringSlice("manifest"), ServerConfig: c.String("server-config"),
+				AgentConfig: c.String("agent-config"),
+				DryRun:      c.Bool("dry-run"), Progress: c.App.ErrWriter})
 			if err != nil {
 				return fmt.Errorf("create bundle: %w", err)
 			}
@@ -76,7 +83,8 @@ func checkBundled(serverFile, agentFile string) error {
 		var sc server.Config
 		var ac agent.Config
 		var lc logging.Config
-		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc), sc.ValidateValues(), ac.ValidateValues(), lc.Validate())
+		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc), sc.ValidateValues(), ac.ValidateValues(),
+			lc.Validate())
 	}
 	if agentFile != "" {
 		var ac agent.Config

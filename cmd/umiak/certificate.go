@@ -42,7 +42,8 @@ func certificateRotate(w agentcli.Where) *cli.Command {
 			"Keys stay the same. Without a running umiak they are issued at its next start, with --new-keys for new keys.\n" +
 			"Names are those of `umiak status`; none means all. Certificates are renewed without this, long before they end.\n\n" +
 			"  umiak certificate rotate\n  umiak certificate rotate apiserver admin",
-		Flags: w.Flags(agentcli.Output(), &cli.BoolFlag{Name: "new-keys", Usage: "make new keys as well; umiak must have been stopped"}),
+		Flags: w.Flags(agentcli.Output(), &cli.BoolFlag{Name: "new-keys",
+			Usage: "make new keys as well; umiak must have been stopped"}),
 		Action: func(c *cli.Context) error {
 			js, err := agentcli.AsJSON(c)
 			if err != nil {
@@ -60,7 +61,8 @@ func certificateRotate(w agentcli.Where) *cli.Command {
 				return agentcli.PrintJSON(c, out)
 			}
 			if out.RenewResult == nil {
-				fmt.Fprintf(c.App.Writer, "umiak does not run; it will issue these when it starts: %s\n", strings.Join(out.AtNextStart, ", "))
+				fmt.Fprintf(c.App.Writer, "umiak does not run; it will issue these when it starts: %s\n",
+					strings.Join(out.AtNextStart, ", "))
 				return nil
 			}
 			for _, l := range out.Renewed {
@@ -89,7 +91,8 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 		Flags: w.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "from", Usage: "folder with your own pairs"},
 			&cli.BoolFlag{Name: "finish", Usage: "stop trusting the old ones"},
-			&cli.BoolFlag{Name: "force", Usage: "finish although nodes, pods or Secrets may need the old ones; on files: work on those of one server of several"},
+			&cli.BoolFlag{Name: "force",
+				Usage: "finish although nodes, pods or Secrets may need the old ones; on files: work on those of one server of several"},
 			&cli.BoolFlag{Name: "status", Usage: "only tell which rotations are under way"}),
 		Action: func(c *cli.Context) error {
 			js, err := agentcli.AsJSON(c)
@@ -100,7 +103,8 @@ func certificateRotateCA(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := cluster.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"), Force: c.Bool("force"), Status: c.Bool("status")}
+			r := cluster.RotateRequest{Names: c.Args().Slice(), From: c.String("from"), Finish: c.Bool("finish"),
+				Force: c.Bool("force"), Status: c.Bool("status")}
 			if r.Status && (r.Finish || r.From != "" || len(r.Names) > 0) {
 				return agentcli.Usagef(c, "--status changes nothing and goes with nothing else")
 			}
@@ -135,7 +139,8 @@ func printRotation(w io.Writer, out cluster.RotateResult, running, statusOnly bo
 		if !r.Restarted.IsZero() {
 			restarted = "umiak was restarted " + r.Restarted.UTC().Format(time.DateTime)
 		}
-		fmt.Fprintf(w, "%s: being replaced since %s; old and new are trusted; %s\n", r.Name, r.Begun.UTC().Format(time.DateTime), restarted)
+		fmt.Fprintf(w, "%s: being replaced since %s; old and new are trusted; %s\n", r.Name,
+			r.Begun.UTC().Format(time.DateTime), restarted)
 	}
 	for _, n := range out.Announced {
 		fmt.Fprintf(w, "%s: announced; the old one signs until all servers trust the new one\n", n)
@@ -154,7 +159,8 @@ func printRotation(w io.Writer, out cluster.RotateResult, running, statusOnly bo
 	case len(out.Restart) > 0:
 		fmt.Fprintf(w, "\nNext: restart umiak on these servers, one after the other (`systemctl restart umiak`; pods run on): %s\n"+
 			"Then restart programs that read the CA only when they start, and copy kubeconfigs on other machines again.\n"+
-			"Last: `umiak certificate rotate-ca --finish`. Until then old and new are both good.\n", strings.Join(out.Restart, ", "))
+			"Last: `umiak certificate rotate-ca --finish`. Until then old and new are both good.\n",
+			strings.Join(out.Restart, ", "))
 	case statusOnly:
 	case running:
 		fmt.Fprint(w, "\nNext: restart umiak on each server (`systemctl restart umiak`; pods run on, the API is away for some seconds).\n"+

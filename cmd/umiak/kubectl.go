@@ -68,7 +68,8 @@ func kubectlCommand(where agentcli.Where) *cli.Command {
 	}
 }
 
-// ownArgs are the arguments that are kubectl's own: what follows a double dash is the command line of a program in a container.
+// ownArgs are the arguments that are kubectl's own: what follows a double dash is the command line of a program in a
+// container.
 func ownArgs(args []string) []string {
 	if i := slices.Index(args, "--"); i >= 0 {
 		return args[:i]
@@ -121,7 +122,8 @@ func needsNoServer(args []string) bool {
 	}
 	for _, a := range args {
 		if !strings.HasPrefix(a, "-") {
-			return slices.Contains([]string{"help", "completion", "config", "kustomize", "options", "plugin", "__complete", "__completeNoDesc"}, a)
+			return slices.Contains([]string{"help", "completion", "config", "kustomize", "options", "plugin",
+				"__complete", "__completeNoDesc"}, a)
 		}
 	}
 	return true
@@ -144,8 +146,8 @@ func namesServer(flags *genericclioptions.ConfigFlags, host string) bool {
 	return false
 }
 
-// neverLocalhost keeps kubectl from asking whoever listens at the default address of its library, where nothing says which
-// server it is to ask.
+// neverLocalhost keeps kubectl from asking whoever listens at the default address of its library, where nothing says
+// which server it is to ask.
 func neverLocalhost(c *rest.Config) *rest.Config {
 	if c.Host == clientcmd.ClusterDefaults.Server && os.Getenv("KUBERNETES_MASTER") == "" {
 		c.Dial = func(context.Context, string, string) (net.Conn, error) {

@@ -15,8 +15,10 @@ func TestKubectlFindsTheServerOfThisMachine(t *testing.T) {
 	t.Setenv("KUBECONFIG", "")
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	for args, want := range map[string]bool{
-		"get pods": true, "": true, "--kubeconfig x get pods": false, "get pods --kubeconfig=x": false, "-s https://x get pods": false, "--server=https://x get pods": false, "get pods -n s": true,
-		"-shttps://x get pods": false, "exec p -- curl -s http://x": true, "run p --image=i -- prog --server=foo": true, "exec -i p -- sh -s": true, "exec p --kubeconfig=x -- sh -s": false, "exec p -- x --kubeconfig y": true,
+		"get pods": true, "": true, "--kubeconfig x get pods": false, "get pods --kubeconfig=x": false,
+		"-s https://x get pods": false, "--server=https://x get pods": false, "get pods -n s": true,
+		"-shttps://x get pods": false, "exec p -- curl -s http://x": true, "run p --image=i -- prog --server=foo": true,
+		"exec -i p -- sh -s": true, "exec p --kubeconfig=x -- sh -s": false, "exec p -- x --kubeconfig y": true,
 	} {
 		if got := findsServer(ownArgs(strings.Fields(args))); got != want {
 			t.Errorf("%q: %v", args, got)
@@ -27,9 +29,13 @@ func TestKubectlFindsTheServerOfThisMachine(t *testing.T) {
 	home := clientcmd.RecommendedHomeFile
 	clientcmd.RecommendedHomeFile = filepath.Join(dir, "none")
 	defer func() { clientcmd.RecommendedHomeFile = home }()
-	for args, fine := range map[string]bool{"get pods": false, "apply -f x": false, "version --client": true, "help": true, "": true, "create ns x --dry-run=client -o yaml": true, "config view": true, "get --help": true, "version": false, "exec p -- prog --help": false} {
+	for args, fine := range map[string]bool{"get pods": false, "apply -f x": false, "version --client": true,
+		"help": true, "": true, "create ns x --dry-run=client -o yaml": true, "config view": true, "get --help": true,
+		"version": false, "exec p -- prog --help": false} {
 		err := useAdmin(file, ownArgs(strings.Fields(args)))
-		if (err == nil) != fine || err != nil && (!strings.Contains(err.Error(), "no server has run here: there is no server/admin.kubeconfig in "+dir) || !strings.Contains(err.Error(), "KUBECONFIG")) {
+		if (err == nil) != fine || err != nil &&
+			(!strings.Contains(err.Error(), "no server has run here: there is no server/admin.kubeconfig in "+dir) ||
+				!strings.Contains(err.Error(), "KUBECONFIG")) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}
@@ -42,7 +48,8 @@ func TestKubectlFindsTheServerOfThisMachine(t *testing.T) {
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := useAdmin(file, []string{"get", "pods"}); err != nil || os.Getenv("KUBECONFIG") != file || findsServer([]string{"get"}) {
+	if err := useAdmin(file, []string{"get", "pods"}); err != nil || os.Getenv("KUBECONFIG") != file ||
+		findsServer([]string{"get"}) {
 		t.Errorf("%v, %s", err, os.Getenv("KUBECONFIG"))
 	}
 }
@@ -53,15 +60,17 @@ func TestKubectlNeverAsksTheDefaultOfItsLibrary(t *testing.T) {
 	if c.Dial == nil {
 		t.Fatal("it would ask localhost:8080")
 	}
-	if _, err := c.Dial(t.Context(), "tcp", "localhost:8080"); err == nil || !strings.Contains(err.Error(), "no server is known here") {
+	if _, err := c.Dial(t.Context(), "tcp", "localhost:8080"); err == nil ||
+		!strings.Contains(err.Error(), "no server is known here") {
 		t.Errorf("got %v", err)
 	}
 	for name, c := range map[string]struct {
 		kubeconfig, server string
 		want               bool
 	}{
-		"nothing":              {},
-		"a kubeconfig that is": {kubeconfig: "clusters: [{name: a, cluster: {server: 'http://localhost:8080'}}]", want: true},
+		"nothing": {},
+		"a kubeconfig that is": {kubeconfig: "clusters: [{name: a, cluster: {server: 'http://localhost:8080'}}]",
+			want: true},
 		"one without a server": {kubeconfig: "clusters: []"},
 		"a flag":               {server: "http://localhost:8080", want: true},
 	} {

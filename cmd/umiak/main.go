@@ -49,7 +49,8 @@ func app(stdout, stderr io.Writer) *cli.App {
 		Writer: stdout, ErrWriter: stderr,
 		EnableBashCompletion: true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
-		Commands: append([]*cli.Command{serverCommand(where), agentcli.Agent(), kubectlCommand(where), tokenCommand(where), snapshotCommand(where),
+		Commands: append([]*cli.Command{serverCommand(where), agentcli.Agent(), kubectlCommand(where),
+			tokenCommand(where), snapshotCommand(where),
 			certificateCommand(where), secretsEncryptCommand(where), agentcli.Bundle(where, bundleCreate(where))},
 			nodeCommands(where)...),
 	}

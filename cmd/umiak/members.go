@@ -25,14 +25,16 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 			Flags: w.Flags(),
 			Action: func(c *cli.Context) error {
 				if c.NArg() != 1 {
-					return agentcli.Usagef(c, "server forget takes one NAME or ADDRESS; `umiak status` lists the members")
+					return agentcli.Usagef(c,
+						"server forget takes one NAME or ADDRESS; `umiak status` lists the members")
 				}
 				dirs, err := w.Dirs(c)
 				if err != nil {
 					return err
 				}
 				var out cluster.ForgetResult
-				if err := control.Call(c.Context, dirs.ControlSocket(), server.ActionForget, cluster.ForgetRequest{Server: c.Args().First()}, &out); err != nil {
+				if err := control.Call(c.Context, dirs.ControlSocket(), server.ActionForget,
+					cluster.ForgetRequest{Server: c.Args().First()}, &out); err != nil {
 					return err
 				}
 				for _, line := range out.Done {

@@ -55,9 +55,11 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 				Usage: "make a new key, write everything anew with it, and drop the old one",
 				Description: "Nothing is restarted. May be stopped at any moment, also by a power cut: run it again and it goes on, on any\n" +
 					"server. Of several servers all have to serve: each gets the new key before any writes with it.\n" +
-					"Types: " + strings.Join(encryption.Ciphers, ", ") + "; the default is that of the present key.\n\n" +
+					"Types: " + strings.Join(encryption.Ciphers, ", ") +
+					"; the default is that of the present key.\n\n" +
 					"  umiak secrets-encrypt rotate\n  umiak secrets-encrypt rotate --key-type aesgcm",
-				Flags: w.Flags(agentcli.Output(), &cli.StringFlag{Name: "key-type", Usage: strings.Join(encryption.Ciphers, ", ")}),
+				Flags: w.Flags(agentcli.Output(), &cli.StringFlag{Name: "key-type",
+					Usage: strings.Join(encryption.Ciphers, ", ")}),
 				Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 					k, dirs, err := keeper(c, &w)
 					if err != nil {
@@ -93,11 +95,13 @@ func keeper(c *cli.Context, w *agentcli.Where) (*encryption.Keeper, layout.Dirs,
 		File: dirs.EncryptionConfig(),
 		Count: func(ctx context.Context, resources []string) (encryption.Counts, error) {
 			var out encryption.Counts
-			err := control.Call(ctx, dirs.ControlSocket(), server.ActionStored, server.StoredRequest{Resources: resources}, &out)
+			err := control.Call(ctx, dirs.ControlSocket(), server.ActionStored,
+				server.StoredRequest{Resources: resources}, &out)
 			return out, err
 		},
 		Share: func(ctx context.Context, raw []byte) error {
-			return control.Call(ctx, dirs.ControlSocket(), server.ActionShare, server.ShareRequest{Config: raw}, &struct{}{})
+			return control.Call(ctx, dirs.ControlSocket(), server.ActionShare, server.ShareRequest{Config: raw},
+				&struct{}{})
 		},
 		Progress: func(format string, a ...any) { fmt.Fprintf(c.App.ErrWriter, format+"\n", a...) },
 	}

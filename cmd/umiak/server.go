@@ -34,7 +34,8 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err := agentcli.NoArgs(c); err != nil {
 				return err
 			}
-			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.ValidateStart(), ac.ValidateValues(), lc.Validate()); err != nil {
+			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.ValidateStart(), ac.ValidateValues(),
+				lc.Validate()); err != nil {
 				return agentcli.BadConfig(err)
 			}
 			log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
@@ -58,7 +59,8 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			p := process.Process{Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush, Confirm: agentcli.Confirm}
+			p := process.Process{Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush,
+				Confirm: agentcli.Confirm}
 			if sc.DisableAgent {
 				p.Parts, p.Sources = srv.Parts(server.NodeHooks{}), srv.Sources()
 			} else {
@@ -79,7 +81,8 @@ func serverCommand(w agentcli.Where) *cli.Command {
 }
 
 // newServer makes what runs: on a machine that is to join others, a member that they have taken in.
-func newServer(ctx context.Context, sc *server.Config, prep *process.Preparation, log *slog.Logger, muffle func(bool)) (*server.Server, error) {
+func newServer(ctx context.Context, sc *server.Config, prep *process.Preparation, log *slog.Logger,
+	muffle func(bool)) (*server.Server, error) {
 	if err := sc.ClaimName(); err != nil {
 		return nil, err
 	}

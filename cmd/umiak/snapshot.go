@@ -20,7 +20,8 @@ import (
 	"github.com/umiak-io/umiak/server/localadmin"
 )
 
-// snapshotSettings are the settings that a command about snapshots reads: the server's, with flags for those of backups.
+// snapshotSettings are the settings that a command about snapshots reads: the server's, with flags for those of
+// backups.
 type snapshotSettings struct {
 	flags struct {
 		DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
@@ -75,7 +76,8 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 				Flags: flags(agentcli.Output()), Action: s.command(where, listSnapshots),
 			},
 			{
-				Name: "restore", Usage: "put a snapshot in the place of this machine's server state", ArgsUsage: "FILE|NAME",
+				Name: "restore", Usage: "put a snapshot in the place of this machine's server state",
+				ArgsUsage: "FILE|NAME",
 				Description: "No server may run here; the data directory may be empty. All of the file is verified before anything is touched, and\n" +
 					"what was there is kept beside it. Then start the server as usual; with --cluster-init the state moves into etcd.\n" +
 					"NAME is one of the folder or else of the bucket, from where it is downloaded.\n\n" +
@@ -91,8 +93,10 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 			},
 			{
 				Name: "prune", Usage: "remove all but the newest snapshots of a name", ArgsUsage: "[NAME]",
-				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is " + backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " + backup.OnDemand,
-				Flags:       flags(), Action: s.command(where, func(c *cli.Context, sn localadmin.Snapshots) error {
+				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is " +
+					backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " +
+					backup.OnDemand,
+				Flags: flags(), Action: s.command(where, func(c *cli.Context, sn localadmin.Snapshots) error {
 					node, err := s.agent.Name()
 					if err != nil {
 						return err
@@ -137,7 +141,8 @@ func restoreSnapshot(c *cli.Context, s localadmin.Snapshots) error {
 	}
 	r, err := s.Restore(c.Context, c.Args().First())
 	if r.Node != "" {
-		fmt.Fprintf(c.App.Writer, "Restored %d keys of %s, saved on %s at revision %d.\n", r.Keys, r.Node, r.Time.UTC().Format(time.DateTime), r.Revision)
+		fmt.Fprintf(c.App.Writer, "Restored %d keys of %s, saved on %s at revision %d.\n", r.Keys, r.Node,
+			r.Time.UTC().Format(time.DateTime), r.Revision)
 	}
 	if err != nil {
 		return err
@@ -192,7 +197,9 @@ func printSnapshots(c *cli.Context, all []backup.Listed) error {
 		if e.Encrypted {
 			remark += ", encrypted"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%.1f KiB\t%s\t%s\t%s\n", filepath.Base(e.Path), e.Time.UTC().Format("2006-01-02 15:04:05"), e.Keys, e.Revision, float64(e.Size)/1024, e.Backend, where, remark)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%.1f KiB\t%s\t%s\t%s\n", filepath.Base(e.Path),
+			e.Time.UTC().Format("2006-01-02 15:04:05"), e.Keys, e.Revision, float64(e.Size)/1024, e.Backend, where,
+			remark)
 	}
 	return t.Flush()
 }
@@ -226,7 +233,8 @@ func printPlan(c *cli.Context, p backup.Plan) error {
 	if p.Newest != nil {
 		newest = p.Newest.Local().Format(layout)
 	}
-	fmt.Fprintf(t, "Schedule\t%s\nKept\t%s\nFolder\t%s\nEncrypted\t%s\nNewest\t%s\n", schedule, kept, p.Folder, encrypted, newest)
+	fmt.Fprintf(t, "Schedule\t%s\nKept\t%s\nFolder\t%s\nEncrypted\t%s\nNewest\t%s\n", schedule, kept, p.Folder,
+		encrypted, newest)
 	if p.Bucket != "" {
 		fmt.Fprintf(t, "Bucket\t%s\n", p.Bucket)
 	}

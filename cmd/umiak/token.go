@@ -33,7 +33,8 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 		Usage:       "make a token and print it",
 		Description: "The token is shown this once: the cluster keeps only a hash of it.",
 		Flags: where.Flags(agentcli.Output(),
-			&cli.StringFlag{Name: "kind", Value: string(token.Agent), Usage: "agent, or server, which lets agents join as well"},
+			&cli.StringFlag{Name: "kind", Value: string(token.Agent),
+				Usage: "agent, or server, which lets agents join as well"},
 			&cli.DurationFlag{Name: "ttl", Value: 24 * time.Hour, Usage: "how long it can be used; 0 is for ever"},
 			&cli.BoolFlag{Name: "single-use", Usage: "let one machine join with it"},
 			&cli.StringFlag{Name: "description", Usage: "what it is for"},
@@ -58,7 +59,8 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 			if err != nil {
 				return err
 			}
-			tok, rec, err := t.Create(c.Context, joinapi.Spec{Kind: kind, Description: c.String("description"), TTL: ttl, SingleUse: c.Bool("single-use")})
+			tok, rec, err := t.Create(c.Context, joinapi.Spec{Kind: kind,
+				Description: c.String("description"), TTL: ttl, SingleUse: c.Bool("single-use")})
 			if err != nil {
 				return err
 			}

@@ -29,10 +29,12 @@ func upgradeCluster(where agentcli.Where) *cli.Command {
 		Flags: where.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "version", Usage: "a release"},
 			&cli.StringFlag{Name: "name", Value: "cluster", Usage: "of the Upgrade"},
-			&cli.StringFlag{Name: "source", Usage: "where nodes find releases, if not where they were installed from; their setting upgrade-sources has to allow it"},
+			&cli.StringFlag{Name: "source",
+				Usage: "where nodes find releases, if not where they were installed from; their setting upgrade-sources has to allow it"},
 			&cli.StringFlag{Name: "node-selector", Usage: "only nodes with these labels"},
 			&cli.BoolFlag{Name: "drain", Usage: "move the pods of each node away first; without it they run on"},
-			&cli.BoolFlag{Name: "ignore-disruption-budgets", Usage: "do not wait for PodDisruptionBudgets that allow no disruption"},
+			&cli.BoolFlag{Name: "ignore-disruption-budgets",
+				Usage: "do not wait for PodDisruptionBudgets that allow no disruption"},
 			&cli.BoolFlag{Name: "detach", Usage: "do not wait until it is done"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say in which order nodes would be upgraded, and do nothing"}),
 		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
@@ -74,7 +76,8 @@ func upgradeCluster(where agentcli.Where) *cli.Command {
 
 // wanted is what the flags ask for.
 func wanted(c *cli.Context, release string) (upgradesapi.Spec, error) {
-	spec := upgradesapi.Spec{Version: release, Source: c.String("source"), Drain: c.Bool("drain"), IgnoreDisruptionBudgets: c.Bool("ignore-disruption-budgets")}
+	spec := upgradesapi.Spec{Version: release, Source: c.String("source"), Drain: c.Bool("drain"),
+		IgnoreDisruptionBudgets: c.Bool("ignore-disruption-budgets")}
 	if _, err := version.Minor(release); err != nil {
 		return spec, fmt.Errorf("--version: %w", err)
 	}

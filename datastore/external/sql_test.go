@@ -87,7 +87,8 @@ func TestTimeoutsOfTheUserStay(t *testing.T) {
 		{"MySQL", "u@tcp(db)/x", "u@tcp(db)/x?wait_timeout=600"},
 		{"MySQL", "u@tcp(db)/x?tls=true&wait_timeout=9", "u@tcp(db)/x?tls=true&wait_timeout=9"},
 		{"MySQL", "u@tcp(db)/x?innodb_lock_wait_timeout=9", "u@tcp(db)/x?innodb_lock_wait_timeout=9&wait_timeout=600"},
-		{"PostgreSQL", "u@db/x?tcp_keepalives_idle=9", "u@db/x?tcp_keepalives_idle=9&tcp_keepalives_interval=15&tcp_keepalives_count=4"},
+		{"PostgreSQL", "u@db/x?tcp_keepalives_idle=9",
+			"u@db/x?tcp_keepalives_idle=9&tcp_keepalives_interval=15&tcp_keepalives_count=4"},
 		{"NATS", "db", "db"},
 	} {
 		if got := withTimeouts(c.kind, c.dsn); got != c.want {

@@ -43,6 +43,7 @@ func against(ctx context.Context, name string, b benchmark, o options, out io.Wr
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	rep := comparison.Report{Benchmark: name, About: b.about, Against: o.against, Runs: times, Rows: comparison.Compare(was, is)}
+	rep := comparison.Report{Benchmark: name, About: b.about, Against: o.against, Runs: times,
+		Rows: comparison.Compare(was, is)}
 	return rep.Show(out, o.output == "json", figure)
 }

@@ -68,7 +68,8 @@ func hollowOn(ctx context.Context, o options, s *umiakStack, datastore string, r
 		return fmt.Errorf("start nodes: %w", err)
 	}
 	begun := time.Now()
-	if err := eventually(ctx, func() (int, error) { return readyNodes(ctx, k) }, o.nodes, "nodes are ready"); err != nil {
+	if err := eventually(ctx, func() (int, error) { return readyNodes(ctx, k) }, o.nodes,
+		"nodes are ready"); err != nil {
 		return fmt.Errorf("%w; see %s", err, log.Name())
 	}
 	r.add(datastore+": until all nodes are ready", "s", time.Since(begun).Seconds())
@@ -154,10 +155,11 @@ func makeDeployment(ctx context.Context, k *kubernetes.Clientset, replicas int32
 	labels := map[string]string{"app": "hollow"}
 	_, err := k.AppsV1().Deployments("default").Create(ctx, &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "hollow"},
-		Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{
-			ObjectMeta: metav1.ObjectMeta{Labels: labels},
-			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "none:1"}}},
-		}},
+		Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "none:1"}}},
+			}},
 	}, metav1.CreateOptions{})
 	return err
 }
@@ -175,7 +177,8 @@ func serverUsage(s stack) usage {
 
 // callsFor makes ten calls of each kind a second, one after the other, as a controller might, and returns how long
 // each took in milliseconds.
-func callsFor(ctx context.Context, k *kubernetes.Clientset, nodes int, d time.Duration) (get, list, create []float64, err error) {
+func callsFor(ctx context.Context, k *kubernetes.Clientset, nodes int, d time.Duration) (get, list, create []float64,
+	err error) {
 	timed := func(to *[]float64, f func() error) error {
 		t := time.Now()
 		err := f()
@@ -186,14 +189,16 @@ func callsFor(ctx context.Context, k *kubernetes.Clientset, nodes int, d time.Du
 	defer tick.Stop()
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		n := len(create)
-		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("hollow-%d", n)}, Data: map[string]string{"text": "x"}}
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("hollow-%d", n)},
+			Data: map[string]string{"text": "x"}}
 		for _, err := range []error{
 			timed(&get, func() error {
 				_, err := k.CoreV1().Nodes().Get(ctx, fmt.Sprintf("hollow-%d", n%nodes), metav1.GetOptions{})
 				return err
 			}),
 			timed(&list, func() error {
-				_, err := k.CoreV1().Pods("default").List(ctx, metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=hollow-%d", n%nodes)})
+				_, err := k.CoreV1().Pods("default").List(ctx,
+					metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=hollow-%d", n%nodes)})
 				return err
 			}),
 			timed(&create, func() error {

@@ -65,12 +65,13 @@ type benchmark struct {
 
 func benchmarks() map[string]benchmark {
 	return map[string]benchmark{
-		"startup":   {"exec to API ready, node Ready, first pod Running; empty state; median", startup},
-		"footprint": {"memory, CPU and bytes written of each process while idle, with one pod or as many as -pods says", footprint},
-		"pods":      {"pod start one by one and many at once, image present", pods},
-		"api":       {"creates, lists and gets of 1 KiB ConfigMaps, 32 clients", api},
-		"writes":    {"durable creates, and what they cost the disk", writes},
-		"hollow":    {"one server with many nodes that run nothing, on SQLite and on etcd", hollow},
+		"startup": {"exec to API ready, node Ready, first pod Running; empty state; median", startup},
+		"footprint": {"memory, CPU and bytes written of each process while idle, with one pod or as many as -pods says",
+			footprint},
+		"pods":   {"pod start one by one and many at once, image present", pods},
+		"api":    {"creates, lists and gets of 1 KiB ConfigMaps, 32 clients", api},
+		"writes": {"durable creates, and what they cost the disk", writes},
+		"hollow": {"one server with many nodes that run nothing, on SQLite and on etcd", hollow},
 	}
 }
 
@@ -87,7 +88,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.peer, "peer", "", "folder of the peers; measures them as well")
-	f.StringVar(&o.against, "against", "", "folder with umiak and umiak-agent of another build; measures both in turn and compares them")
+	f.StringVar(&o.against, "against", "",
+		"folder with umiak and umiak-agent of another build; measures both in turn and compares them")
 	f.StringVar(&o.output, "o", "", "json, or empty for a table")
 	f.IntVar(&o.runs, "runs", 0, "how often; the median counts: startup (default 3), any with -against (default 5)")
 	f.DurationVar(&o.settle, "settle", time.Minute, "footprint, hollow: pause before measuring")
@@ -164,7 +166,8 @@ func show(out io.Writer, name, about string, o options, rows []row) error {
 	if o.output == "json" {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(map[string]any{"benchmark": name, "about": about, "host": host, "time": time.Now().UTC().Format(time.RFC3339), "rows": rows})
+		return e.Encode(map[string]any{"benchmark": name, "about": about, "host": host,
+			"time": time.Now().UTC().Format(time.RFC3339), "rows": rows})
 	}
 	fmt.Fprintf(out, "%s: %s\n\n", name, about)
 	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)

@@ -28,7 +28,8 @@ const namespace = "default"
 // bench is the pod that every benchmark starts.
 func benchPod(name, image string, command ...string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"bench": "pod"}},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: image, ImagePullPolicy: corev1.PullIfNotPresent, Command: command}}}}
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: image,
+			ImagePullPolicy: corev1.PullIfNotPresent, Command: command}}}}
 }
 
 // up starts a stack and waits for the node and one idle pod; t has the moments since the first exec.
@@ -59,7 +60,9 @@ func up(ctx context.Context, s stack) (k *kubernetes.Clientset, apiT, nodeT, pod
 	g.Go(func() error {
 		// Until the namespace has its account a pod is refused, so this asks again, as a Deployment would.
 		for {
-			_, err := k.CoreV1().Pods(namespace).Create(ctx, benchPod("idle", s.image(), "/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/bin"), metav1.CreateOptions{})
+			_, err := k.CoreV1().Pods(namespace).Create(ctx,
+				benchPod("idle", s.image(), "/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/bin"),
+				metav1.CreateOptions{})
 			if err == nil || apierrors.IsAlreadyExists(err) {
 				break
 			}
@@ -69,9 +72,11 @@ func up(ctx context.Context, s stack) (k *kubernetes.Clientset, apiT, nodeT, pod
 			case <-time.After(20 * time.Millisecond):
 			}
 		}
-		_, err := cluster.Until(ctx, k.CoreV1().Pods(namespace), metav1.ListOptions{FieldSelector: "metadata.name=idle"}, func(p *corev1.Pod) (bool, string) {
-			return p.Status.Phase == corev1.PodRunning, fmt.Sprintf("%s %+v", p.Status.Phase, p.Status.ContainerStatuses)
-		})
+		_, err := cluster.Until(ctx, k.CoreV1().Pods(namespace),
+			metav1.ListOptions{FieldSelector: "metadata.name=idle"}, func(p *corev1.Pod) (bool, string) {
+				return p.Status.Phase == corev1.PodRunning,
+					fmt.Sprintf("%s %+v", p.Status.Phase, p.Status.ContainerStatuses)
+			})
 		podT = time.Since(t0)
 		return err
 	})
@@ -193,13 +198,15 @@ func pods(ctx context.Context, o options, s stack, r *report) error {
 	defer w.stop()
 	start := func(name string) (time.Time, error) {
 		t := time.Now()
-		_, err := k.CoreV1().Pods(namespace).Create(ctx, benchPod(name, s.image(), "/bin/busybox", "sleep", "2147483647"), metav1.CreateOptions{})
+		_, err := k.CoreV1().Pods(namespace).Create(ctx,
+			benchPod(name, s.image(), "/bin/busybox", "sleep", "2147483647"), metav1.CreateOptions{})
 		return t, err
 	}
 	remove := func(what string) error {
 		one := int64(1)
 		t := time.Now()
-		if err := k.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &one}, metav1.ListOptions{LabelSelector: "bench=pod"}); err != nil {
+		if err := k.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &one},
+			metav1.ListOptions{LabelSelector: "bench=pod"}); err != nil {
 			return err
 		}
 		if err := w.none(ctx); err != nil {
@@ -329,7 +336,8 @@ func create(ctx context.Context, s stack, ns string, n int) (each []float64, too
 	if err != nil {
 		return nil, 0, err
 	}
-	if _, err := first.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
+	if _, err := first.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}},
+		metav1.CreateOptions{}); err != nil {
 		return nil, 0, err
 	}
 	ks := make([]*kubernetes.Clientset, clients)
@@ -359,7 +367,9 @@ func create(ctx context.Context, s stack, ns string, n int) (each []float64, too
 					b[j] = abc[rnd.Intn(len(abc))]
 				}
 				t := time.Now()
-				if _, err := ks[w].CoreV1().ConfigMaps(ns).Create(gctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%06d", i)}, Data: map[string]string{"d": string(b)}}, metav1.CreateOptions{}); err != nil {
+				if _, err := ks[w].CoreV1().ConfigMaps(ns).Create(gctx,
+					&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%06d", i)},
+						Data: map[string]string{"d": string(b)}}, metav1.CreateOptions{}); err != nil {
 					return err
 				}
 				lat[w] = append(lat[w], time.Since(t).Seconds()*1000)
@@ -413,7 +423,8 @@ func api(ctx context.Context, o options, s stack, r *report) error {
 	if err := timed(fmt.Sprintf("LIST of %d", o.count), 10, list(metav1.ListOptions{})); err != nil {
 		return err
 	}
-	if err := timed(fmt.Sprintf("LIST of %d from the cache", o.count), 10, list(metav1.ListOptions{ResourceVersion: "0"})); err != nil {
+	if err := timed(fmt.Sprintf("LIST of %d from the cache", o.count), 10,
+		list(metav1.ListOptions{ResourceVersion: "0"})); err != nil {
 		return err
 	}
 	return timed("GET", 200, func(i int) error {

@@ -49,7 +49,8 @@ func (u *umiakStack) name() string  { return "umiak" }
 func (u *umiakStack) image() string { return images.Bench }
 
 func (u *umiakStack) start(context.Context) (time.Time, error) {
-	c, err := cluster.New(cluster.Options{Name: "bench", Images: []string{images.Bench}, Settings: u.settings, Dist: u.dist})
+	c, err := cluster.New(cluster.Options{Name: "bench", Images: []string{images.Bench}, Settings: u.settings,
+		Dist: u.dist})
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -103,7 +104,8 @@ func (u *umiakStack) stop() error {
 type vanilla struct{ scripts, state, built string }
 
 func newVanilla(dir string) *vanilla {
-	return &vanilla{scripts: filepath.Join(dir, "vanilla"), built: peersBuilt(), state: filepath.Join(peersBuilt(), "state")}
+	return &vanilla{scripts: filepath.Join(dir, "vanilla"), built: peersBuilt(),
+		state: filepath.Join(peersBuilt(), "state")}
 }
 
 func (v *vanilla) name() string  { return "vanilla" }
@@ -117,7 +119,8 @@ func (v *vanilla) script(ctx context.Context, name string) *exec.Cmd {
 
 func (v *vanilla) start(ctx context.Context) (time.Time, error) {
 	if _, err := os.Stat(filepath.Join(v.built, "bin", "kube-apiserver")); err != nil {
-		return time.Time{}, fmt.Errorf("the peers are not built; run %s: %w", filepath.Join(filepath.Dir(v.scripts), "build"), err)
+		return time.Time{}, fmt.Errorf("the peers are not built; run %s: %w",
+			filepath.Join(filepath.Dir(v.scripts), "build"), err)
 	}
 	if err := v.stop(); err != nil {
 		return time.Time{}, err

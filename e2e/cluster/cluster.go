@@ -128,7 +128,8 @@ func New(o Options) (*Cluster, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.Evidence = filepath.Join(root, ".cache", "e2e", fmt.Sprintf("%s-%s-%d", time.Now().Format("150405"), o.Name, os.Getpid()))
+		o.Evidence = filepath.Join(root, ".cache", "e2e",
+			fmt.Sprintf("%s-%s-%d", time.Now().Format("150405"), o.Name, os.Getpid()))
 	}
 	if err := os.MkdirAll(o.Evidence, 0o755); err != nil {
 		return nil, err
@@ -369,7 +370,8 @@ func (c *Cluster) APIReady(ctx context.Context) error {
 		case <-exited:
 			return fmt.Errorf("umiak has ended; the end of its log:\n%s", c.LogTail(20))
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the API server: %w; last answer: %w\n%s", context.Cause(ctx), last, c.LogTail(20))
+			return fmt.Errorf("wait for the API server: %w; last answer: %w\n%s", context.Cause(ctx), last,
+				c.LogTail(20))
 		case <-tick.C:
 		}
 	}
@@ -392,20 +394,22 @@ func (c *Cluster) Ready(ctx context.Context) error {
 
 // NodeReady waits for the node's condition.
 func (c *Cluster) NodeReady(ctx context.Context) error {
-	_, err := Until(ctx, c.Kube.CoreV1().Nodes(), metav1.ListOptions{FieldSelector: "metadata.name=" + c.M.Name}, func(n *corev1.Node) (bool, string) {
-		for _, cond := range n.Status.Conditions {
-			if cond.Type == corev1.NodeReady {
-				return cond.Status == corev1.ConditionTrue, "node " + string(cond.Status) + ": " + cond.Message
+	_, err := Until(ctx, c.Kube.CoreV1().Nodes(), metav1.ListOptions{FieldSelector: "metadata.name=" + c.M.Name},
+		func(n *corev1.Node) (bool, string) {
+			for _, cond := range n.Status.Conditions {
+				if cond.Type == corev1.NodeReady {
+					return cond.Status == corev1.ConditionTrue, "node " + string(cond.Status) + ": " + cond.Message
+				}
 			}
-		}
-		return false, "node has no condition"
-	})
+			return false, "node has no condition"
+		})
 	return err
 }
 
 // ServiceAccount waits for a namespace's default account, without which it takes no pods.
 func (c *Cluster) ServiceAccount(ctx context.Context, namespace string) error {
-	_, err := Until(ctx, c.Kube.CoreV1().ServiceAccounts(namespace), metav1.ListOptions{FieldSelector: "metadata.name=default"},
+	_, err := Until(ctx, c.Kube.CoreV1().ServiceAccounts(namespace),
+		metav1.ListOptions{FieldSelector: "metadata.name=default"},
 		func(*corev1.ServiceAccount) (bool, string) { return true, "" })
 	return err
 }
@@ -436,7 +440,8 @@ func (c *Cluster) LogTail(lines int) string {
 	if c.service {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		out, err := c.M.Run(ctx, "/usr/bin/journalctl", "-b", "-u", "umiak", "--no-pager", "-o", "cat", "-n", fmt.Sprint(lines))
+		out, err := c.M.Run(ctx, "/usr/bin/journalctl", "-b", "-u", "umiak", "--no-pager", "-o", "cat", "-n",
+			fmt.Sprint(lines))
 		if err != nil {
 			return err.Error()
 		}

@@ -19,10 +19,12 @@ func (c *Cluster) Collect(name string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for file, argv := range map[string][]string{
-		"status.txt":      {"umiak", "status"},
-		"events.txt":      {"umiak", "kubectl", "--request-timeout=5s", "get", "events", "-A", "--sort-by=.metadata.creationTimestamp"},
-		"pods.yaml":       {"umiak", "kubectl", "--request-timeout=5s", "get", "pods", "-A", "-o", "yaml"},
-		"objects.txt":     {"umiak", "kubectl", "--request-timeout=5s", "get", "nodes,pods,services,endpointslices,deployments,jobs", "-A", "-o", "wide"},
+		"status.txt": {"umiak", "status"},
+		"events.txt": {"umiak", "kubectl", "--request-timeout=5s", "get", "events", "-A",
+			"--sort-by=.metadata.creationTimestamp"},
+		"pods.yaml": {"umiak", "kubectl", "--request-timeout=5s", "get", "pods", "-A", "-o", "yaml"},
+		"objects.txt": {"umiak", "kubectl", "--request-timeout=5s", "get",
+			"nodes,pods,services,endpointslices,deployments,jobs", "-A", "-o", "wide"},
 		"containers.txt":  {"umiak", "ctr", "-n", "k8s.io", "containers", "list"},
 		"tasks.txt":       {"umiak", "ctr", "-n", "k8s.io", "tasks", "list"},
 		"images.txt":      {"umiak", "ctr", "-n", "k8s.io", "images", "list"},

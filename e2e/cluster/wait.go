@@ -19,7 +19,8 @@ type Watcher interface {
 
 // Until watches until cond holds for an object and returns that object. cond says in words what it sees,
 // for the error when ctx ends first. Watches that break are opened again.
-func Until[T runtime.Object](ctx context.Context, w Watcher, opts metav1.ListOptions, cond func(T) (bool, string)) (T, error) {
+func Until[T runtime.Object](ctx context.Context, w Watcher, opts metav1.ListOptions, cond func(T) (bool, string)) (T,
+	error) {
 	var none T
 	seen := "nothing yet"
 	opts.ResourceVersion = "" // begins with what is there

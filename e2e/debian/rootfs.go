@@ -65,7 +65,8 @@ func rootfs(ctx context.Context) (string, error) {
 	if err := os.RemoveAll(part); err != nil {
 		return "", err
 	}
-	out, err := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+packages, release, part, mirror()).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+packages, release, part,
+		mirror()).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("debootstrap: %w: %s", err, tail(string(out), 5))
 	}
@@ -132,7 +133,8 @@ func finish(dir string) error {
 		errs = append(errs, os.Remove(d))
 	}
 	// Nothing is to begin by itself in the middle of a test.
-	for _, t := range []string{"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer", "systemd-tmpfiles-clean.timer"} {
+	for _, t := range []string{"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer",
+		"e2scrub_all.timer", "fstrim.timer", "systemd-tmpfiles-clean.timer"} {
 		errs = append(errs, os.Symlink("/dev/null", in("etc/systemd/system/"+t)))
 	}
 	return errors.Join(errs...)

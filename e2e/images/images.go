@@ -1,9 +1,9 @@
 // Package images builds the container images of the tests, as archives that a user without internet would
 // copy into the images folder.
 //
-// There is one file system, from Debian's static busybox and the program in app/. It is published under several names:
-// App1 and App2 differ in one environment variable, so that updates have something to update to; Nginx serves at port 80.
-// Tests and benchmarks call the package; it needs the go tool and the package busybox-static.
+// There is one file system, from Debian's static busybox and the program in app/. It is published under several
+// names: App1 and App2 differ in one environment variable, so that updates have something to update to; Nginx serves
+// at port 80. Tests and benchmarks call the package; it needs the go tool and the package busybox-static.
 package images
 
 import (
@@ -104,7 +104,8 @@ func BuildFor(ctx context.Context, arch, busybox string) (Set, error) {
 		}
 		cfg = cfg.DeepCopy()
 		cfg.OS, cfg.Architecture = "linux", arch
-		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + p.version}, WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: p.cmd}
+		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + p.version}, WorkingDir: "/",
+			Entrypoint: []string{"/bin/app"}, Cmd: p.cmd}
 		if set[ref], err = mutate.ConfigFile(img, cfg); err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
 		}
@@ -145,13 +146,15 @@ func rootfs(ctx context.Context, app, busybox string) (v1.Layer, error) {
 			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + t, Linkname: "busybox", Mode: 0o777}, nil)
 		}
 	}
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644},
+		[]byte("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nnobody:x:65534:\n"))
 	if err := errors.Join(append(errs, w.Close())...); err != nil {
 		return nil, err
 	}
 	raw := buf.Bytes()
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }, tarball.WithCompressionLevel(gzip.BestSpeed))
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil },
+		tarball.WithCompressionLevel(gzip.BestSpeed))
 }
 
 // Write writes the named images into one archive. The name's ending chooses the form: .oci.tar is an OCI
@@ -210,7 +213,8 @@ func (s Set) writeOCI(w io.Writer, refs []string) error {
 	}
 	for _, r := range refs {
 		// containerd takes the name from its own annotation; the OCI one holds only a tag.
-		note := layout.WithAnnotations(map[string]string{"io.containerd.image.name": r, "org.opencontainers.image.ref.name": r})
+		note := layout.WithAnnotations(map[string]string{"io.containerd.image.name": r,
+			"org.opencontainers.image.ref.name": r})
 		if err := l.AppendImage(s[r], note); err != nil {
 			return err
 		}

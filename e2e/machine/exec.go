@@ -24,7 +24,8 @@ type space struct {
 var (
 	netSpace = space{"net", unix.CLONE_NEWNET}
 	mntSpace = space{"mnt", unix.CLONE_NEWNS}
-	allSpace = []space{netSpace, {"uts", unix.CLONE_NEWUTS}, {"ipc", unix.CLONE_NEWIPC}, {"pid", unix.CLONE_NEWPID}, {"cgroup", unix.CLONE_NEWCGROUP}, mntSpace}
+	allSpace = []space{netSpace, {"uts", unix.CLONE_NEWUTS}, {"ipc", unix.CLONE_NEWIPC}, {"pid", unix.CLONE_NEWPID},
+		{"cgroup", unix.CLONE_NEWCGROUP}, mntSpace}
 )
 
 // enter runs f on a thread of its own in namespaces of a process. The thread ends with f, so nothing
@@ -138,7 +139,8 @@ func (m *Machine) Run(ctx context.Context, name string, args ...string) (string,
 		err = cmd.Wait()
 	}
 	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+		err = fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err,
+			strings.TrimSpace(errOut.String()))
 	}
 	return out.String(), err
 }

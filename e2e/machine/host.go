@@ -15,9 +15,9 @@ import (
 var volatileSysctls = regexp.MustCompile(`^(fs/(dentry-state|inode-nr|inode-state|file-nr|quota/|aio-nr|inotify/|epoll/|binfmt_misc/)|kernel/(random/|ns_last_pid|pty/nr|hostname|perf_|sched_domain|tainted|threads-max)|net/(ipv[46]/(conf|neigh)/|netfilter/nf_conntrack_count|ipv4/tcp_fastopen_key)|vm/stat_refresh|user/)`)
 
 // HostSnapshot reads the state of the machine that this process runs on, as Machine.Snapshot does: all that a program
-// which cleans up after itself has to leave as it was. Machines of this package are no part of it. Processes and cgroups
-// are those of containers and of programs below one of the folders, since others come and go. Files of the excluded
-// folders are not listed.
+// which cleans up after itself has to leave as it was. Machines of this package are no part of it. Processes and
+// cgroups are those of containers and of programs below one of the folders, since others come and go. Files of the
+// excluded folders are not listed.
 func HostSnapshot(ctx context.Context, programs, exclude []string) (Snapshot, error) {
 	s := Snapshot{}
 	var err error
@@ -56,7 +56,8 @@ func HostSnapshot(ctx context.Context, programs, exclude []string) (Snapshot, er
 	values, e := hostSysctls()
 	add("sysctls", values, e)
 	var files []string
-	for _, root := range []string{"/boot", "/etc", "/home", "/mnt", "/opt", "/root", "/run", "/srv", "/usr/local", "/var"} {
+	for _, root := range []string{"/boot", "/etc", "/home", "/mnt", "/opt", "/root", "/run", "/srv", "/usr/local",
+		"/var"} {
 		files = append(files, paths(root, exclude)...)
 	}
 	add("files", files, nil)

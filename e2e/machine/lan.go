@@ -47,7 +47,8 @@ func NewLAN(o LANOptions) (*LAN, error) {
 	if slow && o.Persist {
 		return nil, errors.New("make LAN: one with a delay or losses lives in this process")
 	}
-	h, _, err := hold(o.Persist, []string{"unshare", "-n", "--", "sh", "-c", "echo up; exec sleep 2147483647 >/dev/null"}, nil)
+	h, _, err := hold(o.Persist, []string{"unshare", "-n", "--", "sh", "-c",
+		"echo up; exec sleep 2147483647 >/dev/null"}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make LAN: %w", err)
 	}
@@ -160,7 +161,8 @@ func (l *LAN) plug(m *Machine) error {
 	m.port = "p" + fmt.Sprint(m.PID)
 	if l.wires == nil {
 		err = l.inside(func(nl *netlink.Handle) error {
-			v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: m.port}, PeerName: "eth0", PeerNamespace: netlink.NsFd(target)}
+			v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: m.port}, PeerName: "eth0",
+				PeerNamespace: netlink.NsFd(target)}
 			if err := nl.LinkAdd(v); err != nil {
 				return fmt.Errorf("add veth: %w", err)
 			}
@@ -187,7 +189,8 @@ func (l *LAN) plug(m *Machine) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(nl.LinkSetUp(lo), nl.LinkSetHardwareAddr(eth, hardware(m.IP)), addAddress(nl, eth, m.IP), nl.LinkSetUp(eth)); err != nil {
+		if err := errors.Join(nl.LinkSetUp(lo), nl.LinkSetHardwareAddr(eth, hardware(m.IP)), addAddress(nl, eth, m.IP),
+			nl.LinkSetUp(eth)); err != nil {
 			return err
 		}
 		return nl.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(lanGateway)})

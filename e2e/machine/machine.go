@@ -184,7 +184,8 @@ func (m *Machine) Boot() error {
 		return fmt.Errorf("plug into LAN: %w", err)
 	}
 	if m.system != nil {
-		ctx, cancel := context.WithTimeoutCause(context.Background(), 30*time.Second, errors.New("no process 1 after 30 s"))
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 30*time.Second,
+			errors.New("no process 1 after 30 s"))
 		defer cancel()
 		if m.PID, err = m.system.Leader(ctx, m.PID); err != nil {
 			return fmt.Errorf("boot: %w", err)
@@ -257,8 +258,9 @@ type saved struct {
 }
 
 func (m *Machine) save() error {
-	s := saved{Name: m.Name, IP: m.IP, PID: m.PID, Parent: m.init.pid, ParentStart: startOf(m.init.pid), Bin: m.bin, Persist: m.persist,
-		OwnLAN: m.ownLAN, LAN: m.lan.holder.pid, LANStart: startOf(m.lan.holder.pid), LANAddresses: m.lan.used}
+	s := saved{Name: m.Name, IP: m.IP, PID: m.PID, Parent: m.init.pid, ParentStart: startOf(m.init.pid), Bin: m.bin,
+		Persist: m.persist,
+		OwnLAN:  m.ownLAN, LAN: m.lan.holder.pid, LANStart: startOf(m.lan.holder.pid), LANAddresses: m.lan.used}
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return err

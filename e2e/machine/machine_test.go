@@ -140,7 +140,9 @@ func TestSnapshotFindsWhatWasLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	diff := strings.Join(before.Diff(after), "\n")
-	for _, want := range []string{"links: bridge left", "addresses: 192.0.2.1/24", "nftables: table ip left", "mounts: tmpfs /var/lib/d", "files: /var/lib/d", "sysctls: net/ipv4/ip_forward = 1", "processes: sleep 999", "cgroups: "} {
+	for _, want := range []string{"links: bridge left", "addresses: 192.0.2.1/24", "nftables: table ip left",
+		"mounts: tmpfs /var/lib/d", "files: /var/lib/d", "sysctls: net/ipv4/ip_forward = 1", "processes: sleep 999",
+		"cgroups: "} {
 		if !strings.Contains(diff, "+ "+want) {
 			t.Errorf("no %q in\n%s", want, diff)
 		}

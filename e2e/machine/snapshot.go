@@ -20,8 +20,10 @@ type Snapshot map[string][]string
 
 // sysctls are those that a node is known to set.
 var sysctls = []string{
-	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
-	"net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding", "net/ipv4/conf/all/route_localnet", "net/ipv4/conf/all/rp_filter",
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
+	"kernel/keys/root_maxbytes",
+	"net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding", "net/ipv4/conf/all/route_localnet",
+	"net/ipv4/conf/all/rp_filter",
 	"net/ipv6/conf/all/forwarding", "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables",
 	"net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_tcp_timeout_established",
 }
@@ -73,7 +75,8 @@ func (m *Machine) Snapshot(ctx context.Context, exclude ...string) (Snapshot, er
 // addNetwork adds rules, links, addresses and routes of the network namespace of a process.
 func addNetwork(ctx context.Context, pid int, add func(kind string, lines []string, err error)) {
 	// The host's own nft, for a machine need not have one.
-	ruleset, err := exec.CommandContext(ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "nft", "list", "ruleset").Output()
+	ruleset, err := exec.CommandContext(ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "nft", "list",
+		"ruleset").Output()
 	add("nftables", slices.Collect(strings.Lines(string(ruleset))), err)
 	var links, addrs, routes []string
 	err = withNetlink(pid, func(nl *netlink.Handle) error {

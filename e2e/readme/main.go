@@ -104,7 +104,8 @@ func (c checkout) archive(ctx context.Context) error {
 	return set.Write(c.image(), images.Nginx)
 }
 
-// session runs the commands of README.md's first session and then looks inside of the pod. It leaves the pod for scripts/down.
+// session runs the commands of README.md's first session and then looks inside of the pod. It leaves the pod for
+// scripts/down.
 func (c checkout) session(ctx context.Context) error {
 	lines, err := c.sessionLines()
 	if err != nil {
@@ -149,8 +150,8 @@ func (c checkout) sessionLines() ([]string, error) {
 	return out, nil
 }
 
-// line runs one command of the session in a shell. curl is repeated: a new endpoint reaches the node's rules a moment after the
-// Deployment is available, and nothing reports that.
+// line runs one command of the session in a shell. curl is repeated: a new endpoint reaches the node's rules a moment
+// after the Deployment is available, and nothing reports that.
 func (c checkout) line(ctx context.Context, line string) error {
 	deadline := time.Now().Add(settle)
 	for {
@@ -177,8 +178,10 @@ func (c checkout) snapshot(ctx context.Context) (machine.Snapshot, error) {
 		return nil, err
 	}
 	exclude := []string{
-		c.root, machine.Root(), "/var/cache", "/var/tmp", "/var/log/journal", "/var/lib/apt", "/var/lib/dpkg", "/var/log/apt", "/run/lock",
-		filepath.Join(home, ".cache"), filepath.Join(home, ".config/go"), filepath.Join(home, "go"), "/usr/local/go", "/run/systemd", "/run/udev", "/var/lib/machines",
+		c.root, machine.Root(), "/var/cache", "/var/tmp", "/var/log/journal", "/var/lib/apt", "/var/lib/dpkg",
+		"/var/log/apt", "/run/lock",
+		filepath.Join(home, ".cache"), filepath.Join(home, ".config/go"), filepath.Join(home, "go"), "/usr/local/go",
+		"/run/systemd", "/run/udev", "/var/lib/machines",
 	}
 	return machine.HostSnapshot(ctx, []string{filepath.Join(c.root, "dist"), "/var/lib/umiak"}, exclude)
 }
@@ -208,7 +211,8 @@ func (c checkout) compare(ctx context.Context, before machine.Snapshot) error {
 }
 
 // machineWide are the sysctls that a kubelet sets and that no namespace has for itself.
-var machineWide = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+var machineWide = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
 
 // ours leaves out what other nodes on this machine, in namespaces of their own, change for all of it.
 func ours(diff []string) []string {

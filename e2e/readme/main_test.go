@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// The session of README.md is what run executes: it begins with the checkout's program and ends with a pod that answers.
+// The session of README.md is what run executes: it begins with the checkout's program and ends with a pod that
+// answers.
 func TestSessionLines(t *testing.T) {
 	lines, err := checkout{root: "../.."}.sessionLines()
 	if err != nil {

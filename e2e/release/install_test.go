@@ -44,7 +44,8 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h := &host{t, m, t.TempDir()}
-	r := strings.NewReplacer("=/etc/umiak\n", "="+h.dir+"/etc\n", "=/run/", "="+h.dir+"/run/", "/usr/local/bin", h.dir+"/default", "-d /run/systemd/system", "-d /nowhere", "has rc-service", "false")
+	r := strings.NewReplacer("=/etc/umiak\n", "="+h.dir+"/etc\n", "=/run/", "="+h.dir+"/run/", "/usr/local/bin", h.dir+
+		"/default", "-d /run/systemd/system", "-d /nowhere", "has rc-service", "false")
 	m.installer = r.Replace(m.installer)
 	for _, d := range []string{"run", "tools"} {
 		h.must(os.Mkdir(filepath.Join(h.dir, d), 0o755))
@@ -69,8 +70,10 @@ func (h *host) tool(name, script string) {
 // install runs the install.sh of a version, which is made first.
 func (h *host) install(version string, env []string, args ...string) (string, error) {
 	h.Helper()
-	h.must(h.Make(filepath.Join(h.dir, "releases"), version, map[string]io.Reader{"umiak": strings.NewReader(fmt.Sprintf(program, version))}))
-	cmd := exec.CommandContext(h.Context(), "/bin/sh", append([]string{filepath.Join(h.dir, "releases", version, "install.sh")}, args...)...)
+	h.must(h.Make(filepath.Join(h.dir, "releases"), version,
+		map[string]io.Reader{"umiak": strings.NewReader(fmt.Sprintf(program, version))}))
+	cmd := exec.CommandContext(h.Context(), "/bin/sh",
+		append([]string{filepath.Join(h.dir, "releases", version, "install.sh")}, args...)...)
 	cmd.Dir = h.dir
 	cmd.Env = append([]string{"PATH=" + h.dir + "/tools:" + os.Getenv("PATH")}, env...)
 	out, err := cmd.CombinedOutput()
@@ -148,14 +151,16 @@ func TestWords(t *testing.T) {
 	h := newHost(t)
 	h.must(os.WriteFile(filepath.Join(h.dir, "a.example.com"), nil, 0o644))
 	h.mustInstall("v1.37.0", []string{`INSTALL_UMIAK_EXEC=server --tls-san *.example.com --tls-san 'b c' --node-label "a=$(id) 'x'" --node-name it\'s`}, "--disable", "dns")
-	h.has("etc/config.yaml.d/50-install.yaml", "tls-san:\n  - '*.example.com'\n  - 'b c'\n", `node-label: 'a=$(id) ''x'''`+"\n", "node-name: 'it''s'\n", "disable: 'dns'\n")
+	h.has("etc/config.yaml.d/50-install.yaml", "tls-san:\n  - '*.example.com'\n  - 'b c'\n",
+		`node-label: 'a=$(id) ''x'''`+"\n", "node-name: 'it''s'\n", "disable: 'dns'\n")
 	h.refused("v1.37.0", []string{"INSTALL_UMIAK_EXEC=server 'unmatched"}, "its quotes do not match")
 }
 
 // TestSettings: what was given in whatever way is in one place, and is looked at before anything is touched.
 func TestSettings(t *testing.T) {
 	h := newHost(t)
-	h.mustInstall("v1.37.0", []string{"UMIAK_DATA_DIR=/data", "UMIAK_TOKEN=secret", "HTTPS_PROXY=http://proxy:1"}, "server", "--node-label", "a=b", "--disable-agent")
+	h.mustInstall("v1.37.0", []string{"UMIAK_DATA_DIR=/data", "UMIAK_TOKEN=secret", "HTTPS_PROXY=http://proxy:1"},
+		"server", "--node-label", "a=b", "--disable-agent")
 	// The program refuses true without quotes for what is not true or false: a flag that lacks its value.
 	h.has("etc/config.yaml.d/50-install.yaml", "node-label: 'a=b'\n", "disable-agent: true\n")
 	h.has("etc/umiak.env", "UMIAK_DATA_DIR='/data'\n", "HTTPS_PROXY='http://proxy:1'\n")
@@ -172,7 +177,8 @@ func TestSettings(t *testing.T) {
 	h.must(os.Remove(filepath.Join(h.dir, "etc/config.yaml")))
 	h.mustInstall("v1.37.1", []string{"https_proxy=http://proxy:2"})
 	raw, err := os.ReadFile(filepath.Join(h.dir, "etc/umiak.env"))
-	if h.must(err); strings.Contains(string(raw), "HTTPS_PROXY") || !strings.Contains(string(raw), "https_proxy='http://proxy:2'") {
+	if h.must(err); strings.Contains(string(raw), "HTTPS_PROXY") ||
+		!strings.Contains(string(raw), "https_proxy='http://proxy:2'") {
 		t.Errorf("of both spellings of a proxy not the last one is kept:\n%s", raw)
 	}
 }
@@ -222,12 +228,15 @@ func TestNotRoot(t *testing.T) {
 		env, args []string
 		want      string
 	}{
-		{[]string{"UMIAK_URL=https://s:6443", "UMIAK_TOKEN=secret"}, nil, "sudo --preserve-env=UMIAK_TOKEN,UMIAK_URL sh -\n"},
+		{[]string{"UMIAK_URL=https://s:6443", "UMIAK_TOKEN=secret"}, nil,
+			"sudo --preserve-env=UMIAK_TOKEN,UMIAK_URL sh -\n"},
 		{nil, []string{"server", "--node-name", "a b"}, "sudo sh -s - server --node-name 'a b'\n"},
-		{[]string{"https_proxy=p"}, []string{"agent", "--token", "secret"}, "sudo --preserve-env=https_proxy sh -s - agent …\n"},
+		{[]string{"https_proxy=p"}, []string{"agent", "--token", "secret"},
+			"sudo --preserve-env=https_proxy sh -s - agent …\n"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "/bin/sh", append([]string{"-s", "-"}, c.args...)...)
-		cmd.Stdin, cmd.Dir, cmd.Env = strings.NewReader(script), "/", append([]string{"PATH=" + os.Getenv("PATH")}, c.env...)
+		cmd.Stdin, cmd.Dir, cmd.Env = strings.NewReader(script), "/", append([]string{"PATH=" + os.Getenv("PATH")},
+			c.env...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.HasSuffix(string(out), c.want) || strings.Contains(string(out), "secret") {
@@ -251,7 +260,8 @@ func TestReleaseThatWasAskedFor(t *testing.T) {
 			h.must(os.CopyFS(filepath.Join(releases, version), os.DirFS(filepath.Join(releases, as))))
 		}
 		cmd := exec.CommandContext(t.Context(), "/bin/sh", filepath.Join(h.dir, "etc/install.sh"))
-		cmd.Dir, cmd.Env = h.dir, append([]string{"PATH=" + h.dir + "/tools:" + os.Getenv("PATH"), "INSTALL_UMIAK_VERSION=" + version}, env...)
+		cmd.Dir, cmd.Env = h.dir, append([]string{"PATH=" + h.dir + "/tools:" + os.Getenv("PATH"),
+			"INSTALL_UMIAK_VERSION=" + version}, env...)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
@@ -284,7 +294,8 @@ func TestReleaseThatWasAskedFor(t *testing.T) {
 func TestProgramAlone(t *testing.T) {
 	h := newHost(t)
 	h.mustInstall("v1.37.0", nil)
-	h.must(h.Make(filepath.Join(h.dir, "other"), "v1.37.1", map[string]io.Reader{"umiak": strings.NewReader(fmt.Sprintf(program, "v1.37.1"))}))
+	h.must(h.Make(filepath.Join(h.dir, "other"), "v1.37.1",
+		map[string]io.Reader{"umiak": strings.NewReader(fmt.Sprintf(program, "v1.37.1"))}))
 	other := filepath.Join(h.dir, "other/v1.37.1")
 	h.must(os.Mkdir(filepath.Join(other, "config"), 0o755))
 	h.must(os.WriteFile(filepath.Join(other, "config/server.yaml"), []byte("kubelet-arg: [x=y]\n"), 0o644))

@@ -39,7 +39,8 @@ func NewMaker(checkout string) (*Maker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Maker{installer: string(raw), key: key, pub: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})}, nil
+	return &Maker{installer: string(raw), key: key,
+		pub: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})}, nil
 }
 
 // Installer is install.sh as it belongs to a version.
@@ -73,17 +74,20 @@ func (m *Maker) Make(dir, version string, programs map[string]io.Reader) error {
 		if err = errors.Join(err, z.Close(), f.Close()); err != nil {
 			return err
 		}
-		sums = append(sums, fmt.Sprintf("%x  %s\n", plain.Sum(nil), name), fmt.Sprintf("%x  %s\n", packed.Sum(nil), name+".gz"))
+		sums = append(sums, fmt.Sprintf("%x  %s\n", plain.Sum(nil), name),
+			fmt.Sprintf("%x  %s\n", packed.Sum(nil), name+".gz"))
 	}
 	script, err := m.Installer(version)
 	sums = append(sums, fmt.Sprintf("%x  install.sh\n", sha256.Sum256([]byte(script))))
 	slices.Sort(sums)
-	return errors.Join(err, os.WriteFile(filepath.Join(dir, "install.sh"), []byte(script), 0o755), m.Sign(dir, strings.Join(sums, "")))
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, "install.sh"), []byte(script), 0o755),
+		m.Sign(dir, strings.Join(sums, "")))
 }
 
 // Sign writes the list of sums and its signature.
 func (m *Maker) Sign(dir, sums string) error {
 	hash := sha256.Sum256([]byte(sums))
 	sig, err := rsa.SignPKCS1v15(nil, m.key, crypto.SHA256, hash[:])
-	return errors.Join(err, os.WriteFile(filepath.Join(dir, "SHA256SUMS"), []byte(sums), 0o644), os.WriteFile(filepath.Join(dir, "SHA256SUMS.sig"), sig, 0o644))
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, "SHA256SUMS"), []byte(sums), 0o644),
+		os.WriteFile(filepath.Join(dir, "SHA256SUMS.sig"), sig, 0o644))
 }

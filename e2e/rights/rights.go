@@ -68,7 +68,8 @@ func (f Found) List() []Right {
 }
 
 func compare(a, b Right) int {
-	return cmp.Or(cmp.Compare(a.Who, b.Who), cmp.Compare(a.What, b.What), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Verbs, b.Verbs))
+	return cmp.Or(cmp.Compare(a.Who, b.Who), cmp.Compare(a.What, b.What), cmp.Compare(a.Scope, b.Scope),
+		cmp.Compare(a.Verbs, b.Verbs))
 }
 
 // Parse reads a file: header are the lines before the first right.

@@ -14,11 +14,13 @@ func TestFoundIsWrittenAndRead(t *testing.T) {
 		f.Add("kubelet", "secrets", scope, "get", scope == "own")
 	}
 	got := f.List()
-	want := []Right{{Who: "agent", What: "services", Scope: Any, Verbs: "get list"}, {Who: "kubelet", What: "secrets", Scope: "own", Verbs: "get"}}
+	want := []Right{{Who: "agent", What: "services", Scope: Any, Verbs: "get list"},
+		{Who: "kubelet", What: "secrets", Scope: "own", Verbs: "get"}}
 	if !slices.Equal(got, want) {
 		t.Fatalf("%+v", got)
 	}
-	explained := Explain(got, []Right{{"agent", "services", "own", "get", "the proxy"}, {"kubelet", "secrets", "own", "get", "its Pods"}})
+	explained := Explain(got, []Right{{"agent", "services", "own", "get", "the proxy"},
+		{"kubelet", "secrets", "own", "get", "its Pods"}})
 	if explained[0].Why != "the proxy" || explained[1].Why != "its Pods" {
 		t.Errorf("%+v", explained)
 	}
@@ -32,7 +34,8 @@ func TestFoundIsWrittenAndRead(t *testing.T) {
 		t.Errorf("the reason is compared: %q", d)
 	}
 	f.Add("kubelet", "secrets", "other", "get", true)
-	if d := Diff(explained, f.List()); !slices.Equal(d, []string{"+ kubelet  secrets  any  get", "- kubelet  secrets  own  get"}) {
+	if d := Diff(explained, f.List()); !slices.Equal(d,
+		[]string{"+ kubelet  secrets  any  get", "- kubelet  secrets  own  get"}) {
 		t.Errorf("%q", d)
 	}
 	if _, _, err := Parse("a b\n"); err == nil {

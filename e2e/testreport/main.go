@@ -87,7 +87,8 @@ func (r *report) take(e event) {
 	key, full := e.Package+" "+top, e.Package+" "+e.Test
 	switch e.Action {
 	case "output":
-		if text := strings.TrimSpace(e.Output); text != "" && !strings.HasPrefix(text, "===") && !strings.HasPrefix(text, "---") {
+		if text := strings.TrimSpace(e.Output); text != "" && !strings.HasPrefix(text, "===") &&
+			!strings.HasPrefix(text, "---") {
 			r.last[full] = text
 		}
 		if e.Output == "PASS\n" && top == "" {

@@ -49,7 +49,8 @@ hangs
 		t.Errorf("skipped: %q, %v", raw, err)
 	}
 	out.Reset()
-	if err := run(strings.NewReader(in), &out, true, false, ""); err != nil || !strings.Contains(out.String(), "quiet\n") ||
+	if err := run(strings.NewReader(in), &out, true, false, ""); err != nil ||
+		!strings.Contains(out.String(), "quiet\n") ||
 		strings.Count(out.String(), "why\n") != 1 || strings.Contains(out.String(), "slowest") {
 		t.Errorf("%v\n%s", err, out.String())
 	}

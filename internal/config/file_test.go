@@ -45,7 +45,8 @@ func TestListsSplitAtCommasInEverySourceAndComponentFlagsInNone(t *testing.T) {
 		},
 		"yaml list": func() (lists, Settings, error) {
 			return read(t,
-				"disable: ['traefik,servicelb', local-storage]\nkubelet-arg: ["+`"`+hard+`", "feature-gates=A=true,B=false"]`)
+				"disable: ['traefik,servicelb', local-storage]\nkubelet-arg: ["+`"`+hard+
+					`", "feature-gates=A=true,B=false"]`)
 		},
 		"flags": func() (lists, Settings, error) {
 			return read(t, "", "--disable", "traefik,servicelb", "--disable=local-storage", "--kubelet-arg", hard,
@@ -110,7 +111,8 @@ func TestTheServicesEnvironmentCountsForCommands(t *testing.T) {
 
 func TestExportInTheServicesEnvironmentIsRefused(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "umiak.env"), []byte("A=b\nexport UMIAK_DISABLE=x\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "umiak.env"), []byte("A=b\nexport UMIAK_DISABLE=x\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	want := filepath.Join(dir, "umiak.env") + ":2: systemd ignores a line with `export`; write NAME=VALUE alone"
@@ -157,9 +159,10 @@ func TestFilesThatAreNotSettings(t *testing.T) {
 		"equals":           {"node-name=a\n", "config.yaml:1: settings are lines of `key: value`"},
 		"unfinished quote": {"node-name: 'a\ndisable: b\n", "config.yaml:"},
 		"a mapping":        {"node-label: {a: b}\n", "config.yaml:1: node-label: no such setting"},
-		"no value":         {"node-name: true\n", "config.yaml:1: node-name: needs a value; if the text true is meant, put it in quotes"},
-		"no value, list":   {"disable: [a, true]\n", "config.yaml:1: disable: needs a value"},
-		"a complex key":    {"? [a, b]\n: c\n", "config.yaml:1: "},
+		"no value": {"node-name: true\n",
+			"config.yaml:1: node-name: needs a value; if the text true is meant, put it in quotes"},
+		"no value, list": {"disable: [a, true]\n", "config.yaml:1: disable: needs a value"},
+		"a complex key":  {"? [a, b]\n: c\n", "config.yaml:1: "},
 	} {
 		_, _, err := read(t, c.text)
 		if err == nil || !strings.Contains(err.Error(), c.want) {

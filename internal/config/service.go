@@ -32,7 +32,8 @@ func ServiceEnvironment(etc string) (map[string]string, error) {
 			continue
 		}
 		if strings.HasPrefix(l, "export ") {
-			return nil, fmt.Errorf("%s:%d: systemd ignores a line with `export`; write NAME=VALUE alone", filepath.Join(etc, serviceEnvironment), n)
+			return nil, fmt.Errorf("%s:%d: systemd ignores a line with `export`; write NAME=VALUE alone",
+				filepath.Join(etc, serviceEnvironment), n)
 		}
 		name, value, ok := strings.Cut(l, "=")
 		if !ok {

@@ -28,8 +28,8 @@ type Identity struct {
 	File   string   // base name of its files
 	User   string   // common name
 	Groups []string // organizations
-	// Serving means that it is a serving certificate, of the server CA, for the node's name and addresses. Otherwise it is a
-	// client certificate, of the client CA, without names or addresses.
+	// Serving means that it is a serving certificate, of the server CA, for the node's name and addresses. Otherwise
+	// it is a client certificate, of the client CA, without names or addresses.
 	Serving bool
 }
 

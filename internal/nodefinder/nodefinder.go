@@ -1,4 +1,5 @@
-// Package nodefinder decides which node of this machine a command is about: several can run in directories of their own.
+// Package nodefinder decides which node of this machine a command is about: several can run in directories of their
+// own.
 //
 // It imports internal/config for the source of a setting and internal/instance for the nodes that have run since boot.
 // cmd/internal/nodecmd calls it for every command.
@@ -71,5 +72,6 @@ func ambiguous(verb string, nodes []layout.Dirs) error {
 		dirs = append(dirs, d.Data)
 	}
 	slices.Sort(dirs)
-	return fmt.Errorf("several nodes %s on this machine, in %s: say which with --data-dir, or UMIAK_DATA_DIR", verb, strings.Join(dirs, " and "))
+	return fmt.Errorf("several nodes %s on this machine, in %s: say which with --data-dir, or UMIAK_DATA_DIR", verb,
+		strings.Join(dirs, " and "))
 }

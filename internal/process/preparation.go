@@ -64,6 +64,7 @@ var _ status.Reporter = (*Preparation)(nil)
 func (p *Preparation) Section(context.Context) status.Section {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	row := status.Row{Name: "preparing", State: "waiting", Detail: p.doing + ", for " + time.Since(p.since).Round(time.Second).String()}
+	row := status.Row{Name: "preparing", State: "waiting", Detail: p.doing + ", for " +
+		time.Since(p.since).Round(time.Second).String()}
 	return status.Section{Name: "Start", Rows: []status.Row{row}}
 }

@@ -12,14 +12,16 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// TestAStartThatWaitsCanBeLookedAt: the socket is there before the parts are, says what is waited for, and is the process's then.
+// TestAStartThatWaitsCanBeLookedAt: the socket is there before the parts are, says what is waited for, and is the
+// process's then.
 func TestAStartThatWaitsCanBeLookedAt(t *testing.T) {
 	d := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
 	p := Prepare(t.Context(), d, slog.New(slog.DiscardHandler))
 	defer p.End()
 	p.Step("an address")
 	rep, err := status.Get(t.Context(), d.StatusSocket())
-	if err != nil || rep.Ready || len(rep.Sections) != 1 || !strings.Contains(rep.Sections[0].Rows[0].Detail, "an address, for ") {
+	if err != nil || rep.Ready || len(rep.Sections) != 1 ||
+		!strings.Contains(rep.Sections[0].Rows[0].Detail, "an address, for ") {
 		t.Errorf("%+v, %v", rep, err)
 	}
 	p.End()

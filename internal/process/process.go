@@ -97,7 +97,8 @@ func (p Process) group(last *lastEnd) (*lifecycle.Group, error) {
 	var group *lifecycle.Group
 	st := &status.Server{
 		Socket: p.Dirs.StatusSocket(), Version: version.Version, Ready: func() bool { return group.AllReady() },
-		Sources: append([]status.Source{last.Section, func(context.Context) status.Section { return partsSection(group) }}, p.Sources...),
+		Sources: append([]status.Source{last.Section,
+			func(context.Context) status.Section { return partsSection(group) }}, p.Sources...),
 	}
 	exits := logging.CatchExits()
 	if p.Forgive != nil {

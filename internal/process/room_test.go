@@ -14,7 +14,8 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// TestAwaitRoom: what fails for want of room is built again, and status says so meanwhile; any other error counts at once.
+// TestAwaitRoom: what fails for want of room is built again, and status says so meanwhile; any other error counts at
+// once.
 func TestAwaitRoom(t *testing.T) {
 	d, log := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}, slog.New(slog.DiscardHandler)
 	p := Prepare(t.Context(), d, log)
@@ -39,7 +40,8 @@ func TestAwaitRoom(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := AwaitRoom(ctx, p, log, func() (int, error) { return 0, unix.ENOSPC }); !errors.Is(err, context.Canceled) {
+	if _, err := AwaitRoom(ctx, p, log, func() (int, error) { return 0, unix.ENOSPC }); !errors.Is(err,
+		context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSignalBeforeTheEnd: a signal that comes just before the process stops listening, as to execute itself anew, is not lost.
+// TestSignalBeforeTheEnd: a signal that comes just before the process stops listening, as to execute itself anew, is
+// not lost.
 func TestSignalBeforeTheEnd(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

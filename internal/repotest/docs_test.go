@@ -17,7 +17,8 @@ func read(t *testing.T, path string) string {
 	return string(raw)
 }
 
-// TestEveryPageIsListed checks that every page of docs/ is in its table of contents, and every decision record in theirs.
+// TestEveryPageIsListed checks that every page of docs/ is in its table of contents, and every decision record in
+// theirs.
 func TestEveryPageIsListed(t *testing.T) {
 	for _, dir := range []string{"docs", "docs/adr"} {
 		index := read(t, filepath.Join(dir, "README.md"))
@@ -36,8 +37,8 @@ var (
 	blanks = regexp.MustCompile(`\s+`)
 )
 
-// TestQuotedMessagesExist checks that a program prints each message that the tables of docs/ with a first column "message"
-// quote.
+// TestQuotedMessagesExist checks that a program prints each message that the tables of docs/ with a first column
+// "message" quote.
 func TestQuotedMessagesExist(t *testing.T) {
 	var all strings.Builder
 	for _, p := range tracked(t, "*.go", "install.sh") {
@@ -75,8 +76,8 @@ func TestQuotedMessagesExist(t *testing.T) {
 
 var inTree = regexp.MustCompile("`((?:agent|cmd|datastore|e2e|examples|internal|manifests|scripts|server)/[a-zA-Z0-9_./-]+)`")
 
-// The pages for those who change the code name files and folders that exist. A name of Go after a folder (`server/tunnel.Dialer`) is
-// not looked up.
+// The pages for those who change the code name files and folders that exist. A name of Go after a folder
+// (`server/tunnel.Dialer`) is not looked up.
 func TestPathsInPagesExist(t *testing.T) {
 	found := 0
 	for _, p := range tracked(t, "CONTRIBUTING.md", "docs/architecture.md", "docs/adr/*.md") {

@@ -135,8 +135,8 @@ func forTests(dir, file string) bool {
 
 func under(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
-// TestNobodyElseEndsTheProcess checks that only main packages end the process: the commands, and the other programs of a
-// bundle or a test image.
+// TestNobodyElseEndsTheProcess checks that only main packages end the process: the commands, and the other programs
+// of a bundle or a test image.
 func TestNobodyElseEndsTheProcess(t *testing.T) {
 	ends := map[string][]string{"os": {"Exit"}, "log": {"Fatal", "Fatalf", "Fatalln", "Panic", "Panicf"},
 		"klog": {"Fatal", "Fatalf", "Exit", "Exitf", "FlushAndExit"}, "logrus": {"Fatal", "Fatalf"},
@@ -188,8 +188,8 @@ type goMod struct {
 	}
 }
 
-// TestKubernetesIsOneVersion checks that the modules of Kubernetes have one version and that all of them are replaced, as
-// its go.mod does with folders: a module without a replacement would be used in another version.
+// TestKubernetesIsOneVersion checks that the modules of Kubernetes have one version and that all of them are
+// replaced, as its go.mod does with folders: a module without a replacement would be used in another version.
 func TestKubernetesIsOneVersion(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json")
 	cmd.Dir = root
@@ -321,8 +321,8 @@ func anchors(md string) []string {
 	return out
 }
 
-// TestWhatTheAgentLinks compares the packages that the agent links with a recorded list, so that a change shows in review: the agent must
-// be small and safe to run on every machine.
+// TestWhatTheAgentLinks compares the packages that the agent links with a recorded list, so that a change shows in
+// review: the agent must be small and safe to run on every machine.
 func TestWhatTheAgentLinks(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}",
 		"./cmd/umiak-agent")

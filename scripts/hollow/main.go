@@ -1,5 +1,5 @@
-// Command hollow is many nodes in one process for `scripts/bench hollow`: upstream's kubemark, kubelets that are real but for
-// what is below them, which runs no containers.
+// Command hollow is many nodes in one process for `scripts/bench hollow`: upstream's kubemark, kubelets that are real
+// but for what is below them, which runs no containers.
 package main
 
 import (
@@ -66,10 +66,12 @@ func run(ctx context.Context, args []string) error {
 	return nil
 }
 
-// forgetMetrics takes what the kubelet that was started last registers, as soon as it does, out of the process' registries: a
-// kubelet takes it for granted that it is the process' only one, and the next one's would be an error that ends it.
+// forgetMetrics takes what the kubelet that was started last registers, as soon as it does, out of the process'
+// registries: a kubelet takes it for granted that it is the process' only one, and the next one's would be an error
+// that ends it.
 func forgetMetrics(ctx context.Context) {
-	for _, c := range []metrics.StableCollector{collectors.NewVolumeStatsCollector(nil), collectors.NewLogMetricsCollector(nil)} {
+	for _, c := range []metrics.StableCollector{collectors.NewVolumeStatsCollector(nil),
+		collectors.NewLogMetricsCollector(nil)} {
 		c.Create(&semver.Version{Major: 1}, c)
 		for _, r := range []prometheus.Registerer{legacyregistry.Registerer(), prometheus.DefaultRegisterer} {
 			for !r.Unregister(c) && ctx.Err() == nil {
@@ -101,8 +103,10 @@ func start(ctx context.Context, kubeconfig, name string) error {
 	k := kubemark.NewHollowKubelet(flags, conf, client, client, &cadvisortest.Fake{NodeName: name},
 		apitest.NewFakeImageService(), runtime, cm.NewStubContainerManager())
 	// CSI's plugin has one node a process.
-	k.KubeletDeps.VolumePlugins = slices.DeleteFunc(k.KubeletDeps.VolumePlugins, func(p volume.VolumePlugin) bool { return p.GetPluginName() == csi.CSIPluginName })
-	err = kubeletapp.RunKubelet(ctx, &options.KubeletServer{KubeletFlags: *k.KubeletFlags, KubeletConfiguration: *k.KubeletConfiguration}, k.KubeletDeps)
+	k.KubeletDeps.VolumePlugins = slices.DeleteFunc(k.KubeletDeps.VolumePlugins,
+		func(p volume.VolumePlugin) bool { return p.GetPluginName() == csi.CSIPluginName })
+	err = kubeletapp.RunKubelet(ctx, &options.KubeletServer{KubeletFlags: *k.KubeletFlags,
+		KubeletConfiguration: *k.KubeletConfiguration}, k.KubeletDeps)
 	if err != nil {
 		return fmt.Errorf("start kubelet of %s: %w", name, err)
 	}

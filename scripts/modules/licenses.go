@@ -58,7 +58,8 @@ func licensed(ctx context.Context, programs []program, libraries []library) ([]p
 	var parts []part
 	var errs []error
 	add := func(name, version string, texts []text, err error) {
-		if err == nil && !slices.ContainsFunc(texts, func(t text) bool { return !strings.Contains(t.File, "/") && isLicense.MatchString(t.File) }) {
+		if err == nil && !slices.ContainsFunc(texts,
+			func(t text) bool { return !strings.Contains(t.File, "/") && isLicense.MatchString(t.File) }) {
 			err = errors.New("it has no licence file")
 		}
 		if err != nil {
@@ -125,9 +126,11 @@ func moduleDirs(ctx context.Context, modules []module) (map[string]string, error
 	var errs []error
 	for _, m := range modules {
 		if versions[m.Import] != m.Version {
-			errs = append(errs, fmt.Errorf("%s is linked as %s, but go.mod has %q: build the programs again", m.Import, m.Version, versions[m.Import]))
+			errs = append(errs, fmt.Errorf("%s is linked as %s, but go.mod has %q: build the programs again", m.Import,
+				m.Version, versions[m.Import]))
 		} else if dirs[m.Import] == "" {
-			errs = append(errs, fmt.Errorf("%s %s is not in the module cache: run go mod download", m.Import, m.Version))
+			errs = append(errs, fmt.Errorf("%s %s is not in the module cache: run go mod download", m.Import,
+				m.Version))
 		}
 	}
 	return dirs, errors.Join(errs...)
@@ -144,7 +147,8 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// topTexts reads the terms in a folder itself. LGPL-2.1 is how a library's folder names the text that Debian's refers to.
+// topTexts reads the terms in a folder itself. LGPL-2.1 is how a library's folder names the text that Debian's refers
+// to.
 func topTexts(dir string) ([]text, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -173,7 +177,8 @@ func termsBelow(dir string) ([]text, error) {
 		name := e.Name()
 		if e.IsDir() {
 			// Other modules that are counted by themselves, or what is never compiled.
-			if p != dir && (name == "vendor" || name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_")) {
+			if p != dir && (name == "vendor" || name == "testdata" || strings.HasPrefix(name, ".") ||
+				strings.HasPrefix(name, "_")) {
 				return filepath.SkipDir
 			}
 			return nil

@@ -100,7 +100,8 @@ func TestLicensed(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := b.String()
-	for _, want := range []string{"Umiak: 1 (LICENSE)\n", "Go and its standard library ", "\nk8s.io/api v0.", "libx 1.0: ", "(LGPL-2.1)"} {
+	for _, want := range []string{"Umiak: 1 (LICENSE)\n", "Go and its standard library ", "\nk8s.io/api v0.",
+		"libx 1.0: ", "(LGPL-2.1)"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in\n%.600s", want, got)
 		}
@@ -110,7 +111,8 @@ func TestLicensed(t *testing.T) {
 	}
 
 	p.Modules[0].Version = "v0.0.1"
-	if _, err := licensed(t.Context(), []program{p}, nil); err == nil || !strings.Contains(err.Error(), "build the programs again") {
+	if _, err := licensed(t.Context(), []program{p}, nil); err == nil ||
+		!strings.Contains(err.Error(), "build the programs again") {
 		t.Errorf("a program of another go.mod: %v", err)
 	}
 	write(t, dir, map[string]string{"bare@2/README": "nothing"})
@@ -119,14 +121,16 @@ func TestLicensed(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Modules = nil
-	if _, err := licensed(t.Context(), []program{p}, libraries); err == nil || !strings.Contains(err.Error(), "bare 2") {
+	if _, err := licensed(t.Context(), []program{p}, libraries); err == nil ||
+		!strings.Contains(err.Error(), "bare 2") {
 		t.Errorf("a library without a licence: %v", err)
 	}
 }
 
 func linkedVersion(t *testing.T, path string) string {
 	t.Helper()
-	v, err := output(t.Context(), "go", "list", "-m", "-f", "{{with .Replace}}{{.Version}}{{else}}{{.Version}}{{end}}", path)
+	v, err := output(t.Context(), "go", "list", "-m", "-f", "{{with .Replace}}{{.Version}}{{else}}{{.Version}}{{end}}",
+		path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +164,8 @@ func TestSBOM(t *testing.T) {
 		{Name: "runc", Sum: "bb", Go: "go1.26.8", Main: module{Import: "r", Path: "r", Version: "v1.5.2"}},
 	}
 	var b bytes.Buffer
-	if err := writeSBOM(&b, "umiak", "v1+umiak1", programs, []library{{Name: "libseccomp", Version: "2.5.4-1+deb12u1"}}); err != nil {
+	if err := writeSBOM(&b, "umiak", "v1+umiak1", programs,
+		[]library{{Name: "libseccomp", Version: "2.5.4-1+deb12u1"}}); err != nil {
 		t.Fatal(err)
 	}
 	var got bom
@@ -181,7 +186,8 @@ func TestSBOM(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"pkg:golang/x.io/a@v1.0.0%2Bincompatible", "pkg:deb/debian/libseccomp@2.5.4-1%2Bdeb12u1", "pkg:golang/r@v1.5.2", "pkg:golang/std@1.26.8"} {
+	for _, want := range []string{"pkg:golang/x.io/a@v1.0.0%2Bincompatible",
+		"pkg:deb/debian/libseccomp@2.5.4-1%2Bdeb12u1", "pkg:golang/r@v1.5.2", "pkg:golang/std@1.26.8"} {
 		if !refs[want] {
 			t.Errorf("%s is not there:\n%s", want, b.String())
 		}
@@ -189,7 +195,8 @@ func TestSBOM(t *testing.T) {
 }
 
 func TestRunRefuses(t *testing.T) {
-	for _, args := range [][]string{nil, {"licenses"}, {"sbom", "-o", "f"}, {"sbom", "-o", "f", "noname"}, {"sbom", "-o", "f", "x=/dev/null"}, {"other", "-o", "f", "x"}} {
+	for _, args := range [][]string{nil, {"licenses"}, {"sbom", "-o", "f"}, {"sbom", "-o", "f", "noname"},
+		{"sbom", "-o", "f", "x=/dev/null"}, {"other", "-o", "f", "x"}} {
 		if err := run(t.Context(), &bytes.Buffer{}, args); err == nil {
 			t.Errorf("%q was taken", args)
 		}

@@ -60,7 +60,8 @@ func readProgram(name, file string) (program, error) {
 	if err != nil {
 		return program{}, fmt.Errorf("read what %s is built from: %w", file, err)
 	}
-	p := program{Name: name, Go: info.GoVersion, Main: module{Import: info.Main.Path, Path: info.Main.Path, Version: info.Main.Version, Sum: info.Main.Sum}}
+	p := program{Name: name, Go: info.GoVersion, Main: module{Import: info.Main.Path,
+		Path: info.Main.Path, Version: info.Main.Version, Sum: info.Main.Sum}}
 	if p.Main.Path == ours {
 		p.Main.Version = ""
 	}

@@ -49,7 +49,8 @@ main() { echo "$UMIAK_RELEASE_VERSION"; printf '%s\n' "$RELEASE_KEY"; }
 main
 `,
 	})
-	for _, p := range []string{"scripts/release", "scripts/build", "scripts/packages", "bin/go", "bin/qemu-arm-static", "bin/qemu-riscv64-static"} {
+	for _, p := range []string{"scripts/release", "scripts/build", "scripts/packages", "bin/go", "bin/qemu-arm-static",
+		"bin/qemu-riscv64-static"} {
 		if err := os.Chmod(filepath.Join(dir, p), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -106,12 +107,17 @@ func TestReleaseRefuses(t *testing.T) {
 	shell(t, dir, "openssl genrsa -out k.pem 2048 && openssl genrsa -out other.pem 2048 && openssl genpkey -algorithm ed25519 -out ed.pem")
 	shell(t, dir, "scripts/release --key k.pem --arch arm --out out")
 	for name, c := range map[string]struct{ line, says string }{
-		"another key":         {"scripts/release --verify out --key other.pem", "BAD   signature of SHA256SUMS"},
-		"a changed program":   {"cp -r out out1; echo >>out1/umiak-linux-arm.gz; scripts/release --verify out1", "BAD   sums of SHA256SUMS"},
-		"a changed list":      {"cp -r out out2; echo >>out2/SHA256SUMS; scripts/release --verify out2", "BAD   signature of SHA256SUMS"},
-		"a missing file":      {"cp -r out out3; rm out3/umiak-linux-arm.xz; scripts/release --verify out3", "BAD   sums of SHA256SUMS"},
-		"a file of others":    {"cp -r out out4; echo >out4/umiak.exe; scripts/release --verify out4", "BAD   umiak.exe is in no list"},
-		"a changed archive":   {"cp -r out out5; echo >>out5/*.tar; scripts/release --verify out5", "BAD   sums of ARCHIVES.SHA256SUMS"},
+		"another key": {"scripts/release --verify out --key other.pem", "BAD   signature of SHA256SUMS"},
+		"a changed program": {"cp -r out out1; echo >>out1/umiak-linux-arm.gz; scripts/release --verify out1",
+			"BAD   sums of SHA256SUMS"},
+		"a changed list": {"cp -r out out2; echo >>out2/SHA256SUMS; scripts/release --verify out2",
+			"BAD   signature of SHA256SUMS"},
+		"a missing file": {"cp -r out out3; rm out3/umiak-linux-arm.xz; scripts/release --verify out3",
+			"BAD   sums of SHA256SUMS"},
+		"a file of others": {"cp -r out out4; echo >out4/umiak.exe; scripts/release --verify out4",
+			"BAD   umiak.exe is in no list"},
+		"a changed archive": {"cp -r out out5; echo >>out5/*.tar; scripts/release --verify out5",
+			"BAD   sums of ARCHIVES.SHA256SUMS"},
 		"no RSA key":          {"scripts/release --key ed.pem --out out6", "is no private RSA key"},
 		"no key there":        {"scripts/release --key none.pem --out out6", "cannot be read"},
 		"another folder":      {"mkdir out7; echo >out7/mine; scripts/release --key k.pem --out out7", "no release"},
@@ -140,12 +146,15 @@ func TestPackages(t *testing.T) {
 	write(t, dir, map[string]string{"umiak": "a program", "umiak-agent": "another", "LICENSES.txt": "as is"})
 	pack := func(arch, out string) {
 		t.Helper()
-		shell(t, "../..", "UMIAK_VERSION=v9.8.7+umiak1 SOURCE_DATE_EPOCH=1700000000 scripts/packages --arch "+arch+" --programs "+dir+" --licenses "+dir+"/LICENSES.txt --out "+filepath.Join(dir, out))
+		shell(t, "../..", "UMIAK_VERSION=v9.8.7+umiak1 SOURCE_DATE_EPOCH=1700000000 scripts/packages --arch "+arch+
+			" --programs "+dir+" --licenses "+dir+"/LICENSES.txt --out "+filepath.Join(dir, out))
 	}
 	pack("amd64", "out")
-	for a, names := range map[string][]string{"arm64": {"arm64", "aarch64"}, "arm": {"armhf", "armv7hl"}, "riscv64": {"riscv64", "riscv64"}} {
+	for a, names := range map[string][]string{"arm64": {"arm64", "aarch64"}, "arm": {"armhf", "armv7hl"},
+		"riscv64": {"riscv64", "riscv64"}} {
 		pack(a, "out")
-		shell(t, dir, "[ -s out/umiak_9.8.7+umiak1-1_"+names[0]+".deb ] && [ -s out/umiak-agent-9.8.7+umiak1-1."+names[1]+".rpm ]")
+		shell(t, dir, "[ -s out/umiak_9.8.7+umiak1-1_"+names[0]+".deb ] && [ -s out/umiak-agent-9.8.7+umiak1-1."+
+			names[1]+".rpm ]")
 	}
 	shell(t, dir, "touch umiak umiak-agent LICENSES.txt")
 	pack("amd64", "again")

@@ -85,7 +85,8 @@ func writeSBOM(w io.Writer, name, version string, programs []program, libraries 
 		b.Components = append(b.Components, standardLibrary(v))
 	}
 	for _, l := range libraries {
-		b.Components = append(b.Components, component{Type: "library", Ref: debianPURL(l), Name: l.Name, Version: l.Version, PURL: debianPURL(l)})
+		b.Components = append(b.Components, component{Type: "library",
+			Ref: debianPURL(l), Name: l.Name, Version: l.Version, PURL: debianPURL(l)})
 	}
 	for _, m := range everyModule(programs) {
 		purl := golangPURL(m.Path, m.Version)

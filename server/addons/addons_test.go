@@ -52,8 +52,8 @@ const controlPlanes = 5
 // clusters are the control planes that no test uses at the moment.
 var clusters = make(chan *rest.Config, controlPlanes)
 
-// TestMain starts real control planes in a network namespace of its own: the binary starts itself again in one, and again for
-// each control plane.
+// TestMain starts real control planes in a network namespace of its own: the binary starts itself again in one, and
+// again for each control plane.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("UMIAK_TEST_SERVE"); dir != "" {
 		if err := serve(dir, os.Getenv("UMIAK_TEST_PORT")); err != nil {
@@ -140,7 +140,8 @@ func serve(dir, port string) error {
 	defer cancel()
 	var c server.Config
 	config.Defaults(&c)
-	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir, "run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
+	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir,
+		"run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
 	c.DisableAgent = true // no node runs in this process
 	if err := c.HTTPSPort.UnmarshalText([]byte(port)); err != nil {
 		return err
@@ -159,7 +160,8 @@ func serve(dir, port string) error {
 		return err
 	}
 	// The tests are the only ones that apply manifests.
-	parts := slices.DeleteFunc(s.Parts(server.NodeHooks{}), func(p lifecycle.Part) bool { return p.Name == "manifests" })
+	parts := slices.DeleteFunc(s.Parts(server.NodeHooks{}),
+		func(p lifecycle.Part) bool { return p.Name == "manifests" })
 	g, err := lifecycle.New(slog.Default(), parts...)
 	if err != nil {
 		return err
@@ -201,8 +203,9 @@ func newFixture(t *testing.T) *fixture {
 }
 
 func fixtureOn(t testing.TB, cluster *rest.Config) *fixture {
-	f := &fixture{t: t, cluster: cluster, name: strings.ToLower(t.Name()), dir: filepath.Join(t.TempDir(), "manifests"), embedded: fstest.MapFS{},
-		events: record.NewFakeRecorder(1000), stop: func() {}}
+	f := &fixture{t: t, cluster: cluster, name: strings.ToLower(t.Name()), dir: filepath.Join(t.TempDir(), "manifests"),
+		embedded: fstest.MapFS{},
+		events:   record.NewFakeRecorder(1000), stop: func() {}}
 	cfg := rest.CopyConfig(cluster)
 	cfg.QPS = -1
 	f.client = kubernetes.NewForConfigOrDie(cfg)
@@ -248,7 +251,8 @@ func (f *fixture) start() {
 	if testing.Verbose() {
 		level = slog.LevelInfo
 	}
-	c, err := addons.New(addons.Config{Dir: f.dir, Embedded: f.embedded, Vars: f.vars, Disable: f.disable, Server: f.name, Left: f.left, REST: cfg, Recorder: f.events,
+	c, err := addons.New(addons.Config{Dir: f.dir, Embedded: f.embedded, Vars: f.vars, Disable: f.disable,
+		Server: f.name, Left: f.left, REST: cfg, Recorder: f.events,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		f.t.Fatal(err)
@@ -354,7 +358,8 @@ func TestEmbeddedManifests(t *testing.T) {
 	f.embedded, f.vars = manifests.FS, vars
 	begun := time.Now()
 	f.start()
-	t.Logf("ready after %s with %d reads and %d writes", time.Since(begun).Round(time.Millisecond), f.reads.Load(), f.writes.Load())
+	t.Logf("ready after %s with %d reads and %d writes", time.Since(begun).Round(time.Millisecond), f.reads.Load(),
+		f.writes.Load())
 	for _, s := range f.Status() {
 		if s.State != addons.Applied {
 			t.Errorf("%+v", s)
@@ -391,7 +396,8 @@ func TestEmbeddedManifests(t *testing.T) {
 	f.disable = []string{"dns"}
 	f.start()
 	f.is("dns", addons.Disabled)
-	if _, err := f.client.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", meta.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := f.client.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns",
+		meta.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Error(err)
 	}
 }
@@ -469,7 +475,10 @@ func TestDriftIsUndone(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.start()
-	f.eventually("what happened meanwhile", func() bool { return f.configMap("d1").Data["key"] == "1" && f.configMap("d2") != nil })
+	f.eventually("what happened meanwhile", func() bool {
+		return f.configMap("d1").Data["key"] == "1" &&
+			f.configMap("d2") != nil
+	})
 }
 
 func TestABrokenFileHoldsUpNoOther(t *testing.T) {
@@ -486,7 +495,8 @@ func TestABrokenFileHoldsUpNoOther(t *testing.T) {
 	}
 	f.write("good.yaml", cm("b1", "2"))
 	f.eventually("the good one", func() bool { return f.configMap("b1").Data["key"] == "2" })
-	f.write("refused.yaml", cm("b3", "1")+"apiVersion: v1\nkind: Service\nmetadata: {name: refused}\nspec: {typo: 1, ports: [{port: 99999}]}\n")
+	f.write("refused.yaml", cm("b3", "1")+
+		"apiVersion: v1\nkind: Service\nmetadata: {name: refused}\nspec: {typo: 1, ports: [{port: 99999}]}\n")
 	f.is("refused", addons.Failing)
 	f.event("ApplyFailed")
 	if f.configMap("b3") == nil {
@@ -494,7 +504,8 @@ func TestABrokenFileHoldsUpNoOther(t *testing.T) {
 	}
 	f.write("bad.yaml", cm("b4", "1"))
 	f.eventually("its being put right", func() bool { return f.configMap("b2") == nil && f.configMap("b4") != nil })
-	rec, err := f.client.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "umiak-manifest-refused", meta.GetOptions{})
+	rec, err := f.client.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "umiak-manifest-refused",
+		meta.GetOptions{})
 	if err != nil || rec.Data["state"] != "failing" || !strings.Contains(rec.Data["error"], "typo") {
 		t.Error(rec, err)
 	}
@@ -540,7 +551,8 @@ func TestKindsAndTheirObjects(t *testing.T) {
 	f.remove("one.yaml")
 	f.eventually("the end", func() bool {
 		return apierrors.IsNotFound(get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/boats.example.org")) &&
-			apierrors.IsNotFound(get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/oars.example.org")) && len(f.Status()) == 0
+			apierrors.IsNotFound(get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/oars.example.org")) &&
+			len(f.Status()) == 0
 	})
 }
 
@@ -562,7 +574,11 @@ func TestSkipAndDisable(t *testing.T) {
 		t.Error("applied in spite of .skip")
 	}
 	f.remove("s.skip")
-	f.eventually("its being applied again", func() bool { c := f.configMap("s1"); return c != nil && c.Data["key"] == "2" })
+	f.eventually("its being applied again", func() bool {
+		c := f.configMap("s1")
+		return c != nil &&
+			c.Data["key"] == "2"
+	})
 	// Skipped, a file may even go, and its objects stay, until the .skip goes.
 	f.write("s.yaml.skip", "")
 	f.is("s", addons.Skipped)
@@ -593,7 +609,8 @@ func TestOnlyWhatWeMadeIsDeleted(t *testing.T) {
 	f.is("o", addons.Applied)
 	f.stop()
 	// Somebody takes an object over by taking our label off, while we are away.
-	if _, err := maps.Patch(t.Context(), "taken", types.MergePatchType, []byte(`{"metadata":{"labels":{"umiak.io/manifest":null}}}`), meta.PatchOptions{}); err != nil {
+	if _, err := maps.Patch(t.Context(), "taken", types.MergePatchType,
+		[]byte(`{"metadata":{"labels":{"umiak.io/manifest":null}}}`), meta.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	defer maps.Delete(context.Background(), "taken", meta.DeleteOptions{})

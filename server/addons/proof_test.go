@@ -114,10 +114,14 @@ func TestRenamed(t *testing.T) {
 	f.eventually("r3, which is in no file any more, being pruned", func() bool { return f.configMap("r3") == nil })
 	f.remove(last + ".yaml")
 	f.remove("x" + last + ".yaml")
-	f.eventually("the end", func() bool { return f.configMap("r1") == nil && f.configMap("r2") == nil && len(f.Status()) == 0 })
+	f.eventually("the end", func() bool {
+		return f.configMap("r1") == nil && f.configMap("r2") == nil &&
+			len(f.Status()) == 0
+	})
 }
 
-// TestStalledCopy: what has not come yet is not gone, and neither is what a file had that is being copied to another name.
+// TestStalledCopy: what has not come yet is not gone, and neither is what a file had that is being copied to another
+// name.
 func TestStalledCopy(t *testing.T) {
 	f := newFixture(t)
 	f.start()
@@ -315,8 +319,8 @@ func TestGivenUp(t *testing.T) {
 	f.must(f.client.CoreV1().ConfigMaps("default").Delete(t.Context(), "g1", meta.DeleteOptions{}))
 }
 
-// TestFolderLost: a folder that is empty, or not there, at a start may have lost its files; one that was seen with files has
-// been emptied by a person.
+// TestFolderLost: a folder that is empty, or not there, at a start may have lost its files; one that was seen with
+// files has been emptied by a person.
 func TestFolderLost(t *testing.T) {
 	f := newFixture(t)
 	f.write("l.yaml", cm("lost", "1"))
@@ -363,7 +367,10 @@ func TestFolderMovedAway(t *testing.T) {
 	f.is("sub/v", addons.Applied)
 	have := f.uids("w1", "w2")
 	f.must(os.Rename(f.dir, f.dir+".away"))
-	f.eventually("its being said", func() bool { return strings.Contains(fmt.Sprint(f.Section(t.Context()).Rows), "unreadable") })
+	f.eventually("its being said", func() bool {
+		return strings.Contains(fmt.Sprint(f.Section(t.Context()).Rows),
+			"unreadable")
+	})
 	time.Sleep(2500 * time.Millisecond)
 	f.same(have)
 	f.must(os.Rename(f.dir+".away", f.dir))
@@ -431,7 +438,10 @@ func TestTwoServers(t *testing.T) {
 	a.is("app", addons.Applied)
 	b.is("app", addons.Applied)
 	have := a.uids("s1", "s2")
-	a.eventually("both being known", func() bool { return strings.Contains(fmt.Sprint(a.Section(t.Context()).Rows), "file of server b") })
+	a.eventually("both being known", func() bool {
+		return strings.Contains(fmt.Sprint(a.Section(t.Context()).Rows),
+			"file of server b")
+	})
 
 	// One object is taken out of one of the two files, then of the other.
 	a.write("app.yaml", cm("s1", "1"))
@@ -482,7 +492,8 @@ func TestRecordOfBefore(t *testing.T) {
 	rec, err := maps.Get(t.Context(), "umiak-manifest-o", meta.GetOptions{})
 	f.must(err)
 	items := `{"v":"v1","k":"ConfigMap","ns":"default","n":"o1"},{"v":"v1","k":"ConfigMap","ns":"default","n":"o2"}`
-	rec.Data["record"] = fmt.Sprintf(`{"name":"o","origin":%q,"server":%q,"state":"applied","items":[%s]}`, filepath.Join(f.dir, "o.yaml"), f.name, items)
+	rec.Data["record"] = fmt.Sprintf(`{"name":"o","origin":%q,"server":%q,"state":"applied","items":[%s]}`,
+		filepath.Join(f.dir, "o.yaml"), f.name, items)
 	_, err = maps.Update(t.Context(), rec, meta.UpdateOptions{})
 	f.must(err)
 	f.write("o.yaml", cm("o1", "1"))

@@ -36,7 +36,8 @@ func (c *Controller) pruneUnwanted(ctx context.Context, id string, rec *record, 
 	}
 	if n > 0 && doubt != "" {
 		return []string{fmt.Sprintf(
-			"%d objects that are not in the file any more stay, because nothing proves that a person took them out: %s", n, doubt)}, nil
+			"%d objects that are not in the file any more stay, because nothing proves that a person took them out: %s",
+			n, doubt)}, nil
 	}
 	left := c.left(ctx, rec)
 	for i, e := range rec.Items {

@@ -200,7 +200,8 @@ func (c *Controller) miss(id string, it *item, scan manifest.Scan, places map[ho
 				behind)
 		case mine && !places[h.place()]:
 			held = fmt.Sprintf(
-				"its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path, wayOut(id))
+				"its file %s is not there, and the file system that it was on is not mounted there either; %s", h.Path,
+				wayOut(id))
 		case mine && lost:
 			held = fmt.Sprintf(
 				"its file %s is not there, nor any other: the folder was empty when umiak started, or is a new one, and may have lost its files; "+

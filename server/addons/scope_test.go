@@ -47,23 +47,26 @@ func (f *fixture) live(gvr schema.GroupVersionResource, namespace, name string) 
 }
 
 var (
-	clusterRoles = schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterroles"}
-	buoyObjects  = schema.GroupVersionResource{Group: "scope.example.org", Version: "v1", Resource: "buoys"}
-	crds         = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
-	coreEvents   = schema.GroupVersionResource{Version: "v1", Resource: "events"}
+	clusterRoles = schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1",
+		Resource: "clusterroles"}
+	buoyObjects = schema.GroupVersionResource{Group: "scope.example.org", Version: "v1", Resource: "buoys"}
+	crds        = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1",
+		Resource: "customresourcedefinitions"}
+	coreEvents = schema.GroupVersionResource{Version: "v1", Resource: "events"}
 )
 
-// TestNamespaceOfWhatHasNone: the file's namespace of a kind without namespaces neither hides an object from what it has
-// applied nor makes two of one.
+// TestNamespaceOfWhatHasNone: the file's namespace of a kind without namespaces neither hides an object from what it
+// has applied nor makes two of one.
 func TestNamespaceOfWhatHasNone(t *testing.T) {
 	f := newFixture(t)
 	const volume = "apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: scope-pv, namespace: team}\n" +
 		"spec: {capacity: {storage: 1Mi}, accessModes: [ReadWriteOnce], hostPath: {path: /tmp}}\n---\n"
 	all := func() map[string]types.UID {
 		return map[string]types.UID{
-			"role": f.live(clusterRoles, "", "scope-r"), "crd": f.live(crds, "", "buoys.scope.example.org"), "buoy": f.live(buoyObjects, "", "b1"),
-			"pv": f.live(schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumes"}, "", "scope-pv"),
-			"ns": f.live(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}, "", "scope-ns"),
+			"role": f.live(clusterRoles, "", "scope-r"), "crd": f.live(crds, "", "buoys.scope.example.org"),
+			"buoy": f.live(buoyObjects, "", "b1"),
+			"pv":   f.live(schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumes"}, "", "scope-pv"),
+			"ns":   f.live(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}, "", "scope-ns"),
 		}
 	}
 	space := "apiVersion: v1\nkind: Namespace\nmetadata: {name: scope-ns, namespace: team}\n---\n"
@@ -160,7 +163,8 @@ func TestSameObjectOtherwiseWritten(t *testing.T) {
 		f.write("w.yaml", next+cm(fmt.Sprintf("scope-%d", i), "1"))
 		f.eventually("its being applied", func() bool { return f.configMap(fmt.Sprintf("scope-%d", i)) != nil })
 		f.write("w.yaml", next)
-		f.eventually("what is in no file being pruned", func() bool { return f.configMap(fmt.Sprintf("scope-%d", i)) == nil })
+		f.eventually("what is in no file being pruned",
+			func() bool { return f.configMap(fmt.Sprintf("scope-%d", i)) == nil })
 		f.is("w", addons.Applied)
 		now := []types.UID{f.uid("scope-w"), f.live(objects, "", "b1"), f.live(coreEvents, "default", "scope-e")}
 		if fmt.Sprint(now) != fmt.Sprint(have) {
@@ -181,7 +185,8 @@ func TestScopeInRecordOfBefore(t *testing.T) {
 	rec, err := maps.Get(t.Context(), "umiak-manifest-o", meta.GetOptions{})
 	f.must(err)
 	items := `{"v":"rbac.authorization.k8s.io/v1","k":"ClusterRole","n":"scope-o"},{"v":"v1","k":"ConfigMap","ns":"default","n":"scope-x"}`
-	rec.Data["record"] = fmt.Sprintf(`{"name":"o","origin":%q,"server":%q,"state":"applied","items":[%s]}`, filepath.Join(f.dir, "o.yaml"), f.name, items)
+	rec.Data["record"] = fmt.Sprintf(`{"name":"o","origin":%q,"server":%q,"state":"applied","items":[%s]}`,
+		filepath.Join(f.dir, "o.yaml"), f.name, items)
 	_, err = maps.Update(t.Context(), rec, meta.UpdateOptions{})
 	f.must(err)
 	f.write("o.yaml", role("scope-o", "team"))

@@ -18,16 +18,20 @@ import (
 // TestEventsOfKubelets: a node says something in Events about itself and its Pods, and about nothing else.
 func TestEventsOfKubelets(t *testing.T) {
 	pod := func(namespace, name, node, claim string) *corev1.Pod {
-		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: corev1.PodSpec{NodeName: node}}
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+			Spec: corev1.PodSpec{NodeName: node}}
 		if claim != "" {
-			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}}}
+			p.Spec.Volumes = []corev1.Volume{{Name: "v",
+				VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}}}
 		}
 		return p
 	}
 	volume := func(name, namespace, claim string) *corev1.PersistentVolume {
-		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeSpec{ClaimRef: &corev1.ObjectReference{Namespace: namespace, Name: claim}}}
+		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: corev1.PersistentVolumeSpec{ClaimRef: &corev1.ObjectReference{Namespace: namespace, Name: claim}}}
 	}
-	cached := fake.NewClientset(pod("a", "mine", "n1", "c"), pod("a", "other", "n2", "d"), volume("pv", "a", "c"), volume("pv2", "a", "d"))
+	cached := fake.NewClientset(pod("a", "mine", "n1", "c"), pod("a", "other", "n2", "d"), volume("pv", "a", "c"),
+		volume("pv2", "a", "d"))
 	f := informers.NewSharedInformerFactory(cached, 0)
 	e := NewKubelets(free{}, false)
 	e.SetExternalKubeInformerFactory(f)
@@ -39,7 +43,8 @@ func TestEventsOfKubelets(t *testing.T) {
 	f.WaitForCacheSync(t.Context().Done())
 
 	event := func(in, kind, namespace, name string) *api.Event {
-		return &api.Event{ObjectMeta: metav1.ObjectMeta{Namespace: in, Name: "e"}, InvolvedObject: api.ObjectReference{Kind: kind, Namespace: namespace, Name: name}}
+		return &api.Event{ObjectMeta: metav1.ObjectMeta{Namespace: in, Name: "e"},
+			InvolvedObject: api.ObjectReference{Kind: kind, Namespace: namespace, Name: name}}
 	}
 	mine := event("a", "Pod", "a", "mine")
 	const node, nodes = "system:node:n1", "system:nodes"
@@ -65,7 +70,8 @@ func TestEventsOfKubelets(t *testing.T) {
 		{"no volume", node, nodes, nil, event("default", "PersistentVolume", "", "pv3"), true},
 		{"a Deployment", node, nodes, nil, event("a", "Deployment", "a", "mine"), true},
 		{"who is no node but in its group", "someone", nodes, nil, mine, true},
-		{"a controller", "system:kube-controller-manager", "system:authenticated", nil, event("a", "Deployment", "a", "x"), false},
+		{"a controller", "system:kube-controller-manager", "system:authenticated", nil,
+			event("a", "Deployment", "a", "x"), false},
 	} {
 		op, old := admission.Create, runtime.Object(nil)
 		if c.old != nil {
@@ -74,7 +80,8 @@ func TestEventsOfKubelets(t *testing.T) {
 		for _, gv := range []string{"", "events.k8s.io"} {
 			r := api.Resource("events").WithVersion("v1")
 			r.Group = gv
-			a := admission.NewAttributesRecord(c.now, old, api.Kind("Event").WithVersion("v1"), c.now.Namespace, "e", r, "", op, nil, false, &user.DefaultInfo{Name: c.user, Groups: []string{c.group}})
+			a := admission.NewAttributesRecord(c.now, old, api.Kind("Event").WithVersion("v1"), c.now.Namespace, "e", r,
+				"", op, nil, false, &user.DefaultInfo{Name: c.user, Groups: []string{c.group}})
 			if err := e.Validate(t.Context(), a, nil); (err != nil) != c.refused {
 				t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
 			}
@@ -87,7 +94,8 @@ func TestWhatKubeletsCreate(t *testing.T) {
 	namespace := func(name string, labels map[string]string) *corev1.Namespace {
 		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	}
-	f := informers.NewSharedInformerFactory(fake.NewClientset(namespace("kube-system", nil), namespace("tenant", nil), namespace("static", map[string]string{StaticPods: "allow"})), 0)
+	f := informers.NewSharedInformerFactory(fake.NewClientset(namespace("kube-system", nil), namespace("tenant", nil),
+		namespace("static", map[string]string{StaticPods: "allow"})), 0)
 	k := NewKubelets(free{}, false)
 	k.SetExternalKubeInformerFactory(f)
 	k.SetExternalKubeClientSet(fake.NewClientset())
@@ -108,7 +116,8 @@ func TestWhatKubeletsCreate(t *testing.T) {
 		{"a certificate", "system:nodes", "", "", csr, true},
 		{"a person's certificate", "system:authenticated", "", "", csr, false},
 	} {
-		a := admission.NewAttributesRecord(nil, nil, api.Kind("Pod").WithVersion("v1"), c.namespace, "x", c.resource, c.sub, admission.Create, nil, false,
+		a := admission.NewAttributesRecord(nil, nil, api.Kind("Pod").WithVersion("v1"), c.namespace, "x", c.resource,
+			c.sub, admission.Create, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{c.group}})
 		if err := k.Validate(t.Context(), a, nil); (err != nil) != c.refused {
 			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)

@@ -183,7 +183,8 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 		case a.Type != api.NodeInternalIP && !external:
 			// The API server may reach a node without addresses by its name, which could be an address of another kind.
 			if a.Address != now.Name {
-				return fmt.Errorf("node %s may not have the %s %.64q: its only name is its own", now.Name, a.Type, a.Address)
+				return fmt.Errorf("node %s may not have the %s %.64q: its only name is its own", now.Name, a.Type,
+					a.Address)
 			}
 			continue
 		}
@@ -237,7 +238,8 @@ func (n *Nodes) ownKey(now, old *api.Node) error {
 				continue
 			}
 			return fmt.Errorf(
-				"annotation %s: node %s may not have the key of node %s; if it is the same machine, delete that Node", f.Data, now.Name, o.Name)
+				"annotation %s: node %s may not have the key of node %s; if it is the same machine, delete that Node",
+				f.Data, now.Name, o.Name)
 		}
 	}
 	return nil

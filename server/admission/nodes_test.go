@@ -68,7 +68,8 @@ func TestNodes(t *testing.T) {
 		if c.old != nil {
 			op, sub, old = admission.Update, "status", c.old
 		}
-		a := admission.NewAttributesRecord(c.now, old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), sub, op, nil, false,
+		a := admission.NewAttributesRecord(c.now, old, api.Kind("Node").WithVersion("v1"), "", "n1",
+			api.Resource("nodes").WithVersion("v1"), sub, op, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{c.group}})
 		if err := NewNodes(free{}).Validate(t.Context(), a, nil); (err != nil) != c.refused {
 			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
@@ -76,8 +77,8 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// free is a network in which node n1 has registered 192.0.2.1 and, as a router's, 198.51.100.1; 192.0.2.2 is another's, and
-// 10.43.0.0/16 are Services.
+// free is a network in which node n1 has registered 192.0.2.1 and, as a router's, 198.51.100.1; 192.0.2.2 is
+// another's, and 10.43.0.0/16 are Services.
 type free struct{}
 
 func (free) Foreign(_ context.Context, _ string, a netip.Addr) error {
@@ -101,8 +102,8 @@ func (f free) Refuse(ctx context.Context, node string, a netip.Addr, external bo
 	return errors.Join(f.Foreign(ctx, node, a), errors.New("not registered"))
 }
 
-// TestAddressesOfNodes: a node reports the addresses that it has registered and those that it has had, and is reached by the overlay at
-// none that is another's.
+// TestAddressesOfNodes: a node reports the addresses that it has registered and those that it has had, and is reached
+// by the overlay at none that is another's.
 func TestAddressesOfNodes(t *testing.T) {
 	with := func(kind api.NodeAddressType, addrs ...string) *api.Node {
 		n := &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
@@ -134,7 +135,8 @@ func TestAddressesOfNodes(t *testing.T) {
 		{"loopback as its name in DNS", none, with(api.NodeInternalDNS, "127.0.0.1"), true},
 		{"the name that it had", with(api.NodeHostName, "old"), with(api.NodeHostName, "old"), false},
 		{"as it was", with(api.NodeInternalIP, "192.0.2.3"), with(api.NodeInternalIP, "192.0.2.3"), false},
-		{"as it was, of another kind", with(api.NodeExternalIP, "192.0.2.3"), with(api.NodeInternalIP, "192.0.2.3"), true},
+		{"as it was, of another kind", with(api.NodeExternalIP, "192.0.2.3"), with(api.NodeInternalIP, "192.0.2.3"),
+			true},
 		{"a router's", none, with(api.NodeExternalIP, "198.51.100.1"), false},
 		{"a router's as its own", none, with(api.NodeInternalIP, "198.51.100.1"), true},
 		{"the overlay's", none, noted(overlaykey.V4.Public, "192.0.2.1"), false},
@@ -142,7 +144,8 @@ func TestAddressesOfNodes(t *testing.T) {
 		{"the overlay's at another's", none, noted(overlaykey.V4.Public, "192.0.2.2"), true},
 		{"the overlay's where an administrator says", overwritten, both, false},
 	} {
-		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), "status", admission.Update, nil, false,
+		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1",
+			api.Resource("nodes").WithVersion("v1"), "status", admission.Update, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{"system:nodes"}})
 		if err := NewNodes(free{}).Validate(t.Context(), a, nil); (err != nil) != c.refused {
 			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
@@ -150,23 +153,34 @@ func TestAddressesOfNodes(t *testing.T) {
 	}
 }
 
-// TestKeysOfNodes: a node has a key of the overlay that no other Node has, however it is written; what it has had stays.
+// TestKeysOfNodes: a node has a key of the overlay that no other Node has, however it is written; what it has had
+// stays.
 func TestKeysOfNodes(t *testing.T) {
 	const typ, data, public = "flannel.alpha.coreos.com/backend-type", "flannel.alpha.coreos.com/backend-data", "flannel.alpha.coreos.com/public-ip"
 	const wg, wgKey = "wireguard", "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="
 	f := informers.NewSharedInformerFactory(fake.NewClientset(
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{typ: "vxlan", public: "192.0.2.1", data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:01"}`}}},
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{typ: "vxlan", public: "192.0.2.2", data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`}}},
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n3", Annotations: map[string]string{typ: wg, public: "192.0.2.3", data: `{"PublicKey":"` + wgKey + `","Port":51820}`}}},
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "former", Annotations: map[string]string{typ: "vxlan", public: "192.0.2.1", data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1",
+			Annotations: map[string]string{typ: "vxlan", public: "192.0.2.1",
+				data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:01"}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2",
+			Annotations: map[string]string{typ: "vxlan", public: "192.0.2.2",
+				data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n3",
+			Annotations: map[string]string{typ: wg, public: "192.0.2.3", data: `{"PublicKey":"` + wgKey +
+				`","Port":51820}`}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "former",
+			Annotations: map[string]string{typ: "vxlan", public: "192.0.2.1",
+				data: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`}}},
 	), 0)
 	n := NewNodes(free{})
 	n.SetExternalKubeInformerFactory(f)
 	f.Start(t.Context().Done())
 	f.WaitForCacheSync(t.Context().Done())
 	node := func(kind, at, text string) *api.Node {
-		return &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{typ: kind, public: at, data: text}},
-			Status: api.NodeStatus{Addresses: []api.NodeAddress{{Type: api.NodeInternalIP, Address: "192.0.2.1"}, {Type: api.NodeExternalIP, Address: "198.51.100.1"}}}}
+		return &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1",
+			Annotations: map[string]string{typ: kind, public: at, data: text}},
+			Status: api.NodeStatus{Addresses: []api.NodeAddress{{Type: api.NodeInternalIP, Address: "192.0.2.1"},
+				{Type: api.NodeExternalIP, Address: "198.51.100.1"}}}}
 	}
 	own := node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:01"}`)
 	stolen := node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`)
@@ -180,16 +194,20 @@ func TestKeysOfNodes(t *testing.T) {
 		{"another's", own, stolen, true},
 		{"another's, before this was checked", stolen, stolen, false},
 		{"another's, with dashes", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"AA-00-00-00-00-02"}`), true},
-		{"another's, with more beside", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`), true},
+		{"another's, with more beside", own, node("vxlan",
+			"192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`), true},
 		{"none", own, node("vxlan", "192.0.2.1", `{}`), true},
 		{"another's of WireGuard", own, node(wg, "192.0.2.1", `{"PublicKey":"`+wgKey+`"}`), true},
 		{"another's, by the type", node("host-gw", "192.0.2.1", stolen.Annotations[data]), stolen, true},
 		{"host-gw", own, node("host-gw", "192.0.2.1", "null"), false},
-		{"that of its machine's former Node", own, node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`), false},
-		{"the same, reached elsewhere", own, node("vxlan", "198.51.100.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`), true},
+		{"that of its machine's former Node", own,
+			node("vxlan", "192.0.2.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`), false},
+		{"the same, reached elsewhere", own, node("vxlan", "198.51.100.1", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:09"}`),
+			true},
 		{"nothing any more", own, &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, false},
 	} {
-		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), "", admission.Update, nil, false,
+		a := admission.NewAttributesRecord(c.now, c.old, api.Kind("Node").WithVersion("v1"), "", "n1",
+			api.Resource("nodes").WithVersion("v1"), "", admission.Update, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{"system:nodes"}})
 		c.old.Status = c.now.Status
 		if err := n.Validate(t.Context(), a, nil); (err != nil) != c.refused {

@@ -15,8 +15,8 @@ import (
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
 
-// TestUpgrades: who has the verb may set, change and remove the annotation, nobody else may, and with upgrades off it can
-// be removed alone. All else of a Node is not this plugin's business.
+// TestUpgrades: who has the verb may set, change and remove the annotation, nobody else may, and with upgrades off it
+// can be removed alone. All else of a Node is not this plugin's business.
 func TestUpgrades(t *testing.T) {
 	node := func(asked string) *api.Node {
 		n := &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
@@ -25,8 +25,10 @@ func TestUpgrades(t *testing.T) {
 		}
 		return n
 	}
-	may := authorizer.AuthorizerFunc(func(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
-		if a.GetUser().GetName() == "admin" && a.GetVerb() == VerbUpgrade && a.GetResource() == "nodes" && a.GetName() == "n1" {
+	may := authorizer.AuthorizerFunc(func(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string,
+		error) {
+		if a.GetUser().GetName() == "admin" && a.GetVerb() == VerbUpgrade && a.GetResource() == "nodes" &&
+			a.GetName() == "n1" {
 			return authorizer.DecisionAllow, "", nil
 		}
 		return authorizer.DecisionNoOpinion, "", nil
@@ -54,7 +56,8 @@ func TestUpgrades(t *testing.T) {
 			if c.old != nil {
 				op, old = admission.Update, c.old
 			}
-			a := admission.NewAttributesRecord(c.now, old, api.Kind("Node").WithVersion("v1"), "", "n1", api.Resource("nodes").WithVersion("v1"), sub, op, nil, false, &user.DefaultInfo{Name: c.who})
+			a := admission.NewAttributesRecord(c.now, old, api.Kind("Node").WithVersion("v1"), "", "n1",
+				api.Resource("nodes").WithVersion("v1"), sub, op, nil, false, &user.DefaultInfo{Name: c.who})
 			err := u.Validate(t.Context(), a, nil)
 			if (err != nil) != (c.refused != "") || err != nil && !strings.Contains(err.Error(), c.refused) {
 				t.Errorf("%s, subresource %q: %v", c.what, sub, err)

@@ -21,8 +21,8 @@ type Config struct {
 	Services  []netip.Prefix
 	Addresses *nodeip.Tracker
 	Port      int
-	// Fixed means that the server runs no node: then this package, rather than the node, ends the process when the address
-	// changes.
+	// Fixed means that the server runs no node: then this package, rather than the node, ends the process when the
+	// address changes.
 	Fixed bool
 	// Names returns the addresses that belong into the API server's certificate.
 	Names func() []string
@@ -36,8 +36,8 @@ type Address struct {
 	published []string // what the certificate has
 }
 
-// New returns the address of a server whose certificate has the addresses of Config.Names already. It fails for an address
-// that others cannot reach; the machine may have none yet.
+// New returns the address of a server whose certificate has the addresses of Config.Names already. It fails for an
+// address that others cannot reach; the machine may have none yet.
 func New(cfg Config) (*Address, error) {
 	now, _ := cfg.Addresses.Now()
 	if _, err := Choose(cfg.Set, cfg.Services, now.IPs); err != nil && !errors.Is(err, nodeip.ErrNone) {
@@ -95,8 +95,8 @@ func Take(t *nodeip.Tracker) error {
 	return nil
 }
 
-// Run publishes an address that comes late, and makes the process execute itself again when the address differs from the
-// one that kubelet, network and etcd have taken at their start.
+// Run publishes an address that comes late, and makes the process execute itself again when the address differs from
+// the one that kubelet, network and etcd have taken at their start.
 func (a *Address) Run(ctx context.Context, ready func()) error {
 	if a.cfg.Fixed && a.IP() != "" {
 		if err := Take(a.cfg.Addresses); err != nil {

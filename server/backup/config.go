@@ -33,7 +33,8 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf(
 			"snapshot-retention: %d: at least one has to be kept; set disable-snapshots to have none", c.Retention))
 	}
-	for _, p := range []struct{ key, path string }{{"snapshot-dir", c.Dir}, {"snapshot-passphrase-file", c.PassphraseFile}} {
+	for _, p := range []struct{ key, path string }{{"snapshot-dir", c.Dir},
+		{"snapshot-passphrase-file", c.PassphraseFile}} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
 			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", p.key, p.path))
 		}

@@ -25,7 +25,8 @@ func (f *fake) State(context.Context) (snapshot.State, error) {
 }
 
 func (f *fake) Export(_ context.Context, _ int64, visit func(*mvccpb.KeyValue) error) error {
-	return visit(&mvccpb.KeyValue{Key: []byte("/registry/a"), Value: []byte("v"), CreateRevision: 1, ModRevision: f.revision, Version: 1})
+	return visit(&mvccpb.KeyValue{Key: []byte("/registry/a"), Value: []byte("v"), CreateRevision: 1,
+		ModRevision: f.revision, Version: 1})
 }
 
 func keeper(t *testing.T) (*Keeper, *fake) {
@@ -39,7 +40,8 @@ func keeper(t *testing.T) (*Keeper, *fake) {
 		t.Fatal(err)
 	}
 	f := &fake{revision: 5}
-	return &Keeper{Config: Config{Schedule: "0 */12 * * *", Retention: 2}, Dirs: d, Node: "m1", Log: slog.New(slog.DiscardHandler), Source: func() snapshot.Source { return f }}, f
+	return &Keeper{Config: Config{Schedule: "0 */12 * * *", Retention: 2}, Dirs: d, Node: "m1",
+		Log: slog.New(slog.DiscardHandler), Source: func() snapshot.Source { return f }}, f
 }
 
 func TestSaveOnDemand(t *testing.T) {
@@ -61,7 +63,8 @@ func TestSaveOnDemand(t *testing.T) {
 	if err := k.Run(ctx, func() {}); err != nil { // ends after it has said when the next is due
 		t.Fatal(err)
 	}
-	if s := k.Section(t.Context()); !strings.Contains(s.Rows[0].Detail, "newest of") || !strings.Contains(s.Rows[0].Detail, "next") {
+	if s := k.Section(t.Context()); !strings.Contains(s.Rows[0].Detail, "newest of") ||
+		!strings.Contains(s.Rows[0].Detail, "next") {
 		t.Errorf("status %+v", s)
 	}
 	k.Source = func() snapshot.Source { return nil }

@@ -10,7 +10,8 @@ func TestPlan(t *testing.T) {
 	k, f := keeper(t)
 	now := time.Date(2026, 11, 25, 11, 30, 0, 0, time.UTC)
 	p, err := k.Config.Plan(k.Dirs, now)
-	if err != nil || p.Newest != nil || len(p.Next) != plannedTimes || !p.Next[0].Equal(now.Add(30*time.Minute)) || !p.Next[1].Equal(now.Add(12*time.Hour+30*time.Minute)) {
+	if err != nil || p.Newest != nil || len(p.Next) != plannedTimes || !p.Next[0].Equal(now.Add(30*time.Minute)) ||
+		!p.Next[1].Equal(now.Add(12*time.Hour+30*time.Minute)) {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	if _, err := k.Save(t.Context(), "by-hand", ""); err != nil {

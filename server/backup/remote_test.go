@@ -127,14 +127,17 @@ func TestWhatCouldNotBeUploadedIsLater(t *testing.T) {
 	f.revision++
 	k.scheduled(t.Context())
 	row := k.Section(t.Context()).Rows
-	if last := row[len(row)-1]; last.Name != "bucket" || last.State != "failing" || !strings.Contains(last.Detail, "unreachable") || !strings.Contains(last.Detail, "s3://snaps/clusters/pi at 127.0.0.1:") {
+	if last := row[len(row)-1]; last.Name != "bucket" || last.State != "failing" ||
+		!strings.Contains(last.Detail, "unreachable") ||
+		!strings.Contains(last.Detail, "s3://snaps/clusters/pi at 127.0.0.1:") {
 		t.Errorf("%+v", last)
 	}
 	p, err := k.Config.Plan(k.Dirs, time.Now())
 	if err != nil || len(p.Waiting) != 2 || p.Bucket == "" {
 		t.Errorf("%+v, %v", p, err)
 	}
-	if raw, err := json.Marshal(k.Section(t.Context())); err != nil || strings.Contains(string(raw), k.Config.S3.SecretKey) {
+	if raw, err := json.Marshal(k.Section(t.Context())); err != nil ||
+		strings.Contains(string(raw), k.Config.S3.SecretKey) {
 		t.Errorf("the key is in the status: %s, %v", raw, err)
 	}
 	// The process ends, somebody removes one of the two, and another process finds the other.
@@ -142,7 +145,8 @@ func TestWhatCouldNotBeUploadedIsLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.err = nil
-	again := &Keeper{Config: k.Config, Dirs: k.Dirs, Node: k.Node, Log: slog.New(slog.DiscardHandler), Open: k.Open, Now: k.Now, Source: k.Source}
+	again := &Keeper{Config: k.Config, Dirs: k.Dirs, Node: k.Node, Log: slog.New(slog.DiscardHandler), Open: k.Open,
+		Now: k.Now, Source: k.Source}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- again.Run(ctx, func() {}) }()
@@ -232,7 +236,8 @@ func TestFetchOnAFreshMachine(t *testing.T) {
 		t.Errorf("one that is nowhere: %v", err)
 	}
 	k.Config.S3 = s3.Config{}
-	if _, _, err := k.Config.Fetch(t.Context(), fresh, name); err == nil || !strings.Contains(err.Error(), "snapshot-s3-bucket") {
+	if _, _, err := k.Config.Fetch(t.Context(), fresh, name); err == nil ||
+		!strings.Contains(err.Error(), "snapshot-s3-bucket") {
 		t.Errorf("without a bucket: %v", err)
 	}
 }
@@ -269,7 +274,8 @@ func FuzzInfo(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if e := entry(s3.Object{Name: "a" + snapshot.Suffix, Size: 7, Info: s}, "s3://b"); e.Size != 7 || e.Err != nil && e.Node != "" {
+		if e := entry(s3.Object{Name: "a" + snapshot.Suffix, Size: 7, Info: s}, "s3://b"); e.Size != 7 ||
+			e.Err != nil && e.Node != "" {
 			t.Errorf("%+v", e)
 		}
 	})
@@ -280,7 +286,8 @@ func TestOnlyWhatIsEncryptedLeaves(t *testing.T) {
 	k, _, _ := withBucket(t)
 	k.Config.S3Unencrypted = false
 	e, err := k.Save(t.Context(), "plain", "")
-	if err != nil || e.Bucket != "" || !strings.Contains(e.NotUploaded, "is not encrypted and is not uploaded: set snapshot-passphrase-file") {
+	if err != nil || e.Bucket != "" || !strings.Contains(e.NotUploaded,
+		"is not encrypted and is not uploaded: set snapshot-passphrase-file") {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if _, err := k.Save(t.Context(), "sealed", "a long passphrase"); err != nil {

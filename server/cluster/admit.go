@@ -53,8 +53,9 @@ func (a *Admission) Check(ctx context.Context, r *joinwire.ServerRequest) (*join
 		return nil, joinwire.Refuse(joinwire.Starting, "the server is starting, try again")
 	}
 	if err := probe(ctx, r.Peer); err != nil {
-		return nil, joinwire.Refuse(joinwire.Busy, "server %s cannot reach %s (%v): servers need 2380/tcp of each other, "+
-			"in both directions; open it in the firewall of %s", a.cfg.Name, r.Peer, err, r.Name)
+		return nil, joinwire.Refuse(joinwire.Busy,
+			"server %s cannot reach %s (%v): servers need 2380/tcp of each other, "+
+				"in both directions; open it in the firewall of %s", a.cfg.Name, r.Peer, err, r.Name)
 	}
 	out := &joinwire.ServerResponse{}
 	for _, m := range cluster.Members() {
@@ -75,7 +76,8 @@ func (a *Admission) Withdraw(ctx context.Context, r *joinwire.ServerRequest) err
 	if cluster == nil {
 		return nil
 	}
-	if _, err := cluster.Forget(ctx, r.Peer); err != nil && !errors.Is(err, etcd.ErrNoMember) && !errors.Is(err, etcd.ErrHealthy) {
+	if _, err := cluster.Forget(ctx, r.Peer); err != nil && !errors.Is(err, etcd.ErrNoMember) &&
+		!errors.Is(err, etcd.ErrHealthy) {
 		return err
 	}
 	return nil

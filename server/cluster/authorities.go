@@ -29,8 +29,8 @@ type Tunnels interface {
 	Authorities(node string) (hash string, since time.Time, ok bool)
 }
 
-// Authorities replaces the authorities and the ServiceAccount key while the cluster runs, and takes over those that another
-// server has replaced.
+// Authorities replaces the authorities and the ServiceAccount key while the cluster runs, and takes over those that
+// another server has replaced.
 type Authorities struct {
 	cfg      Config
 	peers    *Peers
@@ -38,8 +38,8 @@ type Authorities struct {
 	started  time.Time
 }
 
-// RotateRequest asks to begin or to finish rotations of authorities and of the ServiceAccount key, or, with Status, only
-// which are under way. No names mean all.
+// RotateRequest asks to begin or to finish rotations of authorities and of the ServiceAccount key, or, with Status,
+// only which are under way. No names mean all.
 type RotateRequest struct {
 	Names  []string `json:"names,omitempty"`
 	From   string   `json:"from,omitempty"`
@@ -71,7 +71,8 @@ func newAuthorities(cfg Config, peers *Peers, takenOver func()) (*Authorities, e
 		}
 		return a, nil
 	}
-	rc := rotation.Config{Name: cfg.Name, Version: version.Version, PKI: cfg.PKI, Log: cfg.Log.With("component", "certificates")}
+	rc := rotation.Config{Name: cfg.Name, Version: version.Version, PKI: cfg.PKI,
+		Log: cfg.Log.With("component", "certificates")}
 	rc.TakenOver = func(r *rotation.Record) {
 		takenOver()
 		if r.Stage != rotation.Announced { // nodes renew once for both stages
@@ -85,8 +86,8 @@ func newAuthorities(cfg Config, peers *Peers, takenOver func()) (*Authorities, e
 	return a, nil
 }
 
-// memberNames returns the names of the members of the etcd cluster. A member without a name has not started yet, and gets
-// the keys in force when it does.
+// memberNames returns the names of the members of the etcd cluster. A member without a name has not started yet, and
+// gets the keys in force when it does.
 func (a *Authorities) memberNames() []string {
 	out := []string{a.cfg.Name}
 	for _, m := range a.cfg.Datastore.Members() {
@@ -115,8 +116,8 @@ func (a *Authorities) filesInForce() bool {
 	return !a.cfg.External() && !a.cfg.Joining && backend != datastore.BackendEtcd
 }
 
-// claim makes the keys here those of the cluster, see rotation.Member. It reports whether the datastore has to be opened
-// again.
+// claim makes the keys here those of the cluster, see rotation.Member. It reports whether the datastore has to be
+// opened again.
 func (a *Authorities) claim(ctx context.Context, c clientv3.KV, own bool) (again bool, err error) {
 	changed, err := a.rotation.Claim(ctx, c, own)
 	if err != nil {
@@ -181,12 +182,13 @@ func (a *Authorities) Rotate(ctx context.Context, r RotateRequest) (RotateResult
 	case r.Status:
 	case r.Finish:
 		if err = a.allFollow(ctx, c); err == nil {
-			out.Finished, err = a.rotation.Finish(ctx, c, r.Names, func(names []string, servers []rotation.Report) error {
-				if r.Force {
-					return nil
-				}
-				return a.oldIsUnused(ctx, names, servers)
-			})
+			out.Finished, err = a.rotation.Finish(ctx, c, r.Names,
+				func(names []string, servers []rotation.Report) error {
+					if r.Force {
+						return nil
+					}
+					return a.oldIsUnused(ctx, names, servers)
+				})
 		}
 	default:
 		if err = a.allFollow(ctx, c); err == nil {
@@ -202,8 +204,8 @@ func (a *Authorities) Rotate(ctx context.Context, r RotateRequest) (RotateResult
 	return out, err
 }
 
-// allFollow fails while a server does not serve, or cannot follow a rotation: it would continue with the old keys. Which
-// servers share a database is known only from their reports.
+// allFollow fails while a server does not serve, or cannot follow a rotation: it would continue with the old keys.
+// Which servers share a database is known only from their reports.
 func (a *Authorities) allFollow(ctx context.Context, c clientv3.KV) error {
 	if !a.cfg.External() {
 		return a.peers.allServe(a.cfg.Datastore.Members())
@@ -236,7 +238,8 @@ func (a *Authorities) oldIsUnused(ctx context.Context, names []string, servers [
 		}
 	}
 	if until := last.Add(tokenLifetime); slices.Contains(names, pki.ServiceAccount) && time.Now().Before(until) {
-		others := slices.DeleteFunc(pki.Rotatable(), func(n string) bool { return n == pki.ServiceAccount || !slices.Contains(names, n) })
+		others := slices.DeleteFunc(pki.Rotatable(),
+			func(n string) bool { return n == pki.ServiceAccount || !slices.Contains(names, n) })
 		return fmt.Errorf("%s: pods hold tokens of the old key until %s, an hour after the last server was started again: "+
 			"finish the others by their names now (%s), and this one then, or use --force",
 			pki.ServiceAccount, until.UTC().Format("15:04 UTC"), strings.Join(others, " "))
@@ -247,10 +250,11 @@ func (a *Authorities) oldIsUnused(ctx context.Context, names []string, servers [
 // connectionLifetime bounds how long programs of a node hold connections that were made with the previous certificate.
 const connectionLifetime = 5 * time.Minute
 
-// nodesFollow fails while a node lacks the authorities in force, or may have connections from before. All servers have been
-// started again since began; their own nodes need no check.
+// nodesFollow fails while a node lacks the authorities in force, or may have connections from before. All servers
+// have been started again since began; their own nodes need no check.
 func (a *Authorities) nodesFollow(ctx context.Context, which []string, began time.Time, servers []string) error {
-	if len(which) > 0 && !slices.Contains(which, string(pki.ServerCA)) && !slices.Contains(which, string(pki.ClientCA)) {
+	if len(which) > 0 && !slices.Contains(which, string(pki.ServerCA)) &&
+		!slices.Contains(which, string(pki.ClientCA)) {
 		return nil
 	}
 	client, err := a.cfg.Clients.Client("umiak-certificates", 10*time.Second)

@@ -10,8 +10,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// TestFilesOfOneServerOfSeveral: who shares keys through the datastore does not rotate them on files alone, but by force,
-// and then they count at the next start.
+// TestFilesOfOneServerOfSeveral: who shares keys through the datastore does not rotate them on files alone, but by
+// force, and then they count at the next start.
 func TestFilesOfOneServerOfSeveral(t *testing.T) {
 	d := layout.Dirs{Data: t.TempDir()}
 	if _, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()}); err != nil {
@@ -56,7 +56,8 @@ func TestFilesOfOneServerOfSeveral(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(d.DB()), os.WriteFile(markFile(d), []byte(markShared), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := RotateFiles(d, RotateRequest{Names: []string{"client-ca"}, Force: true}); err != nil || len(out.UnderWay) != 1 || !strings.Contains(ca(), before) || ca() == before {
+	if out, err := RotateFiles(d, RotateRequest{Names: []string{"client-ca"}, Force: true}); err != nil ||
+		len(out.UnderWay) != 1 || !strings.Contains(ca(), before) || ca() == before {
 		t.Errorf("by force: %+v, %v", out, err)
 	}
 	if !a.filesInForce() {

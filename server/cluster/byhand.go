@@ -13,8 +13,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// markFile is a file that exists while the cluster's keys are in the datastore, for commands that work on files. It says
-// which keys are in force.
+// markFile is a file that exists while the cluster's keys are in the datastore, for commands that work on files. It
+// says which keys are in force.
 func markFile(d layout.Dirs) string { return filepath.Join(d.Server(), "keys-in-datastore") }
 
 // The contents of the mark.
@@ -46,8 +46,8 @@ func RotateFiles(d layout.Dirs, r RotateRequest) (RotateResult, error) {
 	return rotateByHand(d, p, r)
 }
 
-// rotateByHand marks the keys in the files as those in force before it changes them, and restores the mark where nothing
-// was changed.
+// rotateByHand marks the keys in the files as those in force before it changes them, and restores the mark where
+// nothing was changed.
 func rotateByHand(d layout.Dirs, p *pki.PKI, r RotateRequest) (out RotateResult, err error) {
 	before, err := p.Shared()
 	if err != nil {

@@ -66,7 +66,8 @@ type Cluster struct {
 
 // New returns the part of a server that starts. It runs nothing.
 func New(cfg Config) (*Cluster, error) {
-	c := &Cluster{cfg: cfg, Peers: NewPeers(cfg.Address, cfg.Clients.Maker("umiak-servers")), Election: leader.New(cfg.Name, cfg.Log)}
+	c := &Cluster{cfg: cfg, Peers: NewPeers(cfg.Address, cfg.Clients.Maker("umiak-servers")),
+		Election: leader.New(cfg.Name, cfg.Log)}
 	stale := lifecycle.NewSignal()
 	var err error
 	if c.Authorities, err = newAuthorities(cfg, c.Peers, func() { cfg.TakenOver(); stale.Set() }); err != nil {
@@ -76,8 +77,10 @@ func New(cfg Config) (*Cluster, error) {
 		File: cfg.Dirs.EncryptionConfig(), Secret: cfg.PKI.SharedSecret, Current: c.Authorities.current, Log: cfg.Log,
 	})
 	log := cfg.Log.With("component", "join")
-	c.Record = &KeyRecord{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale, log: log}
-	c.Keys = &SharedKeys{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale, log: cfg.Log}
+	c.Record = &KeyRecord{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale,
+		log: log}
+	c.Keys = &SharedKeys{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale,
+		log: cfg.Log}
 	c.Admission = &Admission{cfg: cfg, authorities: c.Authorities, log: log}
 	return c, nil
 }
@@ -96,8 +99,8 @@ func (c *Cluster) Claimer() storage.Claimer {
 // nodeTimeout bounds one request about a server's node.
 const nodeTimeout = 5 * time.Second
 
-// HasLeft reports whether another server is no part of the cluster any more: it is no member of etcd, or, where the servers
-// share a database, its node was deleted. node means that it had one.
+// HasLeft reports whether another server is no part of the cluster any more: it is no member of etcd, or, where the
+// servers share a database, its node was deleted. node means that it had one.
 func (c *Cluster) HasLeft(ctx context.Context, name string, node bool) (bool, error) {
 	if e := c.cfg.Datastore.Etcd(); e != nil {
 		return !slices.ContainsFunc(e.Members(), func(m etcd.Member) bool { return m.Name == name }), nil

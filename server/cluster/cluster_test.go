@@ -41,7 +41,8 @@ func oneOfSeveral(t *testing.T, name string, d layout.Dirs, st datastore.Store) 
 func withDatastore(t *testing.T, f func(datastore.Store) error) {
 	t.Helper()
 	d := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
-	cfg := datastore.Config{Dir: d.DB(), Socket: d.DatastoreSocket(), VolatileSocket: d.VolatileSocket(), Log: slog.New(slog.DiscardHandler)}
+	cfg := datastore.Config{Dir: d.DB(), Socket: d.DatastoreSocket(), VolatileSocket: d.VolatileSocket(),
+		Log: slog.New(slog.DiscardHandler)}
 	if err := storage.Once(t.Context(), cfg, f); err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,8 @@ type MovedRequest struct {
 // forgetTimeout bounds the steps of forgetting a server together.
 const forgetTimeout = 20 * time.Second
 
-// Forget removes a server from the etcd cluster, deletes its Node and frees its name. It refuses for one that is healthy.
+// Forget removes a server from the etcd cluster, deletes its Node and frees its name. It refuses for one that is
+// healthy.
 func (a *Admission) Forget(ctx context.Context, r ForgetRequest) (ForgetResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
 	defer cancel()

@@ -39,10 +39,10 @@ type JoinConfig struct {
 	Log      *slog.Logger
 }
 
-// Join makes this machine another server of a cluster, if it is to be one and is not yet. With an external database, the
-// cluster's keys are in it. Otherwise the server that cfg names takes this one in: Join waits for that server, writes the
-// cluster's keys, and returns the members of the etcd cluster. It may be cancelled, and continues at the next start. The
-// data directory must be locked by the caller.
+// Join makes this machine another server of a cluster, if it is to be one and is not yet. With an external database,
+// the cluster's keys are in it. Otherwise the server that cfg names takes this one in: Join waits for that server,
+// writes the cluster's keys, and returns the members of the etcd cluster. It may be cancelled, and continues at the
+// next start. The data directory must be locked by the caller.
 func Join(ctx context.Context, cfg JoinConfig) ([]etcd.Member, error) {
 	if cfg.Server == "" && cfg.Datastore.Endpoint != "" && !sharedfiles.Placed(cfg.Dirs) {
 		if err := recall(ctx, cfg); err != nil {
@@ -118,7 +118,8 @@ type joining struct {
 }
 
 func newJoining(cfg JoinConfig) (*joining, error) {
-	j := &joining{dirs: cfg.Dirs, log: cfg.Log.With("component", "join"), token: cfg.Token, listen: cfg.Datastore.Etcd.Listen}
+	j := &joining{dirs: cfg.Dirs, log: cfg.Log.With("component", "join"), token: cfg.Token,
+		listen: cfg.Datastore.Etcd.Listen}
 	var err error
 	if j.addr, err = joinclient.Address(cfg.Server); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
@@ -193,8 +194,8 @@ func (j *joining) ask(ctx context.Context) (*joinwire.ServerResponse, error) {
 	return &resp, err
 }
 
-// reach checks that this server and the members of an etcd cluster reach each other, before it becomes a member: otherwise
-// it could not catch up, and would hold up the others.
+// reach checks that this server and the members of an etcd cluster reach each other, before it becomes a member:
+// otherwise it could not catch up, and would hold up the others.
 func (j *joining) reach(ctx context.Context, c joinclient.Client) error {
 	if j.request.Datastore != joinwire.Etcd {
 		return nil

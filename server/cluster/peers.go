@@ -73,8 +73,8 @@ func (p *Peers) set(all []string) {
 	}
 }
 
-// allServe fails while a member of the etcd cluster does not serve: it would continue with the old keys when it is back.
-// The servers of an external database are not known; they take the keys over before they serve.
+// allServe fails while a member of the etcd cluster does not serve: it would continue with the old keys when it is
+// back. The servers of an external database are not known; they take the keys over before they serve.
 func (p *Peers) allServe(members []etcd.Member) error {
 	addrs, _ := p.List()
 	serving := map[string]bool{}

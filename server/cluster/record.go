@@ -42,8 +42,8 @@ const (
 	maxWriteDelay = 30 * time.Second
 )
 
-// KeyRecord maintains the record that the datastore holds of the cluster: its CA, its settings and, sealed with the server
-// token, its keys.
+// KeyRecord maintains the record that the datastore holds of the cluster: its CA, its settings and, sealed with the
+// server token, its keys.
 type KeyRecord struct {
 	cfg         Config
 	peers       *Peers
@@ -105,7 +105,8 @@ func (r *KeyRecord) Claim(ctx context.Context, c *clientv3.Client) error {
 		case err != nil:
 			return err
 		case sealed != nil && revision == 0:
-			// Another server with other keys was faster with those, and is about to write the record: it is that one's cluster.
+			// Another server with other keys was faster with those, and is about to write the record: it is that
+			// one's cluster.
 			return errForeign
 		case revision == 0 || own && have.CA != ca:
 			want := sharedfiles.Record{CA: ca, Settings: r.cfg.Settings}
@@ -143,8 +144,8 @@ func (r *KeyRecord) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// insist writes the record until that succeeds or ctx ends. At the first start the API server makes kube-system at about
-// the same time, and a disk may be full for a while. It fails only where the settings of this server are wrong.
+// insist writes the record until that succeeds or ctx ends. At the first start the API server makes kube-system at
+// about the same time, and a disk may be full for a while. It fails only where the settings of this server are wrong.
 func (r *KeyRecord) insist(ctx context.Context) error {
 	for pauses := (retry.Backoff{First: minWriteDelay, Limit: maxWriteDelay}); ; {
 		err := r.publish(ctx)
@@ -187,8 +188,8 @@ func (r *KeyRecord) publish(ctx context.Context) error {
 	return writeRecord(ctx, c, want, revision)
 }
 
-// next returns what the record should be. Without a server token whose secret is known here it has no keys: the token was
-// revoked, or rotated from a machine that is no server. They are sealed again once there is a token.
+// next returns what the record should be. Without a server token whose secret is known here it has no keys: the token
+// was revoked, or rotated from a machine that is no server. They are sealed again once there is a token.
 func (r *KeyRecord) next(have sharedfiles.Record) (want sharedfiles.Record, changed bool, err error) {
 	ca, _, err := r.caHash()
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// TestTwoServersAtOnceOnAnEmptyDatabase: servers with keys of their own that start together with a database that is empty
-// end as one that has it and one that is refused, whichever of their steps come first.
+// TestTwoServersAtOnceOnAnEmptyDatabase: servers with keys of their own that start together with a database that is
+// empty end as one that has it and one that is refused, whichever of their steps come first.
 func TestTwoServersAtOnceOnAnEmptyDatabase(t *testing.T) {
 	server := func(name string, st datastore.Store) *Cluster {
 		t.Helper()

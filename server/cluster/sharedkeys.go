@@ -19,7 +19,8 @@ const sharedPrefix = "/umiak/"
 // rewatchDelay is the pause after the watch on sharedPrefix has ended.
 const rewatchDelay = 5 * time.Second
 
-// SharedKeys takes over from the datastore what other servers replace while all run: authorities and the keys of Secrets.
+// SharedKeys takes over from the datastore what other servers replace while all run: authorities and the keys of
+// Secrets.
 type SharedKeys struct {
 	cfg         Config
 	peers       *Peers

@@ -16,8 +16,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// TestKeysOfSecretsAreThoseOfAllServers: what one server puts into the datastore the others take over, but for those who
-// are further, whose file was made by hand, or who are of another cluster.
+// TestKeysOfSecretsAreThoseOfAllServers: what one server puts into the datastore the others take over, but for those
+// who are further, whose file was made by hand, or who are of another cluster.
 func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 	config := func(names ...string) []byte {
 		var b strings.Builder
@@ -82,7 +82,8 @@ func TestKeysOfSecretsAreThoseOfAllServers(t *testing.T) {
 		}
 		sync("who began", s1, announced)
 		sync("who is told", s2, announced)
-		for what, file := range map[string][]byte{"an older step": one, "another second key": bytes.Replace(announced, []byte("c2VjcmV0"), []byte("b3RoZXIh"), 2)} {
+		for what, file := range map[string][]byte{"an older step": one,
+			"another second key": bytes.Replace(announced, []byte("c2VjcmV0"), []byte("b3RoZXIh"), 2)} {
 			if err := s2.Keys.ShareEncryption(t.Context(), file); !errors.Is(err, encryption.ErrElsewhere) {
 				t.Errorf("%s: %v", what, err)
 			}

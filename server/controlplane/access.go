@@ -28,10 +28,10 @@ import (
 // agentRole is the name of the roles of wellknown.AgentsGroup.
 const agentRole = "umiak:agent"
 
-// hooks run when the API server has begun to answer; /readyz waits for them. The first two stand in for two of upstream's,
-// under their names: those wait a second before they begin and then send their 200 requests one after the other, which is
-// most of the time that an API server needs to become ready. The policy is upstream's, and so is the code that compares and
-// changes roles.
+// hooks run when the API server has begun to answer; /readyz waits for them. The first two stand in for two of
+// upstream's, under their names: those wait a second before they begin and then send their 200 requests one after the
+// other, which is most of the time that an API server needs to become ready. The policy is upstream's, and so is the
+// code that compares and changes roles.
 var hooks = map[string]func(context.Context, *rest.Config) error{
 	rbacrest.PostStartHookName:       ensureRoles,
 	schedulingrest.PostStartHookName: ensurePriorityClasses,
@@ -90,17 +90,20 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	}
 }
 
-// ownNamespaceRole lets agents follow the two ConfigMaps with which users set up DNS, and say in Events what is wrong with them.
+// ownNamespaceRole lets agents follow the two ConfigMaps with which users set up DNS, and say in Events what is wrong
+// with them.
 func ownNamespaceRole() (rbacv1.Role, rbacv1.RoleBinding) {
 	meta := metav1.ObjectMeta{Name: agentRole, Namespace: metav1.NamespaceSystem}
 	return rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
-			APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns", "coredns-custom"}, Verbs: []string{"get", "list", "watch"},
+			APIGroups: []string{""}, Resources: []string{"configmaps"},
+			ResourceNames: []string{"coredns", "coredns-custom"}, Verbs: []string{"get", "list", "watch"},
 		}, {
 			APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"},
 		}}}, rbacv1.RoleBinding{
 			ObjectMeta: meta,
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: wellknown.AgentsGroup}},
+			Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind,
+				Name: wellknown.AgentsGroup}},
 		}
 }
 
@@ -119,9 +122,11 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 	var g errgroup.Group
 	g.SetLimit(16)
 	role := func(r reconciliation.RuleOwner, m reconciliation.RuleOwnerModifier) {
-		// What an earlier release has given agents and this one does not goes away; upstream's roles keep what users have added.
+		// What an earlier release has given agents and this one does not goes away; upstream's roles keep what users
+		// have added.
 		agents := r.GetName() == agentRole
-		o := reconciliation.ReconcileRoleOptions{Role: r, Client: knownRole{m, have}, Confirm: true, RemoveExtraPermissions: agents}
+		o := reconciliation.ReconcileRoleOptions{Role: r, Client: knownRole{m, have}, Confirm: true,
+			RemoveExtraPermissions: agents}
 		g.Go(func() error { return retryStart(ctx, func() error { _, err := o.Run(); return err }) })
 	}
 	binding := func(b reconciliation.RoleBinding, m reconciliation.RoleBindingModifier) {
@@ -130,10 +135,13 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 	}
 	rbac, namespaces := client.RbacV1(), client.CoreV1().Namespaces()
 	for _, r := range concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles()) {
-		role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &r}, reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()})
+		role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &r},
+			reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()})
 	}
-	for _, b := range concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(), ownBindings()) {
-		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &b}, reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
+	for _, b := range concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(),
+		ownBindings()) {
+		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &b},
+			reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
 	}
 	roles, bindings := bootstrappolicy.NamespaceRoles(), bootstrappolicy.NamespaceRoleBindings()
 	r, b := ownNamespaceRole()
@@ -145,10 +153,12 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 		bindingLists = append(bindingLists, l)
 	}
 	for _, r := range concat(roleLists...) {
-		role(reconciliation.RoleRuleOwner{Role: &r}, reconciliation.RoleModifier{Client: rbac, NamespaceClient: namespaces})
+		role(reconciliation.RoleRuleOwner{Role: &r},
+			reconciliation.RoleModifier{Client: rbac, NamespaceClient: namespaces})
 	}
 	for _, b := range concat(bindingLists...) {
-		binding(reconciliation.RoleBindingAdapter{RoleBinding: &b}, reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: namespaces})
+		binding(reconciliation.RoleBindingAdapter{RoleBinding: &b},
+			reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: namespaces})
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("grant access: %w", err)
@@ -208,7 +218,8 @@ func listRoles(ctx context.Context, client kubernetes.Interface) (*known, error)
 			k.roles[r.Items[i].Namespace+"/"+r.Items[i].Name] = reconciliation.RoleRuleOwner{Role: &r.Items[i]}
 		}
 		for i := range b.Items {
-			k.bindings[b.Items[i].Namespace+"/"+b.Items[i].Name] = reconciliation.RoleBindingAdapter{RoleBinding: &b.Items[i]}
+			k.bindings[b.Items[i].Namespace+"/"+
+				b.Items[i].Name] = reconciliation.RoleBindingAdapter{RoleBinding: &b.Items[i]}
 		}
 		return nil
 	})

@@ -58,7 +58,8 @@ func (k *accountKeys) GetPublicKeys(ctx context.Context, id string) []serviceacc
 	return (*k.now.Load()).GetPublicKeys(ctx, id)
 }
 
-// useAccountKeys has tokens verified with keys that can change, and issued so that they outlive a wrong clock. The user cannot choose others, see ownedByAPIServer.
+// useAccountKeys has tokens verified with keys that can change, and issued so that they outlive a wrong clock. The
+// user cannot choose others, see ownedByAPIServer.
 func (a *APIServer) useAccountKeys(completed options.CompletedOptions) error {
 	if err := a.accountKeys.Load(); err != nil {
 		return err

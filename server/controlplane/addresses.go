@@ -13,7 +13,8 @@ import (
 
 // awaitAddresses keeps /readyz from being ok until Services get addresses. The API server answers before its
 // allocator has read the ServiceCIDRs, and tells who makes a Service in between that the range is full. It asks for a
-// Service that is not kept, and does not insist: a range may really be full, and others may refuse it for reasons of theirs.
+// Service that is not kept, and does not insist: a range may really be full, and others may refuse it for reasons of
+// theirs.
 func awaitAddresses(ctx context.Context, c *rest.Config) error {
 	client, err := clientFor(c)
 	if err != nil {
@@ -26,7 +27,8 @@ func awaitAddresses(ctx context.Context, c *rest.Config) error {
 		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 1}}},
 	}
 	_ = retryStart(ctx, func() error {
-		_, err := client.CoreV1().Services(probe.Namespace).Create(ctx, probe, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		_, err := client.CoreV1().Services(probe.Namespace).Create(ctx, probe,
+			metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		early := apierrors.IsNotFound(err) || // the namespace is made by another hook
 			apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed to allocate a serviceIP")
 		if !early {

@@ -13,14 +13,16 @@ import (
 // healthPaths are what those may ask for who have not said who they are, and nothing else.
 var healthPaths = []apiserver.AnonymousAuthCondition{{Path: "/livez"}, {Path: "/readyz"}, {Path: "/healthz"}}
 
-// decideAnonymous checks the user's settings of authentication, and keeps anonymous requests to the health paths, unless the
-// user has decided about them: by the flag anonymous-auth, or by the part `anonymous` of an authentication-config.
+// decideAnonymous checks the user's settings of authentication, and keeps anonymous requests to the health paths,
+// unless the user has decided about them: by the flag anonymous-auth, or by the part `anonymous` of an
+// authentication-config.
 //
-// Upstream's own means do not fit: its flag opens all paths or none, and its file cannot be combined with the flags oidc-*, nor
-// with a file of the user's.
+// Upstream's own means do not fit: its flag opens all paths or none, and its file cannot be combined with the flags
+// oidc-*, nor with a file of the user's.
 func (a *APIServer) decideAnonymous() error {
 	auth := a.opts.Authentication
-	parts := kubeoptions.BuiltInAuthenticationOptions{AuthenticationConfigFile: auth.AuthenticationConfigFile, OIDC: auth.OIDC, Anonymous: auth.Anonymous}
+	parts := kubeoptions.BuiltInAuthenticationOptions{AuthenticationConfigFile: auth.AuthenticationConfigFile,
+		OIDC: auth.OIDC, Anonymous: auth.Anonymous}
 	conf, err := parts.ToAuthenticationConfig()
 	if err != nil {
 		return fmt.Errorf("kube-apiserver-arg: %w", err)
@@ -38,5 +40,6 @@ func (a *APIServer) decideAnonymous() error {
 
 // openHealth lets requests without credentials ask for health.
 func openHealth(c *genericapiserver.Config) {
-	c.Authentication.Authenticator = union.NewFailOnError(c.Authentication.Authenticator, anonymous.NewAuthenticator(healthPaths))
+	c.Authentication.Authenticator = union.NewFailOnError(c.Authentication.Authenticator,
+		anonymous.NewAuthenticator(healthPaths))
 }

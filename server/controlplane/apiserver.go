@@ -58,13 +58,18 @@ type APIServer struct {
 const encryptionPoll = 5 * time.Second
 
 func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, error) {
-	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"), opts: options.NewServerRunOptions(), ready: make(chan struct{}),
+	a := &APIServer{settings: s, health: health, log: log.With("component", "kube-apiserver"),
+		opts: options.NewServerRunOptions(), ready: make(chan struct{}),
 		accountKeys: &accountKeys{file: s.Files.ServiceAccountPublicKey}}
 	a.state.set("not started")
 	a.late.log = a.log
-	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services), admission.NewKubelets(s.Nodes, s.OtherIPAM))
+	a.admit(admission.NewUpgrades(s.UpgradesOff), admission.NewNodes(s.Nodes), admission.NewServices(s.Services),
+		admission.NewKubelets(s.Nodes, s.OtherIPAM))
 	a.guard = newGuard(s.Nodes)
-	health.Register("kube-apiserver", func(ctx context.Context) error { return errors.Join(a.state.check(ctx), a.late.check(ctx)) })
+	health.Register("kube-apiserver", func(ctx context.Context) error {
+		return errors.Join(a.state.check(ctx),
+			a.late.check(ctx))
+	})
 	sets := a.opts.Flags()
 	err := parse(sets, apiServerFlags(s), "kube-apiserver-arg", s.APIServerArgs, ownedByAPIServer)
 	a.opts.Flagz = flagz.NamedFlagSetsReader{FlagSets: sets}
@@ -80,7 +85,8 @@ type plugin interface {
 	Register(*apiadmission.Plugins)
 }
 
-// admit has plugins run after upstream's own and before webhooks and policies. They are on unless a user turns them off.
+// admit has plugins run after upstream's own and before webhooks and policies. They are on unless a user turns them
+// off.
 func (a *APIServer) admit(plugins ...plugin) {
 	opts := a.opts.Admission.GenericAdmission
 	order := slices.Clone(opts.RecommendedPluginOrder) // upstream's own variable
@@ -168,9 +174,9 @@ func apiServerFlags(s Settings) flags {
 // has an interval at which it asks itself.
 const never = 100 * 365 * 24 * time.Hour
 
-// advertised is the address that upstream is told. It takes one only at its start, and insists on one; a server that is
-// alone publishes its address itself (soleServer), so while the machine has none another stands there: the dummy address
-// of RFC 7600, or one of the discard prefix of RFC 6666.
+// advertised is the address that upstream is told. It takes one only at its start, and insists on one; a server that
+// is alone publishes its address itself (soleServer), so while the machine has none another stands there: the dummy
+// address of RFC 7600, or one of the discard prefix of RFC 6666.
 func (s Settings) advertised() string {
 	if a := s.Advertise(); a != "" {
 		return a
@@ -300,8 +306,8 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// configure returns upstream's configuration with umiak's own parts in it: the handlers before authentication, health for
-// requests without credentials, and the endpoint of a server that is alone.
+// configure returns upstream's configuration with umiak's own parts in it: the handlers before authentication, health
+// for requests without credentials, and the endpoint of a server that is alone.
 func (a *APIServer) configure(opts options.CompletedOptions) (*app.Config, error) {
 	config, err := newConfig(opts, a.egress)
 	if err != nil {
@@ -316,12 +322,14 @@ func (a *APIServer) configure(opts options.CompletedOptions) (*app.Config, error
 		return a.behind(chain(a.guard.before(podview.For(wellknown.AgentsGroup, h)), c))
 	}
 	if a.sole() {
-		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise, a.log)
+		sole, err := newSoleServer(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig, a.settings.Advertise,
+			a.log)
 		if err != nil {
 			return nil, fmt.Errorf("make endpoint reconciler: %w", err)
 		}
 		// The interval restores an endpoint that somebody has deleted.
-		config.KubeAPIs.Extra.EndpointReconcilerConfig = controlplane.EndpointReconcilerConfig{Reconciler: sole, Interval: time.Minute}
+		config.KubeAPIs.Extra.EndpointReconcilerConfig = controlplane.EndpointReconcilerConfig{Reconciler: sole,
+			Interval: time.Minute}
 		a.alone.Store(sole)
 	}
 	return config, nil
@@ -374,7 +382,8 @@ func (a *APIServer) sole() bool {
 }
 
 // extend adds what is umiak's to the server before it is started.
-func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator, own map[string]genericapiserver.PostStartHookFunc) error {
+func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator,
+	own map[string]genericapiserver.PostStartHookFunc) error {
 	g := server.GenericAPIServer
 	// How long open connections may take to end; watches are told to end at once.
 	g.ShutdownTimeout = 2 * time.Second

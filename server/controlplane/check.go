@@ -18,15 +18,16 @@ import (
 	"github.com/umiak-io/umiak/internal/componentflags"
 )
 
-// CheckArgs returns what is wrong with the users' flags of the three components. It starts nothing, and reads no file of
-// umiak's; it sets the process's feature gates, as New does.
+// CheckArgs returns what is wrong with the users' flags of the three components. It starts nothing, and reads no file
+// of umiak's; it sets the process's feature gates, as New does.
 func CheckArgs(s Settings) error {
 	quiet, health := slog.New(slog.DiscardHandler), &Health{}
 	api, errA := newAPIServer(s, health, quiet)
 	kcm, errK := newControllerManager(s, api, health, quiet)
 	sched, errS := newScheduler(s, health, quiet)
 	err := errors.Join(errA, errK, errS, checkGates("kube-apiserver-arg", s.APIServerArgs),
-		checkGates("kube-controller-manager-arg", s.ControllerManagerArgs), checkGates("kube-scheduler-arg", s.SchedulerArgs))
+		checkGates("kube-controller-manager-arg", s.ControllerManagerArgs),
+		checkGates("kube-scheduler-arg", s.SchedulerArgs))
 	if err != nil {
 		return err
 	}
@@ -45,7 +46,8 @@ func checkGates(key string, args []string) error {
 	}
 	for _, a := range args {
 		name, value, _ := componentflags.Split(a)
-		if name != "feature-gates" || strings.Contains(value, ":") { // with a component's name in it, upstream checks it later
+		// with a component's name in it, upstream checks it later
+		if name != "feature-gates" || strings.Contains(value, ":") {
 			continue
 		}
 		if err := gate.DeepCopy().Set(value); err != nil {
@@ -60,7 +62,9 @@ func (a *APIServer) complete() error {
 	o := a.opts
 	var errs []error
 	for _, list := range [][]error{o.GenericServerRunOptions.Validate(), o.Metrics.Validate(),
-		o.APIEnablement.Validate(legacyscheme.Scheme, apiextensions.Scheme, aggregator.Scheme), o.Authorization.Validate(), o.Admission.Validate(), o.Audit.Validate(), o.Features.Validate(), o.Authentication.Validate()} {
+		o.APIEnablement.Validate(legacyscheme.Scheme, apiextensions.Scheme, aggregator.Scheme),
+		o.Authorization.Validate(), o.Admission.Validate(), o.Audit.Validate(), o.Features.Validate(),
+		o.Authentication.Validate()} {
 		errs = append(errs, list...)
 	}
 	if len(errs) > 0 {
@@ -69,10 +73,12 @@ func (a *APIServer) complete() error {
 	return a.decideAnonymous()
 }
 
-// check returns what upstream finds wrong with the options only when it starts. What is in a file of config is looked at then.
+// check returns what upstream finds wrong with the options only when it starts. What is in a file of config is looked
+// at then.
 func (c *Scheduler) check() error {
 	o := c.opts
-	errs := slices.Concat(o.SecureServing.Validate(), o.Authentication.Validate(), o.Authorization.Validate(), o.Metrics.Validate())
+	errs := slices.Concat(o.SecureServing.Validate(), o.Authentication.Validate(), o.Authorization.Validate(),
+		o.Metrics.Validate())
 	if len(errs) > 0 {
 		return fmt.Errorf("kube-scheduler-arg: %w", utilerrors.NewAggregate(errs))
 	}

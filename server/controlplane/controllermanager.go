@@ -46,14 +46,16 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 		return nil, fmt.Errorf("make options: %w", err)
 	}
 	opts.ControllerShutdownTimeout = 0 // Run limits it where the process ends
-	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api, cluster: s.ClusterCIDR}
+	m := &ControllerManager{log: log.With("component", "kube-controller-manager"), opts: opts, api: api,
+		cluster: s.ClusterCIDR}
 	if !s.HighAvailability {
 		m.idle = "does not run"
 	}
 	m.state.set(m.idle)
 	health.Register("kube-controller-manager", m.state.check)
 	sets := opts.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
-	err = parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs, ownedByControllerManager)
+	err = parse(sets, controllerManagerFlags(s), "kube-controller-manager-arg", s.ControllerManagerArgs,
+		ownedByControllerManager)
 	if !given(s.ControllerManagerArgs, metricFlags...) {
 		opts.Metrics = nil
 	}
@@ -89,7 +91,8 @@ func controllerManagerFlags(s Settings) flags {
 }
 
 func (m *ControllerManager) check() error {
-	if err := m.opts.Validate(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()); err != nil {
+	if err := m.opts.Validate(app.KnownControllers(), app.ControllersDisabledByDefault(),
+		app.ControllerAliases()); err != nil {
 		return fmt.Errorf("kube-controller-manager-arg: %w", err)
 	}
 	return nil
@@ -156,7 +159,8 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	case <-ctx.Done():
 		err = m.end(ctx, done)
 	case <-gone:
-		m.log.Info("the Node with a foreign pod range is gone, the controllers start again and give ranges", "node", foreign.Name)
+		m.log.Info("the Node with a foreign pod range is gone, the controllers start again and give ranges",
+			"node", foreign.Name)
 		stop()
 		<-done //nolint:errcheck // told to end
 		return true, nil
@@ -164,35 +168,41 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	if err != nil && ctx.Err() == nil {
 		// client-go has no sentinel for it.
 		if strings.Contains(err.Error(), "informer name") && strings.Contains(err.Error(), "already registered") {
-			return false, &lifecycle.Anew{Part: "kube-controller-manager", Err: fmt.Errorf("%w: %w", errOnceAProcess, err)}
+			return false, &lifecycle.Anew{Part: "kube-controller-manager",
+				Err: fmt.Errorf("%w: %w", errOnceAProcess, err)}
 		}
 		return false, fmt.Errorf("run controllers: %w", err)
 	}
 	return false, nil
 }
 
-// tryToken asks for a token of one of the controllers' ServiceAccounts, as upstream does for each of them. Upstream gives up
-// for good if it gets none, as where a webhook that nobody serves is asked about every write; so this is tried first,
-// and can be tried again.
+// tryToken asks for a token of one of the controllers' ServiceAccounts, as upstream does for each of them. Upstream
+// gives up for good if it gets none, as where a webhook that nobody serves is asked about every write; so this is
+// tried first, and can be tried again.
 func tryToken(ctx context.Context, client kubernetes.Interface) error {
 	const account = "namespace-controller"
 	accounts := client.CoreV1().ServiceAccounts(metav1.NamespaceSystem)
 	if _, err := accounts.Get(ctx, account, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-		_, err = accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{})
+		_, err = accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}},
+			metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
-			return fmt.Errorf("make ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account, err)
+			return fmt.Errorf("make ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem,
+				account, err)
 		}
 	} else if err != nil {
-		return fmt.Errorf("read ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account, err)
+		return fmt.Errorf("read ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account,
+			err)
 	}
-	if _, err := accounts.CreateToken(ctx, account, &authenticationv1.TokenRequest{}, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("ask for a token of ServiceAccount %s/%s, which the controllers need: %w", metav1.NamespaceSystem, account, err)
+	if _, err := accounts.CreateToken(ctx, account, &authenticationv1.TokenRequest{},
+		metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("ask for a token of ServiceAccount %s/%s, which the controllers need: %w",
+			metav1.NamespaceSystem, account, err)
 	}
 	return nil
 }
 
-// errOnceAProcess means that the controllers cannot be started again in this process, which has to execute itself again:
-// an earlier start failed before upstream registers what releases the name of its informers.
+// errOnceAProcess means that the controllers cannot be started again in this process, which has to execute itself
+// again: an earlier start failed before upstream registers what releases the name of its informers.
 var errOnceAProcess = errors.New("the controller manager cannot start twice in a process")
 
 // end waits for the controllers to end.

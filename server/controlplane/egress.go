@@ -59,12 +59,17 @@ func newConfig(opts options.CompletedOptions, egress Egress) (*app.Config, error
 		return nil, err
 	}
 	c.KubeAPIs = kube
-	c.ApiExtensions, err = controlplaneapiserver.CreateAPIExtensionsConfig(*kube.ControlPlane.Generic, kube.ControlPlane.VersionedInformers, plugins, opts.CompletedOptions, opts.MasterCount, services,
-		webhook.NewDefaultAuthenticationInfoResolverWrapper(kube.ControlPlane.ProxyTransport, kube.ControlPlane.Generic.EgressSelector, kube.ControlPlane.Generic.LoopbackClientConfig, kube.ControlPlane.Generic.TracerProvider))
+	c.ApiExtensions, err = controlplaneapiserver.CreateAPIExtensionsConfig(*kube.ControlPlane.Generic,
+		kube.ControlPlane.VersionedInformers, plugins, opts.CompletedOptions, opts.MasterCount, services,
+		webhook.NewDefaultAuthenticationInfoResolverWrapper(kube.ControlPlane.ProxyTransport,
+			kube.ControlPlane.Generic.EgressSelector, kube.ControlPlane.Generic.LoopbackClientConfig,
+			kube.ControlPlane.Generic.TracerProvider))
 	if err != nil {
 		return nil, err
 	}
-	c.Aggregator, err = controlplaneapiserver.CreateAggregatorConfig(*kube.ControlPlane.Generic, opts.CompletedOptions, kube.ControlPlane.VersionedInformers, services, kube.ControlPlane.ProxyTransport, kube.ControlPlane.PeerProxy, plugins)
+	c.Aggregator, err = controlplaneapiserver.CreateAggregatorConfig(*kube.ControlPlane.Generic, opts.CompletedOptions,
+		kube.ControlPlane.VersionedInformers, services, kube.ControlPlane.ProxyTransport, kube.ControlPlane.PeerProxy,
+		plugins)
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,8 @@ func newSoleServer(c *rest.Config, address func() string, log *slog.Logger) (*so
 	if err != nil {
 		return nil, err
 	}
-	return &soleServer{EndpointReconciler: reconcilers.NewMasterCountEndpointReconciler(1, reconcilers.NewEndpointsAdapter(core, discovery)), address: address, log: log}, nil
+	return &soleServer{EndpointReconciler: reconcilers.NewMasterCountEndpointReconciler(1,
+		reconcilers.NewEndpointsAdapter(core, discovery)), address: address, log: log}, nil
 }
 
 // ReconcileEndpoints publishes the server's address, none while there is none.

@@ -7,8 +7,8 @@ import (
 	_ "k8s.io/apiserver/pkg/storage/storagebackend/factory" // has the variable below
 )
 
-// etcdClientLogger is where all of kube-apiserver's etcd clients log. Upstream makes it at the start of the process, for
-// stderr, past every other logger and without a limit: without a quorum it was nine of ten lines.
+// etcdClientLogger is where all of kube-apiserver's etcd clients log. Upstream makes it at the start of the process,
+// for stderr, past every other logger and without a limit: without a quorum it was nine of ten lines.
 //
 //go:linkname etcdClientLogger k8s.io/apiserver/pkg/storage/storagebackend/factory.etcd3ClientLogger
 var etcdClientLogger *zap.Logger

@@ -17,7 +17,8 @@ func TestUsersFlagsWinAndListsAddUp(t *testing.T) {
 	plugins := fs.StringSlice("enable-admission-plugins", []string{"Default"}, "")
 	servers := fs.StringSlice("etcd-servers", nil, "")
 	own := flags{{"event-ttl", "1h"}, {"enable-admission-plugins", "NodeRestriction"}, {"etcd-servers", "unix:///a"}}
-	err := parse(sets, own, "kube-apiserver-arg", []string{"event-ttl=2h", "enable-admission-plugins=AlwaysPullImages", "etcd-servers=http://b", "etcd-servers=http://c"}, nil)
+	err := parse(sets, own, "kube-apiserver-arg", []string{"event-ttl=2h",
+		"enable-admission-plugins=AlwaysPullImages", "etcd-servers=http://b", "etcd-servers=http://c"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,44 +49,55 @@ func (*number) Type() string     { return "number" }
 func (*number) Set(string) error { return strings.NewReader("").UnreadByte() }
 
 func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
-	s := Settings{Bind: "0.0.0.0", Port: 6443, Advertise: func() string { return "192.0.2.1" }, ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-		NodePorts: "30000-32767", ClusterDomain: "cluster.local"}
+	s := Settings{Bind: "0.0.0.0", Port: 6443, Advertise: func() string { return "192.0.2.1" },
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+		NodePorts:   "30000-32767", ClusterDomain: "cluster.local"}
 	if err := CheckArgs(s); err != nil {
 		t.Fatal(err)
 	}
 	for arg, want := range map[string]string{
-		"secure-port=7443": "secure-port cannot be set: set https-listen-port", "--etcd-servers=http://x": "set datastore-endpoint", "tls_cert_file=/x": "rotate-ca --from",
+		"secure-port=7443":        "secure-port cannot be set: set https-listen-port",
+		"--etcd-servers=http://x": "set datastore-endpoint", "tls_cert_file=/x": "rotate-ca --from",
 		"authorization-mode=RBAC": "it needs Node and RBAC", "oidc-issuer-url=http://x": "oidc",
-		"enable-admission-plugins=NoSuchPlugin": "NoSuchPlugin", "authentication-config=/does/not/exist": "kube-apiserver-arg: failed to load authentication configuration",
-		"event-ttls=1h": "did you mean event-ttl?", "anonymous-auth=perhaps": "anonymous-auth",
-		"min-request-timeout=-5": "min-request-timeout can not be negative", "runtime-config=nope/v1=true": "unknown api groups nope",
+		"enable-admission-plugins=NoSuchPlugin": "NoSuchPlugin",
+		"authentication-config=/does/not/exist": "kube-apiserver-arg: failed to load authentication configuration",
+		"event-ttls=1h":                         "did you mean event-ttl?", "anonymous-auth=perhaps": "anonymous-auth",
+		"min-request-timeout=-5":      "min-request-timeout can not be negative",
+		"runtime-config=nope/v1=true": "unknown api groups nope",
 	} {
 		c := s
 		c.APIServerArgs = []string{arg}
-		if err := CheckArgs(c); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "kube-apiserver-arg: ") {
+		if err := CheckArgs(c); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.HasPrefix(err.Error(), "kube-apiserver-arg: ") {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}
 	// Not by CheckArgs: upstream's registry of gates keeps what a process has parsed.
-	if err := checkGates("kube-apiserver-arg", []string{"feature-gates=NoSuchGate=true"}); err == nil || !strings.Contains(err.Error(), "kube-apiserver-arg: feature-gates: unrecognized feature gate: NoSuchGate") {
+	if err := checkGates("kube-apiserver-arg", []string{"feature-gates=NoSuchGate=true"}); err == nil ||
+		!strings.Contains(err.Error(), "kube-apiserver-arg: feature-gates: unrecognized feature gate: NoSuchGate") {
 		t.Errorf("got %v", err)
 	}
-	for _, arg := range []string{"secure-port=6443", "authorization-mode=Node,RBAC,AlwaysAllow", "event-ttl=2h", "enable-admission-plugins=AlwaysPullImages,PodNodeSelector", "anonymous-auth", "v=2"} {
+	for _, arg := range []string{"secure-port=6443", "authorization-mode=Node,RBAC,AlwaysAllow", "event-ttl=2h",
+		"enable-admission-plugins=AlwaysPullImages,PodNodeSelector", "anonymous-auth", "v=2"} {
 		c := s
 		c.APIServerArgs = []string{arg}
 		if err := CheckArgs(c); err != nil {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}
-	for arg, want := range map[string]string{"bind-address=0.0.0.0": "its metrics and health are the API server's", "leader-elect": "umiak decides which server runs it", "kubeconfig=/x": "its own API server"} {
+	for arg, want := range map[string]string{"bind-address=0.0.0.0": "its metrics and health are the API server's",
+		"leader-elect": "umiak decides which server runs it", "kubeconfig=/x": "its own API server"} {
 		c := s
 		c.ControllerManagerArgs, c.SchedulerArgs = []string{arg}, []string{arg}
 		err := CheckArgs(c)
-		if err == nil || !strings.Contains(err.Error(), "kube-controller-manager-arg: "+arg[:4]) || !strings.Contains(err.Error(), "kube-scheduler-arg: "+arg[:4]) || strings.Count(err.Error(), want) != 2 {
+		if err == nil || !strings.Contains(err.Error(), "kube-controller-manager-arg: "+arg[:4]) ||
+			!strings.Contains(err.Error(), "kube-scheduler-arg: "+arg[:4]) || strings.Count(err.Error(), want) != 2 {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}
-	s.ControllerManagerArgs, s.SchedulerArgs = []string{"leader-elect=false", "node-cidr-mask-size=25"}, []string{"leader-elect=false"}
+	s.ControllerManagerArgs, s.SchedulerArgs = []string{"leader-elect=false",
+		"node-cidr-mask-size=25"}, []string{"leader-elect=false"}
 	if err := CheckArgs(s); err != nil {
 		t.Error(err)
 	}
@@ -113,15 +125,18 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-// TestBenchmarkOfTheControllers: what the CIS benchmark wants of those that do not listen, so that e2e cannot ask them (TestCISBenchmark).
+// TestBenchmarkOfTheControllers: what the CIS benchmark wants of those that do not listen, so that e2e cannot ask
+// them (TestCISBenchmark).
 func TestBenchmarkOfTheControllers(t *testing.T) {
 	s := Settings{Files: Files{ServiceAccountKey: "a", ServerCA: "b"}}
 	for what, f := range map[string]struct {
 		flags flags
 		want  flags
 	}{
-		"controllers": {controllerManagerFlags(s), flags{{"terminated-pod-gc-threshold", "1000"}, {"profiling", "false"}, {"use-service-account-credentials", "true"},
-			{"service-account-private-key-file", "a"}, {"root-ca-file", "b"}, {"secure-port", "0"}}},
+		"controllers": {controllerManagerFlags(s),
+			flags{{"terminated-pod-gc-threshold", "1000"}, {"profiling", "false"},
+				{"use-service-account-credentials", "true"},
+				{"service-account-private-key-file", "a"}, {"root-ca-file", "b"}, {"secure-port", "0"}}},
 		"scheduler": {schedulerFlags(s), flags{{"profiling", "false"}, {"secure-port", "0"}}},
 	} {
 		for _, w := range f.want {

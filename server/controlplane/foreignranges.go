@@ -25,8 +25,10 @@ func withoutAllocator(controllers []string) []string {
 	return slices.Concat([]string{"-" + names.NodeIpamController}, controllers)
 }
 
-// foreignNode finds a Node with a range that the allocator would not take, and says what is wrong; nil if there is none.
-func foreignNode(ctx context.Context, client kubernetes.Interface, cluster []netip.Prefix) (*corev1.Node, string, error) {
+// foreignNode finds a Node with a range that the allocator would not take, and says what is wrong; nil if there is
+// none.
+func foreignNode(ctx context.Context, client kubernetes.Interface, cluster []netip.Prefix) (*corev1.Node, string,
+	error) {
 	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
 		return nil, "", fmt.Errorf("look for Nodes with pod ranges outside cluster-cidr: %w", err)

@@ -18,8 +18,8 @@ import (
 // Nodes are those that have joined.
 type Nodes interface {
 	admission.Addresses
-	// Admits refuses the client certificate of a node that has been deleted since, or of a machine that had its name before.
-	// local is for connections from this machine.
+	// Admits refuses the client certificate of a node that has been deleted since, or of a machine that had its name
+	// before. local is for connections from this machine.
 	Admits(ctx context.Context, node string, key []byte, local bool) error
 	// OnLeave has f called when certificates of a node may not count any more.
 	OnLeave(f func(node string))

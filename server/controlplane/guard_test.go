@@ -45,7 +45,8 @@ func TestGuard(t *testing.T) {
 	}))
 	serve := func(path, user, group string) int {
 		r := httptest.NewRequest(http.MethodGet, path, nil).WithContext(t.Context())
-		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: user, Organization: []string{group}}}}}
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: user,
+			Organization: []string{group}}}}}
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
 		return w.Code

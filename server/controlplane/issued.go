@@ -10,9 +10,10 @@ import (
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
-// undoubted issues ServiceAccount tokens that stay valid when a clock that was years ahead is set. The kubelet renews a pod's
-// token by its end alone, so the pods of before would have tokens that are not valid yet, for years. As certificates are
-// valid from 1970 on, tokens of a doubted clock are from the release on; how long they last does not change.
+// undoubted issues ServiceAccount tokens that stay valid when a clock that was years ahead is set. The kubelet renews
+// a pod's token by its end alone, so the pods of before would have tokens that are not valid yet, for years. As
+// certificates are valid from 1970 on, tokens of a doubted clock are from the release on; how long they last does not
+// change.
 type undoubted struct {
 	serviceaccount.TokenGenerator
 	now func() time.Time

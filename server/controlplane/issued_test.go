@@ -12,7 +12,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// TestTokensOfAClockThatWasAhead: they are valid when the clock is set. Those of a right clock say when they were issued.
+// TestTokensOfAClockThatWasAhead: they are valid when the clock is set. Those of a right clock say when they were
+// issued.
 func TestTokensOfAClockThatWasAhead(t *testing.T) {
 	p, err := pki.Ensure(pki.Config{Dir: t.TempDir()})
 	if err != nil {
@@ -32,7 +33,8 @@ func TestTokensOfAClockThatWasAhead(t *testing.T) {
 		early bool // valid from before it was issued
 	}{{right, false}, {wallclock.Released.AddDate(10, 0, 0), true}, {time.Unix(86400, 0), false}} {
 		u := undoubted{TokenGenerator: real, now: func() time.Time { return c.at }}
-		issued := jwt.Claims{IssuedAt: jwt.NewNumericDate(c.at), NotBefore: jwt.NewNumericDate(c.at), Expiry: jwt.NewNumericDate(c.at.Add(time.Hour))}
+		issued := jwt.Claims{IssuedAt: jwt.NewNumericDate(c.at), NotBefore: jwt.NewNumericDate(c.at),
+			Expiry: jwt.NewNumericDate(c.at.Add(time.Hour))}
 		raw, err := u.GenerateToken(t.Context(), &issued, struct{}{})
 		if err != nil {
 			t.Fatal(err)
@@ -50,7 +52,8 @@ func TestTokensOfAClockThatWasAhead(t *testing.T) {
 				t.Errorf("issued at %v, with the clock right: %v", c.at, err)
 			}
 		}
-		if early := got.NotBefore.Time().Before(c.at); early != c.early || !got.Expiry.Time().Equal(c.at.Add(time.Hour)) {
+		if early := got.NotBefore.Time().Before(c.at); early != c.early ||
+			!got.Expiry.Time().Equal(c.at.Add(time.Hour)) {
 			t.Errorf("issued at %v: from %v to %v", c.at, got.NotBefore.Time(), got.Expiry.Time())
 		}
 		if !issued.NotBefore.Time().Equal(c.at) {

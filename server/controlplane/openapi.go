@@ -66,7 +66,8 @@ const (
 // has not been made from yet.
 func newLazyOpenAPI(c *genericapiserver.Config, log *slog.Logger) *lazyOpenAPI {
 	c.SkipOpenAPIInstallation = true
-	return &lazyOpenAPI{v2: c.OpenAPIConfig, v3: c.OpenAPIV3Config, log: log, born: time.Now().Truncate(time.Second), docs: map[string]*document{}}
+	return &lazyOpenAPI{v2: c.OpenAPIConfig, v3: c.OpenAPIV3Config, log: log, born: time.Now().Truncate(time.Second),
+		docs: map[string]*document{}}
 }
 
 // install serves the documents of g, whose built-in APIs are installed.

@@ -64,7 +64,8 @@ func listHooks(ctx context.Context, client kubernetes.Interface) ([]hook, error)
 	}
 	for _, c := range v.Items {
 		for _, w := range c.Webhooks {
-			out = append(out, hook{"validatingwebhookconfiguration", c.Name, w.Name, w.FailurePolicy, w.ClientConfig.Service, w.Rules})
+			out = append(out, hook{"validatingwebhookconfiguration", c.Name, w.Name, w.FailurePolicy,
+				w.ClientConfig.Service, w.Rules})
 		}
 	}
 	m, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{})
@@ -73,7 +74,8 @@ func listHooks(ctx context.Context, client kubernetes.Interface) ([]hook, error)
 	}
 	for _, c := range m.Items {
 		for _, w := range c.Webhooks {
-			out = append(out, hook{"mutatingwebhookconfiguration", c.Name, w.Name, w.FailurePolicy, w.ClientConfig.Service, w.Rules})
+			out = append(out, hook{"mutatingwebhookconfiguration", c.Name, w.Name, w.FailurePolicy,
+				w.ClientConfig.Service, w.Rules})
 		}
 	}
 	return out, nil

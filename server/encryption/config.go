@@ -83,7 +83,8 @@ const maxConfig = 256 << 10
 
 func parse(raw []byte) (*config, error) {
 	var f fileForm
-	if len(raw) > maxConfig || yaml.UnmarshalStrict(raw, &f) != nil || f.Kind != "EncryptionConfiguration" || len(f.Resources) != 1 {
+	if len(raw) > maxConfig || yaml.UnmarshalStrict(raw, &f) != nil || f.Kind != "EncryptionConfiguration" ||
+		len(f.Resources) != 1 {
 		return nil, ErrForeign
 	}
 	r := f.Resources[0]
@@ -136,7 +137,8 @@ func (c *config) encode() ([]byte, error) {
 	if c.identity {
 		r.Providers = append(r.Providers, map[string]providerForm{"identity": {}})
 	}
-	raw, err := yaml.Marshal(fileForm{APIVersion: "apiserver.config.k8s.io/v1", Kind: "EncryptionConfiguration", Resources: []resourceForm{r}})
+	raw, err := yaml.Marshal(fileForm{APIVersion: "apiserver.config.k8s.io/v1", Kind: "EncryptionConfiguration",
+		Resources: []resourceForm{r}})
 	if err != nil {
 		return nil, errors.New("encode encryption config") // its words might quote a key
 	}

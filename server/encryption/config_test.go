@@ -29,7 +29,8 @@ func TestEnsureKeepsItsKey(t *testing.T) {
 		t.Error("the key or its protection is lost")
 	}
 	c, hash, err := load(file)
-	if err != nil || c.phase() != PhaseNone || c.keys[0].String() != "secretbox key1" || !c.identity || !strings.HasPrefix(hash, "sha256:") {
+	if err != nil || c.phase() != PhaseNone || c.keys[0].String() != "secretbox key1" || !c.identity ||
+		!strings.HasPrefix(hash, "sha256:") {
 		t.Errorf("%v, %v", c, err)
 	}
 	if s := fmt.Sprintf("%v %+v %s", c.keys[0], c.keys[0], c.keys[0]); strings.Contains(s, c.keys[0].secret) {
@@ -86,13 +87,16 @@ func TestForeignConfigsAreRefusedWithoutQuotingThem(t *testing.T) {
 	head := "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n"
 	one := "- resources: [secrets]\n  providers:\n"
 	for name, text := range map[string]string{
-		"rubbish":          secret + ": [",
-		"KMS":              head + one + "  - kms: {apiVersion: v2, name: x, endpoint: 'unix:///x'}\n",
-		"identity first":   head + one + "  - identity: {}\n  - secretbox: {keys: [{name: key1, secret: " + secret + "}]}\n",
-		"two lists":        head + one + "  - secretbox: {keys: [{name: a, secret: " + secret + "}]}\n" + one + "  - identity: {}\n",
-		"no key":           head + one + "  - identity: {}\n",
-		"an unknown field": head + one + "  - secretbox: {keys: [{name: key1, secret: " + secret + ", more: " + secret + "}]}\n",
-		"a key as number":  head + one + "  - secretbox: {keys: [{name: key1, secret: [" + secret + "]}]}\n",
+		"rubbish": secret + ": [",
+		"KMS":     head + one + "  - kms: {apiVersion: v2, name: x, endpoint: 'unix:///x'}\n",
+		"identity first": head + one + "  - identity: {}\n  - secretbox: {keys: [{name: key1, secret: " + secret +
+			"}]}\n",
+		"two lists": head + one + "  - secretbox: {keys: [{name: a, secret: " + secret + "}]}\n" + one +
+			"  - identity: {}\n",
+		"no key": head + one + "  - identity: {}\n",
+		"an unknown field": head + one + "  - secretbox: {keys: [{name: key1, secret: " + secret + ", more: " + secret +
+			"}]}\n",
+		"a key as number": head + one + "  - secretbox: {keys: [{name: key1, secret: [" + secret + "]}]}\n",
 	} {
 		_, err := parse([]byte(text))
 		if err == nil || strings.Contains(err.Error(), secret) {

@@ -11,8 +11,8 @@ import (
 	"github.com/umiak-io/umiak/internal/kubeclient"
 )
 
-// How long a command waits for the API server of this machine: while it starts, it refuses also administrators, whose rights it has
-// not read yet; and it does not answer for a moment while umiak executes itself anew.
+// How long a command waits for the API server of this machine: while it starts, it refuses also administrators, whose
+// rights it has not read yet; and it does not answer for a moment while umiak executes itself anew.
 const (
 	readyTimeout  = time.Minute
 	absentTimeout = 10 * time.Second

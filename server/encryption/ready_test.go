@@ -12,7 +12,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// TestAwaitReady: a server that is starting is waited for, and said so once; one that is not there is not waited for without end.
+// TestAwaitReady: a server that is starting is waited for, and said so once; one that is not there is not waited for
+// without end.
 func TestAwaitReady(t *testing.T) {
 	var asked, said atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -32,7 +32,8 @@ type Status struct {
 	Read      []Key    `json:"readKeys"`
 	Resources []string `json:"resources"`
 	Phase     string   `json:"rotation"`
-	// Loaded says whether every API server uses the file as it is; nil if one cannot be asked. Behind are those that do not.
+	// Loaded says whether every API server uses the file as it is; nil if one cannot be asked. Behind are those that
+	// do not.
 	Loaded *bool    `json:"loaded,omitempty"`
 	Behind []string `json:"behind,omitempty"`
 	Stored Counts   `json:"stored,omitempty"`
@@ -201,7 +202,8 @@ func (k *Keeper) servers(ctx context.Context) (map[string]kubernetes.Interface, 
 	if err != nil {
 		return nil, err
 	}
-	l, err := own.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
+	l, err := own.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
+		metav1.ListOptions{LabelSelector: apiservers.Selector})
 	if err != nil {
 		return nil, fmt.Errorf("ask the API server (umiak has to run): %w", err)
 	}
@@ -306,7 +308,8 @@ func (k *Keeper) waitLoaded(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the API server %s has not loaded %s within %s; its log says why: %w", strings.Join(late, ", "), k.File, patience, ctx.Err())
+			return fmt.Errorf("the API server %s has not loaded %s within %s; its log says why: %w",
+				strings.Join(late, ", "), k.File, patience, ctx.Err())
 		case <-tick.C:
 		}
 	}
@@ -338,7 +341,8 @@ func (k *Keeper) rewrite(ctx context.Context, objects dynamic.Interface, name st
 			o := &list.Items[i]
 			g.Go(func() error {
 				if err := put(ctx, r, o); err != nil {
-					return fmt.Errorf("write %s %s/%s anew: %w; run `umiak secrets-encrypt rotate` again to go on", name, o.GetNamespace(), o.GetName(), err)
+					return fmt.Errorf("write %s %s/%s anew: %w; run `umiak secrets-encrypt rotate` again to go on",
+						name, o.GetNamespace(), o.GetName(), err)
 				}
 				done.Add(1)
 				return nil

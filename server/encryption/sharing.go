@@ -84,7 +84,8 @@ func (s *Sharing) Sync(ctx context.Context, c clientv3.KV) error {
 		}
 		s.cfg.Log.Info("the encryption config in the datastore was sealed anew, with the ServiceAccount key of now")
 	case errors.Is(err, ErrSealed), errors.Is(err, ErrElsewhere), errors.Is(err, ErrForeign):
-		s.cfg.Log.Warn("keys with which Secrets are encrypted are not taken over from other servers", "file", s.cfg.File, "error", err)
+		s.cfg.Log.Warn("keys with which Secrets are encrypted are not taken over from other servers",
+			"file", s.cfg.File, "error", err)
 	case err != nil:
 		return err
 	case order < 0:

@@ -43,7 +43,8 @@ func (a Access) Tokens() (Tokens, error) {
 	return Tokens{Client: client, CA: ca, Former: former, Secret: a.Secret}, err
 }
 
-// Reserve takes a node's name for the machine with the password. It reports whether another machine had reserved the name.
+// Reserve takes a node's name for the machine with the password. It reports whether another machine had reserved the
+// name.
 func (a Access) Reserve(ctx context.Context, node, password string, ips []netip.Addr) (taken bool, err error) {
 	tokens, err := a.Tokens()
 	if err != nil {
@@ -68,5 +69,6 @@ const (
 func soon(ctx context.Context, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, soonTimeout)
 	defer cancel()
-	return retry.Do(ctx, retry.Backoff{First: minSoonDelay, Limit: maxSoonDelay}, nil, func(context.Context) error { return f() })
+	return retry.Do(ctx, retry.Backoff{First: minSoonDelay, Limit: maxSoonDelay}, nil,
+		func(context.Context) error { return f() })
 }

@@ -71,11 +71,13 @@ func (a *API) yield(ctx context.Context, s *serving, name, password string) erro
 	if old == nil || owns(old, password) {
 		return nil
 	}
-	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unused || a.cfg.Servers.Holds(name) {
+	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unused ||
+		a.cfg.Servers.Holds(name) {
 		return taken(name)
 	}
-	// Only what a server has claimed without becoming a member: an agent's claim has got certificates, which stay valid,
-	// and a join that was broken off still has its password. Of a database's servers only their nodes are known.
+	// Only what a server has claimed without becoming a member: an agent's claim has got certificates, which stay
+	// valid, and a join that was broken off still has its password. Of a database's servers only their nodes are
+	// known.
 	if string(old.Data[keyKind]) != string(token.Server) || a.cfg.Servers.Datastore() != joinwire.Etcd {
 		return taken(name)
 	}
@@ -84,7 +86,8 @@ func (a *API) yield(ctx context.Context, s *serving, name, password string) erro
 	} else if !apierrors.IsNotFound(err) {
 		return fmt.Errorf("read node %s: %w", name, err)
 	}
-	err := s.tokens.secrets().Delete(ctx, old.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &old.UID}})
+	err := s.tokens.secrets().Delete(ctx, old.Name,
+		metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &old.UID}})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("free the name of node %s: %w", name, err)
 	}
@@ -97,7 +100,8 @@ const unused = 5 * time.Minute
 
 // admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
 // get the answer may ask again with the token that let it in. fill, which may be nil, adds to the Secret that is made.
-func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string, kind token.Kind, fill func(*corev1.Secret) error) error {
+func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password string, kind token.Kind,
+	fill func(*corev1.Secret) error) error {
 	old := s.known.node(name)
 	if old != nil && !owns(old, password) { // yield may have freed it, of which the watch has not heard
 		var err error
@@ -147,11 +151,13 @@ func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password 
 }
 
 func usedUp(id string) error {
-	return joinwire.Refuse(joinwire.BadToken, "token %s is used up; make a new one with `umiak token create` on a server", id)
+	return joinwire.Refuse(joinwire.BadToken,
+		"token %s is used up; make a new one with `umiak token create` on a server", id)
 }
 
 func taken(name string) error {
-	return joinwire.Refuse(joinwire.NameTaken, "another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server, or `umiak server forget %s` if it was a server without a node", name, name, name)
+	return joinwire.Refuse(joinwire.NameTaken,
+		"another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server, or `umiak server forget %s` if it was a server without a node", name, name, name)
 }
 
 // renew gives a node new certificates, or only says that it could have them. The node shows the certificate
@@ -201,7 +207,8 @@ func (a *API) checkOwner(ctx context.Context, s *serving, name, password string)
 		var err error
 		old, err = s.tokens.secrets().Get(ctx, name+nodeSuffix, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			return joinwire.Refuse(joinwire.UnknownNode, "node %s was deleted from the cluster; to have it back, restart it with a token", name)
+			return joinwire.Refuse(joinwire.UnknownNode,
+				"node %s was deleted from the cluster; to have it back, restart it with a token", name)
 		}
 		if err != nil {
 			return fmt.Errorf("read the password of node %s: %w", name, err)
@@ -216,7 +223,8 @@ func (a *API) checkOwner(ctx context.Context, s *serving, name, password string)
 // plain are the names that earlier releases refused: this server's as they are written. A node that has joined under
 // another name that a server has, as one that a wildcard covers, keeps it.
 func plain(dnsNames []string) []string {
-	return slices.DeleteFunc(slices.Clone(dnsNames), func(n string) bool { return strings.HasPrefix(n, "*.") || n != strings.ToLower(n) })
+	return slices.DeleteFunc(slices.Clone(dnsNames),
+		func(n string) bool { return strings.HasPrefix(n, "*.") || n != strings.ToLower(n) })
 }
 
 // check checks what a node asks for that has been let in. It may have none of the names.
@@ -233,9 +241,9 @@ func (a *API) check(ctx context.Context, s *serving, req *joinwire.NodeRequest, 
 	return n, nil
 }
 
-// reserved returns the addresses and ranges that a node may not have, because they are the servers' or the cluster's. Those
-// that servers have by their settings are not reserved from servers, which may list each other, nor from a node that has
-// registered one before.
+// reserved returns the addresses and ranges that a node may not have, because they are the servers' or the cluster's.
+// Those that servers have by their settings are not reserved from servers, which may list each other, nor from a node
+// that has registered one before.
 func (a *API) reserved(ctx context.Context, s *serving, node string) (reserved, error) {
 	out := reserved{ranges: a.members.ranges}
 	servers, err := a.servers(ctx, s)
@@ -292,8 +300,9 @@ func (a *API) answer(ctx context.Context, s *serving, n *node) (*joinwire.NodeRe
 		ip, err := netip.ParseAddr(s)
 		return err != nil || a.members.Disputed(n.name, ip)
 	})
-	out := &joinwire.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers, LifetimeSeconds: int64(NodeLifetime / time.Second),
-		ServerCA: string(a.cfg.Signer.CAPEM(pki.ServerCA)), ClientCA: string(a.cfg.Signer.CAPEM(pki.ClientCA))}
+	out := &joinwire.NodeResponse{Cluster: a.cfg.Cluster, Servers: servers,
+		LifetimeSeconds: int64(NodeLifetime / time.Second),
+		ServerCA:        string(a.cfg.Signer.CAPEM(pki.ServerCA)), ClientCA: string(a.cfg.Signer.CAPEM(pki.ClientCA))}
 	for _, c := range []struct {
 		id  nodecerts.Identity
 		csr *x509.CertificateRequest

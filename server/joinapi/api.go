@@ -135,7 +135,8 @@ func New(cfg Config) *API {
 		cfg.IPs = func() []string { return nil }
 	}
 	cfg.Log = cfg.Log.With("component", "join")
-	return &API{cfg: cfg, members: newMembers(cfg.Self, rangesOf(cfg.Cluster)...), work: make(chan struct{}, atOnce), passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
+	return &API{cfg: cfg, members: newMembers(cfg.Self, rangesOf(cfg.Cluster)...), work: make(chan struct{}, atOnce),
+		passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
 }
 
 // Run serves until ctx ends, once the API server answers.
@@ -148,7 +149,10 @@ func (a *API) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	a.members.ask(tokens.Client)
-	if err := soon(ctx, func() error { return tokens.PublishNames(ctx, a.cfg.Name, a.cfg.DNSNames, a.cfg.SANs) }); err != nil {
+	if err := soon(ctx, func() error {
+		return tokens.PublishNames(ctx, a.cfg.Name, a.cfg.DNSNames,
+			a.cfg.SANs)
+	}); err != nil {
 		a.cfg.Log.Warn("other servers do not know the names and addresses of this one (tls-san), and may give them to a node", "error", err)
 	}
 	rc, err := a.cfg.Access.config()
@@ -232,7 +236,8 @@ func (a *API) tokenOf(s *serving, r *http.Request, w http.ResponseWriter) (Recor
 	from := remote(r)
 	guessable := s.known.guessable(id)
 	if guessable && !a.passwords.try(from) {
-		return Record{}, joinwire.Refuse(joinwire.Busy, "too many wrong passwords from your address; a token of `umiak token create` is not held up by this")
+		return Record{}, joinwire.Refuse(joinwire.Busy,
+			"too many wrong passwords from your address; a token of `umiak token create` is not held up by this")
 	}
 	rec, why := s.known.token(id, secret, a.cfg.Now())
 	if why != "" {
@@ -258,14 +263,16 @@ func (a *API) identity(r *http.Request) (string, error) {
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.cfg.Signer.CAPEM(pki.ClientCA))
-	for _, c := range r.TLS.PeerCertificates[1:min(len(r.TLS.PeerCertificates), maxChain)] { // the client CA may be an intermediate
+	// the client CA may be an intermediate
+	for _, c := range r.TLS.PeerCertificates[1:min(len(r.TLS.PeerCertificates), maxChain)] {
 		between.AddCert(c)
 	}
 	at := a.cfg.Now()
 	if at.After(c.NotAfter) {
 		at = c.NotAfter
 	}
-	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return "", errors.New("the client certificate was not issued by this cluster")
 	}
 	return name, nil
@@ -273,7 +280,8 @@ func (a *API) identity(r *http.Request) (string, error) {
 
 // member authenticates a node that has joined by its certificate, see identity, and enters. The caller checks
 // the password, and calls release at the end.
-func (a *API) member(ctx context.Context, r *http.Request, w http.ResponseWriter, req any) (name string, release func(), err error) {
+func (a *API) member(ctx context.Context, r *http.Request, w http.ResponseWriter, req any) (name string, release func(),
+	err error) {
 	if name, err = a.identity(r); err != nil {
 		return "", nil, joinwire.Refuse(joinwire.BadIdentity, "%v", err)
 	}
@@ -300,7 +308,8 @@ func (a *API) enter(ctx context.Context, r *http.Request, w http.ResponseWriter,
 }
 
 func decode(r *http.Request, w http.ResponseWriter, req any) error {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience)) // where it cannot be set, the server's own limits hold
+	// where it cannot be set, the server's own limits hold
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience))
 	if err := joinwire.Decode(r.Body, req); err != nil {
 		return joinwire.Refuse(joinwire.BadRequest, "%v", err)
 	}

@@ -19,7 +19,8 @@ import (
 
 func csr(t testing.TB, key crypto.Signer, subject pkix.Name, dns []string, ips ...net.IP) string {
 	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: subject, DNSNames: dns, IPAddresses: ips}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: subject, DNSNames: dns, IPAddresses: ips}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,8 @@ func request(t testing.TB, k crypto.Signer) *joinwire.NodeRequest {
 		Name: "n1", IPs: []string{"10.0.0.7", "fd00::7"}, Password: strings.Repeat("p", 32),
 		Kubelet: csr(t, k, name("system:node:n1", "system:nodes"), nil),
 		Agent:   csr(t, k, name("umiak:agent:n1", "umiak:agents"), nil),
-		Serving: csr(t, k, name("system:node:n1", "system:nodes"), []string{"n1"}, net.ParseIP("10.0.0.7"), net.ParseIP("fd00::7")),
+		Serving: csr(t, k, name("system:node:n1", "system:nodes"), []string{"n1"}, net.ParseIP("10.0.0.7"),
+			net.ParseIP("fd00::7")),
 	}
 }
 
@@ -77,12 +79,16 @@ func TestCheck(t *testing.T) {
 		"link-local":        func(r *joinwire.NodeRequest) { r.IPs = []string{"fe80::1"} },
 		"zone":              func(r *joinwire.NodeRequest) { r.IPs = []string{"fd00::1%eth0"} },
 		"multicast":         func(r *joinwire.NodeRequest) { r.IPs = []string{"224.0.0.1"} },
-		"other user":        func(r *joinwire.NodeRequest) { r.Kubelet = csr(t, k, name("system:node:n2", "system:nodes"), nil) },
+		"other user": func(r *joinwire.NodeRequest) {
+			r.Kubelet = csr(t, k,
+				name("system:node:n2", "system:nodes"), nil)
+		},
 		"more groups": func(r *joinwire.NodeRequest) {
 			r.Agent = csr(t, k, name("umiak:agent:n1", "umiak:agents", "system:masters"), nil)
 		},
 		"more of a subject": func(r *joinwire.NodeRequest) {
-			r.Agent = csr(t, k, pkix.Name{CommonName: "umiak:agent:n1", Organization: []string{"umiak:agents"}, Country: []string{"x"}}, nil)
+			r.Agent = csr(t, k, pkix.Name{CommonName: "umiak:agent:n1", Organization: []string{"umiak:agents"},
+				Country: []string{"x"}}, nil)
 		},
 		"client with names": func(r *joinwire.NodeRequest) {
 			r.Kubelet = csr(t, k, name("system:node:n1", "system:nodes"), []string{"n1"})
@@ -93,7 +99,10 @@ func TestCheck(t *testing.T) {
 		"unclaimed address": func(r *joinwire.NodeRequest) {
 			r.Serving = csr(t, k, name("system:node:n1", "system:nodes"), []string{"n1"}, net.ParseIP("10.0.0.8"))
 		},
-		"weak key":         func(r *joinwire.NodeRequest) { r.Kubelet = csr(t, weak, name("system:node:n1", "system:nodes"), nil) },
+		"weak key": func(r *joinwire.NodeRequest) {
+			r.Kubelet = csr(t, weak,
+				name("system:node:n1", "system:nodes"), nil)
+		},
 		"broken signature": broken,
 		"two requests":     func(r *joinwire.NodeRequest) { r.Kubelet += r.Kubelet },
 		"a certificate":    func(r *joinwire.NodeRequest) { r.Kubelet = strings.ReplaceAll(r.Kubelet, " REQUEST", "") },

@@ -55,10 +55,12 @@ func (c *claims) take(id string, now time.Time) bool {
 func (a *API) mayClaim(ctx context.Context, s *serving, id string) error {
 	if len(a.pending(s, id)) >= maxPending {
 		a.freePending(ctx, s, id)
-		return joinwire.Refuse(joinwire.Busy, "%d machines have joined with token %s whose nodes have not registered; asking again. If these are not your machines, revoke it: `umiak token revoke %s` on a server", maxPending, id, id)
+		return joinwire.Refuse(joinwire.Busy,
+			"%d machines have joined with token %s whose nodes have not registered; asking again. If these are not your machines, revoke it: `umiak token revoke %s` on a server", maxPending, id, id)
 	}
 	if !a.claims.take(id, a.cfg.Now()) {
-		return joinwire.Refuse(joinwire.Busy, "too many machines have joined with token %s in a short time; asking again", id)
+		return joinwire.Refuse(joinwire.Busy,
+			"too many machines have joined with token %s in a short time; asking again", id)
 	}
 	return nil
 }
@@ -101,8 +103,8 @@ func (a *API) freePending(ctx context.Context, s *serving, id string) {
 	}
 }
 
-// abandoned reports whether a name without a Node has been held for longer than a node takes to register. A server may be one
-// without a node; `umiak server forget` frees its name.
+// abandoned reports whether a name without a Node has been held for longer than a node takes to register. A server
+// may be one without a node; `umiak server forget` frees its name.
 func (a *API) abandoned(secret *corev1.Secret) bool {
 	name, _ := nodeOf(secret)
 	return string(secret.Data[keyKind]) != string(token.Server) && !a.cfg.Servers.Holds(name) &&

@@ -20,8 +20,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// TestTenThousandNames: a token gives few names to machines that never come, others are not held up, and names that nobody
-// came for are given up after a while.
+// TestTenThousandNames: a token gives few names to machines that never come, others are not held up, and names that
+// nobody came for are given up after a while.
 func TestTenThousandNames(t *testing.T) {
 	ctx := t.Context()
 	var mu sync.Mutex
@@ -83,7 +83,8 @@ func TestTenThousandNames(t *testing.T) {
 		last = body
 	}
 	for i := range 10_000 - byRequest {
-		err := api.admit(ctx, api.ready.Load(), Record{ID: leaked.ID}, fmt.Sprintf("more-%d", i), strings.Repeat("p", 32), token.Agent, nil)
+		err := api.admit(ctx, api.ready.Load(), Record{ID: leaked.ID}, fmt.Sprintf("more-%d", i),
+			strings.Repeat("p", 32), token.Agent, nil)
 		var refusal *joinwire.Error
 		if !errors.As(err, &refusal) || refusal.Code != joinwire.Busy {
 			t.Fatalf("name %d: %v", byRequest+i, err)

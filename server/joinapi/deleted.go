@@ -21,7 +21,8 @@ import (
 // next may have it, and the machine that had it is told that it was deleted when it next renews its certificates;
 // and a server's place among the servers.
 func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *serving) {
-	inf := metadatainformer.NewFilteredMetadataInformer(meta, corev1.SchemeGroupVersion.WithResource("nodes"), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
+	inf := metadatainformer.NewFilteredMetadataInformer(meta, corev1.SchemeGroupVersion.WithResource("nodes"),
+		metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
 	there := func(name string) bool {
 		_, ok, err := inf.GetStore().GetByKey(name)
 		return ok || err != nil
@@ -77,7 +78,8 @@ func (a *API) free(ctx context.Context, s *serving, name string) {
 	if secret == nil {
 		return
 	}
-	err := s.tokens.secrets().Delete(ctx, secret.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
+	err := s.tokens.secrets().Delete(ctx, secret.Name,
+		metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
 	switch {
 	case err == nil:
 		a.cfg.Log.Info("a node was deleted, its name is free", "node", name)

@@ -53,8 +53,8 @@ func NewFirstTokens(cfg FirstTokensConfig) (*FirstTokens, error) {
 // Stale makes Run look at the tokens again.
 func (f *FirstTokens) Stale() { f.stale.Set() }
 
-// Run maintains the tokens until ctx ends. Nothing waits for it: where a write is refused, machines join with the tokens
-// that exist.
+// Run maintains the tokens until ctx ends. Nothing waits for it: where a write is refused, machines join with the
+// tokens that exist.
 func (f *FirstTokens) Run(ctx context.Context, ready func()) error {
 	alarm, err := wallclock.NewAlarm()
 	if err != nil {
@@ -84,8 +84,8 @@ func (f *FirstTokens) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// ensure makes the tokens, and writes their files as the cluster has them. It returns when one of them has to be renewed,
-// zero for never.
+// ensure makes the tokens, and writes their files as the cluster has them. It returns when one of them has to be
+// renewed, zero for never.
 func (f *FirstTokens) ensure(ctx context.Context) (due time.Time, err error) {
 	tokens, err := f.cfg.Access.Tokens()
 	if err != nil {

@@ -40,14 +40,15 @@ func (t Tokens) follow(ctx context.Context, changed func(), members *Members) (*
 			members.set(s)
 		}
 	}
-	reg, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) { tell(o) }, DeleteFunc: func(o any) {
-		if d, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = d.Obj
-		}
-		if s, ok := o.(*corev1.Secret); ok {
-			members.gone(s)
-		}
-	}})
+	reg, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell,
+		UpdateFunc: func(_, o any) { tell(o) }, DeleteFunc: func(o any) {
+			if d, ok := o.(cache.DeletedFinalStateUnknown); ok {
+				o = d.Obj
+			}
+			if s, ok := o.(*corev1.Secret); ok {
+				members.gone(s)
+			}
+		}})
 	if err != nil {
 		return nil, nil, fmt.Errorf("watch tokens: %w", err)
 	}

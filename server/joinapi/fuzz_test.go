@@ -18,9 +18,11 @@ func FuzzCheck(f *testing.F) {
 	f.Add(good.Name, good.Password, "10.0.0.7", "203.0.113.7", good.Kubelet, good.Agent, good.Serving)
 	f.Add("srv", good.Password, "10.0.0.1", "10.0.0.1", good.Kubelet, good.Agent, good.Serving)
 	f.Add("n1", good.Password, "::ffff:10.43.0.1", "fe80::1%eth0", good.Agent, good.Kubelet, good.Serving)
-	f.Add("n1", good.Password, "fd00::7", "", good.Kubelet, good.Agent, csr(f, k, name("system:node:n1", "system:nodes"), []string{"n1", "kubernetes"}))
+	f.Add("n1", good.Password, "fd00::7", "", good.Kubelet, good.Agent,
+		csr(f, k, name("system:node:n1", "system:nodes"), []string{"n1", "kubernetes"}))
 	f.Fuzz(func(t *testing.T, node, password, ip, external, kubelet, agent, serving string) {
-		r := &joinwire.NodeRequest{Name: node, Password: password, IPs: []string{ip, "fd00::7"}, ExternalIPs: []string{external}, Kubelet: kubelet, Agent: agent, Serving: serving}
+		r := &joinwire.NodeRequest{Name: node, Password: password, IPs: []string{ip, "fd00::7"},
+			ExternalIPs: []string{external}, Kubelet: kubelet, Agent: agent, Serving: serving}
 		raw, err := json.Marshal(r)
 		if err != nil {
 			t.Fatal(err)
@@ -33,12 +35,14 @@ func FuzzCheck(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(validation.IsDNS1123Subdomain(n.name)) > 0 || slices.Contains(servers.names, n.name) || n.name != again.Name {
+		if len(validation.IsDNS1123Subdomain(n.name)) > 0 || slices.Contains(servers.names, n.name) ||
+			n.name != again.Name {
 			t.Errorf("name %q", n.name)
 		}
 		for _, s := range slices.Concat(n.ips, n.external) {
 			a, err := netip.ParseAddr(s)
-			if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() || slices.Contains(servers.ips, a) || slices.ContainsFunc(servers.ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() || slices.Contains(servers.ips, a) ||
+				slices.ContainsFunc(servers.ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
 				t.Errorf("address %q", s)
 			}
 		}

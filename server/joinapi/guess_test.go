@@ -38,12 +38,13 @@ func run(t *testing.T, api *API, tokens Tokens) {
 	}
 }
 
-// TestGuessesAreLimitedWhateverTheID: ten wrong passwords from an address, under any ids, are the last ones for a while; made
-// tokens are let in.
+// TestGuessesAreLimitedWhateverTheID: ten wrong passwords from an address, under any ids, are the last ones for a
+// while; made tokens are let in.
 func TestGuessesAreLimitedWhateverTheID(t *testing.T) {
 	const password = "hunter2-hunter2"
 	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
-	for _, l := range []LongLived{{ID: ServerID, Kind: token.Server, Given: password}, {ID: AgentID, Kind: token.Agent}} {
+	for _, l := range []LongLived{{ID: ServerID, Kind: token.Server, Given: password},
+		{ID: AgentID, Kind: token.Agent}} {
 		l.File = filepath.Join(t.TempDir(), "token")
 		if _, err := tokens.Ensure(t.Context(), l, quiet); err != nil {
 			t.Fatal(err)
@@ -81,7 +82,8 @@ func TestGuessesAreLimitedWhateverTheID(t *testing.T) {
 	}
 	want("a made token from the blocked address", ask(stranger, made.ID, made.Secret), http.StatusBadRequest)
 	for range 2 * triesPerMinute {
-		want("a random token cannot be guessed, and is not limited", ask(other, AgentID, "guess"), http.StatusUnauthorized)
+		want("a random token cannot be guessed, and is not limited", ask(other, AgentID, "guess"),
+			http.StatusUnauthorized)
 	}
 }
 

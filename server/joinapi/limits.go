@@ -36,8 +36,8 @@ func (*failures) key(a netip.Addr) netip.Addr {
 	return a
 }
 
-// try counts one try of an address, before it is known whether it is a wrong one, and reports whether it may be made: many
-// at once are no more tries than one after the other.
+// try counts one try of an address, before it is known whether it is a wrong one, and reports whether it may be made:
+// many at once are no more tries than one after the other.
 func (f *failures) try(a netip.Addr) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -96,7 +96,8 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note
 		case err != nil && !errors.Is(err, ErrOtherCA) && !l.Joined:
 			return "", err
 		case h != r.hash && slices.Contains(r.former, h):
-			note = fmt.Sprintf("it was rotated or revoked, and is not used any more; set the one in %s, or none", l.File)
+			note = fmt.Sprintf("it was rotated or revoked, and is not used any more; set the one in %s, or none",
+				l.File)
 		case h != r.hash && given.Weak() && !l.Joined:
 			note = fmt.Sprintf("%v; it is not used", errWeak)
 		case h != r.hash && l.Joined:
@@ -119,7 +120,8 @@ func (t Tokens) set(ctx context.Context, l LongLived, r Record, given token.Toke
 	own := token.Token{CA: t.CA, ID: l.ID, Secret: given.Secret}
 	if h := token.HashSecret(given.Secret); r.hash != h || r.Kind != l.Kind || !r.Password {
 		if r.hash != "" && r.hash != h {
-			log.Warn("the token that is set differs from the one the cluster had; the old one is refused from now on", "token", l.ID)
+			log.Warn("the token that is set differs from the one the cluster had; the old one is refused from now on",
+				"token", l.ID)
 		}
 		r.replace(h)
 		r.Kind, r.Password = l.Kind, true
@@ -147,7 +149,8 @@ func (t Tokens) keep(ctx context.Context, l LongLived, r Record, log *slog.Logge
 		if err := t.seal(&r, token.Token{CA: t.CA, ID: l.ID, Secret: have.Secret}); err != nil {
 			return err
 		}
-		if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) {
+		if _, err := t.secrets().Update(ctx, r.secret(), metav1.UpdateOptions{}); err != nil &&
+			!apierrors.IsConflict(err) {
 			return fmt.Errorf("seal token %s: %w", l.ID, err)
 		}
 	case good:

@@ -20,8 +20,8 @@ import (
 	"github.com/umiak-io/umiak/internal/token"
 )
 
-// What the Secret of a node's password holds besides. Nodes that joined before there was such a record have none until they
-// renew or check their certificates.
+// What the Secret of a node's password holds besides. Nodes that joined before there was such a record have none
+// until they renew or check their certificates.
 const (
 	keyAddresses = "addresses" // JSON of addresses
 	keyKeys      = "keys"      // JSON of the hashes of the keys of its client certificates
@@ -31,8 +31,8 @@ const (
 const maxKeys = 4
 
 // addresses are those that a node has registered. No two nodes have the same of IPs; External may be a router's,
-// which several have. Proven are those of both from which the node has asked: nobody else has them. First are those that it
-// has had since its first record: whoever set it up had a token.
+// which several have. Proven are those of both from which the node has asked: nobody else has them. First are those
+// that it has had since its first record: whoever set it up had a token.
 type addresses struct {
 	IPs      []netip.Addr `json:"ips"`
 	External []netip.Addr `json:"external,omitempty"`
@@ -41,7 +41,8 @@ type addresses struct {
 }
 
 func (a addresses) equal(b addresses) bool {
-	return slices.Equal(a.IPs, b.IPs) && slices.Equal(a.External, b.External) && slices.Equal(a.Proven, b.Proven) && slices.Equal(a.First, b.First)
+	return slices.Equal(a.IPs, b.IPs) && slices.Equal(a.External, b.External) && slices.Equal(a.Proven, b.Proven) &&
+		slices.Equal(a.First, b.First)
 }
 
 // without are those that are left when another node has got one.
@@ -76,8 +77,8 @@ func memberOf(s *corev1.Secret) (m *member, ok bool) {
 	return m, true
 }
 
-// Members knows which nodes have joined: whose certificates count, and which addresses are whose. It follows the Secrets of
-// node passwords while API.Run runs; from ask to then it reads them one by one.
+// Members knows which nodes have joined: whose certificates count, and which addresses are whose. It follows the
+// Secrets of node passwords while API.Run runs; from ask to then it reads them one by one.
 type Members struct {
 	self   string
 	ranges []netip.Prefix // of Services and pods
@@ -92,9 +93,11 @@ type Members struct {
 	news   chan struct{} // closed when a node has other addresses, and replaced
 }
 
-// newMembers knows nobody. self is the node of this server, which is nobody's to refuse here: it has the cluster's keys.
+// newMembers knows nobody. self is the node of this server, which is nobody's to refuse here: it has the cluster's
+// keys.
 func newMembers(self string, ranges ...netip.Prefix) *Members {
-	return &Members{self: self, ranges: ranges, nodes: map[string]*member{}, addrs: map[netip.Addr][]string{}, missed: map[string]time.Time{}, news: make(chan struct{})}
+	return &Members{self: self, ranges: ranges, nodes: map[string]*member{}, addrs: map[netip.Addr][]string{},
+		missed: map[string]time.Time{}, news: make(chan struct{})}
 }
 
 // OnLeave has f called when certificates of a node may not count any more; without a name where that may be so of all
@@ -195,8 +198,8 @@ const (
 	maxMissed = 1024
 )
 
-// Admits refuses the client certificate of a node that has been deleted, or of a machine that had the name before. The caller
-// has verified the certificate. local is for what comes from this machine, whose own node is not refused.
+// Admits refuses the client certificate of a node that has been deleted, or of a machine that had the name before.
+// The caller has verified the certificate. local is for what comes from this machine, whose own node is not refused.
 func (m *Members) Admits(ctx context.Context, node string, key []byte, local bool) error {
 	m.mu.RLock()
 	client, rec, missed := m.client, m.nodes[node], m.missed[node]
@@ -266,8 +269,8 @@ func keysOf(had []string, asked ...*x509.CertificateRequest) []string {
 	return out
 }
 
-// holder is the node that has registered an address: a server, else one that has asked from it, else the one that has joined
-// first; empty if none has.
+// holder is the node that has registered an address: a server, else one that has asked from it, else the one that has
+// joined first; empty if none has.
 func (m *Members) holder(a netip.Addr) string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -312,8 +315,9 @@ func (m *Members) Disputed(node string, a netip.Addr) bool {
 	return h != "" && h != node
 }
 
-// Supported reports whether anything but the node's own word says that an address is its: it has asked from it, or has had it
-// since its first record. Of servers, which have the cluster's keys, and of nodes without a record nothing is asked.
+// Supported reports whether anything but the node's own word says that an address is its: it has asked from it, or
+// has had it since its first record. Of servers, which have the cluster's keys, and of nodes without a record nothing
+// is asked.
 func (m *Members) Supported(node string, a netip.Addr) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

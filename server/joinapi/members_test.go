@@ -21,7 +21,8 @@ func registry(t *testing.T) (*API, *serving) {
 	t.Helper()
 	client := fake.NewClientset()
 	tokens := Tokens{Client: client, CA: hash}
-	cluster := joinwire.Cluster{ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}}
+	cluster := joinwire.Cluster{ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}}
 	a := New(Config{Cluster: cluster, Self: "own", Own: func() string { return "192.0.2.100:6443" }, Log: quiet})
 	known, stop, err := tokens.follow(t.Context(), func() {}, a.members)
 	if err != nil {
@@ -52,25 +53,32 @@ func joins(t *testing.T, a *API, s *serving, name string, ips ...string) *node {
 	k := key(t)
 	n := &node{name: name, ips: ips}
 	var err error
-	if n.kubelet, err = parseCSR(csr(t, k, pkix.Name{CommonName: "system:node:" + name, Organization: []string{"system:nodes"}}, nil), "system:node:"+name, []string{"system:nodes"}); err != nil {
+	if n.kubelet, err = parseCSR(csr(t, k, pkix.Name{CommonName: "system:node:" +
+		name, Organization: []string{"system:nodes"}}, nil), "system:node:"+name,
+		[]string{"system:nodes"}); err != nil {
 		t.Fatal(err)
 	}
 	n.agent = n.kubelet
 	if err := a.register(t.Context(), s, n); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, "the record of "+name, func() bool { has, _ := a.members.registered(name, netip.MustParseAddr(ips[0]), false); return has })
+	becomes(t, "the record of "+name, func() bool {
+		has,
+			_ := a.members.registered(name, netip.MustParseAddr(ips[0]), false)
+		return has
+	})
 	return n
 }
 
-// TestAddressesAreOneNodes: of a node that lives nobody gets the address, of one that has ended the next one does, and two
-// machines that have swapped theirs get them.
+// TestAddressesAreOneNodes: of a node that lives nobody gets the address, of one that has ended the next one does,
+// and two machines that have swapped theirs get them.
 func TestAddressesAreOneNodes(t *testing.T) {
 	a, s := registry(t)
 	alive := func(name string, ago time.Duration) {
 		t.Helper()
 		at, d := metav1.NewMicroTime(time.Now().Add(-ago)), int32(40)
-		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: corev1.NamespaceNodeLease}, Spec: coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: &d}}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: corev1.NamespaceNodeLease},
+			Spec: coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: &d}}
 		leases := s.tokens.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
 		_, err := leases.Create(t.Context(), l, metav1.CreateOptions{})
 		if err != nil {
@@ -87,10 +95,12 @@ func TestAddressesAreOneNodes(t *testing.T) {
 	n1, n2 := joins(t, a, s, "n1", "192.0.2.1"), joins(t, a, s, "n2", "192.0.2.2")
 	alive("n2", 0)
 	n1.ips = []string{"192.0.2.1", "192.0.2.2"}
-	if err := a.register(t.Context(), s, n1); err == nil || !strings.Contains(err.Error(), "that of node n2, which runs") {
+	if err := a.register(t.Context(), s, n1); err == nil ||
+		!strings.Contains(err.Error(), "that of node n2, which runs") {
 		t.Errorf("another's address is registered: %v", err)
 	}
-	for ip, want := range map[string]bool{"192.0.2.1": true, "192.0.2.2": false, "192.0.2.3": false, "192.0.2.100": false, "10.43.0.1": false, "10.42.1.7": false, "127.0.0.1": false} {
+	for ip, want := range map[string]bool{"192.0.2.1": true, "192.0.2.2": false, "192.0.2.3": false,
+		"192.0.2.100": false, "10.43.0.1": false, "10.42.1.7": false, "127.0.0.1": false} {
 		if err := a.Refuse(t.Context(), "n1", netip.MustParseAddr(ip), false); (err == nil) != want {
 			t.Errorf("n1 reports %s: %v", ip, err)
 		}
@@ -104,7 +114,8 @@ func TestAddressesAreOneNodes(t *testing.T) {
 	if err := a.Refuse(t.Context(), "unrecorded", netip.MustParseAddr("192.0.2.3"), false); err != nil {
 		t.Errorf("a node of an earlier release: %v", err)
 	}
-	if !a.Disputed("n1", netip.MustParseAddr("192.0.2.2")) || a.Disputed("n2", netip.MustParseAddr("192.0.2.2")) || a.Disputed("n1", netip.MustParseAddr("192.0.2.9")) || !a.Disputed("n1", netip.MustParseAddr("10.43.0.99")) {
+	if !a.Disputed("n1", netip.MustParseAddr("192.0.2.2")) || a.Disputed("n2", netip.MustParseAddr("192.0.2.2")) ||
+		a.Disputed("n1", netip.MustParseAddr("192.0.2.9")) || !a.Disputed("n1", netip.MustParseAddr("10.43.0.99")) {
 		t.Error("disputed addresses are not what they should be")
 	}
 
@@ -137,7 +148,8 @@ func TestAddressesAreOneNodes(t *testing.T) {
 	if err := s.tokens.claim(t.Context(), "renamed", "password of n3", "", token.Agent, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.vacate(t.Context(), s, &node{name: "renamed", password: "password of n3"}, netip.MustParseAddr("192.0.2.1")); err != nil {
+	if err := a.vacate(t.Context(), s, &node{name: "renamed", password: "password of n3"},
+		netip.MustParseAddr("192.0.2.1")); err != nil {
 		t.Errorf("a machine that was renamed does not get its own address: %v", err)
 	}
 	// One without a Lease is believed dead only when this server has been there long enough to know.

@@ -38,9 +38,10 @@ func owns(s *corev1.Secret, password string) bool {
 }
 
 // claim keeps a node name for whoever knows the password: the first who comes. It writes only where nobody has the
-// name: a write goes through the webhooks of the cluster's users, which may need this very node. fill, which may be nil, adds
-// to the Secret.
-func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind token.Kind, fill func(*corev1.Secret) error) error {
+// name: a write goes through the webhooks of the cluster's users, which may need this very node. fill, which may be
+// nil, adds to the Secret.
+func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind token.Kind,
+	fill func(*corev1.Secret) error) error {
 	s := nodeSecret(node, password, tokenID, kind)
 	if fill != nil {
 		if err := fill(s); err != nil {
@@ -66,7 +67,8 @@ func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind 
 	return nil
 }
 
-// Reserve keeps a node name and addresses for the server's own node, whoever had them. It says whether somebody had the name.
+// Reserve keeps a node name and addresses for the server's own node, whoever had them. It says whether somebody had
+// the name.
 func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.Addr) (taken bool, err error) {
 	if taken, err = t.reserve(ctx, node, password); err != nil {
 		return taken, err
@@ -113,8 +115,10 @@ func (t Tokens) Free(ctx context.Context, node string) (bool, error) {
 
 func nodeSecret(node, password, tokenID string, kind token.Kind) *corev1.Secret {
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: node + nodeSuffix, Namespace: Namespace, Labels: map[string]string{Label: labelNode}},
-		Type:       nodeType,
-		Data:       map[string][]byte{keyHash: []byte(token.HashSecret(password)), keyToken: []byte(tokenID), keyKind: []byte(kind)},
+		ObjectMeta: metav1.ObjectMeta{Name: node + nodeSuffix, Namespace: Namespace,
+			Labels: map[string]string{Label: labelNode}},
+		Type: nodeType,
+		Data: map[string][]byte{keyHash: []byte(token.HashSecret(password)), keyToken: []byte(tokenID),
+			keyKind: []byte(kind)},
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 )
 
-// leaseEnded is how long a node's Lease must have ended for another node to get its address: DHCP gives the address of a
-// machine that is gone to the next one.
+// leaseEnded is how long a node's Lease must have ended for another node to get its address: DHCP gives the address
+// of a machine that is gone to the next one.
 const leaseEnded = 5 * time.Minute
 
 // contested refuses a machine that comes for the first time with an address of a node that lives, before anything is
@@ -46,9 +46,9 @@ func (a *API) contested(ctx context.Context, s *serving, n *node) error {
 	return nil
 }
 
-// register records what a node has: its addresses, for which it gets certificates, and the keys of these. It writes only
-// what is new. An address that a node has registered that lives is refused; what the node itself does not name any more
-// is free at once, so that two machines may swap their addresses.
+// register records what a node has: its addresses, for which it gets certificates, and the keys of these. It writes
+// only what is new. An address that a node has registered that lives is refused; what the node itself does not name
+// any more is free at once, so that two machines may swap their addresses.
 func (a *API) register(ctx context.Context, s *serving, n *node) error {
 	now, err := n.addresses()
 	if err != nil {
@@ -56,7 +56,8 @@ func (a *API) register(ctx context.Context, s *serving, n *node) error {
 	}
 	if rec := s.known.node(n.name); rec != nil {
 		others := func(ip netip.Addr) bool { return a.members.Disputed(n.name, ip) } // while it is being taken away
-		if m, ok := memberOf(rec); ok && m.holds(n.proves(now, m)) && slices.Equal(m.keys, keysOf(m.keys, n.kubelet, n.agent)) && !slices.ContainsFunc(now.IPs, others) {
+		if m, ok := memberOf(rec); ok && m.holds(n.proves(now, m)) &&
+			slices.Equal(m.keys, keysOf(m.keys, n.kubelet, n.agent)) && !slices.ContainsFunc(now.IPs, others) {
 			return nil
 		}
 	}
@@ -69,7 +70,10 @@ func (a *API) register(ctx context.Context, s *serving, n *node) error {
 			granted.IPs = append(granted.IPs, ip)
 		}
 	}
-	err = s.tokens.record(ctx, n.name, func(m *member) (addresses, []string) { return n.proves(granted, m), keysOf(m.keys, n.kubelet, n.agent) })
+	err = s.tokens.record(ctx, n.name, func(m *member) (addresses, []string) {
+		return n.proves(granted, m),
+			keysOf(m.keys, n.kubelet, n.agent)
+	})
 	if refused != nil {
 		if err != nil {
 			a.cfg.Log.Warn("cannot record the addresses of a node", "node", n.name, "error", err)
@@ -107,7 +111,8 @@ func (n *node) addresses() (out addresses, err error) {
 	return out, nil
 }
 
-// proves adds to the addresses which of them the node asks or has asked from, and which it has had since its first record.
+// proves adds to the addresses which of them the node asks or has asked from, and which it has had since its first
+// record.
 func (n *node) proves(a addresses, had *member) addresses {
 	a.Proven, a.First = nil, nil
 	for _, ip := range slices.Concat(a.IPs, a.External) {
@@ -133,9 +138,9 @@ func (e *addressTaken) Error() string {
 	return fmt.Sprintf("the address %s is that of node %s, which runs: give this machine another address (node-ip), or delete that node", e.ip, e.holder)
 }
 
-// vacant returns the node from which an address can be taken, empty if none has it. The node's Lease has ended, it is the same
-// machine under an earlier name, or it has never asked from the address, as the one who wants it does now. The error is
-// an *addressTaken if that node lives.
+// vacant returns the node from which an address can be taken, empty if none has it. The node's Lease has ended, it is
+// the same machine under an earlier name, or it has never asked from the address, as the one who wants it does now.
+// The error is an *addressTaken if that node lives.
 func (a *API) vacant(ctx context.Context, s *serving, n *node, ip netip.Addr) (holder string, err error) {
 	holder = a.members.holder(ip)
 	if holder == "" || holder == n.name {

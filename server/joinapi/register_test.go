@@ -49,7 +49,9 @@ func newGate(t *testing.T) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.api = New(Config{Signer: signer, Servers: &cluster{}, Cluster: joinwire.Cluster{ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}}, Own: func() string { return "192.0.2.100:6443" }, Log: quiet})
+	g.api = New(Config{Signer: signer, Servers: &cluster{},
+		Cluster: joinwire.Cluster{ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}},
+		Own:     func() string { return "192.0.2.100:6443" }, Log: quiet})
 	run(t, g.api, g.tokens)
 	return g
 }
@@ -131,7 +133,8 @@ func (g *gate) token(s Spec) *token.Token {
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// TestARefusedJoinLeavesNothing: who asks for the address of a node that runs has not used its token up, and has no name.
+// TestARefusedJoinLeavesNothing: who asks for the address of a node that runs has not used its token up, and has no
+// name.
 func TestARefusedJoinLeavesNothing(t *testing.T) {
 	g := newGate(t)
 	one := g.machine("one", "192.0.2.1")
@@ -143,13 +146,15 @@ func TestARefusedJoinLeavesNothing(t *testing.T) {
 	if code != http.StatusServiceUnavailable || !strings.Contains(body, "that of node one, which runs") {
 		t.Errorf("another's address: %d %s", code, body)
 	}
-	if _, err := g.tokens.secrets().Get(t.Context(), "thief"+nodeSuffix, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := g.tokens.secrets().Get(t.Context(), "thief"+nodeSuffix,
+		metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("a refused join has left a name: %v", err)
 	}
 	thief.gets(joinwire.NodePath, once, "192.0.2.66")
 }
 
-// TestRenewalWithAnothersAddress: the older node gets no certificate for the address of the younger, nor one of the cluster's.
+// TestRenewalWithAnothersAddress: the older node gets no certificate for the address of the younger, nor one of the
+// cluster's.
 func TestRenewalWithAnothersAddress(t *testing.T) {
 	g := newGate(t)
 	tok := g.token(Spec{})
@@ -171,7 +176,11 @@ func TestRenewalWithAnothersAddress(t *testing.T) {
 		}
 	}
 	older.gets(joinwire.RenewPath, nil, "192.0.2.3") // its own new one
-	g.is("it has the new one", func(m *Members) bool { has, _ := m.registered("older", addr("192.0.2.3"), false); return has })
+	g.is("it has the new one", func(m *Members) bool {
+		has,
+			_ := m.registered("older", addr("192.0.2.3"), false)
+		return has
+	})
 }
 
 // TestSquatter: an address that a node has claimed and never asked from is that of the machine that asks from it.
@@ -181,13 +190,15 @@ func TestSquatter(t *testing.T) {
 	squatter := g.machine("squatter", "192.0.2.1")
 	squatter.gets(joinwire.NodePath, tok, "192.0.2.1", "192.0.2.2")
 	g.is("it has claimed both", func(m *Members) bool {
-		return m.holder(addr("192.0.2.2")) == "squatter" && m.nodes["squatter"].proven(addr("192.0.2.1")) && !m.nodes["squatter"].proven(addr("192.0.2.2"))
+		return m.holder(addr("192.0.2.2")) == "squatter" && m.nodes["squatter"].proven(addr("192.0.2.1")) &&
+			!m.nodes["squatter"].proven(addr("192.0.2.2"))
 	})
 	g.machine("honest", "192.0.2.2").gets(joinwire.NodePath, tok, "192.0.2.2")
 	g.is("the address is the honest one's", func(m *Members) bool {
 		return m.holder(addr("192.0.2.2")) == "honest" && m.Disputed("squatter", addr("192.0.2.2"))
 	})
-	if code, body := squatter.ask(joinwire.RenewPath, nil, "192.0.2.1", "192.0.2.2"); code != http.StatusServiceUnavailable {
+	if code, body := squatter.ask(joinwire.RenewPath, nil, "192.0.2.1",
+		"192.0.2.2"); code != http.StatusServiceUnavailable {
 		t.Errorf("it takes it back: %d %s", code, body)
 	}
 }
@@ -207,7 +218,10 @@ func TestNodesOfEarlierReleases(t *testing.T) {
 	if _, err := g.tokens.secrets().Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	g.is("it has no record", func(m *Members) bool { return m.recordless("early") && m.holder(addr("192.0.2.1")) == "" })
+	g.is("it has no record", func(m *Members) bool {
+		return m.recordless("early") &&
+			m.holder(addr("192.0.2.1")) == ""
+	})
 	spki := early.cert.RawSubjectPublicKeyInfo
 	if err := g.api.Admits(t.Context(), "early", spki, false); err != nil {
 		t.Errorf("its certificate: %v", err)
@@ -231,7 +245,8 @@ func TestNodesOfEarlierReleases(t *testing.T) {
 	}
 }
 
-// TestSupportedAddresses: what a node adds later, and does not ask from, is its own word alone; what it gives up is not its any more.
+// TestSupportedAddresses: what a node adds later, and does not ask from, is its own word alone; what it gives up is
+// not its any more.
 func TestSupportedAddresses(t *testing.T) {
 	g := newGate(t)
 	n := g.machine("n", "192.0.2.1")
@@ -253,7 +268,8 @@ func TestSupportedAddresses(t *testing.T) {
 			t.Errorf("%s is supported: %v", ip, !want)
 		}
 	}
-	if !g.api.Unregistered("n", addr("2001:db8::1")) || g.api.Unregistered("n", addr("192.0.2.50")) || g.api.Unregistered("other", addr("192.0.2.50")) {
+	if !g.api.Unregistered("n", addr("2001:db8::1")) || g.api.Unregistered("n", addr("192.0.2.50")) ||
+		g.api.Unregistered("other", addr("192.0.2.50")) {
 		t.Error("what is registered is not what it should be")
 	}
 	n.from = "192.0.2.50"

@@ -32,9 +32,9 @@ func (r *Record) renewing(now time.Time) {
 // lasting makes a token one that does not end by itself.
 func (r *Record) lasting() { r.Renews, r.Expires = false, time.Time{} }
 
-// Renew gives the agents' token of the first start another secret when it is due, writes its file, and returns when to call it
-// again, zero for never. The secret before is taken until its end: so the file always has a good one, and a copy of it,
-// such as one on an SD card, does not stay good for ever.
+// Renew gives the agents' token of the first start another secret when it is due, writes its file, and returns when
+// to call it again, zero for never. The secret before is taken until its end: so the file always has a good one, and
+// a copy of it, such as one on an SD card, does not stay good for ever.
 func (t Tokens) Renew(ctx context.Context, l LongLived, log *slog.Logger) (next time.Time, err error) {
 	r, err := t.get(ctx, l.ID)
 	if errors.Is(err, ErrUnknown) {
@@ -44,7 +44,8 @@ func (t Tokens) Renew(ctx context.Context, l LongLived, log *slog.Logger) (next 
 		return time.Time{}, err
 	}
 	now := t.now()
-	renews := r.Renews || !r.Password && !r.Expires.IsZero() // a server of an earlier release drops the mark when it writes the record
+	// a server of an earlier release drops the mark when it writes the record
+	renews := r.Renews || !r.Password && !r.Expires.IsZero()
 	switch {
 	case !renews || r.hash == "":
 		return time.Time{}, nil
@@ -66,7 +67,8 @@ func (t Tokens) Renew(ctx context.Context, l LongLived, log *slog.Logger) (next 
 		// The file comes after: keep opens what is sealed if that is broken off.
 		defer func() {
 			if err == nil {
-				log.Info("the agents' token has a new secret; the one before is taken until its end", "token", l.ID, "file", l.File, "until", ends)
+				log.Info("the agents' token has a new secret; the one before is taken until its end", "token", l.ID,
+					"file", l.File, "until", ends)
 				err = l.write(tok)
 			}
 		}()

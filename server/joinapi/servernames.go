@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Each server publishes the names and addresses in its certificate that may be its own alone (tls-san): no server signs a
-// certificate for one of them to a node.
+// Each server publishes the names and addresses in its certificate that may be its own alone (tls-san): no server
+// signs a certificate for one of them to a node.
 const (
 	namesSuffix      = ".server-names.umiak"
 	namesType        = corev1.SecretType("umiak.io/server-names")
@@ -27,8 +27,8 @@ const (
 	keyServerIPs     = "ips"   // JSON list
 )
 
-// PublishNames shares with the other servers the names in a server's certificate, and the addresses that its settings add.
-// It writes only what is new.
+// PublishNames shares with the other servers the names in a server's certificate, and the addresses that its settings
+// add. It writes only what is new.
 func (t Tokens) PublishNames(ctx context.Context, server string, dnsNames []string, ips []netip.Addr) error {
 	fail := func(err error) error { return fmt.Errorf("publish the names of server %s: %w", server, err) }
 	names, errN := json.Marshal(slices.Sorted(slices.Values(dnsNames)))
@@ -40,8 +40,9 @@ func (t Tokens) PublishNames(ctx context.Context, server string, dnsNames []stri
 	s, err := t.secrets().Get(ctx, server+namesSuffix, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		s = &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Name: server + namesSuffix, Namespace: Namespace, Labels: map[string]string{Label: labelServerNames}},
-			Type:       namesType, Data: data,
+			ObjectMeta: metav1.ObjectMeta{Name: server + namesSuffix, Namespace: Namespace,
+				Labels: map[string]string{Label: labelServerNames}},
+			Type: namesType, Data: data,
 		}
 		if _, err = t.secrets().Create(ctx, s, metav1.CreateOptions{}); err != nil {
 			return fail(err)

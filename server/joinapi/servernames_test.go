@@ -72,8 +72,9 @@ func TestWasServer(t *testing.T) {
 	}
 }
 
-// TestAddressesInCertificatesOfServers covers an address in another server's tls-san, as a virtual one: no agent gets it, in its
-// certificate or in its Node's status; servers that list each other do, and so does an agent that had it before.
+// TestAddressesInCertificatesOfServers covers an address in another server's tls-san, as a virtual one: no agent gets
+// it, in its certificate or in its Node's status; servers that list each other do, and so does an agent that had it
+// before.
 func TestAddressesInCertificatesOfServers(t *testing.T) {
 	a, s := registry(t)
 	a.cfg.IPs = func() []string { return nil }
@@ -88,7 +89,10 @@ func TestAddressesInCertificatesOfServers(t *testing.T) {
 		if err := s.tokens.PublishNames(t.Context(), "s1", []string{"s1"}, ips); err != nil {
 			t.Fatal(err)
 		}
-		becomes(t, "the addresses of server s1", func() bool { return len(s.known.serverIPs()) == len(ips) && a.members.isServer("s2") })
+		becomes(t, "the addresses of server s1", func() bool {
+			return len(s.known.serverIPs()) == len(ips) &&
+				a.members.isServer("s2")
+		})
 	}
 	publish()
 	publish(vip, early, second)
@@ -96,7 +100,8 @@ func TestAddressesInCertificatesOfServers(t *testing.T) {
 	ask := func(who string, ip netip.Addr, external ...string) (*node, error) {
 		r := request(t, k)
 		r.Name, r.IPs, r.ExternalIPs = who, []string{ip.String()}, external
-		r.Kubelet, r.Serving = csr(t, k, name("system:node:"+who, "system:nodes"), nil), csr(t, k, name("system:node:"+who, "system:nodes"), []string{who}, ip.AsSlice())
+		r.Kubelet, r.Serving = csr(t, k, name("system:node:"+who, "system:nodes"), nil), csr(t, k,
+			name("system:node:"+who, "system:nodes"), []string{who}, ip.AsSlice())
 		r.Agent = csr(t, k, name("umiak:agent:"+who, "umiak:agents"), nil)
 		return a.check(t.Context(), s, r, nil)
 	}
@@ -104,8 +109,10 @@ func TestAddressesInCertificatesOfServers(t *testing.T) {
 		name    string
 		ip      netip.Addr
 		refused bool
-	}{{"n1", vip, true}, {"new", vip, true}, {"n1", early, true}, {"n2", early, false}, {"s2", second, false}, {"s2", vip, false}, {"n1", netip.MustParseAddr("192.0.2.1"), false}} {
-		if _, err := ask(c.name, c.ip); (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "server s1 has it in its certificate (tls-san)") {
+	}{{"n1", vip, true}, {"new", vip, true}, {"n1", early, true}, {"n2", early, false}, {"s2", second, false},
+		{"s2", vip, false}, {"n1", netip.MustParseAddr("192.0.2.1"), false}} {
+		if _, err := ask(c.name, c.ip); (err != nil) != c.refused || err != nil &&
+			!strings.Contains(err.Error(), "server s1 has it in its certificate (tls-san)") {
 			t.Errorf("%s asks for %s: %v", c.name, c.ip, err)
 		}
 		if err := a.Foreign(t.Context(), c.name, c.ip); (err != nil) != c.refused {
@@ -113,7 +120,8 @@ func TestAddressesInCertificatesOfServers(t *testing.T) {
 		}
 	}
 	// Behind one router a node may have an external address of a server: its certificate goes without.
-	if n, err := ask("n1", netip.MustParseAddr("192.0.2.1"), vip.String()); err != nil || len(n.external) > 0 || len(n.seen) != 1 {
+	if n, err := ask("n1", netip.MustParseAddr("192.0.2.1"), vip.String()); err != nil || len(n.external) > 0 ||
+		len(n.seen) != 1 {
 		t.Errorf("an external address of a server: %+v, %v", n, err)
 	}
 	publish(early)

@@ -21,7 +21,8 @@ func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w htt
 		return nil, err
 	}
 	if rec.Kind != token.Server {
-		return nil, joinwire.Refuse(joinwire.BadToken, "token %s lets agents join, not servers; `umiak token create --kind server` on a server makes one for servers", rec.ID)
+		return nil, joinwire.Refuse(joinwire.BadToken,
+			"token %s lets agents join, not servers; `umiak token create --kind server` on a server makes one for servers", rec.ID)
 	}
 	err = version.ServerFits(r.Header.Get(joinwire.VersionHeader), a.cfg.Version)
 	if err == nil {
@@ -75,7 +76,8 @@ func checkServer(r *joinwire.ServerRequest, reserved []string) error {
 		}
 	case joinwire.Etcd:
 		p, err := netip.ParseAddrPort(r.Peer)
-		if err != nil || p.Port() == 0 || p.Addr().Zone() != "" || p.Addr().IsUnspecified() || p.Addr().IsLoopback() || p.Addr().IsMulticast() {
+		if err != nil || p.Port() == 0 || p.Addr().Zone() != "" || p.Addr().IsUnspecified() || p.Addr().IsLoopback() ||
+			p.Addr().IsMulticast() {
 			return fmt.Errorf("peer address %q is not an address and port that other servers reach", r.Peer)
 		}
 	default:
@@ -88,11 +90,14 @@ func checkServer(r *joinwire.ServerRequest, reserved []string) error {
 func fits(r *joinwire.ServerRequest, s Servers) error {
 	switch have := s.Datastore(); {
 	case have == "":
-		return joinwire.Refuse(joinwire.NotShared, "the cluster's state is in SQLite, which is for one server; restart that server once with --cluster-init, which moves the state into etcd, and try again")
+		return joinwire.Refuse(joinwire.NotShared,
+			"the cluster's state is in SQLite, which is for one server; restart that server once with --cluster-init, which moves the state into etcd, and try again")
 	case have != r.Datastore && have == joinwire.External:
-		return joinwire.Refuse(joinwire.NotShared, "the cluster's state is in a database outside: set datastore-endpoint to the same one here")
+		return joinwire.Refuse(joinwire.NotShared,
+			"the cluster's state is in a database outside: set datastore-endpoint to the same one here")
 	case have != r.Datastore:
-		return joinwire.Refuse(joinwire.NotShared, "the cluster's state is in its servers' own etcd: leave datastore-endpoint out here")
+		return joinwire.Refuse(joinwire.NotShared,
+			"the cluster's state is in its servers' own etcd: leave datastore-endpoint out here")
 	}
 	if diff := joinwire.Differences(s.Settings(), r.Settings); len(diff) > 0 {
 		return joinwire.Refuse(joinwire.BadSettings, "%s", Describe(diff))

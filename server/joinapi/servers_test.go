@@ -45,7 +45,8 @@ func (c *cluster) Withdraw(_ context.Context, r *joinwire.ServerRequest) error {
 }
 
 func TestServersJoin(t *testing.T) {
-	c := &cluster{kind: joinwire.Etcd, settings: []joinwire.Setting{{Key: "cluster-cidr", Value: "10.42.0.0/16"}, {Key: "disable", Value: ""}}}
+	c := &cluster{kind: joinwire.Etcd, settings: []joinwire.Setting{{Key: "cluster-cidr", Value: "10.42.0.0/16"},
+		{Key: "disable", Value: ""}}}
 	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
 	srv, _, err := tokens.Create(t.Context(), Spec{Kind: token.Server})
 	if err != nil {
@@ -59,7 +60,8 @@ func TestServersJoin(t *testing.T) {
 	ctx := t.Context()
 	run(t, api, tokens)
 
-	good := joinwire.ServerRequest{Name: "s2", Password: strings.Repeat("p", 30), Datastore: joinwire.Etcd, Peer: "10.0.0.2:2380", Settings: c.settings}
+	good := joinwire.ServerRequest{Name: "s2", Password: strings.Repeat("p", 30), Datastore: joinwire.Etcd,
+		Peer: "10.0.0.2:2380", Settings: c.settings}
 	ask := func(tok token.Token, change func(*joinwire.ServerRequest)) (int, string) {
 		r := good
 		if change != nil {
@@ -82,7 +84,10 @@ func TestServersJoin(t *testing.T) {
 		`peer address \"127.0.0.1:2380\" is not`: func(r *joinwire.ServerRequest) { r.Peer = "127.0.0.1:2380" },
 		`peer address \"x:2380\" is not`:         func(r *joinwire.ServerRequest) { r.Peer = "x:2380" },
 		`datastore \"sqlite\" is not one of`:     func(r *joinwire.ServerRequest) { r.Datastore = "sqlite" },
-		"leave datastore-endpoint out":           func(r *joinwire.ServerRequest) { r.Datastore, r.Peer = joinwire.External, "" },
+		"leave datastore-endpoint out": func(r *joinwire.ServerRequest) {
+			r.Datastore,
+				r.Peer = joinwire.External, ""
+		},
 		`cluster-cidr is \"10.1.0.0/16\" here and \"10.42.0.0/16\"`: func(r *joinwire.ServerRequest) {
 			r.Settings = []joinwire.Setting{{Key: "cluster-cidr", Value: "10.1.0.0/16"}, {Key: "disable"}}
 		},
@@ -95,7 +100,8 @@ func TestServersJoin(t *testing.T) {
 			t.Errorf("want %s, got %d %s", want, code, body)
 		}
 	}
-	if code, body := ask(agent, nil); code != http.StatusUnauthorized || !strings.Contains(body, "lets agents join, not servers") {
+	if code, body := ask(agent, nil); code != http.StatusUnauthorized ||
+		!strings.Contains(body, "lets agents join, not servers") {
 		t.Errorf("an agent's token: %d %s", code, body)
 	}
 	if len(c.admitted) != 0 {
@@ -106,7 +112,10 @@ func TestServersJoin(t *testing.T) {
 			t.Errorf("%d %s", code, body)
 		}
 	}
-	if code, body := ask(srv, func(r *joinwire.ServerRequest) { r.Password = strings.Repeat("q", 30) }); code != http.StatusForbidden || !strings.Contains(body, "another machine") {
+	if code, body := ask(srv, func(r *joinwire.ServerRequest) {
+		r.Password = strings.Repeat("q",
+			30)
+	}); code != http.StatusForbidden || !strings.Contains(body, "another machine") {
 		t.Errorf("another machine under the same name: %d %s", code, body)
 	}
 	// The first machine never came: after a while another may have the name, unless it is a member's or a node's.
@@ -118,21 +127,25 @@ func TestServersJoin(t *testing.T) {
 		if _, err := secrets.Create(ctx, s, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(10 * time.Second); api.ready.Load().known.node(name) == nil; time.Sleep(time.Millisecond) { // its watch
+		// its watch
+		for end := time.Now().Add(10 * time.Second); api.ready.Load().known.node(name) == nil; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("the API does not hear of a claim")
 			}
 		}
 	}
 	// All are younger than unregistered: what is older the API frees by itself when it starts.
-	for name, ago := range map[string]time.Duration{"old": time.Hour / 2, "young": time.Minute, "member": time.Hour / 2, "node": time.Hour / 2} {
+	for name, ago := range map[string]time.Duration{"old": time.Hour / 2, "young": time.Minute, "member": time.Hour / 2,
+		"node": time.Hour / 2} {
 		claimed(name, ago)
 	}
 	c.held = []string{"member"}
-	if _, err := tokens.Client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := tokens.Client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node"}},
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]int{"old": http.StatusOK, "young": http.StatusForbidden, "member": http.StatusForbidden, "node": http.StatusForbidden} {
+	for name, want := range map[string]int{"old": http.StatusOK, "young": http.StatusForbidden,
+		"member": http.StatusForbidden, "node": http.StatusForbidden} {
 		code, body := ask(srv, func(r *joinwire.ServerRequest) { r.Name, r.Password = name, strings.Repeat("q", 30) })
 		if code != want {
 			t.Errorf("another machine as %s: %d %s", name, code, body)

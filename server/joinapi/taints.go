@@ -16,8 +16,9 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 )
 
-// keyTaints is the record, in the Secret of a node's password, of the taints that the node's settings have given its Node. A node
-// may not change its own taints, and cannot write this Secret: so it can take away what its settings gave it, and no other.
+// keyTaints is the record, in the Secret of a node's password, of the taints that the node's settings have given its
+// Node. A node may not change its own taints, and cannot write this Secret: so it can take away what its settings
+// gave it, and no other.
 const keyTaints = "taints"
 
 // maxTaints is how many taints a node may ask for.
@@ -45,17 +46,19 @@ func checkTaints(list []corev1.Taint) error {
 		return fmt.Errorf("%d taints, %d are possible", len(list), maxTaints)
 	}
 	for _, t := range list {
-		if e := append(validation.IsQualifiedName(t.Key), validation.IsValidLabelValue(t.Value)...); len(e) > 0 || t.TimeAdded != nil ||
-			!slices.Contains([]corev1.TaintEffect{corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute}, t.Effect) {
+		if e := append(validation.IsQualifiedName(t.Key), validation.IsValidLabelValue(t.Value)...); len(e) > 0 ||
+			t.TimeAdded != nil ||
+			!slices.Contains([]corev1.TaintEffect{corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule,
+				corev1.TaintEffectNoExecute}, t.Effect) {
 			return fmt.Errorf("taint %.200q is not one", t.ToString())
 		}
 	}
 	return nil
 }
 
-// SetTaints gives a Node the taints of the node's settings, and takes away those that the settings gave it earlier and do not
-// name any more. What others have set stays: a node has only what its calls have added, or what the Node had of the settings at
-// the first one, with which its kubelet has registered it.
+// SetTaints gives a Node the taints of the node's settings, and takes away those that the settings gave it earlier
+// and do not name any more. What others have set stays: a node has only what its calls have added, or what the Node
+// had of the settings at the first one, with which its kubelet has registered it.
 func (t Tokens) SetTaints(ctx context.Context, name string, want []corev1.Taint) error {
 	var begun *taintRecord // what was recorded before this call; a conflict has the rest of the call done again
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
@@ -135,9 +138,9 @@ func union(a, b []corev1.Taint) []corev1.Taint {
 	return out
 }
 
-// mergeTaints returns the taints that a Node is to have, and those of them that are the settings' own: what had records of those
-// that are there goes where want does not name it; want comes in where nobody else has set a taint of that key and effect.
-// Before there is a record the settings own what they name.
+// mergeTaints returns the taints that a Node is to have, and those of them that are the settings' own: what had
+// records of those that are there goes where want does not name it; want comes in where nobody else has set a taint
+// of that key and effect. Before there is a record the settings own what they name.
 func mergeTaints(there []corev1.Taint, had taintRecord, want []corev1.Taint) (next, own []corev1.Taint) {
 	for _, t := range there {
 		plain := corev1.Taint{Key: t.Key, Value: t.Value, Effect: t.Effect}

@@ -67,7 +67,8 @@ func TestTaintsOfTheSettingsComeAndGoAndThoseOfOthersStay(t *testing.T) {
 					}
 				}
 				secret, err := client.CoreV1().Secrets(Namespace).Get(t.Context(), "n1"+nodeSuffix, metav1.GetOptions{})
-				if raw := string(secret.Data[keyTaints]); err != nil || step.set == nil && raw != "[]" || raw == "null" {
+				if raw := string(secret.Data[keyTaints]); err != nil || step.set == nil && raw != "[]" ||
+					raw == "null" {
 					t.Errorf("step %d: the record is %q, %v", i, raw, err)
 				}
 			}
@@ -77,7 +78,8 @@ func TestTaintsOfTheSettingsComeAndGoAndThoseOfOthersStay(t *testing.T) {
 
 func TestATaintThatAnAdministratorSetsDuringACallIsTheirs(t *testing.T) {
 	a := corev1.Taint{Key: "a", Effect: corev1.TaintEffectNoSchedule}
-	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, nodeSecret("n1", "password", "", token.Agent))
+	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}},
+		nodeSecret("n1", "password", "", token.Agent))
 	tokens := Tokens{Client: client}
 	if err := tokens.SetTaints(t.Context(), "n1", nil); err != nil {
 		t.Fatal(err)
@@ -88,7 +90,8 @@ func TestATaintThatAnAdministratorSetsDuringACallIsTheirs(t *testing.T) {
 			return false, nil, nil
 		}
 		raced = true
-		admins := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{a}}}
+		admins := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+			Spec: corev1.NodeSpec{Taints: []corev1.Taint{a}}}
 		if err := client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), admins, ""); err != nil {
 			t.Error(err)
 		}

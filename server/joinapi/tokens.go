@@ -103,8 +103,10 @@ func parse(s *corev1.Secret) (Record, error) {
 	if !ok || s.Type != tokenType {
 		return Record{}, fmt.Errorf("secret %s is not a token", s.Name)
 	}
-	r := Record{ID: id, Description: string(s.Data[keyText]), Created: s.CreationTimestamp.Time, Password: string(s.Data[keyPassword]) == "true", hash: string(s.Data[keyHash]),
-		former: strings.Fields(string(s.Data[keyFormer])), SetOn: strings.Fields(string(s.Data[keySetOn])), sealed: s.Data[keySealed],
+	r := Record{ID: id, Description: string(s.Data[keyText]), Created: s.CreationTimestamp.Time,
+		Password: string(s.Data[keyPassword]) == "true", hash: string(s.Data[keyHash]),
+		former: strings.Fields(string(s.Data[keyFormer])), SetOn: strings.Fields(string(s.Data[keySetOn])),
+		sealed: s.Data[keySealed],
 		Renews: string(s.Data[keyRenews]) == "true", previous: string(s.Data[keyPrevious]), raw: s}
 	var err error
 	if r.Kind, err = token.ParseKind(string(s.Data[keyKind])); err != nil {
@@ -132,9 +134,10 @@ func parse(s *corev1.Secret) (Record, error) {
 
 func (r Record) secret() *corev1.Secret {
 	s := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: tokenPrefix + r.ID, Namespace: Namespace, Labels: map[string]string{Label: labelToken}},
-		Type:       tokenType,
-		Data:       map[string][]byte{keyKind: []byte(r.Kind), keyHash: []byte(r.hash)},
+		ObjectMeta: metav1.ObjectMeta{Name: tokenPrefix + r.ID, Namespace: Namespace,
+			Labels: map[string]string{Label: labelToken}},
+		Type: tokenType,
+		Data: map[string][]byte{keyKind: []byte(r.Kind), keyHash: []byte(r.hash)},
 	}
 	if r.raw != nil {
 		s.ResourceVersion, s.UID = r.raw.ResourceVersion, r.raw.UID
@@ -275,10 +278,12 @@ func (t Tokens) prune(ctx context.Context) error {
 		return err
 	}
 	for _, r := range list {
-		if r.Expires.IsZero() || time.Since(r.Expires) < kept || r.ID == ServerID || r.ID == AgentID { // those two remember what they were
+		// those two remember what they were
+		if r.Expires.IsZero() || time.Since(r.Expires) < kept || r.ID == ServerID || r.ID == AgentID {
 			continue
 		}
-		if err := t.secrets().Delete(ctx, tokenPrefix+r.ID, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		if err := t.secrets().Delete(ctx, tokenPrefix+r.ID, metav1.DeleteOptions{}); err != nil &&
+			!apierrors.IsNotFound(err) {
 			return fmt.Errorf("remove the ended token %s: %w", r.ID, err)
 		}
 	}
@@ -341,8 +346,8 @@ func (t Tokens) Revoke(ctx context.Context, id string) error {
 	return nil
 }
 
-// Rotate gives a token a new secret; the old one is refused from now on. The record names the servers that still have the
-// old one in their settings.
+// Rotate gives a token a new secret; the old one is refused from now on. The record names the servers that still have
+// the old one in their settings.
 func (t Tokens) Rotate(ctx context.Context, id string) (token.Token, Record, error) {
 	r, err := t.get(ctx, id)
 	if err != nil {

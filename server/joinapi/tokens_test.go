@@ -110,12 +110,13 @@ func TestTokensOfTheFirstStart(t *testing.T) {
 	}
 }
 
-// TestTokensOfSeveralServers: what one server rotates the others' files get, and what was rotated away does not come back
-// by the settings of a server.
+// TestTokensOfSeveralServers: what one server rotates the others' files get, and what was rotated away does not come
+// back by the settings of a server.
 func TestTokensOfSeveralServers(t *testing.T) {
 	ctx := t.Context()
 	secret := "the servers' secret"
-	tokens := Tokens{Client: fake.NewClientset(), CA: hash, Secret: func() ([]byte, error) { return []byte(secret), nil }}
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash,
+		Secret: func() ([]byte, error) { return []byte(secret), nil }}
 	file := func() LongLived {
 		return LongLived{ID: ServerID, Kind: token.Server, File: filepath.Join(t.TempDir(), "token")}
 	}
@@ -220,14 +221,16 @@ func TestTokensOfSeveralServers(t *testing.T) {
 func TestShortPasswords(t *testing.T) {
 	tokens := Tokens{Client: fake.NewClientset(), CA: hash}
 	l := LongLived{ID: ServerID, Kind: token.Server, File: filepath.Join(t.TempDir(), "token"), Given: "hunter2"}
-	if _, err := tokens.Ensure(t.Context(), l, quiet); err == nil || !strings.Contains(err.Error(), "less than 12 characters") {
+	if _, err := tokens.Ensure(t.Context(), l, quiet); err == nil ||
+		!strings.Contains(err.Error(), "less than 12 characters") {
 		t.Errorf("a new cluster: %v", err)
 	}
 	old := Record{ID: ServerID, Kind: token.Server, Password: true, hash: token.HashSecret("hunter2")}
 	if _, err := tokens.secrets().Create(t.Context(), old.secret(), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for given, want := range map[string]string{"hunter2": "less than 12", "hunter3": "it is not used", "hunter2-hunter2": ""} {
+	for given, want := range map[string]string{"hunter2": "less than 12", "hunter3": "it is not used",
+		"hunter2-hunter2": ""} {
 		l.Given = given
 		if _, err := tokens.secrets().Update(t.Context(), old.secret(), metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
@@ -246,7 +249,8 @@ func TestShortPasswords(t *testing.T) {
 	if note, err := tokens.Ensure(t.Context(), l, quiet); err != nil || note != "" {
 		t.Errorf("%q, %v", note, err)
 	}
-	if raw, err := os.ReadFile(l.File); err != nil || strings.TrimSpace(string(raw)) != "um1."+hash+".server.hunter2-of-k3s" {
+	if raw, err := os.ReadFile(l.File); err != nil || strings.TrimSpace(string(raw)) != "um1."+hash+
+		".server.hunter2-of-k3s" {
 		t.Errorf("%s, %v", raw, err)
 	}
 }
@@ -274,7 +278,8 @@ func TestCreateAndRevoke(t *testing.T) {
 	if err := tokens.use(ctx, tok.ID); !errors.Is(err, errUsedUp) {
 		t.Error(err)
 	}
-	if list, err := tokens.List(ctx); err != nil || list[0].State(time.Now()) != "used up" || list[0].State(time.Now().Add(2*time.Hour)) != "expired" {
+	if list, err := tokens.List(ctx); err != nil || list[0].State(time.Now()) != "used up" ||
+		list[0].State(time.Now().Add(2*time.Hour)) != "expired" {
 		t.Errorf("%+v, %v", list, err)
 	}
 	for _, id := range []string{tok.ID, tok.ID} {
@@ -345,10 +350,12 @@ func FuzzParseSecret(f *testing.F) {
 	})
 }
 
-// TestTheAgentsTokenIsRenewed: each secret ends, the file always has a good one, and one that was copied is taken until its end.
+// TestTheAgentsTokenIsRenewed: each secret ends, the file always has a good one, and one that was copied is taken
+// until its end.
 func TestTheAgentsTokenIsRenewed(t *testing.T) {
 	ctx, now := t.Context(), time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	tokens := Tokens{Client: fake.NewClientset(), CA: hash, Now: func() time.Time { return now }, Secret: func() ([]byte, error) { return []byte("the servers' secret"), nil }}
+	tokens := Tokens{Client: fake.NewClientset(), CA: hash, Now: func() time.Time { return now },
+		Secret: func() ([]byte, error) { return []byte("the servers' secret"), nil }}
 	file := func() LongLived {
 		return LongLived{ID: AgentID, Kind: token.Agent, File: filepath.Join(t.TempDir(), "agent-token")}
 	}
@@ -411,7 +418,8 @@ func TestTheAgentsTokenIsRenewed(t *testing.T) {
 	taken("what was renewed away, after a rotation", second, false)
 	taken("the third one, after a rotation", third, false)
 	taken("the rotated one", rotated, true)
-	// All servers were off for long: tokens that have ended are cleared away, and this one is renewed and not made as it was.
+	// All servers were off for long: tokens that have ended are cleared away, and this one is renewed and not made as
+	// it was.
 	now = now.Add(10 * agentTokenLife)
 	if _, _, err := tokens.Create(ctx, Spec{Kind: token.Agent}); err != nil {
 		t.Fatal(err)
@@ -451,7 +459,9 @@ func TestTheEndIsSetWhenTheClockIs(t *testing.T) {
 		t.Errorf("at a wrong clock: %v", at)
 	}
 	first, _ := l.read()
-	for _, at := range []time.Time{time.Date(2038, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)} { // far ahead, then right
+	// far ahead, then right
+	for _, at := range []time.Time{time.Date(2038, 1, 1, 0, 0, 0, 0, time.UTC),
+		time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)} {
 		now = at
 		if got := ends(); !got.Equal(at.Add(agentTokenLife)) {
 			t.Errorf("at %v it ends %v", at, got)

@@ -39,8 +39,9 @@ func RequireServer(d layout.Dirs) error {
 
 // Renewed is the result of Renew. One of the two is set.
 type Renewed struct {
-	*server.RenewResult          // by the running server
-	AtNextStart         []string `json:"atNextStart,omitempty"` // names of certificates that a stopped server issues when it starts
+	*server.RenewResult // by the running server
+	// names of certificates that a stopped server issues when it starts
+	AtNextStart []string `json:"atNextStart,omitempty"`
 }
 
 // Renew renews certificates of the server, all if there are no names. newKeys makes new keys as well, for which the
@@ -104,7 +105,8 @@ func removeForRenewal(d layout.Dirs, names []string, newKeys bool) (done []strin
 // RotateCA begins or finishes rotations of authorities. running reports whether the running server did it, rather than
 // this process on the files of a stopped one. Without Force it refuses to finish while something in the cluster needs
 // the old ones.
-func RotateCA(ctx context.Context, d layout.Dirs, r cluster.RotateRequest) (out cluster.RotateResult, running bool, err error) {
+func RotateCA(ctx context.Context, d layout.Dirs, r cluster.RotateRequest) (out cluster.RotateResult, running bool,
+	err error) {
 	if r.Finish && !r.Force && instance.Running(d) {
 		api, err := kubeclient.Source{Kubeconfig: d.AdminKubeconfig()}.Client("umiak-certificate", 0)
 		if err != nil {

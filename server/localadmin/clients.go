@@ -20,8 +20,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// clientsReady returns an error while something in the cluster needs the old ones of the authorities that are named, all
-// if none is, as far as the cluster's objects show.
+// clientsReady returns an error while something in the cluster needs the old ones of the authorities that are named,
+// all if none is, as far as the cluster's objects show.
 func clientsReady(ctx context.Context, api kubernetes.Interface, d layout.Dirs, names []string) error {
 	meant := func(name string) bool { return len(names) == 0 || slices.Contains(names, name) }
 	if meant(string(pki.ServerCA)) {
@@ -43,7 +43,8 @@ func namespacesHaveCA(ctx context.Context, api kubernetes.Interface, file string
 		return err
 	}
 	first, _, _ := strings.Cut(string(want), "-----END CERTIFICATE-----")
-	list, err := api.CoreV1().ConfigMaps(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=kube-root-ca.crt"})
+	list, err := api.CoreV1().ConfigMaps(metav1.NamespaceAll).List(ctx,
+		metav1.ListOptions{FieldSelector: "metadata.name=kube-root-ca.crt"})
 	if err != nil {
 		return fmt.Errorf("ask whether pods know the new CA (--force does without): %w", err)
 	}

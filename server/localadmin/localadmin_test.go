@@ -36,7 +36,8 @@ func stopped(t *testing.T) layout.Dirs {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"apiserver", "admin"} {
-		leaf := pki.Leaf{Name: name, CA: pki.ServerCA, CommonName: name, Server: true, CertFile: p.File(name + ".crt"), KeyFile: p.File(name + ".key")}
+		leaf := pki.Leaf{Name: name, CA: pki.ServerCA, CommonName: name, Server: true, CertFile: p.File(name + ".crt"),
+			KeyFile: p.File(name + ".key")}
 		if err := p.Add(leaf); err != nil {
 			t.Fatal(err)
 		}
@@ -57,11 +58,13 @@ func names(t *testing.T, dir string) []string {
 	return out
 }
 
-// TestRenewStopped: certificates of a stopped server are removed, authorities never, and an unknown name changes nothing.
+// TestRenewStopped: certificates of a stopped server are removed, authorities never, and an unknown name changes
+// nothing.
 func TestRenewStopped(t *testing.T) {
 	d := stopped(t)
 	before := names(t, d.ServerPKI())
-	if _, err := Renew(t.Context(), d, []string{"apiserver", "nope"}, false); err == nil || !strings.Contains(err.Error(), `there is no certificate "nope"; there are `) {
+	if _, err := Renew(t.Context(), d, []string{"apiserver", "nope"}, false); err == nil ||
+		!strings.Contains(err.Error(), `there is no certificate "nope"; there are `) {
 		t.Errorf("%v", err)
 	}
 	if got := names(t, d.ServerPKI()); !slices.Equal(got, before) {
@@ -141,17 +144,20 @@ func TestClientsReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"server-ca.crt": ca + old, "service-account.pub": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key})),
+		"server-ca.crt": ca + old, "service-account.pub": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY",
+			Bytes: key})),
 	} {
 		if err := os.WriteFile(filepath.Join(d.ServerPKI(), name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	root := func(ns, text string) runtime.Object {
-		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "kube-root-ca.crt"}, Data: map[string]string{"ca.crt": text}}
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "kube-root-ca.crt"},
+			Data: map[string]string{"ca.crt": text}}
 	}
 	secret := func(name string, jwt []byte) runtime.Object {
-		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name}, Type: corev1.SecretTypeServiceAccountToken,
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name},
+			Type: corev1.SecretTypeServiceAccountToken,
 			Data: map[string][]byte{corev1.ServiceAccountTokenKey: jwt}}
 	}
 	for name, c := range map[string]struct {
@@ -159,11 +165,13 @@ func TestClientsReady(t *testing.T) {
 		names   []string
 		want    string
 	}{
-		"all know":             {[]runtime.Object{root("a", ca+old), secret("s", jwt(kid))}, nil, ""},
-		"a namespace does not": {[]runtime.Object{root("a", ca), root("b", old)}, nil, "the namespaces b do not have the new CA yet"},
-		"an old token":         {[]runtime.Object{root("a", ca), secret("s", jwt(kid)), secret("t", jwt("other"))}, nil, "tokens of the old key, and whoever uses them would be locked out: a/t;"},
-		"the other authority":  {[]runtime.Object{root("b", old), secret("t", jwt("other"))}, []string{"client-ca"}, ""},
-		"no token":             {[]runtime.Object{secret("t", []byte("x")), secret("u", nil)}, nil, ""},
+		"all know": {[]runtime.Object{root("a", ca+old), secret("s", jwt(kid))}, nil, ""},
+		"a namespace does not": {[]runtime.Object{root("a", ca), root("b", old)}, nil,
+			"the namespaces b do not have the new CA yet"},
+		"an old token": {[]runtime.Object{root("a", ca), secret("s", jwt(kid)), secret("t", jwt("other"))}, nil,
+			"tokens of the old key, and whoever uses them would be locked out: a/t;"},
+		"the other authority": {[]runtime.Object{root("b", old), secret("t", jwt("other"))}, []string{"client-ca"}, ""},
+		"no token":            {[]runtime.Object{secret("t", []byte("x")), secret("u", nil)}, nil, ""},
 	} {
 		err := clientsReady(t.Context(), fake.NewClientset(c.objects...), d, c.names)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
@@ -185,14 +193,19 @@ func TestJoinCommand(t *testing.T) {
 		key, value = k, v
 	}
 	s := &discovery.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "kubernetes", Labels: map[string]string{key: value}},
-		Endpoints:  []discovery.Endpoint{{Addresses: []string{"10.0.0.1"}}}, Ports: []discovery.EndpointPort{{Port: &port}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "kubernetes",
+			Labels: map[string]string{key: value}},
+		Endpoints: []discovery.Endpoint{{Addresses: []string{"10.0.0.1"}}},
+		Ports:     []discovery.EndpointPort{{Port: &port}},
 	}
-	if _, err := client.DiscoveryV1().EndpointSlices(s.Namespace).Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
+	if _, err := client.DiscoveryV1().EndpointSlices(s.Namespace).Create(t.Context(), s,
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for kind, want := range map[token.Kind]string{token.Agent: "umiak-agent --server https://10.0.0.1:6443 --token ", token.Server: "umiak server --server https://10.0.0.1:6443 --token "} {
-		if line, err := tok.JoinCommand(t.Context(), kind, token.Token{}); err != nil || !strings.HasPrefix(line, want) {
+	for kind, want := range map[token.Kind]string{token.Agent: "umiak-agent --server https://10.0.0.1:6443 --token ",
+		token.Server: "umiak server --server https://10.0.0.1:6443 --token "} {
+		if line, err := tok.JoinCommand(t.Context(), kind, token.Token{}); err != nil ||
+			!strings.HasPrefix(line, want) {
 			t.Errorf("%s: %q, %v", kind, line, err)
 		}
 	}
@@ -203,7 +216,8 @@ func TestTokenFiles(t *testing.T) {
 	for _, server := range []bool{true, false} {
 		d := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
 		if server {
-			if err := errors.Join(os.MkdirAll(d.Server(), 0o700), os.WriteFile(d.AgentToken(), []byte("old\n"), 0o600)); err != nil {
+			if err := errors.Join(os.MkdirAll(d.Server(), 0o700),
+				os.WriteFile(d.AgentToken(), []byte("old\n"), 0o600)); err != nil {
 				t.Fatal(err)
 			}
 		}

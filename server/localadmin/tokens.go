@@ -49,7 +49,8 @@ func OpenTokens(rc *rest.Config, d layout.Dirs) (t Tokens, err error) {
 
 // JoinCommand returns the command line for the machine that is to join.
 func (t Tokens) JoinCommand(ctx context.Context, kind token.Kind, tok token.Token) (string, error) {
-	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: apiservers.Selector})
+	list, err := t.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
+		metav1.ListOptions{LabelSelector: apiservers.Selector})
 	if err != nil {
 		return "", fmt.Errorf("find the servers: %w", err)
 	}

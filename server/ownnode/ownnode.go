@@ -62,7 +62,8 @@ func (n *Node) Addresses() *nodeip.Tracker { return n.cfg.Addresses }
 
 // Join issues the node's certificates, keeps them fresh, and returns when the API server answers.
 func (n *Node) Join(ctx context.Context, node agent.Node) (*agent.Cluster, error) {
-	local := pki.LocalNode{Dirs: n.cfg.Dirs, URL: n.cfg.URL, Name: node.Name, IPs: slices.Concat(node.IPs, node.ExternalIPs)}
+	local := pki.LocalNode{Dirs: n.cfg.Dirs, URL: n.cfg.URL, Name: node.Name,
+		IPs: slices.Concat(node.IPs, node.ExternalIPs)}
 	if err := local.Add(n.cfg.PKI); err != nil {
 		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
 	}
@@ -87,8 +88,8 @@ func (n *Node) SetTaints(ctx context.Context, node string, taints []corev1.Taint
 	return tokens.SetTaints(ctx, node, taints)
 }
 
-// Reserve takes the node's name, so that no machine that joins with a token gets it. It runs until ctx ends; the node does
-// not wait for it.
+// Reserve takes the node's name, so that no machine that joins with a token gets it. It runs until ctx ends; the node
+// does not wait for it.
 func (n *Node) Reserve(ctx context.Context, ready func()) error {
 	var name string
 	select {

@@ -15,8 +15,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Mark gives this server's Node the role by which people, and software made for other distributions, recognize servers. A
-// kubelet may not set it. It runs until ctx ends.
+// Mark gives this server's Node the role by which people, and software made for other distributions, recognize
+// servers. A kubelet may not set it. It runs until ctx ends.
 func (n *Node) Mark(ctx context.Context, ready func()) error {
 	ready() // the Node comes when the agent has joined
 	name := n.cfg.Name
@@ -24,7 +24,8 @@ func (n *Node) Mark(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", "", fields.OneTermEqualSelector(metav1.ObjectNameField, name))
+	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", "",
+		fields.OneTermEqualSelector(metav1.ObjectNameField, name))
 	var marked bool
 	_, err = watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
 		node, ok := e.Object.(*corev1.Node)

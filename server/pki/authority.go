@@ -37,8 +37,9 @@ type authority struct {
 	cert  *x509.Certificate // signs
 	key   crypto.Signer
 	above []*x509.Certificate // who signed it, up to the root; none where it is a root itself
-	old   []*x509.Certificate // during a rotation: cert's key certified by the authority before, then that and who is above it
-	next  []*x509.Certificate // roots that are trusted although nothing is signed below them yet
+	// during a rotation: cert's key certified by the authority before, then that and who is above it
+	old  []*x509.Certificate
+	next []*x509.Certificate // roots that are trusted although nothing is signed below them yet
 }
 
 // root is what is trusted when no rotation is under way.
@@ -160,7 +161,10 @@ func newAuthority(key crypto.Signer, certs []*x509.Certificate) (*authority, err
 		return nil, errors.New("not a CA certificate")
 	}
 	for top := a.cert; !selfSigned(top); top = a.above[len(a.above)-1] {
-		i := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return !c.Equal(top) && top.CheckSignatureFrom(c) == nil })
+		i := slices.IndexFunc(certs, func(c *x509.Certificate) bool {
+			return !c.Equal(top) &&
+				top.CheckSignatureFrom(c) == nil
+		})
 		if i < 0 || len(a.above) > maxChain {
 			return nil, fmt.Errorf("the certificate of who signed %q is missing; the file has to hold all up to the root", top.Subject)
 		}
@@ -172,9 +176,9 @@ func newAuthority(key crypto.Signer, certs []*x509.Certificate) (*authority, err
 // maxChain is how many certificates may stand between a CA and its root.
 const maxChain = 8
 
-// readRotation reads what belongs to a rotation that is under way: the certificates that lead to the old roots, and the roots
-// that are trusted before anything is signed below them. What a rotation that was cut off before its key was written has left
-// is removed, and roots that sign by now do not count.
+// readRotation reads what belongs to a rotation that is under way: the certificates that lead to the old roots, and
+// the roots that are trusted before anything is signed below them. What a rotation that was cut off before its key
+// was written has left is removed, and roots that sign by now do not count.
 func (a *authority) readRotation(path string) error {
 	read := func(file string) (certs []*x509.Certificate, err error) {
 		raw, err := os.ReadFile(file)
@@ -214,7 +218,8 @@ func (a *authority) commit(path string) error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(path+".key", append(key, encodeCerts(append([]*x509.Certificate{a.cert}, a.above...))...), 0o600)
+	return atomicfile.Write(path+".key", append(key, encodeCerts(append([]*x509.Certificate{a.cert}, a.above...))...),
+		0o600)
 }
 
 // publish writes the files that follow from the key's.

@@ -52,14 +52,16 @@ type ControlPlane struct {
 // Leaves returns the client certificates of the control plane, which write the kubeconfigs as well.
 func (c ControlPlane) Leaves(p *PKI) []Leaf {
 	client := func(name string, ca CA, user string, groups ...string) Leaf {
-		return Leaf{Name: name, CA: ca, CertFile: p.CertFile(name), KeyFile: p.KeyFile(name), CommonName: user, Organization: groups, Steady: true}
+		return Leaf{Name: name, CA: ca, CertFile: p.CertFile(name), KeyFile: p.KeyFile(name), CommonName: user,
+			Organization: groups, Steady: true}
 	}
 	component := func(name, user string, groups ...string) Leaf {
 		l := client(name, ClientCA, user, groups...)
 		l.Renewed = func() error { return c.kubeconfig(p, l).Write(KubeconfigFile(c.Dirs, name), 0o600) }
 		return l
 	}
-	// The administrator's rights come by a ClusterRoleBinding: a file that was lost can be made worthless without a new CA.
+	// The administrator's rights come by a ClusterRoleBinding: a file that was lost can be made worthless without a
+	// new CA.
 	admin := client(Admin, ClientCA, "umiak:admin", wellknown.AdminsGroup)
 	admin.Lifetime, admin.Steady = certfiles.AdminLifetime, false // it is read when it is used
 	admin.Renewed = func() error { return c.writeAdmin(p, admin) }
@@ -98,8 +100,9 @@ func (c ControlPlane) writeAdmin(p *PKI, l Leaf) error {
 // ServingLeaf returns the API server's certificate.
 func (p *PKI) ServingLeaf(names, ips []string) Leaf {
 	return Leaf{
-		Name: APIServer, CA: ServerCA, CertFile: p.CertFile(APIServer), KeyFile: p.KeyFile(APIServer), CommonName: "kube-apiserver",
-		Server: true, WithCA: true, // a machine that joins learns the CA from the handshake
+		Name: APIServer, CA: ServerCA, CertFile: p.CertFile(APIServer), KeyFile: p.KeyFile(APIServer),
+		CommonName: "kube-apiserver",
+		Server:     true, WithCA: true, // a machine that joins learns the CA from the handshake
 		DNSNames: names, IPs: ips,
 	}
 }
@@ -144,7 +147,8 @@ func (n LocalNode) Add(p *PKI) error {
 		l.Name, l.CertFile, l.KeyFile = "node "+n.Name+" "+c.id.File, file(c.id.File+".crt"), file(c.id.File+".key")
 		if c.kubeconfig != "" {
 			l.Steady = true
-			k := Kubeconfig{Server: n.URL, CAFile: file(nodecerts.ServerCA + ".crt"), CertFile: l.CertFile, KeyFile: l.KeyFile}
+			k := Kubeconfig{Server: n.URL, CAFile: file(nodecerts.ServerCA + ".crt"), CertFile: l.CertFile,
+				KeyFile: l.KeyFile}
 			l.Renewed = func() error { return errors.Join(trust(), k.Write(c.kubeconfig, 0o600)) }
 		}
 		if err := p.Add(l); err != nil {

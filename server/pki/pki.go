@@ -230,8 +230,8 @@ func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
 // ServiceAccountKey signs ServiceAccount tokens.
 func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
 
-// SharedSecret returns what all servers of the cluster have and nobody else: what they write for each other is sealed with
-// it.
+// SharedSecret returns what all servers of the cluster have and nobody else: what they write for each other is sealed
+// with it.
 func (p *PKI) SharedSecret() ([]byte, error) {
 	raw, err := os.ReadFile(p.ServiceAccountKey())
 	if err != nil {
@@ -309,7 +309,8 @@ func (p *PKI) refresh(l *leaf, why occasion) (renewed bool, err error) {
 	chain := ca.chain(l.WithCA)
 	cert, err := parseCert(raw)
 	good := err == nil && matches(cert, key) && why != onRequest
-	if good && l.Steady && why == underWay && (p.serves(l.Leaf, cert, ca.cert) || len(ca.old) > 1 && p.serves(l.Leaf, cert, ca.old[1])) {
+	if good && l.Steady && why == underWay && (p.serves(l.Leaf, cert, ca.cert) ||
+		len(ca.old) > 1 && p.serves(l.Leaf, cert, ca.old[1])) {
 		// What is behind it in the file may not be what would be written now; that does no harm.
 		l.ends = cert.NotAfter
 		return false, nil

@@ -36,7 +36,8 @@ func ensure(t *testing.T, dir string, c *clock) *PKI {
 
 func serving(p *PKI) Leaf {
 	return Leaf{
-		Name: "s", CA: ServerCA, CertFile: p.File("s.crt"), KeyFile: p.File("s.key"), CommonName: "server", Server: true,
+		Name: "s", CA: ServerCA, CertFile: p.File("s.crt"), KeyFile: p.File("s.key"), CommonName: "server",
+		Server:   true,
 		DNSNames: []string{"umiak.test"}, IPs: []string{"192.0.2.1", "2001:db8::1"},
 	}
 }
@@ -113,7 +114,8 @@ func TestLeafIsTrustedForItsNamesAndNothingElse(t *testing.T) {
 	verify := func(ca CA, name string, usage x509.ExtKeyUsage) error {
 		roots := x509.NewCertPool()
 		roots.AddCert(cert(t, p.CACert(ca)))
-		_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name, CurrentTime: today, KeyUsages: []x509.ExtKeyUsage{usage}})
+		_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name, CurrentTime: today,
+			KeyUsages: []x509.ExtKeyUsage{usage}})
 		return err
 	}
 	for _, name := range []string{"umiak.test", "192.0.2.1", "2001:db8::1"} {
@@ -250,10 +252,11 @@ func TestRenewsWhileServing(t *testing.T) {
 	if err := p.Add(l); err != nil {
 		t.Fatal(err)
 	}
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		c, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
-		return &c, err
-	}})
+	ln, err := tls.Listen("tcp", "127.0.0.1:0",
+		&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+			return &c, err
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,14 +296,17 @@ func TestKubeconfigEmbedsOrNames(t *testing.T) {
 	if err := p.Add(l); err != nil {
 		t.Fatal(err)
 	}
-	k := Kubeconfig{Server: "https://127.0.0.1:6443", CAFile: p.CACert(ServerCA), CertFile: l.CertFile, KeyFile: l.KeyFile}
+	k := Kubeconfig{Server: "https://127.0.0.1:6443", CAFile: p.CACert(ServerCA), CertFile: l.CertFile,
+		KeyFile: l.KeyFile}
 	for _, embed := range []bool{false, true} {
 		k.Embed = embed
 		file := p.File("kubeconfig")
 		if err := k.Write(file, 0o640); err != nil {
 			t.Fatal(err)
 		}
-		if s := read(t, file); strings.Contains(s, l.KeyFile) == embed || strings.Contains(s, "client-key-data") != embed || strings.Contains(s, "certificate-authority-data") != embed {
+		if s := read(t, file); strings.Contains(s, l.KeyFile) == embed ||
+			strings.Contains(s, "client-key-data") != embed ||
+			strings.Contains(s, "certificate-authority-data") != embed {
 			t.Errorf("embed %v: %s", embed, s)
 		}
 		if fi, _ := os.Stat(file); fi.Mode().Perm() != 0o640 {

@@ -32,7 +32,8 @@ func Rotatable() []string {
 // one server or follow from these. Who copies them to another server or into a backup takes those that are
 // there, and puts them back with their modes before Ensure is called.
 func SharedFiles() []string {
-	out := []string{"service-account.key", "service-account.pub", "service-account-old.pub", "service-account-next.pub", "rotations.json"}
+	out := []string{"service-account.key", "service-account.pub", "service-account-old.pub", "service-account-next.pub",
+		"rotations.json"}
 	for _, ca := range authorities {
 		out = append(out, string(ca)+".key", string(ca)+".crt", string(ca)+"-old.crt", string(ca)+"-next.crt")
 	}
@@ -84,7 +85,8 @@ func (p *PKI) Renew(names ...string) ([]Certificate, error) {
 			continue
 		}
 		p.cfg.Log.Info("renewed certificate as told", "certificate", l.Name, "ends", l.ends)
-		out = append(out, Certificate{Name: l.Name, Subject: "CN=" + l.CommonName, Ends: l.ends, Renews: p.renewal(l.Leaf, l.ends)})
+		out = append(out, Certificate{Name: l.Name, Subject: "CN=" + l.CommonName, Ends: l.ends,
+			Renews: p.renewal(l.Leaf, l.ends)})
 	}
 	p.wake()
 	return out, errors.Join(errs...)
@@ -107,7 +109,8 @@ func (p *PKI) BeginRotation(names []string, from string) error {
 	}
 	for _, r := range p.Rotations() {
 		if slices.Contains(names, r.Name) {
-			return fmt.Errorf("%s: %w since %s; finish it first", r.Name, ErrUnderWay, r.Begun.UTC().Format(time.DateTime))
+			return fmt.Errorf("%s: %w since %s; finish it first", r.Name, ErrUnderWay,
+				r.Begun.UTC().Format(time.DateTime))
 		}
 	}
 	next := map[CA]*authority{}

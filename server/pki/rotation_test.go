@@ -42,7 +42,8 @@ func handshake(t *testing.T, l Leaf, roots *x509.CertPool) error {
 	defer a.Close()
 	defer b.Close()
 	go func() { _ = tls.Server(a, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake() }()
-	return tls.Client(b, &tls.Config{RootCAs: roots, ServerName: "umiak.test", Time: func() time.Time { return today }}).Handshake()
+	return tls.Client(b, &tls.Config{RootCAs: roots, ServerName: "umiak.test",
+		Time: func() time.Time { return today }}).Handshake()
 }
 
 func TestRotationKeepsBothSidesTrusted(t *testing.T) {
@@ -60,7 +61,8 @@ func TestRotationKeepsBothSidesTrusted(t *testing.T) {
 		t.Fatal(err)
 	}
 	bundle := read(t, p.CACert(ServerCA))
-	if told != 2 || strings.Count(bundle, "BEGIN") != 2 || !strings.HasSuffix(bundle, old) || string(p.CAPEM(ServerCA)) != bundle {
+	if told != 2 || strings.Count(bundle, "BEGIN") != 2 || !strings.HasSuffix(bundle, old) ||
+		string(p.CAPEM(ServerCA)) != bundle {
 		t.Fatalf("told %d times, bundle:\n%s", told, bundle)
 	}
 	fresh := strings.TrimSuffix(bundle, old)
@@ -76,7 +78,8 @@ func TestRotationKeepsBothSidesTrusted(t *testing.T) {
 	if n := strings.Count(read(t, p.CASigner(ServerCA)), "BEGIN"); n != 1 {
 		t.Errorf("%d certificates for the controller manager", n)
 	}
-	if pub := read(t, p.ServiceAccountPublicKey()); !strings.HasSuffix(pub, oldPub) || strings.Count(pub, "BEGIN") != 2 {
+	if pub := read(t, p.ServiceAccountPublicKey()); !strings.HasSuffix(pub, oldPub) ||
+		strings.Count(pub, "BEGIN") != 2 {
 		t.Error("the old ServiceAccount key does not verify any more")
 	}
 	if err := p.BeginRotation([]string{"server-ca"}, ""); !errors.Is(err, ErrUnderWay) {
@@ -86,7 +89,8 @@ func TestRotationKeepsBothSidesTrusted(t *testing.T) {
 		t.Errorf("finish without a restart: %v", err)
 	}
 	// A command that looks is no restart.
-	if q, err := Open(Config{Dir: dir, Now: c.now}); err != nil || len(q.Rotations()) != 5 || !q.Rotations()[0].Restarted.IsZero() {
+	if q, err := Open(Config{Dir: dir, Now: c.now}); err != nil || len(q.Rotations()) != 5 ||
+		!q.Rotations()[0].Restarted.IsZero() {
 		t.Errorf("%v, %+v", err, q.Rotations())
 	}
 	p = ensure(t, dir, c)
@@ -127,7 +131,8 @@ func TestRotationKeepsBothSidesTrusted(t *testing.T) {
 func TestSteadyLeavesChangeAtTheNextStart(t *testing.T) {
 	dir, c := t.TempDir(), &clock{t: today}
 	p := ensure(t, dir, c)
-	l := Leaf{Name: "c", CA: ClientCA, CertFile: p.File("c.crt"), KeyFile: p.File("c.key"), CommonName: "c", Steady: true}
+	l := Leaf{Name: "c", CA: ClientCA, CertFile: p.File("c.crt"), KeyFile: p.File("c.key"), CommonName: "c",
+		Steady: true}
 	if err := p.Add(l); err != nil {
 		t.Fatal(err)
 	}
@@ -180,19 +185,22 @@ func TestClientsOfARotatedCAAreTakenByWhoTrustsTheOldOne(t *testing.T) {
 	}
 	// Of a CSR as well.
 	k := ec(t)
-	if raw, err := p.Sign(l, k.Public()); err != nil || !strings.HasSuffix(string(raw), string(encodeCerts(certs[1:]))) {
+	if raw, err := p.Sign(l, k.Public()); err != nil ||
+		!strings.HasSuffix(string(raw), string(encodeCerts(certs[1:]))) {
 		t.Errorf("a CSR's certificate: %s, %v", raw, err)
 	}
 	between := x509.NewCertPool()
 	between.AddCert(certs[1])
-	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: pool(t, old), Intermediates: between, CurrentTime: today, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: pool(t, old), Intermediates: between, CurrentTime: today,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		t.Error(err)
 	}
 	if rs := p.Rotations(); len(rs) != 1 || rs[0].Name != "client-ca" {
 		t.Errorf("%+v", rs)
 	}
 	// No authority's certificates are taken for another's.
-	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: pool(t, read(t, p.CACert(ServerCA))), Intermediates: between, CurrentTime: today}); err == nil {
+	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: pool(t, read(t, p.CACert(ServerCA))), Intermediates: between,
+		CurrentTime: today}); err == nil {
 		t.Error("taken by another authority")
 	}
 }
@@ -201,7 +209,8 @@ func TestClientsOfARotatedCAAreTakenByWhoTrustsTheOldOne(t *testing.T) {
 func TestRotationCutOff(t *testing.T) {
 	for _, damage := range []func(p *PKI, before map[string]string){
 		func(p *PKI, before map[string]string) { // before the key was written
-			for _, n := range []string{"server-ca.key", "server-ca.crt", "server-ca-signer.crt", "service-account.key", "service-account.pub"} {
+			for _, n := range []string{"server-ca.key", "server-ca.crt", "server-ca-signer.crt", "service-account.key",
+				"service-account.pub"} {
 				_ = os.WriteFile(p.File(n), []byte(before[n]), 0o600)
 			}
 		},
@@ -260,7 +269,8 @@ type pair struct {
 func issue(t *testing.T, key any, pub any, by *pair, change func(*x509.Certificate)) *pair {
 	t.Helper()
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "ours"}, NotBefore: today.Add(-time.Hour), NotAfter: today.AddDate(5, 0, 0),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "ours"},
+		NotBefore: today.Add(-time.Hour), NotAfter: today.AddDate(5, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	if change != nil {
@@ -287,7 +297,8 @@ func bring(t *testing.T, dir, name string, key any, certs ...*x509.Certificate) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, raw := range map[string][]byte{name + ".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), name + ".crt": encodeCerts(certs)} {
+	for file, raw := range map[string][]byte{name +
+		".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), name + ".crt": encodeCerts(certs)} {
 		if err := os.WriteFile(filepath.Join(dir, file), raw, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -389,25 +400,43 @@ func TestOwnPairsAreChecked(t *testing.T) {
 		"another key": {func(d string) { bring(t, d, "server-ca", other, good.cert) }, "not that of the certificate"},
 		"no root":     {func(d string) { bring(t, d, "server-ca", other, mid.cert) }, "missing"},
 		"a leaf": {func(d string) {
-			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil, func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, 0 }).cert)
+			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil,
+				func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, 0 }).cert)
 		}, "not a CA"},
 		"one that may not sign": {func(d string) {
-			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }).cert)
+			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil,
+				func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }).cert)
 		}, ""},
 		"one that ends": {func(d string) {
-			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil, func(c *x509.Certificate) { c.NotAfter = today.AddDate(0, 0, 3) }).cert)
+			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil,
+				func(c *x509.Certificate) { c.NotAfter = today.AddDate(0, 0, 3) }).cert)
 		}, "30 days"},
 		"one that has not begun": {func(d string) {
-			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil, func(c *x509.Certificate) { c.NotBefore = today.AddDate(0, 0, 3) }).cert)
+			bring(t, d, "server-ca", k, issue(t, k, k.Public(), nil,
+				func(c *x509.Certificate) { c.NotBefore = today.AddDate(0, 0, 3) }).cert)
 		}, "valid from"},
-		"a weak key":         {func(d string) { bring(t, d, "server-ca", weak, issue(t, weak, weak.Public(), nil, nil).cert) }, "2048"},
-		"rubbish":            {func(d string) { _ = os.WriteFile(filepath.Join(d, "server-ca.key"), []byte("x"), 0o600) }, "no private key"},
-		"something enormous": {func(d string) { _ = os.WriteFile(filepath.Join(d, "server-ca.key"), make([]byte, 1<<20), 0o600) }, "more than"},
+		"a weak key": {func(d string) {
+			bring(t, d, "server-ca", weak,
+				issue(t, weak, weak.Public(), nil, nil).cert)
+		}, "2048"},
+		"rubbish": {func(d string) {
+			_ = os.WriteFile(filepath.Join(d, "server-ca.key"), []byte("x"),
+				0o600)
+		}, "no private key"},
+		"something enormous": {func(d string) {
+			_ = os.WriteFile(filepath.Join(d, "server-ca.key"), make([]byte, 1<<20),
+				0o600)
+		}, "more than"},
 		"a root that allows no path": {func(d string) {
 			root := issue(t, k, k.Public(), nil, func(c *x509.Certificate) { c.MaxPathLenZero = true })
-			bring(t, d, "server-ca", other, issue(t, other, other.Public(), root, func(c *x509.Certificate) { c.Subject.CommonName = "b" }).cert, root.cert)
+			bring(t, d, "server-ca", other, issue(t,
+				other, other.Public(), root, func(c *x509.Certificate) { c.Subject.CommonName = "b" }).cert, root.cert)
 		}, "length of its path"},
-		"the key of the other CA": {func(d string) { bring(t, d, "server-ca", k, good.cert); bring(t, d, "client-ca", k, good.cert) }, "one of its own"},
+		"the key of the other CA": {func(d string) {
+			bring(t, d, "server-ca", k, good.cert)
+			bring(t, d, "client-ca", k,
+				good.cert)
+		}, "one of its own"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			from := t.TempDir()
@@ -437,7 +466,8 @@ func TestEndedCAIsReplacedWhileNothingRuns(t *testing.T) {
 	dir, c := t.TempDir(), &clock{t: today}
 	l := serving(ensure(t, dir, c))
 	c.set(today.AddDate(11, 0, 0))
-	if _, err := Ensure(Config{Dir: dir, Now: c.now}); err == nil || !strings.Contains(err.Error(), "rotate-ca server-ca") {
+	if _, err := Ensure(Config{Dir: dir, Now: c.now}); err == nil ||
+		!strings.Contains(err.Error(), "rotate-ca server-ca") {
 		t.Fatalf("got %v", err)
 	}
 	p, err := Open(Config{Dir: dir, Now: c.now})

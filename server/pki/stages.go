@@ -159,8 +159,8 @@ func (p *PKI) on(files Files, f func(*PKI) error) (err error) {
 // follow. It may be broken off anywhere and called again; whatever a crash leaves can be started with. starting says
 // that nothing uses the certificates yet, so that those are issued anew which otherwise wait for a restart.
 //
-// changed reports that the files were replaced, by this call or by one before that has failed since; with an error the stage
-// is not in force yet, and the next call goes on with it.
+// changed reports that the files were replaced, by this call or by one before that has failed since; with an error
+// the stage is not in force yet, and the next call goes on with it.
 func (p *PKI) Adopt(files Files, starting bool) (changed bool, err error) {
 	have, err := p.Shared()
 	if err != nil {

@@ -52,7 +52,8 @@ func at(t *testing.T, files Files) (*PKI, Leaf) {
 	if err == nil {
 		_, err = p.Adopt(files, true)
 	}
-	l := Leaf{Name: "peer", CA: EtcdCA, CertFile: filepath.Join(dir, "peer.crt"), KeyFile: filepath.Join(dir, "peer.key"), CommonName: "x", Server: true, DNSNames: []string{"kubernetes"}}
+	l := Leaf{Name: "peer", CA: EtcdCA, CertFile: filepath.Join(dir, "peer.crt"),
+		KeyFile: filepath.Join(dir, "peer.key"), CommonName: "x", Server: true, DNSNames: []string{"kubernetes"}}
 	if err == nil {
 		err = p.Add(l)
 	}
@@ -106,7 +107,8 @@ func TestNeighboursTrustEachOther(t *testing.T) {
 	}
 }
 
-// TestAdoptAfterACrash: a server that dies while it takes a stage over starts with what there is, and takes it over then.
+// TestAdoptAfterACrash: a server that dies while it takes a stage over starts with what there is, and takes it over
+// then.
 func TestAdoptAfterACrash(t *testing.T) {
 	_, all := stages(t, string(EtcdCA), ServiceAccount)
 	for i := range len(all) - 1 {
@@ -134,7 +136,8 @@ func TestAdoptAfterACrash(t *testing.T) {
 				t.Errorf("from stage %d, dead after %d files: %v", i, n, err)
 			}
 			if now, err := again.Shared(); err != nil || !now.Equal(to) {
-				t.Errorf("from stage %d, dead after %d files: not taken over, %v; %v, want %v", i, n, err, slices.Sorted(maps.Keys(now)), slices.Sorted(maps.Keys(to)))
+				t.Errorf("from stage %d, dead after %d files: not taken over, %v; %v, want %v", i, n, err,
+					slices.Sorted(maps.Keys(now)), slices.Sorted(maps.Keys(to)))
 			}
 		}
 	}

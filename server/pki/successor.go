@@ -52,7 +52,8 @@ func (p *PKI) chosen(names []string, from string) ([]string, map[string]brought,
 		out = append(out, n)
 	}
 	if len(out) == 0 {
-		return nil, nil, fmt.Errorf("there is no pair NAME.crt and NAME.key in %s, for a NAME of %s", from, strings.Join(Rotatable(), ", "))
+		return nil, nil, fmt.Errorf("there is no pair NAME.crt and NAME.key in %s, for a NAME of %s", from,
+			strings.Join(Rotatable(), ", "))
 	}
 	return out, pairs, nil
 }
@@ -95,9 +96,11 @@ func readBrought(dir, name string, now time.Time) (*brought, error) {
 		case !c.IsCA || !c.BasicConstraintsValid || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
 			return nil, fmt.Errorf("%s.crt: %q may not sign certificates", name, c.Subject)
 		case now.Before(c.NotBefore):
-			return nil, fmt.Errorf("%s.crt: %q is valid from %s on only", name, c.Subject, c.NotBefore.Format(time.DateTime))
+			return nil, fmt.Errorf("%s.crt: %q is valid from %s on only", name, c.Subject,
+				c.NotBefore.Format(time.DateTime))
 		case c.NotAfter.Before(now.Add(shortest)):
-			return nil, fmt.Errorf("%s.crt: %q ends on %s; it has to live 30 days at least", name, c.Subject, c.NotAfter.Format(time.DateOnly))
+			return nil, fmt.Errorf("%s.crt: %q ends on %s; it has to live 30 days at least", name, c.Subject,
+				c.NotAfter.Format(time.DateOnly))
 		}
 	}
 	return b, nil
@@ -179,7 +182,8 @@ func (a *authority) verify(now time.Time, name CA) error {
 	if err != nil {
 		return err
 	}
-	raw, err := a.sign(Leaf{CommonName: "test", Server: true, DNSNames: []string{"kubernetes"}}, key.Public(), now.Add(time.Hour))
+	raw, err := a.sign(Leaf{CommonName: "test", Server: true, DNSNames: []string{"kubernetes"}}, key.Public(),
+		now.Add(time.Hour))
 	if err != nil {
 		return err
 	}
@@ -192,7 +196,8 @@ func (a *authority) verify(now time.Time, name CA) error {
 	for _, root := range a.roots() {
 		roots := x509.NewCertPool()
 		roots.AddCert(root)
-		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: "kubernetes", CurrentTime: now}); err != nil {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: "kubernetes",
+			CurrentTime: now}); err != nil {
 			return fmt.Errorf("who trusts %q would not take what the new %s signs (does a certificate limit the length of its path, or names?): %w", root.Subject, name, err)
 		}
 	}

@@ -28,15 +28,22 @@ const secret = "tenant-secret"
 func fullPod() *v1.Pod {
 	always := v1.ContainerRestartPolicyAlways
 	container := func(name string, port int32) v1.Container {
-		return v1.Container{Name: name, Image: secret, Args: []string{secret}, Command: []string{secret}, Env: []v1.EnvVar{{Name: secret, Value: secret}}, Ports: []v1.ContainerPort{{Name: "web", ContainerPort: port}}}
+		return v1.Container{Name: name, Image: secret, Args: []string{secret}, Command: []string{secret},
+			Env:   []v1.EnvVar{{Name: secret, Value: secret}},
+			Ports: []v1.ContainerPort{{Name: "web", ContainerPort: port}}}
 	}
 	p := &v1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "u", ResourceVersion: "7", Labels: map[string]string{"app": "a"},
-			Annotations:   map[string]string{secret: secret, "kubernetes.io/config.hash": "h", metav1.InitialEventsAnnotationKey: "true"},
-			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: secret}}, OwnerReferences: []metav1.OwnerReference{{Name: secret}}},
-		Spec: v1.PodSpec{NodeName: "n2", Containers: []v1.Container{container("c", 80)}, InitContainers: []v1.Container{container("i", 81)},
-			Volumes: []v1.Volume{{Name: secret}}, ServiceAccountName: secret},
-		Status: v1.PodStatus{Phase: v1.PodRunning, Message: secret, PodIPs: []v1.PodIP{{IP: "10.42.1.2"}}, ContainerStatuses: []v1.ContainerStatus{{Image: secret}}},
+		ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "u", ResourceVersion: "7",
+			Labels: map[string]string{"app": "a"},
+			Annotations: map[string]string{secret: secret, "kubernetes.io/config.hash": "h",
+				metav1.InitialEventsAnnotationKey: "true"},
+			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: secret}},
+			OwnerReferences: []metav1.OwnerReference{{Name: secret}}},
+		Spec: v1.PodSpec{NodeName: "n2", Containers: []v1.Container{container("c", 80)},
+			InitContainers: []v1.Container{container("i", 81)},
+			Volumes:        []v1.Volume{{Name: secret}}, ServiceAccountName: secret},
+		Status: v1.PodStatus{Phase: v1.PodRunning, Message: secret, PodIPs: []v1.PodIP{{IP: "10.42.1.2"}},
+			ContainerStatuses: []v1.ContainerStatus{{Image: secret}}},
 	}
 	p.Spec.InitContainers[0].RestartPolicy = &always
 	return p
@@ -65,7 +72,8 @@ func upstream(t *testing.T) http.Handler {
 		i, _ := request.RequestInfoFrom(r.Context())
 		switch i.Verb {
 		case "list":
-			send(http.StatusOK, &v1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "9"}, Items: []v1.Pod{*fullPod(), *fullPod()}})
+			send(http.StatusOK, &v1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "9"},
+				Items: []v1.Pod{*fullPod(), *fullPod()}})
 		case "watch":
 			if strings.Contains(media, "protobuf") {
 				media += ";stream=watch"
@@ -77,7 +85,8 @@ func upstream(t *testing.T) http.Handler {
 			s := info.StreamSerializer
 			enc := restwatch.NewEncoder(streaming.NewEncoder(s.Framer.NewFrameWriter(w), s.Serializer), to)
 			status := metav1.Status{Status: "Failure", Reason: metav1.StatusReasonExpired, Code: 410}
-			for n, e := range []watch.Event{{Type: watch.Added, Object: fullPod()}, {Type: watch.Modified, Object: fullPod()}, {Type: watch.Bookmark, Object: fullPod()},
+			for n, e := range []watch.Event{{Type: watch.Added, Object: fullPod()},
+				{Type: watch.Modified, Object: fullPod()}, {Type: watch.Bookmark, Object: fullPod()},
 				{Type: watch.Deleted, Object: fullPod()}, {Type: watch.Error, Object: &status}} {
 				if err := enc.Encode(&e); err != nil {
 					t.Error(err)
@@ -88,7 +97,8 @@ func upstream(t *testing.T) http.Handler {
 			}
 		default:
 			if i.Name == "absent" {
-				send(http.StatusNotFound, &metav1.Status{Status: "Failure", Reason: metav1.StatusReasonNotFound, Code: 404})
+				send(http.StatusNotFound, &metav1.Status{Status: "Failure",
+					Reason: metav1.StatusReasonNotFound, Code: 404})
 				return
 			}
 			send(http.StatusOK, fullPod())
@@ -99,14 +109,16 @@ func upstream(t *testing.T) http.Handler {
 // serve returns clients of the API as a member of a group, by the form in which they ask.
 func serve(t *testing.T, group string) map[string]*kubernetes.Clientset {
 	t.Helper()
-	resolver := &request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
+	resolver := &request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"),
+		GrouplessAPIPrefixes: sets.NewString("api")}
 	view := For("agents", upstream(t))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		info, err := resolver.NewRequestInfo(r)
 		if err != nil {
 			t.Error(err)
 		}
-		ctx := request.WithUser(request.WithRequestInfo(r.Context(), info), &user.DefaultInfo{Name: "x", Groups: []string{group}})
+		ctx := request.WithUser(request.WithRequestInfo(r.Context(), info),
+			&user.DefaultInfo{Name: "x", Groups: []string{group}})
 		r = r.WithContext(ctx)
 		if group != "agents" {
 			r.Header.Del("Accept-Encoding")
@@ -117,7 +129,8 @@ func serve(t *testing.T, group string) map[string]*kubernetes.Clientset {
 	t.Cleanup(srv.Close)
 	out := map[string]*kubernetes.Clientset{}
 	for _, media := range []string{runtime.ContentTypeProtobuf, runtime.ContentTypeJSON} {
-		c, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL, ContentConfig: rest.ContentConfig{ContentType: media, AcceptContentTypes: media + ",application/json"}})
+		c, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL,
+			ContentConfig: rest.ContentConfig{ContentType: media, AcceptContentTypes: media + ",application/json"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,8 +153,10 @@ func check(t *testing.T, obj runtime.Object) {
 	if !ok {
 		return
 	}
-	if p.Name != "p" || p.Namespace != "ns" || p.UID != "u" || p.ResourceVersion != "7" || p.Labels["app"] != "a" || len(p.Annotations) != 2 || p.Spec.NodeName != "n2" ||
-		p.Status.Phase != v1.PodRunning || p.Status.PodIPs[0].IP != "10.42.1.2" || p.Spec.Containers[0].Ports[0].ContainerPort != 80 ||
+	if p.Name != "p" || p.Namespace != "ns" || p.UID != "u" || p.ResourceVersion != "7" || p.Labels["app"] != "a" ||
+		len(p.Annotations) != 2 || p.Spec.NodeName != "n2" ||
+		p.Status.Phase != v1.PodRunning || p.Status.PodIPs[0].IP != "10.42.1.2" ||
+		p.Spec.Containers[0].Ports[0].ContainerPort != 80 ||
 		p.Spec.InitContainers[0].Ports[0].ContainerPort != 81 || p.Spec.InitContainers[0].RestartPolicy == nil {
 		t.Errorf("an agent lacks something: %s", raw)
 	}
@@ -177,19 +192,22 @@ func TestAgentsSeeLittleOfPods(t *testing.T) {
 				kinds = append(kinds, e.Type)
 				check(t, e.Object)
 			}
-			if want := []watch.EventType{watch.Added, watch.Modified, watch.Bookmark, watch.Deleted, watch.Error}; !slices.Equal(kinds, want) {
+			if want := []watch.EventType{watch.Added, watch.Modified, watch.Bookmark, watch.Deleted,
+				watch.Error}; !slices.Equal(kinds, want) {
 				t.Errorf("events %v, want %v", kinds, want)
 			}
 		})
 	}
 }
 
-// TestTables: who asks for a table or for metadata gets narrowed objects, and nobody talks a watch into another protocol.
+// TestTables: who asks for a table or for metadata gets narrowed objects, and nobody talks a watch into another
+// protocol.
 func TestTables(t *testing.T) {
 	for accept, want := range map[string]string{
 		"application/json;as=Table;v=v1;g=meta.k8s.io,application/json":                                              runtime.ContentTypeJSON,
 		"application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;q=0.9": runtime.ContentTypeProtobuf,
-		"application/cbor": runtime.ContentTypeJSON, "application/yaml": runtime.ContentTypeJSON, "": runtime.ContentTypeJSON,
+		"application/cbor": runtime.ContentTypeJSON, "application/yaml": runtime.ContentTypeJSON,
+		"": runtime.ContentTypeJSON,
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/api/v1/pods", nil)
 		r.Header.Set("Accept", accept)

@@ -186,8 +186,8 @@ func (w *watcher) stop() {
 	}
 }
 
-// sync brings every Service's status to what the plan gives it. A Service whose status cannot be written is tried again later,
-// see failures; the others do not wait for it.
+// sync brings every Service's status to what the plan gives it. A Service whose status cannot be written is tried
+// again later, see failures; the others do not wait for it.
 func (w *watcher) sync(ctx context.Context) {
 	var services []*corev1.Service
 	for _, o := range w.services.GetStore().List() {
@@ -231,7 +231,8 @@ func (w *watcher) sync(ctx context.Context) {
 func (w *watcher) write(ctx context.Context, s *corev1.Service, r Result) error {
 	next := s.Status.DeepCopy()
 	next.LoadBalancer.Ingress = ingress(s, r.Addrs)
-	cond := metav1.Condition{Type: Condition, Status: metav1.ConditionFalse, Reason: r.Reason, Message: r.Message, ObservedGeneration: s.Generation}
+	cond := metav1.Condition{Type: Condition, Status: metav1.ConditionFalse, Reason: r.Reason, Message: r.Message,
+		ObservedGeneration: s.Generation}
 	if r.OK() {
 		cond.Status = metav1.ConditionTrue
 	}
@@ -284,7 +285,8 @@ func (c *Controller) patch(ctx context.Context, s *corev1.Service, next *corev1.
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	_, err = c.client.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "umiak-load-balancer"}, "status")
+	_, err = c.client.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, body,
+		metav1.PatchOptions{FieldManager: "umiak-load-balancer"}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // it has changed: the watch brings it, and with it the next try
 	}
@@ -347,11 +349,13 @@ func (w *watcher) followLocal(ctx context.Context, services []*corev1.Service) m
 func (w *watcher) follow(ctx context.Context, n types.NamespacedName) *endpoints {
 	ctx, cancel := context.WithCancel(ctx)
 	sel := labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: n.Name}).String()
-	inf := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithNamespace(n.Namespace), informers.WithTransform(cachetrim.Object),
+	inf := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithNamespace(n.Namespace),
+		informers.WithTransform(cachetrim.Object),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = sel })).Discovery().V1().EndpointSlices().Informer()
 	e := &endpoints{cancel: cancel, informer: inf}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { w.changed() }, UpdateFunc: func(any, any) { w.changed() }, DeleteFunc: func(any) { w.changed() },
+		AddFunc: func(any) { w.changed() }, UpdateFunc: func(any, any) { w.changed() },
+		DeleteFunc: func(any) { w.changed() },
 	})
 	if err != nil {
 		w.log.Error("cannot follow endpoints", "service", n, "error", err) // only of a stopped informer

@@ -118,8 +118,10 @@ func TestController(t *testing.T) {
 	must(svcs.Create(ctx, svc(3, "443", local), metav1.CreateOptions{}))
 	r.becomes("s3", "NoAddress")
 	yes, here := true, "two"
-	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s3-x", Labels: map[string]string{discoveryv1.LabelServiceName: "s3"}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.1"}, NodeName: &here, Conditions: discoveryv1.EndpointConditions{Ready: &yes}}}}
+	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s3-x",
+		Labels: map[string]string{discoveryv1.LabelServiceName: "s3"}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.1"}, NodeName: &here,
+			Conditions: discoveryv1.EndpointConditions{Ready: &yes}}}}
 	must(r.DiscoveryV1().EndpointSlices("ns").Create(ctx, slice, metav1.CreateOptions{}))
 	r.becomes("s3", "192.0.2.2 Served")
 	if err := nodes.Delete(ctx, "two", metav1.DeleteOptions{}); err != nil {
@@ -132,7 +134,8 @@ func TestController(t *testing.T) {
 	for len(r.events.Events) > 0 {
 		seen += <-r.events.Events + "\n"
 	}
-	for _, want := range []string{"Warning PortConflict port 80/TCP of 192.0.2.1 belongs to Service ns/s1", "Warning ServedOnSomeNodes not on all nodes: port 80/TCP is used by a program of node two", "Normal Served"} {
+	for _, want := range []string{"Warning PortConflict port 80/TCP of 192.0.2.1 belongs to Service ns/s1",
+		"Warning ServedOnSomeNodes not on all nodes: port 80/TCP is used by a program of node two", "Normal Served"} {
 		if !strings.Contains(seen, want) {
 			t.Errorf("no event %q in\n%s", want, seen)
 		}
@@ -141,7 +144,8 @@ func TestController(t *testing.T) {
 
 func TestDisabledTakesBack(t *testing.T) {
 	given, foreign := svc(1, "80", has("192.0.2.1")), svc(2, "80", has("192.0.2.1"))
-	given.Status.Conditions = []metav1.Condition{{Type: Condition, Status: metav1.ConditionTrue, Reason: Served}, {Type: "other", Status: metav1.ConditionTrue, Reason: "x"}}
+	given.Status.Conditions = []metav1.Condition{{Type: Condition, Status: metav1.ConditionTrue, Reason: Served},
+		{Type: "other", Status: metav1.ConditionTrue, Reason: "x"}}
 	r := start(t, fake.NewClientset(given, foreign), Config{Disabled: true})
 	r.becomes("s1", "")
 	r.becomes("s2", "192.0.2.1") // somebody else's
@@ -151,8 +155,8 @@ func TestDisabledTakesBack(t *testing.T) {
 	}
 }
 
-// TestARefusedServiceDelaysNoOther covers a Service whose status is refused, as by a webhook of its namespace: others get
-// theirs at once, and it gets its own as soon as it may.
+// TestARefusedServiceDelaysNoOther covers a Service whose status is refused, as by a webhook of its namespace: others
+// get theirs at once, and it gets its own as soon as it may.
 func TestARefusedServiceDelaysNoOther(t *testing.T) {
 	client := fake.NewClientset(testNode("one", nil, "192.0.2.1"), svc(1, "80"))
 	var refuse atomic.Bool
@@ -166,14 +170,16 @@ func TestARefusedServiceDelaysNoOther(t *testing.T) {
 		return refuse.Load(), nil, errors.New("a webhook refuses it")
 	})
 	r := start(t, client, Config{})
-	for end := time.Now().Add(20 * time.Second); tries.Load() < 3; time.Sleep(5 * time.Millisecond) { // it is tried again
+	// it is tried again
+	for end := time.Now().Add(20 * time.Second); tries.Load() < 3; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("tried %d times", tries.Load())
 		}
 	}
 	for i := 2; i < 12; i++ {
 		before := tries.Load()
-		if _, err := r.CoreV1().Services("ns").Create(t.Context(), svc(i, fmt.Sprint(8000+i)), metav1.CreateOptions{}); err != nil {
+		if _, err := r.CoreV1().Services("ns").Create(t.Context(), svc(i, fmt.Sprint(8000+i)),
+			metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		r.becomes(fmt.Sprintf("s%d", i), "192.0.2.1 Served")

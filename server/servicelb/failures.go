@@ -13,8 +13,8 @@ import (
 // retries is the time between two attempts to write a status.
 var retries = lifecycle.Policy{First: 200 * time.Millisecond, Most: time.Minute}
 
-// failures are the Services whose status could not be written, each with its own time of the next attempt: a Service that
-// is refused again and again, as by a webhook of its namespace, delays no other.
+// failures are the Services whose status could not be written, each with its own time of the next attempt: a Service
+// that is refused again and again, as by a webhook of its namespace, delays no other.
 type failures map[types.NamespacedName]failure
 
 // failure is one Service whose status could not be written.

@@ -18,7 +18,8 @@ func FuzzNodeOf(f *testing.F) {
 		}
 		n := nodeOf(&o)
 		if len(n.addrs) > maxAddresses || len(n.confirmed) > maxAddresses || len(n.held) > maxPorts {
-			t.Fatalf("%d addresses, %d confirmed ones and %d ports are kept", len(n.addrs), len(n.confirmed), len(n.held))
+			t.Fatalf("%d addresses, %d confirmed ones and %d ports are kept", len(n.addrs), len(n.confirmed),
+				len(n.held))
 		}
 		for p := range n.held {
 			if p.port < 1 || p.port > 65535 {

@@ -74,8 +74,8 @@ type Planner struct {
 	Reserved func(port int32, proto corev1.Protocol) string
 	// Disputed reports whether an address that a node says it has is another's; nil means none is.
 	Disputed func(node string, addr netip.Addr) bool
-	// Supported reports whether more than the node itself says that an address is its; nil means so it is. An administrator says
-	// so with names.ConfirmedAddresses.
+	// Supported reports whether more than the node itself says that an address is its; nil means so it is. An
+	// administrator says so with names.ConfirmedAddresses.
 	Supported func(node string, addr netip.Addr) bool
 }
 
@@ -92,7 +92,8 @@ type node struct {
 }
 
 func nodeOf(n *corev1.Node) node {
-	out := node{name: n.Name, held: parsePorts(n.Annotations[wellknown.HostPorts]), kubelet: n.Status.DaemonEndpoints.KubeletEndpoint.Port}
+	out := node{name: n.Name, held: parsePorts(n.Annotations[wellknown.HostPorts]),
+		kubelet: n.Status.DaemonEndpoints.KubeletEndpoint.Port}
 	_, out.exclude = n.Labels[corev1.LabelNodeExcludeBalancers]
 	out.exclude = out.exclude || n.DeletionTimestamp != nil
 	for _, c := range n.Status.Conditions {
@@ -160,8 +161,10 @@ type run struct {
 //
 // A Service that has a port on an address keeps it; between those that do not, the older one goes first.
 // The result does not depend on the order of its arguments.
-func (p Planner) Plan(nodes []*corev1.Node, services []*corev1.Service, local func(types.NamespacedName) map[string]bool) map[types.NamespacedName]Result {
-	r := run{Planner: p, byAddr: map[netip.Addr]*node{}, owner: map[slot]types.NamespacedName{}, used: map[netip.Addr]bool{}}
+func (p Planner) Plan(nodes []*corev1.Node, services []*corev1.Service,
+	local func(types.NamespacedName) map[string]bool) map[types.NamespacedName]Result {
+	r := run{Planner: p, byAddr: map[netip.Addr]*node{}, owner: map[slot]types.NamespacedName{},
+		used: map[netip.Addr]bool{}}
 	for _, n := range nodes {
 		x := nodeOf(n)
 		if p.Disputed != nil {
@@ -279,7 +282,8 @@ func (r *run) place(s *corev1.Service, local map[string]bool) Result {
 	if s.Spec.LoadBalancerIP != "" {
 		a, err := netip.ParseAddr(s.Spec.LoadBalancerIP)
 		if err != nil {
-			return Result{Reason: NotOurs, Message: fmt.Sprintf("spec.loadBalancerIP %q is not an address", s.Spec.LoadBalancerIP)}
+			return Result{Reason: NotOurs, Message: fmt.Sprintf("spec.loadBalancerIP %q is not an address",
+				s.Spec.LoadBalancerIP)}
 		}
 		wish = a.Unmap()
 	}
@@ -353,7 +357,8 @@ func messages(in []refusal) string {
 func (r *run) fromPool(s *corev1.Service, wish netip.Addr) Result {
 	var out Result
 	if wish.IsValid() && !r.Pool.has(wish) {
-		return Result{Reason: NotOurs, Message: fmt.Sprintf("spec.loadBalancerIP %s is not in load-balancer-pool", wish)}
+		return Result{Reason: NotOurs, Message: fmt.Sprintf("spec.loadBalancerIP %s is not in load-balancer-pool",
+			wish)}
 	}
 	var refused []refusal
 	for _, v4 := range families(s) {

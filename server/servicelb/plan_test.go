@@ -17,7 +17,8 @@ import (
 )
 
 func testNode(name string, mod func(*corev1.Node), addrs ...string) *corev1.Node {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}, Labels: map[string]string{}}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{},
+		Labels: map[string]string{}}}
 	for _, a := range addrs {
 		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 	}
@@ -31,8 +32,10 @@ func testNode(name string, mod func(*corev1.Node), addrs ...string) *corev1.Node
 
 // svc makes a Service; "80" is TCP, "53/UDP" UDP. n is its age: a smaller one is older.
 func svc(n int, ports string, mod ...func(*corev1.Service)) *corev1.Service {
-	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprintf("s%d", n), CreationTimestamp: metav1.NewTime(time.Unix(int64(n), 0))},
-		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}}}
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprintf("s%d", n),
+		CreationTimestamp: metav1.NewTime(time.Unix(int64(n), 0))},
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer,
+			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}}}
 	for _, p := range strings.Split(ports, ",") {
 		for k := range parsePorts(p + map[bool]string{true: "", false: "/TCP"}[strings.Contains(p, "/")]) {
 			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Port: k.port, Protocol: k.proto})
@@ -88,30 +91,58 @@ func TestPlan(t *testing.T) {
 		want  []string // of each Service; "" is not ours
 	}{
 		{"all nodes", both, nil, []*corev1.Service{svc(1, "80")}, []string{"192.0.2.1 192.0.2.2 Served"}},
-		{"dual stack", both, nil, []*corev1.Service{svc(1, "80", dual)}, []string{"192.0.2.1 192.0.2.2 fd00::1 Served"}},
-		{"excluded node", []*corev1.Node{one, mod(func(n *corev1.Node) { n.Labels[corev1.LabelNodeExcludeBalancers] = "" })}, nil, []*corev1.Service{svc(1, "80")}, []string{"192.0.2.1 Served"}},
-		{"node that does not answer", []*corev1.Node{one, mod(func(n *corev1.Node) { n.Status.Conditions = nil })}, nil, []*corev1.Service{svc(1, "80")}, []string{"192.0.2.1 Served"}},
-		{"no node answers", []*corev1.Node{mod(func(n *corev1.Node) { n.Status.Conditions = nil })}, nil, []*corev1.Service{svc(1, "80")}, []string{"192.0.2.2 Served"}},
+		{"dual stack", both, nil, []*corev1.Service{svc(1, "80", dual)},
+			[]string{"192.0.2.1 192.0.2.2 fd00::1 Served"}},
+		{"excluded node", []*corev1.Node{one,
+			mod(func(n *corev1.Node) { n.Labels[corev1.LabelNodeExcludeBalancers] = "" })}, nil, []*corev1.Service{svc(1, "80")}, []string{"192.0.2.1 Served"}},
+		{"node that does not answer", []*corev1.Node{one, mod(func(n *corev1.Node) { n.Status.Conditions = nil })}, nil,
+			[]*corev1.Service{svc(1, "80")}, []string{"192.0.2.1 Served"}},
+		{"no node answers", []*corev1.Node{mod(func(n *corev1.Node) { n.Status.Conditions = nil })}, nil,
+			[]*corev1.Service{svc(1, "80")}, []string{"192.0.2.2 Served"}},
 		{"external address first", []*corev1.Node{mod(func(n *corev1.Node) {
-			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "198.51.100.7"})
+			n.Status.Addresses = append(n.Status.Addresses,
+				corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "198.51.100.7"})
 		})}, nil, []*corev1.Service{svc(1, "80")}, []string{"198.51.100.7 192.0.2.2 Served"}},
 		{"no nodes", nil, nil, []*corev1.Service{svc(1, "80")}, []string{"NoAddress"}},
-		{"local policy", both, nil, []*corev1.Service{svc(1, "80", local), svc(9, "90", local)}, []string{"192.0.2.2 Served", "NoAddress"}},
-		{"classes", both, nil, []*corev1.Service{svc(1, "80", class("other")), svc(2, "80", class(wellknown.LoadBalancerClass))}, []string{"", "192.0.2.1 192.0.2.2 Served"}},
-		{"address shared", both, nil, []*corev1.Service{svc(1, "80"), svc(2, "443"), svc(3, "80/UDP")}, []string{"192.0.2.1 192.0.2.2 Served", "192.0.2.1 192.0.2.2 Served", "192.0.2.1 192.0.2.2 Served"}},
-		{"port conflict: the older has it", both, nil, []*corev1.Service{svc(2, "80,81"), svc(1, "80")}, []string{"PortConflict", "192.0.2.1 192.0.2.2 Served"}},
-		{"port conflict: who has it keeps it", both, nil, []*corev1.Service{svc(2, "80", has("192.0.2.1", "192.0.2.2")), svc(1, "80")}, []string{"192.0.2.1 192.0.2.2 Served", "PortConflict"}},
-		{"port conflict on one node", both, nil, []*corev1.Service{svc(1, "80", local, func(s *corev1.Service) { s.Name = "s1" }), svc(2, "80")}, []string{"192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes"}},
-		{"port of a host's program", []*corev1.Node{one, mod(func(n *corev1.Node) { n.Annotations[wellknown.HostPorts] = "80/TCP,53/UDP" })}, nil,
-			[]*corev1.Service{svc(1, "80"), svc(2, "53"), svc(3, "53/UDP")}, []string{"192.0.2.1 ServedOnSomeNodes", "192.0.2.1 192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes"}},
+		{"local policy", both, nil, []*corev1.Service{svc(1, "80", local), svc(9, "90", local)},
+			[]string{"192.0.2.2 Served", "NoAddress"}},
+		{"classes", both, nil, []*corev1.Service{svc(1, "80", class("other")),
+			svc(2, "80", class(wellknown.LoadBalancerClass))}, []string{"", "192.0.2.1 192.0.2.2 Served"}},
+		{"address shared", both, nil, []*corev1.Service{svc(1, "80"), svc(2, "443"), svc(3, "80/UDP")},
+			[]string{"192.0.2.1 192.0.2.2 Served", "192.0.2.1 192.0.2.2 Served", "192.0.2.1 192.0.2.2 Served"}},
+		{"port conflict: the older has it", both, nil, []*corev1.Service{svc(2, "80,81"), svc(1, "80")},
+			[]string{"PortConflict", "192.0.2.1 192.0.2.2 Served"}},
+		{"port conflict: who has it keeps it", both, nil,
+			[]*corev1.Service{svc(2, "80", has("192.0.2.1", "192.0.2.2")), svc(1, "80")},
+			[]string{"192.0.2.1 192.0.2.2 Served", "PortConflict"}},
+		{"port conflict on one node", both, nil,
+			[]*corev1.Service{svc(1, "80", local, func(s *corev1.Service) { s.Name = "s1" }),
+				svc(2, "80")}, []string{"192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes"}},
+		{"port of a host's program", []*corev1.Node{one,
+			mod(func(n *corev1.Node) { n.Annotations[wellknown.HostPorts] = "80/TCP,53/UDP" })}, nil,
+			[]*corev1.Service{svc(1, "80"), svc(2, "53"), svc(3, "53/UDP")},
+			[]string{"192.0.2.1 ServedOnSomeNodes", "192.0.2.1 192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes"}},
 		{"port of the hosts' programs", []*corev1.Node{mod(func(n *corev1.Node) { n.Annotations[wellknown.HostPorts] = "80/TCP" })}, nil, []*corev1.Service{svc(1, "80")}, []string{"HostPortInUse"}},
-		{"reserved ports", both, nil, []*corev1.Service{svc(1, "6443"), svc(2, "10250"), svc(3, "6443/UDP")}, []string{"PortReserved", "PortReserved", "192.0.2.1 192.0.2.2 Served"}},
-		{"asked for", both, nil, []*corev1.Service{svc(1, "80", wants("192.0.2.2")), svc(2, "80"), svc(3, "81", wants("192.0.2.9"))}, []string{"192.0.2.2 Served", "192.0.2.1 ServedOnSomeNodes", "AddressNotOffered"}},
-		{"pool", both, []string{"198.51.100.1-198.51.100.2"}, []*corev1.Service{svc(1, "80"), svc(2, "80"), svc(3, "80"), svc(4, "81")}, []string{"198.51.100.1 Served", "198.51.100.2 Served", "PortConflict", "198.51.100.1 Served"}},
-		{"pool: kept", both, []string{"198.51.100.0/24"}, []*corev1.Service{svc(1, "80"), svc(2, "80", has("198.51.100.0"))}, []string{"198.51.100.1 Served", "198.51.100.0 Served"}},
-		{"pool: asked for and shared", both, []string{"198.51.100.0/24"}, []*corev1.Service{svc(1, "80", wants("198.51.100.9")), svc(2, "81", wants("198.51.100.9")), svc(3, "81", wants("198.51.100.9"))}, []string{"198.51.100.9 Served", "198.51.100.9 Served", "PortConflict"}},
-		{"pool: large", both, []string{"2001:db8::/64", "198.51.100.1"}, []*corev1.Service{svc(1, "6443", dual), svc(2, "6443", dual)}, []string{"198.51.100.1 2001:db8:: Served", "2001:db8::1 Served"}},
-		{"pool: a node's address", both, []string{"192.0.2.1"}, []*corev1.Service{svc(1, "6443"), svc(2, "80")}, []string{"PortReserved", "192.0.2.1 Served"}},
+		{"reserved ports", both, nil, []*corev1.Service{svc(1, "6443"), svc(2, "10250"), svc(3, "6443/UDP")},
+			[]string{"PortReserved", "PortReserved", "192.0.2.1 192.0.2.2 Served"}},
+		{"asked for", both, nil, []*corev1.Service{svc(1, "80", wants("192.0.2.2")), svc(2, "80"),
+			svc(3, "81", wants("192.0.2.9"))}, []string{"192.0.2.2 Served",
+			"192.0.2.1 ServedOnSomeNodes", "AddressNotOffered"}},
+		{"pool", both, []string{"198.51.100.1-198.51.100.2"},
+			[]*corev1.Service{svc(1, "80"), svc(2, "80"), svc(3, "80"), svc(4, "81")},
+			[]string{"198.51.100.1 Served", "198.51.100.2 Served", "PortConflict", "198.51.100.1 Served"}},
+		{"pool: kept", both, []string{"198.51.100.0/24"},
+			[]*corev1.Service{svc(1, "80"), svc(2, "80", has("198.51.100.0"))},
+			[]string{"198.51.100.1 Served", "198.51.100.0 Served"}},
+		{"pool: asked for and shared", both, []string{"198.51.100.0/24"},
+			[]*corev1.Service{svc(1, "80", wants("198.51.100.9")), svc(2, "81", wants("198.51.100.9")),
+				svc(3, "81", wants("198.51.100.9"))},
+			[]string{"198.51.100.9 Served", "198.51.100.9 Served", "PortConflict"}},
+		{"pool: large", both, []string{"2001:db8::/64", "198.51.100.1"},
+			[]*corev1.Service{svc(1, "6443", dual), svc(2, "6443", dual)},
+			[]string{"198.51.100.1 2001:db8:: Served", "2001:db8::1 Served"}},
+		{"pool: a node's address", both, []string{"192.0.2.1"}, []*corev1.Service{svc(1, "6443"), svc(2, "80")},
+			[]string{"PortReserved", "192.0.2.1 Served"}},
 		{"pool: other family", both, []string{"fd01::1"}, []*corev1.Service{svc(1, "80")}, []string{"NoAddress"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -204,7 +235,8 @@ func pool(t *testing.T, ranges ...string) Pool {
 }
 
 func TestPool(t *testing.T) {
-	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-fd00::1", "127.0.0.1", "0.0.0.0/0", "224.0.0.1", "fe80::1%eth0"} {
+	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-fd00::1", "127.0.0.1", "0.0.0.0/0",
+		"224.0.0.1", "fe80::1%eth0"} {
 		if err := new(Range).UnmarshalText([]byte(bad)); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
@@ -240,7 +272,8 @@ func TestNodeIsBounded(t *testing.T) {
 	n := &corev1.Node{}
 	var ports []string
 	for i := range 10_000 {
-		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
+		n.Status.Addresses = append(n.Status.Addresses,
+			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
 		ports = append(ports, fmt.Sprintf("%d/TCP", i+1))
 	}
 	n.Annotations = map[string]string{wellknown.HostPorts: strings.Join(ports, ",")}
@@ -249,35 +282,41 @@ func TestNodeIsBounded(t *testing.T) {
 	}
 }
 
-// TestUnsupportedAddress: an address that only a node's own word supports, as a LAN host's, is offered when an administrator says
-// that it is right.
+// TestUnsupportedAddress: an address that only a node's own word supports, as a LAN host's, is offered when an
+// administrator says that it is right.
 func TestUnsupportedAddress(t *testing.T) {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
-		Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeExternalIP, Address: "192.0.2.100"}},
+		Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"},
+			{Type: corev1.NodeExternalIP, Address: "192.0.2.100"}},
 	}}
-	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "s"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 7000}}}}
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "s"},
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 7000}}}}
 	p := Planner{Supported: func(_ string, a netip.Addr) bool { return a.String() == "192.0.2.1" }}
 	got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]
-	if len(got.Addrs) != 1 || got.Addrs[0].String() != "192.0.2.1" || got.Reason != SomeNodes || !strings.Contains(got.Message, "annotate node n umiak.io/confirmed-addresses=192.0.2.100") {
+	if len(got.Addrs) != 1 || got.Addrs[0].String() != "192.0.2.1" || got.Reason != SomeNodes ||
+		!strings.Contains(got.Message, "annotate node n umiak.io/confirmed-addresses=192.0.2.100") {
 		t.Errorf("%+v", got)
 	}
 	n.Annotations = map[string]string{wellknown.ConfirmedAddresses: "192.0.2.9, 192.0.2.100"}
-	if got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]; len(got.Addrs) != 2 || got.Reason != Served {
+	if got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]; len(got.Addrs) != 2 ||
+		got.Reason != Served {
 		t.Errorf("confirmed: %+v", got)
 	}
 }
 
-// TestDisputedAddress: an address that a Node says it has, and is another's, is in no Service's status by that Node, whichever comes
-// first by name.
+// TestDisputedAddress: an address that a Node says it has, and is another's, is in no Service's status by that Node,
+// whichever comes first by name.
 func TestDisputedAddress(t *testing.T) {
 	victim := netip.MustParseAddr("192.0.2.1")
 	for _, liar := range []string{"a", "z"} {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: liar}, Status: corev1.NodeStatus{
 			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
-			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: victim.String()}, {Type: corev1.NodeInternalIP, Address: "192.0.2.2"}},
+			Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: victim.String()},
+				{Type: corev1.NodeInternalIP, Address: "192.0.2.2"}},
 		}}
-		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "s"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 7000}}}}
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "s"},
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 7000}}}}
 		p := Planner{Disputed: func(node string, a netip.Addr) bool { return a == victim && node != "m" }}
 		got := p.Plan([]*corev1.Node{n}, []*corev1.Service{s}, nil)[name(s)]
 		if len(got.Addrs) != 1 || got.Addrs[0].String() != "192.0.2.2" {

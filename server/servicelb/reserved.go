@@ -10,8 +10,8 @@ import (
 // Name is the name by which --disable leaves out load balancers.
 const Name = "servicelb"
 
-// ReservedPorts returns Planner.Reserved for nodes with these node ports and this port of the API server. A port is reserved
-// whether or not something listens on it right now.
+// ReservedPorts returns Planner.Reserved for nodes with these node ports and this port of the API server. A port is
+// reserved whether or not something listens on it right now.
 func ReservedPorts(nodePorts config.PortRange, api int) func(port int32, proto corev1.Protocol) string {
 	return func(port int32, proto corev1.Protocol) string {
 		if nodePorts.Contains(int(port)) {

@@ -17,7 +17,8 @@ type answering struct {
 
 func (a answering) Status(context.Context) (datastore.Status, error) { return a.status, nil }
 
-// TestWritesFail: a datastore that can be read and takes no writes is not healthy, and does not keep a stopping server waiting.
+// TestWritesFail: a datastore that can be read and takes no writes is not healthy, and does not keep a stopping
+// server waiting.
 func TestWritesFail(t *testing.T) {
 	for _, c := range []struct {
 		name    string

@@ -24,8 +24,9 @@ func (r *Runner) Section(ctx context.Context) status.Section {
 		return memberRows(out, d.Etcd)
 	}
 	if q := d.SQLite; q != nil {
-		row := status.Row{Name: d.Backend, State: "healthy", Detail: fmt.Sprintf("%s, write-ahead log %s, revision %d, compacted to %d",
-			mebibytes(q.FileBytes), mebibytes(q.WALBytes), q.Revision, q.CompactRevision)}
+		row := status.Row{Name: d.Backend, State: "healthy",
+			Detail: fmt.Sprintf("%s, write-ahead log %s, revision %d, compacted to %d",
+				mebibytes(q.FileBytes), mebibytes(q.WALBytes), q.Revision, q.CompactRevision)}
 		if q.LastError != "" {
 			row.State, row.Detail = status.Unhealthy, q.LastError
 		}
@@ -41,7 +42,8 @@ func (r *Runner) Section(ctx context.Context) status.Section {
 			Detail: fmt.Sprintf("leases and events: %d keys, %s", v.Keys, mebibytes(v.Bytes))})
 	}
 	if e := d.External; e != nil {
-		out.Rows = append(out.Rows, status.Row{Name: e.Kind, State: "healthy", Detail: fmt.Sprintf("%s, revision %d", e.Address, e.Revision)})
+		out.Rows = append(out.Rows, status.Row{Name: e.Kind, State: "healthy",
+			Detail: fmt.Sprintf("%s, revision %d", e.Address, e.Revision)})
 	}
 	return etcdRows(out, d.Etcd)
 }
@@ -52,7 +54,8 @@ func etcdRows(out status.Section, e *etcd.Status) status.Section {
 		return out
 	}
 	row := status.Row{Name: "etcd", State: "healthy",
-		Detail: fmt.Sprintf("%s, %s of it in use, revision %d", mebibytes(e.FileBytes), mebibytes(e.InUseBytes), e.Revision)}
+		Detail: fmt.Sprintf("%s, %s of it in use, revision %d", mebibytes(e.FileBytes), mebibytes(e.InUseBytes),
+			e.Revision)}
 	if len(e.Alarms) > 0 {
 		row.State, row.Detail = status.Unhealthy, fmt.Sprintf("alarms %v; %s", e.Alarms, row.Detail)
 	}

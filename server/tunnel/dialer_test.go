@@ -23,7 +23,9 @@ var start = time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // object is a Node; age orders those that claim the same.
 func object(name string, age int, kubelet int32, pods []string, addrs ...string) *corev1.Node {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.NewTime(start.Add(-time.Duration(age) * time.Hour))}, Spec: corev1.NodeSpec{PodCIDRs: pods}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+		CreationTimestamp: metav1.NewTime(start.Add(-time.Duration(age) * time.Hour))},
+		Spec: corev1.NodeSpec{PodCIDRs: pods}}
 	n.Status.DaemonEndpoints.KubeletEndpoint.Port = kubelet
 	for _, a := range addrs {
 		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
@@ -66,15 +68,18 @@ func TestWhoseAnAddressIs(t *testing.T) {
 		t.Helper()
 		got := "nobody"
 		if p, ok := nodes.Lookup(host); ok {
-			got = fmt.Sprint(map[tunnel.Kind]string{tunnel.Host: "host ", tunnel.Pod: "pod "}[p.Kind], p.Node, " ", p.Address, " ", p.KubeletPort)
+			got = fmt.Sprint(map[tunnel.Kind]string{tunnel.Host: "host ", tunnel.Pod: "pod "}[p.Kind], p.Node, " ",
+				p.Address, " ", p.KubeletPort)
 		}
 		if got != want {
 			t.Errorf("%s is %s, want %s", host, got, want)
 		}
 	}
 	for host, want := range map[string]string{
-		"192.0.2.1": "host a 192.0.2.1 10250", "::ffff:192.0.2.1": "host a 192.0.2.1 10250", "2001:db8::1": "host a 2001:db8::1 10250",
-		"a": "host a 192.0.2.1 10250", "A": "host a 192.0.2.1 10250", "twin": "host twin 192.0.2.1 10250", "b": "host b 192.0.2.2 10251",
+		"192.0.2.1": "host a 192.0.2.1 10250", "::ffff:192.0.2.1": "host a 192.0.2.1 10250",
+		"2001:db8::1": "host a 2001:db8::1 10250",
+		"a":           "host a 192.0.2.1 10250", "A": "host a 192.0.2.1 10250", "twin": "host twin 192.0.2.1 10250",
+		"b":         "host b 192.0.2.2 10251",
 		"10.42.1.9": "pod a 10.42.1.9 0", "10.42.3.9": "pod b 10.42.3.9 0", "fd42:1::9": "pod a fd42:1::9 0",
 		"10.42.4.1": "nobody", "192.0.2.3": "nobody", "c": "nobody", "": "nobody", "fe80::1%eth0": "nobody",
 	} {
@@ -176,7 +181,8 @@ func TestWhichWayAConnectionTakes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			direct.dial = tc.dial
-			d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Self: "self", PodsByTunnel: tc.byTunnel, OverlayTimeout: 50 * time.Millisecond, Direct: direct.Dial}
+			d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Self: "self", PodsByTunnel: tc.byTunnel,
+				OverlayTimeout: 50 * time.Millisecond, Direct: direct.Dial}
 			c, err := d.DialContext(within(t, 5*time.Second), "tcp", tc.addr)
 			if took := direct.took(); took != tc.took {
 				t.Errorf("directly dialed %q, want %q", took, tc.took)
@@ -230,10 +236,11 @@ func TestADialFindsATunnelThatComes(t *testing.T) {
 	_, _ = fmt.Sscan(port(kubelet), &kp)
 	nodes, _ := following(t, object("n1", 3, kp, nil, "192.0.2.1"))
 	asked := make(chan struct{})
-	d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels, Direct: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		close(asked)
-		return blackhole(ctx, "")
-	}}
+	d := &tunnel.Dialer{Nodes: nodes, Tunnels: s.Tunnels,
+		Direct: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			close(asked)
+			return blackhole(ctx, "")
+		}}
 	type result struct {
 		c   net.Conn
 		err error
@@ -252,12 +259,13 @@ func TestADialFindsATunnelThatComes(t *testing.T) {
 	_ = r.c.Close()
 }
 
-// A Node whose range lies outside the cluster's, or in an older Node's, gets nothing that is others'; and a Node with as many
-// addresses as its object holds is kept with a few.
+// A Node whose range lies outside the cluster's, or in an older Node's, gets nothing that is others'; and a Node with
+// as many addresses as its object holds is kept with a few.
 func TestWhoseAnAddressIsNot(t *testing.T) {
 	many := object("many", 9, 10250, nil)
 	for i := range 10_000 {
-		many.Status.Addresses = append(many.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
+		many.Status.Addresses = append(many.Status.Addresses,
+			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
 	}
 	nodes, _ := following(t, many,
 		object("a", 3, 10250, []string{"10.42.1.0/24"}, "192.0.2.1"),
@@ -265,7 +273,8 @@ func TestWhoseAnAddressIsNot(t *testing.T) {
 		object("liar", 1, 10250, []string{"10.42.1.9/32"}, "192.0.2.9"),
 		object("wide", 2, 10250, []string{"10.0.0.0/8"}),
 	)
-	for host, want := range map[string]string{"10.42.1.9": "a", "10.42.1.7": "a", "192.0.2.7": "", "10.9.0.1": "", "198.18.0.15": "many", "198.18.0.16": ""} {
+	for host, want := range map[string]string{"10.42.1.9": "a", "10.42.1.7": "a", "192.0.2.7": "", "10.9.0.1": "",
+		"198.18.0.15": "many", "198.18.0.16": ""} {
 		if p, _ := nodes.Lookup(host); p.Node != want {
 			t.Errorf("%s is of node %q, want %q", host, p.Node, want)
 		}
@@ -275,7 +284,8 @@ func TestWhoseAnAddressIsNot(t *testing.T) {
 // A Node that says it has another's address gets nothing that goes there, be it the older one.
 func TestDisputedAddresses(t *testing.T) {
 	for _, age := range []int{1, 9} {
-		nodes, _ := following(t, object("victim", 5, 10250, nil, "192.0.2.1"), object("a-liar", age, 10250, nil, "192.0.2.1", "192.0.2.2"))
+		nodes, _ := following(t, object("victim", 5, 10250, nil, "192.0.2.1"),
+			object("a-liar", age, 10250, nil, "192.0.2.1", "192.0.2.2"))
 		nodes.Disputed = func(node string, a netip.Addr) bool { return a.String() == "192.0.2.1" && node != "victim" }
 		if p, _ := nodes.Lookup("192.0.2.1"); p.Node != "victim" {
 			t.Errorf("the address is that of %q", p.Node)
@@ -296,20 +306,23 @@ func TestANameWaitsForTheListOfNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	direct := &network{dial: open}
-	d := &tunnel.Dialer{Nodes: nodes, Tunnels: tunnel.NewTunnels(tunnel.Identity{}, logger(t)), Self: "n1", Direct: direct.Dial}
+	d := &tunnel.Dialer{Nodes: nodes, Tunnels: tunnel.NewTunnels(tunnel.Identity{}, logger(t)), Self: "n1",
+		Direct: direct.Dial}
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := d.DialContext(short, "tcp", "n1:10250"); err == nil || direct.took() != "" {
 		t.Errorf("got %v", err)
 	}
 	// An address does not.
-	if c, err := d.DialContext(t.Context(), "tcp", "192.0.2.1:10250"); err != nil || direct.took() != "192.0.2.1:10250" {
+	if c, err := d.DialContext(t.Context(), "tcp", "192.0.2.1:10250"); err != nil ||
+		direct.took() != "192.0.2.1:10250" {
 		t.Errorf("got %v, %v", c, err)
 	}
 	stop := make(chan struct{})
 	defer close(stop)
 	go informer.Run(stop)
-	if _, err := d.DialContext(within(t, 10*time.Second), "tcp", "n1:10250"); err != nil || direct.took() != "192.0.2.1:10250" {
+	if _, err := d.DialContext(within(t, 10*time.Second), "tcp", "n1:10250"); err != nil ||
+		direct.took() != "192.0.2.1:10250" {
 		t.Errorf("got %v", err)
 	}
 }

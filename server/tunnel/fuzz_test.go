@@ -55,8 +55,10 @@ func FuzzNode(f *testing.F) {
 
 // FuzzUpgrade: no request but the tunnel's own is taken for one.
 func FuzzUpgrade(f *testing.F) {
-	f.Add([]byte("GET " + tunnelwire.Path + " HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + tunnelwire.Protocol + "\r\n\r\n"))
-	f.Add([]byte("GET http: HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + tunnelwire.Protocol + "\r\n\r\n"))
+	f.Add([]byte("GET " + tunnelwire.Path + " HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " +
+		tunnelwire.Protocol + "\r\n\r\n"))
+	f.Add([]byte("GET http: HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + tunnelwire.Protocol +
+		"\r\n\r\n"))
 	f.Add([]byte("POST " + tunnelwire.Path + " HTTP/1.0\r\n\r\n"))
 	f.Add([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -64,7 +66,8 @@ func FuzzUpgrade(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if wellFormed(r) == nil && (r.Method != http.MethodGet || r.URL.Path != tunnelwire.Path || r.Header.Get("Upgrade") != tunnelwire.Protocol || !strings.HasPrefix(r.Proto, "HTTP/1.")) {
+		if wellFormed(r) == nil && (r.Method != http.MethodGet || r.URL.Path != tunnelwire.Path ||
+			r.Header.Get("Upgrade") != tunnelwire.Protocol || !strings.HasPrefix(r.Proto, "HTTP/1.")) {
 			t.Errorf("taken for a tunnel: %q", raw)
 		}
 	})

@@ -69,7 +69,8 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{dir: dir, pki: p}
-	w.leaf(t, pki.Leaf{Name: "serving", CA: pki.ServerCA, CommonName: "kube-apiserver", Server: true, DNSNames: []string{"kubernetes"}, IPs: []string{"127.0.0.1"}})
+	w.leaf(t, pki.Leaf{Name: "serving", CA: pki.ServerCA, CommonName: "kube-apiserver", Server: true,
+		DNSNames: []string{"kubernetes"}, IPs: []string{"127.0.0.1"}})
 	w.agent(t, "n1")
 	return w
 }
@@ -109,7 +110,8 @@ func (w *world) server(t *testing.T, addr string, change ...func(*tunnel.Identit
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := tls.Listen("tcp", addr, &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}})
+	l, err := tls.Listen("tcp", addr, &tls.Config{Certificates: []tls.Certificate{cert},
+		ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,11 +160,13 @@ func (l *list) set(now ...string) {
 	l.now, l.changed = now, make(chan struct{})
 }
 
-func (w *world) node(t *testing.T, name, kubelet string, dial func(context.Context, string, string) (net.Conn, error), servers ...string) *node {
+func (w *world) node(t *testing.T, name, kubelet string, dial func(context.Context, string, string) (net.Conn, error),
+	servers ...string) *node {
 	t.Helper()
 	n := &node{kubelet: kubelet, servers: &list{now: servers, changed: make(chan struct{})}}
 	n.Tunnels = agenttunnel.New(agenttunnel.Config{
-		Servers: n.servers.get, ServerCA: w.pki.CACert(pki.ServerCA), Cert: w.pki.File(name + ".crt"), Key: w.pki.File(name + ".key"),
+		Servers: n.servers.get, ServerCA: w.pki.CACert(pki.ServerCA), Cert: w.pki.File(name + ".crt"),
+		Key: w.pki.File(name + ".key"),
 		Allow: agenttunnel.Allow{
 			Node: name, Kubelet: netip.MustParseAddrPort(kubelet),
 			PodRanges: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
@@ -239,7 +243,8 @@ func port(addr string) string {
 // answers sends a line to the node's kubelet and wants it back.
 func answers(t *testing.T, s *server, n *node, name string) {
 	t.Helper()
-	if err := ask(within(t, 15*time.Second), s, name, net.JoinHostPort(name, port(n.kubelet)), "hello "+name); err != nil {
+	if err := ask(within(t, 15*time.Second), s, name, net.JoinHostPort(name, port(n.kubelet)), "hello "+
+		name); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -181,14 +181,16 @@ func TestOnlyAgentsOfThisClusterAreTaken(t *testing.T) {
 		t.Helper()
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(w.pki.CAPEM(pki.ServerCA))
-		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			if len(certs) == 0 {
-				return &tls.Certificate{}, nil
-			}
-			return &certs[0], nil
-		}}}
+		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				if len(certs) == 0 {
+					return &tls.Certificate{}, nil
+				}
+				return &certs[0], nil
+			}}}
 		defer tr.CloseIdleConnections()
-		req, _ := http.NewRequestWithContext(within(t, 5*time.Second), http.MethodGet, "https://"+s.addr+tunnelwire.Path, nil)
+		req, _ := http.NewRequestWithContext(within(t, 5*time.Second), http.MethodGet, "https://"+s.addr+
+			tunnelwire.Path, nil)
 		req.Header.Set("Connection", "Upgrade")
 		req.Header.Set("Upgrade", protocol)
 		resp, err := tr.RoundTrip(req)
@@ -213,12 +215,21 @@ func TestOnlyAgentsOfThisClusterAreTaken(t *testing.T) {
 	}{
 		{"an agent", s, tunnelwire.Protocol, []tls.Certificate{agent}, 101, ""},
 		{"nobody", s, tunnelwire.Protocol, nil, 401, "client certificate"},
-		{"another cluster's agent", s, tunnelwire.Protocol, []tls.Certificate{stranger.agent(t, "n1")}, 401, "not from this cluster"},
+		{"another cluster's agent", s, tunnelwire.Protocol, []tls.Certificate{stranger.agent(t, "n1")}, 401,
+			"not from this cluster"},
 		{"an expired certificate", later, tunnelwire.Protocol, []tls.Certificate{agent}, 401, "clocks"},
-		{"the kubelet", s, tunnelwire.Protocol, []tls.Certificate{w.leaf(t, pki.Leaf{Name: "k", CA: pki.ClientCA, CommonName: "system:node:n1", Organization: []string{"system:nodes"}})}, 403, "not an agent's"},
-		{"no group", s, tunnelwire.Protocol, []tls.Certificate{w.leaf(t, pki.Leaf{Name: "g", CA: pki.ClientCA, CommonName: prefix + "n1"})}, 403, "not an agent's"},
-		{"no name", s, tunnelwire.Protocol, []tls.Certificate{w.leaf(t, pki.Leaf{Name: "e", CA: pki.ClientCA, CommonName: prefix, Organization: []string{group}})}, 403, "not an agent's"},
-		{"a server's certificate", s, tunnelwire.Protocol, []tls.Certificate{w.leaf(t, pki.Leaf{Name: "sv", CA: pki.ClientCA, CommonName: prefix + "n1", Organization: []string{group}, Server: true})}, 401, "not from this cluster"},
+		{"the kubelet", s, tunnelwire.Protocol,
+			[]tls.Certificate{w.leaf(t, pki.Leaf{Name: "k", CA: pki.ClientCA, CommonName: "system:node:n1",
+				Organization: []string{"system:nodes"}})}, 403, "not an agent's"},
+		{"no group", s, tunnelwire.Protocol,
+			[]tls.Certificate{w.leaf(t, pki.Leaf{Name: "g", CA: pki.ClientCA, CommonName: prefix + "n1"})}, 403,
+			"not an agent's"},
+		{"no name", s, tunnelwire.Protocol,
+			[]tls.Certificate{w.leaf(t, pki.Leaf{Name: "e", CA: pki.ClientCA, CommonName: prefix,
+				Organization: []string{group}})}, 403, "not an agent's"},
+		{"a server's certificate", s, tunnelwire.Protocol,
+			[]tls.Certificate{w.leaf(t, pki.Leaf{Name: "sv", CA: pki.ClientCA, CommonName: prefix + "n1",
+				Organization: []string{group}, Server: true})}, 401, "not from this cluster"},
 		{"another protocol", s, "websocket", []tls.Certificate{agent}, 426, tunnelwire.Protocol},
 	} {
 		if code, body := get(tc.server, tc.protocol, tc.certs...); code != tc.want || !strings.Contains(body, tc.says) {
@@ -234,7 +245,8 @@ func TestANodeRefusesOtherAddresses(t *testing.T) {
 	wait(t, s, "n1", 5*time.Second)
 	other := listen(t, "127.0.0.1:0", echo)
 	host := listen(t, bridgeIP+":0", echo)
-	for _, addr := range []string{other, host, "n2:" + port(n.kubelet), "n1:1", "localhost:" + port(n.kubelet), "10.42.2.5:80", "192.0.2.1:" + port(n.kubelet), "169.254.169.254:80", "[::1]:80"} {
+	for _, addr := range []string{other, host, "n2:" + port(n.kubelet), "n1:1", "localhost:" + port(n.kubelet),
+		"10.42.2.5:80", "192.0.2.1:" + port(n.kubelet), "169.254.169.254:80", "[::1]:80"} {
 		c, err := s.Dial(within(t, 5*time.Second), "n1", addr)
 		if err == nil {
 			_ = c.Close()
@@ -249,7 +261,8 @@ func TestANodeRefusesOtherAddresses(t *testing.T) {
 		t.Errorf("status: %+v", rows)
 	}
 	// What does not answer is said.
-	if _, err := s.Dial(within(t, 5*time.Second), "n1", podIP+":1"); err == nil || !strings.Contains(err.Error(), "refused") {
+	if _, err := s.Dial(within(t, 5*time.Second), "n1", podIP+":1"); err == nil ||
+		!strings.Contains(err.Error(), "refused") {
 		t.Errorf("a closed port: %v", err)
 	}
 }
@@ -288,7 +301,8 @@ func TestACertificateIsReadAnew(t *testing.T) {
 	}
 	put := func(crt, key []byte) {
 		t.Helper()
-		if err := errors.Join(os.WriteFile(w.pki.File("n1.crt"), crt, 0o600), os.WriteFile(w.pki.File("n1.key"), key, 0o600)); err != nil {
+		if err := errors.Join(os.WriteFile(w.pki.File("n1.crt"), crt, 0o600),
+			os.WriteFile(w.pki.File("n1.key"), key, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -399,7 +413,8 @@ func TestASlowReaderHoldsUpNobodyElse(t *testing.T) {
 	if _, err := io.CopyN(io.Discard, c, size); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d MiB to the node and back beside 40 that stand still: %v", size>>20, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d MiB to the node and back beside 40 that stand still: %v", size>>20,
+		time.Since(began).Round(time.Millisecond))
 }
 
 type zeros struct{}

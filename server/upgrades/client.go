@@ -119,7 +119,8 @@ func (c Client) Follow(ctx context.Context, name string, show func(upgrades.Stat
 func away(err error) bool {
 	var s apierrors.APIStatus
 	return !errors.As(err, &s) || apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) ||
-		apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsForbidden(err)
+		apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
+		apierrors.IsForbidden(err)
 }
 
 func each(w watch.Interface, f func(*upgrades.Upgrade) (bool, error)) (over bool, err error) {

@@ -20,7 +20,8 @@ const v1, v2, id = "v1.37.2+umiak1", "v1.37.2+umiak2", "0123abcd/" + v2 + "/0"
 type change func(*corev1.Node)
 
 func node(name, version string, changes ...change) *corev1.Node {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}, Annotations: map[string]string{}}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{},
+		Annotations: map[string]string{}}}
 	n.Status.NodeInfo.KubeletVersion = version
 	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	for _, f := range changes {
@@ -31,7 +32,8 @@ func node(name, version string, changes ...change) *corev1.Node {
 
 func server(n *corev1.Node) { n.Labels[wellknown.ServerRole] = "true" }
 func down(n *corev1.Node) {
-	n.Status.Conditions[0] = corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "no news"}
+	n.Status.Conditions[0] = corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse,
+		Message: "no news"}
 }
 
 func note(name string, v any) change {
@@ -64,42 +66,71 @@ func TestNext(t *testing.T) {
 		says   string
 		done   int
 	}{
-		"servers first": {nodes: []*corev1.Node{node("a", v1), node("s2", v1, server), node("s1", v1, server)}, action: Begin, node: "s1", phase: upgrades.Upgrading},
-		"the next server": {nodes: []*corev1.Node{node("a", v1), node("s2", v1, server), node("s1", v2, server, answer(id, ""))},
+		"servers first": {nodes: []*corev1.Node{node("a", v1), node("s2", v1, server), node("s1", v1, server)},
+			action: Begin, node: "s1", phase: upgrades.Upgrading},
+		"the next server": {nodes: []*corev1.Node{node("a", v1), node("s2", v1, server),
+			node("s1", v2, server, answer(id, ""))},
 			action: Begin, node: "s2", phase: upgrades.Upgrading, done: 1},
-		"then agents":              {nodes: []*corev1.Node{node("b", v1), node("a", v1), node("s1", v2, server)}, action: Begin, node: "a", phase: upgrades.Upgrading, done: 1},
-		"complete":                 {nodes: []*corev1.Node{node("a", v2), node("s1", v2, server)}, phase: upgrades.Complete, says: "2 of 2", done: 2},
-		"a node works on it":       {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute)), node("b", v1)}, node: "a", phase: upgrades.Upgrading, says: "from " + v1},
-		"it comes back":            {nodes: []*corev1.Node{node("a", v2, requested(id, time.Minute), answer(id, ""), down), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
-		"it is back":               {nodes: []*corev1.Node{node("a", v2, requested(id, time.Minute), answer(id, "")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
-		"not yet with the version": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer(id, ""))}, node: "a", phase: upgrades.Upgrading},
-		"an answer to another one": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer("x", "no"))}, node: "a", phase: upgrades.Upgrading},
-		"it failed":                {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer(id, "no space")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
-		"it has failed":            {nodes: []*corev1.Node{node("a", v1, answer(id, "no space")), node("b", v1)}, node: "a", phase: upgrades.Failed, says: "no space"},
-		"it is tried again":        {nodes: []*corev1.Node{node("a", v1, answer("before", "no space")), node("b", v1)}, action: Begin, node: "a", phase: upgrades.Upgrading},
-		"no news":                  {nodes: []*corev1.Node{node("a", v1, requested(id, NodeTimeout), down)}, node: "a", phase: upgrades.Failed, says: "has not come back"},
-		"no news of another":       {nodes: []*corev1.Node{node("a", v1, requested("before", NodeTimeout))}, action: Begin, node: "a", phase: upgrades.Upgrading},
-		"another one is under way": {nodes: []*corev1.Node{node("a", v1, requested("before", 0)), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
-		"a server is down":         {nodes: []*corev1.Node{node("s1", v1, server), node("s2", v1, server, down)}, node: "s2", phase: upgrades.Waiting, says: "no other server is upgraded"},
+		"then agents": {nodes: []*corev1.Node{node("b", v1), node("a", v1), node("s1", v2, server)},
+			action: Begin, node: "a", phase: upgrades.Upgrading, done: 1},
+		"complete": {nodes: []*corev1.Node{node("a", v2), node("s1", v2, server)},
+			phase: upgrades.Complete, says: "2 of 2", done: 2},
+		"a node works on it": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute)), node("b", v1)},
+			node: "a", phase: upgrades.Upgrading, says: "from " + v1},
+		"it comes back": {nodes: []*corev1.Node{node("a", v2, requested(id, time.Minute), answer(id, ""),
+			down), node("b", v1)}, node: "a", phase: upgrades.Upgrading},
+		"it is back": {nodes: []*corev1.Node{node("a", v2, requested(id, time.Minute), answer(id, "")),
+			node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
+		"not yet with the version": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute), answer(id, ""))},
+			node: "a", phase: upgrades.Upgrading},
+		"an answer to another one": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute),
+			answer("x", "no"))}, node: "a", phase: upgrades.Upgrading},
+		"it failed": {nodes: []*corev1.Node{node("a", v1, requested(id, time.Minute),
+			answer(id, "no space")), node("b", v1)}, action: Finish, node: "a", phase: upgrades.Upgrading},
+		"it has failed": {nodes: []*corev1.Node{node("a", v1, answer(id, "no space")), node("b", v1)},
+			node: "a", phase: upgrades.Failed, says: "no space"},
+		"it is tried again": {nodes: []*corev1.Node{node("a", v1, answer("before", "no space")), node("b", v1)},
+			action: Begin, node: "a", phase: upgrades.Upgrading},
+		"no news": {nodes: []*corev1.Node{node("a", v1, requested(id, NodeTimeout), down)}, node: "a",
+			phase: upgrades.Failed, says: "has not come back"},
+		"no news of another": {nodes: []*corev1.Node{node("a", v1, requested("before", NodeTimeout))},
+			action: Begin, node: "a", phase: upgrades.Upgrading},
+		"another one is under way": {nodes: []*corev1.Node{node("a", v1, requested("before", 0)), node("b", v1)},
+			node: "a", phase: upgrades.Upgrading},
+		"a server is down": {nodes: []*corev1.Node{node("s1", v1, server), node("s2", v1, server, down)},
+			node: "s2", phase: upgrades.Waiting, says: "no other server is upgraded"},
 		"a server outside is down": {spec: upgrades.Spec{NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}}}, nodes: []*corev1.Node{node("s1", v1, server, func(n *corev1.Node) { n.Labels["x"] = "y" }), node("s2", v1, server, down)}, node: "s2", phase: upgrades.Waiting},
-		"an agent is away":         {nodes: []*corev1.Node{node("a", v1, down), node("b", v1), node("s", v2, server)}, action: Begin, node: "b", phase: upgrades.Upgrading, done: 1},
-		"only those away are left": {nodes: []*corev1.Node{node("a", v1, down), node("b", v2)}, node: "a", phase: upgrades.Waiting, says: "a is not ready", done: 1},
-		"one fell after its upgrade": {nodes: []*corev1.Node{node("a", v2, down, answer(id, "")), node("b", v1)}, node: "a", phase: upgrades.Waiting,
+		"an agent is away": {nodes: []*corev1.Node{node("a", v1, down), node("b", v1), node("s", v2, server)},
+			action: Begin, node: "b", phase: upgrades.Upgrading, done: 1},
+		"only those away are left": {nodes: []*corev1.Node{node("a", v1, down), node("b", v2)}, node: "a",
+			phase: upgrades.Waiting, says: "a is not ready", done: 1},
+		"one fell after its upgrade": {nodes: []*corev1.Node{node("a", v2, down, answer(id, "")), node("b", v1)},
+			node: "a", phase: upgrades.Waiting,
 			says: "is no longer ready", done: 1},
-		"one fell, another's upgrade": {nodes: []*corev1.Node{node("a", v2, down, answer("x", "")), node("b", v1)}, action: Begin, node: "b", phase: upgrades.Upgrading, done: 1},
-		"paused":                      {spec: upgrades.Spec{Paused: true}, nodes: []*corev1.Node{node("a", v1)}, phase: upgrades.Paused, says: "a is not upgraded"},
-		"paused in the middle":        {spec: upgrades.Spec{Paused: true}, nodes: []*corev1.Node{node("a", v1, requested(id, 0))}, node: "a", phase: upgrades.Upgrading},
-		"back a minor version":        {nodes: []*corev1.Node{node("a", "v1.38.0+umiak1")}, node: "a", phase: upgrades.Failed, says: "is older"},
-		"two minor versions":          {nodes: []*corev1.Node{node("s", v2, server), node("z", "v1.35.9")}, node: "z", phase: upgrades.Failed, says: "go to v1.36 first", done: 1},
-		"no version at all":           {nodes: []*corev1.Node{node("a", "k3s")}, node: "a", phase: upgrades.Failed},
-		"agents before servers": {spec: upgrades.Spec{Version: "v1.38.0", NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}}},
-			nodes: []*corev1.Node{node("s", v1, server), node("a", v1, func(n *corev1.Node) { n.Labels["x"] = "y" })}, node: "s", phase: upgrades.Waiting, says: "no node may be newer"},
-		"a server without a node": {spec: upgrades.Spec{Version: "v1.38.0"}, nodes: []*corev1.Node{node("a", v1)}, phase: upgrades.Waiting, says: "without a node"},
-		"nobody":                  {phase: upgrades.Waiting, says: "no node is selected"},
-		"bad version":             {spec: upgrades.Spec{Version: "latest"}, nodes: []*corev1.Node{node("a", v1)}, phase: upgrades.Failed, says: "spec.version"},
+		"one fell, another's upgrade": {nodes: []*corev1.Node{node("a", v2, down, answer("x", "")), node("b", v1)},
+			action: Begin, node: "b", phase: upgrades.Upgrading, done: 1},
+		"paused": {spec: upgrades.Spec{Paused: true}, nodes: []*corev1.Node{node("a", v1)},
+			phase: upgrades.Paused, says: "a is not upgraded"},
+		"paused in the middle": {spec: upgrades.Spec{Paused: true},
+			nodes: []*corev1.Node{node("a", v1, requested(id, 0))}, node: "a", phase: upgrades.Upgrading},
+		"back a minor version": {nodes: []*corev1.Node{node("a", "v1.38.0+umiak1")}, node: "a",
+			phase: upgrades.Failed, says: "is older"},
+		"two minor versions": {nodes: []*corev1.Node{node("s", v2, server), node("z", "v1.35.9")}, node: "z",
+			phase: upgrades.Failed, says: "go to v1.36 first", done: 1},
+		"no version at all": {nodes: []*corev1.Node{node("a", "k3s")}, node: "a", phase: upgrades.Failed},
+		"agents before servers": {spec: upgrades.Spec{Version: "v1.38.0",
+			NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}}},
+			nodes: []*corev1.Node{node("s", v1, server),
+				node("a", v1, func(n *corev1.Node) { n.Labels["x"] = "y" })}, node: "s", phase: upgrades.Waiting, says: "no node may be newer"},
+		"a server without a node": {spec: upgrades.Spec{Version: "v1.38.0"}, nodes: []*corev1.Node{node("a", v1)},
+			phase: upgrades.Waiting, says: "without a node"},
+		"nobody": {phase: upgrades.Waiting, says: "no node is selected"},
+		"bad version": {spec: upgrades.Spec{Version: "latest"}, nodes: []*corev1.Node{node("a", v1)},
+			phase: upgrades.Failed, says: "spec.version"},
 		"bad selector": {spec: upgrades.Spec{NodeSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "~"}}}},
 			nodes: []*corev1.Node{node("a", v1)}, phase: upgrades.Failed, says: "spec.nodeSelector"},
-		"another Upgrade has it": {taken: map[string]string{"a": "lab"}, nodes: []*corev1.Node{node("a", v1)}, node: "a", phase: upgrades.Failed, says: "Upgrade lab"},
+		"another Upgrade has it": {taken: map[string]string{"a": "lab"}, nodes: []*corev1.Node{node("a", v1)},
+			node: "a", phase: upgrades.Failed, says: "Upgrade lab"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := &upgrades.Upgrade{ObjectMeta: metav1.ObjectMeta{UID: "0123abcd-9", Generation: 3}, Spec: c.spec}
@@ -115,7 +146,8 @@ func TestNext(t *testing.T) {
 				name = got.Node.Name
 			}
 			s := got.Status
-			if got.Action != c.action || name != c.node || s.Phase != c.phase || !strings.Contains(s.Message, c.says) || s.Node != name {
+			if got.Action != c.action || name != c.node || s.Phase != c.phase || !strings.Contains(s.Message, c.says) ||
+				s.Node != name {
 				t.Errorf("got action %d of %q, %+v", got.Action, name, s)
 			}
 			if s.Done != c.done || s.ObservedGeneration != 3 {

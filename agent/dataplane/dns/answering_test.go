@@ -21,7 +21,8 @@ func TestStopRightAfterStart(t *testing.T) {
 	s := &Server{bind: []netip.Addr{addr.Addr()}, port: addr.Port(), log: slog.New(slog.DiscardHandler)}
 	text := fmt.Sprintf(".:%d {\n bind %s\n}\n", addr.Port(), addr.Addr())
 	for range 20 {
-		inst, err := startOrReplace(nil, caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(text), ServerTypeName: "dns"})
+		inst, err := startOrReplace(nil, caddy.CaddyfileInput{Filepath: "Corefile",
+			Contents: []byte(text), ServerTypeName: "dns"})
 		if err != nil {
 			t.Fatal(err)
 		}

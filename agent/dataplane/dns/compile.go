@@ -18,13 +18,14 @@ const (
 	customFiles = "/etc/coredns/custom/"
 )
 
-// compile makes the Corefile to run. What cannot be used of coredns-custom is left out, a server block or a directive at
-// a time; left says what and why.
+// compile makes the Corefile to run. What cannot be used of coredns-custom is left out, a server block or a directive
+// at a time; left says what and why.
 func (s *Server) compile(src source, upstreams []string) (res corefile.Result, left []string, err error) {
 	files := src.paths()
 	try := func(without map[corefile.Unit]bool) (corefile.Result, error) {
 		res, err := corefile.Rewrite(src.corefile(), corefile.Options{
-			Bind: s.bind, Port: s.port, Own: append(slices.Clone(s.cfg.ClusterDNS), AddrV4, AddrV6), Upstreams: upstreams, Handle: s.handle,
+			Bind: s.bind, Port: s.port, Own: append(slices.Clone(s.cfg.ClusterDNS), AddrV4, AddrV6),
+			Upstreams: upstreams, Handle: s.handle,
 			Files: files, Without: without,
 		})
 		if err == nil && res.Text != s.running() {
@@ -112,7 +113,8 @@ func validate(text string) (err error) {
 			err = fmt.Errorf("a plugin panicked: %v", r)
 		}
 	}()
-	return caddy.ValidateAndExecuteDirectives(caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(text), ServerTypeName: "dns"}, nil, true)
+	return caddy.ValidateAndExecuteDirectives(caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(text),
+		ServerTypeName: "dns"}, nil, true)
 }
 
 // reportLeft logs and records as Events what is left out and was not before.

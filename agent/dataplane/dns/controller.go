@@ -216,7 +216,10 @@ func (v *view) GetNamespaceByName(name string) (*object.Namespace, error) {
 	return &object.Namespace{Version: ns.ResourceVersion, Name: ns.Name}, nil
 }
 
-func (v *view) HasSynced() bool                             { return v.Synced() && (v.pods == nil || v.pods.HasSynced()) }
+func (v *view) HasSynced() bool {
+	return v.Synced() &&
+		(v.pods == nil || v.pods.HasSynced())
+}
 func (v *view) Modified(kubernetes.ModifiedMode) int64      { return v.modified.Load() }
 func (v *view) Run()                                        {} // the informers are not ours to run
 func (v *view) Stop() error                                 { return nil }

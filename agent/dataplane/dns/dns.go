@@ -41,8 +41,8 @@ type Config struct {
 	NodeName      string       // for events; may be empty
 	ClusterDomain string       // as cluster.local
 	ClusterDNS    []netip.Addr // addresses of the DNS Service, one a family
-	// PodInterface is the one by which this node's pods send; empty where the user brings the network: then all are answered
-	// but who comes in by an interface with one of NodeIPs.
+	// PodInterface is the one by which this node's pods send; empty where the user brings the network: then all are
+	// answered but who comes in by an interface with one of NodeIPs.
 	PodInterface string
 	NodeIPs      []netip.Addr
 	ResolvConf   string // the host's resolvers: a file that does not point back here
@@ -204,7 +204,8 @@ func (s *Server) prepare(ctx context.Context) error {
 
 // applyTable writes the table.
 func (s *Server) applyTable(ctx context.Context) error {
-	l := layout{addrs: s.cfg.ClusterDNS, port: s.port, podInterface: s.cfg.PodInterface, nodeIPs: s.cfg.NodeIPs, limits: defaultLimits}
+	l := layout{addrs: s.cfg.ClusterDNS, port: s.port, podInterface: s.cfg.PodInterface, nodeIPs: s.cfg.NodeIPs,
+		limits: defaultLimits}
 	limited, err := l.apply(ctx, s.cfg.Tables)
 	if was := s.unlimited.Swap(err == nil && !limited); !was && s.unlimited.Load() {
 		s.log.Warn("one client of this node's DNS can take all of it: the kernel has no nft_connlimit or nft_limit")
@@ -279,7 +280,8 @@ func (s *Server) reload(inst *caddy.Instance) *caddy.Instance {
 		if !known {
 			s.log.Warn("the new DNS configuration cannot be used, the old one goes on", "error", err)
 			if object != nil {
-				s.events.Eventf(object, api.EventTypeWarning, "InvalidCorefile", "the old configuration goes on: %v", err)
+				s.events.Eventf(object, api.EventTypeWarning, "InvalidCorefile", "the old configuration goes on: %v",
+					err)
 			}
 		}
 		return inst
@@ -324,7 +326,8 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 			return nil, err
 		}
 		s.awaitAnswers()
-		s.log.Info("serving", "configuration", origin, "addresses", s.cfg.ClusterDNS, "upstreams", upstreams, "took", time.Since(begun).Round(time.Microsecond))
+		s.log.Info("serving", "configuration", origin, "addresses", s.cfg.ClusterDNS,
+			"upstreams", upstreams, "took", time.Since(begun).Round(time.Microsecond))
 		for _, n := range res.Notes {
 			s.log.Info("part of the Corefile has no effect", "reason", n)
 		}
@@ -382,7 +385,8 @@ func (s *Server) foundLoop() {
 	s.mu.Unlock()
 	s.log.Error("a name server of the host forwards back to the cluster's DNS: forwarding is off until resolv.conf or the Corefile changes", "upstreams", up, "resolv.conf", s.cfg.ResolvConf)
 	if object != nil {
-		s.events.Eventf(object, api.EventTypeWarning, "ForwardingLoop", "a name server of %v forwards back to the cluster's DNS; forwarding is off on this node", up)
+		s.events.Eventf(object, api.EventTypeWarning, "ForwardingLoop",
+			"a name server of %v forwards back to the cluster's DNS; forwarding is off on this node", up)
 	}
 	s.poke()
 }
@@ -404,7 +408,8 @@ func (s *Server) watchConfigMap(ctx context.Context, name string) {
 		delete(s.objects, name)
 		if cm != nil {
 			s.objects[name] = &api.ConfigMap{TypeMeta: meta.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
-				ObjectMeta: meta.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID, ResourceVersion: cm.ResourceVersion}}
+				ObjectMeta: meta.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID,
+					ResourceVersion: cm.ResourceVersion}}
 		}
 		s.mu.Unlock()
 		s.poke()

@@ -74,7 +74,8 @@ func network() error {
 	if err := netns.Set(home); err != nil {
 		return err
 	}
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod)}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}, PeerName: "eth0",
+		PeerNamespace: netlink.NsFd(pod)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return err
 	}
@@ -194,12 +195,15 @@ func ptr[T any](v T) *T { return &v }
 
 func objects() []apiruntime.Object {
 	service := func(ns, name string, change func(*core.Service)) *core.Service {
-		s := &core.Service{ObjectMeta: meta.ObjectMeta{Namespace: ns, Name: name}, Spec: core.ServiceSpec{Type: core.ServiceTypeClusterIP}}
+		s := &core.Service{ObjectMeta: meta.ObjectMeta{Namespace: ns, Name: name},
+			Spec: core.ServiceSpec{Type: core.ServiceTypeClusterIP}}
 		change(s)
 		return s
 	}
-	slice := func(svc, name string, t discovery.AddressType, ports []discovery.EndpointPort, eps ...discovery.Endpoint) *discovery.EndpointSlice {
-		return &discovery.EndpointSlice{ObjectMeta: meta.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discovery.LabelServiceName: svc}},
+	slice := func(svc, name string, t discovery.AddressType, ports []discovery.EndpointPort,
+		eps ...discovery.Endpoint) *discovery.EndpointSlice {
+		return &discovery.EndpointSlice{ObjectMeta: meta.ObjectMeta{Namespace: "default", Name: name,
+			Labels: map[string]string{discovery.LabelServiceName: svc}},
 			AddressType: t, Ports: ports, Endpoints: eps}
 	}
 	web := []discovery.EndpointPort{{Name: ptr("http"), Port: ptr(int32(8080)), Protocol: ptr(core.ProtocolTCP)}}
@@ -218,16 +222,24 @@ func objects() []apiruntime.Object {
 			s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.43.1.1", []string{"10.43.1.1", "fd00:43::1"}
 			s.Spec.Ports = []core.ServicePort{{Name: "http", Port: 80, Protocol: core.ProtocolTCP}}
 		}),
-		service("default", "db", func(s *core.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }),
-		service("default", "many", func(s *core.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }),
+		service("default", "db", func(s *core.Service) {
+			s.Spec.ClusterIP, s.Spec.ClusterIPs = "None",
+				[]string{"None"}
+		}),
+		service("default", "many", func(s *core.Service) {
+			s.Spec.ClusterIP, s.Spec.ClusterIPs = "None",
+				[]string{"None"}
+		}),
 		service("default", "ext", func(s *core.Service) {
 			s.Spec.Type, s.Spec.ExternalName = core.ServiceTypeExternalName, "outside.example"
 		}),
 		slice("db", "db-1", discovery.AddressTypeIPv4, web,
 			discovery.Endpoint{Addresses: []string{"10.42.0.20"}, Hostname: ptr("db-0")},
 			discovery.Endpoint{Addresses: []string{"10.42.0.21"}, Hostname: ptr("db-1")},
-			discovery.Endpoint{Addresses: []string{"10.42.0.22"}, Hostname: ptr("db-2"), Conditions: discovery.EndpointConditions{Ready: ptr(false)}}),
-		slice("db", "db-6", discovery.AddressTypeIPv6, web, discovery.Endpoint{Addresses: []string{"fd00:42::20"}, Hostname: ptr("db-0")}),
+			discovery.Endpoint{Addresses: []string{"10.42.0.22"}, Hostname: ptr("db-2"),
+				Conditions: discovery.EndpointConditions{Ready: ptr(false)}}),
+		slice("db", "db-6", discovery.AddressTypeIPv6, web,
+			discovery.Endpoint{Addresses: []string{"fd00:42::20"}, Hostname: ptr("db-0")}),
 		slice("many", "many-1", discovery.AddressTypeIPv4, nil, many...),
 	}
 }
@@ -252,7 +264,8 @@ func (w *world) run(t testing.TB) (stop func()) {
 	}
 	f := informers.NewSharedInformerFactory(w.client, 0)
 	s, err := dns.New(dns.Config{
-		ClusterDomain: "cluster.local", ClusterDNS: []netip.Addr{netip.MustParseAddr(clusterDNS), netip.MustParseAddr(clusterDNS6)},
+		ClusterDomain: "cluster.local", ClusterDNS: []netip.Addr{netip.MustParseAddr(clusterDNS),
+			netip.MustParseAddr(clusterDNS6)},
 		ResolvConf: w.resolv, StateFile: w.state, Client: w.client, Informers: f, Events: w.events,
 		Tables: reconcile.NewTables(slog.Default(), []string{dns.Table}),
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
@@ -341,16 +354,20 @@ func TestNames(t *testing.T) {
 	}{
 		{"web.default.svc.cluster.local.", mdns.TypeA, "web.default.svc.cluster.local. A 10.43.1.1"},
 		{"web.default.svc.cluster.local.", mdns.TypeAAAA, "web.default.svc.cluster.local. AAAA fd00:43::1"},
-		{"db.default.svc.cluster.local.", mdns.TypeA, "db.default.svc.cluster.local. A 10.42.0.20; db.default.svc.cluster.local. A 10.42.0.21"},
+		{"db.default.svc.cluster.local.", mdns.TypeA,
+			"db.default.svc.cluster.local. A 10.42.0.20; db.default.svc.cluster.local. A 10.42.0.21"},
 		{"db.default.svc.cluster.local.", mdns.TypeAAAA, "db.default.svc.cluster.local. AAAA fd00:42::20"},
 		{"db-1.db.default.svc.cluster.local.", mdns.TypeA, "db-1.db.default.svc.cluster.local. A 10.42.0.21"},
-		{"_http._tcp.web.default.svc.cluster.local.", mdns.TypeSRV, "_http._tcp.web.default.svc.cluster.local. SRV 0 50 80 web.default.svc.cluster.local."},
-		{"_http._tcp.db.default.svc.cluster.local.", mdns.TypeSRV, "_http._tcp.db.default.svc.cluster.local. SRV 0 33 8080 db-0.db.default.svc.cluster.local.; " +
-			"_http._tcp.db.default.svc.cluster.local. SRV 0 33 8080 db-1.db.default.svc.cluster.local."},
+		{"_http._tcp.web.default.svc.cluster.local.", mdns.TypeSRV,
+			"_http._tcp.web.default.svc.cluster.local. SRV 0 50 80 web.default.svc.cluster.local."},
+		{"_http._tcp.db.default.svc.cluster.local.", mdns.TypeSRV,
+			"_http._tcp.db.default.svc.cluster.local. SRV 0 33 8080 db-0.db.default.svc.cluster.local.; " +
+				"_http._tcp.db.default.svc.cluster.local. SRV 0 33 8080 db-1.db.default.svc.cluster.local."},
 		{"1.1.43.10.in-addr.arpa.", mdns.TypePTR, "1.1.43.10.in-addr.arpa. PTR web.default.svc.cluster.local."},
 		{"20.0.42.10.in-addr.arpa.", mdns.TypePTR, "20.0.42.10.in-addr.arpa. PTR db-0.db.default.svc.cluster.local."},
 		{"10-42-0-5.default.pod.cluster.local.", mdns.TypeA, "10-42-0-5.default.pod.cluster.local. A 10.42.0.5"},
-		{"ext.default.svc.cluster.local.", mdns.TypeA, "ext.default.svc.cluster.local. CNAME outside.example.; outside.example. A 198.51.100.7"},
+		{"ext.default.svc.cluster.local.", mdns.TypeA,
+			"ext.default.svc.cluster.local. CNAME outside.example.; outside.example. A 198.51.100.7"},
 		{"outside.example.", mdns.TypeA, "outside.example. A 198.51.100.7"},
 		{"no.default.svc.cluster.local.", mdns.TypeA, "NXDOMAIN"},
 		{"web.nowhere.svc.cluster.local.", mdns.TypeA, "NXDOMAIN"},
@@ -360,11 +377,13 @@ func TestNames(t *testing.T) {
 		for _, server := range []string{clusterDNS, clusterDNS6} {
 			for _, network := range []string{"udp", "tcp"} {
 				if got := text(ask(t, server, network, c.name, c.qtype)); got != c.want {
-					t.Errorf("host, %s, %s: %s %s: got %s\nwant %s", server, network, c.name, mdns.TypeToString[c.qtype], got, c.want)
+					t.Errorf("host, %s, %s: %s %s: got %s\nwant %s", server, network, c.name,
+						mdns.TypeToString[c.qtype], got, c.want)
 				}
 				inPod(t, func() {
 					if got := text(ask(t, server, network, c.name, c.qtype)); got != c.want {
-						t.Errorf("pod, %s, %s: %s %s: got %s\nwant %s", server, network, c.name, mdns.TypeToString[c.qtype], got, c.want)
+						t.Errorf("pod, %s, %s: %s %s: got %s\nwant %s", server, network, c.name,
+							mdns.TypeToString[c.qtype], got, c.want)
 					}
 				})
 			}
@@ -435,7 +454,8 @@ func TestServiceProxyDoesNotRefuse(t *testing.T) {
 	for _, server := range []string{clusterDNS, clusterDNS6} {
 		for _, network := range []string{"udp", "tcp"} {
 			ok := func() {
-				if got := text(ask(t, server, network, "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+				if got := text(ask(t, server, network, "web.default.svc.cluster.local.",
+					mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
 					t.Errorf("%s over %s: %s", server, network, got)
 				}
 			}
@@ -462,12 +482,14 @@ func TestDirectAddressIsNotForOthers(t *testing.T) {
 	inPod(t, func() {
 		for _, a := range []netip.Addr{dns.AddrV4, dns.AddrV6} {
 			c := mdns.Client{Timeout: 300 * time.Millisecond}
-			if m, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.default.svc.cluster.local.", mdns.TypeA), net.JoinHostPort(a.String(), "53")); err == nil {
+			if m, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.default.svc.cluster.local.", mdns.TypeA),
+				net.JoinHostPort(a.String(), "53")); err == nil {
 				t.Errorf("%s answers a neighbour: %v", a, text(m))
 			}
 		}
 	})
-	if got := text(ask(t, dns.AddrV4.String(), "udp", "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+	if got := text(ask(t, dns.AddrV4.String(), "udp", "web.default.svc.cluster.local.",
+		mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
 		t.Errorf("the host itself gets %s", got)
 	}
 }
@@ -484,13 +506,15 @@ func TestNoUpstreamFailsAtOnce(t *testing.T) {
 	if d := time.Since(begun); d > 500*time.Millisecond {
 		t.Errorf("took %s", d)
 	}
-	if got := text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+	if got := text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got,
+		"10.43.1.1") {
 		t.Errorf("got %s", got)
 	}
 	// A resolver appears.
 	startUpstream(t, upstreamAddr, answer)
 	tmp := w.resolv + ".new"
-	if err := errors.Join(os.WriteFile(tmp, []byte("nameserver "+upstreamAddr+"\n"), 0o644), os.Rename(tmp, w.resolv)); err != nil {
+	if err := errors.Join(os.WriteFile(tmp, []byte("nameserver "+upstreamAddr+"\n"), 0o644),
+		os.Rename(tmp, w.resolv)); err != nil {
 		t.Fatal(err)
 	}
 	w.server.ResolversChanged()
@@ -521,7 +545,8 @@ func TestForwardingLoopIsFoundAndCut(t *testing.T) {
 	if got := text(ask(t, clusterDNS, "udp", "outside.example.", mdns.TypeA)); got != "SERVFAIL" {
 		t.Errorf("got %s", got)
 	}
-	if got := text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+	if got := text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got,
+		"10.43.1.1") {
 		t.Errorf("got %s", got)
 	}
 	if forwarded.Load() > n+1 || n > 50 { // one may have been on its way
@@ -544,11 +569,13 @@ func TestCorefileIsLoadedLiveAndABrokenOneIsNot(t *testing.T) {
 	w.synced(t)
 	maps := w.client.CoreV1().ConfigMaps("kube-system")
 	corefile := func(s string) *core.ConfigMap {
-		return &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: "coredns", Namespace: "kube-system"}, Data: map[string]string{"Corefile": s}}
+		return &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: "coredns", Namespace: "kube-system"},
+			Data: map[string]string{"Corefile": s}}
 	}
 	base := ".:53 {\n kubernetes cluster.local\n prometheus\n %s\n}\n"
 	said := func(word string) *core.ConfigMap {
-		return corefile(fmt.Sprintf(base, "template IN TXT said.example {\n answer \"said.example. 1 IN TXT "+word+"\"\n }"))
+		return corefile(fmt.Sprintf(base, "template IN TXT said.example {\n answer \"said.example. 1 IN TXT "+word+
+			"\"\n }"))
 	}
 	is := func(word string) func() bool {
 		return func() bool {
@@ -570,7 +597,8 @@ func TestCorefileIsLoadedLiveAndABrokenOneIsNot(t *testing.T) {
 			default:
 			}
 			asked.Add(1)
-			if m, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.default.svc.cluster.local.", mdns.TypeA), clusterDNS+":53"); err != nil || len(m.Answer) != 1 {
+			if m, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.default.svc.cluster.local.", mdns.TypeA),
+				clusterDNS+":53"); err != nil || len(m.Answer) != 1 {
 				lost.Add(1)
 			}
 		}
@@ -631,10 +659,11 @@ func TestCustomConfigMap(t *testing.T) {
 	w := newWorld(t, "", objects()...)
 	w.run(t)
 	maps := w.client.CoreV1().ConfigMaps("kube-system")
-	cm := &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: "coredns-custom", Namespace: "kube-system"}, Data: map[string]string{
-		"a.override": "template IN TXT over.example {\n answer \"over.example. 1 IN TXT yes\"\n}",
-		"b.server":   "server.example:53 {\n template IN TXT {\n answer \"{{ .Name }} 1 IN TXT yes\"\n }\n}",
-	}}
+	cm := &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: "coredns-custom", Namespace: "kube-system"},
+		Data: map[string]string{
+			"a.override": "template IN TXT over.example {\n answer \"over.example. 1 IN TXT yes\"\n}",
+			"b.server":   "server.example:53 {\n template IN TXT {\n answer \"{{ .Name }} 1 IN TXT yes\"\n }\n}",
+		}}
 	if _, err := maps.Create(t.Context(), cm, meta.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -666,7 +695,8 @@ func TestChangesOfTheClusterAreSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the new address", func() bool {
-		return strings.HasSuffix(text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)), " 10.43.9.9") &&
+		return strings.HasSuffix(text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)),
+			" 10.43.9.9") &&
 			text(ask(t, clusterDNS, "udp", "9.9.43.10.in-addr.arpa.", mdns.TypePTR)) != "" &&
 			!strings.Contains(text(ask(t, clusterDNS, "udp", "1.1.43.10.in-addr.arpa.", mdns.TypePTR)), "web")
 	})
@@ -687,7 +717,8 @@ func TestCleanupLeavesNothing(t *testing.T) {
 			}
 		}
 		var out string
-		for _, args := range [][]string{{"ip", "addr"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
+		for _, args := range [][]string{{"ip", "addr"}, {"ip", "route", "show", "table", "all"},
+			{"ip", "-6", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
 			b, _ := exec.Command(args[0], args[1:]...).CombinedOutput()
 			out += string(b)
 		}

@@ -37,7 +37,8 @@ func setupLoop(c *caddy.Controller) error {
 			zone = z[0]
 		}
 	}
-	l := &loopWatch{name: strings.ToLower(rand.Text()) + ".umiak-loop." + strings.TrimPrefix(zone, "."), found: s.foundLoop}
+	l := &loopWatch{name: strings.ToLower(rand.Text()) + ".umiak-loop." + strings.TrimPrefix(zone, "."),
+		found: s.foundLoop}
 	l.armed.Store(true)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		l.next = next

@@ -78,7 +78,8 @@ func forgetFlows(bind []netip.Addr, port uint16) {
 		if a.Is6() {
 			family = unix.AF_INET6
 		}
-		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, staleFlow{a, port}) // they end by themselves otherwise
+		// they end by themselves otherwise
+		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, staleFlow{a, port})
 	}
 }
 
@@ -143,7 +144,8 @@ func loAddr(a netip.Addr) *netlink.Addr {
 }
 
 func loRoute(lo netlink.Link, a netip.Addr) *netlink.Route {
-	r := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: hostNet(a), Protocol: routeProtocol, Scope: netlink.SCOPE_LINK}
+	r := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: hostNet(a), Protocol: routeProtocol,
+		Scope: netlink.SCOPE_LINK}
 	if a.Is6() {
 		r.Scope = netlink.SCOPE_UNIVERSE
 	}
@@ -155,7 +157,8 @@ func hostNet(a netip.Addr) *net.IPNet {
 }
 
 func dropRoutes(lo netlink.Link, keep []netip.Addr) error {
-	routes, err := netlinksafe.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: routeProtocol},
+	routes, err := netlinksafe.RouteListFiltered(netlink.FAMILY_ALL,
+		&netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: routeProtocol},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)

@@ -53,13 +53,15 @@ func answersEverybody(t *testing.T) {
 	t.Helper()
 	for _, network := range []string{"udp", "tcp"} {
 		for _, server := range []string{clusterDNS, clusterDNS6, dns.AddrV4.String(), dns.AddrV6.String()} {
-			if got := text(ask(t, server, network, "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+			if got := text(ask(t, server, network, "web.default.svc.cluster.local.",
+				mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
 				t.Errorf("the host asks %s over %s and gets %s", server, network, got)
 			}
 		}
 		for _, server := range []string{clusterDNS, clusterDNS6} {
 			inPod(t, func() {
-				if got := text(ask(t, server, network, "web.default.svc.cluster.local.", mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
+				if got := text(ask(t, server, network, "web.default.svc.cluster.local.",
+					mdns.TypeA)); !strings.Contains(got, "10.43.1.1") {
 					t.Errorf("a pod asks %s over %s and gets %s", server, network, got)
 				}
 			})
@@ -120,20 +122,23 @@ func TestOneBadZoneIsLeftOut(t *testing.T) {
 	says := func(zone string) string {
 		return zone + " {\n template IN TXT {\n  answer \"{{ .Name }} 1 IN TXT yes\"\n }\n}\n"
 	}
-	cm := &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: "coredns-custom", Namespace: "kube-system"}, Data: map[string]string{
-		"a.server":      says("one.example") + "# a remark\nbad.example {\n errors\n nosuchplugin x\n}\n" + says("two.example"),
-		"b.server":      says("three.example") + "setup.example {\n errors\n cache 0\n}\n",
-		"c.server":      "open.example {\n errors\n",
-		"d.server":      says("one.example"),
-		"e.server":      "env.example {\n forward . {$HOME}\n}\n",
-		"f.server":      says("four.example:53") + "port.example:5353 {\n errors\n}\n",
-		"log.override":  "log\n",
-		"many.override": "template IN TXT over.example {\n answer \"over.example. 1 IN TXT yes\"\n}\nrewrite nonsense\n",
-	}}
+	cm := &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: "coredns-custom", Namespace: "kube-system"},
+		Data: map[string]string{
+			"a.server": says("one.example") + "# a remark\nbad.example {\n errors\n nosuchplugin x\n}\n" +
+				says("two.example"),
+			"b.server":      says("three.example") + "setup.example {\n errors\n cache 0\n}\n",
+			"c.server":      "open.example {\n errors\n",
+			"d.server":      says("one.example"),
+			"e.server":      "env.example {\n forward . {$HOME}\n}\n",
+			"f.server":      says("four.example:53") + "port.example:5353 {\n errors\n}\n",
+			"log.override":  "log\n",
+			"many.override": "template IN TXT over.example {\n answer \"over.example. 1 IN TXT yes\"\n}\nrewrite nonsense\n",
+		}}
 	if _, err := w.client.CoreV1().ConfigMaps("kube-system").Create(t.Context(), cm, meta.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"a.one.example.", "a.two.example.", "a.three.example.", "a.four.example.", "over.example."} {
+	for _, name := range []string{"a.one.example.", "a.two.example.", "a.three.example.", "a.four.example.",
+		"over.example."} {
 		eventually(t, name, func() bool {
 			return text(ask(t, clusterDNS, "udp", name, mdns.TypeTXT)) == name+` TXT "yes"`
 		})

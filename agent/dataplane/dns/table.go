@@ -68,7 +68,8 @@ func (l layout) table() ruleset.Table {
 			}
 			for _, proto := range []uint8{ruleset.UDP, ruleset.TCP} {
 				c.Rules = append(c.Rules, slices.Concat(by, addressedTo(a), ruleset.Rule{
-					ruleset.Protocol(proto), ruleset.ToPort(dnsPort), ruleset.Count{}, ruleset.DNATTo{To: netip.AddrPortFrom(to, l.port)},
+					ruleset.Protocol(proto), ruleset.ToPort(dnsPort), ruleset.Count{},
+					ruleset.DNATTo{To: netip.AddrPortFrom(to, l.port)},
 				}))
 			}
 		}
@@ -107,13 +108,16 @@ func (l limits) of(f ruleset.Family) ([]ruleset.SetSpec, []ruleset.Rule) {
 	if f == ruleset.IPv6 {
 		suffix, key = "6", ruleset.Addr6
 	}
-	connections := ruleset.SetSpec{Name: "connections" + suffix, Key: []ruleset.Field{key}, Dynamic: true, Permanent: true}
+	connections := ruleset.SetSpec{Name: "connections" + suffix, Key: []ruleset.Field{key}, Dynamic: true,
+		Permanent: true}
 	queries := ruleset.SetSpec{Name: "queries" + suffix, Key: []ruleset.Field{key}, Dynamic: true, Timeout: time.Minute}
 	client := []ruleset.Term{ruleset.SaddrOf(f)}
 	return []ruleset.SetSpec{connections, queries}, []ruleset.Rule{
 		{ruleset.Protocol(ruleset.TCP), ruleset.New{},
-			ruleset.ConnectionsOver{Set: connections.Name, Key: client, Count: l.connections}, ruleset.Count{}, ruleset.Drop},
-		{ruleset.Protocol(ruleset.UDP), ruleset.RateOver{Set: queries.Name, Key: client, Rate: l.queries, Burst: l.burst},
+			ruleset.ConnectionsOver{Set: connections.Name, Key: client, Count: l.connections}, ruleset.Count{},
+			ruleset.Drop},
+		{ruleset.Protocol(ruleset.UDP), ruleset.RateOver{Set: queries.Name, Key: client, Rate: l.queries,
+			Burst: l.burst},
 			ruleset.Count{}, ruleset.Drop},
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
-// TestWhoIsAnswered: pods and the node itself are, a neighbour on the wire that sends the cluster's address here is not, and one
-// client cannot take all connections and answers.
+// TestWhoIsAnswered: pods and the node itself are, a neighbour on the wire that sends the cluster's address here is
+// not, and one client cannot take all connections and answers.
 func TestWhoIsAnswered(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -40,7 +40,8 @@ func TestWhoIsAnswered(t *testing.T) {
 			lan.Route(t, "fd43::a/128", "fd02::1")
 			node.Sysctl(t, "net/ipv4/ip_forward", "1")
 			node.Sysctl(t, "net/ipv6/conf/all/forwarding", "1")
-			l := layout{addrs: []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd43::a")}, port: firstPort,
+			l := layout{addrs: []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd43::a")},
+				port:   firstPort,
 				limits: limits{connections: 20, queries: 1, burst: 10}}
 			if mod != nil {
 				mod(&l)

@@ -36,24 +36,33 @@ func TestSlim(t *testing.T) {
 	start := time.Now()
 	slim := slimmer(start)
 	slice := func(made time.Time) *discovery.EndpointSlice {
-		s := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "s", Labels: map[string]string{discovery.LabelServiceName: "s"},
-			Annotations: map[string]string{"other": "x", v1.EndpointsLastChangeTriggerTime: made.Format(time.RFC3339Nano)}, ManagedFields: []metav1.ManagedFieldsEntry{{}}}}
-		s.Endpoints = []discovery.Endpoint{{Addresses: []string{"10.0.0.1"}, TargetRef: &v1.ObjectReference{Kind: "Pod", Name: "p", UID: "u"}}}
+		s := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "s",
+			Labels: map[string]string{discovery.LabelServiceName: "s"},
+			Annotations: map[string]string{"other": "x",
+				v1.EndpointsLastChangeTriggerTime: made.Format(time.RFC3339Nano)},
+			ManagedFields: []metav1.ManagedFieldsEntry{{}}}}
+		s.Endpoints = []discovery.Endpoint{{Addresses: []string{"10.0.0.1"},
+			TargetRef: &v1.ObjectReference{Kind: "Pod", Name: "p", UID: "u"}}}
 		out, err := slim(s)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return out.(*discovery.EndpointSlice)
 	}
-	if s := slice(start.Add(-time.Minute)); s.Annotations != nil || s.ManagedFields != nil || s.Labels[discovery.LabelServiceName] != "s" ||
-		s.Endpoints[0].Addresses[0] != "10.0.0.1" || s.Endpoints[0].TargetRef.Name != "p" || s.Endpoints[0].TargetRef.UID != "" {
+	if s := slice(start.Add(-time.Minute)); s.Annotations != nil || s.ManagedFields != nil ||
+		s.Labels[discovery.LabelServiceName] != "s" ||
+		s.Endpoints[0].Addresses[0] != "10.0.0.1" || s.Endpoints[0].TargetRef.Name != "p" ||
+		s.Endpoints[0].TargetRef.UID != "" {
 		t.Errorf("old slice: %+v", s)
 	}
-	if s := slice(start.Add(time.Minute)); len(s.Annotations) != 1 || s.Annotations[v1.EndpointsLastChangeTriggerTime] == "" {
+	if s := slice(start.Add(time.Minute)); len(s.Annotations) != 1 ||
+		s.Annotations[v1.EndpointsLastChangeTriggerTime] == "" {
 		t.Errorf("new slice: %+v", s.Annotations)
 	}
-	svc := &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", UID: "u", Annotations: map[string]string{"a": "b"}, Labels: map[string]string{"l": "m"}}, Spec: v1.ServiceSpec{ClusterIP: "10.43.0.1"}}
-	if _, err := slim(svc); err != nil || svc.Annotations != nil || svc.Labels["l"] != "m" || svc.Spec.ClusterIP != "10.43.0.1" || svc.UID != "u" {
+	svc := &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", UID: "u", Annotations: map[string]string{"a": "b"},
+		Labels: map[string]string{"l": "m"}}, Spec: v1.ServiceSpec{ClusterIP: "10.43.0.1"}}
+	if _, err := slim(svc); err != nil || svc.Annotations != nil || svc.Labels["l"] != "m" ||
+		svc.Spec.ClusterIP != "10.43.0.1" || svc.UID != "u" {
 		t.Errorf("service: %+v %v", svc, err)
 	}
 	if _, err := slim("tombstone"); err != nil {

@@ -293,7 +293,8 @@ func Explain(err error) error {
 		return nil
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w (the process needs CAP_NET_ADMIN)", err)
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), strings.Contains(err.Error(), "not supported"):
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT),
+		strings.Contains(err.Error(), "not supported"):
 		return fmt.Errorf("%w (the kernel lacks a part of nf_tables: nft_ct, nft_nat, nft_masq, nft_fib, nft_reject and "+
 			"nft_numgen are needed)", err)
 	}

@@ -239,33 +239,34 @@ func (t *Table) Shape(s ruleset.SetSpec) Shape {
 func (t *Table) ReadSets() (map[string]Shape, error) {
 	got := map[string]Shape{}
 	fam := uint8(t.Family)
-	err := t.Conn.Dump(fam, unix.NFT_MSG_GETSET, func(b *Batch) { b.Str(unix.NFTA_SET_TABLE, t.Name) }, func(m Message) error {
-		var name string
-		var s Shape
-		err := Attrs(m.Data, func(at uint16, v []byte) error {
-			if at == unix.NFTA_SET_NAME {
-				name = CStr(v)
-			}
-			if len(v) != 4 {
+	err := t.Conn.Dump(fam, unix.NFT_MSG_GETSET, func(b *Batch) { b.Str(unix.NFTA_SET_TABLE, t.Name) },
+		func(m Message) error {
+			var name string
+			var s Shape
+			err := Attrs(m.Data, func(at uint16, v []byte) error {
+				if at == unix.NFTA_SET_NAME {
+					name = CStr(v)
+				}
+				if len(v) != 4 {
+					return nil
+				}
+				switch n := be.Uint32(v); at {
+				case unix.NFTA_SET_FLAGS:
+					s.flags = n
+				case unix.NFTA_SET_KEY_TYPE:
+					s.keyType = n
+				case unix.NFTA_SET_KEY_LEN:
+					s.keyLen = n
+				case unix.NFTA_SET_DATA_TYPE:
+					s.dataType = n
+				case unix.NFTA_SET_DATA_LEN:
+					s.dataLen = n
+				}
 				return nil
-			}
-			switch n := be.Uint32(v); at {
-			case unix.NFTA_SET_FLAGS:
-				s.flags = n
-			case unix.NFTA_SET_KEY_TYPE:
-				s.keyType = n
-			case unix.NFTA_SET_KEY_LEN:
-				s.keyLen = n
-			case unix.NFTA_SET_DATA_TYPE:
-				s.dataType = n
-			case unix.NFTA_SET_DATA_LEN:
-				s.dataLen = n
-			}
-			return nil
+			})
+			got[name] = s
+			return err
 		})
-		got[name] = s
-		return err
-	})
 	return got, err
 }
 

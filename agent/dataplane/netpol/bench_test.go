@@ -28,13 +28,19 @@ func benchPolicy(i int) rules.Policy {
 	app := func(n int) labels.Selector {
 		return labels.SelectorFromSet(labels.Set{"app": fmt.Sprintf("app-%d", n%20)})
 	}
-	p := rules.Policy{Namespace: fmt.Sprintf("ns-%d", i%50), Name: fmt.Sprintf("np-%d", i), Pods: app(i / 50), Isolates: [2]bool{true, i%2 == 0}}
-	ports := []rules.Port{{Protocol: ruleset.TCP, From: 8080, To: 8080}, {Protocol: ruleset.TCP, From: 9000, To: uint16(9000 + i%5)}}
+	p := rules.Policy{Namespace: fmt.Sprintf("ns-%d", i%50), Name: fmt.Sprintf("np-%d", i), Pods: app(i / 50),
+		Isolates: [2]bool{true, i%2 == 0}}
+	ports := []rules.Port{{Protocol: ruleset.TCP, From: 8080, To: 8080},
+		{Protocol: ruleset.TCP, From: 9000, To: uint16(9000 + i%5)}}
 	p.Rules[rules.Ingress] = []rules.Rule{
-		{Peers: []rules.Peer{{Pods: app(i/50 + 1)}, {Block: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(i % 20), 0}), 24)}}, Ports: ports},
-		{Peers: []rules.Peer{{Pods: app(i/50 + 2), Namespaces: labels.SelectorFromSet(labels.Set{"kubernetes.io/metadata.name": fmt.Sprintf("ns-%d", (i+1)%50)})}}},
+		{Peers: []rules.Peer{{Pods: app(i/50 + 1)},
+			{Block: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(i % 20), 0}), 24)}}, Ports: ports},
+		{Peers: []rules.Peer{{Pods: app(i/50 + 2),
+			Namespaces: labels.SelectorFromSet(labels.Set{"kubernetes.io/metadata.name": fmt.Sprintf("ns-%d",
+				(i+1)%50)})}}},
 	}
-	p.Rules[rules.Egress] = []rules.Rule{{Peers: []rules.Peer{{Pods: app(i/50 + 1)}}, Ports: []rules.Port{{Protocol: ruleset.TCP, Name: "http"}}}}
+	p.Rules[rules.Egress] = []rules.Rule{{Peers: []rules.Peer{{Pods: app(i/50 + 1)}},
+		Ports: []rules.Port{{Protocol: ruleset.TCP, Name: "http"}}}}
 	return p
 }
 
@@ -69,7 +75,8 @@ func BenchmarkOnePod(b *testing.B) {
 				i := 0
 				for b.Loop() {
 					p := benchPod(i / 2 % 50)
-					p.Name, p.Local, p.Addrs = "new", where == "here", []netip.Addr{netip.AddrFrom4([4]byte{10, 43, 0, 1})}
+					p.Name, p.Local, p.Addrs = "new", where == "here", []netip.Addr{netip.AddrFrom4([4]byte{10, 43, 0,
+						1})}
 					if i%2 == 0 {
 						bd.SetPod(p)
 					} else {

@@ -151,7 +151,8 @@ func podOf(p *v1.Pod) *podInfo {
 	named := func(c v1.Container) {
 		for _, port := range c.Ports {
 			if port.Name != "" {
-				out.ports = append(out.ports, rules.NamedPort{Name: port.Name, Protocol: protocol(port.Protocol), Port: uint16(port.ContainerPort)})
+				out.ports = append(out.ports, rules.NamedPort{Name: port.Name,
+					Protocol: protocol(port.Protocol), Port: uint16(port.ContainerPort)})
 			}
 		}
 	}

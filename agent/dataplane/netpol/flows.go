@@ -84,11 +84,12 @@ func (f *flows) end(fam ruleset.Family) (uint, error) {
 			own[ip.Unmap()] = true
 		}
 	}
-	n, err := f.handle.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(fam), filter(func(c *netlink.ConntrackFlow) bool {
-		p, ok := packetOf(c)
-		// What the node itself sends or gets does not pass the rules.
-		return ok && !own[p.Src] && !own[p.Dst] && !f.allowed(p)
-	}))
+	n, err := f.handle.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(fam),
+		filter(func(c *netlink.ConntrackFlow) bool {
+			p, ok := packetOf(c)
+			// What the node itself sends or gets does not pass the rules.
+			return ok && !own[p.Src] && !own[p.Dst] && !f.allowed(p)
+		}))
 	if err != nil {
 		err = fmt.Errorf("end connections that are forbidden now: %w", err)
 	}

@@ -25,7 +25,8 @@ func listed(t testing.TB, f ruleset.Family) []string {
 	if err != nil {
 		t.Fatalf("%v: %s", err, raw)
 	}
-	out := strings.FieldsFunc(strings.Join(strings.Fields(string(raw)), " "), func(r rune) bool { return r == ',' || r == '{' || r == '}' })
+	out := strings.FieldsFunc(strings.Join(strings.Fields(string(raw)), " "),
+		func(r rune) bool { return r == ',' || r == '{' || r == '}' })
 	for i := range out {
 		out[i] = strings.TrimSpace(out[i])
 	}
@@ -85,7 +86,8 @@ func TestIncrementsInTheKernel(t *testing.T) {
 	}
 }
 
-// TestManyExceptionsInTheKernel: exceptions of IPv6 do not become ranges, of which the kernel would make up to 250 prefixes each.
+// TestManyExceptionsInTheKernel: exceptions of IPv6 do not become ranges, of which the kernel would make up to 250
+// prefixes each.
 func TestManyExceptionsInTheKernel(t *testing.T) {
 	conn := nettest.Alone(t)
 	for _, f := range both {
@@ -105,7 +107,8 @@ func TestManyExceptionsInTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.Flush()
-		b.SetPolicy(rules.Policy{Namespace: "ns", Name: "p", Isolates: [2]bool{true, true}, Rules: [2][]rules.Rule{{{Peers: []rules.Peer{peer}}}}})
+		b.SetPolicy(rules.Policy{Namespace: "ns", Name: "p", Isolates: [2]bool{true, true},
+			Rules: [2][]rules.Rule{{{Peers: []rules.Peer{peer}}}}})
 		if refused := b.Refused(); refused != nil {
 			t.Fatal(refused)
 		}
@@ -181,7 +184,8 @@ func TestSyncRepairs(t *testing.T) {
 		t.Fatalf("adopt: %+v %v", s, err)
 	}
 	inKernel(t, next, b)
-	if out, err := exec.Command("nft", "list", "table", "ip", "other").CombinedOutput(); err != nil || !strings.Contains(string(out), "counter") {
+	if out, err := exec.Command("nft", "list", "table", "ip", "other").CombinedOutput(); err != nil ||
+		!strings.Contains(string(out), "counter") {
 		t.Fatalf("another table was touched: %v %s", err, out)
 	}
 	for range 2 {

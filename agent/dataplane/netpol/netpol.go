@@ -112,7 +112,8 @@ func New(cfg Config) (*Policies, error) {
 		news: make(chan struct{}),
 	}
 	for _, f := range []ruleset.Family{ruleset.IPv4, ruleset.IPv6} {
-		if len(cfg.ClusterCIDR) == 0 || slices.ContainsFunc(cfg.ClusterCIDR, func(c netip.Prefix) bool { return f.Has(c.Addr()) }) {
+		if len(cfg.ClusterCIDR) == 0 || slices.ContainsFunc(cfg.ClusterCIDR,
+			func(c netip.Prefix) bool { return f.Has(c.Addr()) }) {
 			p.families = append(p.families, f)
 		}
 	}
@@ -257,7 +258,8 @@ func (p *Policies) setPolicies(all bool, objs ...any) {
 		if p.hasSpec(name, np) {
 			continue
 		}
-		// Before the lock, which pods that start wait for: this grows with the object, what is done under the lock is bounded.
+		// Before the lock, which pods that start wait for: this grows with the object, what is done under the lock is
+		// bounded.
 		r, err := policyOf(np)
 		if err != nil {
 			p.log.Error("cannot enforce a policy", "error", err)
@@ -368,7 +370,8 @@ func bridgeWarning(families []ruleset.Family) string {
 	if len(missing) == 0 {
 		return ""
 	}
-	return "policies are not enforced between pods of this node: " + strings.Join(missing, " and ") + " must be 1 (module br_netfilter)"
+	return "policies are not enforced between pods of this node: " + strings.Join(missing, " and ") +
+		" must be 1 (module br_netfilter)"
 }
 
 func (p *Policies) registerMetrics(reg prometheus.Registerer) {
@@ -376,15 +379,23 @@ func (p *Policies) registerMetrics(reg prometheus.Registerer) {
 		return
 	}
 	gauge := func(name, help string, value func(Status) float64) {
-		_ = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return value(p.Status()) }))
+		_ = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			func() float64 { return value(p.Status()) }))
 	}
 	counter := func(name, help string, value func(Status) float64) {
-		_ = reg.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return value(p.Status()) }))
+		_ = reg.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
+			func() float64 { return value(p.Status()) }))
 	}
-	gauge("umiak_policy_policies", "NetworkPolicies of the cluster.", func(s Status) float64 { return float64(s.Policies) })
-	gauge("umiak_policy_pods", "Pods that policies may be about; 0 while there are no policies.", func(s Status) float64 { return float64(s.Pods) })
-	gauge("umiak_policy_local_pods", "Pods of this node that policies may be about.", func(s Status) float64 { return float64(s.LocalPods) })
-	gauge("umiak_policy_last_sync_seconds", "How long the last change took from its reading until the kernel had it.", func(s Status) float64 { return s.LastDuration.Seconds() })
-	counter("umiak_policy_repairs_total", "How often the whole table was compared with what it should be.", func(s Status) float64 { return float64(s.Repairs) })
-	counter("umiak_policy_ended_connections_total", "Open connections that were ended because a policy forbade them.", func(s Status) float64 { return float64(s.Ended) })
+	gauge("umiak_policy_policies", "NetworkPolicies of the cluster.",
+		func(s Status) float64 { return float64(s.Policies) })
+	gauge("umiak_policy_pods", "Pods that policies may be about; 0 while there are no policies.",
+		func(s Status) float64 { return float64(s.Pods) })
+	gauge("umiak_policy_local_pods", "Pods of this node that policies may be about.",
+		func(s Status) float64 { return float64(s.LocalPods) })
+	gauge("umiak_policy_last_sync_seconds", "How long the last change took from its reading until the kernel had it.",
+		func(s Status) float64 { return s.LastDuration.Seconds() })
+	counter("umiak_policy_repairs_total", "How often the whole table was compared with what it should be.",
+		func(s Status) float64 { return float64(s.Repairs) })
+	counter("umiak_policy_ended_connections_total", "Open connections that were ended because a policy forbade them.",
+		func(s Status) float64 { return float64(s.Ended) })
 }

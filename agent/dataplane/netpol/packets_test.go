@@ -66,7 +66,8 @@ func newWorld(t *testing.T, v6 bool) *world {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	w := &world{t: t, v6: v6, hosts: map[string]*nettest.Host{}, addrs: map[string]netip.Addr{}, socket: filepath.Join(t.TempDir(), "policy.sock")}
+	w := &world{t: t, v6: v6, hosts: map[string]*nettest.Host{}, addrs: map[string]netip.Addr{},
+		socket: filepath.Join(t.TempDir(), "policy.sock")}
 	wire := nettest.New(t, "wire")
 	wire.Bridge(t, "br0")
 	for _, p := range places {
@@ -100,7 +101,8 @@ func newWorld(t *testing.T, v6 bool) *world {
 	w.node.Route(t, "10.42.1.0/24", "192.0.2.3")
 	w.node.Route(t, "fd42::1:0/112", "fd02::3")
 	for _, h := range []string{"client", "far"} {
-		for _, r := range [][2]string{{"10.42.0.0/24", "192.0.2.1"}, {"10.43.0.0/16", "192.0.2.1"}, {"fd42::/112", "fd02::1"}, {"fd43::/64", "fd02::1"}} {
+		for _, r := range [][2]string{{"10.42.0.0/24", "192.0.2.1"}, {"10.43.0.0/16", "192.0.2.1"},
+			{"fd42::/112", "fd02::1"}, {"fd43::/64", "fd02::1"}} {
 			w.hosts[h].Route(t, r[0], r[1])
 		}
 	}
@@ -108,7 +110,8 @@ func newWorld(t *testing.T, v6 bool) *world {
 	w.hosts["client"].Route(t, "fd42::1:0/112", "fd02::3")
 	// The service proxy is always there, and its rules make the kernel follow connections.
 	for _, f := range []string{"ip", "ip6"} {
-		w.nft("add table "+f+" other", "add chain "+f+" other nat { type nat hook prerouting priority 0 ; }", "add rule "+f+" other nat ct state new accept")
+		w.nft("add table "+f+" other", "add chain "+f+" other nat { type nat hook prerouting priority 0 ; }",
+			"add rule "+f+" other nat ct state new accept")
 	}
 	for _, n := range []string{"web", "db", "job", "far", "client"} {
 		for _, port := range []int{8080, 8081} {
@@ -116,9 +119,11 @@ func newWorld(t *testing.T, v6 bool) *world {
 		}
 	}
 	w.client = fake.NewClientset(
-		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode}, Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.0.0/24", "fd42::/112"}}},
+		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode},
+			Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.0.0/24", "fd42::/112"}}},
 		w.namespace("shop", nil), w.namespace("other", map[string]string{"team": "red"}),
-		w.pod("shop", "web", thisNode, 8080), w.pod("shop", "db", thisNode, 8081), w.pod("other", "job", thisNode, 8080), w.pod("shop", "far", "there", 8081),
+		w.pod("shop", "web", thisNode, 8080), w.pod("shop", "db", thisNode, 8081),
+		w.pod("other", "job", thisNode, 8080), w.pod("shop", "far", "there", 8081),
 	)
 	w.run()
 	return w
@@ -136,9 +141,11 @@ func (w *world) namespace(name string, l map[string]string) *v1.Namespace {
 }
 
 func (w *world) pod(ns, name, node string, http int32) *v1.Pod {
-	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{"app": name}}}
+	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID("uid-" + name),
+		Labels: map[string]string{"app": name}}}
 	p.Spec.NodeName = node
-	p.Spec.Containers = []v1.Container{{Ports: []v1.ContainerPort{{Name: "http", ContainerPort: http, Protocol: v1.ProtocolTCP}, {Name: "http-udp", ContainerPort: http, Protocol: v1.ProtocolUDP}}}}
+	p.Spec.Containers = []v1.Container{{Ports: []v1.ContainerPort{{Name: "http", ContainerPort: http,
+		Protocol: v1.ProtocolTCP}, {Name: "http-udp", ContainerPort: http, Protocol: v1.ProtocolUDP}}}}
 	p.Status.Phase = v1.PodRunning
 	for _, x := range places {
 		if x.name == name {
@@ -153,7 +160,8 @@ func (w *world) run() {
 	t := w.t
 	ctx, cancel := context.WithCancel(context.Background())
 	inf := informers.NewSharedInformerFactory(w.client, 0)
-	p, err := New(Config{NodeName: thisNode, ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
+	p, err := New(Config{NodeName: thisNode, ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"),
+		netip.MustParsePrefix("fd42::/56")},
 		Client: w.client, Informers: inf, Socket: w.socket, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +256,8 @@ func (w *world) apply(specs ...string) {
 	}
 	for _, o := range old.Items {
 		if _, stays := want[types.NamespacedName{Namespace: o.Namespace, Name: o.Name}]; !stays {
-			if err := w.client.NetworkingV1().NetworkPolicies(o.Namespace).Delete(ctx, o.Name, metav1.DeleteOptions{}); err != nil {
+			if err := w.client.NetworkingV1().NetworkPolicies(o.Namespace).Delete(ctx, o.Name,
+				metav1.DeleteOptions{}); err != nil {
 				w.t.Fatal(err)
 			}
 		}
@@ -340,26 +349,32 @@ func TestWhoReachesWhom(t *testing.T) {
 		policies []string
 		want     want
 	}{
-		{"no policy", nil, want{"web:8080/tcp": everybodyWeb, "db:8080/udp": everybodyDB, "far:8080/tcp": "client db job node web"}},
+		{"no policy", nil, want{"web:8080/tcp": everybodyWeb, "db:8080/udp": everybodyDB,
+			"far:8080/tcp": "client db job node web"}},
 		{"default deny of ingress", []string{`{podSelector: {}, policyTypes: [Ingress]}`},
-			want{"web:8080/tcp": "node", "db:8080/udp": "node", "job:8080/tcp": "client db far node web", "far:8080/tcp": "client db job node web"}},
+			want{"web:8080/tcp": "node", "db:8080/udp": "node", "job:8080/tcp": "client db far node web",
+				"far:8080/tcp": "client db job node web"}},
 		{"default deny of egress", []string{`{podSelector: {}, policyTypes: [Egress]}`},
-			want{"web:8080/tcp": "client far job node", "job:8080/udp": "client far node", "far:8080/tcp": "client job node", "client:8080/tcp": "far job node"}},
+			want{"web:8080/tcp": "client far job node", "job:8080/udp": "client far node",
+				"far:8080/tcp": "client job node", "client:8080/tcp": "far job node"}},
 		{"default deny of both", []string{`{podSelector: {}, policyTypes: [Ingress, Egress]}`},
 			want{"web:8080/tcp": "node", "far:8080/tcp": "client job node"}},
 		{"policyTypes by default: ingress", []string{`{podSelector: {matchLabels: {app: web}}}`},
 			want{"web:8080/tcp": "node", "db:8080/tcp": everybodyDB}},
-		{"policyTypes by default: egress, too, where there are rules", []string{`{podSelector: {matchLabels: {app: web}}, egress: [{to: [{podSelector: {matchLabels: {app: db}}}]}]}`},
+		{"policyTypes by default: egress, too, where there are rules",
+			[]string{`{podSelector: {matchLabels: {app: web}}, egress: [{to: [{podSelector: {matchLabels: {app: db}}}]}]}`},
 			want{"web:8080/tcp": "node", "db:8080/tcp": everybodyDB, "job:8080/tcp": "client db far node"}},
 		{"allow all", []string{`{podSelector: {}, policyTypes: [Ingress]}`, `{podSelector: {}, ingress: [{}]}`},
 			want{"web:8080/tcp": everybodyWeb}},
 		{"podSelector", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: db}}}]}]}`},
 			want{"web:8080/tcp": "db node", "web:8081/udp": "db node", "db:8080/tcp": everybodyDB}},
-		{"podSelector does not reach into other namespaces", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}`},
+		{"podSelector does not reach into other namespaces",
+			[]string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}`},
 			want{"web:8080/tcp": "db far node"}},
 		{"namespaceSelector", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: red}}}]}]}`},
 			want{"web:8080/tcp": "job node"}},
-		{"empty namespaceSelector: all pods, nobody else", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{namespaceSelector: {}}]}]}`},
+		{"empty namespaceSelector: all pods, nobody else",
+			[]string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{namespaceSelector: {}}]}]}`},
 			want{"web:8080/tcp": "db far job node"}},
 		{"both selectors in one peer", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: app, operator: In, values: [job, far]}]}}]}]}`},
 			want{"web:8080/tcp": "far job node"}},
@@ -372,7 +387,8 @@ func TestWhoReachesWhom(t *testing.T) {
 		{"ipBlock of egress", []string{`{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: OUTSIDE}}]}]}`},
 			want{"client:8080/tcp": "db far job node web", "db:8080/tcp": "client far job node"}},
 		{"port and protocol", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 8080}, {port: 8081, protocol: UDP}]}]}`},
-			want{"web:8080/tcp": everybodyWeb, "web:8080/udp": "node", "web:8081/tcp": "node", "web:8081/udp": everybodyWeb}},
+			want{"web:8080/tcp": everybodyWeb, "web:8080/udp": "node", "web:8081/tcp": "node",
+				"web:8081/udp": everybodyWeb}},
 		{"all ports of a protocol", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{protocol: UDP}]}]}`},
 			want{"web:8080/tcp": "node", "web:8081/udp": everybodyWeb}},
 		{"range of ports", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 8000, endPort: 8080}]}]}`},
@@ -380,9 +396,11 @@ func TestWhoReachesWhom(t *testing.T) {
 		{"port and peer", []string{`{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 8080}]}, {from: [{namespaceSelector: {matchLabels: {team: red}}}], ports: [{port: 8081}]}]}`},
 			want{"web:8080/tcp": "db node", "web:8081/tcp": "job node"}},
 		{"named port, another with each pod", []string{`{podSelector: {}, ingress: [{ports: [{port: http}]}]}`},
-			want{"web:8080/tcp": everybodyWeb, "web:8081/tcp": "node", "db:8081/tcp": everybodyDB, "db:8080/tcp": "node"}},
+			want{"web:8080/tcp": everybodyWeb, "web:8081/tcp": "node", "db:8081/tcp": everybodyDB,
+				"db:8080/tcp": "node"}},
 		{"named port of a peer", []string{`{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}], ports: [{port: http}]}]}`},
-			want{"db:8081/tcp": everybodyDB, "db:8080/tcp": "client far job node", "far:8081/tcp": "client db job node web", "far:8080/tcp": "client db job node"}},
+			want{"db:8081/tcp": everybodyDB, "db:8080/tcp": "client far job node",
+				"far:8081/tcp": "client db job node web", "far:8080/tcp": "client db job node"}},
 		{"named port of UDP", []string{`{podSelector: {}, ingress: [{ports: [{port: http-udp, protocol: UDP}]}]}`},
 			want{"web:8080/udp": everybodyWeb, "web:8080/tcp": "node"}},
 		{"egress here and ingress there must both allow", []string{
@@ -401,7 +419,8 @@ func TestWhoReachesWhom(t *testing.T) {
 		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, v6)
-			words := strings.NewReplacer("OUTSIDE", w.pick("192.0.2.0/24", "fd02::/64"), "PODS", w.pick("10.42.0.0/16", "fd42::/64"), "DB", w.pick("10.42.0.12/32", "fd42::12/128"))
+			words := strings.NewReplacer("OUTSIDE", w.pick("192.0.2.0/24", "fd02::/64"), "PODS",
+				w.pick("10.42.0.0/16", "fd42::/64"), "DB", w.pick("10.42.0.12/32", "fd42::12/128"))
 			for _, c := range cases {
 				var specs []string
 				for _, p := range c.policies {
@@ -463,7 +482,8 @@ func TestLabelsAndAddressesChange(t *testing.T) {
 	w.policies.mu.Lock()
 	before := w.policies.session.revision
 	w.policies.mu.Unlock()
-	if _, err := w.client.CoreV1().Namespaces().Update(ctx, w.namespace("other", map[string]string{"team": "blue"}), metav1.UpdateOptions{}); err != nil {
+	if _, err := w.client.CoreV1().Namespaces().Update(ctx, w.namespace("other", map[string]string{"team": "blue"}),
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	w.until("the namespace has changed", func(p *Policies) bool { return p.session.revision > before && inForce(p) })
@@ -478,7 +498,8 @@ func TestServices(t *testing.T) {
 	w := newWorld(t, false)
 	w.nft("add table ip nat", "add chain ip nat pre { type nat hook prerouting priority -100 ; }",
 		"add rule ip nat pre ip daddr 10.43.0.10 tcp dport 80 dnat to 10.42.0.11:8080",
-		"add chain ip nat post { type nat hook postrouting priority 100 ; }", "add rule ip nat post ct status dnat masquerade")
+		"add chain ip nat post { type nat hook postrouting priority 100 ; }",
+		"add rule ip nat post ct status dnat masquerade")
 	reach := func() (out []string) {
 		for _, from := range []string{"web", "db", "job", "client"} {
 			if a := w.ask(from, "tcp", "10.43.0.10:80"); a != "" {
@@ -511,7 +532,8 @@ func TestServices(t *testing.T) {
 func TestNode(t *testing.T) {
 	w := newWorld(t, false)
 	w.inNode(func() { // as agent/dataplane/dns does it
-		if out, err := exec.Command("ip", "address", "add", "169.254.53.53/32", "dev", "lo").CombinedOutput(); err != nil {
+		if out, err := exec.Command("ip", "address", "add", "169.254.53.53/32", "dev",
+			"lo").CombinedOutput(); err != nil {
 			t.Error(err, string(out))
 		}
 	})
@@ -655,7 +677,8 @@ func TestOpenConnectionsEnd(t *testing.T) {
 					if _, err := from.Write([]byte("x")); err == nil {
 						t.Error("who sends is not told that the connection is over")
 					}
-					if err := errors.Join(passes(allowed.client, allowed.server), passes(allowed.server, allowed.client)); err != nil {
+					if err := errors.Join(passes(allowed.client, allowed.server),
+						passes(allowed.server, allowed.client)); err != nil {
 						t.Errorf("an allowed connection: %v", err)
 					}
 					// The answer's way round is no way in.
@@ -737,7 +760,8 @@ func TestFirstPacket(t *testing.T) {
 	announced := make(chan error, 1)
 	start := time.Now()
 	go func() {
-		announced <- announce.Send(ctx, w.socket, announce.Pod{Namespace: "shop", Name: "late", UID: "uid-late", Container: "c1", Addrs: []netip.Addr{w.addrs["late"]}})
+		announced <- announce.Send(ctx, w.socket, announce.Pod{Namespace: "shop",
+			Name: "late", UID: "uid-late", Container: "c1", Addrs: []netip.Addr{w.addrs["late"]}})
 	}()
 	if _, err := w.client.CoreV1().Pods("shop").Create(ctx, p, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -749,7 +773,8 @@ func TestFirstPacket(t *testing.T) {
 	if !w.try("late", "tcp", "web", 8080) || w.try("db", "tcp", "late", 8080) {
 		t.Error("the policies are not in force")
 	}
-	if err := announce.Send(ctx, w.socket, announce.Pod{Namespace: "shop", Name: "late", UID: "uid-late", Container: "c1", Gone: true}); err != nil {
+	if err := announce.Send(ctx, w.socket, announce.Pod{Namespace: "shop",
+		Name: "late", UID: "uid-late", Container: "c1", Gone: true}); err != nil {
 		t.Fatal(err)
 	}
 	w.until("the pod is gone", inForce)
@@ -758,7 +783,8 @@ func TestFirstPacket(t *testing.T) {
 	}
 	w.apply()
 	start = time.Now()
-	if err := announce.Send(ctx, w.socket, announce.Pod{Namespace: "shop", Name: "late", UID: "uid-late", Container: "c2", Addrs: []netip.Addr{w.addrs["late"]}}); err != nil {
+	if err := announce.Send(ctx, w.socket, announce.Pod{Namespace: "shop",
+		Name: "late", UID: "uid-late", Container: "c2", Addrs: []netip.Addr{w.addrs["late"]}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("without policies an announcement takes %s", time.Since(start))
@@ -843,7 +869,8 @@ func TestRestartAndForeignHands(t *testing.T) {
 	if err := passes(open.client, open.server); err != nil {
 		t.Errorf("an open connection over a restart: %v", err)
 	}
-	for _, cmd := range []string{"flush ruleset", "delete table ip umiak-policy", "flush map ip umiak-policy ingress", "insert rule ip umiak-policy filter-ingress accept"} {
+	for _, cmd := range []string{"flush ruleset", "delete table ip umiak-policy", "flush map ip umiak-policy ingress",
+		"insert rule ip umiak-policy filter-ingress accept"} {
 		before := w.policies.Status().Repairs
 		w.nft(cmd)
 		w.until("repaired", func(p *Policies) bool { return p.status.Repairs > before && inForce(p) })
@@ -890,14 +917,16 @@ func TestWithoutTheServer(t *testing.T) {
 			client.PrependReactor("list", "networkpolicies", func(clienttesting.Action) (bool, runtime.Object, error) {
 				return true, nil, errors.New("away")
 			})
-			p, err := New(Config{NodeName: thisNode, Client: client, Informers: informers.NewSharedInformerFactory(client, 0), StateFile: state})
+			p, err := New(Config{NodeName: thisNode, Client: client,
+				Informers: informers.NewSharedInformerFactory(client, 0), StateFile: state})
 			if err != nil {
 				t.Fatal(err)
 			}
 			p.note(none)
 			ctx, cancel := context.WithTimeout(context.Background(), patience+2*time.Second)
 			defer cancel()
-			err = p.announce(ctx, announce.Pod{Namespace: "a", Name: "b", Container: "c", Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.9")}})
+			err = p.announce(ctx, announce.Pod{Namespace: "a", Name: "b", Container: "c",
+				Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.9")}})
 			if (err == nil) != none {
 				t.Errorf("a pod was told %v", err)
 			}

@@ -48,16 +48,19 @@ func (c *cluster) allows(p rules.Packet) bool {
 	if p.Src == p.Dst && src != nil && src.Spec.NodeName == thisNode {
 		return true // no policy keeps a pod from itself
 	}
-	if src != nil && src.Spec.NodeName == thisNode && !c.allowsOneWay(src, networking.PolicyTypeEgress, p, p.Dst, dst, dst) {
+	if src != nil && src.Spec.NodeName == thisNode &&
+		!c.allowsOneWay(src, networking.PolicyTypeEgress, p, p.Dst, dst, dst) {
 		return false
 	}
-	if dst != nil && dst.Spec.NodeName == thisNode && !c.allowsOneWay(dst, networking.PolicyTypeIngress, p, p.Src, src, dst) {
+	if dst != nil && dst.Spec.NodeName == thisNode &&
+		!c.allowsOneWay(dst, networking.PolicyTypeIngress, p, p.Src, src, dst) {
 		return false
 	}
 	return true
 }
 
-func (c *cluster) allowsOneWay(subject *v1.Pod, dir networking.PolicyType, p rules.Packet, peer netip.Addr, peerPod, called *v1.Pod) bool {
+func (c *cluster) allowsOneWay(subject *v1.Pod, dir networking.PolicyType, p rules.Packet, peer netip.Addr, peerPod,
+	called *v1.Pod) bool {
 	isolated := false
 	for _, np := range c.policies {
 		if np.Namespace != subject.Namespace || !matches(&np.Spec.PodSelector, subject.Labels) {
@@ -108,7 +111,8 @@ func (c *cluster) peerMatches(x networking.NetworkPolicyPeer, ns string, a netip
 		if !netip.MustParsePrefix(x.IPBlock.CIDR).Contains(a) {
 			return false
 		}
-		return !slices.ContainsFunc(x.IPBlock.Except, func(e string) bool { return netip.MustParsePrefix(e).Contains(a) })
+		return !slices.ContainsFunc(x.IPBlock.Except,
+			func(e string) bool { return netip.MustParsePrefix(e).Contains(a) })
 	}
 	if pod == nil {
 		return false
@@ -210,7 +214,9 @@ func (r chance) selector() *metav1.LabelSelector {
 		s.MatchLabels = map[string]string{one(r, "app", "tier"): one(r, "a", "b", "c")}
 	}
 	if r.of(3) {
-		e := metav1.LabelSelectorRequirement{Key: one(r, "app", "tier"), Operator: one(r, metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist)}
+		e := metav1.LabelSelectorRequirement{Key: one(r, "app", "tier"),
+			Operator: one(r, metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpExists,
+				metav1.LabelSelectorOpDoesNotExist)}
 		if e.Operator == metav1.LabelSelectorOpIn || e.Operator == metav1.LabelSelectorOpNotIn {
 			e.Values = []string{one(r, "a", "b"), "c"}[:1+r.IntN(2)]
 		}
@@ -287,22 +293,26 @@ func (r chance) ports() (out []networking.NetworkPolicyPort) {
 }
 
 func (r chance) policy(n int) *networking.NetworkPolicy {
-	np := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("ns%d", n%3), Name: fmt.Sprintf("np%d", n)}}
+	np := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("ns%d", n%3),
+		Name: fmt.Sprintf("np%d", n)}}
 	np.Spec.PodSelector = *r.selector()
 	for range r.IntN(3) {
-		np.Spec.Ingress = append(np.Spec.Ingress, networking.NetworkPolicyIngressRule{From: r.peers(), Ports: r.ports()})
+		np.Spec.Ingress = append(np.Spec.Ingress, networking.NetworkPolicyIngressRule{From: r.peers(),
+			Ports: r.ports()})
 	}
 	for range r.IntN(3) {
 		np.Spec.Egress = append(np.Spec.Egress, networking.NetworkPolicyEgressRule{To: r.peers(), Ports: r.ports()})
 	}
-	np.Spec.PolicyTypes = one(r, nil, nil, []networking.PolicyType{networking.PolicyTypeIngress}, []networking.PolicyType{networking.PolicyTypeEgress},
+	np.Spec.PolicyTypes = one(r, nil, nil, []networking.PolicyType{networking.PolicyTypeIngress},
+		[]networking.PolicyType{networking.PolicyTypeEgress},
 		[]networking.PolicyType{networking.PolicyTypeIngress, networking.PolicyTypeEgress})
 	return np
 }
 
 // pod makes a pod whose addresses nobody else has.
 func (r chance) pod(n int, taken func(netip.Addr) bool) *v1.Pod {
-	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("ns%d", n%3), Name: fmt.Sprintf("p%d", n), Labels: r.labels()}}
+	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("ns%d", n%3), Name: fmt.Sprintf("p%d", n),
+		Labels: r.labels()}}
 	p.Spec.NodeName = one(r, thisNode, thisNode, "there")
 	p.Spec.HostNetwork = r.of(10)
 	p.Status.Phase = one(r, v1.PodPending, v1.PodRunning, v1.PodRunning, v1.PodRunning, v1.PodSucceeded)
@@ -314,7 +324,9 @@ func (r chance) pod(n int, taken func(netip.Addr) bool) *v1.Pod {
 	for range 1 + r.IntN(2) {
 		var c v1.Container
 		for range r.IntN(3) {
-			c.Ports = append(c.Ports, v1.ContainerPort{Name: one(r, "http", "dns", ""), ContainerPort: int32(80 + r.IntN(6)), Protocol: one(r, v1.ProtocolTCP, v1.ProtocolTCP, v1.ProtocolUDP, v1.ProtocolSCTP)})
+			c.Ports = append(c.Ports, v1.ContainerPort{Name: one(r, "http", "dns", ""),
+				ContainerPort: int32(80 + r.IntN(6)),
+				Protocol:      one(r, v1.ProtocolTCP, v1.ProtocolTCP, v1.ProtocolUDP, v1.ProtocolSCTP)})
 		}
 		p.Spec.Containers = append(p.Spec.Containers, c)
 	}
@@ -376,7 +388,8 @@ func setPod(b *rules.Builder, p *v1.Pod) {
 }
 
 func newCluster() *cluster {
-	return &cluster{namespaces: map[string]map[string]string{}, pods: map[string]*v1.Pod{}, policies: map[string]*networking.NetworkPolicy{}}
+	return &cluster{namespaces: map[string]map[string]string{}, pods: map[string]*v1.Pod{},
+		policies: map[string]*networking.NetworkPolicy{}}
 }
 
 // fresh is a builder that was told everything at once.
@@ -396,7 +409,8 @@ func (c *cluster) fresh() *rules.Builder {
 
 func (r chance) packet() rules.Packet {
 	v6 := r.of(2)
-	return rules.Packet{Src: r.addr(v6), Dst: r.addr(v6), Protocol: one(r, ruleset.TCP, ruleset.TCP, ruleset.UDP, ruleset.SCTP, uint8(1)), Port: uint16(79 + r.IntN(10))}
+	return rules.Packet{Src: r.addr(v6), Dst: r.addr(v6),
+		Protocol: one(r, ruleset.TCP, ruleset.TCP, ruleset.UDP, ruleset.SCTP, uint8(1)), Port: uint16(79 + r.IntN(10))}
 }
 
 func setNamespace(c *cluster, b *rules.Builder, name string) {

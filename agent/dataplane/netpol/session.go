@@ -59,7 +59,8 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	s := &session{p: p, tables: map[ruleset.Family]writer{}, rules: rules.NewBuilder(p.families...), pods: map[types.NamespacedName]*podInfo{}}
+	s := &session{p: p, tables: map[ruleset.Family]writer{}, rules: rules.NewBuilder(p.families...),
+		pods: map[types.NamespacedName]*podInfo{}}
 	s.loop = reconcile.New(reconcile.Config{Table: rules.TableName, Write: s.write, Log: p.log})
 	for _, f := range p.families {
 		s.tables[f] = newTable(conn, f)
@@ -129,7 +130,8 @@ func (s *session) wait(ctx context.Context) error {
 	}
 }
 
-// write brings all that has changed into the kernel. With full set, the tables are compared with the rules and repaired.
+// write brings all that has changed into the kernel. With full set, the tables are compared with the rules and
+// repaired.
 func (s *session) write(ctx context.Context, full bool) (repaired bool, err error) {
 	p := s.p
 	start := time.Now()
@@ -153,8 +155,10 @@ func (s *session) write(ctx context.Context, full bool) (repaired bool, err erro
 		errs = append(errs, err)
 		repaired = repaired || done != netfilter.Result{}
 		if err == nil {
-			p.log.Info("network policies are in force", "family", f, "replaced", done.Replaced, "added", done.Added, "deleted", done.Deleted,
-				"policies", s.rules.Policies(), "pods", s.rules.Pods(), "took", time.Since(start).Round(time.Microsecond))
+			p.log.Info("network policies are in force", "family", f, "replaced", done.Replaced, "added", done.Added,
+				"deleted", done.Deleted,
+				"policies", s.rules.Policies(), "pods", s.rules.Pods(), "took",
+				time.Since(start).Round(time.Microsecond))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -233,7 +237,8 @@ func (s *session) setPods(all bool, objs ...any) {
 // setPod gives a pod to the rules, with the addresses that were announced.
 func (s *session) setPod(info *podInfo) {
 	var more []netip.Addr
-	if a, ok := s.p.announced[types.NamespacedName{Namespace: info.namespace, Name: info.name}]; ok && a.UID == info.uid && info.node == s.p.cfg.NodeName {
+	if a, ok := s.p.announced[types.NamespacedName{Namespace: info.namespace, Name: info.name}]; ok &&
+		a.UID == info.uid && info.node == s.p.cfg.NodeName {
 		more = a.Addrs
 	}
 	s.rules.SetPod(info.pod(s.p.cfg.NodeName, more))
@@ -304,7 +309,8 @@ func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
 	}
 	p.announced[name] = a
 	for other, b := range p.announced {
-		if other != name && slices.ContainsFunc(b.Addrs, func(x netip.Addr) bool { return slices.Contains(a.Addrs, x) }) {
+		if other != name && slices.ContainsFunc(b.Addrs,
+			func(x netip.Addr) bool { return slices.Contains(a.Addrs, x) }) {
 			delete(p.announced, other) // it has lost them without a word
 			if s := p.session; s != nil && s.pods[other] != nil {
 				s.setPod(s.pods[other])
@@ -344,7 +350,8 @@ func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
 			return ctx.Err()
 		case <-late.C:
 			if !known && p.hadNone() {
-				p.log.Warn("the API server does not answer, and there were no network policies: a pod starts without", "pod", name)
+				p.log.Warn("the API server does not answer, and there were no network policies: a pod starts without",
+					"pod", name)
 				return nil
 			}
 			if !settled {

@@ -42,7 +42,8 @@ func (s sink) Transformer() cache.TransformFunc { return s.slim }
 
 // follow keeps a sink told of all objects of a kind until ctx ends.
 func follow[L runtime.Object](ctx context.Context, client kubernetes.Interface, kind runtime.Object, fields string,
-	list func(context.Context, metav1.ListOptions) (L, error), watches func(context.Context, metav1.ListOptions) (watch.Interface, error), to sink) {
+	list func(context.Context, metav1.ListOptions) (L, error),
+	watches func(context.Context, metav1.ListOptions) (watch.Interface, error), to sink) {
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = fields

@@ -42,7 +42,8 @@ func (b believed) accept(all map[string]peer) (accepted map[string]peer, refused
 		no := func(what any, why string) {
 			refused = append(refused, fmt.Sprintf("%v of Node %.63s: %s", what, p.name, why))
 		}
-		out := peer{name: p.name, created: p.created, addrs: p.addrs, internal: p.internal, annotations: maps.Clone(p.annotations)}
+		out := peer{name: p.name, created: p.created, addrs: p.addrs, internal: p.internal,
+			annotations: maps.Clone(p.annotations)}
 		for _, r := range p.ranges {
 			if why := claims.take(r, p.name); why != "" {
 				no(r, why)
@@ -66,7 +67,8 @@ func (b believed) accept(all map[string]peer) (accepted map[string]peer, refused
 				delete(out.annotations, f.Public)
 			}
 			if older != "" { // flannel removes what it has of one of them, and with it the other's
-				refused = append(refused, fmt.Sprintf("%s of Node %.63s: its machine is Node %.63s now", f.Public, older, p.name))
+				refused = append(refused, fmt.Sprintf("%s of Node %.63s: its machine is Node %.63s now",
+					f.Public, older, p.name))
 				delete(accepted[older].annotations, f.Public)
 			}
 		}
@@ -78,10 +80,11 @@ func (b believed) accept(all map[string]peer) (accepted map[string]peer, refused
 // families are the two of addresses.
 var families = []overlaykey.Family{overlaykey.V4, overlaykey.V6}
 
-// tunnel is the end of a node's tunnel in a family, or says why other nodes have none to it. older is a Node that loses its
-// own to this one.
+// tunnel is the end of a node's tunnel in a family, or says why other nodes have none to it. older is a Node that
+// loses its own to this one.
 func (b believed) tunnel(p peer, f overlaykey.Family, c *claims) (end overlaykey.End, older, why string) {
-	if b.backend != "" && p.name != b.self && p.annotations[annManaged] == "true" && p.annotations[annType] != b.backend {
+	if b.backend != "" && p.name != b.self && p.annotations[annManaged] == "true" &&
+		p.annotations[annType] != b.backend {
 		return end, "", fmt.Sprintf("its backend is %.32q, that of this node is %q", p.annotations[annType], b.backend)
 	}
 	if p.name != b.self {
@@ -100,9 +103,9 @@ func (b believed) tunnel(p peer, f overlaykey.Family, c *claims) (end overlaykey
 	return end, older, why
 }
 
-// reachedAt says why a node is not reached at its public address; empty if it is. The address is one of the Node's, or the one
-// with which an administrator has overwritten it, or that of the interface that flannel-iface names on that node, which
-// no Node has.
+// reachedAt says why a node is not reached at its public address; empty if it is. The address is one of the Node's,
+// or the one with which an administrator has overwritten it, or that of the interface that flannel-iface names on
+// that node, which no Node has.
 func (b believed) reachedAt(p peer, f overlaykey.Family, c *claims) string {
 	public := p.annotations[f.Public]
 	a, err := netip.ParseAddr(public)
@@ -128,7 +131,10 @@ func (b believed) reachedAt(p peer, f overlaykey.Family, c *claims) string {
 
 // within reports whether one of the ranges holds all of r.
 func within(r netip.Prefix, ranges []netip.Prefix) bool {
-	return slices.ContainsFunc(ranges, func(c netip.Prefix) bool { return c.Bits() <= r.Bits() && c.Contains(r.Addr()) })
+	return slices.ContainsFunc(ranges, func(c netip.Prefix) bool {
+		return c.Bits() <= r.Bits() &&
+			c.Contains(r.Addr())
+	})
 }
 
 // claims are what nodes have so far.
@@ -166,7 +172,10 @@ func newClaims(order []peer) *claims {
 
 // take gives a node a range, or says why not. Only the neighbours in the order need a look: none of them overlap.
 func (c *claims) take(r netip.Prefix, by string) string {
-	at, _ := slices.BinarySearchFunc(c.ranges, r, func(o owned, r netip.Prefix) int { return o.Addr().Compare(r.Addr()) })
+	at, _ := slices.BinarySearchFunc(c.ranges, r, func(o owned,
+		r netip.Prefix) int {
+		return o.Addr().Compare(r.Addr())
+	})
 	for _, i := range []int{at - 1, at} {
 		if i >= 0 && i < len(c.ranges) && c.ranges[i].Overlaps(r) {
 			return fmt.Sprintf("it overlaps %s of Node %s", c.ranges[i].Prefix, c.ranges[i].by)
@@ -176,8 +185,8 @@ func (c *claims) take(r netip.Prefix, by string) string {
 	return ""
 }
 
-// takeKey gives a node the key of its tunnel, or says why not: with another node's, a node would take over what is sent to that
-// one. A machine that was renamed has the key of its former Node, older, which loses it.
+// takeKey gives a node the key of its tunnel, or says why not: with another node's, a node would take over what is
+// sent to that one. A machine that was renamed has the key of its former Node, older, which loses it.
 func (c *claims) takeKey(key string, f overlaykey.Family, p peer, self string) (older, why string) {
 	if key == "" {
 		return "", ""

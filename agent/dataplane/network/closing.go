@@ -34,7 +34,8 @@ func (n *Network) closePorts(ctx context.Context) {
 			rules := n.peerRules(all, servers)
 			if last := n.closed.Load(); last == nil || !reflect.DeepEqual(*last, rules) {
 				if err := n.closeTo(ctx, rules); err != nil {
-					n.cfg.Log.Warn("cannot close the ports of kubelet and vxlan to others than the cluster's nodes", "error", err)
+					n.cfg.Log.Warn("cannot close the ports of kubelet and vxlan to others than the cluster's nodes",
+						"error", err)
 				}
 			}
 		}
@@ -65,7 +66,8 @@ func (n *Network) closeTo(ctx context.Context, rules peerports.Rules) error {
 
 // peerRules are what the node lets in, as far as its peers are to be believed.
 func (n *Network) peerRules(all map[string]peer, servers []netip.Addr) peerports.Rules {
-	r := peerports.Rules{Kubelet: n.cfg.KubeletPort, VXLAN: n.cfg.Backend == VXLAN, Peers: slices.Clone(servers), Ranges: slices.Concat(n.cfg.ClusterCIDR, n.cfg.KubeletFrom)}
+	r := peerports.Rules{Kubelet: n.cfg.KubeletPort, VXLAN: n.cfg.Backend == VXLAN, Peers: slices.Clone(servers),
+		Ranges: slices.Concat(n.cfg.ClusterCIDR, n.cfg.KubeletFrom)}
 	if n.cfg.Backend == None && len(n.cfg.KubeletFrom) == 0 {
 		r.Kubelet = 0 // the addresses of pods are the user's network's, which nobody has told
 	}

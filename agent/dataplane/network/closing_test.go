@@ -15,13 +15,14 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 )
 
-// TestPortsAreClosed: from when a node knows the others, it lets them in and nobody else, and follows where they are; what a node
-// that is not believed says opens nothing, and a node whose server is away keeps what it has.
+// TestPortsAreClosed: from when a node knows the others, it lets them in and nobody else, and follows where they are;
+// what a node that is not believed says opens nothing, and a node whose server is away keeps what it has.
 func TestPortsAreClosed(t *testing.T) {
 	needRoot(t)
 	uplink(t, "up3", "192.168.77.1/24")
 	node := func(name string, addrs ...string) *v1.Node {
-		n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}, CreationTimestamp: metav1.NewTime(time.Unix(int64(len(name)), 0))}}
+		n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{},
+			CreationTimestamp: metav1.NewTime(time.Unix(int64(len(name)), 0))}}
 		for _, a := range addrs {
 			n.Status.Addresses = append(n.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: a})
 		}
@@ -70,17 +71,20 @@ func TestPortsAreClosed(t *testing.T) {
 		t.Errorf("closed before the node has registered:\n%s", listed())
 	}
 	put(own, true)
-	has("the peers", "192.168.77.1,", "192.168.77.2,", "fd77::2", "192.168.77.9", "198.51.100.0/24", "10.42.0.0/16", "dport 8472", "dport 10250")
+	has("the peers", "192.168.77.1,", "192.168.77.2,", "fd77::2", "192.168.77.9", "198.51.100.0/24", "10.42.0.0/16",
+		"dport 8472", "dport 10250")
 
 	moved := node("n2", "192.168.77.22")
 	put(moved, false)
 	has("a peer that has moved", "192.168.77.22", "!192.168.77.2,", "!fd77::2")
 
 	// Its overlay is reached elsewhere; another says that of an address that is not its own.
-	moved.Annotations = map[string]string{annManaged: "true", annType: "vxlan", annPublicIP: "203.0.113.2", annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`}
+	moved.Annotations = map[string]string{annManaged: "true", annType: "vxlan", annPublicIP: "203.0.113.2",
+		annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`}
 	put(moved, false)
 	liar := node("liar", "127.0.0.1", "::", "224.0.0.1", "fe80::1")
-	liar.Annotations = map[string]string{annManaged: "true", annType: "vxlan", annPublicIP: "10.42.7.7", annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:03"}`}
+	liar.Annotations = map[string]string{annManaged: "true", annType: "vxlan", annPublicIP: "10.42.7.7",
+		annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:03"}`}
 	put(liar, true)
 	has("where its overlay is", "203.0.113.2", "192.168.77.22")
 	late := node("late", "192.168.77.30")

@@ -63,14 +63,17 @@ type pluginConf struct {
 }
 
 // renderConf is the CNI configuration of a node with these pod ranges.
-func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, held []hostport.Held, dirs layout.Dirs) ([]byte, error) {
+func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, held []hostport.Held, dirs layout.Dirs) ([]byte,
+	error) {
 	ipam := ipamConf{Type: "host-local", DataDir: dirs.CNIState()}
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
 	}
 	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
-		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true, ForceAddress: true, IPAM: ipam},
-		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: held},
+		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true,
+			ForceAddress: true, IPAM: ipam},
+		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true},
+			PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: held},
 		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
 	}}, "", " ")
 	return append(raw, '\n'), err

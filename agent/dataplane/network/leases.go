@@ -70,7 +70,8 @@ func peerOf(n *v1.Node) peer {
 			p.ranges = append(p.ranges, r.Masked())
 		}
 	}
-	for _, k := range []string{annManaged, annType, annData, annV6Data, annPublicIP, annPublicIPv6, annOverride, annOverride6} {
+	for _, k := range []string{annManaged, annType, annData, annV6Data, annPublicIP, annPublicIPv6, annOverride,
+		annOverride6} {
 		if v, ok := n.Annotations[k]; ok && len(v) <= maxAnnotation {
 			p.annotations[k] = v
 		}
@@ -99,8 +100,8 @@ func rangeOf(ranges []netip.Prefix, v4 bool) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// lease is how flannel's backends see a node that has been accepted; ok is false where the node has not said yet how to be
-// reached.
+// lease is how flannel's backends see a node that has been accepted; ok is false where the node has not said yet how
+// to be reached.
 func (p peer) lease(v4, v6 bool) (l lease.Lease, ok bool) {
 	if p.annotations[annManaged] != "true" {
 		return l, false
@@ -370,7 +371,8 @@ func (m *manager) HandleSubnetFile(string, *subnet.Config, bool, ip.IP4Net, ip.I
 
 // flannelConfig is what flannel's backends are told of the cluster.
 func flannelConfig(backend string, cluster []netip.Prefix) (*subnet.Config, error) {
-	c := &subnet.Config{EnableNFTables: true, BackendType: backend, Backend: json.RawMessage(fmt.Sprintf(`{"Type":%q}`, backend))}
+	c := &subnet.Config{EnableNFTables: true, BackendType: backend,
+		Backend: json.RawMessage(fmt.Sprintf(`{"Type":%q}`, backend))}
 	for _, r := range cluster {
 		if r.Addr().Is4() {
 			c.EnableIPv4, c.Network = true, ip4Net(r)

@@ -32,8 +32,10 @@ func TestDiff(t *testing.T) {
 		{"self and unready nodes are left out", []peer{node("self", "10.42.0.0/24", "192.168.0.9", mac1), fresh}, nil},
 		{"first", []peer{a, b}, []string{"+10.42.1.0/24", "+10.42.2.0/24"}},
 		{"nothing new", []peer{a, b}, nil},
-		{"another mac is a new tunnel", []peer{node("a", "10.42.1.0/24", "192.168.0.1", mac2), b}, []string{"-10.42.1.0/24", "+10.42.1.0/24"}},
-		{"a range that changes its owner is removed first", []peer{node("c", "10.42.1.0/24", "192.168.0.3", mac1), b}, []string{"-10.42.1.0/24", "+10.42.1.0/24"}},
+		{"another mac is a new tunnel", []peer{node("a", "10.42.1.0/24", "192.168.0.1", mac2), b},
+			[]string{"-10.42.1.0/24", "+10.42.1.0/24"}},
+		{"a range that changes its owner is removed first", []peer{node("c", "10.42.1.0/24", "192.168.0.3", mac1), b},
+			[]string{"-10.42.1.0/24", "+10.42.1.0/24"}},
 		{"gone", nil, []string{"-10.42.2.0/24", "-10.42.1.0/24"}},
 	}
 	sent := map[string]lease.Lease{}
@@ -58,12 +60,14 @@ func FuzzLease(f *testing.F) {
 	f.Add("true", "host-gw", "", "::1", "fd00::/64", false, true)
 	f.Add("", "", "{", "x", "10.42.1.1/24", true, true)
 	f.Fuzz(func(t *testing.T, managed, kind, data, public, cidr string, v4, v6 bool) {
-		p := peer{name: "n", annotations: map[string]string{annManaged: managed, annType: kind, annData: data, annV6Data: data, annPublicIP: public, annPublicIPv6: public}}
+		p := peer{name: "n", annotations: map[string]string{annManaged: managed, annType: kind, annData: data,
+			annV6Data: data, annPublicIP: public, annPublicIPv6: public}}
 		if r, err := netip.ParsePrefix(cidr); err == nil {
 			p.ranges = append(p.ranges, r.Masked())
 		}
 		all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-		accepted, refused := believed{self: "self", backend: "vxlan", cluster: all, services: nil}.accept(map[string]peer{"n": p})
+		accepted, refused := believed{self: "self", backend: "vxlan", cluster: all,
+			services: nil}.accept(map[string]peer{"n": p})
 		l, ok := accepted["n"].lease(v4, v6)
 		if !ok {
 			return
@@ -108,7 +112,8 @@ func TestAccept(t *testing.T) {
 		return out
 	}
 	addr := func(s string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(s)} }
-	b := believed{self: "self", backend: "vxlan", cluster: ranges("10.42.0.0/16", "fd42::/56"), services: ranges("10.43.0.0/16"), ips: addr("192.168.0.9")}
+	b := believed{self: "self", backend: "vxlan", cluster: ranges("10.42.0.0/16", "fd42::/56"),
+		services: ranges("10.43.0.0/16"), ips: addr("192.168.0.9")}
 	at := func(age int, p peer) peer {
 		p.created = time.Unix(int64(1000-age), 0)
 		p.addrs = addr(p.annotations[annPublicIP])
@@ -116,7 +121,8 @@ func TestAccept(t *testing.T) {
 		return p
 	}
 	const mac1, mac2, mac3 = "aa:00:00:00:00:01", "aa:00:00:00:00:02", "aa:00:00:00:00:03"
-	self, old := at(1, node("self", "10.42.0.0/24", "192.168.0.9", mac1)), at(9, node("old", "10.42.2.0/24", "192.168.0.2", mac2))
+	self, old := at(1, node("self", "10.42.0.0/24", "192.168.0.9", mac1)), at(9,
+		node("old", "10.42.2.0/24", "192.168.0.2", mac2))
 	younger := func(cidr, public, mac string) peer { return at(5, node("young", cidr, public, mac)) }
 	says := func(data string) peer {
 		p := younger("10.42.3.0/24", "192.168.0.3", "")
@@ -152,7 +158,8 @@ func TestAccept(t *testing.T) {
 		{"the MAC of an older one, with dashes", younger("10.42.3.0/24", "192.168.0.3", "AA-00-00-00-00-02"), false},
 		{"the MAC of an older one, with points", younger("10.42.3.0/24", "192.168.0.3", "aa00.0000.0002"), false},
 		{"the MAC of an older one, with a key", says(`{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`), false},
-		{"the MAC of an older one, twice", says(`{"VNI":1,"VtepMAC":"aa:00:00:00:00:03","vtepmac":"aa:00:00:00:00:02"}`), false},
+		{"the MAC of an older one, twice",
+			says(`{"VNI":1,"VtepMAC":"aa:00:00:00:00:03","vtepmac":"aa:00:00:00:00:02"}`), false},
 		{"no MAC", says(`{}`), false},
 		{"nothing", says(`null`), false},
 		{"no data", says(``), false},
@@ -196,10 +203,13 @@ func TestAcceptWireGuard(t *testing.T) {
 	wg := func(name string, age int64, n int, data string) peer {
 		v4, v6 := fmt.Sprintf("192.168.0.%d", n), fmt.Sprintf("fd00::%d", n)
 		return peer{name: name, created: time.Unix(1000-age, 0), addrs: addrs(v4, v6),
-			ranges:      []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.42.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd42:0:0:%d::/64", n))},
-			annotations: map[string]string{annManaged: "true", annType: "wireguard", annPublicIP: v4, annPublicIPv6: v6, annData: data, annV6Data: data}}
+			ranges: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.42.%d.0/24", n)),
+				netip.MustParsePrefix(fmt.Sprintf("fd42:0:0:%d::/64", n))},
+			annotations: map[string]string{annManaged: "true", annType: "wireguard", annPublicIP: v4, annPublicIPv6: v6,
+				annData: data, annV6Data: data}}
 	}
-	b := believed{self: "self", backend: "wireguard", ips: addrs("192.168.0.9"), cluster: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
+	b := believed{self: "self", backend: "wireguard", ips: addrs("192.168.0.9"),
+		cluster: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
 	for data, ok := range map[string]bool{
 		`{"PublicKey":"` + other + `","Port":51820}`:                  true,
 		`{"PublicKey":"` + other + `"}`:                               true, // older releases of flannel
@@ -211,7 +221,8 @@ func TestAcceptWireGuard(t *testing.T) {
 		`{"PublicKey":"` + other + `"}{}`:                             false,
 		`{}`:                                                          false,
 	} {
-		accepted, refused := b.accept(map[string]peer{"old": wg("old", 9, 2, `{"PublicKey":"`+key+`","Port":51820}`), "young": wg("young", 5, 3, data)})
+		accepted, refused := b.accept(map[string]peer{"old": wg("old", 9, 2, `{"PublicKey":"`+key+`","Port":51820}`),
+			"young": wg("young", 5, 3, data)})
 		l, has := accepted["young"].lease(true, true)
 		if has != ok || has && (!l.EnableIPv4 || !l.EnableIPv6) || (len(refused) == 0) != ok {
 			t.Errorf("%s: %+v, refused %q", data, l, refused)
@@ -222,7 +233,8 @@ func TestAcceptWireGuard(t *testing.T) {
 	}
 	vxlan := wg("young", 5, 3, `{"PublicKey":"`+other+`"}`)
 	vxlan.annotations[annType] = "vxlan"
-	if accepted, refused := b.accept(map[string]peer{"young": vxlan}); len(refused) != 2 || accepted["young"].annotations[annPublicIP] != "" {
+	if accepted, refused := b.accept(map[string]peer{"young": vxlan}); len(refused) != 2 ||
+		accepted["young"].annotations[annPublicIP] != "" {
 		t.Errorf("another backend: %q", refused)
 	}
 }
@@ -233,7 +245,8 @@ func TestPeerIsBounded(t *testing.T) {
 	n.Annotations = map[string]string{annData: strings.Repeat("x", 200_000)}
 	for i := range 10_000 {
 		n.Spec.PodCIDRs = append(n.Spec.PodCIDRs, fmt.Sprintf("10.42.%d.%d/32", i/250, i%250))
-		n.Status.Addresses = append(n.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
+		n.Status.Addresses = append(n.Status.Addresses,
+			v1.NodeAddress{Type: v1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", i/250, i%250)})
 	}
 	if p := peerOf(n); len(p.addrs) != maxAddresses || len(p.ranges) != maxRanges || len(p.annotations) != 0 {
 		t.Errorf("kept: %d addresses, %d ranges, %d annotations", len(p.addrs), len(p.ranges), len(p.annotations))

@@ -59,8 +59,8 @@ type Config struct {
 	Dirs layout.Dirs
 	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
 	Watch, Self kubernetes.Interface
-	// KubeletPort is closed to others than nodes, servers, pods and the ranges KubeletFrom; 0 is not closed. With a network
-	// of the user's it is closed only if there are ranges.
+	// KubeletPort is closed to others than nodes, servers, pods and the ranges KubeletFrom; 0 is not closed. With a
+	// network of the user's it is closed only if there are ranges.
 	KubeletPort int
 	KubeletFrom []netip.Prefix
 	// Servers are API servers besides those that are nodes; nil is none.
@@ -195,7 +195,8 @@ func (n *Network) flannelBackend() string {
 }
 
 func (n *Network) believed() believed {
-	return believed{self: n.cfg.NodeName, backend: n.flannelBackend(), cluster: n.cfg.ClusterCIDR, services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}
+	return believed{self: n.cfg.NodeName, backend: n.flannelBackend(), cluster: n.cfg.ClusterCIDR,
+		services: n.cfg.ServiceCIDR, ips: n.cfg.NodeIPs}
 }
 
 // session runs flannel's backend for as long as the node keeps its ranges.
@@ -231,7 +232,8 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	defer cancel() // before Wait
 	overlay, err := be.RegisterNetwork(ctx, &wg, conf)
 	if err != nil {
-		return fmt.Errorf("start flannel backend %s (has the kernel got it? `umiak check` tells): %w", n.cfg.Backend, err)
+		return fmt.Errorf("start flannel backend %s (has the kernel got it? `umiak check` tells): %w", n.cfg.Backend,
+			err)
 	}
 	if err := n.local(ctx, ranges, overlay.MTU()); err != nil {
 		return err
@@ -240,7 +242,8 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 		return err
 	}
 	ready()
-	n.cfg.Log.Info("pod network is up", "ranges", ranges, "backend", n.cfg.Backend, "mtu", overlay.MTU(), "interface", ext.IfaceName)
+	n.cfg.Log.Info("pod network is up", "ranges", ranges, "backend", n.cfg.Backend,
+		"mtu", overlay.MTU(), "interface", ext.IfaceName)
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
@@ -269,7 +272,8 @@ func (n *Network) reachable(ext *backend.ExternalInterface) []netip.Prefix {
 		if r.Addr().Is4() && ext.ExtAddr != nil || r.Addr().Is6() && ext.ExtV6Addr != nil {
 			out = append(out, r)
 		} else {
-			n.cfg.Log.Warn("the node has no address of this family: its pods reach no other node's in it", "range", r, "interface", ext.IfaceName)
+			n.cfg.Log.Warn("the node has no address of this family: its pods reach no other node's in it", "range", r,
+				"interface", ext.IfaceName)
 		}
 	}
 	return out
@@ -406,14 +410,18 @@ func (n *Network) external() (*backend.ExternalInterface, error) {
 	if n.cfg.Iface != "" {
 		return nil, fmt.Errorf("flannel-iface: %w %s", ErrNoInterface, n.cfg.Iface)
 	}
-	return nil, fmt.Errorf("%w that has the node's address %v; plug in the cable, or set node-ip or flannel-iface", ErrNoInterface, n.cfg.NodeIPs)
+	return nil, fmt.Errorf("%w that has the node's address %v; plug in the cable, or set node-ip or flannel-iface",
+		ErrNoInterface, n.cfg.NodeIPs)
 }
 
 // watchNodes keeps peers and the observer true until ctx ends. Of each Node only what they need is kept in memory.
 func (n *Network) watchNodes(ctx context.Context) {
 	nodes := n.cfg.Watch.CoreV1().Nodes()
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object,
+			error) {
+			return nodes.List(ctx, o)
+		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return nodes.Watch(ctx, o)
 		},

@@ -173,7 +173,8 @@ func TestVXLAN(t *testing.T) {
 			IPAM struct{ Ranges [][]struct{ Subnet string } }
 		}
 	}
-	if err := json.Unmarshal(raw, &conf); err != nil || conf.Plugins[0].MTU != 1450 || conf.Plugins[0].IPAM.Ranges[0][0].Subnet != "10.42.3.0/24" {
+	if err := json.Unmarshal(raw, &conf); err != nil || conf.Plugins[0].MTU != 1450 ||
+		conf.Plugins[0].IPAM.Ranges[0][0].Subnet != "10.42.3.0/24" {
 		t.Fatalf("%v: %s", err, raw)
 	}
 	if got := tables(t); !slices.Contains(strings.Fields(got), Table) {
@@ -191,7 +192,8 @@ func TestVXLAN(t *testing.T) {
 
 	// A second node appears and goes.
 	other := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{
-		annManaged: "true", annType: "vxlan", annPublicIP: "192.168.77.2", annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`,
+		annManaged: "true", annType: "vxlan", annPublicIP: "192.168.77.2",
+		annData: `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02"}`,
 	}}, Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.4.0/24"}}}
 	if _, err := client.CoreV1().Nodes().Create(ctx, other, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -202,9 +204,11 @@ func TestVXLAN(t *testing.T) {
 		return err == nil && len(r) == 1
 	}
 	wait(t, "a route to the second node", routed)
-	// Nodes with ranges that are not theirs come before one that has its own: when that one's route is there, theirs are not.
+	// Nodes with ranges that are not theirs come before one that has its own: when that one's route is there, theirs
+	// are not.
 	count := func() int {
-		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Index}, netlink.RT_FILTER_OIF)
+		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Index},
+			netlink.RT_FILTER_OIF)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +217,8 @@ func TestVXLAN(t *testing.T) {
 	// So do nodes with the second one's key in other words, and with none, by which flannel would wait for a minute.
 	for i, liar := range []struct{ cidr, data string }{
 		{cidr: "203.0.113.0/24"}, {cidr: "192.168.77.100/32"}, {cidr: "10.42.4.2/32"}, {cidr: "10.42.0.0/16"},
-		{"10.42.6.0/24", `{"VNI":1,"VtepMAC":"AA-00-00-00-00-02"}`}, {"10.42.7.0/24", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`}, {"10.42.8.0/24", `{}`},
+		{"10.42.6.0/24", `{"VNI":1,"VtepMAC":"AA-00-00-00-00-02"}`},
+		{"10.42.7.0/24", `{"VNI":1,"VtepMAC":"aa:00:00:00:00:02","PublicKey":"x"}`}, {"10.42.8.0/24", `{}`},
 		{cidr: "10.42.5.0/24"},
 	} {
 		cidr, data := liar.cidr, cmp.Or(liar.data, `{"VNI":1,"VtepMAC":"aa:00:00:00:01:0`+strconv.Itoa(i)+`"}`)
@@ -266,8 +271,11 @@ func TestVXLAN(t *testing.T) {
 func TestHostGWAndNone(t *testing.T) {
 	needRoot(t)
 	uplink(t, "up1", "192.168.77.1/24")
-	client := fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.3.0/24"}}},
-		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{annManaged: "true", annType: "host-gw", annPublicIP: "192.168.77.2", annData: "null"}},
+	client := fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+		Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.3.0/24"}}},
+		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2",
+			Annotations: map[string]string{annManaged: "true", annType: "host-gw", annPublicIP: "192.168.77.2",
+				annData: "null"}},
 			Spec: v1.NodeSpec{PodCIDRs: []string{"10.42.4.0/24"}}})
 	cfg := config(t, HostGW, client)
 	ready, stop := start(t, cfg)
@@ -286,7 +294,8 @@ func TestHostGWAndNone(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(cfg.Dirs.CNIConfig(), confName)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("our configuration stands before the user's: %v", err)
 	}
-	if out, err := exec.Command("nft", "list", "table", "inet", Table).CombinedOutput(); err == nil && strings.Contains(string(out), "masquerade") {
+	if out, err := exec.Command("nft", "list", "table", "inet", Table).CombinedOutput(); err == nil &&
+		strings.Contains(string(out), "masquerade") {
 		t.Errorf("rules for pod ranges of another network are left:\n%s", out)
 	}
 	unusedServiceIsRejected(t)
@@ -328,7 +337,8 @@ func unusedServiceIsRejected(t *testing.T) {
 		}
 	}
 	back()
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "theirs", TxQLen: -1}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod)}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "theirs", TxQLen: -1}, PeerName: "eth0",
+		PeerNamespace: netlink.NsFd(pod)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +363,8 @@ func unusedServiceIsRejected(t *testing.T) {
 }
 
 func TestMistakesAreNamed(t *testing.T) {
-	if _, err := New(Config{Backend: "udp", Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "flannel-backend") {
+	if _, err := New(Config{Backend: "udp", Log: slog.New(slog.DiscardHandler)}); err == nil ||
+		!strings.Contains(err.Error(), "flannel-backend") {
 		t.Fatalf("got %v", err)
 	}
 	needRoot(t)
@@ -361,7 +372,8 @@ func TestMistakesAreNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.external(); err == nil || !strings.Contains(err.Error(), "flannel-iface: there is no interface nope0") {
+	if _, err := n.external(); err == nil || !strings.Contains(err.Error(),
+		"flannel-iface: there is no interface nope0") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -15,7 +15,8 @@ func TestRules(t *testing.T) {
 		"pods": {netip.MustParsePrefix("10.42.3.0/24"), netip.MustParsePrefix("fd42::3:0/112")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			nettest.Apply(t, nettest.Alone(t), rules(pods, []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}))
+			nettest.Apply(t, nettest.Alone(t), rules(pods,
+				[]netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}))
 			golden.Equal(t, "testdata/rules-"+name+".nft", nettest.NFT(t, "list table inet "+Table))
 		})
 	}

@@ -21,10 +21,12 @@ func (n *Network) Rows() (rows []status.Row) {
 		return append(rows, status.Row{Name: "ports", State: "unknown", Detail: err.Error()})
 	}
 	if refused.Kubelet > 0 {
-		rows = append(rows, status.Row{Name: "kubelet's port", State: "closed", Detail: fmt.Sprintf("%d connections from outside the cluster were refused; kubelet-port-from lets ranges in", refused.Kubelet)})
+		rows = append(rows, status.Row{Name: "kubelet's port", State: "closed",
+			Detail: fmt.Sprintf("%d connections from outside the cluster were refused; kubelet-port-from lets ranges in", refused.Kubelet)})
 	}
 	if refused.VXLAN > 0 {
-		rows = append(rows, status.Row{Name: "vxlan", State: "closed", Detail: fmt.Sprintf("%d packets from addresses of no node were dropped", refused.VXLAN)})
+		rows = append(rows, status.Row{Name: "vxlan", State: "closed",
+			Detail: fmt.Sprintf("%d packets from addresses of no node were dropped", refused.VXLAN)})
 	}
 	return rows
 }

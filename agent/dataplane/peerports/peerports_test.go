@@ -51,7 +51,8 @@ func newLab(t *testing.T) *lab {
 		for _, v4 := range []bool{true, false} {
 			attrs := netlink.NewLinkAttrs()
 			attrs.Name = map[bool]string{true: "flannel.1", false: "flannel-v6.1"}[v4]
-			x := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: vxlanPort, Learning: false, SrcAddr: addrOf(0, v4).AsSlice()}
+			x := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: vxlanPort, Learning: false,
+				SrcAddr: addrOf(0, v4).AsSlice()}
 			if err := netlink.LinkAdd(x); err != nil {
 				t.Fatal(err)
 			}
@@ -121,7 +122,8 @@ func (l *lab) send(from *nettest.Host, source netip.Addr, text string) {
 	var err error
 	from.Do(func() {
 		var c *net.UDPConn
-		if c, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(addrOf(0, v4), vxlanPort))); err != nil {
+		if c, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(source, 0)),
+			net.UDPAddrFromAddrPort(netip.AddrPortFrom(addrOf(0, v4), vxlanPort))); err != nil {
 			return
 		}
 		defer c.Close()
@@ -205,14 +207,15 @@ func (l *lab) drain() {
 	}
 }
 
-// TestKubelet: nodes, pods, named ranges and the machine itself reach the kubelet's port, others do not, and connections that
-// are there go on.
+// TestKubelet: nodes, pods, named ranges and the machine itself reach the kubelet's port, others do not, and
+// connections that are there go on.
 func TestKubelet(t *testing.T) {
 	l := newLab(t)
 	l.peer.Address(t, "lo", "10.42.1.5/32", "fd42::1:5/128") // a pod there
 	l.node.Route(t, "10.42.1.0/24", "192.168.7.2")
 	l.node.Route(t, "fd42::1:0/112", "fd07::2")
-	rules := Rules{Kubelet: kubelet, VXLAN: true, Peers: []netip.Addr{addrOf(0, true), addrOf(0, false), addrOf(1, true), addrOf(1, false)},
+	rules := Rules{Kubelet: kubelet, VXLAN: true, Peers: []netip.Addr{addrOf(0, true),
+		addrOf(0, false), addrOf(1, true), addrOf(1, false)},
 		Ranges: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}}
 	apply := func() {
 		t.Helper()

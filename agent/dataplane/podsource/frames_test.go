@@ -20,7 +20,8 @@ import (
 // tagged puts VLAN tags, the outermost first, before a payload. A tag is its type and its VLAN.
 func tagged(kind uint16, payload []byte, tags ...[2]uint16) (uint16, []byte) {
 	for _, t := range slices.Backward(tags) {
-		payload = slices.Concat(binary.BigEndian.AppendUint16(nil, t[1]), binary.BigEndian.AppendUint16(nil, kind), payload)
+		payload = slices.Concat(binary.BigEndian.AppendUint16(nil, t[1]), binary.BigEndian.AppendUint16(nil, kind),
+			payload)
 		kind = t[0]
 	}
 	return kind, payload
@@ -32,7 +33,8 @@ func TestTaggedFrames(t *testing.T) {
 	l.node.Sysctl(t, "net/ipv4/neigh/cni0/locktime", "0")
 	own, friends, node := l.mac(l.evil, "eth0"), l.mac(l.friend, "eth0"), l.mac(l.node, "cni0")
 	zero, ad := [2]uint16{unix.ETH_P_8021Q, 0}, [2]uint16{unix.ETH_P_8021AD, 0}
-	stacks := [][][2]uint16{{zero}, {zero, zero}, {zero, zero, zero}, {ad}, {ad, zero}, {ad, ad}, {{unix.ETH_P_8021Q, 7}}, {{unix.ETH_P_8021Q, 0xe000}}}
+	stacks := [][][2]uint16{{zero}, {zero, zero}, {zero, zero, zero}, {ad}, {ad, zero}, {ad, ad},
+		{{unix.ETH_P_8021Q, 7}}, {{unix.ETH_P_8021Q, 0xe000}}}
 	friendHeard := l.hears(l.friend)
 	arrivals := func() (out []string) {
 		for i, tags := range stacks {
@@ -50,7 +52,8 @@ func TestTaggedFrames(t *testing.T) {
 				l.frameTo(node, own, k, b)
 				add(src, l.send(own, me) != nil)
 			}
-			k, b := tagged(unix.ETH_P_ARP, slices.Concat([]byte{0, 1, 8, 0, 6, 4, 0, 2}, own, []byte{10, 42, 0, 12}, node, []byte{10, 42, 0, 1}), tags...)
+			k, b := tagged(unix.ETH_P_ARP, slices.Concat([]byte{0, 1, 8, 0, 6, 4, 0, 2},
+				own, []byte{10, 42, 0, 12}, node, []byte{10, 42, 0, 1}), tags...)
 			l.frameTo(node, own, k, b)
 			l.send(own, "10.42.0.11")
 			if l.neighbor("10.42.0.12") == own.String() {
@@ -88,7 +91,8 @@ func TestTaggedFrames(t *testing.T) {
 		if parent, err = netlink.LinkByName("eth0"); err != nil {
 			return
 		}
-		v := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "vlan0", ParentIndex: parent.Attrs().Index, TxQLen: -1}, VlanId: 0, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
+		v := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "vlan0", ParentIndex: parent.Attrs().Index, TxQLen: -1},
+			VlanId: 0, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
 		err = errors.Join(netlink.LinkAdd(v), netlink.LinkSetUp(v))
 	})
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -166,9 +170,12 @@ func TestNeighborDiscovery(t *testing.T) {
 		{"behind destination options", [][]byte{ip(me, node, dest, append(hopByHop(v6), na...))}, true},
 		{"behind both", [][]byte{ip(me, node, 0, slices.Concat(hopByHop(dest), hopByHop(v6), na))}, true},
 		{"one fragment", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, false, na))}, true},
-		{"two fragments", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, true, na[:8])), ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 8, false, na[8:]))}, true},
-		{"two fragments, options in the first alone", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(dest, 0, true, hopByHop(dest))),
-			ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(dest, 8, false, append(hopByHop(v6), na...)))}, false}, // newer kernels drop it (RFC 8200)
+		{"two fragments", [][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, true, na[:8])),
+			ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 8, false, na[8:]))}, true},
+		{"two fragments, options in the first alone",
+			[][]byte{ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(dest, 0, true, hopByHop(dest))),
+				// newer kernels drop it (RFC 8200)
+				ip(me, node, unix.IPPROTO_FRAGMENT, fragmentOf(dest, 8, false, append(hopByHop(v6), na...)))}, false},
 	}
 	taken := func(packets [][]byte) bool {
 		l.forgetNeighbors()
@@ -191,7 +198,8 @@ func TestNeighborDiscovery(t *testing.T) {
 	// A router's messages: another pod takes its default route from an advertisement, and a better way from a redirect.
 	fake, all := a("fe80::11"), a("ff02::1")
 	routers := func(lifetime byte) bool {
-		ra := icmp(fake, all, []byte{routerAdvertisement, 0, 0, 0, 64, 8, 0, lifetime, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1}, own)
+		ra := icmp(fake, all, []byte{routerAdvertisement, 0, 0, 0, 64, 8, 0, lifetime, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1},
+			own)
 		l.frameTo(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, own, unix.ETH_P_IPV6, ip(fake, all, v6, ra))
 		l.frameTo(friends, own, unix.ETH_P_IPV6, ip(fake, all, 0, append(hopByHop(v6), ra...)))
 		l.frameTo(friends, own, unix.ETH_P_IPV6, ip(fake, all, unix.IPPROTO_FRAGMENT, fragmentOf(v6, 0, false, ra)))
@@ -209,7 +217,8 @@ func TestNeighborDiscovery(t *testing.T) {
 	}
 
 	dad := func() bool { // the friend gives up an address for which another asks at the same time
-		return l.heardSolicitation(icmp(netip.IPv6Unspecified(), a("ff02::1:ff00:13"), []byte{neighborSolicitation, 0, 0, 0, 0, 0, 0, 0}, a("fd42::13").AsSlice()))
+		return l.heardSolicitation(icmp(netip.IPv6Unspecified(), a("ff02::1:ff00:13"),
+			[]byte{neighborSolicitation, 0, 0, 0, 0, 0, 0, 0}, a("fd42::13").AsSlice()))
 	}
 	if !dad() {
 		t.Error("without the check the friend hears no solicitation")
@@ -253,10 +262,12 @@ func (l *lab) heardSolicitation(m []byte) (heard bool) {
 	})
 	l.friend.Must(l, err)
 	defer unix.Close(fd)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(nettest.Patience / time.Second)}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO,
+		&unix.Timeval{Sec: int64(nettest.Patience / time.Second)}); err != nil {
 		l.Fatal(err)
 	}
-	l.frameTo(net.HardwareAddr{0x33, 0x33, 0xff, 0, 0, 0x13}, own, unix.ETH_P_IPV6, ip(netip.IPv6Unspecified(), to, unix.IPPROTO_ICMPV6, m))
+	l.frameTo(net.HardwareAddr{0x33, 0x33, 0xff, 0, 0, 0x13}, own, unix.ETH_P_IPV6,
+		ip(netip.IPv6Unspecified(), to, unix.IPPROTO_ICMPV6, m))
 	me, friend := netip.MustParseAddr("fd42::11"), netip.MustParseAddr("fd42::12")
 	last := udp(me, friend)
 	l.frameTo(l.mac(l.friend, "eth0"), own, unix.ETH_P_IPV6, last)

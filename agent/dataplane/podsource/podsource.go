@@ -105,8 +105,8 @@ func (c checked) Keeps(name string) bool {
 	return c.here[device] && !known
 }
 
-// chain is the chain of an interface. Its name is the interface's and, after a point, a digest of its rules; those of an
-// older release have no digest.
+// chain is the chain of an interface. Its name is the interface's and, after a point, a digest of its rules; those of
+// an older release have no digest.
 type chain struct{ device, digest string }
 
 func (c chain) name() string { return strings.TrimSuffix(c.device+"."+c.digest, ".") }
@@ -180,8 +180,8 @@ func (p Pod) rules() []ruleset.Rule {
 			v6 = append(v6, a)
 		}
 	}
-	// As the frame arrived: a tag that the kernel has already taken off stands there again. Tagged frames come without the
-	// tag to the node and to other pods, and neither this table nor bridge-nf looks into all of them.
+	// As the frame arrived: a tag that the kernel has already taken off stands there again. Tagged frames come
+	// without the tag to the node and to other pods, and neither this table nor bridge-nf looks into all of them.
 	out := []ruleset.Rule{drop(notKind(unix.ETH_P_IP), notKind(unix.ETH_P_ARP), notKind(unix.ETH_P_IPV6))}
 	if len(p.MAC) == 6 {
 		out = append(out, drop(ruleset.Match{What: ruleset.EtherSaddr, Not: true, Value: ruleset.Hardware(p.MAC)}))
@@ -194,18 +194,20 @@ func (p Pod) rules() []ruleset.Rule {
 		drop(slices.Concat(kind(unix.ETH_P_IPV6), none(ruleset.Saddr6, append(slices.Clone(v6), unspecified)),
 			ruleset.Rule{outside(ruleset.Saddr6, linkLocal)})...),
 		drop(slices.Concat(icmpv6(neighborAdvertisement, neighborAdvertisement), foreign)...),
-		// Without a source it asks whether somebody has the address already: a host that hears that of its own gives it up.
+		// Without a source it asks whether somebody has the address already: a host that hears that of its own gives
+		// it up.
 		drop(slices.Concat(icmpv6(neighborSolicitation, neighborSolicitation),
 			ruleset.Rule{ruleset.Match{What: ruleset.Saddr6, Value: ruleset.Address(unspecified)}}, foreign)...),
 		drop(icmpv6(routerAdvertisement, routerAdvertisement)...),
 		drop(icmpv6(redirect, redirect)...),
 		drop(append(icmpv6(routerSolicitation, redirect), // RFC 6980
 			ruleset.Match{What: ruleset.HasFragment, Value: ruleset.Byte(1)})...),
-		// The rest is about IPv6 whose headers lead to no protocol, because they go on in another fragment (RFC 7112): the
-		// rules above have not seen what it is.
+		// The rest is about IPv6 whose headers lead to no protocol, because they go on in another fragment (RFC
+		// 7112): the rules above have not seen what it is.
 		ruleset.Rule{ether(unix.ETH_P_IPV6), ruleset.Exists{What: ruleset.L4}, ruleset.Accept},
 		ruleset.Rule{ether(unix.ETH_P_IPV6),
-			ruleset.Match{What: ruleset.FragmentWord, Mask: fragmentOffset, Not: true, Value: ruleset.Net16(0)}, ruleset.Accept},
+			ruleset.Match{What: ruleset.FragmentWord, Mask: fragmentOffset, Not: true, Value: ruleset.Net16(0)},
+			ruleset.Accept},
 		drop(ether(unix.ETH_P_IPV6)),
 	)
 }

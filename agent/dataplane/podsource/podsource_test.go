@@ -36,7 +36,8 @@ func newLab(t *testing.T) *lab {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	l := &lab{T: t, node: nettest.New(t, "node"), evil: nettest.New(t, "evil"), friend: nettest.New(t, "friend"), arrived: make(chan netip.Addr, 1000)}
+	l := &lab{T: t, node: nettest.New(t, "node"), evil: nettest.New(t, "evil"), friend: nettest.New(t, "friend"),
+		arrived: make(chan netip.Addr, 1000)}
 	l.node.Bridge(t, "cni0", "10.42.0.1/24", "fd42::1/112")
 	for i, p := range []*nettest.Host{l.evil, l.friend} {
 		p.Plug(t, "eth0", l.node, "cni0", fmt.Sprintf("10.42.0.%d/24", 11+i), fmt.Sprintf("fd42::%d/112", 11+i))
@@ -67,7 +68,8 @@ func (l *lab) mac(h *nettest.Host, dev string) (out net.HardwareAddr) {
 // pod is how the CNI plugin would tell of a host.
 func (l *lab) pod(h *nettest.Host, n int) Pod {
 	return Pod{Interface: "v" + h.Name + "eth0", MAC: l.mac(h, "eth0"),
-		Addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.42.0.%d", n)), netip.MustParseAddr(fmt.Sprintf("fd42::%d", n))}}
+		Addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.42.0.%d", n)),
+			netip.MustParseAddr(fmt.Sprintf("fd42::%d", n))}}
 }
 
 // frame puts what the evil pod writes onto its wire, as a raw socket lets it.
@@ -87,7 +89,8 @@ func (l *lab) frameTo(to, from net.HardwareAddr, kind uint16, payload []byte) {
 		if i, err = net.InterfaceByName(cmp.Or(l.dev, "eth0")); err != nil {
 			return
 		}
-		err = unix.Sendto(fd, slices.Concat(to, from, binary.BigEndian.AppendUint16(nil, kind), payload), 0, &unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6})
+		err = unix.Sendto(fd, slices.Concat(to, from, binary.BigEndian.AppendUint16(nil, kind), payload), 0,
+			&unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6})
 	})
 	if err != nil {
 		l.Fatal(err)
@@ -109,7 +112,8 @@ func sum(parts ...[]byte) uint16 {
 // ip is a packet from src to dst.
 func ip(src, dst netip.Addr, proto byte, body []byte) []byte {
 	if src.Is4() {
-		h := slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, proto, 0, 0}, src.AsSlice(), dst.AsSlice())
+		h := slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, proto, 0, 0}, src.AsSlice(),
+			dst.AsSlice())
 		binary.BigEndian.PutUint16(h[10:], sum(h))
 		return append(h, body...)
 	}
@@ -129,7 +133,8 @@ func udp(src, dst netip.Addr) []byte {
 	return ip(src, dst, unix.IPPROTO_UDP, b)
 }
 
-// send has the evil pod send to the node with a source, and its own address after that: what has come until then is returned.
+// send has the evil pod send to the node with a source, and its own address after that: what has come until then is
+// returned.
 func (l *lab) send(from net.HardwareAddr, src string) (out []string) {
 	s, own, dst, kind := netip.MustParseAddr(src), netip.MustParseAddr("10.42.0.11"), netip.MustParseAddr("10.42.0.1"), uint16(unix.ETH_P_IP)
 	if s.Is6() {
@@ -180,7 +185,8 @@ func TestForgedSources(t *testing.T) {
 	own, friends := l.mac(l.evil, "eth0"), l.mac(l.friend, "eth0")
 	claim := func() { // the friend's addresses are at the evil pod's
 		a4, a6, node6 := netip.MustParseAddr("10.42.0.12"), netip.MustParseAddr("fd42::12"), netip.MustParseAddr("fd42::1")
-		l.frame(own, unix.ETH_P_ARP, slices.Concat([]byte{0, 1, 8, 0, 6, 4, 0, 2}, own, a4.AsSlice(), l.mac(l.node, "cni0"), []byte{10, 42, 0, 1}))
+		l.frame(own, unix.ETH_P_ARP, slices.Concat([]byte{0, 1, 8, 0, 6, 4, 0, 2}, own, a4.AsSlice(),
+			l.mac(l.node, "cni0"), []byte{10, 42, 0, 1}))
 		for _, src := range []netip.Addr{netip.MustParseAddr("fd42::11"), netip.MustParseAddr("fe80::11")} {
 			na := slices.Concat([]byte{136, 0, 0, 0, 0x20, 0, 0, 0}, a6.AsSlice(), []byte{2, 1}, own)
 			binary.BigEndian.PutUint16(na[2:], sum(pseudo(src, node6, unix.IPPROTO_ICMPV6, len(na)), na))
@@ -276,19 +282,22 @@ func devices(conn *netfilter.Conn) (out []string) {
 	return out
 }
 
-// TestRestore: the pods that the CNI library knows of get their chains back, those of other nodes and what is gone none, and a
-// pod that nobody knows is not cut off.
+// TestRestore: the pods that the CNI library knows of get their chains back, those of other nodes and what is gone
+// none, and a pod that nobody knows is not cut off.
 func TestRestore(t *testing.T) {
 	l := newLab(t)
 	own := l.mac(l.evil, "eth0")
 	results, state := t.TempDir(), "/run/x/cni"
 	conn := l.node.Netfilter(t)
 	keep := func(name, state string, p Pod) {
-		raw, err := json.Marshal(map[string]any{"kind": "cniCacheV1", "ifName": "eth0", "config": fmt.Appendf(nil, `{"dataDir":%q}`, state), "result": map[string]any{
-			"cniVersion": "1.0.0", "interfaces": []any{map[string]any{"name": "cni0"}, map[string]any{"name": p.Interface},
-				map[string]any{"name": "eth0", "mac": p.MAC.String(), "sandbox": "/run/netns/x"}},
-			"ips": []any{map[string]any{"interface": 2, "address": p.Addrs[0].String() + "/24"}, map[string]any{"interface": 2, "address": p.Addrs[1].String() + "/112"}},
-		}})
+		raw, err := json.Marshal(map[string]any{"kind": "cniCacheV1", "ifName": "eth0",
+			"config": fmt.Appendf(nil, `{"dataDir":%q}`, state), "result": map[string]any{
+				"cniVersion": "1.0.0", "interfaces": []any{map[string]any{"name": "cni0"},
+					map[string]any{"name": p.Interface},
+					map[string]any{"name": "eth0", "mac": p.MAC.String(), "sandbox": "/run/netns/x"}},
+				"ips": []any{map[string]any{"interface": 2, "address": p.Addrs[0].String() + "/24"},
+					map[string]any{"interface": 2, "address": p.Addrs[1].String() + "/112"}},
+			}})
 		if err == nil {
 			err = os.WriteFile(filepath.Join(results, name), raw, 0o600)
 		}
@@ -327,7 +336,8 @@ func TestRestore(t *testing.T) {
 	l.node.Do(func() {
 		nettest.NFT(t, "delete table netdev "+Table)
 		nettest.NFT(t, "add table netdev "+Table)
-		nettest.NFT(t, "add chain netdev "+Table+" vevileth0 { type filter hook ingress device vevileth0 priority 0 ; }")
+		nettest.NFT(t, "add chain netdev "+Table+
+			" vevileth0 { type filter hook ingress device vevileth0 priority 0 ; }")
 	})
 	if put, have, err := restore(); !put || err != nil || !slices.Equal(have, []string{"vevileth0"}) {
 		t.Fatal(put, err, have)

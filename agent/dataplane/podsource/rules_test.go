@@ -13,7 +13,8 @@ import (
 // TestRules compares the table, as nft lists it, with what it was when it was last looked at.
 func TestRules(t *testing.T) {
 	nettest.Alone(t)
-	p := Pod{Interface: "lo", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.5"), netip.MustParseAddr("fd42::5")}}
+	p := Pod{Interface: "lo", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},
+		Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.5"), netip.MustParseAddr("fd42::5")}}
 	if err := Check(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}

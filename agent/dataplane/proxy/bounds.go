@@ -11,8 +11,8 @@ import (
 )
 
 // What Services may cost. A port of a Service has an element for each of its external IPs, and for each range of
-// loadBalancerSourceRanges with each of its load balancer's addresses. Who may write Services in one namespace must not be
-// able to exhaust every node by what these give when they are multiplied.
+// loadBalancerSourceRanges with each of its load balancer's addresses. Who may write Services in one namespace must
+// not be able to exhaust every node by what these give when they are multiplied.
 const (
 	mostOfService   = 20000
 	mostOfNamespace = 50000
@@ -37,7 +37,8 @@ func newBounds() *bounds {
 
 // costOf is how many elements a Service's lists give when they are multiplied.
 func costOf(s *v1.Service) int {
-	return len(s.Spec.Ports) * (len(s.Spec.ExternalIPs) + max(1, len(s.Status.LoadBalancer.Ingress))*len(s.Spec.LoadBalancerSourceRanges))
+	return len(s.Spec.Ports) * (len(s.Spec.ExternalIPs) +
+		max(1, len(s.Status.LoadBalancer.Ingress))*len(s.Spec.LoadBalancerSourceRanges))
 }
 
 // trim returns a Service as it may be, by what was decided last.
@@ -53,8 +54,8 @@ func (b *bounds) trim(s *v1.Service) *v1.Service {
 	return s
 }
 
-// trimmed is a Service without external IPs and without its load balancer's addresses. These are not served at all, rather
-// than served to everybody.
+// trimmed is a Service without external IPs and without its load balancer's addresses. These are not served at all,
+// rather than served to everybody.
 func trimmed(s *v1.Service) *v1.Service {
 	out := *s
 	out.Spec.ExternalIPs, out.Spec.LoadBalancerSourceRanges, out.Status.LoadBalancer.Ingress = nil, nil, nil
@@ -69,7 +70,8 @@ func tooCostly(name types.NamespacedName, cost int) string {
 	return fmt.Sprintf("external IPs and load balancer of Service %s: its ports, times its external IPs and source ranges, are %d, of at most %d", name, cost, mostOfService)
 }
 
-// set decides about a Service as it is now, nil if it is gone, and reports whether the decision, or its reason, is another one.
+// set decides about a Service as it is now, nil if it is gone, and reports whether the decision, or its reason, is
+// another one.
 func (b *bounds) set(name types.NamespacedName, s *v1.Service) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,8 +108,8 @@ func (b *bounds) set(name types.NamespacedName, s *v1.Service) bool {
 	return why != before
 }
 
-// fitting are those Services of a namespace, the first by name, that do not have what they ask for and could have it now that
-// others have changed.
+// fitting are those Services of a namespace, the first by name, that do not have what they ask for and could have it
+// now that others have changed.
 func (b *bounds) fitting(namespace string) []*v1.Service {
 	b.mu.Lock()
 	defer b.mu.Unlock()

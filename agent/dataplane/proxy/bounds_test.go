@@ -25,16 +25,18 @@ func costly(name string, ports, externals, ingress, ranges int) *v1.Service {
 		s.Spec.ExternalIPs = append(s.Spec.ExternalIPs, fmt.Sprintf("192.0.%d.%d", i>>8, i&255))
 	}
 	for i := range ingress {
-		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, v1.LoadBalancerIngress{IP: fmt.Sprintf("198.51.100.%d", i)})
+		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress,
+			v1.LoadBalancerIngress{IP: fmt.Sprintf("198.51.100.%d", i)})
 	}
 	for i := range ranges {
-		s.Spec.LoadBalancerSourceRanges = append(s.Spec.LoadBalancerSourceRanges, fmt.Sprintf("203.%d.%d.0/24", i>>8, i&255))
+		s.Spec.LoadBalancerSourceRanges = append(s.Spec.LoadBalancerSourceRanges,
+			fmt.Sprintf("203.%d.%d.0/24", i>>8, i&255))
 	}
 	return s
 }
 
-// TestServicesThatCostTooMuch: what a Service's lists give, multiplied, is bounded for one and for a namespace; what is beyond
-// that is closed, and comes back when there is room.
+// TestServicesThatCostTooMuch: what a Service's lists give, multiplied, is bounded for one and for a namespace; what
+// is beyond that is closed, and comes back when there is room.
 func TestServicesThatCostTooMuch(t *testing.T) {
 	p := &Proxy{bounds: newBounds(), loop: reconcile.New(reconcile.Config{})}
 	f := newFamily(rules.IPv4, Config{NodeName: "node"}, p)
@@ -50,7 +52,8 @@ func TestServicesThatCostTooMuch(t *testing.T) {
 		return n, firewalled
 	}
 	for what, s := range map[string]*v1.Service{
-		"source ranges": costly("s", 1000, 0, 3, 1000), "external IPs": costly("s", 1000, 1000, 0, 0), "no balancer yet": costly("s", 1000, 0, 0, 1000),
+		"source ranges": costly("s", 1000, 0, 3, 1000), "external IPs": costly("s", 1000, 1000, 0, 0),
+		"no balancer yet": costly("s", 1000, 0, 0, 1000),
 	} {
 		p.updateService(nil, s)
 		if n, fw := elems(); n > 1100 || fw > 0 {
@@ -61,7 +64,8 @@ func TestServicesThatCostTooMuch(t *testing.T) {
 				t.Fatalf("%s: %+v", what, sp)
 			}
 		}
-		if refused := p.bounds.refusals(); len(refused) != 1 || !strings.Contains(refused[0], nameOf(s).String()) || !strings.Contains(refused[0], "at most 20000") {
+		if refused := p.bounds.refusals(); len(refused) != 1 || !strings.Contains(refused[0], nameOf(s).String()) ||
+			!strings.Contains(refused[0], "at most 20000") {
 			t.Errorf("%s: %q", what, refused)
 		}
 		p.updateService(s, nil)
@@ -69,7 +73,8 @@ func TestServicesThatCostTooMuch(t *testing.T) {
 			t.Errorf("%s: %d elements stay, %q", what, n, p.bounds.refusals())
 		}
 	}
-	// A large one that is legitimate, three times: the last is beyond the bound of the namespace, until another one goes.
+	// A large one that is legitimate, three times: the last is beyond the bound of the namespace, until another one
+	// goes.
 	var all []*v1.Service
 	for i := range 3 {
 		all = append(all, costly(fmt.Sprint("s", i), 10, 0, 2, 1000))
@@ -79,7 +84,8 @@ func TestServicesThatCostTooMuch(t *testing.T) {
 	if _, fw := elems(); fw != one { // they ask for the same addresses and ports, which the first by name has
 		t.Errorf("%d elements of ranges", fw)
 	}
-	if refused := p.bounds.refusals(); len(refused) != 1 || !strings.Contains(refused[0], "s2") || !strings.Contains(refused[0], "at most 50000") {
+	if refused := p.bounds.refusals(); len(refused) != 1 || !strings.Contains(refused[0], "s2") ||
+		!strings.Contains(refused[0], "at most 50000") {
 		t.Errorf("refused: %q", refused)
 	}
 	p.updateService(all[0], nil)

@@ -35,14 +35,18 @@ func newPolicyChurn(t testing.TB, c cluster, r *rand.Rand) *policyChurn {
 		if name == "remote" {
 			node = "other"
 		}
-		pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": name}},
-			Spec:   v1.PodSpec{NodeName: node, Containers: []v1.Container{{Ports: []v1.ContainerPort{{Name: "http", ContainerPort: 8080, Protocol: v1.ProtocolTCP}}}}},
+		pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name,
+			Labels: map[string]string{"app": name}},
+			Spec: v1.PodSpec{NodeName: node,
+				Containers: []v1.Container{{Ports: []v1.ContainerPort{{Name: "http", ContainerPort: 8080,
+					Protocol: v1.ProtocolTCP}}}}},
 			Status: v1.PodStatus{Phase: v1.PodRunning, PodIP: ip, PodIPs: []v1.PodIP{{IP: ip}}}}
 		if _, err := c.CoreV1().Pods("default").Create(context.Background(), pod, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.CoreV1().Namespaces().Create(context.Background(), &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := c.CoreV1().Namespaces().Create(context.Background(),
+		&v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	p := &policyChurn{TB: t, c: c, r: r}
@@ -64,10 +68,12 @@ type policyRun struct {
 func (p *policyChurn) run() *policyRun {
 	p.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	run := &policyRun{cancel: cancel, ended: make(chan error, 1), factory: informers.NewSharedInformerFactory(p.c.Clientset, 0)}
+	run := &policyRun{cancel: cancel, ended: make(chan error, 1),
+		factory: informers.NewSharedInformerFactory(p.c.Clientset, 0)}
 	var err error
-	run.Policies, err = netpol.New(netpol.Config{NodeName: "node", ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-		Client: p.c.Clientset, Informers: run.factory, Log: slog.New(run)})
+	run.Policies, err = netpol.New(netpol.Config{NodeName: "node",
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Client:      p.c.Clientset, Informers: run.factory, Log: slog.New(run)})
 	if err != nil {
 		p.Fatal(err)
 	}
@@ -144,7 +150,8 @@ func (p *policyChurn) stop() {
 func (p *policyChurn) change() {
 	p.changes++
 	ctx, api := context.Background(), p.c.NetworkingV1().NetworkPolicies("default")
-	np := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("p%d", p.r.IntN(8)), Generation: int64(p.changes)}, Spec: p.spec()}
+	np := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default",
+		Name: fmt.Sprintf("p%d", p.r.IntN(8)), Generation: int64(p.changes)}, Spec: p.spec()}
 	if p.r.IntN(3) == 0 {
 		_ = api.Delete(ctx, np.Name, metav1.DeleteOptions{}) // it may not be there
 		return
@@ -161,12 +168,14 @@ func (p *policyChurn) change() {
 func (p *policyChurn) spec() networking.NetworkPolicySpec {
 	tcp, port, named, last := v1.ProtocolTCP, intstr.FromInt32(8080), intstr.FromString("http"), int32(9000)
 	low := intstr.FromInt32(8000)
-	ports := [][]networking.NetworkPolicyPort{nil, {{Protocol: &tcp, Port: &port}}, {{Protocol: &tcp, Port: &named}}, {{Protocol: &tcp, Port: &low, EndPort: &last}}}[p.r.IntN(4)]
+	ports := [][]networking.NetworkPolicyPort{nil, {{Protocol: &tcp, Port: &port}}, {{Protocol: &tcp, Port: &named}},
+		{{Protocol: &tcp, Port: &low, EndPort: &last}}}[p.r.IntN(4)]
 	block := func(cidr string, except ...string) networking.NetworkPolicyPeer {
 		return networking.NetworkPolicyPeer{IPBlock: &networking.IPBlock{CIDR: cidr, Except: except}}
 	}
 	all := networking.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}}
-	peers := [][]networking.NetworkPolicyPeer{nil, {block("0.0.0.0/0", "198.51.100.0/24")}, {block("203.0.113.0/24", "203.0.113.64/26"), all}}[p.r.IntN(3)]
+	peers := [][]networking.NetworkPolicyPeer{nil, {block("0.0.0.0/0", "198.51.100.0/24")},
+		{block("203.0.113.0/24", "203.0.113.64/26"), all}}[p.r.IntN(3)]
 	spec := networking.NetworkPolicySpec{}
 	if p.r.IntN(2) == 0 {
 		spec.PodSelector.MatchLabels = map[string]string{"app": []string{"a", "b", "remote"}[p.r.IntN(3)]}

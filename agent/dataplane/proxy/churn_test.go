@@ -71,7 +71,8 @@ func (t *flaky) Apply(ctx context.Context, c rules.Change) error {
 	case 4:
 		// Half way through the kernel finds something that it refuses.
 		bad := c
-		bad.Add = slices.Insert(slices.Clone(c.Add), len(c.Add)/2, rules.Elem{Class: rules.Class{Set: rules.Hairpin}, Key: "\x00\x00\x00\x00"})
+		bad.Add = slices.Insert(slices.Clone(c.Add), len(c.Add)/2,
+			rules.Elem{Class: rules.Class{Set: rules.Hairpin}, Key: "\x00\x00\x00\x00"})
 		return t.Table.Apply(ctx, bad)
 	}
 	return t.Table.Apply(ctx, c)
@@ -104,8 +105,9 @@ func TestChurn(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	factory := informers.NewSharedInformerFactory(c.Clientset, 0)
-	cfg := Config{NodeName: "node", NodeIPs: []netip.Addr{labNode}, ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-		Informers: factory, Log: slog.New(slog.DiscardHandler)}
+	cfg := Config{NodeName: "node", NodeIPs: []netip.Addr{labNode},
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Informers:   factory, Log: slog.New(slog.DiscardHandler)}
 	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -237,11 +239,13 @@ func TestChurn(t *testing.T) {
 				got, err := from.Ask("tcp", to, nettest.Patience)
 				asked.Add(1)
 				if took := time.Since(begun); took > nettest.Resend {
-					slow.Store(fmt.Sprintf("%s asked %s at %s: %q after %v", from.Name, to, begun.Format("15:04:05.000"), got, took))
+					slow.Store(fmt.Sprintf("%s asked %s at %s: %q after %v", from.Name, to,
+						begun.Format("15:04:05.000"), got, took))
 				}
 				if !strings.Contains(got, " 10.42.") && !strings.Contains(got, " 203.0.113.") {
 					failed.Add(1)
-					wrong.Store(fmt.Sprintf("%s asked %s until %s: %q %v", from.Name, to, time.Now().Format("15:04:05.000"), got, err))
+					wrong.Store(fmt.Sprintf("%s asked %s until %s: %q %v", from.Name, to,
+						time.Now().Format("15:04:05.000"), got, err))
 				}
 			}
 		})
@@ -263,12 +267,14 @@ func TestChurn(t *testing.T) {
 	traffic.Wait()
 	s := p.Status()
 	t.Logf("%d changes, %d of them of policies, %d writes that were made to fail, %d repairs, %d syncs, %d connections, %d times at rest in %v",
-		changes, policies.changes, broken.failures, s.Repairs, s.Syncs, asked.Load(), rests, time.Since(begun).Round(time.Second))
+		changes, policies.changes, broken.failures, s.Repairs, s.Syncs, asked.Load(), rests,
+		time.Since(begun).Round(time.Second))
 	// conntrack drops a first packet whose entry clashes with one that came in the same moment, once in a million
 	// connections: no rule of ours can help that.
 	clashes := l.node.Counters(t)["conntrack:insert_failed"] - before[l.node]["conntrack:insert_failed"]
 	if lost := l.client.SentAgain(t) + l.a.SentAgain(t); lost > clashes {
-		t.Errorf("%d first packets were lost, %d of them because of a clash in conntrack; such as: %v", lost, clashes, slow.Load())
+		t.Errorf("%d first packets were lost, %d of them because of a clash in conntrack; such as: %v", lost, clashes,
+			slow.Load())
 	}
 	if failed.Load() > 0 {
 		t.Errorf("%d connections failed, such as: %v", failed.Load(), wrong.Load())

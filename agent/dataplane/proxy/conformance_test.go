@@ -45,28 +45,46 @@ func TestConformance(t *testing.T) {
 		asks []ask
 	}{
 		{"cluster IP", "", []any{labService("s", "10.43.8.1"), eps("a", "remote")}, []ask{
-			{l.client, vip, []string{aSeesNode, remoteSeesNode}}, {l.b, vip, []string{"a " + labPods["b"], "remote " + labPods["b"]}},
+			{l.client, vip, []string{aSeesNode, remoteSeesNode}},
+			{l.b, vip, []string{"a " + labPods["b"], "remote " + labPods["b"]}},
 			{l.node, vip, []string{aSeesNode, remoteSeesNode}}, {l.client, "10.43.8.1:81", []string{"refused"}}}},
-		{"named target ports that differ", "", []any{labService("s", "10.43.8.1"), eps("a"), labSlice("s", v1.ProtocolTCP, 8081, "b")}, []ask{
+		{"named target ports that differ", "", []any{labService("s", "10.43.8.1"),
+			eps("a"), labSlice("s", v1.ProtocolTCP, 8081, "b")}, []ask{
 			{l.client, vip, []string{aSeesNode, bSeesNode}}}},
-		{"not ready", "", []any{labService("s", "10.43.8.1"), eps("a notready")}, []ask{{l.client, vip, []string{"refused"}}, {l.a, vip, []string{"refused"}}}},
-		{"publishNotReadyAddresses", "", []any{labService("s", "10.43.8.1", func(s *v1.Service) { s.Spec.PublishNotReadyAddresses = true }), eps("a published")}, []ask{
-			{l.client, vip, []string{aSeesNode}}}},
+		{"not ready", "", []any{labService("s", "10.43.8.1"), eps("a notready")},
+			[]ask{{l.client, vip, []string{"refused"}}, {l.a, vip, []string{"refused"}}}},
+		{"publishNotReadyAddresses", "",
+			[]any{labService("s", "10.43.8.1", func(s *v1.Service) { s.Spec.PublishNotReadyAddresses = true }),
+				eps("a published")}, []ask{
+				{l.client, vip, []string{aSeesNode}}}},
 		{"no selector, endpoints by hand", "", []any{labService("s", "10.43.8.1", nodePort), eps("a nonode")}, []ask{
-			{l.client, vip, []string{aSeesNode}}, {l.a, vip, []string{aSeesNode}}, {l.client, node + ":30080", []string{aSeesNode}}}},
-		{"terminating, another is ready", "", []any{labService("s", "10.43.8.1"), eps("a", "b terminating")}, []ask{{l.client, vip, []string{aSeesNode}}}},
-		{"terminating, none is ready", "", []any{labService("s", "10.43.8.1"), eps("a notready", "b terminating")}, []ask{{l.client, vip, []string{bSeesNode}}}},
-		{"terminated", "", []any{labService("s", "10.43.8.1"), eps("a stopped")}, []ask{{l.client, vip, []string{"refused"}}}},
-		{"policy Local, the local one terminates", "", []any{labService("s", "10.43.8.1", nodePort, external), eps("a terminating", "remote")}, []ask{
-			{l.client, node + ":30080", []string{"a " + labClient}}, {l.client, vip, []string{remoteSeesNode}}}},
-		{"policy Local, the local one has stopped", "", []any{labService("s", "10.43.8.1", nodePort, external), eps("a stopped", "remote")}, []ask{
-			{l.client, node + ":30080", []string{"silence"}}, {l.b, node + ":30080", []string{"remote " + labPods["b"]}}}},
-		{"internal policy Local", "", []any{labService("s", "10.43.8.1", internal), eps("a", "remote")}, []ask{{l.b, vip, []string{"a " + labPods["b"]}}, {l.a, vip, []string{aSeesNode}}}},
-		{"zone hints", "z1", []any{labService("s", "10.43.8.1", prefer(v1.ServiceTrafficDistributionPreferClose)), eps("a zone=z1", "b zone=z2")}, []ask{{l.client, vip, []string{aSeesNode}}}},
-		{"zone hints, our zone has none", "z3", []any{labService("s", "10.43.8.1"), eps("a zone=z1", "b zone=z2")}, []ask{{l.client, vip, []string{aSeesNode, bSeesNode}}}},
-		{"zone hints, our zone unknown", "", []any{labService("s", "10.43.8.1"), eps("a zone=z1", "b zone=z2")}, []ask{{l.client, vip, []string{aSeesNode, bSeesNode}}}},
-		{"zone hints, one has none", "z1", []any{labService("s", "10.43.8.1"), eps("a zone=z1", "b")}, []ask{{l.client, vip, []string{aSeesNode, bSeesNode}}}},
-		{"zone hints, ours is not ready", "z1", []any{labService("s", "10.43.8.1"), eps("a zone=z1 notready", "b zone=z2")}, []ask{{l.client, vip, []string{bSeesNode}}}},
+			{l.client, vip, []string{aSeesNode}}, {l.a, vip, []string{aSeesNode}},
+			{l.client, node + ":30080", []string{aSeesNode}}}},
+		{"terminating, another is ready", "", []any{labService("s", "10.43.8.1"), eps("a", "b terminating")},
+			[]ask{{l.client, vip, []string{aSeesNode}}}},
+		{"terminating, none is ready", "", []any{labService("s", "10.43.8.1"), eps("a notready", "b terminating")},
+			[]ask{{l.client, vip, []string{bSeesNode}}}},
+		{"terminated", "", []any{labService("s", "10.43.8.1"), eps("a stopped")},
+			[]ask{{l.client, vip, []string{"refused"}}}},
+		{"policy Local, the local one terminates", "",
+			[]any{labService("s", "10.43.8.1", nodePort, external), eps("a terminating", "remote")}, []ask{
+				{l.client, node + ":30080", []string{"a " + labClient}}, {l.client, vip, []string{remoteSeesNode}}}},
+		{"policy Local, the local one has stopped", "",
+			[]any{labService("s", "10.43.8.1", nodePort, external), eps("a stopped", "remote")}, []ask{
+				{l.client, node + ":30080", []string{"silence"}},
+				{l.b, node + ":30080", []string{"remote " + labPods["b"]}}}},
+		{"internal policy Local", "", []any{labService("s", "10.43.8.1", internal), eps("a", "remote")},
+			[]ask{{l.b, vip, []string{"a " + labPods["b"]}}, {l.a, vip, []string{aSeesNode}}}},
+		{"zone hints", "z1", []any{labService("s", "10.43.8.1", prefer(v1.ServiceTrafficDistributionPreferClose)),
+			eps("a zone=z1", "b zone=z2")}, []ask{{l.client, vip, []string{aSeesNode}}}},
+		{"zone hints, our zone has none", "z3", []any{labService("s", "10.43.8.1"), eps("a zone=z1", "b zone=z2")},
+			[]ask{{l.client, vip, []string{aSeesNode, bSeesNode}}}},
+		{"zone hints, our zone unknown", "", []any{labService("s", "10.43.8.1"), eps("a zone=z1", "b zone=z2")},
+			[]ask{{l.client, vip, []string{aSeesNode, bSeesNode}}}},
+		{"zone hints, one has none", "z1", []any{labService("s", "10.43.8.1"), eps("a zone=z1", "b")},
+			[]ask{{l.client, vip, []string{aSeesNode, bSeesNode}}}},
+		{"zone hints, ours is not ready", "z1", []any{labService("s", "10.43.8.1"),
+			eps("a zone=z1 notready", "b zone=z2")}, []ask{{l.client, vip, []string{bSeesNode}}}},
 		{"node hints", "z1", []any{labService("s", "10.43.8.1", prefer(v1.ServiceTrafficDistributionPreferSameNode)),
 			eps("a zone=z1 node=node", "remote zone=z1 node=other")}, []ask{{l.client, vip, []string{aSeesNode}}}},
 		{"two ports", "", []any{labService("s", "10.43.8.1", func(s *v1.Service) {
@@ -75,8 +93,10 @@ func TestConformance(t *testing.T) {
 		{"LoadBalancer, Proxy mode is not ours to answer", "", []any{labService("s", "10.43.8.1", func(s *v1.Service) {
 			s.Spec.Type = v1.ServiceTypeLoadBalancer
 			vip, proxy := v1.LoadBalancerIPModeVIP, v1.LoadBalancerIPModeProxy
-			s.Status.LoadBalancer.Ingress = []v1.LoadBalancerIngress{{IP: "10.43.8.98", IPMode: &vip}, {IP: "10.43.8.99", IPMode: &proxy}}
-		}), eps("a")}, []ask{{l.client, "10.43.8.98:80", []string{aSeesNode}}, {l.node, "10.43.8.98:80", []string{aSeesNode}}}},
+			s.Status.LoadBalancer.Ingress = []v1.LoadBalancerIngress{{IP: "10.43.8.98", IPMode: &vip},
+				{IP: "10.43.8.99", IPMode: &proxy}}
+		}), eps("a")}, []ask{{l.client, "10.43.8.98:80", []string{aSeesNode}},
+			{l.node, "10.43.8.98:80", []string{aSeesNode}}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l.TB = t
@@ -91,8 +111,11 @@ func TestConformance(t *testing.T) {
 		})
 	}
 	for name, svc := range map[string]*v1.Service{
-		"ExternalName": labService("s", "", func(s *v1.Service) { s.Spec.Type, s.Spec.ExternalName = v1.ServiceTypeExternalName, "example.org" }),
-		"headless":     labService("s", v1.ClusterIPNone),
+		"ExternalName": labService("s", "", func(s *v1.Service) {
+			s.Spec.Type,
+				s.Spec.ExternalName = v1.ServiceTypeExternalName, "example.org"
+		}),
+		"headless": labService("s", v1.ClusterIPNone),
 	} {
 		t.Run(name+" needs no rule", func(t *testing.T) {
 			l.TB = t
@@ -166,7 +189,8 @@ func TestConformance(t *testing.T) {
 	})
 	t.Run("SCTP", func(t *testing.T) {
 		l.TB = t
-		svc := labService("s", "10.43.8.1", nodePort, func(s *v1.Service) { s.Spec.Ports[0].Protocol = v1.ProtocolSCTP })
+		svc := labService("s", "10.43.8.1", nodePort,
+			func(s *v1.Service) { s.Spec.Ports[0].Protocol = v1.ProtocolSCTP })
 		s.set(svc, labSlice("s", v1.ProtocolSCTP, 8080, "a"))
 		for _, c := range []struct {
 			from *nettest.Host
@@ -202,7 +226,10 @@ func TestConformance(t *testing.T) {
 			s.Status.LoadBalancer.Ingress = []v1.LoadBalancerIngress{{IP: labNode.String(), IPMode: &vip}}
 		})
 		decide := func() {
-			s.f.rebuild(s.node.host.decide(func(n nn, p hostPort) bool { return s.f.servesItself(n, p, s.node.host.addrs) }), s.node)
+			s.f.rebuild(s.node.host.decide(func(n nn,
+				p hostPort) bool {
+				return s.f.servesItself(n, p, s.node.host.addrs)
+			}), s.node)
 			s.sync(true)
 		}
 		s.node.host.service(nn{Namespace: "default", Name: "s"}, lb)

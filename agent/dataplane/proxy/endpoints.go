@@ -51,7 +51,8 @@ func (t *endpointTracker) note(s *discovery.EndpointSlice, gone bool) bool {
 
 // update brings what was noted since the last time into eps. It returns the Services that it was noted for,
 // and when their endpoints changed.
-func (t *endpointTracker) update(eps kubeproxy.EndpointsMap) (services sets.Set[types.NamespacedName], changed map[types.NamespacedName][]time.Time) {
+func (t *endpointTracker) update(eps kubeproxy.EndpointsMap) (services sets.Set[types.NamespacedName],
+	changed map[types.NamespacedName][]time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	services, changed = sets.Set[types.NamespacedName]{}, map[types.NamespacedName][]time.Time{}

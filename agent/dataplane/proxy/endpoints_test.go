@@ -12,12 +12,14 @@ import (
 
 // TestEndpointTracker compares it with one tracker of kube-proxy's that is told the same.
 func TestEndpointTracker(t *testing.T) {
-	ours, one := newEndpointTracker(v1.IPv4Protocol, "n"), kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, "n", nil, nil)
+	ours, one := newEndpointTracker(v1.IPv4Protocol, "n"), kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, "n",
+		nil, nil)
 	have, want := kubeproxy.EndpointsMap{}, kubeproxy.EndpointsMap{}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for round := range 300 {
 		for range rnd.IntN(20) {
-			s := slice(fmt.Sprintf("s%d", rnd.IntN(600)), v1.ProtocolTCP, fmt.Sprintf("10.0.0.%d", rnd.IntN(250)), fmt.Sprintf("10.0.1.%d", rnd.IntN(250)))
+			s := slice(fmt.Sprintf("s%d", rnd.IntN(600)), v1.ProtocolTCP, fmt.Sprintf("10.0.0.%d", rnd.IntN(250)),
+				fmt.Sprintf("10.0.1.%d", rnd.IntN(250)))
 			s.Name += fmt.Sprint(rnd.IntN(2)) // a Service may have several
 			gone := rnd.IntN(3) == 0
 			if a, b := ours.note(s, gone), one.EndpointSliceUpdate(s, gone); a != b {

@@ -63,9 +63,10 @@ type EndpointExplanation struct {
 	Connections int `json:"connections"`
 }
 
-// Explain says what the node of this name does for a Service. What should be comes from the API, by the
-// code that the proxy itself runs, and what is from the kernel. guard is the running proxy's, nil where that is not known.
-func Explain(ctx context.Context, client kubernetes.Interface, node string, svc types.NamespacedName, guard *Guard) (*Explanation, error) {
+// Explain says what the node of this name does for a Service. What should be comes from the API, by the code that the
+// proxy itself runs, and what is from the kernel. guard is the running proxy's, nil where that is not known.
+func Explain(ctx context.Context, client kubernetes.Interface, node string, svc types.NamespacedName,
+	guard *Guard) (*Explanation, error) {
 	s, err := client.CoreV1().Services(svc.Namespace).Get(ctx, svc.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("read Service: %w", err)
@@ -119,13 +120,16 @@ func (kernel) flows(f ruleset.Family) ([]flow, error) {
 	for _, c := range list {
 		to, _ := netip.AddrFromSlice(c.Forward.DstIP)
 		ep, _ := netip.AddrFromSlice(c.Reverse.SrcIP)
-		out = append(out, flow{c.Forward.Protocol, netip.AddrPortFrom(to.Unmap(), c.Forward.DstPort), netip.AddrPortFrom(ep.Unmap(), c.Reverse.SrcPort)})
+		out = append(out, flow{c.Forward.Protocol, netip.AddrPortFrom(to.Unmap(), c.Forward.DstPort),
+			netip.AddrPortFrom(ep.Unmap(), c.Reverse.SrcPort)})
 	}
 	return out, nil
 }
 
-func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, guard *Guard, have state) (*Explanation, error) {
-	out := &Explanation{Service: s.Namespace + "/" + s.Name, Type: string(s.Spec.Type), Node: n.Name, Remarks: remarks(s)}
+func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, guard *Guard, have state) (*Explanation,
+	error) {
+	out := &Explanation{Service: s.Namespace + "/" + s.Name, Type: string(s.Spec.Type), Node: n.Name,
+		Remarks: remarks(s)}
 	node, ips := thisNode(n)
 	node.guard = guard
 	var errs []error
@@ -184,11 +188,13 @@ func remarks(s *v1.Service) []string {
 	var out []string
 	switch {
 	case s.Spec.Type == v1.ServiceTypeExternalName:
-		out = append(out, fmt.Sprintf("ExternalName: DNS answers with %s; nodes have no rules for it", s.Spec.ExternalName))
+		out = append(out, fmt.Sprintf("ExternalName: DNS answers with %s; nodes have no rules for it",
+			s.Spec.ExternalName))
 	case s.Spec.ClusterIP == v1.ClusterIPNone:
 		out = append(out, "headless: DNS answers with the endpoints' addresses; nodes have no rules for it")
 	case s.Labels[apis.LabelServiceProxyName] != "":
-		out = append(out, fmt.Sprintf("label %s=%s: somebody else serves it", apis.LabelServiceProxyName, s.Labels[apis.LabelServiceProxyName]))
+		out = append(out, fmt.Sprintf("label %s=%s: somebody else serves it", apis.LabelServiceProxyName,
+			s.Labels[apis.LabelServiceProxyName]))
 	case len(s.Spec.Selector) == 0:
 		out = append(out, "no selector: its EndpointSlices are written by somebody else than the cluster")
 	}
@@ -196,7 +202,8 @@ func remarks(s *v1.Service) []string {
 		out = append(out, "publishNotReadyAddresses: endpoints count as ready at once")
 	}
 	if s.Spec.TrafficDistribution != nil {
-		out = append(out, "trafficDistribution "+*s.Spec.TrafficDistribution+": near endpoints are preferred, where the cluster gives hints")
+		out = append(out, "trafficDistribution "+*s.Spec.TrafficDistribution+
+			": near endpoints are preferred, where the cluster gives hints")
 	}
 	for _, c := range s.Status.Conditions {
 		if c.Status != metav1.ConditionTrue || c.Reason != "Served" {
@@ -217,7 +224,8 @@ func heldRemarks(s *v1.Service, node nodeInfo, own []netip.Addr, fam ruleset.Fam
 		if s.Spec.Type == v1.ServiceTypeLoadBalancer && node.host.held[hp] {
 			for _, a := range own {
 				if fam.Has(a) {
-					out = append(out, fmt.Sprintf("a program of this host listens on port %s of %s and keeps it", hp, a))
+					out = append(out, fmt.Sprintf("a program of this host listens on port %s of %s and keeps it", hp,
+						a))
 				}
 			}
 		}
@@ -270,14 +278,16 @@ func through(fl flow, sp rules.ServicePort, endpoint string) int {
 		return 0
 	}
 	addrs := append(append([]netip.Addr{sp.ClusterIP}, sp.ExternalIPs...), sp.LoadBalancerIPs...)
-	if fl.to.Port() == sp.Port && slices.Contains(addrs, fl.to.Addr()) || sp.NodePort != 0 && fl.to.Port() == sp.NodePort {
+	if fl.to.Port() == sp.Port && slices.Contains(addrs, fl.to.Addr()) || sp.NodePort != 0 &&
+		fl.to.Port() == sp.NodePort {
 		return 1
 	}
 	return 0
 }
 
 // why says whether this node sends connections to an endpoint, and for what reason.
-func why(ep kubeproxy.Endpoint, port kubeproxy.ServicePort, sp rules.ServicePort, all []kubeproxy.Endpoint, node nodeInfo) (bool, string) {
+func why(ep kubeproxy.Endpoint, port kubeproxy.ServicePort, sp rules.ServicePort, all []kubeproxy.Endpoint,
+	node nodeInfo) (bool, string) {
 	here := "on another node"
 	if ep.IsLocal() {
 		here = "on this node"
@@ -317,7 +327,8 @@ func why(ep kubeproxy.Endpoint, port kubeproxy.ServicePort, sp rules.ServicePort
 	case ep.IsReady() && !port.UsesClusterEndpoints() && !ep.IsLocal():
 		words = append(words, "the traffic policy is Local")
 	case ep.IsReady() && port.UsesClusterEndpoints():
-		words = append(words, fmt.Sprintf("meant for others: this node is %q in zone %q", node.name, node.topology[v1.LabelTopologyZone]))
+		words = append(words, fmt.Sprintf("meant for others: this node is %q in zone %q", node.name,
+			node.topology[v1.LabelTopologyZone]))
 	}
 	return cluster || local, strings.Join(words, ", ")
 }

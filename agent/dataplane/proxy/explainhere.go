@@ -19,10 +19,12 @@ func ParseName(text string) types.NamespacedName {
 	return types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: text}
 }
 
-// ExplainHere is Explain for the node whose credentials client has, with the guard that the running proxy has written to
-// a file.
-func ExplainHere(ctx context.Context, client kubernetes.Interface, service types.NamespacedName, guardFile string) (*Explanation, error) {
-	me, err := client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authn.SelfSubjectReview{}, metav1.CreateOptions{})
+// ExplainHere is Explain for the node whose credentials client has, with the guard that the running proxy has written
+// to a file.
+func ExplainHere(ctx context.Context, client kubernetes.Interface, service types.NamespacedName,
+	guardFile string) (*Explanation, error) {
+	me, err := client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authn.SelfSubjectReview{},
+		metav1.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("ask the API server who this node is: %w", err)
 	}

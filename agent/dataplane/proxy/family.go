@@ -72,7 +72,8 @@ func newFamily(fam rules.Family, cfg Config, p *Proxy) *family {
 		ports:  kubeproxy.ServicePortMap{},
 		eps:    kubeproxy.EndpointsMap{},
 		byName: map[types.NamespacedName][]kubeproxy.ServicePortName{},
-		gone:   kubeproxy.ServicePortMap{}, refused: map[string][]string{}, healthPorts: map[types.NamespacedName]uint16{},
+		gone:   kubeproxy.ServicePortMap{}, refused: map[string][]string{},
+		healthPorts: map[types.NamespacedName]uint16{},
 	}
 	if fam == rules.IPv6 {
 		f.name = v1.IPv6Protocol
@@ -92,7 +93,8 @@ func newFamily(fam rules.Family, cfg Config, p *Proxy) *family {
 	f.builder = rules.NewBuilder(f.cfg)
 	f.services = kubeproxy.NewServiceChangeTracker(f.name, nil, f.servicesChanged)
 	f.endpoints = newEndpointTracker(f.name, cfg.NodeName)
-	f.health = healthcheck.NewServiceHealthServer(cfg.NodeName, cfg.Recorder, proxyutil.NewNodePortAddresses(f.name, nodePorts), p, f.name)
+	f.health = healthcheck.NewServiceHealthServer(cfg.NodeName, cfg.Recorder,
+		proxyutil.NewNodePortAddresses(f.name, nodePorts), p, f.name)
 	return f
 }
 
@@ -219,7 +221,8 @@ func (f *family) write(ctx context.Context, log *slog.Logger) (repaired bool, er
 		f.resync = false
 		f.forget = !s.Replaced // what is remembered may be from before
 		repaired = s != nft.Synced{}
-		log.Info("service rules are in place", "family", f.name, "replaced", s.Replaced, "added", s.Added, "deleted", s.Deleted,
+		log.Info("service rules are in place", "family", f.name, "replaced", s.Replaced,
+			"added", s.Added, "deleted", s.Deleted,
 			"services", f.builder.Len(), "took", time.Since(start).Round(time.Microsecond))
 	} else if err := f.table.Apply(ctx, c); err != nil {
 		f.resync = true
@@ -263,7 +266,8 @@ func protocol(p v1.Protocol) uint8 {
 }
 
 // servicePort decides what a Service port looks like from this node.
-func servicePort(name kubeproxy.ServicePortName, port kubeproxy.ServicePort, endpoints []kubeproxy.Endpoint, node nodeInfo) rules.ServicePort {
+func servicePort(name kubeproxy.ServicePortName, port kubeproxy.ServicePort, endpoints []kubeproxy.Endpoint,
+	node nodeInfo) rules.ServicePort {
 	cluster, local, reachable, anywhere := kubeproxy.CategorizeEndpoints(endpoints, port, node.name, node.topology)
 	sp := rules.ServicePort{
 		// Name and protocol make it unique, also if a Service has one name for a TCP and an UDP port.

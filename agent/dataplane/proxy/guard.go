@@ -14,8 +14,8 @@ import (
 	"github.com/umiak-io/umiak/internal/systemports"
 )
 
-// Guard is what a node does not let Services take, whatever their objects say: the API server refuses such objects, and what it
-// has let through, or could not know, has no effect here.
+// Guard is what a node does not let Services take, whatever their objects say: the API server refuses such objects,
+// and what it has let through, or could not know, has no effect here.
 type Guard struct {
 	// Servers are the API servers that are known by address.
 	Servers []netip.AddrPort `json:"servers"`
@@ -80,7 +80,8 @@ func (g *Guard) restrict(sp *rules.ServicePort, proto v1.Protocol) (refused []st
 	free := func(a netip.Addr) bool {
 		holder := g.holder(a, proto, sp.Port)
 		if holder != "" {
-			refused = append(refused, fmt.Sprintf("%s of Service %s: belongs to %s", at(a, sp.Port, proto), sp.Service, holder))
+			refused = append(refused, fmt.Sprintf("%s of Service %s: belongs to %s", at(a, sp.Port, proto), sp.Service,
+				holder))
 		}
 		return holder == ""
 	}
@@ -94,7 +95,8 @@ func (g *Guard) restrict(sp *rules.ServicePort, proto v1.Protocol) (refused []st
 	sp.ExternalIPs = slices.DeleteFunc(sp.ExternalIPs, func(a netip.Addr) bool { return !allowed(a) || !free(a) })
 	sp.LoadBalancerIPs = slices.DeleteFunc(sp.LoadBalancerIPs, func(a netip.Addr) bool { return !free(a) })
 	if holder := g.Ports.Holder(proto, int(sp.NodePort)); sp.NodePort != 0 && holder != "" {
-		refused = append(refused, fmt.Sprintf("node port %d/%s of Service %s: belongs to %s", sp.NodePort, proto, sp.Service, holder))
+		refused = append(refused, fmt.Sprintf("node port %d/%s of Service %s: belongs to %s", sp.NodePort, proto,
+			sp.Service, holder))
 		sp.NodePort = 0
 	}
 	return refused

@@ -20,7 +20,8 @@ func TestGuard(t *testing.T) {
 	g := &Guard{
 		Servers: []netip.AddrPort{netip.MustParseAddrPort("10.93.0.2:6443"), netip.MustParseAddrPort("10.93.0.9:7443")},
 		Own:     []netip.Addr{ip("10.93.0.3"), ip("fd93::3")}, Ports: systemports.Ports{API: 6443, Kubelet: 10250},
-		Ranges: []netip.Prefix{prefix("10.42.0.0/16"), prefix("10.43.0.0/16")}, External: []netip.Prefix{prefix("0.0.0.0/0"), prefix("::/0")},
+		Ranges:   []netip.Prefix{prefix("10.42.0.0/16"), prefix("10.43.0.0/16")},
+		External: []netip.Prefix{prefix("0.0.0.0/0"), prefix("::/0")},
 	}
 	file := filepath.Join(t.TempDir(), "guard")
 	if err := g.Write(file); err != nil {
@@ -59,7 +60,8 @@ func TestGuard(t *testing.T) {
 	} {
 		sp := rules.ServicePort{Service: "ns/s", Port: c.port, ExternalIPs: []netip.Addr{ip(c.addr)}}
 		got := c.g.restrict(&sp, c.proto)
-		if (len(sp.ExternalIPs) == 0) != (c.why != "") || !strings.Contains(strings.Join(got, "\n"), c.why) || len(got) > 1 {
+		if (len(sp.ExternalIPs) == 0) != (c.why != "") || !strings.Contains(strings.Join(got, "\n"), c.why) ||
+			len(got) > 1 {
 			t.Errorf("external %s:%d/%s: %v, left %v", c.addr, c.port, c.proto, got, sp.ExternalIPs)
 		}
 		sp = rules.ServicePort{Service: "ns/s", Port: c.port, LoadBalancerIPs: []netip.Addr{ip(c.addr)}}

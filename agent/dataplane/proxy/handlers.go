@@ -34,7 +34,8 @@ func (p *Proxy) register() error {
 		if before == nil && after == nil {
 			return
 		}
-		if s := cmp.Or(after, before); p.host.service(types.NamespacedName{Namespace: s.Namespace, Name: s.Name}, after) {
+		if s := cmp.Or(after, before); p.host.service(types.NamespacedName{Namespace: s.Namespace, Name: s.Name},
+			after) {
 			p.changed()
 		}
 		p.updateService(before, after)
@@ -75,7 +76,8 @@ func (p *Proxy) register() error {
 		UpdateFunc: func(o, n any) {
 			before, after := slice(o), slice(n)
 			// It may have been given to another Service, or be ours no longer.
-			if before != nil && (after == nil || before.Labels[discovery.LabelServiceName] != after.Labels[discovery.LabelServiceName]) {
+			if before != nil && (after == nil ||
+				before.Labels[discovery.LabelServiceName] != after.Labels[discovery.LabelServiceName]) {
 				updateSlice(before, true)
 			}
 			updateSlice(after, false)

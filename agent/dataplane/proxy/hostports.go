@@ -55,14 +55,17 @@ type hostPorts struct {
 const recheck = 30 * time.Second
 
 func newHostPorts(cfg Config) *hostPorts {
-	return &hostPorts{log: cfg.Log.With("component", "proxy"), listen: sockdiag.Listeners, addrs: cfg.NodeIPs, report: cfg.HostPorts,
-		wanted: map[types.NamespacedName][]hostPort{}, held: map[hostPort]bool{}, wake: make(chan struct{}, 1), dirty: true}
+	return &hostPorts{log: cfg.Log.With("component", "proxy"), listen: sockdiag.Listeners, addrs: cfg.NodeIPs,
+		report: cfg.HostPorts,
+		wanted: map[types.NamespacedName][]hostPort{}, held: map[hostPort]bool{}, wake: make(chan struct{}, 1),
+		dirty: true}
 }
 
 // service notes what a Service wants; s is nil when it is gone. It returns whether that is new.
 func (h *hostPorts) service(n types.NamespacedName, s *v1.Service) bool {
 	var ports []hostPort
-	if s != nil && s.Spec.Type == v1.ServiceTypeLoadBalancer && (s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == wellknown.LoadBalancerClass) {
+	if s != nil && s.Spec.Type == v1.ServiceTypeLoadBalancer &&
+		(s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == wellknown.LoadBalancerClass) {
 		for _, p := range s.Spec.Ports {
 			ports = append(ports, hostPort{cmp.Or(p.Protocol, v1.ProtocolTCP), uint16(p.Port)})
 		}
@@ -135,13 +138,15 @@ func (h *hostPorts) decide(own func(n types.NamespacedName, p hostPort) bool) se
 			continue
 		}
 		held := slices.ContainsFunc(sockets, func(s sockdiag.Socket) bool {
-			return slices.ContainsFunc(h.addrs, func(a netip.Addr) bool { return s.Takes(protocol(p.protocol), a, p.port) })
+			return slices.ContainsFunc(h.addrs,
+				func(a netip.Addr) bool { return s.Takes(protocol(p.protocol), a, p.port) })
 		})
 		held = held && !slices.ContainsFunc(services, func(n types.NamespacedName) bool { return own(n, p) })
 		if h.held[p] = held; held != before {
 			changed.Insert(services...)
 			if held {
-				h.log.Warn("a program of this host listens on a port that a load balancer wants: it keeps the port", "port", p.String(), "services", fmt.Sprint(services))
+				h.log.Warn("a program of this host listens on a port that a load balancer wants: it keeps the port",
+					"port", p.String(), "services", fmt.Sprint(services))
 			}
 		}
 	}

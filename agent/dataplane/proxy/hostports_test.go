@@ -27,7 +27,8 @@ func TestHostPorts(t *testing.T) {
 		return h.decide(func(types.NamespacedName, hostPort) bool { return own }).Len()
 	}
 	lb := func(ports ...int32) *v1.Service {
-		s := &v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "lb"}, Spec: v1.ServiceSpec{Type: v1.ServiceTypeLoadBalancer}}
+		s := &v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "lb"},
+			Spec: v1.ServiceSpec{Type: v1.ServiceTypeLoadBalancer}}
 		for _, p := range ports {
 			s.Spec.Ports = append(s.Spec.Ports, v1.ServicePort{Port: p})
 		}
@@ -37,7 +38,8 @@ func TestHostPorts(t *testing.T) {
 	is := func(step, want string, changed, looks int) {
 		t.Helper()
 		if got := decide(); got != changed || h.said != want || looked != looks {
-			t.Errorf("%s: %d changed, %q held, looked %d times; want %d, %q, %d", step, got, h.said, looked, changed, want, looks)
+			t.Errorf("%s: %d changed, %q held, looked %d times; want %d, %q, %d", step, got, h.said, looked, changed,
+				want, looks)
 		}
 	}
 	is("nothing is wanted, so nobody looks", "", 0, 0)
@@ -45,7 +47,9 @@ func TestHostPorts(t *testing.T) {
 	listen("127.0.0.1", 81)
 	h.service(nn, lb(80, 81, 82))
 	is("80 is held", "80/TCP", 1, 1)
-	if !h.holds(hostPort{v1.ProtocolTCP, 80}, node) || h.holds(hostPort{v1.ProtocolTCP, 80}, netip.MustParseAddr("198.51.100.1")) || h.holds(hostPort{v1.ProtocolTCP, 81}, node) {
+	if !h.holds(hostPort{v1.ProtocolTCP, 80}, node) ||
+		h.holds(hostPort{v1.ProtocolTCP, 80}, netip.MustParseAddr("198.51.100.1")) ||
+		h.holds(hostPort{v1.ProtocolTCP, 81}, node) {
 		t.Error("holds")
 	}
 	if h.service(nn, lb(80, 81, 82)) {

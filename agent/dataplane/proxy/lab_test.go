@@ -42,7 +42,8 @@ func newLab(t testing.TB) *lab {
 		t.Skip("needs root")
 	}
 	wire := nettest.New(t, "wire")
-	l := &lab{t, nettest.Here(t, "node"), nettest.New(t, "a"), nettest.New(t, "b"), nettest.New(t, "remote"), nettest.New(t, "client")}
+	l := &lab{t, nettest.Here(t, "node"), nettest.New(t, "a"), nettest.New(t, "b"), nettest.New(t, "remote"),
+		nettest.New(t, "client")}
 	wire.Bridge(t, "br0")
 	l.node.Bridge(t, "cni8", labGateway+"/24")
 	l.node.Plug(t, "lab0", wire, "br0", labNode.String()+"/24")
@@ -158,13 +159,15 @@ func (l *lab) serve() *served {
 	}
 	l.Cleanup(func() { _ = conn.Close() })
 	s := &served{lab: l, services: map[string]*v1.Service{}, slices: map[string]*discovery.EndpointSlice{}}
-	cfg := Config{NodeName: "node", NodeIPs: []netip.Addr{labNode}, Log: slog.New(slog.DiscardHandler), ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
+	cfg := Config{NodeName: "node", NodeIPs: []netip.Addr{labNode}, Log: slog.New(slog.DiscardHandler),
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 	s.f = newFamily(rules.IPv4, cfg, &Proxy{})
 	s.f.resync = true
 	if s.f.table, err = nft.NewTable(conn, s.f.cfg); err != nil {
 		l.Fatal(err)
 	}
-	s.node = nodeInfo{name: "node", topology: map[string]string{}, podCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.8.0/24")}, host: newHostPorts(cfg)}
+	s.node = nodeInfo{name: "node", topology: map[string]string{},
+		podCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.8.0/24")}, host: newHostPorts(cfg)}
 	return s
 }
 

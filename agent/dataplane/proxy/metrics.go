@@ -24,9 +24,13 @@ func registerMetrics(reg prometheus.Registerer, p *Proxy) {
 		return
 	}
 	gauge := func(name, help string, value func(Status) float64) {
-		_ = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return value(p.Status()) }))
+		_ = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			func() float64 { return value(p.Status()) }))
 	}
-	gauge("umiak_proxy_service_ports", "Ports of Services in the rules, one a family.", func(s Status) float64 { return float64(s.Services) })
-	gauge("umiak_proxy_endpoints", "Endpoints in the rules, counted behind each address.", func(s Status) float64 { return float64(s.Endpoints) })
-	gauge("umiak_proxy_repairs_total", "How often the whole table was compared with what it should be.", func(s Status) float64 { return float64(s.Repairs) })
+	gauge("umiak_proxy_service_ports", "Ports of Services in the rules, one a family.",
+		func(s Status) float64 { return float64(s.Services) })
+	gauge("umiak_proxy_endpoints", "Endpoints in the rules, counted behind each address.",
+		func(s Status) float64 { return float64(s.Endpoints) })
+	gauge("umiak_proxy_repairs_total", "How often the whole table was compared with what it should be.",
+		func(s Status) float64 { return float64(s.Repairs) })
 }

@@ -56,7 +56,8 @@ func network(t *testing.T) {
 	}
 	if err == nil {
 		_, dst, _ := net.ParseCIDR("10.43.0.0/16")
-		err = netlink.RouteReplace(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: dst, Src: net.IPv4(192, 0, 2, 1), Scope: netlink.SCOPE_LINK})
+		err = netlink.RouteReplace(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: dst, Src: net.IPv4(192, 0, 2, 1),
+			Scope: netlink.SCOPE_LINK})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -74,17 +75,22 @@ func pods(t *testing.T) {
 func service(name, ip string, proto v1.Protocol) *v1.Service {
 	local := v1.ServiceInternalTrafficPolicyCluster
 	return &v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
-		Spec: v1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Type: v1.ServiceTypeClusterIP, InternalTrafficPolicy: &local,
-			SessionAffinity: v1.ServiceAffinityNone,
-			Ports:           []v1.ServicePort{{Name: "p", Port: 80, Protocol: proto, TargetPort: intstr.FromInt32(8080)}}}}
+		Spec: v1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Type: v1.ServiceTypeClusterIP,
+			InternalTrafficPolicy: &local,
+			SessionAffinity:       v1.ServiceAffinityNone,
+			Ports: []v1.ServicePort{{Name: "p", Port: 80, Protocol: proto,
+				TargetPort: intstr.FromInt32(8080)}}}}
 }
 
 func slice(name string, proto v1.Protocol, ips ...string) *discovery.EndpointSlice {
 	yes, node, port, p := true, "node", int32(8080), "p"
-	s := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name + "-1", Labels: map[string]string{discovery.LabelServiceName: name}},
-		AddressType: discovery.AddressTypeIPv4, Ports: []discovery.EndpointPort{{Name: &p, Port: &port, Protocol: &proto}}}
+	s := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name + "-1",
+		Labels: map[string]string{discovery.LabelServiceName: name}},
+		AddressType: discovery.AddressTypeIPv4,
+		Ports:       []discovery.EndpointPort{{Name: &p, Port: &port, Protocol: &proto}}}
 	for _, ip := range ips {
-		s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{ip}, NodeName: &node, Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}})
+		s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{ip},
+			NodeName: &node, Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}})
 	}
 	return s
 }
@@ -120,7 +126,8 @@ func start(t *testing.T, c cluster) (*Proxy, func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	factory := informers.NewSharedInformerFactory(c.Clientset, 0)
-	p, err := New(Config{NodeName: "node", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd00::1")},
+	p, err := New(Config{NodeName: "node", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"),
+		netip.MustParseAddr("fd00::1")},
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Informers: factory,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Registerer: prometheus.NewRegistry()})
 	if err != nil {
@@ -226,7 +233,8 @@ func TestProxy(t *testing.T) {
 		_ = conn.Close()
 	})
 	t.Run("somebody flushes the table", func(t *testing.T) {
-		for _, args := range []string{"flush ruleset", "flush map ip umiak-proxy services-1", "delete table ip umiak-proxy"} {
+		for _, args := range []string{"flush ruleset", "flush map ip umiak-proxy services-1",
+			"delete table ip umiak-proxy"} {
 			if out, err := exec.Command("nft", strings.Fields(args)...).CombinedOutput(); err != nil {
 				t.Fatalf("%v %s", err, out)
 			}
@@ -286,12 +294,14 @@ func TestProxy(t *testing.T) {
 			t.Fatalf("during the restart: %q", got)
 		}
 		// The handles are those of before: nothing was written anew.
-		if after, err := exec.Command("nft", "-a", "list", "table", "ip", "umiak-proxy").Output(); err != nil || string(after) != string(before) {
+		if after, err := exec.Command("nft", "-a", "list", "table", "ip", "umiak-proxy").Output(); err != nil ||
+			string(after) != string(before) {
 			t.Errorf("the table was written anew: %v", err)
 		}
 	})
 	t.Run("a Service goes", func(t *testing.T) {
-		if err := c.CoreV1().Services("default").Delete(context.Background(), "two", metav1.DeleteOptions{}); err != nil {
+		if err := c.CoreV1().Services("default").Delete(context.Background(), "two",
+			metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "3", func() string { return fmt.Sprint(p.Status().Services) })
@@ -328,7 +338,8 @@ func TestErrorsAreRepaired(t *testing.T) {
 		name := fmt.Sprintf("s%d", i%20)
 		s := service(name, fmt.Sprintf("10.43.0.%d", i%20+1), v1.ProtocolTCP)
 		f.services.Update(nil, s)
-		f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.0.%d", i%7+1), fmt.Sprintf("10.42.0.%d", i%5+1)), i%11 == 0)
+		f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.0.%d", i%7+1),
+			fmt.Sprintf("10.42.0.%d", i%5+1)), i%11 == 0)
 		f.read(nodeInfo{name: "node"}, false)
 		if _, err := f.write(context.Background(), log); err != nil {
 			if !errors.Is(err, syscall.ENOBUFS) {
@@ -378,7 +389,8 @@ func BenchmarkMemory(b *testing.B) {
 				for i := range n {
 					name := fmt.Sprintf("service-%d", i)
 					f.services.Update(nil, service(name, fmt.Sprintf("10.43.%d.%d", i/250, i%250+1), v1.ProtocolTCP))
-					f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.%d.%d", i/250, i%250+1), fmt.Sprintf("10.41.%d.%d", i/250, i%250+1)), false)
+					f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.%d.%d", i/250, i%250+1),
+						fmt.Sprintf("10.41.%d.%d", i/250, i%250+1)), false)
 				}
 				f.read(nodeInfo{name: "node"}, false)
 				if _, err := f.write(context.Background(), slog.New(slog.DiscardHandler)); err != nil {

@@ -22,14 +22,17 @@ func TestGuard(t *testing.T) {
 	}{
 		// The port of the URL, at which all servers listen.
 		"a server's own node": {systemports.Ports{API: 6444, Kubelet: 10260}, servers[:1], proxy.Guard{
-			Servers: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443")}, Ports: systemports.Ports{API: 6444, Kubelet: 10260},
+			Servers: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443")},
+			Ports:   systemports.Ports{API: 6444, Kubelet: 10260},
 		}},
 		// The balancer's port is not the API's, and a name has no address.
 		"an agent": {systemports.Ports{Kubelet: 10250}, servers, proxy.Guard{
-			Servers: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443"), netip.MustParseAddrPort("10.0.0.2:7443")},
-			Ports:   systemports.Ports{API: 7443, Kubelet: 10250},
+			Servers: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443"),
+				netip.MustParseAddrPort("10.0.0.2:7443")},
+			Ports: systemports.Ports{API: 7443, Kubelet: 10250},
 		}},
-		"the only server": {systemports.Ports{API: 6443, Kubelet: 10250}, nil, proxy.Guard{Ports: systemports.Ports{API: 6443, Kubelet: 10250}}},
+		"the only server": {systemports.Ports{API: 6443, Kubelet: 10250}, nil,
+			proxy.Guard{Ports: systemports.Ports{API: 6443, Kubelet: 10250}}},
 	} {
 		c.want.Own, c.want.Ranges, c.want.External = own, ranges, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 		s := New(Config{
@@ -68,7 +71,8 @@ func TestFollow(t *testing.T) {
 	second := <-set
 	cancel()
 	<-ended
-	if kept := proxy.ReadGuard(file); len(second.Servers) != 2 || kept == nil || !reflect.DeepEqual(kept.Servers, second.Servers) {
+	if kept := proxy.ReadGuard(file); len(second.Servers) != 2 || kept == nil ||
+		!reflect.DeepEqual(kept.Servers, second.Servers) {
 		t.Errorf("set %+v, in the file %+v", second, kept)
 	}
 }

@@ -27,8 +27,9 @@ type Routes struct {
 	log    *slog.Logger
 }
 
-// New returns routes to the ranges. The kernel is not touched yet. up is called when the loopback interface is up again,
-// which has lost its routes and its IPv6 addresses, after the routes are back; it must not block. nil is allowed.
+// New returns routes to the ranges. The kernel is not touched yet. up is called when the loopback interface is up
+// again, which has lost its routes and its IPv6 addresses, after the routes are back; it must not block. nil is
+// allowed.
 func New(ranges []netip.Prefix, up func(), log *slog.Logger) *Routes {
 	return &Routes{ranges: ranges, up: up, log: log.With("component", "routes")}
 }
@@ -139,7 +140,8 @@ func route(lo netlink.Link, p netip.Prefix) *netlink.Route {
 
 // drop removes our routes but those to keep, and returns which of these are there.
 func drop(lo netlink.Link, keep []netip.Prefix) (have []netip.Prefix, err error) {
-	routes, err := netlinksafe.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: protocol},
+	routes, err := netlinksafe.RouteListFiltered(netlink.FAMILY_ALL,
+		&netlink.Route{LinkIndex: lo.Attrs().Index, Protocol: protocol},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)

@@ -71,7 +71,8 @@ func TestServicesWithoutDefaultRoute(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, ready := make(chan error, 1), make(chan struct{})
 	up := make(chan struct{}, 1)
-	r := New([]netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")}, func() { up <- struct{}{} }, slog.New(slog.DiscardHandler))
+	r := New([]netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")},
+		func() { up <- struct{}{} }, slog.New(slog.DiscardHandler))
 	go func() { ended <- r.Run(ctx, func() { close(ready) }) }()
 	<-ready
 	reach := func(when string) {

@@ -45,8 +45,8 @@ func Logs(d layout.Dirs) Folder {
 	return Folder{Data: d.PodLogs(), At: PodLogs, Mode: 0o755, Optional: true, foreign: logsInUse}
 }
 
-// PodLogsDir returns the path at which the containers' logs are written: PodLogs where that shows this node's folder, as
-// log collectors expect it, and the folder of the data otherwise.
+// PodLogsDir returns the path at which the containers' logs are written: PodLogs where that shows this node's folder,
+// as log collectors expect it, and the folder of the data otherwise.
 func PodLogsDir(d layout.Dirs) (string, error) {
 	shown, err := Logs(d).Shown()
 	if err != nil || !shown {

@@ -126,7 +126,8 @@ func TestShownAndHidden(t *testing.T) {
 		if !strings.Contains(at[0].Optional, "shared:") {
 			b.Errorf("what is mounted there does not reach pods: %q", at[0].Optional)
 		}
-		if up, _, err := host.Mounts(b.dir); err != nil || strings.Contains(up[0].Optional, "shared:") != strings.Contains(b.Name(), "shared") {
+		if up, _, err := host.Mounts(b.dir); err != nil ||
+			strings.Contains(up[0].Optional, "shared:") != strings.Contains(b.Name(), "shared") {
 			b.Errorf("the mount around it was changed: %q, %v", up[0].Optional, err)
 		}
 		// A volume is mounted once.
@@ -196,13 +197,17 @@ func TestAnotherKubeletsFolder(t *testing.T) {
 		make  func(b *bed)
 		wants string // in the error; "" is none
 	}{
-		"nothing":           {func(*bed) {}, ""},
-		"empty":             {func(b *bed) { b.folder(b.At) }, ""},
-		"an empty disk":     {func(b *bed) { b.mount("t", b.folder(b.At), 0); b.folder(b.At, "lost+found") }, ""},
-		"a driver's folder": {func(b *bed) { b.folder(b.At, "plugins/x"); b.file(b.At, "device-plugins/kubelet_internal_checkpoint") }, ""},
-		"kubeadm":           {func(b *bed) { b.file(b.At, "config.yaml") }, "config.yaml"},
-		"pods":              {func(b *bed) { b.file(b.At, "pods/u/etc-hosts") }, "etc-hosts"},
-		"a volume":          {func(b *bed) { b.mount("t", b.folder(b.At, "pods/u/v"), 0) }, "pods/u/v is mounted"},
+		"nothing":       {func(*bed) {}, ""},
+		"empty":         {func(b *bed) { b.folder(b.At) }, ""},
+		"an empty disk": {func(b *bed) { b.mount("t", b.folder(b.At), 0); b.folder(b.At, "lost+found") }, ""},
+		"a driver's folder": {func(b *bed) {
+			b.folder(b.At, "plugins/x")
+			b.file(b.At,
+				"device-plugins/kubelet_internal_checkpoint")
+		}, ""},
+		"kubeadm":  {func(b *bed) { b.file(b.At, "config.yaml") }, "config.yaml"},
+		"pods":     {func(b *bed) { b.file(b.At, "pods/u/etc-hosts") }, "etc-hosts"},
+		"a volume": {func(b *bed) { b.mount("t", b.folder(b.At, "pods/u/v"), 0) }, "pods/u/v is mounted"},
 		"behind a link": {func(b *bed) {
 			b.file(b.dir, "snap/cpu_manager_state")
 			b.folder(filepath.Dir(b.At))
@@ -230,7 +235,8 @@ func TestAnotherKubeletsFolder(t *testing.T) {
 			both(t, func(b *bed) {
 				c.make(b)
 				for _, err := range []error{b.Check(), b.Show(b.j)} {
-					if c.wants == "" && err != nil || c.wants != "" && (err == nil || !strings.Contains(err.Error(), c.wants) || strings.Contains(err.Error(), "\n")) {
+					if c.wants == "" && err != nil || c.wants != "" &&
+						(err == nil || !strings.Contains(err.Error(), c.wants) || strings.Contains(err.Error(), "\n")) {
 						b.Errorf("got %v", err)
 					}
 				}
@@ -251,7 +257,8 @@ func TestLogsThatSomebodyWrites(t *testing.T) {
 	b.must(b.Check())
 	w, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0)
 	b.must(err)
-	if err := b.Check(); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), fmt.Sprintf("process %d ", os.Getpid())) {
+	if err := b.Check(); !errors.Is(err, ErrForeign) ||
+		!strings.Contains(err.Error(), fmt.Sprintf("process %d ", os.Getpid())) {
 		b.Errorf("got %v", err)
 	}
 	b.must(w.Close())
@@ -284,7 +291,8 @@ func TestMountedElsewhere(t *testing.T) {
 	b.must(b.Show(b.j))
 	other := b.folder(b.dir, "other")
 	// Another node, and a program that has got a copy of our mounts.
-	for script, want := range map[string]bool{"": false, "umount " + b.At + "; mount --bind " + other + " " + b.At: true, "umount " + b.At: false} {
+	for script, want := range map[string]bool{"": false, "umount " + b.At + "; mount --bind " + other + " " +
+		b.At: true, "umount " + b.At: false} {
 		cmd := exec.CommandContext(t.Context(), "unshare", "-m", "sh", "-euc", script+"\necho; read -r _")
 		in, err := cmd.StdinPipe()
 		b.must(err)

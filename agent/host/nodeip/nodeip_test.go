@@ -41,17 +41,25 @@ func TestChoose(t *testing.T) {
 		{name: "the default route's", want: four, have: "10.0.0.5* 172.16.0.1", ips: "10.0.0.5", at: "10.0.0.5*"},
 		{name: "no default route", want: four, have: "10.0.0.5 fd00::5", ips: "10.0.0.5", at: "10.0.0.5"},
 		{name: "nothing yet", want: four, have: "fd00::5*"},
-		{name: "no cable at boot", want: four, kept: "10.0.0.5*", ips: "10.0.0.5", missing: "10.0.0.5", at: "10.0.0.5*"},
-		{name: "the default route has gone", want: four, kept: "10.0.0.5*", have: "10.0.0.5 172.16.0.1", ips: "10.0.0.5", at: "10.0.0.5*"},
-		{name: "another default route beside it", want: four, kept: "10.0.0.5*", have: "192.168.0.9* 10.0.0.5", ips: "10.0.0.5", at: "10.0.0.5*"},
-		{name: "a default route at last", want: four, kept: "172.16.0.1", have: "192.168.0.9* 172.16.0.1", ips: "192.168.0.9", at: "192.168.0.9*"},
-		{name: "another address", want: four, kept: "10.0.0.5*", have: "10.0.0.77*", ips: "10.0.0.77", at: "10.0.0.77*"},
-		{name: "two families", want: both, have: "10.0.0.5* fd00::5*", ips: "10.0.0.5 fd00::5", at: "10.0.0.5* fd00::5*"},
+		{name: "no cable at boot", want: four, kept: "10.0.0.5*", ips: "10.0.0.5", missing: "10.0.0.5",
+			at: "10.0.0.5*"},
+		{name: "the default route has gone", want: four, kept: "10.0.0.5*", have: "10.0.0.5 172.16.0.1",
+			ips: "10.0.0.5", at: "10.0.0.5*"},
+		{name: "another default route beside it", want: four, kept: "10.0.0.5*", have: "192.168.0.9* 10.0.0.5",
+			ips: "10.0.0.5", at: "10.0.0.5*"},
+		{name: "a default route at last", want: four, kept: "172.16.0.1", have: "192.168.0.9* 172.16.0.1",
+			ips: "192.168.0.9", at: "192.168.0.9*"},
+		{name: "another address", want: four, kept: "10.0.0.5*", have: "10.0.0.77*", ips: "10.0.0.77",
+			at: "10.0.0.77*"},
+		{name: "two families", want: both, have: "10.0.0.5* fd00::5*", ips: "10.0.0.5 fd00::5",
+			at: "10.0.0.5* fd00::5*"},
 		{name: "two families, one there", want: both, have: "10.0.0.5*", ips: "10.0.0.5", at: "10.0.0.5*"},
-		{name: "two families, one kept", want: both, kept: "fd00::5*", have: "10.0.0.5*", ips: "10.0.0.5 fd00::5", missing: "fd00::5", at: "10.0.0.5* fd00::5*"},
+		{name: "two families, one kept", want: both, kept: "fd00::5*", have: "10.0.0.5*", ips: "10.0.0.5 fd00::5",
+			missing: "fd00::5", at: "10.0.0.5* fd00::5*"},
 		{name: "IPv6 alone", want: six, have: "fd00::5", ips: "fd00::5", at: "fd00::5"},
 		{name: "IPv6 is not wanted", want: four, have: "10.0.0.5* fd00::5*", ips: "10.0.0.5", at: "10.0.0.5*"},
-		{name: "node-ip", want: both, asked: "fd00::7 10.0.0.7", kept: "10.0.0.5*", have: "10.0.0.5* fd00::7", ips: "fd00::7 10.0.0.7", missing: "10.0.0.7"},
+		{name: "node-ip", want: both, asked: "fd00::7 10.0.0.7", kept: "10.0.0.5*", have: "10.0.0.5* fd00::7",
+			ips: "fd00::7 10.0.0.7", missing: "10.0.0.7"},
 	} {
 		var asked []netip.Addr
 		for _, a := range list(c.asked) {
@@ -91,7 +99,8 @@ func TestTracker(t *testing.T) {
 	ip(t, "link add docker0 type bridge")
 	ip(t, "link set docker0 up")
 	ip(t, "address add 172.17.0.1/16 dev docker0")
-	cfg := Config{Want: Families{V4: true}, File: filepath.Join(t.TempDir(), "agent", "addresses.json"), Log: slog.New(slog.DiscardHandler)}
+	cfg := Config{Want: Families{V4: true}, File: filepath.Join(t.TempDir(), "agent", "addresses.json"),
+		Log: slog.New(slog.DiscardHandler)}
 	start := func() (tr *Tracker, ended chan error) {
 		t.Helper()
 		tr, err := New(cfg)

@@ -47,14 +47,21 @@ func TestFind(t *testing.T) {
 		name, asked, etc, behind string
 		pods, host, remark       string
 	}{
-		{name: "plain", etc: plain, behind: real, pods: "# x\nnameserver 192.168.0.1\nsearch lan\n", host: "nameserver 192.168.0.1\nnameserver fe80::1%eth0\n"},
+		{name: "plain", etc: plain, behind: real, pods: "# x\nnameserver 192.168.0.1\nsearch lan\n",
+			host: "nameserver 192.168.0.1\nnameserver fe80::1%eth0\n"},
 		{name: "systemd-resolved", etc: stub, behind: real, pods: "nameserver 9.9.9.9\n", host: "nameserver 9.9.9.9\n"},
-		{name: "systemd-resolved without servers", etc: stub, behind: stub, pods: "options edns0\nnameserver 10.43.0.10\n", host: "nameserver 127.0.0.53\n", remark: "no server that pods can reach"},
-		{name: "dnsmasq", etc: stub, pods: "options edns0\nnameserver 10.43.0.10\n", host: "nameserver 127.0.0.53\n", remark: "no server that pods can reach"},
-		{name: "both", etc: mixed, pods: "nameserver 10.0.0.1\nsearch lan\n", host: "nameserver ::1\nnameserver 10.0.0.1\n"},
+		{name: "systemd-resolved without servers", etc: stub, behind: stub,
+			pods: "options edns0\nnameserver 10.43.0.10\n", host: "nameserver 127.0.0.53\n",
+			remark: "no server that pods can reach"},
+		{name: "dnsmasq", etc: stub, pods: "options edns0\nnameserver 10.43.0.10\n", host: "nameserver 127.0.0.53\n",
+			remark: "no server that pods can reach"},
+		{name: "both", etc: mixed, pods: "nameserver 10.0.0.1\nsearch lan\n",
+			host: "nameserver ::1\nnameserver 10.0.0.1\n"},
 		{name: "none at all", etc: dir + "/no", pods: "nameserver 10.43.0.10\n", remark: "names no server"},
-		{name: "asked for", asked: stub, etc: plain, behind: real, pods: "options edns0\nnameserver 10.43.0.10\n", host: "nameserver 127.0.0.53\n", remark: "no server that pods can reach"},
-		{name: "asked for and not there", asked: dir + "/no", etc: plain, pods: "nameserver 10.43.0.10\n", remark: "no such file"},
+		{name: "asked for", asked: stub, etc: plain, behind: real, pods: "options edns0\nnameserver 10.43.0.10\n",
+			host: "nameserver 127.0.0.53\n", remark: "no server that pods can reach"},
+		{name: "asked for and not there", asked: dir + "/no", etc: plain, pods: "nameserver 10.43.0.10\n",
+			remark: "no such file"},
 	} {
 		f := find(c.asked, c.etc, c.behind)
 		if pods, host := string(f.forPods(clusterDNS)), string(f.forHost()); pods != c.pods || host != c.host {
@@ -95,7 +102,8 @@ func TestChangesAreSeen(t *testing.T) {
 		}
 	}
 	changed := make(chan struct{}, 100)
-	r := New(Config{PodFile: dir + "/pods", HostFile: dir + "/host", ClusterDNS: clusterDNS, Changed: func() { changed <- struct{}{} }, Log: slog.New(slog.DiscardHandler)})
+	r := New(Config{PodFile: dir + "/pods", HostFile: dir +
+		"/host", ClusterDNS: clusterDNS, Changed: func() { changed <- struct{}{} }, Log: slog.New(slog.DiscardHandler)})
 	r.etc, r.behind = etc+"/resolv.conf", run+"/systemd/resolve/resolv.conf"
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

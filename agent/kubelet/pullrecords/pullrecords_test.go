@@ -22,8 +22,9 @@ import (
 var (
 	publicID  = "sha256:" + strings.Repeat("a", 64)
 	privateID = "sha256:" + strings.Repeat("b", 64)
-	app       = pullrecords.Image{ID: publicID, Imported: []string{"docker.io/library/app:1", "docker.io/library/app:2"}, Others: []string{publicID}}
-	private   = pullrecords.Image{ID: privateID, Others: []string{"registry.test/private:1", privateID}}
+	app       = pullrecords.Image{ID: publicID, Imported: []string{"docker.io/library/app:1",
+		"docker.io/library/app:2"}, Others: []string{publicID}}
+	private = pullrecords.Image{ID: privateID, Others: []string{"registry.test/private:1", privateID}}
 )
 
 // store is what the kubelet's runtime says that there is.
@@ -49,7 +50,8 @@ func kubelet(t *testing.T, dir string, images ...pullrecords.Image) *pullmanager
 		t.Fatal(err)
 	}
 	cached := pullmanager.NewCachedPullRecordsAccessor(klog.FromContext(ctx), files, 100, 100, 4)
-	m, err := pullmanager.NewImagePullManager(ctx, cached, pullmanager.NeverVerifyPreloadedPullPolicy(), store{images: images}, 4)
+	m, err := pullmanager.NewImagePullManager(ctx, cached, pullmanager.NeverVerifyPreloadedPullPolicy(),
+		store{images: images}, 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,9 +61,10 @@ func kubelet(t *testing.T, dir string, images ...pullrecords.Image) *pullmanager
 // usable says whether a pod without credentials may use an image that is there.
 func usable(t *testing.T, k *pullmanager.PullManager, name, id string) bool {
 	t.Helper()
-	pull, err := k.MustAttemptImagePull(t.Context(), name, id, func() ([]kubeletconfig.ImagePullSecret, *kubeletconfig.ImagePullServiceAccount, error) {
-		return nil, nil, nil
-	})
+	pull, err := k.MustAttemptImagePull(t.Context(), name, id,
+		func() ([]kubeletconfig.ImagePullSecret, *kubeletconfig.ImagePullServiceAccount, error) {
+			return nil, nil, nil
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,17 +83,21 @@ func prepare(t *testing.T, dir string, images ...pullrecords.Image) *pullrecords
 	return r
 }
 
-var spellings = []string{"app:1", "app:2", "library/app:1", "docker.io/app:1", "docker.io/library/app:1", "index.docker.io/library/app:1", publicID}
+var spellings = []string{"app:1", "app:2", "library/app:1", "docker.io/app:1", "docker.io/library/app:1",
+	"index.docker.io/library/app:1", publicID}
 
 func secret(name string) *kubeletconfig.ImagePullCredentials {
-	return &kubeletconfig.ImagePullCredentials{KubernetesSecrets: []kubeletconfig.ImagePullSecret{{UID: name, Namespace: "a", Name: name, CredentialHash: name}}}
+	return &kubeletconfig.ImagePullCredentials{KubernetesSecrets: []kubeletconfig.ImagePullSecret{{UID: name,
+		Namespace: "a", Name: name, CredentialHash: name}}}
 }
 
-// A kubelet that was killed in the middle of a pull leaves its intent. The next one makes a record of it that lets nobody in.
+// A kubelet that was killed in the middle of a pull leaves its intent. The next one makes a record of it that lets
+// nobody in.
 func TestAnImportedImageSurvivesABrokenOffPull(t *testing.T) {
 	for name, leave := range map[string]func(t *testing.T, dir string){
 		"an intent": func(t *testing.T, dir string) {
-			if err := kubelet(t, dir, app).RecordPullIntent(klog.FromContext(t.Context()), "docker.io/library/app:1"); err != nil {
+			if err := kubelet(t, dir, app).RecordPullIntent(klog.FromContext(t.Context()),
+				"docker.io/library/app:1"); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -100,7 +107,8 @@ func TestAnImportedImageSurvivesABrokenOffPull(t *testing.T) {
 			}
 		},
 		"a record of an earlier version": func(t *testing.T, dir string) {
-			if err := kubelet(t, dir, app).RecordPullIntent(klog.FromContext(t.Context()), "docker.io/library/app:1"); err != nil {
+			if err := kubelet(t, dir, app).RecordPullIntent(klog.FromContext(t.Context()),
+				"docker.io/library/app:1"); err != nil {
 				t.Fatal(err)
 			}
 			if usable(t, kubelet(t, dir, app), "app:2", publicID) {
@@ -185,7 +193,8 @@ func TestAnImportWhileTheKubeletRuns(t *testing.T) {
 	}
 }
 
-// TestTheKubeletDropsRecords: on a disk that is nearly full the kubelet drops the records of all images that it may not remove.
+// TestTheKubeletDropsRecords: on a disk that is nearly full the kubelet drops the records of all images that it may
+// not remove.
 func TestTheKubeletDropsRecords(t *testing.T) {
 	drop := func(k *pullmanager.PullManager) { k.PruneUnknownRecords(t.Context(), nil, time.Now().Add(time.Minute)) }
 	begin := func(k *pullmanager.PullManager) {
@@ -251,15 +260,17 @@ func TestPulledImagesStayWithTheirCredentials(t *testing.T) {
 		"registry.test/private:1": {privateID, false},
 		"public:1":                {privateID, true},
 		"registry.test/other:1":   {other.ID, false},
-		"registry.test/none:1":    {"sha256:" + strings.Repeat("d", 64), true}, // imported later, as if it had never been pulled
+		// imported later, as if it had never been pulled
+		"registry.test/none:1": {"sha256:" + strings.Repeat("d", 64), true},
 	} {
 		if got := usable(t, k, name, c.id); got != c.want {
 			t.Errorf("%s without credentials: %v", name, got)
 		}
 	}
-	pull, err := k.MustAttemptImagePull(t.Context(), "registry.test/private:1", privateID, func() ([]kubeletconfig.ImagePullSecret, *kubeletconfig.ImagePullServiceAccount, error) {
-		return secret("one").KubernetesSecrets, nil, nil
-	})
+	pull, err := k.MustAttemptImagePull(t.Context(), "registry.test/private:1", privateID,
+		func() ([]kubeletconfig.ImagePullSecret, *kubeletconfig.ImagePullServiceAccount, error) {
+			return secret("one").KubernetesSecrets, nil, nil
+		})
 	if err != nil || pull {
 		t.Errorf("with its credentials: %v, %v", pull, err)
 	}

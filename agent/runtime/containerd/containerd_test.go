@@ -28,7 +28,8 @@ func (n *node) putArchive(file string) {
 	}
 	tag := must(name.NewTag("box:1"))
 	tmp := filepath.Join(dir, ".making")
-	if err := errors.Join(tarball.WriteToFile(tmp, tag, busybox(n.t)), os.Rename(tmp, filepath.Join(dir, file))); err != nil {
+	if err := errors.Join(tarball.WriteToFile(tmp, tag, busybox(n.t)),
+		os.Rename(tmp, filepath.Join(dir, file))); err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -48,8 +49,9 @@ func (n *node) pod(ctx context.Context, c client, name string, network cri.Names
 	config := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
 		LogDirectory: filepath.Join(n.cfg.Dirs.PodLogs(), name),
-		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/" + n.cgroup, SecurityContext: &cri.LinuxSandboxSecurityContext{
-			NamespaceOptions: &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER}}},
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/" + n.cgroup,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{
+				NamespaceOptions: &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER}}},
 	}
 	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
 		n.t.Fatal(err)
@@ -58,13 +60,15 @@ func (n *node) pod(ctx context.Context, c client, name string, network cri.Names
 	if err != nil {
 		n.t.Fatalf("run sandbox: %v", err)
 	}
-	ctr, err := c.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: sb.PodSandboxId, SandboxConfig: config, Config: &cri.ContainerConfig{
-		Metadata: &cri.ContainerMetadata{Name: "box"}, Image: &cri.ImageSpec{Image: testImage}, LogPath: "box.log",
-		Linux: &cri.LinuxContainerConfig{
-			Resources: &cri.LinuxContainerResources{OomScoreAdj: oom, MemoryLimitInBytes: 64 << 20},
-			SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER},
-				Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}}},
-	}})
+	ctr, err := c.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: sb.PodSandboxId, SandboxConfig: config,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "box"}, Image: &cri.ImageSpec{Image: testImage}, LogPath: "box.log",
+			Linux: &cri.LinuxContainerConfig{
+				Resources: &cri.LinuxContainerResources{OomScoreAdj: oom, MemoryLimitInBytes: 64 << 20},
+				SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: network,
+					Pid: cri.NamespaceMode_CONTAINER},
+					Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}}},
+		}})
 	if err != nil {
 		n.t.Fatalf("create container: %v", err)
 	}
@@ -139,7 +143,8 @@ func TestContainersOutliveContainerd(t *testing.T) {
 
 	hostPod, hostBox := n.pod(ctx, c, "host", cri.NamespaceMode_NODE)
 	_, netBox := n.pod(ctx, c, "net", cri.NamespaceMode_POD)
-	if out := n.exec(ctx, c, netBox, "/bin/ip", "addr"); !strings.Contains(out, "10.89.0.") || !strings.Contains(out, "127.0.0.1/8") {
+	if out := n.exec(ctx, c, netBox, "/bin/ip", "addr"); !strings.Contains(out, "10.89.0.") ||
+		!strings.Contains(out, "127.0.0.1/8") {
 		t.Errorf("addresses of the pod: %s", out)
 	}
 	before := []int{n.pid(ctx, c, hostBox), n.pid(ctx, c, netBox)}
@@ -174,7 +179,11 @@ func TestContainersOutliveContainerd(t *testing.T) {
 	if err := os.Remove(filepath.Join(n.cfg.Dirs.Images(), "box.tar")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the image is unpinned", func() bool { i := c.hasImage(ctx, testImage); return i != nil && !i.Pinned })
+	eventually(t, "the image is unpinned", func() bool {
+		i := c.hasImage(ctx, testImage)
+		return i != nil &&
+			!i.Pinned
+	})
 
 	if _, err := c.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: hostPod}); err != nil {
 		t.Error(err)

@@ -59,8 +59,10 @@ func multiArch(t *testing.T, file string) {
 	t.Helper()
 	foreign := must(mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "s390x"}))
 	index := mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: busybox(t), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
-		mutate.IndexAddendum{Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}})
+		mutate.IndexAddendum{Add: busybox(t),
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
+		mutate.IndexAddendum{Add: foreign,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}})
 	dir := t.TempDir()
 	p := must(layout.Write(dir, empty.Index))
 	if err := p.AppendIndex(index, layout.WithAnnotations(map[string]string{"io.containerd.image.name": "quay.io/test/multi:1"})); err != nil {
@@ -100,7 +102,8 @@ func TestImageCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := exec.Command("tar", "-C", "/etc", "-cf", file("noimage.tar"), "hostname").CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "-C", "/etc", "-cf", file("noimage.tar"),
+		"hostname").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	multiArch(t, file("multi.tar"))
@@ -110,7 +113,8 @@ func TestImageCommands(t *testing.T) {
 		paths = append(paths, file(name))
 	}
 	var progress bytes.Buffer
-	err := images.Import(ctx, sock, append(paths, file("good.tar.gz"), file("multi.tar")), images.ImportOptions{}, &progress)
+	err := images.Import(ctx, sock, append(paths, file("good.tar.gz"), file("multi.tar")), images.ImportOptions{},
+		&progress)
 	if err == nil {
 		t.Fatal("broken archives were accepted")
 	}
@@ -180,7 +184,10 @@ func TestImageCommands(t *testing.T) {
 	if err != nil || !strings.Contains(text, testImage+"\n") {
 		t.Errorf("ctr: %v: %s", err, text)
 	}
-	if _, err := capture(t, func() error { return containerd.Ctr(ctx, []string{"images", "export"}, sock) }); err == nil {
+	if _, err := capture(t, func() error {
+		return containerd.Ctr(ctx, []string{"images", "export"},
+			sock)
+	}); err == nil {
 		t.Error("ctr without arguments succeeds")
 	}
 
@@ -193,8 +200,12 @@ func TestImageCommands(t *testing.T) {
 		return func() bool { b, _ := os.ReadFile(n.log.Name()); return strings.Contains(string(b), s) }
 	}
 	eventually(t, "the archive is imported", logged(`msg="images imported" file=`+n.cfg.Dirs.Images()+"/box.tar"))
-	eventually(t, "the broken one is reported", logged(`msg="image archive not imported" file=`+n.cfg.Dirs.Images()+"/broken.tar.gz"))
-	if _, err := capture(t, func() error { return containerd.Ctr(ctx, []string{"images", "rm", "--sync", testImage}, sock) }); err != nil {
+	eventually(t, "the broken one is reported", logged(`msg="image archive not imported" file=`+
+		n.cfg.Dirs.Images()+"/broken.tar.gz"))
+	if _, err := capture(t, func() error {
+		return containerd.Ctr(ctx, []string{"images", "rm", "--sync", testImage},
+			sock)
+	}); err != nil {
 		t.Fatal(err)
 	}
 	n.stop(syscall.SIGTERM)

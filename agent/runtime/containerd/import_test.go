@@ -74,8 +74,10 @@ func nested(t *testing.T, file, ref string) {
 	t.Helper()
 	own, foreign := for1(t, runtime.GOARCH, ref), for1(t, other, ref)
 	index := mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: other}}},
-		mutate.IndexAddendum{Add: own, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}})
+		mutate.IndexAddendum{Add: foreign,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: other}}},
+		mutate.IndexAddendum{Add: own, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux",
+			Architecture: runtime.GOARCH}}})
 	ociArchive(t, file, func(p layout.Path) error { return p.AppendIndex(index, called(ref)) }, foreign)
 }
 
@@ -85,7 +87,8 @@ func flat(t *testing.T, file, ref string, archs ...string) {
 	ociArchive(t, file, func(p layout.Path) error {
 		var errs []error
 		for _, arch := range archs {
-			errs = append(errs, p.AppendImage(for1(t, arch, ref), called(ref), layout.WithPlatform(v1.Platform{OS: "linux", Architecture: arch})))
+			errs = append(errs, p.AppendImage(for1(t, arch, ref), called(ref),
+				layout.WithPlatform(v1.Platform{OS: "linux", Architecture: arch})))
 		}
 		return errors.Join(errs...)
 	})
@@ -97,7 +100,8 @@ func (n *node) folder() string { return n.cfg.Dirs.Images() }
 func (n *node) archive(dir, file, ref string) {
 	n.t.Helper()
 	tmp := filepath.Join(dir, "."+file)
-	if err := errors.Join(os.MkdirAll(dir, 0o755), tarball.WriteToFile(tmp, must(name.NewTag(ref)), for1(n.t, runtime.GOARCH, ref)),
+	if err := errors.Join(os.MkdirAll(dir, 0o755),
+		tarball.WriteToFile(tmp, must(name.NewTag(ref)), for1(n.t, runtime.GOARCH, ref)),
 		os.Rename(tmp, filepath.Join(dir, file))); err != nil {
 		n.t.Fatal(err)
 	}
@@ -143,7 +147,8 @@ func TestWhatIsForThisMachine(t *testing.T) {
 		}
 	}
 	err := images.Import(ctx, sock, []string{in("foreign.tar")}, images.ImportOptions{}, io.Discard)
-	if err == nil || !strings.Contains(err.Error(), "registry.test/foreign:1: it is for linux/ppc64le, linux/"+other+", not for linux/"+runtime.GOARCH) {
+	if err == nil || !strings.Contains(err.Error(), "registry.test/foreign:1: it is for linux/ppc64le, linux/"+other+
+		", not for linux/"+runtime.GOARCH) {
 		t.Errorf("a foreign image: %v", err)
 	}
 	// What was imported can be exported, though parts for others are missing, and imported again.
@@ -164,14 +169,16 @@ func TestWhatIsForThisMachine(t *testing.T) {
 	}
 	// With all platforms, the second manifest stays.
 	n.ok(images.Import(ctx, sock, []string{in("turned.tar")}, images.ImportOptions{AllPlatforms: true}, io.Discard))
-	n.ok(images.CheckPackable(ctx, sock, "registry.test/turned:1", images.Selection{Platforms: []string{"linux/" + other, "linux/" + runtime.GOARCH}}))
+	n.ok(images.CheckPackable(ctx, sock, "registry.test/turned:1",
+		images.Selection{Platforms: []string{"linux/" + other, "linux/" + runtime.GOARCH}}))
 
 	// In the folder, an archive that cannot be used wholly is imported as far as it can, and is not read again at
 	// each start.
 	mixed := filepath.Join(n.folder(), "mixed.TAR")
 	own := for1(t, runtime.GOARCH, "mixed")
 	ociArchive(t, mixed, func(p layout.Path) error {
-		return errors.Join(p.AppendImage(own, called("registry.test/own:1")), p.AppendImage(for1(t, other, "mixed"), called("registry.test/theirs:1")))
+		return errors.Join(p.AppendImage(own, called("registry.test/own:1")),
+			p.AppendImage(for1(t, other, "mixed"), called("registry.test/theirs:1")))
 	})
 	eventually(t, "its own is there", c.pinned(ctx, "registry.test/own:1"))
 	eventually(t, "the other is named", n.logged("registry.test/theirs:1: it is for linux/"+other))
@@ -193,7 +200,8 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	elsewhere := filepath.Join(n.cfg.Dirs.Data, "elsewhere")
-	n.ok(os.MkdirAll(filepath.Dir(n.folder()), 0o755), os.Symlink(filepath.Join(elsewhere, "images"), n.folder())) // to a disk that is not there yet
+	// to a disk that is not there yet
+	n.ok(os.MkdirAll(filepath.Dir(n.folder()), 0o755), os.Symlink(filepath.Join(elsewhere, "images"), n.folder()))
 	n.start()
 	c := n.client()
 	n.archive(filepath.Join(elsewhere, "images"), "late.tar", "registry.test/late:1")
@@ -208,7 +216,8 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	eventually(t, "images stay pinned while the folder is not there", c.pinned(ctx, "registry.test/made:1"))
 	n.archive(n.folder(), "again.tar", "registry.test/again:1")
 	eventually(t, "a folder that was removed and made again", c.pinned(ctx, "registry.test/again:1"))
-	eventually(t, "what was removed with it is unpinned", func() bool { return !c.pinned(ctx, "registry.test/made:1")() })
+	eventually(t, "what was removed with it is unpinned",
+		func() bool { return !c.pinned(ctx, "registry.test/made:1")() })
 
 	next := n.folder() + ".next"
 	n.archive(next, "moved.tar", "registry.test/moved:1")
@@ -217,13 +226,15 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	n.archive(n.folder(), "after.tar", "registry.test/after:1")
 	eventually(t, "and is watched", c.pinned(ctx, "registry.test/after:1"))
 
-	n.ok(os.MkdirAll(elsewhere, 0o755), os.Symlink(filepath.Join(elsewhere, "disk", "app.tar"), filepath.Join(n.folder(), "link.tar")))
+	n.ok(os.MkdirAll(elsewhere, 0o755), os.Symlink(filepath.Join(elsewhere, "disk", "app.tar"),
+		filepath.Join(n.folder(), "link.tar")))
 	eventually(t, "a link to nothing is named", n.logged("link.tar"))
 	n.archive(filepath.Join(elsewhere, "disk"), "app.tar", "registry.test/linked:1")
 	eventually(t, "a link to a file that comes later", c.pinned(ctx, "registry.test/linked:1"))
 	n.archive(filepath.Join(elsewhere, "disk"), "app.tar", "registry.test/linked:2")
 	eventually(t, "the file behind a link is replaced", c.pinned(ctx, "registry.test/linked:2"))
-	eventually(t, "what it brought before is unpinned", func() bool { return !c.pinned(ctx, "registry.test/linked:1")() })
+	eventually(t, "what it brought before is unpinned",
+		func() bool { return !c.pinned(ctx, "registry.test/linked:1")() })
 
 	disk := filepath.Join(n.cfg.Dirs.Data, "disk")
 	n.archive(disk, "mounted.tar", "registry.test/mounted:1")
@@ -310,7 +321,8 @@ func TestBrokenOffImportsLeaveNothing(t *testing.T) {
 	n.ok(err)
 	go func() { _, _ = w.Write(raw[:len(raw)*3/4]) }()
 	eventually(t, "content is being written", func() bool {
-		return slices.ContainsFunc(unfinished(t, n), func(s string) bool { return strings.HasPrefix(s, "ingest umiak-import-") })
+		return slices.ContainsFunc(unfinished(t, n),
+			func(s string) bool { return strings.HasPrefix(s, "ingest umiak-import-") })
 	})
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
@@ -328,7 +340,8 @@ func TestBrokenOffImportsLeaveNothing(t *testing.T) {
 	leave := func(id, owner string) {
 		t.Helper()
 		nctx := namespaces.WithNamespace(t.Context(), images.Namespace)
-		l, err := c.LeasesService().Create(nctx, leases.WithID(id), leases.WithLabels(map[string]string{"umiak.io/import-owner": owner}))
+		l, err := c.LeasesService().Create(nctx, leases.WithID(id),
+			leases.WithLabels(map[string]string{"umiak.io/import-owner": owner}))
 		n.ok(err)
 		cw, err := c.ContentStore().Writer(leases.WithLease(nctx, l.ID), content.WithRef(id+"-tar-blob"))
 		n.ok(err)
@@ -383,7 +396,8 @@ configs: {"127.0.0.1:`+registryPort+`": {tls: {insecure_skip_verify: true}, auth
 		t.Fatal("a pulled image is pinned")
 	}
 	file := filepath.Join(t.TempDir(), "box.tar")
-	n.ok(images.Export(ctx, sock, []string{ref}, file, nil), images.Import(ctx, sock, []string{file}, images.ImportOptions{}, io.Discard))
+	n.ok(images.Export(ctx, sock, []string{ref}, file, nil),
+		images.Import(ctx, sock, []string{file}, images.ImportOptions{}, io.Discard))
 	eventually(t, "it is pinned", c.pinned(ctx, ref))
 	pull()
 	var list bytes.Buffer

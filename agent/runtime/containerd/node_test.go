@@ -73,7 +73,8 @@ func child(conf string) error {
 	}
 	reg := registries.New(registries.Config{File: cfg.Registries, Log: log})
 	go func() { _ = reg.Run(ctx, func() {}) }()
-	c, err := containerd.New(containerd.Config{Dirs: cfg.Dirs, Programs: cfg.Programs, Snapshotter: "overlayfs", Registry: reg, Log: log})
+	c, err := containerd.New(containerd.Config{Dirs: cfg.Dirs, Programs: cfg.Programs, Snapshotter: "overlayfs",
+		Registry: reg, Log: log})
 	if err != nil {
 		return err
 	}
@@ -114,7 +115,8 @@ func builtPrograms(t *testing.T) programs.Programs {
 	if _, err := os.Stat(filepath.Join(dir, "runc")); err != nil || os.Getuid() != 0 {
 		t.Skip("needs root and the programs of: scripts/build --only bundle")
 	}
-	return programs.Programs{Runc: dir + "/runc", Shim: dir + "/containerd-shim-runc-v2", CNIDir: dir + "/cni", Pause: dir + "/pause"}
+	return programs.Programs{Runc: dir + "/runc", Shim: dir + "/containerd-shim-runc-v2", CNIDir: dir + "/cni",
+		Pause: dir + "/pause"}
 }
 
 func newNode(t *testing.T) *node {
@@ -129,9 +131,11 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	n := &node{t: t, cgroup: "umiak-test-" + filepath.Base(run)}
-	n.cfg = childConfig{Dirs: layout.Dirs{Data: data, Run: run}, Programs: p, Registries: filepath.Join(data, "registries.yaml")}
+	n.cfg = childConfig{Dirs: layout.Dirs{Data: data, Run: run}, Programs: p,
+		Registries: filepath.Join(data, "registries.yaml")}
 	n.holder = exec.Command("sleep", "infinity")
-	n.holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	n.holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
+		Pdeathsig: syscall.SIGKILL}
 	if err := n.holder.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +156,8 @@ func (n *node) inside(args ...string) string {
 }
 
 func (n *node) enter(args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"-t", fmt.Sprint(n.holder.Process.Pid), "-m", "-n", "--"}, args...)...)
+	return exec.Command("nsenter", append([]string{"-t", fmt.Sprint(n.holder.Process.Pid), "-m", "-n", "--"},
+		args...)...)
 }
 
 // start runs containerd until it says ready, and returns how long that took.
@@ -282,7 +287,8 @@ type client struct {
 
 func (n *node) client() client {
 	n.t.Helper()
-	conn, err := grpc.NewClient("unix://"+n.cfg.Dirs.ContainerdSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("unix://"+n.cfg.Dirs.ContainerdSocket(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", strings.TrimPrefix(addr, "unix://"))
@@ -322,7 +328,10 @@ func busybox(t *testing.T) v1.Image {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser,
+		error) {
+		return io.NopCloser(bytes.NewReader(b.Bytes())), nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,17 +41,21 @@ func serveRegistry(cfg childConfig) error {
 	if err != nil {
 		return err
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, DNSNames: []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(cfg.Dirs.Data, "ca.crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(cfg.Dirs.Data, "ca.crt"),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
 		return err
 	}
 	inner := registry.New()
-	l, err := tls.Listen("tcp", "127.0.0.1:"+registryPort, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	l, err := tls.Listen("tcp", "127.0.0.1:"+registryPort,
+		&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
 	if err != nil {
 		return err
 	}
@@ -125,7 +129,8 @@ func TestPullsThroughRegistriesYAML(t *testing.T) {
 	n := newNode(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if err := tarball.WriteToFile(filepath.Join(n.cfg.Dirs.Data, "box.tar"), must(name.NewTag("box:1")), busybox(t)); err != nil {
+	if err := tarball.WriteToFile(filepath.Join(n.cfg.Dirs.Data, "box.tar"), must(name.NewTag("box:1")),
+		busybox(t)); err != nil {
 		t.Fatal(err)
 	}
 	n.cfg.Registry = true
@@ -158,7 +163,8 @@ configs:
 	// Without credentials the mirror refuses; with a pod's own it does not.
 	settings(mirror)
 	secret := &cri.AuthConfig{Username: user, Password: password}
-	eventually(t, "the mirror is used with a pod's secret", func() bool { return pull("example.invalid/library/box:1", secret) == nil })
+	eventually(t, "the mirror is used with a pod's secret",
+		func() bool { return pull("example.invalid/library/box:1", secret) == nil })
 	if err := pull("other.invalid/library/box:1", nil); err == nil {
 		t.Error("pulled without credentials")
 	}
@@ -167,7 +173,8 @@ configs:
 		t.Error("pulled with broken credentials")
 	}
 	settings(mirror + fmt.Sprintf("    auth: {username: %s, password: %s}\n", user, password))
-	eventually(t, "the node's credentials are used", func() bool { return pull("other.invalid/library/box:1", nil) == nil })
+	eventually(t, "the node's credentials are used",
+		func() bool { return pull("other.invalid/library/box:1", nil) == nil })
 	// A broken file leaves things as they are.
 	settings("mirrors: [")
 	eventually(t, "the error is logged", func() bool {

@@ -65,7 +65,8 @@ func TestStickPulledOut(t *testing.T) {
 		return imported{Images: m}
 	}
 	ctx := t.Context()
-	must(i.record(ctx, nil, "kept.tar", record{imported: bring("a:1")}), i.record(ctx, nil, "app.tar", record{imported: bring("b:1", "b:2")}))
+	must(i.record(ctx, nil, "kept.tar", record{imported: bring("a:1")}),
+		i.record(ctx, nil, "app.tar", record{imported: bring("b:1", "b:2")}))
 	i.records["old.tar"] = record{imported: bring("c:1")} // of a version that noted no place
 	must(saveState(state, i.records))
 	expect(i, "taken from the stick", map[string]bool{"app.tar": true, "old.tar": true})

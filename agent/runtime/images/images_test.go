@@ -77,11 +77,12 @@ func TestPlainFindsOutWhatItIs(t *testing.T) {
 		in   []byte
 		says string
 	}{
-		"empty": {nil, "empty"}, "text": {[]byte("hello"), "accepted are tar"}, "BZhistory": {[]byte("BZh is a name"), "accepted are tar"},
-		"xz":   {[]byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 4}, "xz is not supported"},
-		"lz4":  {[]byte{0x04, 0x22, 0x4d, 0x18, 0x64}, "unpack it with `lz4 -d`"},
-		"zip":  {[]byte("PK\x03\x04..."), "zip is not supported"},
-		"lzma": {[]byte{0x5d, 0, 0, 0x80, 0}, "lzma is not supported"},
+		"empty": {nil, "empty"}, "text": {[]byte("hello"), "accepted are tar"},
+		"BZhistory": {[]byte("BZh is a name"), "accepted are tar"},
+		"xz":        {[]byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 4}, "xz is not supported"},
+		"lz4":       {[]byte{0x04, 0x22, 0x4d, 0x18, 0x64}, "unpack it with `lz4 -d`"},
+		"zip":       {[]byte("PK\x03\x04..."), "zip is not supported"},
+		"lzma":      {[]byte{0x5d, 0, 0, 0x80, 0}, "lzma is not supported"},
 	} {
 		if _, err := plain(bytes.NewReader(c.in)); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
@@ -122,7 +123,8 @@ func FuzzPlain(f *testing.F) {
 
 func TestNamesOfArchives(t *testing.T) {
 	for name, want := range map[string]bool{
-		"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.tzst": true, "a.TAR": true, "A.Tar.GZ": true, "a.oci": true,
+		"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.tzst": true, "a.TAR": true,
+		"A.Tar.GZ": true, "a.oci": true,
 		"a.tar.bz2": true, "a.tar.xz": true, "a.tar.lz4": true, "a.txz": true,
 		"a": false, ".tar": false, ".a.tar": false, "a.tar.part": false, "a.zip": false, "a.tar.gz.sha256": false,
 	} {
@@ -134,7 +136,8 @@ func TestNamesOfArchives(t *testing.T) {
 
 func TestFullName(t *testing.T) {
 	for in, want := range map[string]string{
-		"latest": "", "v1.2": "", "localhost/x:1": "localhost/x:1", "box:1": "docker.io/library/box:1", "quay.io/a/b": "quay.io/a/b:latest", "a//b:1": "", "": "",
+		"latest": "", "v1.2": "", "localhost/x:1": "localhost/x:1", "box:1": "docker.io/library/box:1",
+		"quay.io/a/b": "quay.io/a/b:latest", "a//b:1": "", "": "",
 	} {
 		if got := fullName(in); got != want {
 			t.Errorf("%q is %q", in, got)
@@ -149,7 +152,8 @@ func TestWhatIsOverlooked(t *testing.T) {
 		in   []byte
 		says string
 	}{
-		"image": {raw, "end in .tar"}, "image.gz": {gzipOf(t, raw), "end in .tar"}, "x.zip": {[]byte("PK\x03\x04"), "zip is not supported"},
+		"image": {raw, "end in .tar"}, "image.gz": {gzipOf(t, raw), "end in .tar"},
+		"x.zip":  {[]byte("PK\x03\x04"), "zip is not supported"},
 		"README": {[]byte("read me"), ""}, "a.tar.sha256": {[]byte("00ff  a.tar"), ""}, "empty": {nil, ""},
 	} {
 		path := filepath.Join(dir, name)
@@ -161,7 +165,8 @@ func TestWhatIsOverlooked(t *testing.T) {
 		}
 	}
 	layout := filepath.Join(dir, "layout")
-	if err := errors.Join(os.Mkdir(layout, 0o700), os.WriteFile(filepath.Join(layout, "oci-layout"), nil, 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir(layout, 0o700),
+		os.WriteFile(filepath.Join(layout, "oci-layout"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if got := misnamed(layout); !strings.Contains(got, "tar -C "+layout) {
@@ -171,7 +176,8 @@ func TestWhatIsOverlooked(t *testing.T) {
 
 func TestStateSurvivesDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
-	want := map[string]record{"a.tar": {identity: identity{Size: 1, Inode: 2}, imported: imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
+	want := map[string]record{"a.tar": {identity: identity{Size: 1, Inode: 2},
+		imported: imported{Images: map[string]string{"x": "sha256:0"}, SHA256: "ff"}}}
 	if err := saveState(path, want); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +207,8 @@ func TestIdentityChangesWithTheFile(t *testing.T) {
 	_ = f.Close()
 	// Same size, same time: cp -p over it.
 	st, _ := os.Stat(path)
-	if err := errors.Join(os.WriteFile(path, []byte("two"), 0o600), os.Chtimes(path, st.ModTime(), st.ModTime())); err != nil {
+	if err := errors.Join(os.WriteFile(path, []byte("two"), 0o600),
+		os.Chtimes(path, st.ModTime(), st.ModTime())); err != nil {
 		t.Fatal(err)
 	}
 	f, after, err := open(path)

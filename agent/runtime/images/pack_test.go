@@ -77,7 +77,8 @@ func TestRepackOfAFlatArchive(t *testing.T) {
 		l, err1 := img.Layers()
 		d, err2 := l[0].Digest()
 		// Nothing but the configuration says what it is for.
-		if err := errors.Join(err, err1, err2, path.AppendImage(img, layout.WithAnnotations(map[string]string{"io.containerd.image.name": "flat"}))); err != nil {
+		if err := errors.Join(err, err1, err2, path.AppendImage(img,
+			layout.WithAnnotations(map[string]string{"io.containerd.image.name": "flat"}))); err != nil {
 			t.Fatal(err)
 		}
 		layers[d.Hex] = arch
@@ -92,7 +93,8 @@ func TestRepackOfAFlatArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, sel := range map[string]Selection{
-		"arm64": {Platforms: []string{"linux/arm64"}}, "amd64": {Platforms: []string{"linux/amd64"}}, "amd64 arm64": {Platforms: []string{"linux/amd64", "linux/arm64"}},
+		"arm64": {Platforms: []string{"linux/arm64"}}, "amd64": {Platforms: []string{"linux/amd64"}},
+		"amd64 arm64": {Platforms: []string{"linux/amd64", "linux/arm64"}},
 	} {
 		file := filepath.Join(out, strings.ReplaceAll(want, " ", "-")+".tar.zst")
 		names, err := Repack(t.Context(), from, file, sel)
@@ -137,17 +139,20 @@ func layersIn(t *testing.T, file string, layers map[string]string) []string {
 func TestRepackKeepsWhatIsAskedFor(t *testing.T) {
 	dir := t.TempDir()
 	from := filepath.Join(dir, "multi.tar")
-	layers := multi(t, from, v1.Platform{OS: "linux", Architecture: "amd64"}, v1.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"},
+	layers := multi(t, from, v1.Platform{OS: "linux", Architecture: "amd64"},
+		v1.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"},
 		v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}, v1.Platform{OS: "windows", Architecture: "amd64"})
 	for name, c := range map[string]struct {
 		sel  Selection
 		want string
 		err  string
 	}{
-		"one":      {Selection{Platforms: []string{"linux/arm64"}}, "linux/arm64/v8", ""},
-		"two":      {Selection{Platforms: []string{"linux/amd64", "linux/arm/v7"}}, "linux/amd64 linux/arm/v7", ""},
-		"all":      {Selection{Platforms: []string{"linux/amd64"}, All: true}, "linux/amd64 linux/arm/v7 linux/arm64/v8 windows/amd64", ""},
-		"missing":  {Selection{Platforms: []string{"linux/amd64", "linux/riscv64"}, All: true}, "", "registry.test/multi:1 is missing for linux/riscv64"},
+		"one": {Selection{Platforms: []string{"linux/arm64"}}, "linux/arm64/v8", ""},
+		"two": {Selection{Platforms: []string{"linux/amd64", "linux/arm/v7"}}, "linux/amd64 linux/arm/v7", ""},
+		"all": {Selection{Platforms: []string{"linux/amd64"}, All: true},
+			"linux/amd64 linux/arm/v7 linux/arm64/v8 windows/amd64", ""},
+		"missing": {Selection{Platforms: []string{"linux/amd64", "linux/riscv64"}, All: true}, "",
+			"registry.test/multi:1 is missing for linux/riscv64"},
 		"nonsense": {Selection{Platforms: []string{"a/b/c/d"}}, "", "a/b/c/d"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -181,7 +186,8 @@ func TestRepackKeepsWhatIsAskedFor(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Repack(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x"), Selection{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Repack(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x"), Selection{}); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

@@ -51,7 +51,8 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{blobs: map[digest.Digest][]byte{}, images: map[string]digest.Digest{}, labels: map[digest.Digest]map[string]string{}}
+	return &memory{blobs: map[digest.Digest][]byte{}, images: map[string]digest.Digest{},
+		labels: map[digest.Digest]map[string]string{}}
 }
 
 func (m *memory) put(raw []byte) digest.Digest {
@@ -193,7 +194,8 @@ func (l *lab) add(name string, server bool) *node {
 	l.clientCA.save(l.T, pki, "client-ca")
 	l.serverCA.issue(l.T, "system:node:"+name, "system:nodes", name).save(l.T, pki, "kubelet-serving")
 	l.clientCA.issue(l.T, wellknown.AgentUserPrefix+name, wellknown.AgentsGroup).save(l.T, pki, "agent-client")
-	n.Share = New(Config{Node: name, PKI: pki, Log: slog.New(slog.NewTextHandler(l.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	n.Share = New(Config{Node: name, PKI: pki,
+		Log: slog.New(slog.NewTextHandler(l.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	lis, err := net.Listen("tcp", netip.AddrPortFrom(n.addr, uint16(l.port)).String())
 	if err != nil {
 		l.Fatal(err)
@@ -237,7 +239,8 @@ func object(name, addr string, server bool, images ...string) *v1.Node {
 // get asks a node as another does.
 func (l *lab) get(from, to *node, method, path, part string) (*http.Response, string) {
 	l.Helper()
-	r, err := http.NewRequestWithContext(l.Context(), method, fmt.Sprintf("https://%s:%d%s", to.name, l.port, path), nil)
+	r, err := http.NewRequestWithContext(l.Context(), method, fmt.Sprintf("https://%s:%d%s", to.name, l.port, path),
+		nil)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -279,7 +282,10 @@ func nobody(t *testing.T) registries {
 // pull resolves an image and reads its manifest and its first layer, as containerd does.
 func (n *node) pull(ctx context.Context, r Registry, ref string) (manifest digest.Digest, layer []byte, err error) {
 	n.cfg.Registry = r
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(h string) ([]docker.RegistryHost, error) { return n.Hosts(h, nil) }})
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(h string) ([]docker.RegistryHost,
+		error) {
+		return n.Hosts(h, nil)
+	}})
 	name, desc, err := resolver.Resolve(ctx, ref)
 	if err != nil {
 		return "", nil, fmt.Errorf("resolve: %w", err)
@@ -327,7 +333,8 @@ func newAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -354,8 +361,10 @@ func (a *authority) issue(t *testing.T, user, group string, dns ...string) pair 
 	if len(dns) > 0 {
 		use = x509.ExtKeyUsageServerAuth
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: user, Organization: []string{group}}, DNSNames: dns,
-		NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{use}, KeyUsage: x509.KeyUsageDigitalSignature}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2),
+		Subject: pkix.Name{CommonName: user, Organization: []string{group}}, DNSNames: dns,
+		NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{use},
+		KeyUsage: x509.KeyUsageDigitalSignature}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -364,7 +373,8 @@ func (a *authority) issue(t *testing.T, user, group string, dns ...string) pair 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pair{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: k})}
+	return pair{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: k})}
 }
 
 func (p pair) save(t *testing.T, dir, name string) {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestOneAddressCannotTakeAll: of a stranger who opens connections and says nothing, connectionsPerAddress are kept, another address is
-// let in meanwhile, and the stranger again when one has ended.
+// TestOneAddressCannotTakeAll: of a stranger who opens connections and says nothing, connectionsPerAddress are kept,
+// another address is let in meanwhile, and the stranger again when one has ended.
 func TestOneAddressCannotTakeAll(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestADigestIsNotEnough: a registry of a tenant's own that says yes to the digest of another tenant's private image, and
-// holds nothing, does not get it from the neighbours.
+// TestADigestIsNotEnough: a registry of a tenant's own that says yes to the digest of another tenant's private image,
+// and holds nothing, does not get it from the neighbours.
 func TestADigestIsNotEnough(t *testing.T) {
 	l := newLab(t)
 	srv, ag := l.add("srv", true), l.add("ag", false)
@@ -29,14 +29,16 @@ func TestADigestIsNotEnough(t *testing.T) {
 		w.Header().Set("Content-Length", "400")
 	}))
 	defer evil.Close()
-	for what, r := range map[string]Registry{"a registry that says yes": registries{evil.URL}, "one that does not answer": nobody(t)} {
+	for what, r := range map[string]Registry{"a registry that says yes": registries{evil.URL},
+		"one that does not answer": nobody(t)} {
 		if _, got, err := ag.pull(t.Context(), r, "evil.example/x@"+private.String()); err == nil {
 			t.Errorf("%s: the private layer is given, %d bytes", what, len(got))
 		}
 	}
 	// Neither by asking the node's port.
 	for _, path := range []string{"manifests/" + private.String(), "blobs/" + blob.String()} {
-		for _, repo := range []string{"/v2/x/%s?ns=evil.example", "/v2/team/other/%s?ns=registry.test", "/v2/team/private/%s?ns=evil.example"} {
+		for _, repo := range []string{"/v2/x/%s?ns=evil.example", "/v2/team/other/%s?ns=registry.test",
+			"/v2/team/private/%s?ns=evil.example"} {
 			for _, method := range []string{http.MethodHead, http.MethodGet} {
 				at := fmt.Sprintf(repo, path)
 				if resp, _ := l.get(ag, srv, method, at, ""); resp.StatusCode != http.StatusNotFound {
@@ -46,14 +48,17 @@ func TestADigestIsNotEnough(t *testing.T) {
 		}
 	}
 	// What was pulled from the repository, and what an image of it refers to, is given.
-	if _, got, err := ag.pull(t.Context(), nobody(t), "registry.test/team/private@"+private.String()); err != nil || !bytes.Equal(got, body) {
+	if _, got, err := ag.pull(t.Context(), nobody(t), "registry.test/team/private@"+private.String()); err != nil ||
+		!bytes.Equal(got, body) {
 		t.Errorf("of the repository: %v", err)
 	}
 	alone := srv.store.put(layer(2)) // of an image that is being pulled
 	srv.store.pulled("registry.test", "a/b,team/private", alone)
 	for repo, want := range map[string]int{
-		"/v2/team/private/%s?ns=registry.test": 200, "/v2/a/b/%s?ns=registry.test": 200, "/v2/team/private/%s?ns=registry.test:5000": 200,
-		"/v2/b/%s?ns=registry.test": 404, "/v2/team/private/%s?ns=test": 404, "/v2/a/b/%s?ns=evil.example": 404,
+		"/v2/team/private/%s?ns=registry.test": 200, "/v2/a/b/%s?ns=registry.test": 200,
+		"/v2/team/private/%s?ns=registry.test:5000": 200,
+		"/v2/b/%s?ns=registry.test":                 404, "/v2/team/private/%s?ns=test": 404,
+		"/v2/a/b/%s?ns=evil.example": 404,
 	} {
 		at := fmt.Sprintf(repo, "blobs/"+alone.String())
 		if resp, _ := l.get(ag, srv, http.MethodHead, at, ""); resp.StatusCode != want {
@@ -71,14 +76,15 @@ func TestManifestsWithoutEnd(t *testing.T) {
 	h := newHandler(m, func() bool { return true }, &counters{})
 	other := m.put([]byte("other"))
 	for d, yes := range map[digest.Digest]bool{self: true, top: true, other: false} {
-		if _, err := h.sizeIn(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs, digest: d}); (err == nil) != yes {
+		if _, err := h.sizeIn(t.Context(), want{registry: "registry.test",
+			repository: "app", kind: blobs, digest: d}); (err == nil) != yes {
 			t.Errorf("%s: %v", d, err)
 		}
 	}
 }
 
-// TestSearchesAreBounded covers requests that make a node read manifests: of many at once a few do so, and others are told
-// to come again; blobs with a label of their repository need no search.
+// TestSearchesAreBounded covers requests that make a node read manifests: of many at once a few do so, and others are
+// told to come again; blobs with a label of their repository need no search.
 func TestSearchesAreBounded(t *testing.T) {
 	m := newMemory()
 	m.image("registry.test/app:1", layer(1))
@@ -124,12 +130,14 @@ func TestManifestsAreReadUpToABound(t *testing.T) {
 	var list []string
 	pad := strings.Repeat(" ", 1<<20)
 	for i := range 100 {
-		list = append(list, fmt.Sprintf(`{"digest":%q}`, m.put(fmt.Appendf(nil, `{"layers":[{"digest":"sha256:%064d"}]}%s`, i, pad)).String()))
+		list = append(list, fmt.Sprintf(`{"digest":%q}`,
+			m.put(fmt.Appendf(nil, `{"layers":[{"digest":"sha256:%064d"}]}%s`, i, pad)).String()))
 	}
 	m.images["registry.test/app:1"] = m.put([]byte(`{"manifests":[` + strings.Join(list, ",") + `]}`))
 	h := newHandler(m, func() bool { return true }, &counters{})
 	before := m.read
-	if ok, err := h.refers(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs, digest: m.put([]byte("none"))}); ok || err != nil {
+	if ok, err := h.refers(t.Context(), want{registry: "registry.test", repository: "app", kind: blobs,
+		digest: m.put([]byte("none"))}); ok || err != nil {
 		t.Error(ok, err)
 	}
 	if read := m.read - before; read > maxManifestBytes>>20+2 {

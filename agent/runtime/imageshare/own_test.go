@@ -21,14 +21,18 @@ func (i imports) Imported(_ context.Context, name string) (ocispec.Descriptor, b
 }
 
 func imported(text string) ocispec.Descriptor {
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(text), Size: int64(len(text))}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(text),
+		Size: int64(len(text))}
 }
 
 // resolve says what an image's name stands for, as a pull with policy Always asks.
 func (n *node) resolve(t *testing.T, r Registry, ref string) digest.Digest {
 	t.Helper()
 	n.cfg.Registry = r
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(h string) ([]docker.RegistryHost, error) { return n.Hosts(h, nil) }})
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(h string) ([]docker.RegistryHost,
+		error) {
+		return n.Hosts(h, nil)
+	}})
 	_, d, err := resolver.Resolve(t.Context(), ref)
 	if err != nil {
 		t.Logf("%s: %v", ref, err)

@@ -16,10 +16,14 @@ func decode(raw []byte, v any) error { return json.Unmarshal(raw, v) }
 
 func TestParse(t *testing.T) {
 	for path, want := range map[string]want{
-		"/v2/library/nginx/manifests/1.2":                    {registry: "r:5000", repository: "library/nginx", kind: manifests, tag: "1.2"},
-		"/v2/app/manifests/" + sum:                           {registry: "r:5000", repository: "app", kind: manifests, digest: sum},
-		"/v2/a/b/c/blobs/" + sum:                             {registry: "r:5000", repository: "a/b/c", kind: blobs, digest: sum},
-		"/v2/a/manifests/b/blobs/" + sum:                     {registry: "r:5000", repository: "a/manifests/b", kind: blobs, digest: sum},
+		"/v2/library/nginx/manifests/1.2": {registry: "r:5000", repository: "library/nginx",
+			kind: manifests, tag: "1.2"},
+		"/v2/app/manifests/" + sum: {registry: "r:5000", repository: "app", kind: manifests,
+			digest: sum},
+		"/v2/a/b/c/blobs/" + sum: {registry: "r:5000", repository: "a/b/c", kind: blobs,
+			digest: sum},
+		"/v2/a/manifests/b/blobs/" + sum: {registry: "r:5000", repository: "a/manifests/b",
+			kind: blobs, digest: sum},
 		"/v2/x/blobs/1":                                      {},
 		"/v2/x/tags/list":                                    {},
 		"/v2/x/blobs/uploads/":                               {},
@@ -49,7 +53,8 @@ func TestParse(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"/v2/a/manifests/1?ns=docker.io", "/v2/a/b/blobs/" + sum + "?ns=r:5000", "/v2/%2e%2e/manifests/1?ns=x", "/v2/a/manifests/1?ns=x&ns=y", "?", "/v2/a/manifests/1?ns=[::1]:5000"} {
+	for _, s := range []string{"/v2/a/manifests/1?ns=docker.io", "/v2/a/b/blobs/" + sum + "?ns=r:5000",
+		"/v2/%2e%2e/manifests/1?ns=x", "/v2/a/manifests/1?ns=x&ns=y", "?", "/v2/a/manifests/1?ns=[::1]:5000"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
@@ -61,7 +66,8 @@ func FuzzParse(f *testing.F) {
 		if !ok {
 			return
 		}
-		if (w.tag == "") == (w.digest == "") || strings.Contains("/"+w.repository+"/", "/../") || w.kind != manifests && w.kind != blobs {
+		if (w.tag == "") == (w.digest == "") || strings.Contains("/"+w.repository+"/", "/../") || w.kind != manifests &&
+			w.kind != blobs {
 			t.Fatalf("%q: %+v", in, w)
 		}
 		// What one node asks, the other understands.

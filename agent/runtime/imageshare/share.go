@@ -194,7 +194,8 @@ var _ status.Reporter = (*Share)(nil)
 // Section reports what was given to and taken from other nodes.
 func (s *Share) Section(context.Context) status.Section {
 	if s.cfg.Off {
-		return status.Section{Name: "Image sharing", Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}
+		return status.Section{Name: "Image sharing",
+			Rows: []status.Row{{Name: "neighbours", State: "off", Detail: "image-sharing: false"}}}
 	}
 	s.mu.Lock()
 	row := status.Row{Name: "neighbours", State: s.state, Detail: s.detail}

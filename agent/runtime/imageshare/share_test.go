@@ -46,7 +46,8 @@ func TestServing(t *testing.T) {
 		{srv, "GET", "/v2/app/manifests/" + string(d) + "?ns=registry.test", "", 200, -2},
 		{srv, "HEAD", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "", 200, int64(len(body))},
 		{srv, "GET", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "", 200, int64(len(body))},
-		{srv, "GET", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "bytes=300000-", 206, int64(len(body)) - 300000},
+		{srv, "GET", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "bytes=300000-", 206,
+			int64(len(body)) - 300000},
 		{srv, "GET", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "bytes=5-7", 206, 3},
 		{srv, "GET", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "bytes=99999999-", 416, -2},
 		{ag, "GET", "/v2/app/blobs/" + string(blob) + "?ns=registry.test", "", 200, int64(len(body))},
@@ -74,7 +75,8 @@ func TestServing(t *testing.T) {
 		if resp.StatusCode != c.status || c.size > -2 && resp.ContentLength != c.size {
 			t.Errorf("%s %s %s: %s, %d bytes", c.method, c.path, c.part, resp.Status, resp.ContentLength)
 		}
-		if c.status < 300 && strings.Contains(c.path, "manifests") && (resp.Header.Get("Docker-Content-Digest") != string(d) || resp.Header.Get("Content-Type") == "") {
+		if c.status < 300 && strings.Contains(c.path, "manifests") &&
+			(resp.Header.Get("Docker-Content-Digest") != string(d) || resp.Header.Get("Content-Type") == "") {
 			t.Errorf("%s %s: %v", c.method, c.path, resp.Header)
 		}
 		if c.part == "bytes=300000-" && got != string(body[300000:]) {
@@ -95,7 +97,8 @@ func TestWhoIsRefused(t *testing.T) {
 			cfg.Certificates = []tls.Certificate{*cert}
 		}
 		tr := &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}
-		r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://%s/v2/", netip.AddrPortFrom(srv.addr, uint16(l.port))), nil)
+		r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet,
+			fmt.Sprintf("https://%s/v2/", netip.AddrPortFrom(srv.addr, uint16(l.port))), nil)
 		resp, err := tr.RoundTrip(r)
 		if err == nil {
 			_ = resp.Body.Close()
@@ -127,7 +130,9 @@ func TestWhoIsRefused(t *testing.T) {
 	}
 	// One node does not pass for another.
 	ag.Set(object("third", srv.addr.String(), true))
-	if _, err := ag.request(t.Context(), http.MethodHead, "third", want{registry: "r", repository: "x", kind: blobs, digest: sum}, ""); err == nil || !strings.Contains(err.Error(), "is not node third") {
+	if _, err := ag.request(t.Context(), http.MethodHead, "third",
+		want{registry: "r", repository: "x", kind: blobs, digest: sum}, ""); err == nil ||
+		!strings.Contains(err.Error(), "is not node third") {
 		t.Errorf("srv passes for another node: %v", err)
 	}
 	// New certificates are used at once.
@@ -159,7 +164,8 @@ func TestPullWithoutRegistry(t *testing.T) {
 	}
 	// An agent has another image under a tag: nobody believes it, but takes the content.
 	other := one.store.image(app+":2", layer(2))
-	if _, _, err := two.pull(t.Context(), none, app+":2"); err == nil || !strings.Contains(err.Error(), "connection refused") {
+	if _, _, err := two.pull(t.Context(), none, app+":2"); err == nil ||
+		!strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("an agent's tag: %v", err)
 	}
 	if _, _, err := two.pull(t.Context(), none, app+"@"+string(other)); err != nil {
@@ -177,7 +183,8 @@ func TestPullWithoutRegistry(t *testing.T) {
 	if c := &one.count; c.given.Load() == 0 || one.count.taken.Load() == 0 {
 		t.Error("nothing was counted")
 	}
-	if s := two.Section(t.Context()); len(s.Rows) != 1 || !strings.Contains(s.Rows[0].Detail, "2 nodes; gave 0 blobs (0 MB), took 6 (1 MB)") {
+	if s := two.Section(t.Context()); len(s.Rows) != 1 ||
+		!strings.Contains(s.Rows[0].Detail, "2 nodes; gave 0 blobs (0 MB), took 6 (1 MB)") {
 		t.Errorf("status: %+v", s)
 	}
 }
@@ -262,7 +269,8 @@ func TestABadNeighbour(t *testing.T) {
 	var head bytes.Buffer
 	_, err := head.ReadFrom(resp.Body)
 	_ = resp.Body.Close()
-	if err == nil || !strings.Contains(err.Error(), "unexpected EOF") || head.Len() == 0 || !bytes.HasPrefix(body, head.Bytes()) {
+	if err == nil || !strings.Contains(err.Error(), "unexpected EOF") || head.Len() == 0 ||
+		!bytes.HasPrefix(body, head.Bytes()) {
 		t.Fatalf("%d bytes, %v", head.Len(), err)
 	}
 	if c := srv.nodes.candidates(app, false, false); len(c) != 0 {
@@ -301,7 +309,8 @@ func TestBusy(t *testing.T) {
 	if resp, busy := p.once(t.Context(), w, "", false); resp != nil || !busy {
 		t.Fatalf("one too many: %v, %v", resp, busy)
 	}
-	if resp, _ := l.get(ag, srv, "GET", "/v2/app/blobs/"+string(blob)+"?ns=registry.test", ""); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+	if resp, _ := l.get(ag, srv, "GET", "/v2/app/blobs/"+string(blob)+"?ns=registry.test",
+		""); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("busy is %s", resp.Status)
 	}
 	// Whoever waits gets it.
@@ -342,13 +351,15 @@ func TestCandidates(t *testing.T) {
 	whole := object("n1", "10.0.0.1", false)
 	whole.Labels = map[string]string{"a": "b"}
 	whole.Status.Addresses = append(whole.Status.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: "n1"})
-	whole.Status.Images = []v1.ContainerImage{{Names: []string{app + "@" + sum, app + ":1"}}, {Names: []string{"r:5000/x:2"}}}
+	whole.Status.Images = []v1.ContainerImage{{Names: []string{app + "@" + sum, app + ":1"}},
+		{Names: []string{"r:5000/x:2"}}}
 	kept.Status.Addresses = whole.Status.Addresses
 	n.Keep(whole, kept)
 	again := &v1.Node{}
 	again.Status.Addresses = kept.Status.Addresses
 	n.Keep(kept, again)
-	if len(again.Labels) != 0 || len(again.Status.Images) != 1 || strings.Join(again.Status.Images[0].Names, " ") != app+" r:5000/x" {
+	if len(again.Labels) != 0 || len(again.Status.Images) != 1 ||
+		strings.Join(again.Status.Images[0].Names, " ") != app+" r:5000/x" {
 		t.Errorf("kept: %+v", again)
 	}
 	again.Name = "n1"
@@ -413,7 +424,8 @@ func TestManyAtOnce(t *testing.T) {
 	for _, n := range all {
 		wg.Go(func() {
 			got, raw, err := n.pull(t.Context(), none, app+":1")
-			for try := 0; err != nil && try < 3; try++ { // as a kubelet does: so many handshakes at once overrun this machine
+			// as a kubelet does: so many handshakes at once overrun this machine
+			for try := 0; err != nil && try < 3; try++ {
 				got, raw, err = n.pull(t.Context(), none, app+":1")
 			}
 			if err != nil || got != d || !bytes.Equal(raw, body) {
@@ -439,7 +451,8 @@ func TestKeepIsBounded(t *testing.T) {
 	}
 	whole.Status.Images = []v1.ContainerImage{i}
 	for k := range 10_000 {
-		whole.Status.Addresses = append(whole.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", k/250, k%250)})
+		whole.Status.Addresses = append(whole.Status.Addresses,
+			v1.NodeAddress{Type: v1.NodeInternalIP, Address: fmt.Sprintf("198.18.%d.%d", k/250, k%250)})
 	}
 	n := newNeighbours("me")
 	n.Keep(whole, kept)

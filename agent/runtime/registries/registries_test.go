@@ -129,7 +129,8 @@ func (r *tokenRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.inner.ServeHTTP(w, req)
 	case req.Header.Get("Authorization") != "Bearer t":
 		repository, _, _ := splitPath(req.URL.Path, "/v2")
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:%s:pull"`, r.host, repository))
+		w.Header().Set("WWW-Authenticate",
+			fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:%s:pull"`, r.host, repository))
 		http.Error(w, "who are you", http.StatusUnauthorized)
 	case strings.Contains(req.URL.Path, "/blobs/"):
 		http.Redirect(w, req, "/storage/"+filepath.Base(req.URL.Path), http.StatusTemporaryRedirect)
@@ -173,7 +174,10 @@ configs:
 	if err != nil {
 		t.Fatal(err)
 	}
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(r string) ([]docker.RegistryHost, error) { return s.Hosts(r, nil) }})
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(r string) ([]docker.RegistryHost,
+		error) {
+		return s.Hosts(r, nil)
+	}})
 	name, desc, err := resolver.Resolve(t.Context(), "docker.io/library/box:1")
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +220,8 @@ func TestBadRewriteIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:1/v2/library/x/manifests/1", nil)
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:1/v2/library/x/manifests/1",
+		nil)
 	if _, err := hosts[0].Client.Transport.RoundTrip(req); !errors.Is(err, errBadRewrite) {
 		t.Fatalf("got %v", err)
 	}
@@ -240,7 +245,8 @@ func TestFollowsTheFile(t *testing.T) {
 	}
 	wait := func(want string) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(first(), want); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(first(),
+			want); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("got %s, want %s", first(), want)
 			}
@@ -277,7 +283,8 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 	}
 	r := New(Config{File: path, Log: slog.New(slog.DiscardHandler)})
 	for _, c := range []struct{ text, state, detail string }{
-		{"mirrors: {docker.io: {endpiont: []}}", "no image can be pulled", path + ":1: mirrors.docker.io.endpiont: unknown key"},
+		{"mirrors: {docker.io: {endpiont: []}}", "no image can be pulled", path +
+			":1: mirrors.docker.io.endpiont: unknown key"},
 		{"mirrors: {quay.io: {endpoint: [a]}}", "in use", "mirrors for 1 registries"},
 		{"mirrors: {quay.io/x: {}}", "the settings before it stay in use", "is not a registry"},
 		{"configs: {a: {tls: {ca_file: " + path + ".pem}}}", "cannot be used now", "no such file"},
@@ -301,7 +308,8 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 
 func TestMirrorsOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "registries.yaml")
-	if err := os.WriteFile(path, []byte(`mirrors: {docker.io: {endpoint: ["https://mirror.example"]}}`), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(`mirrors: {docker.io: {endpoint: ["https://mirror.example"]}}`),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	r := New(Config{File: path, MirrorsOnly: true, Log: slog.New(slog.DiscardHandler)})

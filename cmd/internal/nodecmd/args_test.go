@@ -20,9 +20,11 @@ func TestArgumentsThatNobodyTakesAreRefused(t *testing.T) {
 				continue
 			}
 			n++
-			app := &ucli.App{Name: "umiak", Commands: append(Node(w), Agent(), Certificate(w), Bundle(w)), Writer: io.Discard, ErrWriter: io.Discard,
+			app := &ucli.App{Name: "umiak", Commands: append(Node(w), Agent(), Certificate(w), Bundle(w)),
+				Writer: io.Discard, ErrWriter: io.Discard,
 				ExitErrHandler: func(*ucli.Context, error) {}}
-			if err := app.RunContext(t.Context(), append(path, "extra")); err == nil || !strings.Contains(err.Error(), `takes no argument "extra"`) {
+			if err := app.RunContext(t.Context(), append(path, "extra")); err == nil ||
+				!strings.Contains(err.Error(), `takes no argument "extra"`) {
 				t.Errorf("%s extra: %v", strings.Join(path, " "), err)
 			}
 		}

@@ -25,7 +25,8 @@ func bundleVerify(w Where) *ucli.Command {
 		ArgsUsage: "FILE  (or the folder that it was unpacked to)",
 		Description: "Finds damage, not malice: the list is not signed. The programs in it are, and install.sh checks that.\n\n" +
 			"  umiak bundle verify /media/stick/bundle.tar",
-		Flags: w.Flags(Output(), &ucli.StringFlag{Name: "targets", Hidden: true, Usage: "for install.sh: what belongs where on a server or an agent"}),
+		Flags: w.Flags(Output(), &ucli.StringFlag{Name: "targets", Hidden: true,
+			Usage: "for install.sh: what belongs where on a server or an agent"}),
 		Action: func(c *ucli.Context) error {
 			js, err := AsJSON(c)
 			if err != nil {

@@ -24,7 +24,8 @@ func certificateCheck(w Where) *ucli.Command {
 		Usage: "list this machine's certificates with their ends",
 		Description: "Reads the files of a server and of a node; umiak need not run. Exits with 1 when a certificate has ended,\n" +
 			"cannot be read, or ends within --warn.\n\n  umiak certificate check\n  umiak certificate check --warn 30d -o json",
-		Flags: w.Flags(Output(), &ucli.StringFlag{Name: "warn", Value: "14d", Usage: "how long before its end a certificate is not fine any more, as 14d or 12h"}),
+		Flags: w.Flags(Output(), &ucli.StringFlag{Name: "warn", Value: "14d",
+			Usage: "how long before its end a certificate is not fine any more, as 14d or 12h"}),
 		Action: Prints(func(c *ucli.Context, js bool) error {
 			warn, err := days(c.String("warn"))
 			if err != nil {

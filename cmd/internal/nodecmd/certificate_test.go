@@ -6,7 +6,8 @@ import (
 )
 
 func TestDays(t *testing.T) {
-	for text, want := range map[string]time.Duration{"14d": 14 * 24 * time.Hour, "0d": 0, "12h": 12 * time.Hour, "1h30m": 90 * time.Minute} {
+	for text, want := range map[string]time.Duration{"14d": 14 * 24 * time.Hour, "0d": 0, "12h": 12 * time.Hour,
+		"1h30m": 90 * time.Minute} {
 		if got, err := days(text); err != nil || got != want {
 			t.Errorf("%s: %s, %v", text, got, err)
 		}

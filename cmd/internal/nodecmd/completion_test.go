@@ -27,7 +27,8 @@ func TestCompletionScripts(t *testing.T) {
 			continue
 		}
 		// The function stands in for the program, and prints how it was called.
-		for line, want := range map[string]string{"umiak ": "token upgrade", "umiak to": "token", "umiak token create --k": "--kind", "umiak kubectl get po": "pods"} {
+		for line, want := range map[string]string{"umiak ": "token upgrade", "umiak to": "token",
+			"umiak token create --k": "--kind", "umiak kubectl get po": "pods"} {
 			words := strings.Split(line, " ")
 			driver := `. ` + file + `
 umiak() { case "$*" in

@@ -9,8 +9,8 @@ import (
 
 // Images is `umiak images`.
 func Images(w Where) *ucli.Command {
-	// onNode runs f with the socket of the node's containerd. f asks whether anybody listens there: containerd's client would wait, and
-	// then say nothing that helps.
+	// onNode runs f with the socket of the node's containerd. f asks whether anybody listens there: containerd's
+	// client would wait, and then say nothing that helps.
 	onNode := func(f func(c *ucli.Context, containerd string) error) ucli.ActionFunc {
 		return func(c *ucli.Context) error {
 			dirs, err := w.Dirs(c)
@@ -28,7 +28,8 @@ func Images(w Where) *ucli.Command {
 				Name: "import", Usage: "import image archives", ArgsUsage: "FILE...  (- is the standard input)",
 				Description: "Archives are those of `docker save`, OCI layouts, or `umiak images export`, also compressed (.gz, .zst, .bz2).\n" +
 					"Archives that lie in DATA-DIR/agent/images are imported by themselves.\n\n  umiak images import app.tar.zst",
-				Flags: w.Flags(&ucli.BoolFlag{Name: "all-platforms", Usage: "keep what is for other machines too, so that it can be exported again"}),
+				Flags: w.Flags(&ucli.BoolFlag{Name: "all-platforms",
+					Usage: "keep what is for other machines too, so that it can be exported again"}),
 				Action: onNode(func(c *ucli.Context, containerd string) error {
 					if !c.Args().Present() {
 						return Usagef(c, "images import takes an archive, as FILE")
@@ -36,7 +37,8 @@ func Images(w Where) *ucli.Command {
 					if err := socket.Probe(c.Context, containerd); err != nil {
 						return err
 					}
-					return images.Import(c.Context, containerd, c.Args().Slice(), images.ImportOptions{AllPlatforms: c.Bool("all-platforms")}, c.App.ErrWriter)
+					return images.Import(c.Context, containerd, c.Args().Slice(),
+						images.ImportOptions{AllPlatforms: c.Bool("all-platforms")}, c.App.ErrWriter)
 				}),
 			},
 			{
@@ -58,7 +60,9 @@ func Images(w Where) *ucli.Command {
 			{
 				Name: "export", Usage: "write images into an archive", ArgsUsage: "IMAGE...",
 				Description: "  umiak images export --file app.tar.zst registry.example/app:1",
-				Flags:       w.Flags(&ucli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "archive to write, compressed if it ends in .gz or .zst; - is the standard output", Required: true}),
+				Flags: w.Flags(&ucli.StringFlag{Name: "file", Aliases: []string{"f"},
+					Usage:    "archive to write, compressed if it ends in .gz or .zst; - is the standard output",
+					Required: true}),
 				Action: onNode(func(c *ucli.Context, containerd string) error {
 					if !c.Args().Present() {
 						return Usagef(c, "images export takes an IMAGE; `umiak images list` shows them")

@@ -25,7 +25,8 @@ import (
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w), Debug(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w),
+		Debug(w), Completion()}
 }
 
 // Check is `umiak check`.
@@ -88,7 +89,8 @@ func Cleanup(w Where) *ucli.Command {
 		Description: "Stops every pod and removes the mounts, network namespaces, interfaces, nftables tables and cgroups that this\n" +
 			"node made, and puts kernel settings back. umiak must have been stopped. May be run again.\n" +
 			"The cluster's state, images and volumes stay unless --purge is given.\n\n  umiak cleanup\n  umiak cleanup --purge",
-		Flags: w.Flags(&ucli.BoolFlag{Name: "purge", Usage: "remove the data directory as well: the cluster's state, images, volumes, identity"}),
+		Flags: w.Flags(&ucli.BoolFlag{Name: "purge",
+			Usage: "remove the data directory as well: the cluster's state, images, volumes, identity"}),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {
 				return err
@@ -124,7 +126,8 @@ func Upgrade(w Where) *ucli.Command {
 			&ucli.StringFlag{Name: "from", Usage: "archive of a release, a bundle, or the folder of either"},
 			&ucli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
 			&ucli.BoolFlag{Name: "allow-older", Usage: "also to a release that is older than the one that runs"},
-			&ucli.StringSliceFlag{Name: "source", Hidden: true, Usage: "with --asked: a place of releases that this node's settings allow"},
+			&ucli.StringSliceFlag{Name: "source", Hidden: true,
+				Usage: "with --asked: a place of releases that this node's settings allow"},
 			&ucli.BoolFlag{Name: "asked", Hidden: true, Usage: "do what the cluster has asked of this node"}),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {
@@ -135,7 +138,8 @@ func Upgrade(w Where) *ucli.Command {
 				return err
 			}
 			cfg := upgrade.Config{Etc: Etc(), Dirs: dirs, Lock: dirs.UpgradeLock(),
-				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"), AllowOlder: c.Bool("allow-older"), Sources: c.StringSlice("source"), Out: c.App.Writer}
+				Version: c.String("version"), From: c.String("from"), DryRun: c.Bool("dry-run"),
+				AllowOlder: c.Bool("allow-older"), Sources: c.StringSlice("source"), Out: c.App.Writer}
 			if c.Bool("asked") {
 				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
 			}
@@ -153,7 +157,8 @@ func Uninstall(w Where) *ucli.Command {
 			"Without --yes it only says what it would do. On a cluster of more nodes, `kubectl drain` and `kubectl delete node` come first.\n\n" +
 			"  umiak uninstall\n  umiak uninstall --yes\n  umiak uninstall --yes --keep-data",
 		Flags: w.Flags(&ucli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it"},
-			&ucli.BoolFlag{Name: "keep-data", Usage: "leave the data directory and the settings, for another installation"}),
+			&ucli.BoolFlag{Name: "keep-data",
+				Usage: "leave the data directory and the settings, for another installation"}),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {
 				return err
@@ -180,7 +185,8 @@ func Uninstall(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "would stop the service and all pods, and remove:\n  %s\n", strings.Join(files, "\n  "))
+			fmt.Fprintf(c.App.Writer, "would stop the service and all pods, and remove:\n  %s\n",
+				strings.Join(files, "\n  "))
 			return ucli.Exit("nothing was done; add --yes to do it", 1)
 		},
 	}

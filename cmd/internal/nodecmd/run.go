@@ -44,8 +44,8 @@ func Agent() *ucli.Command {
 	}
 }
 
-// WarnSettings logs what is odd about the settings and is no reason to refuse them: files with secrets that others than root can read,
-// and what looks like a setting and does nothing.
+// WarnSettings logs what is odd about the settings and is no reason to refuse them: files with secrets that others
+// than root can read, and what looks like a setting and does nothing.
 func WarnSettings(c *ucli.Context, log *slog.Logger, settings ...any) {
 	for _, why := range slices.Concat(config.Exposed(c, settings...), remarks(c, settings)) {
 		log.Warn(why)

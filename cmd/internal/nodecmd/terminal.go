@@ -114,14 +114,14 @@ func (s *screen) progress(name string) (end func()) {
 	}
 }
 
-// ownSignals are the commands that deal with signals themselves, or whose child process does: those that run a node, other
-// programs' command lines, and those that a half-done job must not end.
+// ownSignals are the commands that deal with signals themselves, or whose child process does: those that run a node,
+// other programs' command lines, and those that a half-done job must not end.
 var ownSignals = map[string]bool{
 	"server": true, "agent": true, "kubectl": true, "ctr": true, "cleanup": true, "upgrade": true, "uninstall": true,
 }
 
-// interruptible makes a command end its context, and with it what it has begun, at the first SIGINT, SIGTERM or SIGHUP. A
-// second one ends the process at once. On a terminal it shows progress.
+// interruptible makes a command end its context, and with it what it has begun, at the first SIGINT, SIGTERM or
+// SIGHUP. A second one ends the process at once. On a terminal it shows progress.
 func interruptible(s *screen, run ucli.ActionFunc) ucli.ActionFunc {
 	return func(c *ucli.Context) error {
 		signals := []os.Signal{unix.SIGINT, unix.SIGTERM}

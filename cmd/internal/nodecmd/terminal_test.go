@@ -43,10 +43,16 @@ func TestInterruptEndsACommandsContext(t *testing.T) {
 		code   int
 		want   string
 	}{
-		"SIGINT":  {unix.SIGINT, func(c *ucli.Context) error { <-c.Done(); return fmt.Errorf("ask: %w", c.Err()) }, exitInterrupted, "umiak: umiak wait was interrupted\n"},
-		"SIGTERM": {unix.SIGTERM, func(c *ucli.Context) error { <-c.Done(); return c.Err() }, exitInterrupted, "umiak: umiak wait was interrupted\n"},
-		"done":    {unix.SIGINT, func(c *ucli.Context) error { <-c.Done(); return nil }, 0, ""},
-		"failed":  {unix.SIGINT, func(c *ucli.Context) error { <-c.Done(); return fmt.Errorf("remove file: %w", unix.EIO) }, 1, "umiak: remove file: input/output error\n"},
+		"SIGINT": {unix.SIGINT, func(c *ucli.Context) error { <-c.Done(); return fmt.Errorf("ask: %w", c.Err()) },
+			exitInterrupted, "umiak: umiak wait was interrupted\n"},
+		"SIGTERM": {unix.SIGTERM, func(c *ucli.Context) error { <-c.Done(); return c.Err() }, exitInterrupted,
+			"umiak: umiak wait was interrupted\n"},
+		"done": {unix.SIGINT, func(c *ucli.Context) error { <-c.Done(); return nil }, 0, ""},
+		"failed": {unix.SIGINT, func(c *ucli.Context) error {
+			<-c.Done()
+			return fmt.Errorf("remove file: %w",
+				unix.EIO)
+		}, 1, "umiak: remove file: input/output error\n"},
 	} {
 		var stdout, stderr bytes.Buffer
 		app := program(&stdout, &stderr, func(ctx *ucli.Context) error {
@@ -55,7 +61,8 @@ func TestInterruptEndsACommandsContext(t *testing.T) {
 			}
 			return c.action(ctx)
 		})
-		if code := Run(t.Context(), app, []string{"umiak", "wait"}, &stderr); code != c.code || stderr.String() != c.want {
+		if code := Run(t.Context(), app, []string{"umiak", "wait"}, &stderr); code != c.code ||
+			stderr.String() != c.want {
 			t.Errorf("%s: %d %q", name, code, stderr.String())
 		}
 	}
@@ -93,7 +100,8 @@ func TestATerminalShowsThatACommandRuns(t *testing.T) {
 		t.Error(code)
 	}
 	shown, rest, _ := strings.Cut(buffer.b.String(), "\r")
-	if !strings.HasPrefix(shown, "umiak wait: running for ") || strings.Trim(rest, " \r") != "" || stdout.String() != "done\n" {
+	if !strings.HasPrefix(shown, "umiak wait: running for ") || strings.Trim(rest, " \r") != "" ||
+		stdout.String() != "done\n" {
 		t.Errorf("%q %q", buffer.b.String(), stdout.String())
 	}
 }

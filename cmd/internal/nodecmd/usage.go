@@ -38,8 +38,8 @@ func helpName(c *ucli.Context) string {
 	return c.App.Name
 }
 
-// Strict makes all commands of a program answer a wrong command line in one line on stderr, with the nearest name and exit code
-// 2, and makes completion offer what is accepted. It adds `help` and `version`.
+// Strict makes all commands of a program answer a wrong command line in one line on stderr, with the nearest name and
+// exit code 2, and makes completion offer what is accepted. It adds `help` and `version`.
 func Strict(app *ucli.App) {
 	app.HideHelpCommand = true
 	app.OnUsageError = onUsageError
@@ -68,7 +68,8 @@ var topics = map[string]string{
 	"status": "Look at it", "check": "Look at it", "debug": "Look at it", "directories": "Look at it",
 	"token": "Look after the cluster", "snapshot": "Look after the cluster", "certificate": "Look after the cluster",
 	"secrets-encrypt": "Look after the cluster",
-	"images":          "Look after this machine", "bundle": "Look after this machine", "upgrade": "Look after this machine",
+	"images":          "Look after this machine", "bundle": "Look after this machine",
+	"upgrade": "Look after this machine",
 	"cleanup": "Look after this machine", "uninstall": "Look after this machine",
 	"kubectl": "Programs of others", "ctr": "Programs of others",
 	"completion": "About this program", "help": "About this program", "version": "About this program",
@@ -175,7 +176,8 @@ func onUsageError(c *ucli.Context, err error, _ bool) error {
 
 // belongsBelow reports whether a command below cmd takes a flag.
 func belongsBelow(cmd *ucli.Command, flag string) bool {
-	return cmd != nil && slices.ContainsFunc(cmd.Subcommands, func(sub *ucli.Command) bool { return slices.Contains(flagNames(sub), flag) })
+	return cmd != nil && slices.ContainsFunc(cmd.Subcommands,
+		func(sub *ucli.Command) bool { return slices.Contains(flagNames(sub), flag) })
 }
 
 func dashed(name string) string {
@@ -215,7 +217,8 @@ func unknownCommand(c *ucli.Context) error {
 	return Usagef(c, "unknown command %q", name)
 }
 
-// argvKey is where Run keeps the command line in the program's metadata: the library loses the word that is to be completed.
+// argvKey is where Run keeps the command line in the program's metadata: the library loses the word that is to be
+// completed.
 const argvKey = "argv"
 
 // Run runs a program with a command line and returns its exit code.

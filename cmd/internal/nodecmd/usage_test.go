@@ -19,7 +19,8 @@ func TestAFlagBeforeTheCommandIsToldItsPlace(t *testing.T) {
 		"status --purge":           "unknown flag --purge",
 	} {
 		var w Where
-		app := &ucli.App{Name: "umiak", Commands: Node(w), Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: func(*ucli.Context, error) {}}
+		app := &ucli.App{Name: "umiak", Commands: Node(w), Writer: io.Discard, ErrWriter: io.Discard,
+			ExitErrHandler: func(*ucli.Context, error) {}}
 		Strict(app)
 		err := app.RunContext(t.Context(), append([]string{"umiak"}, strings.Fields(line)...))
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -33,7 +34,8 @@ func TestWhoIsNotRootIsToldSo(t *testing.T) {
 	if got := withRemedy(refused, 1000); !strings.HasSuffix(got, "; run this as root") {
 		t.Error(got)
 	}
-	for uid, err := range map[int]error{0: refused, 1000: errors.New("other"), 1001: fmt.Errorf("run this as root: %w", fs.ErrPermission)} {
+	for uid, err := range map[int]error{0: refused, 1000: errors.New("other"),
+		1001: fmt.Errorf("run this as root: %w", fs.ErrPermission)} {
 		if got := withRemedy(err, uid); got != err.Error() {
 			t.Error(got)
 		}

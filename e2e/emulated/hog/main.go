@@ -1,5 +1,5 @@
-// Command hog takes all inotify instances that its user may have and keeps them until SIGTERM. scripts/emulate runs it in
-// its machine.
+// Command hog takes all inotify instances that its user may have and keeps them until SIGTERM. scripts/emulate runs
+// it in its machine.
 package main
 
 import (

@@ -28,14 +28,18 @@ func forge(_ context.Context, args []string, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	body := slices.Concat([]byte{0x30, 0x39}, binary.BigEndian.AppendUint16(nil, dst.Port()), []byte{0, 10, 0, 0, 'h', 'i'}) // UDP; in IPv4 it may go without a checksum
-	family, packet := unix.AF_INET, slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}, src.AsSlice(), dst.Addr().AsSlice(), body)
+	// UDP; in IPv4 it may go without a checksum
+	body := slices.Concat([]byte{0x30, 0x39}, binary.BigEndian.AppendUint16(nil, dst.Port()),
+		[]byte{0, 10, 0, 0, 'h', 'i'})
+	family, packet := unix.AF_INET, slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64,
+		unix.IPPROTO_UDP, 0, 0}, src.AsSlice(), dst.Addr().AsSlice(), body)
 	var to unix.Sockaddr
 	if src.Is4() {
 		to = &unix.SockaddrInet4{Addr: dst.Addr().As4()}
 	} else {
 		sum := uint32(0)
-		all := slices.Concat(src.AsSlice(), dst.Addr().AsSlice(), []byte{0, 0, 0, byte(len(body)), 0, 0, 0, unix.IPPROTO_UDP}, body)
+		all := slices.Concat(src.AsSlice(), dst.Addr().AsSlice(),
+			[]byte{0, 0, 0, byte(len(body)), 0, 0, 0, unix.IPPROTO_UDP}, body)
 		for i := 0; i < len(all); i += 2 {
 			sum += uint32(binary.BigEndian.Uint16(all[i:]))
 		}
@@ -44,7 +48,8 @@ func forge(_ context.Context, args []string, _ io.Writer) error {
 		}
 		binary.BigEndian.PutUint16(body[6:], ^uint16(sum)) //nolint:gosec // it has been folded
 		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: dst.Addr().As16()}
-		packet = slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(body)), unix.IPPROTO_UDP, 64}, src.AsSlice(), dst.Addr().AsSlice(), body)
+		packet = slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(body)), unix.IPPROTO_UDP, 64}, src.AsSlice(),
+			dst.Addr().AsSlice(), body)
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW, unix.IPPROTO_RAW)
 	if err != nil {
@@ -54,7 +59,8 @@ func forge(_ context.Context, args []string, _ io.Writer) error {
 	return unix.Sendto(fd, packet, 0, to)
 }
 
-// flood asks a name server as fast as it can for some seconds, waiting for no answer, and holds as many connections to it as it gets.
+// flood asks a name server as fast as it can for some seconds, waiting for no answer, and holds as many connections
+// to it as it gets.
 func flood(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) != 2 {
 		return errors.New("flood takes an address with a port, and seconds")

@@ -31,7 +31,8 @@ func identity(peer net.Addr) string {
 
 func serve(ctx context.Context, args []string, out io.Writer) error {
 	f := flag.NewFlagSet("serve", flag.ContinueOnError)
-	httpAddr, tcpAddr, udpAddr := f.String("http", ":8080", ""), f.String("tcp", ":8081", ""), f.String("udp", ":8081", "")
+	httpAddr, tcpAddr, udpAddr := f.String("http", ":8080", ""), f.String("tcp", ":8081", ""), f.String("udp", ":8081",
+		"")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -200,7 +201,8 @@ func grpcHealth(ctx context.Context, args []string, _ io.Writer) error {
 // fileHealth is healthy while /tmp/serving exists.
 type fileHealth struct{ *health.Server }
 
-func (fileHealth) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+func (fileHealth) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse,
+	error) {
 	st := grpc_health_v1.HealthCheckResponse_NOT_SERVING
 	if _, err := os.Stat("/tmp/serving"); err == nil {
 		st = grpc_health_v1.HealthCheckResponse_SERVING

@@ -1,5 +1,5 @@
-// Command archive writes the tests' container images for an architecture into an archive, as a user without internet has
-// them. scripts/emulate calls it.
+// Command archive writes the tests' container images for an architecture into an archive, as a user without internet
+// has them. scripts/emulate calls it.
 package main
 
 import (

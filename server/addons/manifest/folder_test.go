@@ -91,7 +91,8 @@ func TestWriters(t *testing.T) {
 	}
 	w := open("app.yaml")
 	f.after(0)
-	if s := f.after(time.Hour); !strings.Contains(s.Unsettled["app"], "app.yaml is open for writing") || len(s.Files) > 0 {
+	if s := f.after(time.Hour); !strings.Contains(s.Unsettled["app"], "app.yaml is open for writing") ||
+		len(s.Files) > 0 {
 		t.Errorf("open: %v", s)
 	}
 	f.must(w.Close())
@@ -101,7 +102,8 @@ func TestWriters(t *testing.T) {
 	// What has another name as yet may be what replaces a manifest; an editor's swap file is open for hours.
 	for name, busy := range map[string]bool{".app.yaml.AbC123": true, "x.filepart": true, ".app.yaml.swp": false} {
 		w := open(name)
-		if s := f.after(time.Hour); len(s.Busy) > 0 != busy || busy && !strings.Contains(s.Busy[0], name+" is open for writing") {
+		if s := f.after(time.Hour); len(s.Busy) > 0 != busy || busy &&
+			!strings.Contains(s.Busy[0], name+" is open for writing") {
 			t.Errorf("%s: %q", name, s.Busy)
 		}
 		f.must(w.Close())
@@ -197,7 +199,8 @@ func TestLinks(t *testing.T) {
 	if _, err := linked.Read(f.now); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := linked.Read(f.now.Add(manifest.Settle)); err != nil || s.Files["app"].Origin != filepath.Join(link, "app.yaml") {
+	if s, err := linked.Read(f.now.Add(manifest.Settle)); err != nil ||
+		s.Files["app"].Origin != filepath.Join(link, "app.yaml") {
 		t.Errorf("%v, %v", s, err)
 	}
 	f.must(os.Rename(elsewhere, elsewhere+".away"))
@@ -211,21 +214,24 @@ func TestLinkToAFolder(t *testing.T) {
 	f := newFolder(t)
 	elsewhere := t.TempDir()
 	for _, c := range []struct{ name, target string }{
-		{"team", elsewhere}, {"team.yaml", elsewhere}, {"gone", filepath.Join(elsewhere, "gone")}, {"root", "/"}, {"sub/self", ".."},
+		{"team", elsewhere}, {"team.yaml", elsewhere}, {"gone", filepath.Join(elsewhere, "gone")}, {"root", "/"},
+		{"sub/self", ".."},
 	} {
 		f.must(os.MkdirAll(filepath.Dir(filepath.Join(f.dir, c.name)), 0o755))
 		f.must(os.Symlink(c.target, filepath.Join(f.dir, c.name)))
 	}
 	s := f.after(0)
 	for name, want := range map[string]bool{
-		"team/a": true, "team/x/y": true, "team.yaml/a": true, "gone/a": true, "root/a": true, "sub/self/a": true, "team": false, "teams/a": false, "sub/a": false,
+		"team/a": true, "team/x/y": true, "team.yaml/a": true, "gone/a": true, "root/a": true, "sub/self/a": true,
+		"team": false, "teams/a": false, "sub/a": false,
 	} {
 		if why := s.Behind(name); (why != "") != want || want && !strings.Contains(why, "is a link to") {
 			t.Errorf("%s: %q", name, why)
 		}
 	}
 	for _, link := range []string{"team", "team.yaml", "root", "sub/self"} {
-		if why := s.Overlooked[filepath.Join(f.dir, link)]; !strings.Contains(why, "links to folders are not followed") {
+		if why := s.Overlooked[filepath.Join(f.dir, link)]; !strings.Contains(why,
+			"links to folders are not followed") {
 			t.Errorf("%s: %q", link, why)
 		}
 	}

@@ -45,8 +45,9 @@ func TestGolden(t *testing.T) {
 
 func TestBounds(t *testing.T) {
 	for name, data := range map[string]string{
-		"large":    strings.Repeat("# x\n", manifest.MaxBytes/4+1),
-		"many":     strings.Repeat("{\"apiVersion\": v1, \"kind\": A, \"metadata\": {\"name\": a}}\n---\n", manifest.MaxObjects+1),
+		"large": strings.Repeat("# x\n", manifest.MaxBytes/4+1),
+		"many": strings.Repeat("{\"apiVersion\": v1, \"kind\": A, \"metadata\": {\"name\": a}}\n---\n",
+			manifest.MaxObjects+1),
 		"deep":     strings.Repeat(`{"apiVersion": v1, "kind": List, "items": [`, 9) + strings.Repeat("]}", 9),
 		"laughs":   "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n",
 		"not utf8": "a: \xff\xfe",
@@ -62,7 +63,8 @@ func TestBounds(t *testing.T) {
 }
 
 func TestEmbedded(t *testing.T) {
-	vars, err := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd00::a")})
+	vars, err := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10"),
+		netip.MustParseAddr("fd00::a")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +86,8 @@ func TestEmbedded(t *testing.T) {
 			}
 		}
 	}
-	if _, err := manifest.ReadEmbedded(fstest.MapFS{"a.yaml": {Data: []byte("${NOBODY}")}}, vars); err == nil || !strings.Contains(err.Error(), "NOBODY") {
+	if _, err := manifest.ReadEmbedded(fstest.MapFS{"a.yaml": {Data: []byte("${NOBODY}")}}, vars); err == nil ||
+		!strings.Contains(err.Error(), "NOBODY") {
 		t.Error(err)
 	}
 }
@@ -105,8 +108,10 @@ func TestReadDir(t *testing.T) {
 		}
 	}
 	for name, data := range map[string]string{
-		"a.yaml": "1", "b.yml": "2", "sub/deep/c.json": "3", "notes.txt": "", ".a.yaml.swp": "", ".hidden/x.yaml": "", "d.yaml~": "",
-		"skipped.yaml": "4", "skipped.skip": "", "a.yaml.skip": "", "embedded.skip": "", "twice.yaml": "", "twice.json": "", "New Name.yaml": "5",
+		"a.yaml": "1", "b.yml": "2", "sub/deep/c.json": "3", "notes.txt": "", ".a.yaml.swp": "", ".hidden/x.yaml": "",
+		"d.yaml~":      "",
+		"skipped.yaml": "4", "skipped.skip": "", "a.yaml.skip": "", "embedded.skip": "", "twice.yaml": "",
+		"twice.json": "", "New Name.yaml": "5",
 	} {
 		put(name, data)
 	}
@@ -142,7 +147,8 @@ func TestReadDir(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, f := range manifest.Merge(map[string]manifest.File{"embedded": {Name: "embedded", ID: "embedded"}, "fresh": {Name: "fresh"}}, s) {
+	for _, f := range manifest.Merge(map[string]manifest.File{"embedded": {Name: "embedded", ID: "embedded"},
+		"fresh": {Name: "fresh"}}, s) {
 		line := fmt.Sprintf("%s (%s) %q", f.Name, f.ID, f.Data)
 		if f.Err != nil {
 			line += " error"
@@ -173,7 +179,8 @@ zero (zero) "" error`
 
 func TestNames(t *testing.T) {
 	seen := map[string]string{}
-	for _, n := range []string{"a", "a/b", "a-b", "A", "a.b", "-", "…", strings.Repeat("x", 300), strings.Repeat("x", 41), ""} {
+	for _, n := range []string{"a", "a/b", "a-b", "A", "a.b", "-", "…", strings.Repeat("x", 300),
+		strings.Repeat("x", 41), ""} {
 		id := manifest.ID(n)
 		if prev, dup := seen[id]; dup {
 			t.Errorf("%q and %q are both %s", prev, n, id)
@@ -209,7 +216,8 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		for _, o := range objs {
-			if o.GetName() == "" || o.GetKind() == "" || o.GetAPIVersion() == "" || strings.ContainsAny(o.GetName()+o.GetNamespace(), "/%") {
+			if o.GetName() == "" || o.GetKind() == "" || o.GetAPIVersion() == "" ||
+				strings.ContainsAny(o.GetName()+o.GetNamespace(), "/%") {
 				t.Fatalf("%#v", o.Object)
 			}
 			o.GetLabels()

@@ -52,7 +52,8 @@ func TestRoundTrip(t *testing.T) {
 	cfg := srv.Config
 	cfg.SecretKey, cfg.SecretKeyFile = "", key
 	b := open(t, cfg)
-	for name, data := range map[string][]byte{"a.snap": []byte("one"), "b.snap": large, "c.other": []byte("x"), "empty.snap": nil} {
+	for name, data := range map[string][]byte{"a.snap": []byte("one"), "b.snap": large, "c.other": []byte("x"),
+		"empty.snap": nil} {
 		from := file(t, name, data)
 		for range 2 { // the second finds it there
 			if err := b.Upload(t.Context(), from, "info of "+name); err != nil {
@@ -77,7 +78,8 @@ func TestRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := b.List(t.Context(), ".snap")
-	if err != nil || len(list) != 3 || list[0].Name != "a.snap" || list[0].Size != 3 || list[0].Info != "info of a.snap" || len(list[0].Sum) != 64 {
+	if err != nil || len(list) != 3 || list[0].Name != "a.snap" || list[0].Size != 3 ||
+		list[0].Info != "info of a.snap" || len(list[0].Sum) != 64 {
 		t.Errorf("%+v, %v", list, err)
 	}
 	if err := b.Upload(t.Context(), file(t, "a.snap", []byte("two")), ""); !errors.Is(err, s3.ErrTaken) {
@@ -116,7 +118,8 @@ func TestErrorsSayWhere(t *testing.T) {
 		"no such bucket": {func(c *s3.Config) { c.Bucket = "none" }, "NoSuchBucket"},
 		"no CA":          {func(c *s3.Config) { c.EndpointCA = "" }, "x509: certificate signed by unknown authority"},
 		"nobody there":   {func(c *s3.Config) { c.Endpoint = closed.Addr().String() }, "connection refused"},
-		"silence":        {func(c *s3.Config) { c.Endpoint, c.Timeout = silent.Addr().String(), 300*time.Millisecond }, "snapshot-s3-timeout"},
+		"silence": {func(c *s3.Config) { c.Endpoint, c.Timeout = silent.Addr().String(), 300*time.Millisecond },
+			"snapshot-s3-timeout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -132,7 +135,8 @@ func TestErrorsSayWhere(t *testing.T) {
 				}
 				text := err.Error()
 				for _, want := range []string{what, cfg.Endpoint, "s3://" + cfg.Bucket + "/" + cfg.Folder, c.want} {
-					if !strings.Contains(text, want) && (want != c.want || what != "upload") { // a HEAD's answer has no text
+					// a HEAD's answer has no text
+					if !strings.Contains(text, want) && (want != c.want || what != "upload") {
 						t.Errorf("%q is not in %s", want, text)
 					}
 				}
@@ -212,8 +216,10 @@ func TestWhatIsNotWholeIsRefused(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := s3.Config{Bucket: "snaps", Endpoint: "s3.amazonaws.com", Region: "us-east-1", AccessKey: "a", SecretKey: "s3cr3t", Timeout: time.Minute}
-	if err := errors.Join(good.Validate(), (s3.Config{Endpoint: "s3.amazonaws.com", Region: "us-east-1", Timeout: time.Minute}).Validate()); err != nil {
+	good := s3.Config{Bucket: "snaps", Endpoint: "s3.amazonaws.com", Region: "us-east-1", AccessKey: "a",
+		SecretKey: "s3cr3t", Timeout: time.Minute}
+	if err := errors.Join(good.Validate(),
+		(s3.Config{Endpoint: "s3.amazonaws.com", Region: "us-east-1", Timeout: time.Minute}).Validate()); err != nil {
 		t.Fatal(err)
 	}
 	for key, change := range map[string]func(*s3.Config){
@@ -228,7 +234,8 @@ func TestValidate(t *testing.T) {
 	} {
 		c := good
 		change(&c)
-		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "snapshot-s3-"+key+": ") || strings.Contains(err.Error(), "s3cr3t") {
+		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "snapshot-s3-"+key+": ") ||
+			strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("%s: %v", key, err)
 		}
 	}
@@ -238,7 +245,8 @@ func TestValidate(t *testing.T) {
 		t.Errorf("no bucket: %v", err)
 	}
 	for what, c := range map[string]s3.Config{
-		"no file": {SecretKeyFile: "/none"}, "empty": {SecretKeyFile: file(t, "key", []byte("\n"))}, "long": {SecretKeyFile: file(t, "key", make([]byte, 5000))},
+		"no file": {SecretKeyFile: "/none"}, "empty": {SecretKeyFile: file(t, "key", []byte("\n"))},
+		"long":  {SecretKeyFile: file(t, "key", make([]byte, 5000))},
 		"no CA": {EndpointCA: "/none"}, "no certificate": {EndpointCA: file(t, "ca", []byte("x"))},
 	} {
 		c.Bucket, c.Endpoint = "snaps", "localhost"

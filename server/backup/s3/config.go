@@ -39,7 +39,8 @@ func (c Config) Validate() error {
 	fail := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("snapshot-s3-"+key+": "+format, args...))
 	}
-	for _, p := range []struct{ key, path string }{{"secret-key-file", c.SecretKeyFile}, {"endpoint-ca", c.EndpointCA}} {
+	for _, p := range []struct{ key, path string }{{"secret-key-file", c.SecretKeyFile},
+		{"endpoint-ca", c.EndpointCA}} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
 			fail(p.key, "%q is not an absolute path", p.path)
 		}

@@ -43,18 +43,22 @@ func (s *fixedServer) RoundTrip(r *http.Request) (*http.Response, error) {
 func FuzzList(f *testing.F) {
 	const begin = `<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>f/</Prefix>`
 	const object = `<Contents><Key>KEY</Key><LastModified>2026-11-30T12:00:00.000Z</LastModified><ETag>"e"</ETag><Size>5</Size></Contents>`
-	f.Add(begin+strings.ReplaceAll(object, "KEY", "f/one.snapshot")+"<IsTruncated>false</IsTruncated></ListBucketResult>", "info")
-	f.Add(begin+strings.ReplaceAll(object, "KEY", "f/../../etc/x.snapshot")+strings.ReplaceAll(object, "KEY", "/x.snapshot")+"</ListBucketResult>", "")
+	f.Add(begin+strings.ReplaceAll(object, "KEY", "f/one.snapshot")+
+		"<IsTruncated>false</IsTruncated></ListBucketResult>", "info")
+	f.Add(begin+strings.ReplaceAll(object, "KEY", "f/../../etc/x.snapshot")+
+		strings.ReplaceAll(object, "KEY", "/x.snapshot")+"</ListBucketResult>", "")
 	f.Add(begin+"<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken></ListBucketResult>", "")
 	f.Add("<html>", "{")
 	f.Fuzz(func(t *testing.T, list, info string) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		client, err := minio.New("s3.test", &minio.Options{Creds: credentials.NewStaticV4("a", "b", ""), Transport: &fixedServer{list: list, info: info, enough: cancel}, Region: "r", MaxRetries: 1})
+		client, err := minio.New("s3.test", &minio.Options{Creds: credentials.NewStaticV4("a", "b", ""),
+			Transport: &fixedServer{list: list, info: info, enough: cancel}, Region: "r", MaxRetries: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := &Bucket{cfg: Config{Bucket: "bucket", Folder: "f", Endpoint: "s3.test", Timeout: time.Minute}, client: client}
+		b := &Bucket{cfg: Config{Bucket: "bucket", Folder: "f", Endpoint: "s3.test", Timeout: time.Minute},
+			client: client}
 		all, err := b.List(ctx, ".snapshot")
 		if err != nil {
 			return

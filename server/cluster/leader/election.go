@@ -52,7 +52,8 @@ type Election struct {
 
 // New makes the part of the server with a name.
 func New(identity string, log *slog.Logger) *Election {
-	return &Election{identity: identity, log: log.With("component", "election"), changed: make(chan struct{}), failing: map[string]string{}}
+	return &Election{identity: identity, log: log.With("component", "election"), changed: make(chan struct{}),
+		failing: map[string]string{}}
 }
 
 // Leader returns the server that leads, as far as this one knows, and "" if it has not been able to read the lease
@@ -187,7 +188,8 @@ func (e *Election) release(ctx context.Context, lock resourcelock.Interface) {
 		return // nothing to give up, or nobody to tell
 	}
 	now := metav1.Now()
-	err = lock.Update(ctx, resourcelock.LeaderElectionRecord{LeaderTransitions: r.LeaderTransitions, LeaseDurationSeconds: 1, RenewTime: now, AcquireTime: now})
+	err = lock.Update(ctx, resourcelock.LeaderElectionRecord{LeaderTransitions: r.LeaderTransitions,
+		LeaseDurationSeconds: 1, RenewTime: now, AcquireTime: now})
 	if err != nil {
 		e.log.Info("another server leads only after this one's lease has ended", "error", err)
 	}

@@ -54,9 +54,9 @@ func New(cfg Config) *Member {
 // ErrStarting means that this server has not looked at the record yet.
 var ErrStarting = errors.New("this server is starting, try again")
 
-// Claim makes sure, before this server serves, that its keys are those of the record, or begins the record with its own.
-// With own the keys that are here count, whatever the record says: they are of a cluster of one server. It says whether
-// it has replaced files, so that who has read them reads them again.
+// Claim makes sure, before this server serves, that its keys are those of the record, or begins the record with its
+// own. With own the keys that are here count, whatever the record says: they are of a cluster of one server. It says
+// whether it has replaced files, so that who has read them reads them again.
 func (m *Member) Claim(ctx context.Context, c clientv3.KV, own bool) (changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -86,7 +86,8 @@ func (m *Member) Claim(ctx context.Context, c clientv3.KV, own bool) (changed bo
 			return changed, err
 		}
 		if changed {
-			m.cfg.Log.Info("keys of the cluster were taken over from the datastore", "stage", rec.Stage, "epoch", rec.Epoch)
+			m.cfg.Log.Info("keys of the cluster were taken over from the datastore",
+				"stage", rec.Stage, "epoch", rec.Epoch)
 		}
 		m.since = rec.Epoch
 		m.cfg.TakenOver(rec)
@@ -158,7 +159,8 @@ func (m *Member) announce(ctx context.Context, c Client, names []string, from st
 	}
 	if rec.Stage == Announced {
 		under := added(rec)
-		if from != "" || len(names) > 0 && !slices.Equal(slices.Sorted(slices.Values(names)), slices.Sorted(slices.Values(under))) {
+		if from != "" || len(names) > 0 && !slices.Equal(slices.Sorted(slices.Values(names)),
+			slices.Sorted(slices.Values(under))) {
 			return nil, fmt.Errorf("%w: of %s, broken off before the new ones signed; `umiak certificate rotate-ca` without anything else goes on with it", pki.ErrUnderWay, strings.Join(under, ", "))
 		}
 		return rec, nil
@@ -178,13 +180,15 @@ func (m *Member) announce(ctx context.Context, c Client, names []string, from st
 
 // Finish ends the trust in what was replaced: of those named, or of all under way. check is asked last whether all else
 // is ready for that, with the names and the servers' reports.
-func (m *Member) Finish(ctx context.Context, c Client, names []string, check func(names []string, servers []Report) error) ([]string, error) {
+func (m *Member) Finish(ctx context.Context, c Client, names []string,
+	check func(names []string, servers []Report) error) ([]string, error) {
 	rec, err := m.Sync(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	if rec.Stage == Announced {
-		return nil, fmt.Errorf("%w: the new ones do not sign yet; `umiak certificate rotate-ca` goes on with it", pki.ErrUnderWay)
+		return nil, fmt.Errorf("%w: the new ones do not sign yet; `umiak certificate rotate-ca` goes on with it",
+			pki.ErrUnderWay)
 	}
 	files, finished, err := m.cfg.PKI.Completed(names)
 	if err != nil {
@@ -259,7 +263,8 @@ type Status struct {
 	Stage Stage
 	// Announced are the names of what all are to trust before it signs.
 	Announced []string
-	// Behind are the servers that have not taken the stage over, Restart those that have to be started again before Finish.
+	// Behind are the servers that have not taken the stage over, Restart those that have to be started again before
+	// Finish.
 	Behind, Restart []string
 }
 

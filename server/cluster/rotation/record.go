@@ -41,7 +41,8 @@ type Record struct {
 	Begun int64
 	// Files are those of the stage, Next of the one that follows Announced.
 	Files, Next pki.Files
-	// openers are the keys with which a server may open the record, by the hash of the ServiceAccount key they come from.
+	// openers are the keys with which a server may open the record, by the hash of the ServiceAccount key they come
+	// from.
 	openers map[string][]byte
 }
 
@@ -89,8 +90,8 @@ func (r *Record) then(stage Stage, files, next pki.Files) *Record {
 	return &Record{Epoch: r.Epoch + 1, Stage: stage, Files: files, Next: next, openers: maps.Clone(r.openers)}
 }
 
-// encode seals a record: for all who have a ServiceAccount key of its stages and, as long as that is being replaced, for
-// who has an old one.
+// encode seals a record: for all who have a ServiceAccount key of its stages and, as long as that is being replaced,
+// for who has an old one.
 func (r *Record) encode() ([]byte, error) {
 	fail := func(err error) ([]byte, error) { return nil, fmt.Errorf("seal the authorities: %w", err) }
 	openers := map[string][]byte{}
@@ -154,5 +155,6 @@ func decode(raw []byte, files pki.Files) (*Record, error) {
 	if err := json.Unmarshal(raw, &b); err != nil {
 		return fail(err)
 	}
-	return &Record{Epoch: s.Epoch, Stage: s.Stage, Begun: b.Begun, Files: b.Files, Next: b.Next, openers: b.Openers}, nil
+	return &Record{Epoch: s.Epoch, Stage: s.Stage, Begun: b.Begun, Files: b.Files, Next: b.Next, openers: b.Openers},
+		nil
 }

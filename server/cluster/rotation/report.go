@@ -103,7 +103,8 @@ func (e *LagError) Error() string {
 	if e.Restart {
 		return "these servers have to be started again first, one after the other: " + list
 	}
-	return "these servers have not taken the new keys over: " + list + "; start those that are down, give up those that are gone for good (`umiak server forget NAME`), and run the command again: it goes on where it is"
+	return "these servers have not taken the new keys over: " + list +
+		"; start those that are down, give up those that are gone for good (`umiak server forget NAME`), and run the command again: it goes on where it is"
 }
 
 // lag returns an error that names the servers for which good is not true.

@@ -20,7 +20,8 @@ import (
 func store(t *testing.T) *clientv3.Client {
 	t.Helper()
 	dir := t.TempDir()
-	st, err := datastore.Open(t.Context(), datastore.Config{Dir: dir, Socket: filepath.Join(dir, "s"), VolatileSocket: filepath.Join(dir, "v"), Log: slog.New(slog.DiscardHandler)})
+	st, err := datastore.Open(t.Context(), datastore.Config{Dir: dir,
+		Socket: filepath.Join(dir, "s"), VolatileSocket: filepath.Join(dir, "v"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +151,8 @@ func TestThreeServersRotate(t *testing.T) {
 	if under := a.files().Under(); !slices.Equal(under, pki.Rotatable()) {
 		t.Errorf("under way are %v", under)
 	}
-	if string(before["server-ca.key"]) == string(a.files()["server-ca.key"]) || !strings.Contains(string(a.files()["service-account.pub"]), string(before["service-account.pub"])) {
+	if string(before["server-ca.key"]) == string(a.files()["server-ca.key"]) ||
+		!strings.Contains(string(a.files()["service-account.pub"]), string(before["service-account.pub"])) {
 		t.Error("the new ones do not sign, or the old ones are not trusted")
 	}
 	if err := b.Rotate(t.Context(), c, nil, ""); !errors.Is(err, pki.ErrUnderWay) {
@@ -164,7 +166,8 @@ func TestThreeServersRotate(t *testing.T) {
 	waitsFor(t, err, true, "d")
 	d.on()
 	refused := errors.New("a node")
-	if _, err := b.Finish(t.Context(), c, nil, func([]string, []Report) error { return refused }); !errors.Is(err, refused) {
+	if _, err := b.Finish(t.Context(), c, nil, func([]string, []Report) error { return refused }); !errors.Is(err,
+		refused) {
 		t.Errorf("finished although %v", err)
 	}
 	done, err := b.Finish(t.Context(), c, []string{"client-ca"}, anything)
@@ -176,7 +179,8 @@ func TestThreeServersRotate(t *testing.T) {
 		t.Fatal(done, err)
 	}
 	same(t, "settled", a, b, d)
-	if under := b.files().Under(); len(under) > 0 || strings.Contains(string(b.files()["service-account.pub"]), string(before["service-account.pub"])) {
+	if under := b.files().Under(); len(under) > 0 ||
+		strings.Contains(string(b.files()["service-account.pub"]), string(before["service-account.pub"])) {
 		t.Errorf("not settled: %v", under)
 	}
 	if _, err := a.Finish(t.Context(), c, nil, anything); !errors.Is(err, pki.ErrNotUnderWay) {
@@ -203,13 +207,15 @@ func TestAServerIsAway(t *testing.T) {
 	before := a.files()
 	waitsFor(t, a.Rotate(brief(), c, nil, ""), false, "d")
 	same(t, "announced", a, b)
-	if string(a.files()["server-ca.key"]) != string(before["server-ca.key"]) || len(a.files()["server-ca-next.crt"]) == 0 {
+	if string(a.files()["server-ca.key"]) != string(before["server-ca.key"]) ||
+		len(a.files()["server-ca-next.crt"]) == 0 {
 		t.Error("it signs before all trust it")
 	}
 	if _, err := a.Finish(t.Context(), c, nil, anything); !errors.Is(err, pki.ErrUnderWay) {
 		t.Errorf("finished: %v", err)
 	}
-	if st, err := b.Status(t.Context(), c); err != nil || st.Stage != Announced || !slices.Equal(st.Announced, pki.Rotatable()) || !slices.Equal(st.Behind, []string{"d"}) {
+	if st, err := b.Status(t.Context(), c); err != nil || st.Stage != Announced ||
+		!slices.Equal(st.Announced, pki.Rotatable()) || !slices.Equal(st.Behind, []string{"d"}) {
 		t.Errorf("%+v, %v", st, err)
 	}
 	if err := b.Rotate(t.Context(), c, []string{"client-ca"}, ""); !errors.Is(err, pki.ErrUnderWay) {
@@ -228,7 +234,8 @@ func TestAServerIsAway(t *testing.T) {
 		t.Fatal(changed, err)
 	}
 	same(t, "begun, back", a, b, d)
-	if st, err := a.Status(t.Context(), c); err != nil || st.Stage != Begun || len(st.Announced)+len(st.Behind) > 0 || !slices.Equal(st.Restart, []string{"a", "b"}) {
+	if st, err := a.Status(t.Context(), c); err != nil || st.Stage != Begun || len(st.Announced)+len(st.Behind) > 0 ||
+		!slices.Equal(st.Restart, []string{"a", "b"}) {
 		t.Errorf("%+v, %v", st, err)
 	}
 	d.on()
@@ -302,12 +309,13 @@ func TestAStageThatCannotBeTakenOverAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	failing := false
-	leaf := pki.Leaf{Name: "x", CA: pki.ClientCA, CertFile: two.p.File("x.crt"), KeyFile: two.p.File("x.key"), CommonName: "x", Renewed: func() error {
-		if failing {
-			return errors.New("the disk is full")
-		}
-		return nil
-	}}
+	leaf := pki.Leaf{Name: "x", CA: pki.ClientCA, CertFile: two.p.File("x.crt"), KeyFile: two.p.File("x.key"),
+		CommonName: "x", Renewed: func() error {
+			if failing {
+				return errors.New("the disk is full")
+			}
+			return nil
+		}}
 	if err := two.p.Add(leaf); err != nil {
 		t.Fatal(err)
 	}

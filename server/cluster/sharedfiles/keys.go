@@ -72,7 +72,8 @@ func Collect(d layout.Dirs) ([]joinwire.File, error) {
 // complete fails where a file is not there that must be.
 func complete(d layout.Dirs, files []joinwire.File) error {
 	for _, name := range names(d) {
-		if required(name) && !slices.ContainsFunc(files, func(f joinwire.File) bool { return f.Name == name && len(f.Data) > 0 }) {
+		if required(name) && !slices.ContainsFunc(files,
+			func(f joinwire.File) bool { return f.Name == name && len(f.Data) > 0 }) {
 			return fmt.Errorf("%s is missing", name)
 		}
 	}
@@ -126,7 +127,8 @@ func MarkJoined(d layout.Dirs) error {
 	if err := os.MkdirAll(d.Server(), 0o700); err != nil {
 		return fmt.Errorf("record that this server joins: %w", err)
 	}
-	return pki.WriteIfChanged(joinedFile(d), []byte("this server's keys are those of the cluster that it joined\n"), 0o600)
+	return pki.WriteIfChanged(joinedFile(d), []byte("this server's keys are those of the cluster that it joined\n"),
+		0o600)
 }
 
 // UnmarkJoined makes this server the first of its cluster.
@@ -137,8 +139,8 @@ func UnmarkJoined(d layout.Dirs) error {
 	return nil
 }
 
-// Joined reports whether this server is not the first of its cluster. It is false for one that joined with a release that
-// kept no such record.
+// Joined reports whether this server is not the first of its cluster. It is false for one that joined with a release
+// that kept no such record.
 func Joined(d layout.Dirs) bool {
 	_, err := os.Stat(joinedFile(d))
 	return err == nil

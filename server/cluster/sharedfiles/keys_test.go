@@ -68,7 +68,8 @@ func TestWhatIsNotPlaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, list := range map[string][]joinwire.File{
-		`"../../etc/passwd" is none of them`:  append([]joinwire.File{{Name: "../../etc/passwd", Data: []byte("x")}}, files...),
+		`"../../etc/passwd" is none of them`: append([]joinwire.File{{Name: "../../etc/passwd", Data: []byte("x")}},
+			files...),
 		"encryption-config.yaml is missing":   files[1:],
 		"pki/server-ca.crt is missing":        files[:len(files)-1],
 		"encryption-config.yaml is missing\t": append([]joinwire.File{{Name: files[0].Name}}, files[1:]...),
@@ -113,7 +114,8 @@ func TestRecord(t *testing.T) {
 		}
 		return s
 	}
-	if seal(files, "the secret") != r.Seal || seal(files, "another") == r.Seal || seal(files[:len(files)-1], "the secret") == r.Seal {
+	if seal(files, "the secret") != r.Seal || seal(files, "another") == r.Seal ||
+		seal(files[:len(files)-1], "the secret") == r.Seal {
 		t.Error("the seal does not say whether something has changed")
 	}
 }

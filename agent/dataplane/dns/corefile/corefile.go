@@ -31,11 +31,13 @@ const (
 
 // Order is the order in which plugins see a query, a subset of upstream's plugin.cfg.
 func Order() []string {
-	return []string{"bind", Metrics, "errors", "log", "loadbalance", "rewrite", "cache", "template", "hosts", Kubernetes, Loop, "forward", Nowhere}
+	return []string{"bind", Metrics, "errors", "log", "loadbalance", "rewrite", "cache", "template", "hosts",
+		Kubernetes, Loop, "forward", Nowhere}
 }
 
 // known are the directives that a user may write.
-var known = []string{"bind", "cache", "errors", "forward", "health", "hosts", "kubernetes", "log", "loop", "loadbalance",
+var known = []string{"bind", "cache", "errors", "forward", "health", "hosts", "kubernetes", "log", "loop",
+	"loadbalance",
 	"prometheus", "ready", "reload", "rewrite", "template"}
 
 // Limits that a Corefile from the cluster must keep to. A ConfigMap holds 1 MiB at most.
@@ -230,7 +232,8 @@ func (r *rewriter) kubernetes(s []caddyfile.Token) ([]caddyfile.Token, error) {
 	kept := props[:0:0]
 	for _, p := range props {
 		switch p[0].Text {
-		case "endpoint", "tls", "kubeconfig", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight", "startup_timeout":
+		case "endpoint", "tls", "kubeconfig", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight",
+			"startup_timeout":
 			r.note("kubernetes: %s has no effect, the node's own connection is used", p[0].Text)
 		case "multicluster":
 			return nil, errors.New("kubernetes: multicluster is not supported")
@@ -427,7 +430,8 @@ func write(out *strings.Builder, tokens []caddyfile.Token, indent string) error 
 // quote writes a token so that the lexer reads it back as it is. Inside quotes only the quote can be
 // escaped, so a few texts with backslashes have no quoted form; they never make sense in a Corefile.
 func quote(s string) (string, error) {
-	if s != "" && s[0] != '"' && !strings.ContainsFunc(s, func(r rune) bool { return r == '#' || r == '\uFEFF' || unicode.IsSpace(r) }) {
+	if s != "" && s[0] != '"' && !strings.ContainsFunc(s,
+		func(r rune) bool { return r == '#' || r == '\uFEFF' || unicode.IsSpace(r) }) {
 		return s, nil
 	}
 	q := `"` + strings.ReplaceAll(s, `"`, `\"`) + `"`

@@ -158,7 +158,8 @@ func (e *expansion) file(name, text string, level int) ([]caddyfile.Token, error
 			return nil, &Error{name, t.Line, fmt.Errorf("longer than %d words", maxTokens)}
 		}
 		start := i == 0 || in[i-1].Line != t.Line || in[i-1].Text == "{"
-		if t.Text != "import" || !start || i+1 >= len(in) || in[i+1].Line != t.Line || !strings.ContainsAny(in[i+1].Text, "/*?") {
+		if t.Text != "import" || !start || i+1 >= len(in) || in[i+1].Line != t.Line ||
+			!strings.ContainsAny(in[i+1].Text, "/*?") {
 			switch t.Text {
 			case "{":
 				e.depth++
@@ -203,7 +204,8 @@ func (e *expansion) choose(in []caddyfile.Token) []caddyfile.Token {
 	return out
 }
 
-// statements splits a file: inside a block into directives, each with the block behind it, otherwise into server blocks.
+// statements splits a file: inside a block into directives, each with the block behind it, otherwise into server
+// blocks.
 func statements(in []caddyfile.Token, inside bool) [][]caddyfile.Token {
 	var out [][]caddyfile.Token
 	depth, open := 0, false

@@ -11,9 +11,9 @@ import (
 type Config struct {
 	// Table is named in the log.
 	Table string
-	// Write brings all that has changed into the kernel. With full set, it compares the whole table with what is desired
-	// and repairs it; then repaired reports whether anything was wrong. It is not called concurrently. The error ErrDone
-	// ends the loop.
+	// Write brings all that has changed into the kernel. With full set, it compares the whole table with what is
+	// desired and repairs it; then repaired reports whether anything was wrong. It is not called concurrently. The
+	// error ErrDone ends the loop.
 	Write func(ctx context.Context, full bool) (repaired bool, err error)
 	Log   *slog.Logger
 }
@@ -62,8 +62,8 @@ const (
 	mostRetry  = 10 * time.Second
 )
 
-// Run writes until ctx ends, or Write returns ErrDone, which is no error. The first Write is full; ready is called after
-// each that succeeds. It returns the context's cause, nil if that is context.Canceled.
+// Run writes until ctx ends, or Write returns ErrDone, which is no error. The first Write is full; ready is called
+// after each that succeeds. It returns the context's cause, nil if that is context.Canceled.
 func (l *Loop) Run(ctx context.Context, ready func()) error {
 	timer := time.NewTimer(0) // fires at once, for the first write
 	defer timer.Stop()

@@ -126,21 +126,22 @@ func TestAStrangerThatFightsDoesNotMakeItSpin(t *testing.T) {
 func TestLoop(t *testing.T) {
 	var got []bool // whether each write was full
 	var l *Loop
-	l = New(Config{Table: "t", Log: slog.New(slog.DiscardHandler), Write: func(_ context.Context, full bool) (bool, error) {
-		got = append(got, full)
-		switch len(got) {
-		case 1:
-			l.Changed()
-		case 2:
-			l.Urgent()
-			return false, os.ErrInvalid
-		case 4:
-			return false, ErrDone
-		default:
-			l.Urgent()
-		}
-		return false, nil
-	}})
+	l = New(Config{Table: "t", Log: slog.New(slog.DiscardHandler),
+		Write: func(_ context.Context, full bool) (bool, error) {
+			got = append(got, full)
+			switch len(got) {
+			case 1:
+				l.Changed()
+			case 2:
+				l.Urgent()
+				return false, os.ErrInvalid
+			case 4:
+				return false, ErrDone
+			default:
+				l.Urgent()
+			}
+			return false, nil
+		}})
 	ready := 0
 	if err := l.Run(t.Context(), func() { ready++ }); err != nil {
 		t.Fatal(err)

@@ -1,8 +1,8 @@
 // Package announce is how a CNI plugin tells the agent of a pod's addresses before the pod runs, and
 // waits until its policies are in force.
 //
-// A message is a line of JSON over a unix socket, and so is the answer. The plugin is a program that runs
-// for milliseconds, so this imports nothing big. agent/dataplane/netpol listens, agent/dataplane/network/hostport calls.
+// A message is a line of JSON over a unix socket, and so is the answer. The plugin is a program that runs for
+// milliseconds, so this imports nothing big. agent/dataplane/netpol listens, agent/dataplane/network/hostport calls.
 package announce
 
 import (

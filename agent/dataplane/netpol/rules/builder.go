@@ -20,12 +20,13 @@ type Builder struct {
 	tenants    map[string]*tenant // by namespace, those that have policies
 	policies   map[string]*policy
 	addrs      map[netip.Addr]*address
-	named      map[string]map[string]struct{} // elements of the sets of named ports, by set, whether or not a policy uses it
-	peers      map[string]*peerSet
-	selectors  map[string]*selector
-	index      map[bucket]map[*selector]struct{}
-	groups     map[string]*group
-	locals     int
+	// elements of the sets of named ports, by set, whether or not a policy uses it
+	named     map[string]map[string]struct{}
+	peers     map[string]*peerSet
+	selectors map[string]*selector
+	index     map[bucket]map[*selector]struct{}
+	groups    map[string]*group
+	locals    int
 
 	out store
 }
@@ -98,8 +99,9 @@ type group struct {
 // NewBuilder returns a builder for tables of these families, without pods or policies.
 func NewBuilder(families ...ruleset.Family) *Builder {
 	b := &Builder{
-		families: families, pods: map[string]*pod{}, namespaces: map[string]*namespace{}, policies: map[string]*policy{},
-		tenants: map[string]*tenant{}, named: map[string]map[string]struct{}{}, peers: map[string]*peerSet{},
+		families: families, pods: map[string]*pod{}, namespaces: map[string]*namespace{},
+		policies: map[string]*policy{},
+		tenants:  map[string]*tenant{}, named: map[string]map[string]struct{}{}, peers: map[string]*peerSet{},
 		addrs: map[netip.Addr]*address{}, selectors: map[string]*selector{}, index: map[bucket]map[*selector]struct{}{},
 		groups: map[string]*group{}, out: newStore(),
 	}
@@ -199,7 +201,8 @@ func (b *Builder) SetPod(in Pod) {
 		p = &pod{Pod: Pod{Namespace: now.Namespace, Name: now.Name}}
 		b.pods[k] = p
 		b.namespace(now.Namespace).pods[now.Name] = p
-	} else if p.Local == now.Local && p.Ending == now.Ending && p.Announced == now.Announced && slices.Equal(p.Addrs, now.Addrs) && slices.Equal(p.Ports, now.Ports) && maps.Equal(p.Labels, now.Labels) {
+	} else if p.Local == now.Local && p.Ending == now.Ending && p.Announced == now.Announced &&
+		slices.Equal(p.Addrs, now.Addrs) && slices.Equal(p.Ports, now.Ports) && maps.Equal(p.Labels, now.Labels) {
 		return
 	}
 	relabeled := !maps.Equal(p.Labels, now.Labels) || p.selectors == nil

@@ -35,8 +35,8 @@ func (b *Builder) compile(p *policy, d Direction) []ruleset.Rule {
 	return out
 }
 
-// peerMatches are the ways in which a packet can be from, or for, one of the peers: at most two, however many peers there
-// are, since each is multiplied by the ways of the ports.
+// peerMatches are the ways in which a packet can be from, or for, one of the peers: at most two, however many peers
+// there are, since each is multiplied by the ways of the ports.
 func (b *Builder) peerMatches(p *policy, d Direction, peers []Peer) []ruleset.Rule {
 	if len(peers) == 0 {
 		return []ruleset.Rule{nil}
@@ -53,7 +53,8 @@ func (b *Builder) peerMatches(p *policy, d Direction, peers []Peer) []ruleset.Ru
 		}
 	}
 	if len(selectors) > 0 {
-		set := b.usePeers(slices.SortedFunc(maps.Keys(selectors), func(x, y *selector) int { return strings.Compare(x.key, y.key) }))
+		set := b.usePeers(slices.SortedFunc(maps.Keys(selectors),
+			func(x, y *selector) int { return strings.Compare(x.key, y.key) }))
 		p.uses.peers = append(p.uses.peers, set)
 		out = append(out, ruleset.Rule{in(set.name, what)})
 	}
@@ -63,7 +64,8 @@ func (b *Builder) peerMatches(p *policy, d Direction, peers []Peer) []ruleset.Ru
 	}
 	match := ruleset.Rule{in(b.useRanges(p, blockPrefix, allowed), what, ruleset.L4)}
 	if len(barred) > 0 {
-		match = append(match, ruleset.InSet{Key: []ruleset.Term{what, ruleset.L4}, Set: b.useRanges(p, barredPrefix, barred), Not: true})
+		match = append(match, ruleset.InSet{Key: []ruleset.Term{what, ruleset.L4},
+			Set: b.useRanges(p, barredPrefix, barred), Not: true})
 	}
 	return append(out, match)
 }

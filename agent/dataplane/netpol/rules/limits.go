@@ -10,11 +10,11 @@ import (
 // cost is what a policy costs a node. All work and memory that a policy causes grows in proportion to one of these, or
 // to one of these times the number of pods.
 type cost struct {
-	// rules counts rules, peers that select pods, and ports that have names: each may be a rule or a set of the kernel, and
-	// is matched against pods. A policy counts for one at least.
+	// rules counts rules, peers that select pods, and ports that have names: each may be a rule or a set of the
+	// kernel, and is matched against pods. A policy counts for one at least.
 	rules int
-	// entries counts everything that a policy lists: rules, peers, prefixes of blocks and exceptions, ports, and the words of
-	// selectors. A range that no prefix covers counts for the prefixes that it takes.
+	// entries counts everything that a policy lists: rules, peers, prefixes of blocks and exceptions, ports, and the
+	// words of selectors. A range that no prefix covers counts for the prefixes that it takes.
 	entries int
 }
 
@@ -33,11 +33,13 @@ func (c cost) exceeds(most cost) string {
 	if c.rules > most.rules {
 		return fmt.Sprintf("%d rules, pod selectors of peers and named ports, of at most %d", c.rules, most.rules)
 	}
-	return fmt.Sprintf("%d entries (peers, exceptions, ports, words of selectors), of at most %d", c.entries, most.entries)
+	return fmt.Sprintf("%d entries (peers, exceptions, ports, words of selectors), of at most %d", c.entries,
+		most.entries)
 }
 
-// Limit returns a policy that is ready for SetPolicy, which needs little time for it then. One that exceeds what it may
-// cost isolates its pods and allows nothing; if its selector is what is too long, it isolates all pods of its namespace.
+// Limit returns a policy that is ready for SetPolicy, which needs little time for it then. One that exceeds what it
+// may cost isolates its pods and allows nothing; if its selector is what is too long, it isolates all pods of its
+// namespace.
 func Limit(p Policy) Policy {
 	if p.Pods == nil {
 		p.Pods = labels.Everything()
@@ -46,7 +48,8 @@ func Limit(p Policy) Policy {
 	if p.cost.atMost(mostOfPolicy) {
 		return p
 	}
-	p.refused = fmt.Sprintf("NetworkPolicy %s/%s allows nothing: it has %s", p.Namespace, p.Name, p.cost.exceeds(mostOfPolicy))
+	p.refused = fmt.Sprintf("NetworkPolicy %s/%s allows nothing: it has %s", p.Namespace, p.Name,
+		p.cost.exceeds(mostOfPolicy))
 	p.Rules = [2][]Rule{}
 	if selectorCost(p.Pods) > mostOfPolicy.entries/10 {
 		p.Pods = labels.Everything()

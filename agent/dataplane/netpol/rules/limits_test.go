@@ -47,19 +47,23 @@ func excepts(family ruleset.Family, n int) Policy {
 	for range n {
 		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, r.Uint32())))
 		if family == ruleset.IPv6 {
-			a = netip.AddrFrom16([16]byte(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, r.Uint64()), r.Uint64())))
+			a = netip.AddrFrom16([16]byte(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, r.Uint64()),
+				r.Uint64())))
 		}
 		p.Except = append(p.Except, netip.PrefixFrom(a, a.BitLen()))
 	}
-	return Policy{Namespace: "ns", Name: "excepts", Isolates: [2]bool{true, false}, Rules: [2][]Rule{{{Peers: []Peer{p}}}}}
+	return Policy{Namespace: "ns", Name: "excepts", Isolates: [2]bool{true, false},
+		Rules: [2][]Rule{{{Peers: []Peer{p}}}}}
 }
 
 func TestPeersAndPortsAreNotMultiplied(t *testing.T) {
 	const peers, ports = 400, 300
 	b := NewBuilder(ruleset.IPv4)
 	for i := range 50 {
-		b.SetPod(Pod{Namespace: "ns", Name: fmt.Sprint("pod", i), Labels: labels.Set{"app": fmt.Sprint("a", i)}, Local: true,
-			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 42, 0, byte(i + 1)})}, Ports: []NamedPort{{fmt.Sprint("p", i), ruleset.TCP, uint16(8000 + i)}}})
+		b.SetPod(Pod{Namespace: "ns", Name: fmt.Sprint("pod", i), Labels: labels.Set{"app": fmt.Sprint("a", i)},
+			Local: true,
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 42, 0, byte(i + 1)})},
+			Ports: []NamedPort{{fmt.Sprint("p", i), ruleset.TCP, uint16(8000 + i)}}})
 	}
 	b.SetPolicy(product(peers, ports))
 	if refused := b.Refused(); refused != nil {
@@ -72,14 +76,16 @@ func TestPeersAndPortsAreNotMultiplied(t *testing.T) {
 		port uint16
 		want bool
 	}{{8001, true}, {8002, false}} {
-		p := Packet{Src: netip.MustParseAddr("10.42.0.10"), Dst: netip.MustParseAddr("10.42.0.2"), Protocol: ruleset.TCP, Port: c.port}
+		p := Packet{Src: netip.MustParseAddr("10.42.0.10"), Dst: netip.MustParseAddr("10.42.0.2"),
+			Protocol: ruleset.TCP, Port: c.port}
 		if got := b.Verdict(p); got != c.want {
 			t.Errorf("%+v passes: %v", p, got)
 		}
 	}
 	b.DeletePolicy("ns", "product")
 	if len(b.selectors)+len(b.peers)+len(b.policies)+len(b.tenants) > 0 {
-		t.Errorf("after the policy there are %d selectors, %d sets of peers, %d policies", len(b.selectors), len(b.peers), len(b.policies))
+		t.Errorf("after the policy there are %d selectors, %d sets of peers, %d policies", len(b.selectors),
+			len(b.peers), len(b.policies))
 	}
 	for _, p := range b.pods {
 		if len(p.selectors) > 0 {
@@ -90,7 +96,8 @@ func TestPeersAndPortsAreNotMultiplied(t *testing.T) {
 
 // TestRangesAreThoseOfASimpleReference compares the sweep with one address after the other.
 func TestRangesAreThoseOfASimpleReference(t *testing.T) {
-	bases := []netip.Addr{netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.0"), netip.MustParseAddr("::"), netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00")}
+	bases := []netip.Addr{netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.0"),
+		netip.MustParseAddr("::"), netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00")}
 	split := 0
 	for seed := range 2000 {
 		r := rand.New(rand.NewPCG(uint64(seed), 3))
@@ -147,7 +154,8 @@ func TestRangesAreThoseOfASimpleReference(t *testing.T) {
 					want = want || in
 				}
 				if got := has(allowed, a) && !has(barred, a); got != want {
-					t.Fatalf("seed %d: %s allowed: %v, should: %v\n%v\n%v without %v", seed, a, got, want, blocks, allowed, barred)
+					t.Fatalf("seed %d: %s allowed: %v, should: %v\n%v\n%v without %v", seed, a, got, want, blocks,
+						allowed, barred)
 				}
 			}
 		}
@@ -191,11 +199,14 @@ func TestLegitimateLargePolicies(t *testing.T) {
 	b := NewBuilder(ruleset.IPv4, ruleset.IPv6)
 	var blocks []Peer
 	for i := range 1000 {
-		blocks = append(blocks, Peer{Block: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 0}), 24)})
+		blocks = append(blocks, Peer{Block: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 0}),
+			24)})
 	}
-	ports := []Port{{Protocol: ruleset.TCP, From: 80, To: 80}, {Protocol: ruleset.TCP, From: 443, To: 443}, {Protocol: ruleset.UDP, From: 8000, To: 8100}}
+	ports := []Port{{Protocol: ruleset.TCP, From: 80, To: 80}, {Protocol: ruleset.TCP, From: 443, To: 443},
+		{Protocol: ruleset.UDP, From: 8000, To: 8100}}
 	// In one rule, and in a rule for each.
-	one := Policy{Namespace: "a", Name: "one", Isolates: [2]bool{false, true}, Rules: [2][]Rule{Egress: {{Peers: blocks, Ports: ports}}}}
+	one := Policy{Namespace: "a", Name: "one", Isolates: [2]bool{false, true},
+		Rules: [2][]Rule{Egress: {{Peers: blocks, Ports: ports}}}}
 	each := Policy{Namespace: "b", Name: "each", Isolates: [2]bool{false, true}}
 	for _, x := range blocks {
 		each.Rules[Egress] = append(each.Rules[Egress], Rule{Peers: []Peer{x}, Ports: ports})
@@ -208,7 +219,8 @@ func TestLegitimateLargePolicies(t *testing.T) {
 		b.SetPolicy(p)
 	}
 	for i := range 200 { // a namespace with a policy for each of its services
-		b.SetPolicy(Policy{Namespace: "c", Name: fmt.Sprint("p", i), Pods: labels.SelectorFromSet(labels.Set{"app": fmt.Sprint(i)}), Isolates: [2]bool{true, true},
+		b.SetPolicy(Policy{Namespace: "c", Name: fmt.Sprint("p", i),
+			Pods: labels.SelectorFromSet(labels.Set{"app": fmt.Sprint(i)}), Isolates: [2]bool{true, true},
 			Rules: product(3, 1).Rules})
 	}
 	if refused := b.Refused(); refused != nil {
@@ -224,13 +236,16 @@ func dumpOf(b *Builder) string {
 	return w.String()
 }
 
-// two makes a builder with a pod in ns, one beside it, and one in another namespace, which a policy of its own allows to be called.
+// two makes a builder with a pod in ns, one beside it, and one in another namespace, which a policy of its own allows
+// to be called.
 func two() (b *Builder, in, beside, other netip.Addr) {
 	b = NewBuilder(ruleset.IPv4)
 	in, beside, other = netip.MustParseAddr("10.42.0.1"), netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("10.42.0.3")
 	b.SetPod(Pod{Namespace: "ns", Name: "in", Labels: labels.Set{"app": "a0"}, Addrs: []netip.Addr{in}, Local: true})
-	b.SetPod(Pod{Namespace: "ns", Name: "beside", Labels: labels.Set{"app": "a1"}, Addrs: []netip.Addr{beside}, Local: true})
-	b.SetPod(Pod{Namespace: "other", Name: "other", Labels: labels.Set{"app": "a0"}, Addrs: []netip.Addr{other}, Local: true})
+	b.SetPod(Pod{Namespace: "ns", Name: "beside", Labels: labels.Set{"app": "a1"}, Addrs: []netip.Addr{beside},
+		Local: true})
+	b.SetPod(Pod{Namespace: "other", Name: "other", Labels: labels.Set{"app": "a0"}, Addrs: []netip.Addr{other},
+		Local: true})
 	b.SetPolicy(Policy{Namespace: "other", Name: "open", Isolates: [2]bool{true, true}, Rules: [2][]Rule{{{}}, {{}}}})
 	return b, in, beside, other
 }
@@ -252,7 +267,8 @@ func TestAPolicyThatCostsTooMuchIsolates(t *testing.T) {
 		"80,000 exceptions":                excepts(ruleset.IPv4, 80000),
 		"80,000 exceptions of IPv6":        excepts(ruleset.IPv6, 80000),
 		"a selector of 20,000 words":       long,
-		"500,000 rules":                    {Namespace: "ns", Name: "p", Isolates: [2]bool{true, false}, Rules: [2][]Rule{make([]Rule, 500000)}},
+		"500,000 rules": {Namespace: "ns", Name: "p", Isolates: [2]bool{true, false},
+			Rules: [2][]Rule{make([]Rule, 500000)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, in, beside, other := two()
@@ -262,7 +278,8 @@ func TestAPolicyThatCostsTooMuchIsolates(t *testing.T) {
 			}
 			b.SetPolicy(p)
 			refused := b.Refused()
-			if len(refused) != 1 || !strings.Contains(refused[0], "ns/"+p.Name) || !strings.Contains(refused[0], "at most") {
+			if len(refused) != 1 || !strings.Contains(refused[0], "ns/"+p.Name) ||
+				!strings.Contains(refused[0], "at most") {
 				t.Errorf("refused: %q", refused)
 			}
 			if rules, sets, elems := size(b); rules > 20 || sets > 10 || elems > 20 {
@@ -285,8 +302,8 @@ func TestAPolicyThatCostsTooMuchIsolates(t *testing.T) {
 	}
 }
 
-// TestPoliciesOfANamespaceTogether: many policies cost no more than the bound of their namespace, whose pods are isolated beyond
-// it; however it came to that, the tables are the same.
+// TestPoliciesOfANamespaceTogether: many policies cost no more than the bound of their namespace, whose pods are
+// isolated beyond it; however it came to that, the tables are the same.
 func TestPoliciesOfANamespaceTogether(t *testing.T) {
 	policy := func(i, peers int) Policy {
 		p := product(peers, 1)
@@ -361,7 +378,8 @@ func BenchmarkLargest(b *testing.B) {
 		b.Run(name+"/locked", func(b *testing.B) {
 			bd := NewBuilder(ruleset.IPv4, ruleset.IPv6)
 			for i := range 1000 {
-				bd.SetPod(Pod{Namespace: "ns", Name: fmt.Sprint("pod", i), Labels: labels.Set{"app": fmt.Sprint("a", i)}, Local: i%10 == 0,
+				bd.SetPod(Pod{Namespace: "ns", Name: fmt.Sprint("pod", i),
+					Labels: labels.Set{"app": fmt.Sprint("a", i)}, Local: i%10 == 0,
 					Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 42, byte(i >> 8), byte(i)})}})
 			}
 			now := Limit(p)

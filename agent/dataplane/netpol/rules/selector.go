@@ -92,7 +92,8 @@ func (b *Builder) acquire(ns string, namespaces, pods labels.Selector) *selector
 	if s := b.selectors[k]; s != nil {
 		return s
 	}
-	s := &selector{key: k, namespace: ns, namespaces: namespaces, pods: pods, peers: map[*peerSet]struct{}{}, policies: map[*policy]struct{}{}}
+	s := &selector{key: k, namespace: ns, namespaces: namespaces, pods: pods, peers: map[*peerSet]struct{}{},
+		policies: map[*policy]struct{}{}}
 	b.selectors[k] = s
 	at := s.bucket()
 	if b.index[at] == nil {

@@ -21,7 +21,8 @@ func spanOf(p netip.Prefix) span {
 // order and without overlap.
 //
 // The kernel keeps a range as the prefixes that cover it, up to 250 for what lies between two exceptions in IPv6, and
-// the time that it takes grows with the square of their number. So exceptions are a set of their own where that takes fewer.
+// the time that it takes grows with the square of their number. So exceptions are a set of their own where that takes
+// fewer.
 func ranges(blocks []Peer) (allowed, barred []span) {
 	var whole []span
 	for _, b := range blocks {
@@ -55,7 +56,8 @@ func merge(in []span) []span {
 	for _, s := range in {
 		if n := len(out); n > 0 {
 			last := &out[n-1]
-			if next := last.to.Next(); last.from.Is4() == s.from.Is4() && (!next.IsValid() || s.from.Compare(next) <= 0) {
+			if next := last.to.Next(); last.from.Is4() == s.from.Is4() &&
+				(!next.IsValid() || s.from.Compare(next) <= 0) {
 				if s.to.Compare(last.to) > 0 {
 					last.to = s.to
 				}

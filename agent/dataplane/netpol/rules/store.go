@@ -71,7 +71,8 @@ const absent = "\x00" // as a value: there was no such element
 
 func newStore() store {
 	return store{sets: map[string]*set{}, chains: map[string]*ruleset.Chain{}, base: map[baseKey]*ruleset.Chain{},
-		elemsWere: map[elemKey]string{}, setsWere: map[string]*ruleset.SetSpec{}, chainsWere: map[string]*ruleset.Chain{}, baseWere: map[baseKey]*ruleset.Chain{}}
+		elemsWere: map[elemKey]string{}, setsWere: map[string]*ruleset.SetSpec{},
+		chainsWere: map[string]*ruleset.Chain{}, baseWere: map[baseKey]*ruleset.Chain{}}
 }
 
 func (s *store) hasSet(name string) bool { return s.sets[name] != nil }

@@ -23,7 +23,8 @@ import (
 // TestMain runs the tests in a network namespace of their own, which ends with them.
 func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run)) }
 
-// pod makes a pod behind a bridge, which answers on TCP port 8080 with what it sees as the client's address, and on UDP.
+// pod makes a pod behind a bridge, which answers on TCP port 8080 with what it sees as the client's address, and on
+// UDP.
 func pod(t *testing.T, bridge, gateway, addr string) {
 	t.Helper()
 	node, pod := nettest.Here(t, "node"), nettest.New(t, bridge)
@@ -89,7 +90,8 @@ func TestPortsLeadToThePodAndBack(t *testing.T) {
 	}
 	must(t, install(t.Context(), "aaaa", maps))
 	must(t, routeLocalnet(addr))
-	must(t, install(t.Context(), "bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
+	must(t, install(t.Context(), "bbbb",
+		[]mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
 	for _, to := range []string{"192.168.70.1:80", "192.168.70.2:80", "192.168.70.2:81", "127.0.0.1:80"} {
 		from, err := get(to)
 		if err != nil {
@@ -140,7 +142,9 @@ func leavesTheHostItsOwn(t *testing.T) {
 		}
 		stop()
 	}
-	must(t, install(t.Context(), "cccc", []mapping{{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("127.0.0.9"), hostPort: 82, pod: netip.MustParseAddr("10.42.0.5"), podPort: 8080}}))
+	must(t, install(t.Context(), "cccc",
+		[]mapping{{proto: unix.IPPROTO_TCP, host: netip.MustParseAddr("127.0.0.9"), hostPort: 82,
+			pod: netip.MustParseAddr("10.42.0.5"), podPort: 8080}}))
 	if _, err := get("127.0.0.9:82"); err != nil {
 		t.Errorf("a loopback address that is asked for: %v", err)
 	}
@@ -167,7 +171,8 @@ func comesBack(t *testing.T, maps []mapping) {
 	if put, err := Restore(t.Context(), conn, dir); put || err != nil {
 		t.Errorf("restored without need: %v, %v", put, err)
 	}
-	for _, name := range []string{"flush ruleset", "flush table inet " + Table, "flush chain inet " + Table + " " + chainPorts,
+	for _, name := range []string{"flush ruleset", "flush table inet " + Table, "flush chain inet " + Table + " " +
+		chainPorts,
 		"delete table inet " + Table, "flush chain inet " + Table + " output"} {
 		nettest.NFT(t, name)
 		if _, err := get("192.168.70.1:80"); err == nil {
@@ -186,10 +191,12 @@ func comesBack(t *testing.T, maps []mapping) {
 	if n, err := count("dead"); n != 0 || err != nil {
 		t.Errorf("a pod that is gone: %d rules, %v", n, err)
 	}
-	must(t, install(t.Context(), "bbbb", []mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
+	must(t, install(t.Context(), "bbbb",
+		[]mapping{{proto: unix.IPPROTO_TCP, hostPort: 90, pod: netip.MustParseAddr("10.42.0.6"), podPort: 8080}}))
 }
 
-// TestPortsOfTheSystem: a pod that asks for a port of the system does not start, and what comes there goes to the system.
+// TestPortsOfTheSystem: a pod that asks for a port of the system does not start, and what comes there goes to the
+// system.
 func TestPortsOfTheSystem(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -201,8 +208,11 @@ func TestPortsOfTheSystem(t *testing.T) {
 	pod(t, "brs", "10.42.0.1/24", "10.42.0.5/24")
 	const held = `"held":[{"protocol":"tcp","port":6443,"holder":"the API server"},{"protocol":"udp","port":8472,"holder":"the pods' network"}]`
 	ask := func(held, port string) error {
-		return add(&skel.CmdArgs{ContainerID: "eeee", IfName: "eth0", Netns: "/x", StdinData: []byte(`{"cniVersion":"1.0.0","name":"umiak","type":"portmap",` + held +
-			`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"},` + port + `]},` + result + `}`)})
+		return add(&skel.CmdArgs{ContainerID: "eeee", IfName: "eth0", Netns: "/x",
+			StdinData: []byte(`{"cniVersion":"1.0.0","name":"umiak","type":"portmap",` + held +
+				`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"},` + port +
+				`]},` +
+				result + `}`)})
 	}
 	const attack = `{"hostPort":6443,"containerPort":8080,"protocol":"tcp"}`
 	// As it was: the pod takes it.

@@ -122,7 +122,8 @@ func addresses(r *current.Result, ifName string) []netip.Addr {
 	var out []netip.Addr
 	seen := map[bool]bool{}
 	for _, ip := range r.IPs {
-		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && (r.Interfaces[*i].Name != ifName || r.Interfaces[*i].Sandbox == "") {
+		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) &&
+			(r.Interfaces[*i].Name != ifName || r.Interfaces[*i].Sandbox == "") {
 			continue
 		}
 		a, ok := netip.AddrFromSlice(ip.Address.IP)
@@ -185,8 +186,8 @@ func del(args *skel.CmdArgs) error {
 // dnsPort is where programs of the host ask for names.
 const dnsPort = 53
 
-// free refuses a pod that asks for a port of the system: what comes there would go to the pod. The kubelet makes an Event of
-// the refusal.
+// free refuses a pod that asks for a port of the system: what comes there would go to the pod. The kubelet makes an
+// Event of the refusal.
 func (c *config) free() error {
 	for _, m := range c.RuntimeConfig.PortMaps {
 		holder := ""
@@ -206,8 +207,8 @@ func (c *config) free() error {
 	return nil
 }
 
-// hostsOwn reports whether a port of an address is one at which name servers of the host, or the node's, answer programs of
-// the host and pods.
+// hostsOwn reports whether a port of an address is one at which name servers of the host, or the node's, answer
+// programs of the host and pods.
 func hostsOwn(a netip.Addr, port int) bool {
 	if s := a.String(); s == wellknown.DNSv4 || s == wellknown.DNSv6 {
 		return true
@@ -284,7 +285,8 @@ func tell(args *skel.CmdArgs, c *config, gone bool) error {
 	if k8s.K8S_POD_NAME == "" {
 		return nil // not a pod of Kubernetes
 	}
-	p := announce.Pod{Namespace: string(k8s.K8S_POD_NAMESPACE), Name: string(k8s.K8S_POD_NAME), UID: string(k8s.K8S_POD_UID), Container: args.ContainerID, Gone: gone}
+	p := announce.Pod{Namespace: string(k8s.K8S_POD_NAMESPACE), Name: string(k8s.K8S_POD_NAME),
+		UID: string(k8s.K8S_POD_UID), Container: args.ContainerID, Gone: gone}
 	wait := tellGone
 	if !gone {
 		wait = tellAdded

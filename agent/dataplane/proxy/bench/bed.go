@@ -137,7 +137,8 @@ func newBed(ctx context.Context, bin string) (*bed, error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "br0"
-	if err := errors.Join(b.api.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}), b.api.address("br0", apiAddr+"/24")); err != nil {
+	if err := errors.Join(b.api.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}),
+		b.api.address("br0", apiAddr+"/24")); err != nil {
 		return b, err
 	}
 	if err := b.startAPI(ctx); err != nil {
@@ -203,9 +204,12 @@ func (b *bed) startAPI(ctx context.Context) error {
 	sa := b.write("sa.key", string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})))
 	tokens := b.write("tokens.csv", "bench,bench,bench,system:masters\n")
 	etcd := exec.Command(filepath.Join(b.bin, "etcd"), "--data-dir="+filepath.Join(b.dir, "etcd"), "--unsafe-no-fsync")
-	api := exec.Command(filepath.Join(b.bin, "kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379", "--cert-dir="+filepath.Join(b.dir, "certs"),
-		"--token-auth-file="+tokens, "--authorization-mode=AlwaysAllow", "--service-account-issuer=https://bench", "--service-account-key-file="+sa,
-		"--service-account-signing-key-file="+sa, "--service-cluster-ip-range=10.96.0.0/12", "--advertise-address="+apiAddr,
+	api := exec.Command(filepath.Join(b.bin, "kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379", "--cert-dir="+
+		filepath.Join(b.dir, "certs"),
+		"--token-auth-file="+tokens, "--authorization-mode=AlwaysAllow", "--service-account-issuer=https://bench",
+		"--service-account-key-file="+sa,
+		"--service-account-signing-key-file="+sa, "--service-cluster-ip-range=10.96.0.0/12", "--advertise-address="+
+			apiAddr,
 		"--disable-admission-plugins=ServiceAccount", "--enable-priority-and-fairness=false")
 	for _, p := range []struct {
 		name string
@@ -216,8 +220,10 @@ func (b *bed) startAPI(ctx context.Context) error {
 		}
 		b.servers = append(b.servers, p.cmd)
 	}
-	b.kube, err = kubernetes.NewForConfig(&rest.Config{Host: "https://" + apiAddr + ":6443", BearerToken: "bench", QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{Insecure: true}, ContentConfig: rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf"},
+	b.kube, err = kubernetes.NewForConfig(&rest.Config{Host: "https://" + apiAddr + ":6443", BearerToken: "bench",
+		QPS:             -1,
+		TLSClientConfig: rest.TLSClientConfig{Insecure: true},
+		ContentConfig:   rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf"},
 		Dial: func(_ context.Context, network, addr string) (c net.Conn, err error) {
 			b.api.do(func() { c, err = net.DialTimeout(network, addr, 10*time.Second) })
 			return c, err
@@ -249,7 +255,8 @@ func until(ctx context.Context, patience time.Duration, what string, every time.
 
 // prepare makes the node, and its probe: a Service whose endpoint is one of two listeners on the node.
 func (b *bed) prepare(ctx context.Context, p *proxy) error {
-	n, err := b.kube.CoreV1().Nodes().Create(ctx, &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: p.node}}, metav1.CreateOptions{})
+	n, err := b.kube.CoreV1().Nodes().Create(ctx, &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: p.node}},
+		metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
@@ -269,23 +276,28 @@ func (b *bed) prepare(ctx context.Context, p *proxy) error {
 		return err
 	}
 	p.vip = s.Spec.ClusterIP
-	if _, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Create(ctx, newSlice("probe-"+p.node, portA, p.addr), metav1.CreateOptions{}); err != nil {
+	if _, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Create(ctx, newSlice("probe-"+p.node, portA, p.addr),
+		metav1.CreateOptions{}); err != nil {
 		return err
 	}
 	return p.listen()
 }
 
 func newService(name string) *v1.Service {
-	return &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1.ServiceSpec{Ports: []v1.ServicePort{{Name: "p", Port: 80, Protocol: v1.ProtocolTCP}}}}
+	return &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: v1.ServiceSpec{Ports: []v1.ServicePort{{Name: "p", Port: 80, Protocol: v1.ProtocolTCP}}}}
 }
 
 func newSlice(service string, port int32, addrs ...string) *discovery.EndpointSlice {
 	yes, tcp, name := true, v1.ProtocolTCP, "p"
-	s := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service, Labels: map[string]string{discovery.LabelServiceName: service},
+	s := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service,
+		Labels:      map[string]string{discovery.LabelServiceName: service},
 		Annotations: map[string]string{v1.EndpointsLastChangeTriggerTime: time.Now().Format(time.RFC3339Nano)}},
-		AddressType: discovery.AddressTypeIPv4, Ports: []discovery.EndpointPort{{Name: &name, Port: &port, Protocol: &tcp}}}
+		AddressType: discovery.AddressTypeIPv4,
+		Ports:       []discovery.EndpointPort{{Name: &name, Port: &port, Protocol: &tcp}}}
 	for _, a := range addrs {
-		s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{a}, Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}})
+		s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{a},
+			Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}})
 	}
 	return s
 }
@@ -304,10 +316,12 @@ func (b *bed) fill(ctx context.Context, n int) error {
 	for ; b.filled < n; b.filled++ {
 		i := b.filled
 		g.Go(func() error {
-			if _, err := b.kube.CoreV1().Services(namespace).Create(ctx, newService(fillerName(i)), metav1.CreateOptions{}); err != nil {
+			if _, err := b.kube.CoreV1().Services(namespace).Create(ctx, newService(fillerName(i)),
+				metav1.CreateOptions{}); err != nil {
 				return err
 			}
-			_, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Create(ctx, newSlice(fillerName(i), 8080, endpoint(i, 0, 0), endpoint(i, 1, 0)), metav1.CreateOptions{})
+			_, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Create(ctx,
+				newSlice(fillerName(i), 8080, endpoint(i, 0, 0), endpoint(i, 1, 0)), metav1.CreateOptions{})
 			return err
 		})
 	}

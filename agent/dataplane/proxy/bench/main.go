@@ -86,7 +86,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			return err
 		}
 		if *against != "" {
-			was, is, err := comparison.Take(ctx, *runs, c.turn(c.otherBuild(*against), n, *changes, *load), c.turn(c.ours, n, *changes, *load))
+			was, is, err := comparison.Take(ctx, *runs, c.turn(c.otherBuild(*against), n, *changes, *load),
+				c.turn(c.ours, n, *changes, *load))
 			if err != nil {
 				return fmt.Errorf("with %d Services: %w", n, err)
 			}
@@ -113,12 +114,14 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if *output == "json" {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(map[string]any{"benchmark": "proxy", "time": time.Now().UTC().Format(time.RFC3339), "rows": rows})
+		return e.Encode(map[string]any{"benchmark": "proxy", "time": time.Now().UTC().Format(time.RFC3339),
+			"rows": rows})
 	}
 	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "Services\twhat\tumiak\tkube-proxy\tratio\tunit\t")
 	for _, r := range rows {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t\n", r.Services, r.Name, figure(r.Our), figure(r.Peer), figure(r.Peer/max(r.Our, 1e-9)), r.Unit)
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t\n", r.Services, r.Name, figure(r.Our), figure(r.Peer),
+			figure(r.Peer/max(r.Our, 1e-9)), r.Unit)
 	}
 	return t.Flush()
 }
@@ -128,7 +131,8 @@ func (b *bed) turn(p *proxy, n, changes int, load time.Duration) comparison.Turn
 	return func(ctx context.Context) (out []comparison.Row, err error) {
 		rows, err := b.measure(ctx, p, n, changes, load)
 		for _, r := range rows {
-			out = append(out, comparison.Row{Name: fmt.Sprintf("%d Services: %s", n, r.Name), Unit: r.Unit, Value: r.Our, More: r.More})
+			out = append(out, comparison.Row{Name: fmt.Sprintf("%d Services: %s", n, r.Name), Unit: r.Unit,
+				Value: r.Our, More: r.More})
 		}
 		return out, err
 	}

@@ -72,10 +72,11 @@ func (p *proxy) ask() string {
 // metric sums a metric of the proxy's over its label sets.
 func (p *proxy) metric(names ...string) map[string]float64 {
 	out := map[string]float64{}
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (c net.Conn, err error) {
-		p.do(func() { c, err = net.DialTimeout("tcp", metricsAddr, time.Second) })
-		return c, err
-	}}
+	tr := &http.Transport{DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (c net.Conn, err error) {
+			p.do(func() { c, err = net.DialTimeout("tcp", metricsAddr, time.Second) })
+			return c, err
+		}}
 	r, err := (&http.Client{Transport: tr, Timeout: 5 * time.Second}).Get("http://" + metricsAddr + "/metrics")
 	if err != nil {
 		return out
@@ -103,7 +104,8 @@ const (
 
 // point makes a listener the probe's endpoint.
 func (b *bed) point(ctx context.Context, p *proxy, port int32) error {
-	_, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Update(ctx, newSlice("probe-"+p.node, port, p.addr), metav1.UpdateOptions{})
+	_, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Update(ctx, newSlice("probe-"+p.node, port, p.addr),
+		metav1.UpdateOptions{})
 	return err
 }
 
@@ -128,7 +130,8 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 	}()
-	if err := until(ctx, 3*time.Minute, "the first sync", 2*time.Millisecond, func() bool { return p.ask() == "A" }); err != nil {
+	if err := until(ctx, 3*time.Minute, "the first sync", 2*time.Millisecond,
+		func() bool { return p.ask() == "A" }); err != nil {
 		log, _ := os.ReadFile(b.dir + "/" + p.name + ".log")
 		return nil, fmt.Errorf("%w\n%s", err, log[max(0, len(log)-2000):])
 	}
@@ -154,7 +157,8 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 			return nil, err
 		}
 		want := []string{"B", "A"}[i%2]
-		if err := until(ctx, time.Minute, "the new endpoint", 500*time.Microsecond, func() bool { return p.ask() == want }); err != nil {
+		if err := until(ctx, time.Minute, "the new endpoint", 500*time.Microsecond,
+			func() bool { return p.ask() == want }); err != nil {
 			return nil, err
 		}
 		took = append(took, time.Since(begun).Seconds()*1000)
@@ -185,13 +189,16 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 		case <-tick.C:
 		}
 		i := made % n
-		if _, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Update(ctx, newSlice(fillerName(i), 8080, endpoint(i, 0, 0), endpoint(i, 1, 1+made%2)), metav1.UpdateOptions{}); err != nil {
+		if _, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Update(ctx,
+			newSlice(fillerName(i), 8080, endpoint(i, 0, 0), endpoint(i, 1, 1+made%2)),
+			metav1.UpdateOptions{}); err != nil {
 			return nil, err
 		}
 	}
 	seconds := time.Since(begun).Seconds()
 	add(fmt.Sprintf("CPU at 100 changes/s (%s)", load), "%", 100*(processor(cmd.Process.Pid)-cpu)/seconds)
-	if err := until(ctx, time.Minute, "all changes to be in", 50*time.Millisecond, func() bool { return p.metric(changesLeft)[changesLeft] == 0 }); err != nil {
+	if err := until(ctx, time.Minute, "all changes to be in", 50*time.Millisecond,
+		func() bool { return p.metric(changesLeft)[changesLeft] == 0 }); err != nil {
 		return nil, err
 	}
 	if err := pause(ctx, time.Second); err != nil {

@@ -1,7 +1,7 @@
 // Package nft brings the elements of package rules into the proxy's tables in the kernel.
 //
-// A Table is the table of one family. Apply sends a change of some elements as one batch, whose cost does not grow with
-// the table. Sync makes the whole table as wanted: at start, where it adopts what an earlier process has left, after an
-// error, and after a stranger's change. Fake is a table without a kernel. How nf_tables is spoken to, and how a table is
-// compared and repaired, is package netfilter's business. Package proxy calls it.
+// A Table is the table of one family. Apply sends a change of some elements as one batch, whose cost does not grow
+// with the table. Sync makes the whole table as wanted: at start, where it adopts what an earlier process has left,
+// after an error, and after a stranger's change. Fake is a table without a kernel. How nf_tables is spoken to, and
+// how a table is compared and repaired, is package netfilter's business. Package proxy calls it.
 package nft

@@ -8,8 +8,9 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// Exempt lets what umiak itself sends to servers pass a table that exists, also one of an older release, whose chains do
-// not begin with that rule. Everything else stays until Sync, which needs to know the Services, and for that a server.
+// Exempt lets what umiak itself sends to servers pass a table that exists, also one of an older release, whose chains
+// do not begin with that rule. Everything else stays until Sync, which needs to know the Services, and for that a
+// server.
 func (t *Table) Exempt(ctx context.Context) error {
 	begins, err := t.Begin(rules.OwnPasses)
 	if err != nil {

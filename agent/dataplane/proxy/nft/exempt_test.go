@@ -12,8 +12,9 @@ import (
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 )
 
-// TestOwnConnectionsPass: a Service has taken a server's address and port. What umiak sends there itself arrives nevertheless,
-// also by a table of an older release, or one that somebody has written into, before anything is known of Services.
+// TestOwnConnectionsPass: a Service has taken a server's address and port. What umiak sends there itself arrives
+// nevertheless, also by a table of an older release, or one that somebody has written into, before anything is known
+// of Services.
 func TestOwnConnectionsPass(t *testing.T) {
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
@@ -56,8 +57,10 @@ func TestOwnConnectionsPass(t *testing.T) {
 				try(what, true)
 				fam := f.String()
 				w.node.Do(func() {
-					nettest.NFT(t, "flush chain "+fam+" umiak-proxy nat-output; add rule "+fam+" umiak-proxy nat-output jump services;"+
-						"flush chain "+fam+" umiak-proxy filter-output; add rule "+fam+" umiak-proxy filter-output ct state new jump refuse-services")
+					nettest.NFT(t, "flush chain "+fam+" umiak-proxy nat-output; add rule "+fam+
+						" umiak-proxy nat-output jump services;"+
+						"flush chain "+fam+" umiak-proxy filter-output; add rule "+fam+
+						" umiak-proxy filter-output ct state new jump refuse-services")
 				})
 				try(what+", an older release's table", false)
 				for range 2 {

@@ -102,7 +102,8 @@ func (t *Fake) Apply(_ context.Context, c rules.Change) error {
 		}
 		elems[k] = e
 	}
-	if len(c.AddClass)+len(c.DelClass) > 0 && !slices.Equal(slices.SortedFunc(maps.Keys(classes), rules.Class.Compare), c.Classes) {
+	if len(c.AddClass)+len(c.DelClass) > 0 && !slices.Equal(slices.SortedFunc(maps.Keys(classes), rules.Class.Compare),
+		c.Classes) {
 		return errors.New("rules are for other maps than there are")
 	}
 	t.elems, t.classes = elems, classes

@@ -28,7 +28,8 @@ func addr(f rules.Family, net, n int) netip.Addr {
 }
 
 func service(f rules.Family, n, eps int) rules.ServicePort {
-	s := rules.ServicePort{Name: fmt.Sprintf("default/svc-%d:http/TCP", n), Protocol: rules.TCP, ClusterIP: addr(f, 43, n), Port: 80}
+	s := rules.ServicePort{Name: fmt.Sprintf("default/svc-%d:http/TCP", n), Protocol: rules.TCP,
+		ClusterIP: addr(f, 43, n), Port: 80}
 	for i := range eps {
 		s.Cluster = append(s.Cluster, netip.AddrPortFrom(addr(f, 42, n*2+i), 8080))
 	}

@@ -56,7 +56,8 @@ func newWorld(t *testing.T, f rules.Family, mod func(*rules.Config)) *world {
 	w.remote.Route(t, "10.42.0.0/24", "192.0.2.1")
 	w.remote.Route(t, "fd42::/112", "fd02::1")
 	// The client sends Services' addresses to the node; to pods it has no route.
-	for _, r := range [][2]string{{"10.43.0.0/16", "192.0.2.1"}, {"fd43::/64", "fd02::1"}, {"198.51.100.0/24", "192.0.2.1"}, {"fd98::/64", "fd02::1"}} {
+	for _, r := range [][2]string{{"10.43.0.0/16", "192.0.2.1"}, {"fd43::/64", "fd02::1"},
+		{"198.51.100.0/24", "192.0.2.1"}, {"fd98::/64", "fd02::1"}} {
 		w.client.Route(t, r[0], r[1])
 	}
 	for _, p := range []*host{w.a, w.b, w.remote} {
@@ -91,7 +92,8 @@ func (w *world) addr(v4, v6 string) netip.Addr { return netip.MustParseAddr(w.pi
 
 func (w *world) eps(names ...string) (out []netip.AddrPort) {
 	for _, n := range names {
-		a := map[string]netip.Addr{"a": w.addr("10.42.0.11", "fd42::11"), "b": w.addr("10.42.0.12", "fd42::12"), "remote": w.addr("10.42.1.21", "fd42::1:21")}[n]
+		a := map[string]netip.Addr{"a": w.addr("10.42.0.11", "fd42::11"), "b": w.addr("10.42.0.12", "fd42::12"),
+			"remote": w.addr("10.42.1.21", "fd42::1:21")}[n]
 		out = append(out, netip.AddrPortFrom(a, 8080))
 	}
 	return out
@@ -163,10 +165,12 @@ func TestPackets(t *testing.T) {
 }
 
 func testPackets(t *testing.T, w *world) {
-	vip, lb, ext := w.addr("10.43.0.10", "fd43::10"), w.addr("198.51.100.1", "fd98::1"), w.addr("198.51.100.2", "fd98::2")
+	vip, lb, ext := w.addr("10.43.0.10", "fd43::10"), w.addr("198.51.100.1", "fd98::1"), w.addr("198.51.100.2",
+		"fd98::2")
 	nodeIP, loopback := w.addr("192.0.2.1", "fd02::1"), w.addr("127.0.0.1", "::1")
 	ip := func(v4, v6 string) string { return w.pick(v4, v6) }
-	podA, gw, node, client := ip("10.42.0.11", "fd42::11"), ip("10.42.0.1", "fd42::1"), nodeIP.String(), ip("192.0.2.2", "fd02::2")
+	podA, gw, node, client := ip("10.42.0.11", "fd42::11"), ip("10.42.0.1", "fd42::1"), nodeIP.String(), ip("192.0.2.2",
+		"fd02::2")
 	base := rules.ServicePort{ClusterIP: vip, Port: 80, Cluster: w.eps("a", "b")}
 	udp := base
 	udp.Protocol = rules.UDP
@@ -231,7 +235,8 @@ func testPackets(t *testing.T, w *world) {
 	t.Run("source ranges", func(t *testing.T) {
 		s := base
 		s.LoadBalancerIPs = []netip.Addr{lb}
-		s.SourceRanges = []netip.Prefix{netip.MustParsePrefix(ip("192.0.2.128/25", "fd02::8000/113")), netip.MustParsePrefix(ip("10.42.0.0/24", "fd42::/112"))}
+		s.SourceRanges = []netip.Prefix{netip.MustParsePrefix(ip("192.0.2.128/25", "fd02::8000/113")),
+			netip.MustParsePrefix(ip("10.42.0.0/24", "fd42::/112"))}
 		w.set(t, s)
 		w.expect(t, w.client, "tcp", lb, 80, "silence")
 		w.expect(t, w.a, "tcp", lb, 80, "a "+gw, "b "+gw)
@@ -321,7 +326,8 @@ func TestNodePortAddresses(t *testing.T) {
 	w := newWorld(t, rules.IPv4, func(c *rules.Config) {
 		c.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	})
-	w.set(t, rules.ServicePort{ClusterIP: netip.MustParseAddr("10.43.0.10"), Port: 80, NodePort: 30080, Cluster: w.eps("b")})
+	w.set(t, rules.ServicePort{ClusterIP: netip.MustParseAddr("10.43.0.10"), Port: 80, NodePort: 30080,
+		Cluster: w.eps("b")})
 	w.expect(t, w.client, "tcp", netip.MustParseAddr("192.0.2.1"), 30080, "refused") // nobody listens
 	w.expect(t, w.a, "tcp", netip.MustParseAddr("10.42.0.1"), 30080, "b 10.42.0.1")
 }

@@ -29,7 +29,8 @@ func kernelEquals(t testing.TB, tb *Table, b *rules.Builder) {
 // sorted is the table as nft lists it, without the order of sets, which is that of their making, nor that
 // of elements, which is that of a hash.
 func sorted(t testing.TB, f rules.Family) []string {
-	out := strings.FieldsFunc(strings.Join(strings.Fields(list(t, f)), " "), func(r rune) bool { return r == ',' || r == '{' || r == '}' })
+	out := strings.FieldsFunc(strings.Join(strings.Fields(list(t, f)), " "),
+		func(r rune) bool { return r == ',' || r == '{' || r == '}' })
 	for i := range out {
 		out[i] = strings.TrimSpace(out[i])
 	}
@@ -137,7 +138,8 @@ func TestSyncRepairs(t *testing.T) {
 		t.Fatalf("adopt: %+v %v", s, err)
 	}
 	kernelEquals(t, next, b)
-	if out, err := exec.Command("nft", "list", "table", "ip", "other").CombinedOutput(); err != nil || !strings.Contains(string(out), "counter") {
+	if out, err := exec.Command("nft", "list", "table", "ip", "other").CombinedOutput(); err != nil ||
+		!strings.Contains(string(out), "counter") {
 		t.Fatalf("another table was touched: %v %s", err, out)
 	}
 	if err := conn.Remove(context.Background(), rules.TableName); err != nil {
@@ -146,7 +148,8 @@ func TestSyncRepairs(t *testing.T) {
 	if err := conn.Remove(context.Background(), rules.TableName); err != nil {
 		t.Fatalf("delete twice: %v", err)
 	}
-	if out, _ := exec.Command("nft", "list", "ruleset").CombinedOutput(); strings.Contains(string(out), rules.TableName) {
+	if out, _ := exec.Command("nft", "list", "ruleset").CombinedOutput(); strings.Contains(string(out),
+		rules.TableName) {
 		t.Fatalf("left: %s", out)
 	}
 }
@@ -163,7 +166,8 @@ func TestARefusedBatchChangesNothing(t *testing.T) {
 	before := sorted(t, f)
 	b.Set(service(f, 50, 2))
 	c := b.Flush()
-	c.Add = append(c.Add, rules.Elem{Class: rules.Class{Set: rules.ClusterIPs}, Key: "\x0a\x2b\x00\x01"}) // is there already
+	// is there already
+	c.Add = append(c.Add, rules.Elem{Class: rules.Class{Set: rules.ClusterIPs}, Key: "\x0a\x2b\x00\x01"})
 	if err := tb.Apply(context.Background(), c); !errors.Is(err, unix.EEXIST) {
 		t.Fatalf("got %v", err)
 	}
@@ -208,7 +212,8 @@ func TestWatcher(t *testing.T) {
 	}
 	nft("add table ip other")
 	nft("add set ip other s { type ipv4_addr; }")
-	for _, args := range []string{"add element ip umiak-proxy cluster-ips { 10.43.99.9 }", "flush chain ip umiak-proxy services", "flush ruleset"} {
+	for _, args := range []string{"add element ip umiak-proxy cluster-ips { 10.43.99.9 }",
+		"flush chain ip umiak-proxy services", "flush ruleset"} {
 		// Ours and those of another table were not heard: the first that is, comes after this.
 		select {
 		case <-heard:

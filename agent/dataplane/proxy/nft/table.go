@@ -93,8 +93,8 @@ func (n namer) elem(e rules.Elem) ruleset.Elem {
 }
 
 // Apply makes a change in one step, or in two: a packet looks into the maps of one source in turn, each as it is at
-// that moment. What moves from one map to another is put into the new one first and deleted from the old one in a second
-// step, so that it is found whenever a packet looks.
+// that moment. What moves from one map to another is put into the new one first and deleted from the old one in a
+// second step, so that it is found whenever a packet looks.
 func (t *Table) Apply(ctx context.Context, c rules.Change) error {
 	for _, step := range steps(c) {
 		if step.Empty() {
@@ -199,8 +199,8 @@ func (t *Table) Sync(ctx context.Context, w Wanted) (Synced, error) {
 }
 
 // Forget deletes the remembered clients that stale selects, and returns how many those were. key is the address,
-// protocol and port that the client calls. The change by which the endpoint left has been made before, so that no packet
-// adds such an entry again.
+// protocol and port that the client calls. The change by which the endpoint left has been made before, so that no
+// packet adds such an entry again.
 func (t *Table) Forget(ctx context.Context, stale func(key, endpoint string) bool) (int, error) {
 	n := 0
 	for _, spec := range rules.Affinity() {

@@ -65,7 +65,8 @@ func (m *mirror) apply(c rules.Change) error {
 		}
 		m.elems[id(e)] = e
 	}
-	if len(c.AddClass)+len(c.DelClass) > 0 && !slices.Equal(c.Classes, slices.SortedFunc(maps.Keys(m.classes), rules.Class.Compare)) {
+	if len(c.AddClass)+len(c.DelClass) > 0 && !slices.Equal(c.Classes,
+		slices.SortedFunc(maps.Keys(m.classes), rules.Class.Compare)) {
 		return fmt.Errorf("classes %v, want %v", c.Classes, m.classes)
 	}
 	return nil
@@ -129,7 +130,8 @@ func run(t *testing.T, seed uint64, steps int) {
 	for n := range now {
 		b.Delete(n)
 	}
-	if err := m.apply(b.Flush()); err != nil || len(m.elems)+len(m.classes) != 0 || dump(b) != "[]\n" || b.Endpoints() != 0 {
+	if err := m.apply(b.Flush()); err != nil || len(m.elems)+len(m.classes) != 0 || dump(b) != "[]\n" ||
+		b.Endpoints() != 0 {
 		t.Fatalf("seed %d: something stays: %v %v", seed, err, m)
 	}
 }
@@ -148,7 +150,8 @@ func FuzzIncrements(f *testing.F) {
 }
 
 func svc() rules.ServicePort {
-	return rules.ServicePort{Name: "ns/a", Service: "ns/a", Protocol: rules.TCP, ClusterIP: netip.MustParseAddr("10.43.0.1"), Port: 80,
+	return rules.ServicePort{Name: "ns/a", Service: "ns/a", Protocol: rules.TCP,
+		ClusterIP: netip.MustParseAddr("10.43.0.1"), Port: 80,
 		Cluster: []netip.AddrPort{netip.MustParseAddrPort("10.42.0.2:8080"), netip.MustParseAddrPort("10.42.0.1:8080")}}
 }
 
@@ -180,12 +183,16 @@ func TestOddInput(t *testing.T) {
 	s := svc()
 	six := netip.MustParseAddr("fd00::1")
 	s.ExternalIPs = []netip.Addr{s.ClusterIP, six, {}}
-	s.LoadBalancerIPs = []netip.Addr{s.ClusterIP, netip.MustParseAddr("::ffff:1.2.3.4"), netip.MustParseAddr("1.2.3.4"), netip.MustParseAddr("1.2.3.4")}
-	s.SourceRanges = []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")}
-	s.Cluster = append(s.Cluster, s.Cluster[0], netip.AddrPort{}, netip.AddrPortFrom(six, 1), netip.MustParseAddrPort("10.42.0.9:0"))
+	s.LoadBalancerIPs = []netip.Addr{s.ClusterIP, netip.MustParseAddr("::ffff:1.2.3.4"), netip.MustParseAddr("1.2.3.4"),
+		netip.MustParseAddr("1.2.3.4")}
+	s.SourceRanges = []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.1.0.0/16"),
+		netip.MustParsePrefix("fd00::/8")}
+	s.Cluster = append(s.Cluster, s.Cluster[0], netip.AddrPort{}, netip.AddrPortFrom(six, 1),
+		netip.MustParseAddrPort("10.42.0.9:0"))
 	b.Set(s)
 	b.Delete("not there")
-	if got, _ := b.Get("ns/a"); len(got.Cluster) != 2 || len(got.ExternalIPs) != 0 || len(got.LoadBalancerIPs) != 1 || len(got.SourceRanges) != 1 {
+	if got, _ := b.Get("ns/a"); len(got.Cluster) != 2 || len(got.ExternalIPs) != 0 || len(got.LoadBalancerIPs) != 1 ||
+		len(got.SourceRanges) != 1 {
 		t.Fatalf("%+v", got)
 	}
 	if err := newMirror().apply(b.Flush()); err != nil {

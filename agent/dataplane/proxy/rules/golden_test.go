@@ -36,18 +36,25 @@ func TestGolden(t *testing.T) {
 		"external-policy-local": {v4, with(func(s *rules.ServicePort) {
 			s.NodePort, s.ExternalLocal, s.LoadBalancerIPs, s.Local = 30080, true, []netip.Addr{ip("198.51.100.1")}, s.Cluster[:1]
 		})},
-		"external-policy-local-elsewhere": {v4, with(func(s *rules.ServicePort) { s.NodePort, s.ExternalLocal = 30080, true })},
-		"internal-policy-local":           {v4, with(func(s *rules.ServicePort) { s.InternalLocal, s.Local = true, s.Cluster[1:] })},
-		"internal-policy-local-elsewhere": {v4, with(func(s *rules.ServicePort) { s.InternalLocal, s.Cluster, s.Anywhere = true, nil, true })},
-		"affinity":                        {v4, with(func(s *rules.ServicePort) { s.Affinity, s.NodePort = 10800, 30080 })},
+		"external-policy-local-elsewhere": {v4,
+			with(func(s *rules.ServicePort) { s.NodePort, s.ExternalLocal = 30080, true })},
+		"internal-policy-local": {v4,
+			with(func(s *rules.ServicePort) { s.InternalLocal, s.Local = true, s.Cluster[1:] })},
+		"internal-policy-local-elsewhere": {v4,
+			with(func(s *rules.ServicePort) { s.InternalLocal, s.Cluster, s.Anywhere = true, nil, true })},
+		"affinity": {v4, with(func(s *rules.ServicePort) { s.Affinity, s.NodePort = 10800, 30080 })},
 		"source-ranges": {v4, with(func(s *rules.ServicePort) {
 			s.LoadBalancerIPs = []netip.Addr{ip("198.51.100.1")}
-			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.0.2.128/25")}
+			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"),
+				netip.MustParsePrefix("192.0.2.128/25")}
 		})},
-		"same-address": {v4, append(with(func(s *rules.ServicePort) { s.Name = "ns/b"; s.Cluster = s.Cluster[:1] }), svc())},
-		"ipv6-node-port-addresses": {rules.Config{Family: rules.IPv6, NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("fd02::/64")}}, []rules.ServicePort{{
-			Name: "ns/six", Service: "ns/six", Protocol: rules.SCTP, ClusterIP: ip("fd43::1"), Port: 80, NodePort: 30080,
-			Cluster: []netip.AddrPort{ep("[fd42::1]:8080")}, Hairpin: []netip.Addr{ip("fd42::1")},
+		"same-address": {v4, append(with(func(s *rules.ServicePort) { s.Name = "ns/b"; s.Cluster = s.Cluster[:1] }),
+			svc())},
+		"ipv6-node-port-addresses": {rules.Config{Family: rules.IPv6,
+			NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("fd02::/64")}}, []rules.ServicePort{{
+			Name: "ns/six", Service: "ns/six", Protocol: rules.SCTP, ClusterIP: ip("fd43::1"), Port: 80,
+			NodePort: 30080,
+			Cluster:  []netip.AddrPort{ep("[fd42::1]:8080")}, Hairpin: []netip.Addr{ip("fd42::1")},
 		}}},
 	} {
 		t.Run(name, func(t *testing.T) {

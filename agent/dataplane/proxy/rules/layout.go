@@ -84,7 +84,8 @@ var specs = [NumSets]SetSpec{
 // translated before it is known that the packet is for a node port.
 var (
 	affinity          = SetSpec{Name: "affinity", Key: []Field{Addr, Addr, Proto, Port}, Val: target, Dynamic: true}
-	affinityNodePorts = SetSpec{Name: "affinity-node-ports", Key: []Field{Addr, Addr, Proto, Port}, Val: target, Dynamic: true}
+	affinityNodePorts = SetSpec{Name: "affinity-node-ports", Key: []Field{Addr, Addr, Proto, Port}, Val: target,
+		Dynamic: true}
 )
 
 // Affinity describes the maps that remember clients: client, address, protocol and port -> endpoint.
@@ -99,8 +100,8 @@ var (
 	origVIP = []Term{OrigDaddr, L4, OrigDport}
 )
 
-// OwnPasses is the first rule of OwnChains, those that see what this machine sends: umiak's own connections to servers pass
-// before any Service is looked at, so that no rule, also a stale one, cuts the node off.
+// OwnPasses is the first rule of OwnChains, those that see what this machine sends: umiak's own connections to
+// servers pass before any Service is looked at, so that no rule, also a stale one, cuts the node off.
 var (
 	OwnPasses = Rule{Marked{Mark: packetmark.Mark}, Verdict("accept")}
 	OwnChains = []string{"nat-output", "firewall-output", "filter-output"}
@@ -166,7 +167,8 @@ func (c Config) Layout() []Chain {
 			jump("refuse", InSet{Key: key, Set: name(reject)}),
 		}
 	}
-	refuseServices := append(refuse(DropServices, RejectServices, vip), jump("refuse", InSet{Key: []Term{Daddr}, Set: name(ClusterIPs)}))
+	refuseServices := append(refuse(DropServices, RejectServices, vip),
+		jump("refuse", InSet{Key: []Term{Daddr}, Set: name(ClusterIPs)}))
 	own := func(in ...Rule) []Rule {
 		return append([]Rule{OwnPasses}, in...)
 	}
@@ -182,7 +184,8 @@ func (c Config) Layout() []Chain {
 
 	return []Chain{
 		{Name: "services", Rules: services},
-		{Name: "node-ports", Rules: dispatch(NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, ports, affinityNodePorts)},
+		{Name: "node-ports", Rules: dispatch(NodePorts, NodePortsCluster, MasqNodePorts, LocalNodePorts, ports,
+			affinityNodePorts)},
 		{Name: "masquerading", Rules: []Rule{
 			jump("remember", Translated{}),
 			{Translated{}, InSet{Key: []Term{Saddr, Daddr}, Set: name(Hairpin)}, Masquerade{}},
@@ -269,10 +272,13 @@ func (c Config) Variable(classes []Class) []Chain {
 			ch = byName["remember"]
 			match, known := Rule{InSet{Key: origVIP, Set: x.Spec().Name}}, affinity
 			if x.Set == StickyNodePorts {
-				match = Rule{InSet{Key: []Term{OrigDaddr}, Set: specs[ClusterIPs].Name, Not: true}, InSet{Key: []Term{L4, OrigDport}, Set: x.Spec().Name}}
+				match = Rule{InSet{Key: []Term{OrigDaddr}, Set: specs[ClusterIPs].Name, Not: true},
+					InSet{Key: []Term{L4, OrigDport}, Set: x.Spec().Name}}
 				known = affinityNodePorts
 			}
-			r = append(slices.Clip(match), Remember{Set: known.Name, Key: append([]Term{Saddr}, origVIP...), Timeout: time.Duration(x.N) * time.Second, Data: []Term{Daddr, Dport}})
+			r = append(slices.Clip(match), Remember{Set: known.Name,
+				Key: append([]Term{Saddr}, origVIP...), Timeout: time.Duration(x.N) * time.Second,
+				Data: []Term{Daddr, Dport}})
 		}
 		ch.Rules = append(ch.Rules, r)
 	}

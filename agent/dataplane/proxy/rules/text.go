@@ -14,7 +14,8 @@ func (c Config) Line(e Elem) string {
 	var line string
 	if s.Ranges {
 		half := len(e.Key) / 2
-		line = ruleset.Decode(c.Family, s.Key, e.Key[:half]) + "-" + ruleset.Decode(c.Family, s.Key[len(s.Key)-1:], e.Key[len(e.Key)-Addr.Len(c.Family):])
+		line = ruleset.Decode(c.Family, s.Key, e.Key[:half]) + "-" +
+			ruleset.Decode(c.Family, s.Key[len(s.Key)-1:], e.Key[len(e.Key)-Addr.Len(c.Family):])
 	} else {
 		line = ruleset.Decode(c.Family, s.Key, e.Key)
 	}

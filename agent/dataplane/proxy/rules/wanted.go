@@ -94,8 +94,8 @@ func (b *Builder) wanted(e *ServicePort, add func(set SetID, key, val string)) {
 	}
 }
 
-// sources are the ranges that may use a Service port's load balancer, one after the other, empty where everybody may. They
-// are the same, and held once, for all its addresses.
+// sources are the ranges that may use a Service port's load balancer, one after the other, empty where everybody may.
+// They are the same, and held once, for all its addresses.
 func (b *Builder) sources(e *ServicePort) string {
 	if len(e.SourceRanges) == 0 || len(e.LoadBalancerIPs) == 0 {
 		return ""
