@@ -61,7 +61,7 @@ type Config struct {
 	_                   struct{}        `topic:"What the server deploys and writes"`
 	WriteKubeconfig     string          `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
 	WriteKubeconfigMode config.FileMode `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
-	Disable             []string        `key:"disable" usage:"packaged component or manifest to leave out"`
+	Disable             []Component     `key:"disable" usage:"packaged component or manifest to leave out"`
 	DisableAgent        bool            `key:"disable-agent" usage:"run no workloads on this machine"`
 
 	_                 struct{} `topic:"Datastore"`

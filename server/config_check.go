@@ -65,7 +65,7 @@ func (c Config) checkAddresses(m *config.Mistakes) {
 	for _, a := range c.DNS() {
 		in := slices.IndexFunc(c.ServiceCIDR, func(p netip.Prefix) bool { return p.Contains(a) })
 		switch {
-		case slices.Contains(c.Disable, "dns"): // the user's own, wherever it is
+		case slices.Contains(c.Disable, dnsComponent): // the user's own, wherever it is
 		case in < 0 && len(c.ClusterDNS) > 0:
 			m.AddWith("cluster-dns", []string{"service-cidr"},
 				"%s is outside of service-cidr %s; it is the address of a Service", a, services)

@@ -193,6 +193,7 @@ var accepted = []string{
 	"data-dir: /srv/umiak\nrun-dir: /run/other\nwrite-kubeconfig: /home/me/.kube/config\nwrite-kubeconfig-mode: 0640",
 	"disable-snapshots: true\nsnapshot-s3-unencrypted: true",
 	"flannel-backend: none\nbind-address: ''",
+	"snapshot-s3-bucket: abc\nsnapshot-s3-disable: true",
 	"snapshot-s3-bucket: abc\nsnapshot-s3-region: eu-west-1\nsnapshot-s3-access-key: id\nsnapshot-s3-secret-key: s3cr3t",
 }
 

@@ -73,7 +73,7 @@ func (c Config) ownNode() string {
 }
 
 // upgradesOff reports whether the settings leave upgrades by the cluster out.
-func (c Config) upgradesOff() bool { return slices.Contains(c.Disable, upgradesapi.Manifest) }
+func (c Config) upgradesOff() bool { return c.Disables(upgradesapi.Manifest) }
 
 // facts returns what every node learns from the cluster.
 func (c Config) facts() joinwire.Cluster {
@@ -223,7 +223,7 @@ func (c Config) addons(cl *cluster.Cluster, log *slog.Logger) (*addons.Part, err
 		return nil, err
 	}
 	return addons.NewPart(addons.Config{
-		Dir: c.Dirs().Manifests(), Embedded: manifests.FS, Vars: vars, Disable: c.Disable, Server: c.NodeName,
+		Dir: c.Dirs().Manifests(), Embedded: manifests.FS, Vars: vars, Disable: config.Texts(c.Disable), Server: c.NodeName,
 		Node: !c.DisableAgent, Alone: !cl.Several(), Left: cl.HasLeft, Log: log,
 	}, c.clients().ConfigMaker("umiak-manifests")), nil
 }
@@ -236,7 +236,7 @@ func (c Config) loadBalancer(nodes *joinapi.API, log *slog.Logger) *servicelb.Co
 			Pool: c.LoadBalancers, Reserved: servicelb.ReservedPorts(c.NodePorts, int(c.HTTPSPort)),
 			Disputed: nodes.Disputed, Supported: nodes.Supported,
 		},
-		Changed: nodes.AddressesChanged, Disabled: slices.Contains(c.Disable, servicelb.Name), Log: log,
+		Changed: nodes.AddressesChanged, Disabled: c.Disables(servicelb.Name), Log: log,
 	})
 }
 
@@ -349,7 +349,7 @@ func (c Config) shared() []joinwire.Setting {
 		{Key: "cluster-domain", Value: c.ClusterDomain},
 		{Key: "flannel-backend", Value: c.FlannelBackend},
 		{Key: "load-balancer-pool", Value: set(config.Texts(c.LoadBalancers))},
-		{Key: "disable", Value: set(c.Disable)},
+		{Key: "disable", Value: set(config.Texts(c.Disable))},
 		{Key: "https-listen-port", Value: c.HTTPSPort.String()},
 	}
 	if len(c.ExternalIPs) > 0 { // older releases do not know it

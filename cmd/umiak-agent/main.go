@@ -10,6 +10,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/termtext"
 	"github.com/umiak-io/umiak/internal/version"
@@ -24,14 +25,14 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 }
 
 func app(stdout, stderr io.Writer) *cli.App {
-	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}}
+	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}, Foreign: k3s.Keys(true)}
 	node := agentcli.Agent()
 	return &cli.App{
 		Name:        "umiak-agent",
 		Usage:       "a node of a Umiak cluster",
 		Version:     version.String(),
 		Description: node.Description,
-		Flags:       node.Flags,
+		Flags:       agentcli.Without(node.Flags, "v"), // -v is the program's version
 		Action:      node.Action,
 		Writer:      stdout, ErrWriter: stderr,
 		EnableBashCompletion: true,

@@ -13,6 +13,7 @@ import (
 	"github.com/umiak-io/umiak/agent/bundle"
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
 )
@@ -83,13 +84,13 @@ func checkBundled(serverFile, agentFile string) error {
 		var sc server.Config
 		var ac agent.Config
 		var lc logging.Config
-		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc), sc.ValidateValues(), ac.ValidateValues(),
-			lc.Validate())
+		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc, k3s.Keys(false)), sc.ValidateValues(),
+			ac.ValidateValues(), lc.Validate())
 	}
 	if agentFile != "" {
 		var ac agent.Config
 		var lc logging.Config
-		errs = append(errs, config.Check(agentFile, &ac, &lc), ac.ValidateValues(), lc.Validate())
+		errs = append(errs, config.Check(agentFile, &ac, &lc, k3s.Keys(true)), ac.ValidateValues(), lc.Validate())
 	}
 	return errors.Join(errs...)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/check"
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/termtext"
 	"github.com/umiak-io/umiak/internal/version"
@@ -35,7 +36,7 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 
 func app(stdout, stderr io.Writer) *cli.App {
 	var sc server.Config
-	where := agentcli.Where{Known: []any{&sc, &agent.Config{}, &logging.Config{}}}
+	where := agentcli.Where{Known: []any{&sc, &agent.Config{}, &logging.Config{}}, Foreign: k3s.Keys(false)}
 	where.Server = func() (check.Server, error) {
 		return check.Server{Port: int(sc.HTTPSPort), FlannelBackend: sc.FlannelBackend}, sc.Validate()
 	}

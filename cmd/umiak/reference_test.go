@@ -19,6 +19,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/server"
 )
@@ -32,6 +33,76 @@ func TestReferenceOfSettings(t *testing.T) { reference(t, "settings.md", setting
 
 // TestReferenceOfMetrics keeps docs/metrics.md true.
 func TestReferenceOfMetrics(t *testing.T) { reference(t, "metrics.md", metricsPage(t)) }
+
+// TestReferenceOfK3s keeps the tables of docs/from-k3s.md true. What is above them is written by hand.
+func TestReferenceOfK3s(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(root, "docs", "from-k3s.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mark = "Do not edit. -->\n"
+	prose, _, ok := strings.Cut(string(raw), mark)
+	if !ok {
+		t.Fatalf("docs/from-k3s.md has no line that ends in %q", mark)
+	}
+	reference(t, "from-k3s.md", prose+mark+k3sTables())
+}
+
+// k3sTables returns the tables of k3s' settings, variables, paths, names and commands.
+func k3sTables() string {
+	ours := map[string]bool{}
+	for _, s := range config.Describe(&server.Config{}, &agent.Config{}, &logging.Config{}) {
+		ours[s.Key] = true
+	}
+	table := k3s.Keys(false)
+	var keys, variables []string
+	slices.SortFunc(table.Keys, func(a, b config.ForeignKey) int { return strings.Compare(a.Key, b.Key) })
+	for _, k := range table.Keys {
+		what := k.Reason
+		switch to := k.To; {
+		case k.Effect == config.NoEffect:
+			what = "no effect: " + k.Reason
+		case k.Effect == config.Refused:
+			what = "refused: " + k.Reason
+		case k.Effect == config.SameKey && ours[k.Key]:
+			what = "the same"
+		case k.Effect == config.OtherKey && ours[to] && k.Invert:
+			what = "the opposite of `" + to + "`"
+		case k.Effect == config.OtherKey && ours[to] && k.Value != "":
+			what = "`" + to + ": " + k.Value + "`"
+		case k.Effect == config.OtherKey && ours[to]:
+			what = "`" + to + "`"
+		default:
+			what = "refused: umiak does not have this setting yet"
+		}
+		name := "`" + k.Key + "`"
+		if k.Short != "" {
+			name += ", `-" + k.Short + "`"
+		}
+		keys = append(keys, fmt.Sprintf("| %s | %s |\n", name, cell(what)))
+		for _, v := range k.Env {
+			variables = append(variables, fmt.Sprintf("| `%s` | `%s` |\n", v, k.Key))
+		}
+		for _, v := range k.PartEnv {
+			variables = append(variables, fmt.Sprintf("| `%s` | `%s`, where nothing else sets it |\n", v, k.Key))
+		}
+	}
+	variables = append(variables, fmt.Sprintf("| `%s` | the settings file, as `--config` |\n", table.FileEnv))
+	slices.Sort(variables)
+	var b strings.Builder
+	b.WriteString("\n## Settings\n\nIn files, as flags, and as variables `UMIAK_KEY`.\n\n| k3s | Umiak |\n|---|---|\n" +
+		strings.Join(keys, "") + "\n## Variables\n\n| k3s | sets |\n|---|---|\n" + strings.Join(variables, ""))
+	for _, p := range []struct {
+		title string
+		list  []k3s.Place
+	}{{"Paths", k3s.Paths()}, {"Labels and kinds", k3s.Names()}, {"Commands", k3s.Commands()}} {
+		fmt.Fprintf(&b, "\n## %s\n\n| k3s | Umiak |\n|---|---|\n", p.title)
+		for _, row := range p.list {
+			fmt.Fprintf(&b, "| %s | %s |\n", cell(row.K3s), cell(row.Umiak))
+		}
+	}
+	return b.String()
+}
 
 func reference(t *testing.T, name, want string) {
 	t.Helper()
@@ -294,7 +365,7 @@ func TestEverySettingIsInADocument(t *testing.T) {
 	}
 	var all bytes.Buffer
 	for _, p := range pages {
-		if filepath.Base(p) == "settings.md" {
+		if base := filepath.Base(p); base == "settings.md" || base == "from-k3s.md" {
 			continue
 		}
 		text, err := os.ReadFile(p)

@@ -28,21 +28,21 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			"Three servers survive the loss of any one; the first keeps its state in etcd, the others join it:\n\n" +
 			"  umiak server --cluster-init\n" +
 			"  umiak server --server https://FIRST:6443 --token TOKEN       (`umiak token create --kind server` on the first)",
-		Flags:       config.Flags(&sc, &ac, &lc),
+		Flags:       config.Flags(&sc, &ac, &lc, w.Foreign),
 		Subcommands: memberCommands(w),
 		Action: func(c *cli.Context) error {
 			if err := agentcli.NoArgs(c); err != nil {
 				return err
 			}
-			if err := errors.Join(config.Load(c, &sc, &ac, &lc), sc.ValidateStart(), ac.ValidateValues(),
-				lc.Validate()); err != nil {
+			loaded, err := config.Load(c, &sc, &ac, &lc, w.Foreign)
+			if err := errors.Join(err, sc.ValidateStart(), ac.ValidateValues(), lc.Validate()); err != nil {
 				return agentcli.BadConfig(err)
 			}
 			log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
 			if err != nil {
 				return err
 			}
-			agentcli.WarnSettings(c, log, &sc, &ac, &lc)
+			agentcli.WarnSettings(log, loaded, &sc, &ac, &lc)
 			release, err := process.Claim(sc.Dirs(), agentcli.Etc(), log)
 			if err != nil {
 				return err

@@ -36,7 +36,7 @@ type snapshotSettings struct {
 // command returns an action that reads the settings before it calls do.
 func (s *snapshotSettings) command(w agentcli.Where, do func(*cli.Context, localadmin.Snapshots) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		if _, err := config.LoadInstalled(c, &s.flags, &s.server, &s.agent, &s.logging); err != nil {
+		if _, err := config.LoadInstalled(c, &s.flags, &s.server, &s.agent, &s.logging, w.Foreign); err != nil {
 			return agentcli.BadConfig(err)
 		}
 		if err := s.flags.Backup.Validate(); err != nil {

@@ -42,7 +42,7 @@ func load(t *testing.T, files map[string]string, args ...string) (settings, othe
 	var s settings
 	var o other
 	var err error
-	app := &cli.App{Flags: Flags(&s, &o), Action: func(c *cli.Context) error { err = Load(c, &s, &o); return nil }}
+	app := &cli.App{Flags: Flags(&s, &o), Action: func(c *cli.Context) error { _, err = Load(c, &s, &o); return nil }}
 	argv := []string{"umiak"}
 	if len(files) > 0 {
 		argv = append(argv, "--config", filepath.Join(dir, "config.yaml"))

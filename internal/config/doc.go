@@ -12,6 +12,10 @@
 // Lists are split at commas in every source, except those whose key ends in -arg: their values are passed to components
 // with their commas. In a variable, each line is one value.
 //
+// Users may also write the keys of another program: a table of them (Foreign), which the command passes among the
+// structs, gives each a setting of the same or another name, no effect, or a reason to refuse it. Two names of one
+// setting in one source must have the same value.
+//
 // Commands that inspect the installed service also read umiak.env beside the settings file (LoadInstalled), the file
 // from which the init system sets the environment of the service.
 //

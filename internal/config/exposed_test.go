@@ -58,8 +58,8 @@ func TestExposed(t *testing.T) {
 		}
 		var got []string
 		app := &cli.App{Flags: Flags(&s), Action: func(c *cli.Context) error {
-			err := Load(c, &s)
-			got = Exposed(c, &s)
+			loaded, err := Load(c, &s)
+			got = loaded.Exposed
 			return err
 		}}
 		s.TokenFile = ""

@@ -102,7 +102,7 @@ func TestTheServicesEnvironmentCountsForCommands(t *testing.T) {
 		t.Errorf("%+v %+v", l, s)
 	}
 	// The process of the service gets its environment from the init system.
-	app.Action = func(c *cli.Context) error { err = Load(c, &l); return nil }
+	app.Action = func(c *cli.Context) error { _, err = Load(c, &l); return nil }
 	t.Setenv("UMIAK_NODE_NAME", "")
 	if e := app.Run([]string{"umiak", "-c", file}); e != nil || err != nil || l.Name != "file" {
 		t.Error(e, err, l.Name)
@@ -133,7 +133,7 @@ func TestCommandsWithoutFlagsReadAllSources(t *testing.T) {
 	var l lists
 	var err error
 	app := &cli.App{Commands: []*cli.Command{{Name: "kubectl", SkipFlagParsing: true,
-		Action: func(c *cli.Context) error { err = Load(c, &l); return nil }}}}
+		Action: func(c *cli.Context) error { _, err = Load(c, &l); return nil }}}}
 	if e := app.Run([]string{"umiak", "kubectl", "--node-name", "x"}); e != nil || err != nil {
 		t.Fatal(e, err)
 	}

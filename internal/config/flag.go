@@ -3,7 +3,6 @@ package config
 import (
 	"flag"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -32,8 +31,8 @@ func (f *settingFlag) Apply(set *flag.FlagSet) error {
 // Set takes one value of the command line.
 func (f *settingFlag) Set(value string) error {
 	if f.IsBoolFlag() {
-		if _, err := strconv.ParseBool(value); err != nil {
-			return fmt.Errorf("%q is not true or false", value)
+		if _, err := truth(value); err != nil {
+			return err
 		}
 	} else if strings.HasPrefix(value, "--") && !f.field.verbatim() {
 		return fmt.Errorf("it needs a value, and %s is a flag", strings.SplitN(value, "=", 2)[0])
@@ -95,3 +94,53 @@ func (f *settingFlag) IsVisible() bool { return true }
 
 // GetCategory returns the topic under which help lists the flag.
 func (f *settingFlag) GetCategory() string { return f.field.topic }
+
+// foreignFlag is a flag by another name than a setting's, which help does not show.
+type foreignFlag struct {
+	name  string
+	entry entry
+	given []string
+}
+
+var (
+	_ cli.VisibleFlag = (*foreignFlag)(nil)
+	_ flag.Getter     = (*foreignFlag)(nil)
+)
+
+// Apply adds the flag to a set that is about to be parsed.
+func (f *foreignFlag) Apply(set *flag.FlagSet) error {
+	f.given = nil
+	set.Var(f, f.name, "")
+	return nil
+}
+
+// Set takes one value of the command line.
+func (f *foreignFlag) Set(value string) error {
+	if f.IsBoolFlag() {
+		if _, err := truth(value); err != nil {
+			return err
+		}
+	} else if strings.HasPrefix(value, "--") && !f.entry.verbatim() {
+		return fmt.Errorf("it needs a value, and %s is a flag", strings.SplitN(value, "=", 2)[0])
+	}
+	f.given = append(f.given, value)
+	return nil
+}
+
+// IsBoolFlag lets the flag stand without a value.
+func (f *foreignFlag) IsBoolFlag() bool { return f.entry.isSwitch() }
+
+// Get returns the values that were given, as []string.
+func (f *foreignFlag) Get() any { return f.given }
+
+// String returns the empty text, the flag's default.
+func (f *foreignFlag) String() string { return "" }
+
+// Names returns the name.
+func (f *foreignFlag) Names() []string { return []string{f.name} }
+
+// IsSet reports whether the flag was given.
+func (f *foreignFlag) IsSet() bool { return len(f.given) > 0 }
+
+// IsVisible reports that help does not show the flag.
+func (f *foreignFlag) IsVisible() bool { return false }

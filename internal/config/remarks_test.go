@@ -16,8 +16,9 @@ func remarks(t *testing.T, dir string) (out []string, err error) {
 	t.Helper()
 	var l lists
 	app := &cli.App{Flags: Flags(&l), Action: func(c *cli.Context) error {
-		_, err = LoadInstalled(c, &l)
-		out = Remarks(c, &l)
+		var s Settings
+		s, err = LoadInstalled(c, &l)
+		out = s.Remarks
 		return nil
 	}}
 	if e := app.Run([]string{"umiak", "-c", filepath.Join(dir, "config.yaml")}); e != nil {

@@ -9,8 +9,21 @@ import (
 
 // schema is all settings of a program: the table in which every source looks up a key.
 type schema struct {
-	fields []*field // in the order of the structs
-	byKey  map[string]*field
+	fields   []*field // in the order of the structs
+	byKey    map[string]*field
+	programs []Foreign
+	foreign  []*ForeignKey // of all programs
+	nodeOnly bool          // keys of servers have no effect
+	findings findings
+}
+
+// findings is what reading the settings files has found besides values and mistakes.
+type findings struct {
+	files       []string // that were read
+	empty       []string // files without a setting
+	secretFiles []string // files that hold a secret
+	unused      []string // a sentence for each key without effect
+	foreign     bool     // a file uses a name that only another program has
 }
 
 // field is one setting: what its tags state, and the struct fields that get its value.
@@ -22,7 +35,7 @@ type field struct {
 	secretFile      bool     // the value names a file that holds a secret
 	dst             []reflect.Value
 	texts           []string // what the value was parsed from
-	found           bool     // set by a file
+	at              string   // the place in the file that set it, empty if none did
 }
 
 func (f *field) isBool() bool { return f.dst[0].Kind() == reflect.Bool }
@@ -30,7 +43,7 @@ func (f *field) isList() bool { return f.dst[0].Kind() == reflect.Slice }
 
 // verbatim reports whether values are passed on to a component: commas in them belong to the component and separate
 // nothing.
-func (f *field) verbatim() bool { return strings.HasSuffix(f.key, "-arg") }
+func (f *field) verbatim() bool { return isArgs(f.key) }
 
 // help returns the usage followed by the values that the setting may have.
 func (f *field) help() string {
@@ -49,10 +62,15 @@ func oneOf(values []string) string {
 	return strings.Join(values[:last], ", ") + " or " + values[last]
 }
 
-// collect reads the tags of the structs that dst points to. It panics where two definitions of a key differ.
+// collect reads the tags of the structs that dst points to, and the tables of foreign keys in it. It panics where two
+// definitions of a key differ.
 func collect(dst []any) *schema {
 	out := &schema{byKey: map[string]*field{}}
 	for _, d := range dst {
+		if t, ok := d.(Foreign); ok {
+			out.addForeign(t)
+			continue
+		}
 		topic := ""
 		out.walk(reflect.ValueOf(d).Elem(), &topic)
 	}
@@ -100,19 +118,4 @@ func (s *schema) setDefaults() {
 			panic(fmt.Sprintf("default of %s: %v", f.key, errors.Join(errs...)))
 		}
 	}
-}
-
-// lookup returns the setting of a key. The error names the nearest key.
-func (s *schema) lookup(key string) (*field, error) {
-	if f, ok := s.byKey[key]; ok {
-		return f, nil
-	}
-	var known []string
-	for _, f := range s.fields {
-		known = append(known, f.key)
-	}
-	if best := Nearest(key, known); best != "" {
-		return nil, fmt.Errorf("no such setting; did you mean %s?", best)
-	}
-	return nil, errors.New("no such setting; `--help` lists them")
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
@@ -55,9 +56,9 @@ func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.PortRange.Str
 // FileMode is the permissions of a file that its owner may read and write.
 type FileMode fs.FileMode
 
-// UnmarshalText reads an octal number.
+// UnmarshalText reads an octal number, with or without the 0o of YAML 1.2.
 func (m *FileMode) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 8, 12)
+	n, err := strconv.ParseUint(strings.TrimPrefix(string(text), "0o"), 8, 12)
 	if err != nil || n&0o600 != 0o600 {
 		return fmt.Errorf("%q is not a file mode such as 0600", text)
 	}

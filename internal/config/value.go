@@ -16,14 +16,7 @@ import (
 // keep the value that they have.
 func (f *field) set(values []string) (errs []error) {
 	t := f.dst[0].Type()
-	var texts []string
-	if f.isList() {
-		texts = f.items(values)
-	} else if len(values) == 0 {
-		texts = []string{""}
-	} else {
-		texts = values[len(values)-1:]
-	}
+	texts := f.split(values)
 	elem := t
 	if f.isList() {
 		elem = t.Elem()
@@ -48,6 +41,14 @@ func (f *field) set(values []string) (errs []error) {
 		d.Set(reflect.Append(list, parsed...))
 	}
 	return nil
+}
+
+// split returns the texts of the setting's values: the items of a list, else the last value.
+func (f *field) split(values []string) []string {
+	if f.isList() {
+		return f.items(values)
+	}
+	return []string{last(values)}
 }
 
 var durationType = reflect.TypeFor[time.Duration]()
@@ -76,9 +77,9 @@ func (f *field) parse(v reflect.Value, text string) error {
 	case v.Kind() == reflect.String:
 		return f.parseString(v, text)
 	case v.Kind() == reflect.Bool:
-		b, err := strconv.ParseBool(text)
+		b, err := truth(text)
 		if err != nil {
-			return fmt.Errorf("%s is not true or false", f.show(text))
+			return err
 		}
 		v.SetBool(b)
 	case v.Kind() == reflect.Int:
@@ -91,6 +92,21 @@ func (f *field) parse(v reflect.Value, text string) error {
 		panic(fmt.Sprintf("key %s has type %s, which config does not know", f.key, v.Type()))
 	}
 	return nil
+}
+
+// truth reads a switch. It takes the words of YAML 1.1 as well, which other programs read as true and false.
+func truth(text string) (bool, error) {
+	switch strings.ToLower(text) {
+	case "yes", "on", "y":
+		return true, nil
+	case "no", "off", "n":
+		return false, nil
+	}
+	b, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, fmt.Errorf("%q is not true or false", text)
+	}
+	return b, nil
 }
 
 // parseString takes a text or, where the setting has a list of values, one of them in any case of letters.
@@ -152,10 +168,10 @@ func (f *field) items(values []string) []string {
 	return out
 }
 
-// lines returns the values in an environment variable: one, or one a line for flags of components, which may hold
-// commas.
-func (f *field) lines(v string) []string {
-	if !f.verbatim() {
+// lines returns the values in an environment variable: one, or one a line for flags of components, whose values are
+// verbatim and may hold commas.
+func lines(v string, verbatim bool) []string {
+	if !verbatim {
 		return []string{v}
 	}
 	var out []string

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	ucli "github.com/urfave/cli/v2"
@@ -25,7 +26,7 @@ import (
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w),
+	return []*ucli.Command{Status(w), Check(w), Settings(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w),
 		Debug(w), Completion()}
 }
 
@@ -37,7 +38,7 @@ func Check(w Where) *ucli.Command {
 		Description: "Checks the settings as a start does, and tries for real what a node needs, in a network namespace that is thrown away.\n" +
 			"Changes nothing. Exits with 1 when something is missing, with 2 when settings cannot be used.\n\n" +
 			"  umiak check\n  umiak check --node-ip 192.168.1.10 --kubelet-arg max-pods=50\n  umiak check -o json",
-		Flags: append(config.Flags(append([]any{&w}, w.Known...)...), Output(),
+		Flags: append(config.Flags(slices.Concat([]any{&w}, w.Known, []any{w.Foreign.Long()})...), Output(),
 			&ucli.BoolFlag{Name: "agent-only", Usage: "do not look at what only a server needs"}),
 		Action: Prints(func(c *ucli.Context, js bool) error {
 			s, unread := w.load(c)
@@ -49,8 +50,8 @@ func Check(w Where) *ucli.Command {
 			if err = errors.Join(unread, err); err != nil {
 				return BadConfig(err)
 			}
-			cfg.Exposed = config.Exposed(c, w.Known...)
-			cfg.Remarks = remarks(c, append([]any{&w}, w.Known...))
+			cfg.Exposed = s.Exposed
+			cfg.Remarks = slices.Concat(remarks(s, w.ofProgram(c.Bool("agent-only"))), s.Unused)
 			results := check.Run(c.Context, cfg)
 			show := check.Print
 			if js {

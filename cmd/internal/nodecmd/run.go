@@ -17,6 +17,7 @@ import (
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/agent/worker"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/httpproxy"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/process"
@@ -26,45 +27,58 @@ import (
 func Agent() *ucli.Command {
 	var cfg agent.Config
 	var lc logging.Config
+	foreign := k3s.Keys(true)
 	return &ucli.Command{
 		Name:  "agent",
 		Usage: "run a node that joins a cluster",
 		Description: "Runs containerd, kubelet, network, service proxy and DNS in this process.\n\n" +
 			"  umiak-agent --server https://10.0.0.1:6443 --token TOKEN",
-		Flags: config.Flags(&cfg, &lc),
+		Flags: config.Flags(&cfg, &lc, foreign),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {
 				return err
 			}
-			if err := errors.Join(config.Load(c, &cfg, &lc), cfg.ValidateValues(), lc.Validate()); err != nil {
+			s, err := config.Load(c, &cfg, &lc, foreign)
+			if err := errors.Join(err, cfg.ValidateValues(), lc.Validate()); err != nil {
 				return BadConfig(err)
 			}
-			return runAgent(c, cfg, lc)
+			return runAgent(c, s, cfg, lc)
 		},
 	}
 }
 
-// WarnSettings logs what is odd about the settings and is no reason to refuse them: files with secrets that others
-// than root can read, and what looks like a setting and does nothing.
-func WarnSettings(c *ucli.Context, log *slog.Logger, settings ...any) {
-	for _, why := range slices.Concat(config.Exposed(c, settings...), remarks(c, settings)) {
+// Without returns the flags but for that of a name.
+func Without(flags []ucli.Flag, name string) []ucli.Flag {
+	return slices.DeleteFunc(slices.Clone(flags), func(f ucli.Flag) bool { return slices.Contains(f.Names(), name) })
+}
+
+// WarnSettings logs what is odd about loaded settings and is no reason to refuse them: files with secrets that others
+// than root can read, what looks like a setting and does nothing, and keys that are accepted without effect.
+func WarnSettings(log *slog.Logger, s config.Settings, settings ...any) {
+	for _, why := range slices.Concat(s.Exposed, remarks(s, settings)) {
 		log.Warn(why)
+	}
+	for _, why := range s.Unused {
+		log.Info(why)
 	}
 }
 
 // remarks names what looks like a setting of the structs and does nothing.
-func remarks(c *ucli.Context, settings []any) []string {
-	out := config.Remarks(c, settings...)
+func remarks(loaded config.Settings, settings []any) []string {
+	out := slices.Clone(loaded.Remarks)
 	for _, s := range settings {
-		if cfg, ok := s.(*agent.Config); ok {
+		if cfg, ok := s.(interface{ PassedOver() []string }); ok {
 			out = append(out, cfg.PassedOver()...)
+		}
+		if cfg, ok := s.(interface{ Disables(name string) bool }); ok && k3s.Uses(loaded) && !cfg.Disables("traefik") {
+			out = append(out, k3s.NoTraefik)
 		}
 	}
 	return out
 }
 
 // runAgent runs a node whose servers are other machines.
-func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
+func runAgent(c *ucli.Context, s config.Settings, cfg agent.Config, lc logging.Config) error {
 	target, err := worker.TargetOf(cfg)
 	if err != nil {
 		return BadConfig(err)
@@ -73,7 +87,7 @@ func runAgent(c *ucli.Context, cfg agent.Config, lc logging.Config) error {
 	if err != nil {
 		return err
 	}
-	WarnSettings(c, log, &cfg, &lc)
+	WarnSettings(log, s, &cfg, &lc)
 	if err := httpproxy.Exempt(); err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func Strict(app *ucli.App) {
 // topics are the headings under which a program's help lists its commands.
 var topics = map[string]string{
 	"server": "Run a cluster", "agent": "Run a cluster",
-	"status": "Look at it", "check": "Look at it", "debug": "Look at it", "directories": "Look at it",
+	"status": "Look at it", "check": "Look at it", "config": "Look at it", "debug": "Look at it", "directories": "Look at it",
 	"token": "Look after the cluster", "snapshot": "Look after the cluster", "certificate": "Look after the cluster",
 	"secrets-encrypt": "Look after the cluster",
 	"images":          "Look after this machine", "bundle": "Look after this machine",

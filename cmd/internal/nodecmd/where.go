@@ -1,6 +1,8 @@
 package nodecmd
 
 import (
+	"slices"
+
 	ucli "github.com/urfave/cli/v2"
 
 	"github.com/umiak-io/umiak/agent/check"
@@ -16,6 +18,8 @@ type Where struct {
 	RunDir  string `key:"run-dir" default:"/run/umiak" usage:"sockets and other state of this boot"`
 	// Known are the settings structs of the binary: their keys may stand in the settings file.
 	Known []any
+	// Foreign are names of k3s' settings, which may stand there too.
+	Foreign config.Foreign
 	// Server checks the settings of a server; nil in the program that cannot be one.
 	Server func() (check.Server, error)
 }
@@ -41,7 +45,7 @@ func (w *Where) dirs(c *ucli.Context, running func(layout.Dirs) bool) (layout.Di
 
 // load fills in the settings of w and of Known.
 func (w *Where) load(c *ucli.Context) (config.Settings, error) {
-	return config.LoadInstalled(c, append([]any{w}, w.Known...)...)
+	return config.LoadInstalled(c, slices.Concat([]any{w}, w.Known, []any{w.Foreign})...)
 }
 
 // find returns the directories of the node that a command is about, from settings that load has filled in.

@@ -13,6 +13,7 @@ import (
 // Config holds the settings. S3 is used if Bucket is set.
 type Config struct {
 	Bucket        string        `key:"snapshot-s3-bucket" usage:"S3 bucket in which snapshots are kept as well (default: none)"`
+	Disable       bool          `key:"snapshot-s3-disable" usage:"keep no snapshots in snapshot-s3-bucket"`
 	Endpoint      string        `key:"snapshot-s3-endpoint" default:"s3.amazonaws.com" usage:"HOST or HOST:PORT of the S3 server"`
 	Folder        string        `key:"snapshot-s3-folder" usage:"folder in the bucket, one for each cluster"`
 	Region        string        `key:"snapshot-s3-region" default:"us-east-1" usage:"region of the bucket"`
@@ -25,8 +26,8 @@ type Config struct {
 	Timeout       time.Duration `key:"snapshot-s3-timeout" default:"5m" usage:"how long one upload, download or listing may take"`
 }
 
-// On reports whether a bucket is set.
-func (c Config) On() bool { return c.Bucket != "" }
+// On reports whether a bucket is set and in use.
+func (c Config) On() bool { return c.Bucket != "" && !c.Disable }
 
 var (
 	validBucket = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
@@ -49,7 +50,7 @@ func (c Config) Validate() error {
 		fail("secret-key-file", "snapshot-s3-secret-key is set as well; set one of them")
 	}
 	if !c.On() {
-		if c.AccessKey != "" || c.SecretKey != "" || c.SecretKeyFile != "" || c.Folder != "" {
+		if c.Bucket == "" && (c.AccessKey != "" || c.SecretKey != "" || c.SecretKeyFile != "" || c.Folder != "") {
 			fail("bucket", "it is not set, but other settings of S3 are; nothing would be uploaded")
 		}
 		return errors.Join(errs...)
