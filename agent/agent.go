@@ -9,6 +9,7 @@ import (
 	"github.com/umiak-io/umiak/agent/events"
 	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/agent/runtime/foreign"
 	"github.com/umiak-io/umiak/agent/runtime/images"
 	"github.com/umiak-io/umiak/agent/runtime/imageshare"
 	"github.com/umiak-io/umiak/agent/runtime/registries"
@@ -34,12 +35,17 @@ type Agent struct {
 	images     *images.Importer
 	finder     *images.Finder
 	share      *imageshare.Share
+	foreign    *foreign.Runtime // the container runtime, nil where it is Umiak's
 
 	stage *stage
 }
 
 // New checks what does not depend on the machine's surroundings. The data directory must be locked by the caller.
 func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
+	socket, other := cfg.RuntimeSocket()
+	if other {
+		cfg.ImageSharing = false // it has containerd's store and pulls, which are not Umiak's
+	}
 	a := &Agent{cfg: cfg, dirs: cfg.Dirs(), log: log, joiner: joiner, stage: newStage(log)}
 	if err := a.claimName(); err != nil {
 		return nil, err
@@ -55,22 +61,25 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	if b, ok := joiner.(Backend); ok {
 		a.backend = b.FlannelBackend()
 	}
+	if other {
+		a.foreign = foreign.New(socket, log)
+	}
 	a.events = events.New(a.name, log)
 	a.registries = registries.New(registries.Config{
 		File: cfg.PrivateRegistry, MirrorsOnly: cfg.NoDefaultRegistry, Log: log.With("component", "registries"),
 	})
 	a.images = images.New(images.Config{
-		Dir: a.dirs.Images(), Socket: a.dirs.ContainerdSocket(),
+		Dir: a.dirs.Images(), Socket: socket,
 		State:    filepath.Join(a.dirs.ContainerdRoot(), "images.json"),
 		Parallel: cfg.ImageImportLimit, Log: log.With("component", "images"),
 	})
 	var err error
-	if a.finder, err = images.NewFinder(a.dirs.ContainerdSocket()); err != nil {
+	if a.finder, err = images.NewFinder(socket); err != nil {
 		return nil, err
 	}
 	a.share = imageshare.New(imageshare.Config{
 		Off: !cfg.ImageSharing, Node: a.name, Registry: a.registries, Own: a.finder,
-		Socket: a.dirs.ContainerdSocket(), PKI: a.dirs.AgentPKI(), Log: log,
+		Socket: socket, PKI: a.dirs.AgentPKI(), Log: log,
 	})
 	return a, nil
 }
@@ -118,11 +127,17 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 	if a.ownAddrs {
 		parts = append(parts, part{Name: nodeip.Part, Run: a.followAddresses})
 	}
+	parts = append(parts, part{Name: "machine", Run: a.runMachine})
+	runtime := "containerd"
+	if a.foreign != nil {
+		runtime = "container-runtime"
+		parts = append(parts, part{Name: runtime, After: after("machine"), Run: a.runForeign})
+	} else {
+		parts = append(parts, part{Name: "registries", Run: a.registries.Run},
+			part{Name: runtime, After: after("machine", "registries"), Run: a.runContainerd},
+			part{Name: "images", After: after(runtime), Run: a.images.Run})
+	}
 	parts = append(parts, []part{
-		{Name: "machine", Run: a.runMachine},
-		{Name: "registries", Run: a.registries.Run},
-		{Name: "containerd", After: after("machine", "registries"), Run: a.runContainerd},
-		{Name: "images", After: after("containerd"), Run: a.images.Run},
 		{Name: "join", After: after(append(cluster, "machine", nodeip.Part)...), Run: a.join},
 		{Name: "events", After: after("join"), Run: a.member(func(n *node) run { return n.recordEvents })},
 		{Name: "tunnel", After: after("join"), Run: a.member(func(n *node) run { return n.tunnels.Run })},
@@ -133,14 +148,14 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "resolver", After: after("join"), Run: a.member(func(n *node) run { return n.resolver.Run })},
 		{Name: "dns", After: after("resolver"), Run: a.member(func(n *node) run { return n.dns.Run })},
 		{Name: "tables", After: after("join"), Run: a.member(func(n *node) run { return n.tables.Run })},
-		{Name: "kubelet", After: after("resolver", "containerd"),
+		{Name: "kubelet", After: after("resolver", runtime),
 			Run: a.member(func(n *node) run { return n.kubelet.Run })},
 		{Name: "labels", After: after("kubelet"), Run: a.member(func(n *node) run { return n.object.Run })},
 		{Name: "upgrade", After: after("join"), Run: a.member(func(n *node) run { return n.upgrade })},
 	}...)
 	if a.cfg.ImageSharing {
 		parts = append(parts, part{
-			Name: "sharing", After: after("join", "containerd"),
+			Name: "sharing", After: after("join", runtime),
 			Run: a.member(func(n *node) run { return n.shareImages }),
 		})
 	}

@@ -232,3 +232,53 @@ func TestFactsOf(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestAnotherContainerRuntime: where the settings name one, nothing of Umiak's containerd and of its images runs.
+func TestAnotherContainerRuntime(t *testing.T) {
+	own := []string{"containerd", "registries", "images", "sharing"}
+	for endpoint, other := range map[string]bool{"": false, "unix:///run/crio/crio.sock": true} {
+		a := newAgent(t, func(c *Config) { c.RuntimeEndpoint = endpoint })
+		var parts []string
+		for _, p := range a.Parts() {
+			parts = append(parts, p.Name)
+			for _, name := range p.After {
+				if !slices.Contains(parts, name) {
+					t.Errorf("%q: %s waits for %s, which does not come before it", endpoint, p.Name, name)
+				}
+			}
+		}
+		for _, name := range own {
+			if slices.Contains(parts, name) == other {
+				t.Errorf("%q: %s in %v", endpoint, name, parts)
+			}
+		}
+		if slices.Contains(parts, "container-runtime") != other {
+			t.Errorf("%q: %v", endpoint, parts)
+		}
+		var sections []string
+		for _, source := range a.Sources() {
+			sections = append(sections, source(t.Context()).Name)
+		}
+		if slices.Contains(sections, "Image archives") == other {
+			t.Errorf("%q: %v", endpoint, sections)
+		}
+	}
+}
+
+// TestAddressOfTheKubelet: bind-address is the kubelet's on an agent.
+func TestAddressOfTheKubelet(t *testing.T) {
+	for text, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "192.0.2.1": "192.0.2.1"} {
+		a := newAgent(t, func(c *Config) {
+			if text != "" {
+				c.BindAddress = netip.MustParseAddr(text)
+			}
+		})
+		got := ""
+		if ip := a.kubeletAddress(); ip.IsValid() {
+			got = ip.String()
+		}
+		if got != want {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/agent/kubelet"
+	"github.com/umiak-io/umiak/agent/runtime/foreign"
 	"github.com/umiak-io/umiak/agent/runtime/imageshare"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/layout"
@@ -26,6 +27,7 @@ type Config struct {
 	BalancerPort config.Port `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
 	_              struct{}      `topic:"Node"`
+	WithNodeID     bool          `key:"with-node-id" usage:"append a random suffix to the node's name at the first start, for machines of one image"`
 	NodeName       string        `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
 	NodeIP         []netip.Addr  `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
 	NodeExternalIP []netip.Addr  `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
@@ -33,10 +35,14 @@ type Config struct {
 	NodeTaint      []string      `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
 	KubeletArg     []string      `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
 	KubeletConfigs string        `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
+	ProtectKernel  bool          `key:"protect-kernel-defaults" usage:"refuse to run the kubelet where kernel settings differ from those that it needs, instead of changing them"`
 	CgroupRoot     string        `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
+	EnablePprof    bool          `key:"enable-pprof" usage:"serve profiles of this process at run-dir/pprof.sock, for root"`
 	ShutdownGrace  time.Duration `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
 
-	_               struct{}       `topic:"Addresses and ports"`
+	_ struct{} `topic:"Addresses and ports"`
+	// BindAddress is the kubelet's on an agent. On a server, the API server has the setting.
+	BindAddress     netip.Addr     `key:"bind-address" usage:"address to listen on: the API server on a server, the kubelet on an agent (default: all)"`
 	KubeletPort     config.Port    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
 	KubeletPortFrom []config.Range `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
 	FlannelIface    string         `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
@@ -47,8 +53,14 @@ type Config struct {
 	PrivateRegistry   string   `key:"private-registry" default:"/etc/umiak/registries.yaml" usage:"registry mirrors and credentials"`
 	NoDefaultRegistry bool     `key:"disable-default-registry-endpoint" usage:"never ask a registry itself that has a mirror in private-registry"`
 	ImageSharing      bool     `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	CredentialBinDir  string   `key:"image-credential-provider-bin-dir" usage:"folder with the programs of credential providers for registries"`
+	CredentialConfig  string   `key:"image-credential-provider-config" usage:"file or folder of CredentialProviderConfig"`
 	ImageImportLimit  int      `key:"image-import-parallel" default:"1" usage:"image archives to import at once"`
 	Snapshotter       string   `key:"snapshotter" default:"overlayfs" values:"overlayfs,native" usage:"containerd snapshotter"`
+	RuntimeEndpoint   string   `key:"container-runtime-endpoint" usage:"socket of a containerd or CRI-O that is installed on this machine, to be used instead of the built-in containerd"`
+	DefaultRuntime    string   `key:"default-runtime" default:"runc" values:"runc,crun,youki,nvidia" usage:"OCI runtime of pods without a RuntimeClass; all but runc have to be installed"`
+	SELinux           bool     `key:"selinux" usage:"give containers SELinux labels"`
+	NonrootDevices    bool     `key:"nonroot-devices" usage:"give devices in a container to the user and group of its security context"`
 
 	_              struct{} `topic:"Upgrades"`
 	UpgradeSources []string `key:"upgrade-sources" usage:"place of releases from which the cluster may have this node upgraded, besides that from which it was installed"`
@@ -63,8 +75,18 @@ func (c Config) Name() (string, error) {
 	return n.Name, err
 }
 
+// RuntimeSocket returns the socket of the node's container runtime, and whether that is not Umiak's containerd.
+func (c Config) RuntimeSocket() (path string, other bool) {
+	if path, err := foreign.Socket(c.RuntimeEndpoint); err == nil { // Validate reports the error
+		return path, true
+	}
+	return c.Dirs().ContainerdSocket(), false
+}
+
 // FindName finds, or claims, the node's name.
-func (c Config) FindName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName} }
+func (c Config) FindName() nodename.Finder {
+	return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName, WithID: c.WithNodeID}
+}
 
 // Validate returns all that is wrong, each with its key and the remedy. It reads the files that settings name.
 func (c Config) Validate() error {
@@ -82,8 +104,14 @@ func (c Config) PassedOver() []string {
 func (c Config) kubelet() kubelet.Config {
 	return kubelet.Config{
 		Labels: c.NodeLabel, Taints: c.NodeTaint, Args: c.KubeletArg, ConfigDir: c.KubeletConfigs,
-		Port: int(c.KubeletPort), ShutdownGrace: c.ShutdownGrace,
+		Port: int(c.KubeletPort), ShutdownGrace: c.ShutdownGrace, ProtectKernel: c.ProtectKernel,
+		CredentialProviders: c.credentialProviders(),
 	}
+}
+
+// credentialProviders returns the settings of the kubelet's credential providers.
+func (c Config) credentialProviders() kubelet.CredentialProviders {
+	return kubelet.CredentialProviders{BinDir: c.CredentialBinDir, Config: c.CredentialConfig}
 }
 
 // maxRunDir bounds the length of run-dir in bytes: a unix socket's address holds 108, unix(7), and the longest name
@@ -121,6 +149,11 @@ func (c Config) ValidateValues() error {
 	c.checkPorts(&m)
 	if c.Token != "" && c.TokenFile != "" {
 		m.Add("token-file", "token is set as well; set one of them")
+	}
+	if c.RuntimeEndpoint != "" {
+		if _, err := foreign.Socket(c.RuntimeEndpoint); err != nil {
+			m.Add("container-runtime-endpoint", "%w", err)
+		}
 	}
 	if c.ImageImportLimit < 0 {
 		m.Add("image-import-parallel", "%d is not a number of archives; 1 imports one after the other",

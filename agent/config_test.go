@@ -47,6 +47,15 @@ var refused = []struct{ settings, want string }{
 	{"shutdown-grace-period: 1s", "shutdown-grace-period: 1s is too short: 2s is the least, or 0s to stop no pods in order"},
 	{"image-import-parallel: -1", "image-import-parallel: -1 is not a number of archives"},
 	{"token: a\ntoken-file: /f", "token-file: token is set as well; set one of them"},
+	{"image-credential-provider-config: /nope\nimage-credential-provider-bin-dir: /nope",
+		"image-credential-provider-config: stat /nope"},
+	{"image-credential-provider-bin-dir: /tmp",
+		"image-credential-provider-bin-dir: needs image-credential-provider-config"},
+	{"container-runtime-endpoint: tcp://127.0.0.1:1",
+		`container-runtime-endpoint: "tcp://127.0.0.1:1" is not the path`},
+	{"default-runtime: gvisor", `default-runtime: "gvisor" is not runc, crun, youki or nvidia`},
+	{"with-node-id: 8", `with-node-id: "8" is not true or false`},
+	{"bind-address: eth0", `bind-address: "eth0" is not an IP address`},
 	{"pod-source-check: maybe", `pod-source-check: "maybe" is not true or false`},
 }
 
@@ -57,6 +66,9 @@ var accepted = []string{
 	"shutdown-grace-period: 0s\nimage-import-parallel: 0",
 	"server: https://10.0.0.1:6443\nnode-label: a=b\nnode-taint: a=b:NoSchedule",
 	"kubelet-config-dir: /etc/other\nresolv-conf: /etc/resolv.conf\nprivate-registry: /etc/registries.yaml\nflannel-iface: eth1",
+	"with-node-id: true\nprotect-kernel-defaults: true\nbind-address: 192.0.2.1",
+	"container-runtime-endpoint: unix:///run/crio/crio.sock\nenable-pprof: true",
+	"default-runtime: crun\nselinux: true\nnonroot-devices: true",
 	"upgrade-sources: https://example.com/umiak\ndisable-default-registry-endpoint: true",
 }
 

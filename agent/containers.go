@@ -60,6 +60,18 @@ func (a *Agent) showFolders(j *host.Journal) error {
 	return nil
 }
 
+// runForeign waits for a container runtime that is not Umiak's. Its settings name the folders of the network's
+// configuration and plugins, which are unpacked here.
+func (a *Agent) runForeign(ctx context.Context, ready func()) error {
+	if err := a.showFolders(a.stage.Machine().Journal); err != nil {
+		return err
+	}
+	if _, err := programs.Unpack(ctx, a.dirs.Bundle()); err != nil {
+		return err
+	}
+	return a.foreign.Run(ctx, ready)
+}
+
 func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	m := a.stage.Machine()
 	if err := a.showFolders(m.Journal); err != nil {
@@ -68,6 +80,11 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	programs, err := programs.Unpack(ctx, a.dirs.Bundle())
 	if err != nil {
 		return err
+	}
+	if a.cfg.SELinux {
+		if err := host.TrySELinux(); err != nil {
+			return err
+		}
 	}
 	// What follows can be started only once a process.
 	for _, dir := range []string{a.dirs.Agent(), a.dirs.Run} {
@@ -91,6 +108,7 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	}
 	cfg := containerd.Config{
 		Dirs: a.dirs, Programs: programs, Snapshotter: a.cfg.Snapshotter, OwnNetwork: backend == network.None,
+		Runtime: a.cfg.DefaultRuntime, SELinux: a.cfg.SELinux, NonrootDevices: a.cfg.NonrootDevices,
 		SystemdCgroup: m.Cgroup.Driver == host.DriverSystemd, ShimCgroup: shims, Registry: a.share,
 		Log: a.log.With("component", "containerd"),
 	}

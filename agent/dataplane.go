@@ -67,13 +67,17 @@ func addressesOf(servers []string, changed <-chan struct{}) (out []netip.Addr, _
 // server there are none.
 func (a *Agent) newTunnels(podRanges func() []netip.Prefix) *tunnel.Tunnels {
 	pki := a.dirs.AgentPKI()
+	kubelet := a.kubeletAddress()
+	if !kubelet.IsValid() {
+		kubelet = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
 	cfg := tunnel.Config{
 		Servers:  func() ([]string, <-chan struct{}) { return nil, nil },
 		ServerCA: filepath.Join(pki, "server-ca.crt"),
 		Cert:     filepath.Join(pki, "agent-client.crt"), Key: filepath.Join(pki, "agent-client.key"),
 		Allow: tunnel.Allow{
 			Node: a.name, PodRanges: podRanges,
-			Kubelet: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(a.cfg.KubeletPort)),
+			Kubelet: netip.AddrPortFrom(kubelet, uint16(a.cfg.KubeletPort)),
 		},
 		Log: a.log,
 	}

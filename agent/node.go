@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -117,18 +118,34 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 
 func (a *Agent) newKubelet(n *node) *kubelet.Kubelet {
 	m := a.stage.Machine()
-	return kubelet.New(kubelet.Config{
-		NodeName: a.name, NodeIPs: n.facts.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
+	socket, other := a.cfg.RuntimeSocket()
+	cfg := kubelet.Config{
+		RuntimeSocket: socket,
+		NodeName:      a.name, NodeIPs: n.facts.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
 		Args:      a.cfg.KubeletArg,
 		ConfigDir: a.cfg.KubeletConfigs, HideExternalIPs: len(a.cfg.NodeExternalIP) > 0, Port: int(a.cfg.KubeletPort),
-		Dirs: a.dirs, Root: folders.KubeletRoot,
+		Address: a.kubeletAddress(), ProtectKernel: a.cfg.ProtectKernel,
+		CredentialProviders: a.cfg.credentialProviders(),
+		Dirs:                a.dirs, Root: folders.KubeletRoot,
 		ClusterDNS: config.Texts(n.facts.ClusterDNS), ClusterDomain: n.facts.ClusterDomain,
 		ResolvConf: a.dirs.PodResolvConf(),
 		Cgroup:     m.Cgroup, CgroupRoot: a.cfg.CgroupRoot,
 		MayLowerOOMScore: m.Capabilities.Has(host.CapSysResource), OOMScoreAdj: m.OOMScoreAdj,
-		ShutdownGrace: a.cfg.ShutdownGrace, Journal: m.Journal, Images: imageStore{a.finder}, Client: n.self,
+		ShutdownGrace: a.cfg.ShutdownGrace, Journal: m.Journal, Client: n.self,
 		Log: a.log,
-	})
+	}
+	if !other {
+		cfg.Images = imageStore{a.finder}
+	}
+	return kubelet.New(cfg)
+}
+
+// kubeletAddress returns where the kubelet listens, the zero Addr for all addresses.
+func (a *Agent) kubeletAddress() netip.Addr {
+	if a.onServer() || a.cfg.BindAddress.IsValid() && a.cfg.BindAddress.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a.cfg.BindAddress
 }
 
 // imageStore is containerd's store of images as the kubelet's records of pulls need it.

@@ -16,16 +16,16 @@ import (
 // Sources lists the node's sections of `umiak status`. Those of parts that need the cluster are empty until the node
 // has joined.
 func (a *Agent) Sources() []status.Source {
-	return []status.Source{
-		a.section,
-		a.registries.Section,
-		a.images.Section,
-		a.share.Section,
+	sources := []status.Source{a.section}
+	if a.foreign == nil {
+		sources = append(sources, a.registries.Section, a.images.Section, a.share.Section)
+	}
+	return append(sources, []status.Source{
 		a.memberSection(tunnel.SectionName, func(n *node) status.Reporter { return n.tunnels }),
 		a.memberSection(proxy.SectionName, func(n *node) status.Reporter { return n.proxy }),
 		a.memberSection(netpol.SectionName, func(n *node) status.Reporter { return n.policies }),
 		a.memberSection(dns.SectionName, func(n *node) status.Reporter { return nameService{n.dns, n.resolver} }),
-	}
+	}...)
 }
 
 func (a *Agent) memberSection(name string, of func(*node) status.Reporter) status.Source {
@@ -44,6 +44,9 @@ func (a *Agent) section(context.Context) status.Section {
 		row.State = fmt.Sprintf("cgroup v%d, %s", m.Cgroup.Version, m.Cgroup.Driver)
 	}
 	rows := append([]status.Row{row}, a.addrs.Rows()...)
+	if a.foreign != nil {
+		rows = append(rows, a.foreign.Rows()...)
+	}
 	if doubt := wallclock.Doubt(time.Now()); doubt != "" {
 		rows = append(rows, status.Row{Name: "clock", State: "look at this", Detail: doubt + ": " + wallclock.Remedy})
 	}

@@ -175,9 +175,7 @@ func TestThreeServers(t *testing.T) {
 			e.must(err)
 		}
 		e.must(os.WriteFile(e.hostPath("/var/lib/all"), raw, 0o600))
-		_, err = e.Umiak(e.soon(), "snapshot", "restore", "/var/lib/all")
-		e.must(err)
-		e.must(e.Start()) // with cluster-init, as before
+		e.must(e.Start("--cluster-reset", "--cluster-reset-restore-path", "/var/lib/all"))
 		e.must(e.Cluster.Ready(e.within(2 * patience)))
 		for name, old := range before {
 			// The containers ran on, and the kubelets have found their server again.

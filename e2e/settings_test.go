@@ -99,12 +99,44 @@ func TestSettingsThatChange(t *testing.T) {
 	e.sh("hostname short")
 	e.Kube = nil // another cluster
 	e.sh("cp " + e.example("admission.yaml") + " /etc/umiak/admission.yaml")
-	e.must(e.Configure(map[string]string{"kube-apiserver-arg": `["admission-control-config-file=/etc/umiak/admission.yaml", "enable-admission-plugins=EventRateLimit"]`}))
+	e.must(e.Configure(map[string]string{
+		"kube-apiserver-arg": `["admission-control-config-file=/etc/umiak/admission.yaml", "enable-admission-plugins=EventRateLimit"]`,
+		"with-node-id":       "true", "disable-scheduler": "true", "nonroot-devices": "true", "enable-pprof": "true",
+		"write-kubeconfig": "/etc/umiak/kubeconfig", "write-kubeconfig-mode": "0640", "write-kubeconfig-group": "daemon",
+		"write-kubeconfig-name": "attic", "log": "/var/log/umiak/umiak.log", "vmodule": "kubelet*=2",
+		"cluster-init": "true", "etcd-expose-metrics": "true", "etcd-arg": "quota-backend-bytes=3221225472",
+		"secrets-encryption-provider": "aescbc", "advertise-port": "16443",
+	}))
 	e.must(e.Start())
 	e.must(e.APIReady(e.soon()))
 	e.admissionConfigured()
-	if n := e.oneNode(func(*corev1.Node) error { return nil }); n.Name != "short" {
-		t.Errorf("with a shorter host name the node is %s", n.Name)
+	if n := e.oneNode(func(*corev1.Node) error { return nil }); !strings.HasPrefix(n.Name, "short-") || len(n.Name) != 14 {
+		t.Errorf("with a shorter host name and with-node-id the node is %s", n.Name)
+	}
+	e.smallSettings()
+}
+
+// smallSettings checks what settings do that need the real program and no cluster of their own.
+func (e *env) smallSettings() {
+	e.Helper()
+	if l := e.statusLine("kube-scheduler"); l != "" {
+		e.Errorf("with disable-scheduler, status has %q", l)
+	}
+	for command, want := range map[string]string{
+		"stat -c '%a %G' /etc/umiak/kubeconfig":                                         "640 daemon",
+		"umiak kubectl --kubeconfig /etc/umiak/kubeconfig config current-context":       "attic",
+		"umiak kubectl --kubeconfig /etc/umiak/kubeconfig get --raw /readyz":            "ok",
+		"umiak kubectl get endpointslices kubernetes -o jsonpath='{.ports[*].port}'":    "16443",
+		"umiak secrets-encrypt status":                                                  "aescbc key1",
+		"stat -c %a /var/log/umiak/umiak.log":                                           "600",
+		"cat /var/log/umiak/umiak.log":                                                  "http://umiak/debug/pprof/heap",
+		"grep -m 1 level=DEBUG.*component=kubelet /var/log/umiak/umiak.log":             "kubelet",
+		"curl -sS --unix-socket /run/umiak/pprof.sock http://umiak/debug/pprof/cmdline": "server",
+		"curl -sS http://127.0.0.1:2381/metrics":                                        "etcd_server_quota_backend_bytes 3.221225472e+09",
+	} {
+		if out, err := e.M.Run(e.soon(), "sh", "-euc", command); err != nil || !strings.Contains(out, want) {
+			e.Errorf("%s: %v, %.500s", command, err, out)
+		}
 	}
 }
 

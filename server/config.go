@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"net/url"
@@ -9,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/joinclient"
@@ -34,16 +36,18 @@ type Config struct {
 	AgentToken     string   `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
 	AgentTokenFile string   `key:"agent-token-file" secret:"file" usage:"file that holds agent-token"`
 
-	_        struct{} `topic:"Node"`
-	NodeName string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
+	_          struct{} `topic:"Node"`
+	NodeName   string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
+	WithNodeID bool     `key:"with-node-id" usage:"append a random suffix to the node's name at the first start, for machines of one image"`
 
 	_           struct{}   `topic:"Addresses and ports"`
-	BindAddress netip.Addr `key:"bind-address" usage:"address to listen on (default: all)"`
+	BindAddress netip.Addr `key:"bind-address" usage:"address to listen on: the API server on a server, the kubelet on an agent (default: all)"`
 	// KubeletPort and ImageSharing are the node's.
 	KubeletPort      config.Port  `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
 	ImageSharing     bool         `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
 	HTTPSPort        config.Port  `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
 	AdvertiseAddress netip.Addr   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
+	AdvertisePort    config.Port  `key:"advertise-port" usage:"port at which pods and other machines reach the API server (default: https-listen-port)"`
 	NodeIP           []netip.Addr `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
 	NodeExternalIP   []netip.Addr `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
 	TLSSAN           []string     `key:"tls-san" usage:"more names and addresses for the server's certificate"`
@@ -58,11 +62,14 @@ type Config struct {
 	ExternalIPs    []netip.Prefix   `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
 	FlannelBackend string           `key:"flannel-backend" default:"vxlan" values:"vxlan,host-gw,wireguard-native,none" usage:"network of the pods; none to bring another"`
 
-	_                   struct{}        `topic:"What the server deploys and writes"`
-	WriteKubeconfig     string          `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
-	WriteKubeconfigMode config.FileMode `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
-	Disable             []Component     `key:"disable" usage:"packaged component or manifest to leave out"`
-	DisableAgent        bool            `key:"disable-agent" usage:"run no workloads on this machine"`
+	_                    struct{}        `topic:"What the server deploys and writes"`
+	WriteKubeconfig      string          `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`
+	WriteKubeconfigMode  config.FileMode `key:"write-kubeconfig-mode" default:"0600" usage:"file mode of write-kubeconfig"`
+	WriteKubeconfigGroup string          `key:"write-kubeconfig-group" usage:"group of write-kubeconfig, by name or number (default: root's)"`
+	WriteKubeconfigName  string          `key:"write-kubeconfig-name" default:"umiak" usage:"name of cluster, user and context in write-kubeconfig"`
+	Disable              []Component     `key:"disable" usage:"packaged component or manifest to leave out"`
+	DisableAgent         bool            `key:"disable-agent" usage:"run no workloads on this machine"`
+	DisableScheduler     bool            `key:"disable-scheduler" usage:"run no kube-scheduler; pods wait for a scheduler of yours"`
 
 	_                 struct{} `topic:"Datastore"`
 	DatastoreEndpoint string   `key:"datastore-endpoint" secret:"true" usage:"where the cluster's state is kept: postgres://, mysql://, nats://, or etcd's https:// addresses with commas between (default: in data-dir)"`
@@ -71,23 +78,31 @@ type Config struct {
 	DatastoreKey      string   `key:"datastore-keyfile" usage:"client key file for datastore-endpoint"`
 	ClusterInit       bool     `key:"cluster-init" usage:"keep the state in etcd in this process, so that more servers can join; what SQLite has moves there"`
 	ClusterReset      bool     `key:"cluster-reset" usage:"make a cluster of this server alone, out of the state that it has, when most servers are lost; once"`
+	ResetRestorePath  string   `key:"cluster-reset-restore-path" usage:"snapshot, as FILE or NAME, that replaces this server's state before cluster-reset; once"`
+	EtcdMetrics       bool     `key:"etcd-expose-metrics" usage:"serve the metrics of etcd at port 2381, over plain HTTP, to everybody who reaches it"`
+	EtcdArg           []string `key:"etcd-arg" usage:"flag for etcd, as NAME=VALUE"`
 
 	_         struct{} `topic:"Snapshots"`
 	Snapshots backup.Config
 
-	_             struct{} `topic:"Components of the control plane"`
-	AuditLog      string   `key:"audit-log" usage:"file for the audit log, or none (default: server/audit/audit.log in data-dir)"`
-	AuditPolicy   string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
-	APIServerArg  []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE"`
-	ControllerArg []string `key:"kube-controller-manager-arg" usage:"flag for kube-controller-manager, as NAME=VALUE"`
-	SchedulerArg  []string `key:"kube-scheduler-arg" usage:"flag for kube-scheduler, as NAME=VALUE"`
+	_ struct{} `topic:"Components of the control plane"`
+	// EncryptionProvider is the cipher of the first key, and of the next one; "" means the best for a new cluster, and
+	// that of the present key for a rotation.
+	EncryptionProvider string   `key:"secrets-encryption-provider" values:"secretbox,aescbc,aesgcm" usage:"cipher of Secrets in the datastore, for a new cluster and for the next secrets-encrypt rotate (default: secretbox)"`
+	AuditLog           string   `key:"audit-log" usage:"file for the audit log, or none (default: server/audit/audit.log in data-dir)"`
+	AuditPolicy        string   `key:"audit-policy" usage:"audit policy file (default: metadata of every change)"`
+	APIServerArg       []string `key:"kube-apiserver-arg" usage:"flag for kube-apiserver, as NAME=VALUE"`
+	ControllerArg      []string `key:"kube-controller-manager-arg" usage:"flag for kube-controller-manager, as NAME=VALUE"`
+	SchedulerArg       []string `key:"kube-scheduler-arg" usage:"flag for kube-scheduler, as NAME=VALUE"`
 }
 
 // Dirs are the server's directories.
 func (c Config) Dirs() layout.Dirs { return layout.Dirs{Data: c.DataDir, Run: c.RunDir} }
 
 // nodeName finds, or claims, the name of this machine's node, which is this server's name among the servers as well.
-func (c Config) nodeName() nodename.Finder { return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName} }
+func (c Config) nodeName() nodename.Finder {
+	return nodename.Finder{Dirs: c.Dirs(), Set: c.NodeName, WithID: c.WithNodeID}
+}
 
 // ClaimName settles the name of this machine's node for good. The data directory must be locked by the caller.
 func (c *Config) ClaimName() error {
@@ -103,6 +118,9 @@ func (c *Config) claimName() (nodename.Name, error) {
 	c.NodeName = n.Name // where it could not be kept, the node says so
 	return n, nil
 }
+
+// advertisedPort is the port at which others reach the API server.
+func (c Config) advertisedPort() int { return int(cmp.Or(c.AdvertisePort, c.HTTPSPort)) }
 
 // auditNone is the value of audit-log for none.
 const auditNone = "none"
@@ -167,6 +185,7 @@ func (c Config) ValidateValues() error {
 	c.checkDatastore(&m)
 	m.Join(c.Snapshots.Validate())
 	c.checkNames(&m)
+	c.checkKubeconfig(&m)
 	c.checkPorts(&m)
 	// What is wrong with both of token and token-file, the agent's settings report.
 	if c.AgentToken != "" && c.AgentTokenFile != "" {
@@ -211,8 +230,9 @@ func (c Config) checkToken(m *config.Mistakes, key, text, file string) {
 
 // checkArgs returns what is wrong with the flags of the components.
 func (c Config) checkArgs() error {
-	if len(c.APIServerArg)+len(c.ControllerArg)+len(c.SchedulerArg) == 0 {
-		return nil
+	err := etcd.CheckArgs(c.EtcdArg)
+	if err != nil || len(c.APIServerArg)+len(c.ControllerArg)+len(c.SchedulerArg) == 0 {
+		return err
 	}
 	return controlplane.CheckArgs(controlplane.Settings{
 		// the address is not known yet, RFC 5737
@@ -245,6 +265,10 @@ func (c Config) checkDatastore(m *config.Mistakes) {
 		if c.ClusterInit {
 			m.Add("cluster-init", "makes a new cluster, and server names one to join; leave one of them out")
 		}
+	}
+	if c.ResetRestorePath != "" && !c.ClusterReset {
+		m.Add("cluster-reset-restore-path", "needs cluster-reset: true; to restore a snapshot without it, stop the server "+
+			"and run `umiak snapshot restore %s`", c.ResetRestorePath)
 	}
 	if (c.DatastoreCert == "") != (c.DatastoreKey == "") {
 		m.Add("datastore-certfile", "and datastore-keyfile belong together")

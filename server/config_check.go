@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/klog/v2"
@@ -20,6 +22,7 @@ import (
 	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/internal/yamlfile"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/pki"
 )
 
 // maxNodeBits is how many bits upstream's allocator of the nodes' ranges can tell apart: node-cidr-mask-size less the
@@ -127,6 +130,29 @@ func (c Config) checkNames(m *config.Mistakes) {
 	}
 }
 
+// checkKubeconfig adds what is wrong with the copy of the administrator's kubeconfig.
+func (c Config) checkKubeconfig(m *config.Mistakes) {
+	if n := c.WriteKubeconfigName; n == "" || n != strings.TrimSpace(n) || strings.ContainsFunc(n, unicode.IsControl) {
+		m.Add("write-kubeconfig-name", "%q is not a name for a context", n)
+	}
+}
+
+// kubeconfigGroup returns the number of write-kubeconfig-group, or pki.NoGroup if it is not set.
+func (c Config) kubeconfigGroup() (int, error) {
+	text := c.WriteKubeconfigGroup
+	if text == "" {
+		return pki.NoGroup, nil
+	}
+	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
+		return int(n), nil
+	}
+	g, err := user.LookupGroup(text)
+	if err != nil {
+		return 0, fmt.Errorf("%q is neither the number nor the name of a group on this machine", text)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
 // checkPorts adds an error where the API server would listen at the port of another part.
 func (c Config) checkPorts(m *config.Mistakes) {
 	if c.DisableAgent {
@@ -153,6 +179,8 @@ func (c Config) checkFiles() error {
 	if c.AuditPolicy != "" {
 		fail("audit-policy", controlplane.CheckAuditPolicy(c.AuditPolicy))
 	}
+	_, err := c.kubeconfigGroup()
+	fail("write-kubeconfig-group", err)
 	if c.DatastoreCA != "" {
 		pem, err := yamlfile.Read(c.DatastoreCA)
 		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {

@@ -87,7 +87,7 @@ func (c Config) facts() joinwire.Cluster {
 // advertiseConfig describes the address that this server advertises.
 func (c Config) advertiseConfig(addrs *nodeip.Tracker, publish func([]string) error) advertise.Config {
 	return advertise.Config{
-		Set: c.AdvertiseAddress, Services: c.ServiceCIDR, Addresses: addrs, Port: int(c.HTTPSPort),
+		Set: c.AdvertiseAddress, Services: c.ServiceCIDR, Addresses: addrs, Port: c.advertisedPort(),
 		Fixed: c.DisableAgent,
 		Names: func() []string { return c.servingIPs(addrs) }, Publish: publish,
 	}
@@ -159,15 +159,24 @@ func (c Config) keys(lifetimes pki.Config, addrs *nodeip.Tracker, dc datastore.C
 	if err != nil {
 		return nil, err
 	}
-	if err := encryption.Ensure(d.EncryptionConfig()); err != nil {
+	if err := encryption.Ensure(d.EncryptionConfig(), c.EncryptionProvider); err != nil {
 		return nil, err
+	}
+	if key, other := encryption.Differs(d.EncryptionConfig(), c.EncryptionProvider); other {
+		log.Warn("Secrets are written with another cipher than secrets-encryption-provider: run `umiak secrets-encrypt rotate`",
+			"key", key.String(), "setting", c.EncryptionProvider)
 	}
 	if err := controlplane.EnsureAudit(c.defaultAuditPolicy(), c.auditFile()); err != nil {
 		return nil, err
 	}
+	group, err := c.kubeconfigGroup()
+	if err != nil {
+		return nil, fmt.Errorf("write-kubeconfig-group: %w", err)
+	}
 	plane := pki.ControlPlane{
-		Dirs: d, URL: c.loopbackURL(), AdminCopy: c.WriteKubeconfig, AdminCopyMode: fs.FileMode(c.WriteKubeconfigMode),
-		Log: log,
+		Dirs: d, URL: c.loopbackURL(), Log: log,
+		AdminCopy: pki.AdminCopy{File: c.WriteKubeconfig, Mode: fs.FileMode(c.WriteKubeconfigMode), Group: group,
+			Name: c.WriteKubeconfigName},
 	}
 	serving := p.ServingLeaf(c.servingNames(), c.servingIPs(addrs))
 	for _, l := range slices.Concat([]pki.Leaf{serving}, plane.Leaves(p), etcdLeaves(dc)) {
@@ -189,7 +198,7 @@ func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 		audit = c.defaultAuditPolicy()
 	}
 	return controlplane.Settings{
-		Bind: bindAddress(c), Port: int(c.HTTPSPort),
+		Bind: bindAddress(c), Port: int(c.HTTPSPort), AdvertisePort: int(c.AdvertisePort),
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(),
 		ClusterDomain: c.ClusterDomain,
 		OtherIPAM:     c.FlannelBackend == "none", ClusterIPRouting: !c.DisableAgent, UpgradesOff: c.upgradesOff(),
@@ -211,7 +220,7 @@ func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 			ControllerManagerKubeconfig: pki.KubeconfigFile(c.Dirs(), pki.ControllerManager),
 			SchedulerKubeconfig:         pki.KubeconfigFile(c.Dirs(), pki.Scheduler),
 		},
-		AuditLog: c.auditFile(), AuditPolicy: audit,
+		AuditLog: c.auditFile(), AuditPolicy: audit, NoScheduler: c.DisableScheduler,
 		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
 	}
 }
@@ -277,11 +286,37 @@ func (c Config) etcdConfig(advertise string) etcd.Config {
 	p := func(name string) string { return filepath.Join(c.Dirs().ServerPKI(), name) }
 	port := strconv.Itoa(etcd.PeerPort)
 	return etcd.Config{
+		Metrics: c.etcdMetrics(), Args: c.EtcdArg,
 		Name: c.NodeName, Peer: net.JoinHostPort(advertise, port), Listen: net.JoinHostPort(bindAddress(c), port),
 		Cluster: "umiak", Reset: c.ClusterReset,
 		TLS: etcd.TLS{CA: p(string(pki.EtcdCA) + ".crt"), ServerCert: p("etcd-peer.crt"), ServerKey: p("etcd-peer.key"),
 			ClientCert: p("etcd-peer-client.crt"), ClientKey: p("etcd-peer-client.key")},
 	}
+}
+
+// remarkEtcd logs that settings of etcd have no effect where another datastore holds the state.
+func (c Config) remarkEtcd(dc datastore.Config, log *slog.Logger) {
+	if datastore.Clustered(dc) {
+		return
+	}
+	for key, set := range map[string]bool{"etcd-expose-metrics": c.EtcdMetrics, "etcd-arg": len(c.EtcdArg) > 0} {
+		if set {
+			log.Warn(key + " has no effect: the state is not in an etcd of this process, see cluster-init")
+		}
+	}
+}
+
+// etcdMetrics returns where etcd's metrics are served: where the API server listens, and on this machine.
+func (c Config) etcdMetrics() (out []string) {
+	if !c.EtcdMetrics {
+		return nil
+	}
+	port := strconv.Itoa(etcd.MetricsPort)
+	out = append(out, net.JoinHostPort(bindAddress(c), port))
+	if a := c.BindAddress; a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() {
+		out = append(out, net.JoinHostPort("127.0.0.1", port))
+	}
+	return out
 }
 
 // etcdLeaves are the certificates with which members of an etcd cluster authenticate to each other, none where there
@@ -313,7 +348,7 @@ func sharedDatastore(c datastore.Config) joinwire.Datastore {
 // snapshotKeeper makes the snapshots of the datastore that source returns.
 func (c Config) snapshotKeeper(source func() snapshot.Source, log *slog.Logger) *backup.Keeper {
 	return &backup.Keeper{Config: c.Snapshots, Dirs: c.Dirs(), Node: c.NodeName, Source: source,
-		Log: log.With("component", "snapshots")}
+		Objects: backup.KubeSystem{Client: c.clients().Maker("umiak-snapshots")}, Log: log.With("component", "snapshots")}
 }
 
 // joinToken returns the token that is set, zero if none is.
@@ -354,6 +389,12 @@ func (c Config) shared() []joinwire.Setting {
 	}
 	if len(c.ExternalIPs) > 0 { // older releases do not know it
 		out = append(out, joinwire.Setting{Key: "service-external-ips", Value: set(config.Texts(c.ExternalIPs))})
+	}
+	if c.AdvertisePort != 0 { // the same; the endpoints of the Service kubernetes have one port
+		out = append(out, joinwire.Setting{Key: "advertise-port", Value: c.AdvertisePort.String()})
+	}
+	if c.DisableScheduler { // the same; whichever server leads would have one or none
+		out = append(out, joinwire.Setting{Key: "disable-scheduler", Value: "true"})
 	}
 	return out
 }

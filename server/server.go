@@ -64,6 +64,7 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 	}
 	dc := cfg.datastoreConfig(s.address.IP(), log)
 	dc.Etcd.Join = start.Members
+	cfg.remarkEtcd(dc, log)
 	if s.pki, err = cfg.keys(lifetimes, start.Addresses, dc, log); err != nil {
 		return nil, err
 	}
@@ -158,13 +159,19 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 		parts = append(parts, part("other-servers", s.cluster.Peers.Run, "kube-apiserver"),
 			part("election", s.cluster.Elect, "kube-apiserver"))
 	}
+	parts = append(parts, leading("kube-controller-manager", s.plane.ControllerManager.Run))
+	if s.plane.Scheduler != nil {
+		parts = append(parts, leading("kube-scheduler", s.plane.Scheduler.Run))
+	}
+	afterSnapshots := []string{"datastore"}
+	if s.cfg.Snapshots.S3.ConfigSecret != "" { // which the API server holds
+		afterSnapshots = append(afterSnapshots, "kube-apiserver")
+	}
 	parts = append(parts,
-		leading("kube-controller-manager", s.plane.ControllerManager.Run),
-		leading("kube-scheduler", s.plane.Scheduler.Run),
 		leading("load-balancer", s.balancer.Run),
 		part("manifests", s.manifests.Run, "kube-apiserver"),
 		leading("upgrades", s.upgrades.Run),
-		part("snapshots", s.snapshots.Run, "datastore"),
+		part("snapshots", s.snapshots.Run, afterSnapshots...),
 		part("tokens", s.tokens.Run, "kube-apiserver"),
 		part("join-api", s.join.Run, "kube-apiserver"))
 	if !s.cfg.DisableAgent {

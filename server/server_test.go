@@ -32,6 +32,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
@@ -114,6 +115,9 @@ func serve(dir string) error {
 	}
 	if args := os.Getenv("UMIAK_TEST_APISERVER_ARGS"); args != "" {
 		cfg.APIServerArg = strings.Split(args, "\n")
+	}
+	if os.Getenv("UMIAK_TEST_METRICS") != "" {
+		cfg.ControllerArg, cfg.SchedulerArg = []string{"bind-address=127.0.0.1"}, []string{"bind-address=0.0.0.0"}
 	}
 	if os.Getenv("UMIAK_TEST_HEADLESS") != "" {
 		cfg.DisableAgent, ip = true, farIP
@@ -353,7 +357,7 @@ func TestControlPlane(t *testing.T) {
 	t.Run("no file tells the Secret", func(t *testing.T) { noFileHas(t, dir, secret) })
 	t.Run("keys are private", func(t *testing.T) { private(t, dir) })
 
-	p = start(t, dir)
+	p = start(t, dir, "UMIAK_TEST_METRICS=1")
 	t.Logf("restart to joined: %v", p.joined)
 	s, err := p.admin(t).CoreV1().Secrets("default").Get(t.Context(), "s", metav1.GetOptions{})
 	if err != nil || string(s.Data["k"]) != secret {
@@ -361,7 +365,52 @@ func TestControlPlane(t *testing.T) {
 	}
 	t.Run("a foreign range of one node keeps no other from getting one",
 		func(t *testing.T) { foreignRange(t, p.admin(t)) })
+	// The controllers have started twice in this process, so their port was opened twice.
+	t.Run("ports for metrics", func(t *testing.T) { metricsPorts(t, config(dir).Dirs().AdminKubeconfig()) })
 	p.stop(t)
+}
+
+// metricsPorts: with bind-address, the controller manager and the scheduler serve their metrics to those whom the API
+// server lets read them, and health to all.
+func metricsPorts(t *testing.T, kubeconfig string) {
+	c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin, err := rest.HTTPClientFor(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := rest.HTTPClientFor(&rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: c.CAData}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port, metric := range map[int]string{10257: "node_collector_zone_size", 10259: "scheduler_pending_pods"} {
+		for _, ask := range []struct {
+			client     *http.Client
+			path, want string
+			status     int
+		}{{admin, "/metrics", metric, http.StatusOK}, {stranger, "/metrics", "", http.StatusForbidden},
+			{stranger, "/healthz", "ok", http.StatusOK}} {
+			eventually(t, fmt.Sprint(port, ask.path), func(ctx context.Context) error {
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+					fmt.Sprintf("https://127.0.0.1:%d%s", port, ask.path), nil)
+				if err != nil {
+					return err
+				}
+				resp, err := ask.client.Do(req)
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				body, err := io.ReadAll(resp.Body)
+				if resp.StatusCode != ask.status || !strings.Contains(string(body), ask.want) {
+					return fmt.Errorf("%s, %v, %.200s", resp.Status, err, body)
+				}
+				return nil
+			})
+		}
+	}
 }
 
 // foreignRange: the controllers run while there is a Node with a range that the cluster would not give, an Event

@@ -33,6 +33,7 @@ type Result struct {
 type Config struct {
 	Dirs       layout.Dirs
 	NodeName   string // the setting; "" means the host name
+	WithNodeID bool   // a machine that has not joined gets a name with a suffix
 	CgroupRoot string // "" means /
 	Backend    string // flannel's; "" means vxlan
 	ServerPort int    // the API server's; 0 on an agent
@@ -41,6 +42,12 @@ type Config struct {
 	// BalancerPort is the port of an agent's API server balancer; 0 on a server.
 	BalancerPort int
 	Registries   string // path of registries.yaml; "" skips the check
+	// ProtectKernel means that the kubelet must not change kernel settings.
+	ProtectKernel bool
+	Runtime       string // the default OCI runtime; "" means runc
+	SELinux       bool   // containers get SELinux labels
+	// RuntimeSocket is the socket of a container runtime that is not Umiak's; "" for Umiak's.
+	RuntimeSocket string
 	// Exposed are messages about settings files with secrets that users other than root can read.
 	Exposed []string
 	// Remarks are messages about what looks like a setting and has no effect.
@@ -64,7 +71,8 @@ func Run(ctx context.Context, cfg Config) []Result {
 	var out []Result
 	for _, check := range []func(context.Context, Config) []Result{
 		privileges, userNamespace, nodeName, kernelVersion, namespaces, cgroups, kernelLog, kernelSettings, memory,
-		swap, folders, programs, hostsFile, overlay, diskSpace, kubeletFolders, registrySettings, secretFiles, unusedSettings,
+		swap, folders, programs, containerRuntime, selinux, hostsFile, overlay, diskSpace, kubeletFolders,
+		registrySettings, secretFiles, unusedSettings,
 		kernelNetwork, forwarding, foreignDrops, seccomp, inotify, entropy, clock, address, resolvers, ports, dnsPort,
 		others,
 	} {

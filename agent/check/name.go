@@ -8,7 +8,7 @@ import (
 
 // nodeName returns the node's current or future name.
 func nodeName(_ context.Context, cfg Config) []Result {
-	n, err := nodename.Finder{Dirs: cfg.Dirs, Set: cfg.NodeName}.Find()
+	n, err := nodename.Finder{Dirs: cfg.Dirs, Set: cfg.NodeName, WithID: cfg.WithNodeID}.Find()
 	switch {
 	case err != nil:
 		return []Result{missing("node name", "set node-name", "%v", err)}

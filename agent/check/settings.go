@@ -33,7 +33,11 @@ func (s Settings) Config(dirs layout.Dirs) (Config, error) {
 	s.Agent.DataDir, s.Agent.RunDir = dirs.Data, dirs.Run
 	cfg := Config{
 		Dirs: dirs, SharePort: imageshare.Port, Registries: s.Agent.PrivateRegistry, CgroupRoot: s.Agent.CgroupRoot,
-		NodePort: int(s.Agent.KubeletPort), NodeName: s.Agent.NodeName,
+		NodePort: int(s.Agent.KubeletPort), NodeName: s.Agent.NodeName, WithNodeID: s.Agent.WithNodeID,
+		ProtectKernel: s.Agent.ProtectKernel, Runtime: s.Agent.DefaultRuntime, SELinux: s.Agent.SELinux,
+	}
+	if socket, other := s.Agent.RuntimeSocket(); other {
+		cfg.RuntimeSocket, cfg.Registries, cfg.SharePort, cfg.Runtime, cfg.SELinux = socket, "", 0, "", false
 	}
 	agentOnly := s.AgentOnly || s.Server == nil
 	errs := []error{s.Agent.Validate()}

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/runtime/containerd"
+	"github.com/umiak-io/umiak/agent/runtime/foreign"
 	"github.com/umiak-io/umiak/internal/instance"
 )
 
@@ -37,7 +39,10 @@ func kernelLog(context.Context, Config) []Result {
 	return optionalInUserNamespace("kernel log", "can be read", host.TryKmsg())
 }
 
-func kernelSettings(context.Context, Config) []Result {
+func kernelSettings(_ context.Context, cfg Config) []Result {
+	if cfg.ProtectKernel {
+		return optionalInUserNamespace("kernel settings", "are the kubelet's", host.CheckSysctls())
+	}
 	return optionalInUserNamespace("kernel settings", "can be set", host.TrySysctls())
 }
 
@@ -53,6 +58,28 @@ func optionalInUserNamespace(name, good string, err error) []Result {
 // programs checks whether the data directory's file system allows executing programs.
 func programs(_ context.Context, cfg Config) []Result {
 	return tried("programs", "can be executed below "+cfg.Dirs.Data, host.TryExecIn(cfg.Dirs.Data))
+}
+
+// containerRuntime checks whether a container runtime that is not Umiak's answers, and whether the default OCI runtime
+// is installed, where it is not the built-in one.
+func containerRuntime(ctx context.Context, cfg Config) []Result {
+	if cfg.RuntimeSocket != "" {
+		name, err := foreign.Ask(ctx, cfg.RuntimeSocket)
+		return tried("container runtime", name+" at "+cfg.RuntimeSocket, err)
+	}
+	path, err := containerd.FindRuntime(cfg.Runtime)
+	if err == nil && path == "" {
+		return nil
+	}
+	return tried("default runtime", path, err)
+}
+
+// selinux checks whether containers can get labels, where the settings ask for them.
+func selinux(_ context.Context, cfg Config) []Result {
+	if !cfg.SELinux {
+		return nil
+	}
+	return tried("SELinux", "containers can get labels, or SELinux does not enforce", host.TrySELinux())
 }
 
 func folders(_ context.Context, cfg Config) []Result {

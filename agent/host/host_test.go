@@ -1,6 +1,8 @@
 package host
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,6 +63,38 @@ func TestCapabilitiesAreThoseOfTheProcess(t *testing.T) {
 	}
 	if (Capabilities{CapSysAdmin}).Has(CapNetAdmin) {
 		t.Error("a capability that is not in the set is reported as effective")
+	}
+}
+
+// TestKernelSettings: what may be changed is fine, unless the kubelet must not change it.
+func TestKernelSettings(t *testing.T) {
+	sys := t.TempDir()
+	for name, value := range kubeletValues {
+		file := filepath.Join(sys, strings.ReplaceAll(name, ".", "/"))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755),
+			os.WriteFile(file, fmt.Appendln(nil, value), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(trySysctls(sys), checkSysctls(sys)); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(sys, "kernel/panic"), []byte("0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := trySysctls(sys); err != nil {
+		t.Error(err)
+	}
+	if err := checkSysctls(sys); err == nil || !strings.Contains(err.Error(), "set kernel.panic=10 in /etc/sysctl.d") {
+		t.Error(err)
+	}
+	if err := os.Remove(filepath.Join(sys, "kernel/panic")); err != nil {
+		t.Fatal(err)
+	}
+	for _, try := range []func(string) error{trySysctls, checkSysctls} {
+		if err := try(sys); err == nil || !strings.Contains(err.Error(), "set kernel.panic=10 ") {
+			t.Error(err)
+		}
 	}
 }
 

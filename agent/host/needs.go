@@ -126,8 +126,21 @@ var kubeletValues = map[string]int{
 // TrySysctls checks whether the kubelet's sysctls have their values or can be set.
 func TrySysctls() error { return trySysctls("/proc/sys") }
 
-func trySysctls(sys string) error {
-	var bad []string
+// CheckSysctls checks whether the kubelet's sysctls have their values, for a kubelet that must not set them.
+func CheckSysctls() error { return checkSysctls("/proc/sys") }
+
+func checkSysctls(sys string) error {
+	bad := otherSysctls(sys, func(string) bool { return false })
+	if len(bad) == 0 {
+		return nil
+	}
+	return fmt.Errorf("kernel parameters differ from those that the kubelet needs, and protect-kernel-defaults keeps "+
+		"it from changing them: set %s in /etc/sysctl.d, run `sysctl --system`, or leave protect-kernel-defaults out",
+		strings.Join(bad, " "))
+}
+
+// otherSysctls lists, as NAME=VALUE, the kubelet's sysctls that do not have their values and whose files do not pass.
+func otherSysctls(sys string, passes func(file string) bool) (bad []string) {
 	for _, name := range KubeletSysctls {
 		file := filepath.Join(sys, strings.ReplaceAll(name, ".", "/"))
 		raw, err := os.ReadFile(file)
@@ -135,13 +148,15 @@ func trySysctls(sys string) error {
 			now == kubeletValues[name] {
 			continue
 		}
-		if err == nil {
-			err = unix.Access(file, unix.W_OK)
-		}
-		if err != nil {
+		if err != nil || !passes(file) {
 			bad = append(bad, fmt.Sprintf("%s=%d", name, kubeletValues[name]))
 		}
 	}
+	return bad
+}
+
+func trySysctls(sys string) error {
+	bad := otherSysctls(sys, func(file string) bool { return unix.Access(file, unix.W_OK) == nil })
 	if len(bad) > 0 {
 		return fmt.Errorf(
 			"the kubelet cannot set kernel parameters that it needs: set %s on the host, or give umiak write access to /proc/sys", strings.Join(bad, " "))

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -77,6 +78,8 @@ func (c Config) fillFlags(f *options.KubeletFlags) error {
 	f.HostnameOverride = c.NodeName
 	f.RootDirectory = c.Root
 	f.CertDirectory = c.Dirs.AgentPKI()
+	f.ImageCredentialProviderBinDir = c.CredentialProviders.BinDir
+	f.ImageCredentialProviderConfigPath = c.CredentialProviders.Config
 	var ips []string
 	for _, a := range c.NodeIPs {
 		ips = append(ips, a.String())
@@ -98,6 +101,9 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	if len(c.NodeIPs) > 0 && slices.ContainsFunc(c.NodeIPs, netip.Addr.Is6) {
 		k.Address = "::"
 	}
+	if c.Address.IsValid() {
+		k.Address = c.Address.String()
+	}
 	k.Port = int32(c.Port)
 	k.ReadOnlyPort = 0
 	k.HealthzPort = 0
@@ -111,7 +117,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.Authentication.X509.ClientCAFile = filepath.Join(pki, "client-ca.crt")
 	k.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
 
-	k.ContainerRuntimeEndpoint = "unix://" + c.Dirs.ContainerdSocket()
+	k.ContainerRuntimeEndpoint = "unix://" + c.runtimeSocket()
 	k.ImageServiceEndpoint = k.ContainerRuntimeEndpoint
 	k.PodLogsDir = c.PodLogs
 	k.StaticPodPath = c.StaticPods()
@@ -124,6 +130,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.CgroupRoot = c.CgroupRoot
 	k.FailCgroupV1 = false
 	k.FailSwapOn = false
+	k.ProtectKernelDefaults = c.ProtectKernel
 	// Without CAP_SYS_RESOURCE, the kernel refuses values below the current one.
 	if !c.MayLowerOOMScore {
 		k.OOMScoreAdj = int32(max(c.OOMScoreAdj, int(k.OOMScoreAdj)))
@@ -185,6 +192,9 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 	k.EnableDebugFlagsHandler = false
 	return nil
 }
+
+// runtimeSocket is the CRI socket of the node's container runtime.
+func (c Config) runtimeSocket() string { return cmp.Or(c.RuntimeSocket, c.Dirs.ContainerdSocket()) }
 
 // seccompFlag is the flag for the configuration field SeccompDefault.
 const seccompFlag = "seccomp-default"

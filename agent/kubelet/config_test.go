@@ -84,7 +84,7 @@ func TestEveryMistakeIsNamed(t *testing.T) {
 	}
 	for _, want := range []string{
 		`kubelet-arg: there is no flag "max-pod"; did you mean max-pods?`, `"many"`,
-		"kubelet-arg: v cannot be set: set log-level", `no flag "nonsense"`,
+		"kubelet-arg: v cannot be set: set v", `no flag "nonsense"`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing %q in:\n%v", want, err)
@@ -104,13 +104,33 @@ func TestEveryMistakeIsNamed(t *testing.T) {
 	}
 }
 
+// TestSettingsOfTheKubelet: settings reach its configuration, and flags take precedence.
+func TestSettingsOfTheKubelet(t *testing.T) {
+	c := config("protect-kernel-defaults=false", "image-credential-provider-config=/flag")
+	c.ProtectKernel, c.Address, c.RuntimeSocket = true, netip.MustParseAddr("192.0.2.1"), "/run/crio/crio.sock"
+	c.CredentialProviders = CredentialProviders{BinDir: "/bin", Config: "/setting"}
+	s, err := c.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.ProtectKernelDefaults || s.Address != "192.0.2.1" || s.ContainerRuntimeEndpoint != "unix:///run/crio/crio.sock" ||
+		s.ImageServiceEndpoint != s.ContainerRuntimeEndpoint || s.ImageCredentialProviderBinDir != "/bin" ||
+		s.ImageCredentialProviderConfigPath != "/flag" {
+		t.Errorf("%+v", s)
+	}
+	c.Args = nil
+	if s, err := c.options(); err != nil || !s.ProtectKernelDefaults || s.ImageCredentialProviderConfigPath != "/setting" {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
 func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
 	for arg, want := range map[string]string{
-		"address=10.0.0.1": "address cannot be set: logs, exec and metrics reach the kubelet at 127.0.0.1",
+		"address=10.0.0.1": "address cannot be set: set bind-address on an agent",
 		"port=1":           "port cannot be set: set kubelet-port", "--root-dir=/x": "its contents are in data-dir",
 		"resolv_conf=/x": "set resolv-conf", "node-ip=10.0.0.1": "set node-ip", "hostname-override=x": "set node-name",
 		"rotate-certificates": "umiak issues and renews",
-		"register-node=false": "has to register", "container-runtime-endpoint=unix:///x": "containerd is built in",
+		"register-node=false": "has to register", "container-runtime-endpoint=unix:///x": "set container-runtime-endpoint",
 		"config=/does/not/exist": "/does/not/exist", "config-dir=/does/not/exist": "/does/not/exist",
 	} {
 		for where, err := range map[string]error{"check": Config{Args: []string{arg}, Port: 10250}.Check(),

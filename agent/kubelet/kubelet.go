@@ -33,6 +33,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/folders"
+	"github.com/umiak-io/umiak/agent/kubelet/pullrecords"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
@@ -48,7 +49,12 @@ type Config struct {
 	HideExternalIPs bool
 	// ConfigDir is the folder of the user's KubeletConfiguration files; it need not exist, and "" means none.
 	ConfigDir string
-	Port      int
+	// Address is where the kubelet listens; the zero Addr means all addresses.
+	Address netip.Addr
+	Port    int
+	// ProtectKernel makes Run fail where kernel settings differ from the kubelet's, instead of changing them.
+	ProtectKernel       bool
+	CredentialProviders CredentialProviders
 
 	Dirs layout.Dirs
 	// Root is the kubelet's root directory, at the path that system pods expect (agent/host/folders).
@@ -69,7 +75,10 @@ type Config struct {
 	ShutdownGrace time.Duration
 
 	Journal *host.Journal
-	// Images lists the node's images. Pods may use imported ones whatever the kubelet's pull records say.
+	// RuntimeSocket is the CRI socket; "" means that of Umiak's containerd.
+	RuntimeSocket string
+	// Images lists the node's images. Pods may use imported ones whatever the kubelet's pull records say. It is nil
+	// where the container runtime is not Umiak's, which imports none.
 	Images Images
 	// Client is the node's own, for waiting until the node is registered.
 	Client kubernetes.Interface
@@ -109,9 +118,12 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err := k.prepare(ctx); err != nil {
 		return err
 	}
-	records, err := k.prepareRecords(ctx)
-	if err != nil {
-		return err
+	var records *pullrecords.Records
+	if k.cfg.Images != nil {
+		var err error
+		if records, err = k.prepareRecords(ctx); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -129,7 +141,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	defer stopClients()
 	deps.Options = append(deps.Options, func(inner *upstream.Kubelet) {
 		k.inner.Store(inner)
-		go k.followImports(ctx, records, inner)
+		if records != nil {
+			go k.followImports(ctx, records, inner)
+		}
 	})
 	started := time.Now()
 	go func() {
@@ -229,7 +243,7 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 	}
 	// cAdvisor gets the names of containers, pods and images from containerd, and containerd's socket from a process
 	// flag. Without it, container metrics have no names.
-	if err := flag.Set("containerd", k.cfg.Dirs.ContainerdSocket()); err != nil {
+	if err := flag.Set("containerd", k.cfg.runtimeSocket()); err != nil {
 		return fmt.Errorf("set containerd's socket for cAdvisor: %w", err)
 	}
 	if err := relink(logLinks, k.cfg.Dirs.PodLogs(), k.server.PodLogsDir); err != nil {
@@ -259,7 +273,11 @@ func (k *Kubelet) preflight() error {
 		if err := host.TryKmsg(); err != nil {
 			return err
 		}
-		if err := host.TrySysctls(); err != nil && !k.server.ProtectKernelDefaults {
+		sysctls := host.TrySysctls
+		if k.server.ProtectKernelDefaults { // upstream would end the process
+			sysctls = host.CheckSysctls
+		}
+		if err := sysctls(); err != nil {
 			return err
 		}
 	}

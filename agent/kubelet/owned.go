@@ -22,14 +22,14 @@ type owned struct {
 const (
 	certificates = "umiak issues and renews the node's certificates"
 	identity     = "umiak gives the node its identity"
-	builtIn      = "containerd is built in, and is the node's runtime"
+	builtIn      = "set container-runtime-endpoint"
 	locked       = "umiak locks its data-dir"
 )
 
 type server = options.KubeletServer
 
 var ownedOptions = []owned{
-	{"address", "address", "logs, exec and metrics reach the kubelet at 127.0.0.1; keep strangers from its port by a firewall", func(s *server) any { return s.Address }},
+	{"address", "address", "set bind-address on an agent; kubelet-port-from says who else reaches the port", func(s *server) any { return s.Address }},
 	{"port", "port", "set kubelet-port", func(s *server) any { return s.Port }},
 	{"enable-server", "enableServer", "logs, exec and metrics need it", func(s *server) any { return s.EnableServer }},
 	{"root-dir", "", "it is " + folders.KubeletRoot + ", and its contents are in data-dir",
@@ -80,8 +80,8 @@ func refused(base, set *options.KubeletServer, name func(owned) string) map[stri
 
 // unsupportedFlags are flags of the kubelet's command that a kubelet in this process does not have.
 var unsupportedFlags = map[string]string{
-	"v":              "set log-level",
-	"vmodule":        "set log-level",
+	"v":              "set v",
+	"vmodule":        "set vmodule",
 	"logging-format": "set log-format",
 	"help":           "see the kubelet's reference",
 	"version":        "see `umiak version`",

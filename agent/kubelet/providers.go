@@ -15,14 +15,21 @@ import (
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
+// CredentialProviders are the kubelet's plugins that get credentials for registries. The zero value means none; the
+// same flags in Config.Args take precedence.
+type CredentialProviders struct {
+	BinDir string // folder of their programs
+	Config string // file or folder of CredentialProviderConfig
+}
+
 const (
-	providersKey   = "kubelet-arg: image-credential-provider-config"
-	providerBinKey = "kubelet-arg: image-credential-provider-bin-dir"
+	providersKey   = "image-credential-provider-config"
+	providerBinKey = "image-credential-provider-bin-dir"
 )
 
 // CheckFiles returns the errors in files that the settings name and for which upstream's kubelet would end the process.
 func (c Config) CheckFiles() error {
-	var file, dir string
+	file, dir := c.CredentialProviders.Config, c.CredentialProviders.BinDir
 	for _, a := range c.Args {
 		switch name, value, _ := componentflags.Split(a); name {
 		case "image-credential-provider-config":

@@ -27,6 +27,8 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 func app(stdout, stderr io.Writer) *cli.App {
 	where := agentcli.Where{Known: []any{&agent.Config{}, &logging.Config{}}, Foreign: k3s.Keys(true)}
 	node := agentcli.Agent()
+	// -v is the setting, as in `umiak agent -v 4`; the library's flag has it as its short name.
+	cli.VersionFlag = &cli.BoolFlag{Name: "version", Usage: "print the version", DisableDefaultText: true}
 	return &cli.App{
 		Name:        "umiak-agent",
 		Usage:       "a node of a Umiak cluster",

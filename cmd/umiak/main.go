@@ -52,7 +52,8 @@ func app(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:       func(*cli.Context, error) {}, // run prints and exits
 		Commands: append([]*cli.Command{serverCommand(where), agentcli.Agent(), kubectlCommand(where),
 			tokenCommand(where), snapshotCommand(where),
-			certificateCommand(where), secretsEncryptCommand(where), agentcli.Bundle(where, bundleCreate(where))},
+			certificateCommand(where), secretsEncryptCommand(where, func() string { return sc.EncryptionProvider }),
+			agentcli.Bundle(where, bundleCreate(where))},
 			nodeCommands(where)...),
 	}
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/umiak-io/umiak/server/encryption"
 )
 
-func secretsEncryptCommand(w agentcli.Where) *cli.Command {
+// secretsEncryptCommand is `umiak secrets-encrypt`. cipher returns the setting secrets-encryption-provider.
+func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command {
 	return &cli.Command{
 		Name:  "secrets-encrypt",
 		Usage: "the keys with which Secrets and ConfigMaps are encrypted in the datastore",
@@ -56,7 +57,7 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 				Description: "Nothing is restarted. May be stopped at any moment, also by a power cut: run it again and it goes on, on any\n" +
 					"server. Of several servers all have to serve: each gets the new key before any writes with it.\n" +
 					"Types: " + strings.Join(encryption.Ciphers, ", ") +
-					"; the default is that of the present key.\n\n" +
+					"; the default is secrets-encryption-provider, or else that of the present key.\n\n" +
 					"  umiak secrets-encrypt rotate\n  umiak secrets-encrypt rotate --key-type aesgcm",
 				Flags: w.Flags(agentcli.Output(), &cli.StringFlag{Name: "key-type",
 					Usage: strings.Join(encryption.Ciphers, ", ")}),
@@ -68,6 +69,7 @@ func secretsEncryptCommand(w agentcli.Where) *cli.Command {
 					if !instance.Running(dirs) {
 						return errors.New("umiak is not running: the API server has to write everything anew; start it, then this again")
 					}
+					k.Cipher = cipher() // the settings have been read with keeper
 					if err := k.Rotate(c.Context, c.String("key-type")); err != nil {
 						return err
 					}

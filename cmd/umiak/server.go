@@ -14,6 +14,7 @@ import (
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/process"
 	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/localadmin"
 )
 
 func serverCommand(w agentcli.Where) *cli.Command {
@@ -43,6 +44,10 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			agentcli.WarnSettings(log, loaded, &sc, &ac, &lc)
+			restore := localadmin.Snapshots{Server: sc, Backup: sc.Snapshots, Etc: agentcli.Etc(), Log: log}
+			if sc, err = restore.ForReset(c.Context); err != nil {
+				return err
+			}
 			release, err := process.Claim(sc.Dirs(), agentcli.Etc(), log)
 			if err != nil {
 				return err
@@ -60,7 +65,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			p := process.Process{Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush,
-				Confirm: agentcli.Confirm}
+				Confirm: agentcli.Confirm, Profiles: ac.EnablePprof}
 			if sc.DisableAgent {
 				p.Parts, p.Sources = srv.Parts(server.NodeHooks{}), srv.Sources()
 			} else {

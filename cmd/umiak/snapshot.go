@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -47,6 +48,7 @@ func (s *snapshotSettings) command(w agentcli.Where, do func(*cli.Context, local
 			return err
 		}
 		s.server.DataDir, s.server.RunDir = dirs.Data, dirs.Run
+		s.logging.File = "" // the server's
 		log, _, err := logging.Setup(s.logging, c.App.ErrWriter)
 		if err != nil {
 			return err
@@ -93,8 +95,8 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 			},
 			{
 				Name: "prune", Usage: "remove all but the newest snapshots of a name", ArgsUsage: "[NAME]",
-				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is " +
-					backup.Scheduled + " if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " +
+				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is snapshot-name, " +
+					backup.Scheduled + ", if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " +
 					backup.OnDemand,
 				Flags: flags(), Action: s.command(where, func(c *cli.Context, sn localadmin.Snapshots) error {
 					node, err := s.agent.Name()
@@ -128,7 +130,11 @@ func listSnapshots(c *cli.Context, s localadmin.Snapshots) error {
 		return err
 	}
 	// Where one of two places cannot be read, those of the other are printed.
+	s, secretErr := s.WithBucket(c.Context)
 	all, err := s.Backup.List(c.Context, s.Server.Dirs())
+	if secretErr != nil {
+		err = secretErr
+	}
 	if js {
 		return errors.Join(printSnapshotsJSON(c, all), err)
 	}
@@ -174,9 +180,13 @@ func showSchedule(c *cli.Context, s localadmin.Snapshots) error {
 
 // pruneSnapshots removes those of the node with this name.
 func pruneSnapshots(c *cli.Context, s localadmin.Snapshots, node string) error {
-	name := backup.Scheduled
+	name := cmp.Or(s.Backup.Name, backup.Scheduled)
 	if c.NArg() > 0 {
 		name = c.Args().First()
+	}
+	s, err := s.WithBucket(c.Context)
+	if err != nil {
+		return err
 	}
 	removed, err := s.Backup.Prune(c.Context, s.Server.Dirs(), name, node)
 	for _, p := range removed {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,6 +66,9 @@ type TLS struct {
 	ClientCert, ClientKey string
 }
 
+// MetricsPort is the TCP port at which a member serves its metrics where the settings ask for it.
+const MetricsPort = 2381
+
 // PeerPort is the TCP port on which members reach each other.
 const PeerPort = 2380
 
@@ -90,6 +92,10 @@ type Config struct {
 	// Failing, if not nil, is called with true when the cluster has had no leader for longer than an election takes,
 	// and with false when it has one again.
 	Failing func(bool)
+	// Metrics are the HOST:PORTs at which etcd's metrics and health are served over plain HTTP; empty for none.
+	Metrics []string
+	// Args are the user's flags for etcd, as NAME=VALUE. They take precedence; see CheckArgs.
+	Args []string
 }
 
 // Member is one member of the cluster.
@@ -230,7 +236,8 @@ func (s *Server) begin(ec *embed.Config) error {
 func peerURL(address string) url.URL { return url.URL{Scheme: "https", Host: address} }
 
 func (s *Server) embedConfig() (*embed.Config, error) {
-	c, cfg := embed.NewConfig(), s.cfg
+	cfg := s.cfg
+	c, applyArgs := newEmbedConfig(cfg.Args)
 	c.Name, c.Dir = cfg.Name, cfg.Dir
 	socket := url.URL{Scheme: "unix", Path: cfg.Socket}
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{socket}, []url.URL{socket}
@@ -262,18 +269,6 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 		c.InitialCluster = strings.Join(all, ",")
 	}
 	c.ForceNewCluster = cfg.Reset
-	c.TickMs, c.ElectionMs = heartbeat, election
-	c.BackendBatchInterval = commitInterval
-	c.BackendFreelistType = "map"
-	c.SnapshotCount, c.SnapshotCatchUpEntries = snapshotEntries, catchUpEntries
-	c.MaxWalFiles, c.MaxSnapFiles = 2, 2
-	c.QuotaBackendBytes = quota
-	if strconv.IntSize == 32 {
-		// The whole file is mapped: etcd adds a tenth to the quota and bbolt rounds up to the next power of two, out
-		// of an address space of 2 or 3 GiB.
-		c.QuotaBackendBytes = 448 << 20
-	}
-	c.MaxLearners = 3
 	c.EnableGRPCGateway = false
 	again := resender{timeout: requestTimeout, member: func(ctx context.Context) (member, error) {
 		select { // etcd serves shortly before StartEtcd returns
@@ -285,7 +280,10 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 	}}
 	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(again.unary)}
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.quiet))
-	return c, nil
+	for _, address := range cfg.Metrics {
+		c.ListenMetricsUrls = append(c.ListenMetricsUrls, url.URL{Scheme: "http", Host: address})
+	}
+	return c, applyArgs()
 }
 
 // Endpoint returns the URL of the unix socket for clients on this machine.

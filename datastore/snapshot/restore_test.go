@@ -52,7 +52,7 @@ func (m machine) server() machine {
 		err = p.Add(pki.Leaf{Name: "l", CA: pki.ServerCA, CertFile: p.File("apiserver.crt"),
 			KeyFile: p.File("apiserver.key"), CommonName: "x", Server: true})
 	}
-	err = errors.Join(err, encryption.Ensure(m.dirs.EncryptionConfig()),
+	err = errors.Join(err, encryption.Ensure(m.dirs.EncryptionConfig(), ""),
 		pki.WriteIfChanged(filepath.Join(m.dirs.Server(), "token"), []byte("um1.secret\n"), 0o600),
 		pki.WriteIfChanged(filepath.Join(m.dirs.Manifests(), "own", "app.yaml"), []byte("kind: ConfigMap\n"), 0o644))
 	if err != nil {

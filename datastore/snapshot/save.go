@@ -61,6 +61,9 @@ type Entry struct {
 	Err  error  `json:"-"`
 }
 
+// ValidName reports whether the name of a snapshot may begin with this.
+func ValidName(name string) bool { return validName.MatchString(name) }
+
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 
 // Run writes the snapshot. It returns nil if OnlyChanged is set and nothing has changed.

@@ -1,7 +1,7 @@
 // Package componentflags applies flags that users give to a component of Kubernetes to the flag set of the component.
 // Its errors name the setting in which the flags were given.
 //
-// agent/kubelet and server/controlplane use it. It imports nothing of umiak but internal/config.
+// agent/kubelet, server/controlplane and datastore/etcd use it. It imports nothing of umiak but internal/config.
 package componentflags
 
 import (

@@ -56,6 +56,9 @@ func (d Dirs) ServerToken() string { return d.data("server", "token") }
 // AgentToken is the file with the token for agents that the first server created.
 func (d Dirs) AgentToken() string { return d.data("server", "agent-token") }
 
+// ResetRestored is the file with the snapshot that cluster-reset-restore-path has restored.
+func (d Dirs) ResetRestored() string { return d.data("reset-restored") }
+
 // DatastoreSocket is the socket at which the API server reaches the datastore.
 func (d Dirs) DatastoreSocket() string { return d.run("datastore.sock") }
 
@@ -67,6 +70,9 @@ func (d Dirs) StatusSocket() string { return d.run("status.sock") }
 
 // ControlSocket is the socket at which commands of root run actions in the running process; 0600.
 func (d Dirs) ControlSocket() string { return d.run("control.sock") }
+
+// ProfileSocket is the socket that serves profiles of the process, with enable-pprof; 0600.
+func (d Dirs) ProfileSocket() string { return d.run("pprof.sock") }
 
 // ProxyGuard is the file with what the service proxy does not let Services take, for `umiak debug service`.
 func (d Dirs) ProxyGuard() string { return d.run("proxy-guard.json") }

@@ -10,10 +10,12 @@ package logging
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -27,6 +29,10 @@ type Config struct {
 	_      struct{} `topic:"Log"`
 	Level  string   `key:"log-level" default:"info" values:"debug,info,warn,error" usage:"how much to log"`
 	Format string   `key:"log-format" default:"text" values:"text,json" usage:"format of the log"`
+	File   string   `key:"log" usage:"file to which the log is written as well, in pieces of 16 MiB (default: standard error only)"`
+	// Verbosity is klog's: 0 is what Kubernetes' components log by default.
+	Verbosity int      `key:"v" default:"0" usage:"verbosity of Kubernetes' components, up to 10; 4 and more include log-level debug"`
+	Modules   []string `key:"vmodule" usage:"verbosity of single source files of Kubernetes, as PATTERN=NUMBER"`
 }
 
 // Validate returns an error that names the wrong key and its possible values.
@@ -38,7 +44,17 @@ func (c Config) Validate() error {
 	if c.Format != "text" && c.Format != "json" {
 		return fmt.Errorf("log-format: %q is not a format", c.Format)
 	}
-	return nil
+	var errs []error
+	if c.File != "" && !filepath.IsAbs(c.File) {
+		errs = append(errs, fmt.Errorf("log: %q is not an absolute path", c.File))
+	}
+	if c.Verbosity < 0 || c.Verbosity > maxVerbosity {
+		errs = append(errs, fmt.Errorf("v: %d is not a verbosity, 0 to %d", c.Verbosity, maxVerbosity))
+	}
+	if _, err := parseModules(c.Modules); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Quiet silences the loggers of libraries. At level debug it does nothing.
@@ -93,6 +109,14 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 	}
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(c.Level)) // validated above
+	if c.Verbosity >= debugVerbosity {
+		level = min(level, slog.LevelDebug)
+	}
+	if c.File != "" {
+		if w, err = alsoTo(w, c.File); err != nil {
+			return nil, nil, err
+		}
+	}
 	opts := &slog.HandlerOptions{Level: slog.Level(-128)}
 	var h slog.Handler = slog.NewTextHandler(w, opts)
 	if c.Format == "json" {
@@ -103,7 +127,11 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 	if level > slog.LevelDebug {
 		lib.limits = &limits{}
 	}
-	klog.SetSlogLogger(slog.New(lib))
+	verbose, err := lib.verbosely(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	klog.SetSlogLogger(slog.New(verbose))
 	logrus.SetOutput(io.Discard)
 	logrus.SetReportCaller(true)
 	logrus.SetLevel(logrusLevel(lib.min.Level()))
@@ -114,6 +142,10 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 	// SetDefault made the package log write to own at level info; only libraries use that package.
 	log.SetFlags(0)
 	log.SetOutput(stdlog{lib})
+	if c.Verbosity >= contentVerbosity {
+		own.Warn("the log holds the contents of requests, Secrets among them; set v to 7 or less when it is not needed " +
+			"any more")
+	}
 	return own, &Quiet{lib}, nil
 }
 
@@ -155,16 +187,21 @@ type library struct {
 	min     *slog.LevelVar
 	limits  *limits
 	muffled *atomic.Bool
+	modules []module // of klog only
 }
 
 func (h *library) Enabled(_ context.Context, l slog.Level) bool {
-	return l >= h.min.Level() || l == slog.LevelInfo && inFatal()
+	return l >= h.min.Level() || l == slog.LevelInfo && inFatal() || enables(h.modules, l)
 }
 func (h *library) WithAttrs(a []slog.Attr) slog.Handler {
-	return &library{h.Handler.WithAttrs(a), h.min, h.limits, h.muffled}
+	out := *h
+	out.Handler = h.Handler.WithAttrs(a)
+	return &out
 }
 func (h *library) WithGroup(n string) slog.Handler {
-	return &library{h.Handler.WithGroup(n), h.min, h.limits, h.muffled}
+	out := *h
+	out.Handler = h.Handler.WithGroup(n)
+	return &out
 }
 
 func (h *library) Handle(ctx context.Context, r slog.Record) error {
@@ -175,12 +212,14 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level == slog.LevelInfo && final {
 		r.Level = slog.LevelError
 	}
-	fn := ""
+	var at runtime.Frame
 	if r.PC != 0 {
-		f, _ := runtime.CallersFrames([]uintptr{r.PC}).Next()
-		fn = f.Function
+		at, _ = runtime.CallersFrames([]uintptr{r.PC}).Next()
 	}
-	name := component(fn)
+	if r.Level < h.min.Level() && !matches(h.modules, at.File, r.Level) {
+		return nil
+	}
+	name := component(at.Function)
 	if r.Level >= slog.LevelError {
 		exits.record(name, r, final)
 	}
@@ -195,7 +234,7 @@ func (h *library) Handle(ctx context.Context, r slog.Record) error {
 		r.AddAttrs(slog.Int("skipped-before", skipped))
 	}
 	// A library often repeats what failed, so its error is a warning here. umiak logs its own failures.
-	r.Level -= slog.LevelError - slog.LevelWarn
+	r.Level = max(r.Level-(slog.LevelError-slog.LevelWarn), slog.LevelDebug)
 	r.Message = shorten(strings.TrimSpace(r.Message))
 	r.AddAttrs(slog.String("component", name))
 	return h.Handler.Handle(ctx, r)

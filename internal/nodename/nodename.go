@@ -40,6 +40,9 @@ type Finder struct {
 	Dirs layout.Dirs
 	// Set is the setting node-name; empty for the host name.
 	Set string
+	// WithID appends a random suffix to the name of a machine that has not joined yet, for machines that are made from
+	// one image with one host name.
+	WithID bool
 	// Host returns the host name; nil means os.Hostname.
 	Host func() (string, error)
 }
@@ -50,7 +53,14 @@ func (f Finder) Find() (Name, error) {
 	if err != nil {
 		return Name{}, err
 	}
+	if f.WithID && kept != "" && f.hasID(kept) {
+		return Name{Name: kept}, nil
+	}
 	if f.Set != "" {
+		if f.WithID && (kept == "" || kept != f.Set && !f.joined()) {
+			n := Name{Name: f.Set + newID()}
+			return n, check("node-name: with with-node-id, ", n.Name)
+		}
 		if kept != "" && kept != f.Set && f.joined() {
 			return Name{}, fmt.Errorf("node-name: this machine has joined as node %q and cannot be %q: set "+
 				"node-name to %s, or leave it out. To rename it, stop umiak, "+
@@ -70,15 +80,31 @@ func (f Finder) Find() (Name, error) {
 		return n, nil
 	case hostErr != nil:
 		return Name{}, fmt.Errorf("find the host name (set node-name): %w", hostErr)
+	case distinctive(host) && f.WithID:
+		n := Name{Name: host + newID()}
+		return n, check("node-name: the host name with with-node-id, ", n.Name)
 	case distinctive(host):
 		return Name{Name: host}, check("node-name: the host name ", host)
 	}
-	b := make([]byte, 4)
-	_, _ = rand.Read(b) // never fails, see crypto/rand
-	n := Name{Name: "node-" + hex.EncodeToString(b)}
+	n := Name{Name: "node" + newID()}
 	n.Remark = fmt.Sprintf("this node is %s from now on, because the host name is %q, which other machines may have "+
 		"as well; set node-name before the first start for another name", n.Name, host)
 	return n, nil
+}
+
+// newID returns a dash and eight random digits.
+func newID() string {
+	b := make([]byte, 4)
+	_, _ = rand.Read(b) // never fails, see crypto/rand
+	return "-" + hex.EncodeToString(b)
+}
+
+// hasID reports whether a stored name is one that WithID has made: the name of the settings and a suffix. Without a
+// name in the settings any name with a suffix is, since the host name may have changed.
+func (f Finder) hasID(kept string) bool {
+	base, id := kept[:max(0, len(kept)-len(newID()))], kept[max(0, len(kept)-len(newID())):]
+	_, err := hex.DecodeString(strings.TrimPrefix(id, "-"))
+	return base != "" && strings.HasPrefix(id, "-") && err == nil && (f.Set == "" || f.Set == base)
 }
 
 // Claim is Find for a node that starts: it also stores the name. If that fails, for instance because the disk is

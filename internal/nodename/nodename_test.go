@@ -71,6 +71,58 @@ func TestTenMachinesCalledLocalhostAreTenNodes(t *testing.T) {
 	}
 }
 
+// TestMachinesOfOneImage: with-node-id makes their names differ, and each keeps its own.
+func TestMachinesOfOneImage(t *testing.T) {
+	seen := map[string]bool{}
+	for _, set := range []string{"", "edge", ""} {
+		f := finder(t, "pi")
+		f.Set, f.WithID = set, true
+		base := "pi"
+		if set != "" {
+			base = set
+		}
+		n, err := f.Claim()
+		if err != nil || len(n.Name) != len(base)+9 || !strings.HasPrefix(n.Name, base+"-") || seen[n.Name] {
+			t.Fatalf("%q: %+v, %v", set, n, err)
+		}
+		seen[n.Name] = true
+		// It stays: at the next start, where a server has put the whole name into the settings, when it has joined.
+		for _, again := range []string{set, n.Name} {
+			g := f
+			g.Set = again
+			if m, err := g.Find(); err != nil || m.Name != n.Name {
+				t.Errorf("%q: %+v, %v", again, m, err)
+			}
+		}
+		if err := os.MkdirAll(f.Dirs.DB(), 0o700); err != nil { // it has joined
+			t.Fatal(err)
+		}
+		f.Set = "other"
+		if m, err := f.Find(); err == nil || !strings.Contains(err.Error(), "has joined as node") {
+			t.Errorf("%+v, %v", m, err)
+		}
+	}
+	// A machine that has joined without a suffix gets none.
+	f := finder(t, "pi")
+	if _, err := f.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(f.Dirs.DB(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []string{"", "pi"} {
+		f.Set, f.WithID = set, true
+		if n, err := f.Find(); err != nil || n.Name != "pi" {
+			t.Errorf("%q: %+v, %v", set, n, err)
+		}
+	}
+	f = finder(t, strings.Repeat("a", 60))
+	f.WithID = true
+	if _, err := f.Find(); err == nil || !strings.Contains(err.Error(), "with-node-id") {
+		t.Error(err)
+	}
+}
+
 func TestTheNameStays(t *testing.T) {
 	f := finder(t, "one")
 	if n, err := f.Claim(); err != nil || n.Name != "one" {

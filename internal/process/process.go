@@ -30,6 +30,8 @@ type Process struct {
 	Sources []status.Source
 	// Forgive, if set, handles a library's wish to end the process where there is another cure; see logging.Exits.
 	Forgive func(component string, reason error) bool
+	// Profiles serves profiles of the process at a socket for root.
+	Profiles bool
 	// Confirm is called once all parts are ready: this version of the program works on this machine.
 	Confirm func() error
 }
@@ -105,6 +107,9 @@ func (p Process) group(last *lastEnd) (*lifecycle.Group, error) {
 		exits.Take(p.Forgive)
 	}
 	parts := []lifecycle.Part{{Name: "status", Run: st.Run}, {Name: "component-exits", Run: exits.Run}}
+	if p.Profiles {
+		parts = append(parts, lifecycle.Part{Name: "profiles", Run: profiles{p.Dirs.ProfileSocket(), p.Log}.run})
+	}
 	parts = append(parts, p.Parts...)
 	last.delay(parts)
 	group, err := lifecycle.New(p.Log, parts...)

@@ -15,10 +15,11 @@ import (
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/internal/version"
+	"github.com/umiak-io/umiak/server/backup/s3"
 )
 
 const (
-	// Scheduled begins the names of scheduled snapshots, which are pruned.
+	// Scheduled begins the names of scheduled snapshots where snapshot-name is not set.
 	Scheduled = "scheduled"
 	// OnDemand begins the names of other snapshots, if the caller sets no name.
 	OnDemand = "on-demand"
@@ -40,6 +41,9 @@ type Keeper struct {
 	Source func() snapshot.Source
 	Log    *slog.Logger
 	Now    func() time.Time // nil means time.Now
+
+	// Objects reads the Secret of snapshot-s3-config-secret; nil where the settings have none.
+	Objects s3.Objects
 
 	// Open opens the bucket; nil means the one of Config.
 	Open func() (bucket, error)
@@ -71,7 +75,7 @@ func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, err
 	if name == "" {
 		name = OnDemand
 	}
-	if name == Scheduled {
+	if name == k.Config.scheduledName() {
 		return nil, fmt.Errorf("the name %q is for the schedule's snapshots, which are pruned; choose another", name)
 	}
 	e, err := k.save(ctx, name, passphrase, false)
@@ -84,8 +88,10 @@ func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, err
 	}
 	_, err = k.tryUpload(ctx)
 	if _, e := os.Stat(mark(out.Path)); e != nil {
-		out.Bucket = k.Config.uri() // the error is about another file, see Section
-		return out, nil
+		if out.Bucket = k.Config.S3.URI(); k.Config.S3.Bucket == "" {
+			out.Bucket = k.Config.S3.Place()
+		}
+		return out, nil // an error is about another file, see Section
 	}
 	out.NotUploaded = fmt.Sprint(err)
 	return out, nil
@@ -190,7 +196,7 @@ func (k *Keeper) wait(ctx context.Context, until time.Time) bool {
 }
 
 func (k *Keeper) scheduled(ctx context.Context) {
-	e, err := k.save(ctx, Scheduled, "", true)
+	e, err := k.save(ctx, k.Config.scheduledName(), "", true)
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -203,7 +209,8 @@ func (k *Keeper) scheduled(ctx context.Context) {
 	}
 	k.record(time.Time{}, err)
 	if err == nil {
-		if _, err := snapshot.Prune(k.Config.Folder(k.Dirs), Scheduled, k.Node, k.Config.Retention); err != nil {
+		if _, err := snapshot.Prune(k.Config.Folder(k.Dirs), k.Config.scheduledName(), k.Node,
+			k.Config.Retention); err != nil {
 			k.Log.Warn("cannot prune snapshots", "error", err)
 		}
 		k.catchUp(ctx)
@@ -248,7 +255,7 @@ func (k *Keeper) Section(context.Context) status.Section {
 	}
 	out.Rows = append(out.Rows, row)
 	if k.Config.S3.On() {
-		row := status.Row{Name: "bucket", State: "up to date", Detail: k.Config.uri() + " at " + k.Config.S3.Endpoint}
+		row := status.Row{Name: "bucket", State: "up to date", Detail: k.Config.S3.Place()}
 		if files, _ := waiting(k.Config.Folder(k.Dirs)); len(files) > 0 {
 			row.State, row.Detail = fmt.Sprintf("%d waiting", len(files)), "to be uploaded to "+row.Detail
 		}

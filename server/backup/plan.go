@@ -32,7 +32,7 @@ func (c Config) Plan(d layout.Dirs, now time.Time) (Plan, error) {
 	p := Plan{Schedule: c.Schedule, Disabled: c.Disable, Retention: c.Retention, Folder: c.Folder(d),
 		Encrypted: c.PassphraseFile != ""}
 	if c.S3.On() {
-		p.Bucket = c.uri() + " at " + c.S3.Endpoint
+		p.Bucket = c.S3.Place()
 		p.Waiting, _ = waiting(p.Folder)
 	}
 	schedule, err := parse(c.Schedule)

@@ -87,10 +87,13 @@ func parseInfo(text string, i *snapshot.Info) error {
 	return nil
 }
 
-// uri is the URI of the folder in the bucket.
-func (c Config) uri() string { return "s3://" + path.Join(c.S3.Bucket, c.S3.Folder) }
-
-func (c Config) open() (bucket, error) { return s3.Open(c.S3) }
+func (c Config) open() (bucket, error) {
+	if c.S3.Bucket == "" { // WithSecret was not called: nobody can read the Secret now
+		_, err := c.S3.Resolve(context.Background(), nil)
+		return nil, err
+	}
+	return s3.Open(c.S3)
+}
 
 // List returns the snapshots of both places, newest first, and unusable files last. If one place cannot be read, it
 // returns the snapshots of the other and an error.
@@ -99,7 +102,7 @@ func (c Config) List(ctx context.Context, d layout.Dirs) ([]Listed, error) {
 	var there []snapshot.Entry
 	if c.S3.On() {
 		var e error
-		there, e = remote(ctx, c.open, c.uri())
+		there, e = remote(ctx, c.open, c.S3.URI())
 		err = errors.Join(err, e)
 	}
 	return merge(here, there), err
@@ -173,7 +176,7 @@ func (c Config) pruneBucket(ctx context.Context, open func() (bucket, error), d 
 	if err != nil {
 		return nil, fmt.Errorf("prune snapshots in the bucket: %w", err)
 	}
-	all, err := remote(ctx, open, c.uri())
+	all, err := remote(ctx, open, c.S3.URI())
 	if err != nil {
 		return nil, fmt.Errorf("prune snapshots: %w", err)
 	}
@@ -275,7 +278,15 @@ func (k *Keeper) upload(ctx context.Context) error {
 	if len(files) == 0 {
 		return errors.Join(errs...)
 	}
-	b, err := k.open()
+	config, err := k.Config.WithSecret(ctx, k.Objects)
+	if err != nil {
+		return err
+	}
+	open := config.open
+	if k.Open != nil {
+		open = k.Open
+	}
+	b, err := open()
 	if err != nil {
 		return err
 	}
@@ -305,7 +316,7 @@ func (k *Keeper) upload(ctx context.Context) error {
 		errs = append(errs, os.Remove(mark(f)))
 	}
 	if scheduled {
-		_, err := k.Config.pruneBucket(ctx, k.open, k.Dirs, Scheduled, k.Node)
+		_, err := config.pruneBucket(ctx, open, k.Dirs, config.scheduledName(), k.Node)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -338,13 +349,6 @@ func (k *Keeper) catchUp(ctx context.Context) {
 	if isNew, err := k.tryUpload(ctx); isNew {
 		k.Log.Error("cannot upload snapshots, trying again", "error", err, "every", clockInterval)
 	}
-}
-
-func (k *Keeper) open() (bucket, error) {
-	if k.Open != nil {
-		return k.Open()
-	}
-	return k.Config.open()
 }
 
 // toUpload marks a new snapshot. This happens before the first attempt, during which the process may end.

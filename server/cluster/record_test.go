@@ -20,7 +20,7 @@ func TestTwoServersAtOnceOnAnEmptyDatabase(t *testing.T) {
 	server := func(name string, st datastore.Store) *Cluster {
 		t.Helper()
 		c := oneOfSeveral(t, name, layout.Dirs{Data: t.TempDir()}, st)
-		if err := encryption.Ensure(c.cfg.Dirs.EncryptionConfig()); err != nil {
+		if err := encryption.Ensure(c.cfg.Dirs.EncryptionConfig(), ""); err != nil {
 			t.Fatal(err)
 		}
 		return c
@@ -78,7 +78,7 @@ func TestWhenTheRecordIsWritten(t *testing.T) {
 	d := layout.Dirs{Data: t.TempDir()}
 	c := oneOfSeveral(t, "s1", d, nil)
 	r := c.Record
-	if err := encryption.Ensure(d.EncryptionConfig()); err != nil {
+	if err := encryption.Ensure(d.EncryptionConfig(), ""); err != nil {
 		t.Fatal(err)
 	}
 	var have sharedfiles.Record

@@ -267,6 +267,10 @@ func (a *APIServer) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("complete configuration: %w", err)
 	}
+	if port := a.settings.AdvertisePort; port != 0 {
+		rec := &cc.KubeAPIs.Extra.EndpointReconcilerConfig.Reconciler
+		*rec = advertisedPort{*rec, int32(port)}
+	}
 	server, err := app.CreateServerChain(cc)
 	if err != nil {
 		return fmt.Errorf("create servers: %w", err)

@@ -29,6 +29,7 @@ type ControllerManager struct {
 	log   *slog.Logger
 	opts  *options.KubeControllerManagerOptions
 	api   *APIServer
+	port  metricsPort
 	state running
 	// cluster are the ranges of pods.
 	cluster []netip.Prefix
@@ -59,6 +60,7 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 	if !given(s.ControllerManagerArgs, metricFlags...) {
 		opts.Metrics = nil
 	}
+	m.port = newMetricsPort(opts.SecureServing)
 	return m, err
 }
 
@@ -66,7 +68,7 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 func controllerManagerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.ControllerManagerKubeconfig)
-	f.set("secure-port", "0")      // its health and metrics are the API server's
+	f.setMetricsPort(s.ControllerManagerArgs, s.Files.ControllerManagerKubeconfig, s.Files)
 	f.set("leader-elect", "false") // who runs it sees to that, see server/cluster/leader
 	f.set("profiling", "false")
 	f.set("use-service-account-credentials", "true")
@@ -122,6 +124,7 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	if err := m.api.WaitReady(ctx); err != nil {
 		return false, err
 	}
+	defer m.port.listen(ctx, m.opts.SecureServing, m.log)()
 	c, err := m.opts.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	if err != nil {
 		return false, fmt.Errorf("make configuration: %w", err)

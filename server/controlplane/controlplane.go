@@ -20,6 +20,8 @@ import (
 type Settings struct {
 	Bind string // address to listen on
 	Port int
+	// AdvertisePort is the port in the endpoints of the Service kubernetes; 0 means Port.
+	AdvertisePort int
 	// Advertise is the address at which pods reach the API server, empty while the machine has none. Where others are
 	// to reach this server as well, there is one from the start.
 	Advertise func() string
@@ -36,6 +38,9 @@ type Settings struct {
 
 	// Nodes are those that have joined.
 	Nodes Nodes
+
+	// NoScheduler leaves kube-scheduler out.
+	NoScheduler bool
 
 	// UpgradesOff lets nobody ask nodes for an upgrade.
 	UpgradesOff bool
@@ -74,14 +79,18 @@ type Files struct {
 type ControlPlane struct {
 	APIServer         *APIServer
 	ControllerManager *ControllerManager
-	Scheduler         *Scheduler
+	Scheduler         *Scheduler // nil with Settings.NoScheduler
 }
 
 // New builds the components' options. Nothing is started; it sets the process's feature gates.
 func New(s Settings, health *Health, log *slog.Logger) (*ControlPlane, error) {
 	api, errA := newAPIServer(s, health, log)
 	kcm, errK := newControllerManager(s, api, health, log)
-	sched, errS := newScheduler(s, health, log)
+	var sched *Scheduler
+	var errS error
+	if !s.NoScheduler {
+		sched, errS = newScheduler(s, health, log)
+	}
 	if err := errors.Join(errA, errK, errS); err != nil {
 		return nil, err
 	}

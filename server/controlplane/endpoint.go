@@ -3,6 +3,7 @@ package controlplane
 import (
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -87,4 +88,29 @@ func (r *soleServer) RemoveEndpoints(name string, _ net.IP, _ []corev1.EndpointP
 func (r *soleServer) StopReconciling() {
 	r.stopping.Store(true)
 	r.EndpointReconciler.StopReconciling()
+}
+
+// advertisedPort publishes another port than the one at which the API server listens.
+type advertisedPort struct {
+	reconcilers.EndpointReconciler
+	port int32
+}
+
+// ReconcileEndpoints publishes the server's address with the advertised port.
+func (r advertisedPort) ReconcileEndpoints(name string, ip net.IP, ports []corev1.EndpointPort,
+	reconcilePorts bool) error {
+	return r.EndpointReconciler.ReconcileEndpoints(name, ip, r.advertised(ports), reconcilePorts)
+}
+
+// RemoveEndpoints removes the server's address, which was published with the advertised port.
+func (r advertisedPort) RemoveEndpoints(name string, ip net.IP, ports []corev1.EndpointPort) error {
+	return r.EndpointReconciler.RemoveEndpoints(name, ip, r.advertised(ports))
+}
+
+func (r advertisedPort) advertised(ports []corev1.EndpointPort) []corev1.EndpointPort {
+	out := slices.Clone(ports)
+	for i := range out {
+		out[i].Port = r.port
+	}
+	return out
 }

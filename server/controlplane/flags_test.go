@@ -86,7 +86,7 @@ func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}
-	for arg, want := range map[string]string{"bind-address=0.0.0.0": "its metrics and health are the API server's",
+	for arg, want := range map[string]string{"tls-cert-file=/x": "umiak issues and renews",
 		"leader-elect": "umiak decides which server runs it", "kubeconfig=/x": "its own API server"} {
 		c := s
 		c.ControllerManagerArgs, c.SchedulerArgs = []string{arg}, []string{arg}
@@ -96,8 +96,8 @@ func TestWhatUmiakOwnsIsRefusedWithWhatToSetInstead(t *testing.T) {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}
-	s.ControllerManagerArgs, s.SchedulerArgs = []string{"leader-elect=false",
-		"node-cidr-mask-size=25"}, []string{"leader-elect=false"}
+	s.ControllerManagerArgs, s.SchedulerArgs = []string{"leader-elect=false", "bind-address=0.0.0.0",
+		"node-cidr-mask-size=25"}, []string{"leader-elect=false", "bind-address=::", "secure-port=20259"}
 	if err := CheckArgs(s); err != nil {
 		t.Error(err)
 	}

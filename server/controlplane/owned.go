@@ -6,7 +6,6 @@ import "maps"
 const (
 	renewed   = "umiak issues and renews the certificates; your own authorities come by `umiak certificate rotate-ca --from FOLDER`"
 	datastore = "set datastore-endpoint and its files"
-	metrics   = "it has no port of its own: its metrics and health are the API server's, https://SERVER:6443/metrics and /livez"
 	elected   = "umiak decides which server runs it"
 	connected = "umiak connects it to its own API server"
 )
@@ -70,10 +69,8 @@ var ownedByBoth = map[string]string{
 	"master":                          connected,
 	"authentication-kubeconfig":       connected,
 	"authorization-kubeconfig":        connected,
-	"bind-address":                    metrics,
-	"secure-port":                     metrics,
-	"tls-cert-file":                   metrics,
-	"tls-private-key-file":            metrics,
+	"tls-cert-file":                   renewed,
+	"tls-private-key-file":            renewed,
 	"leader-elect":                    elected,
 	"leader-elect-lease-duration":     elected,
 	"leader-elect-renew-deadline":     elected,

@@ -15,6 +15,7 @@ import (
 type Scheduler struct {
 	log   *slog.Logger
 	opts  *options.Options
+	port  metricsPort
 	state running
 	idle  string // state while it does not run, which is as it should be where another server leads
 }
@@ -30,6 +31,7 @@ func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, err
 	if !given(s.SchedulerArgs, metricFlags...) {
 		c.opts.Metrics = nil
 	}
+	c.port = newMetricsPort(c.opts.SecureServing)
 	return c, err
 }
 
@@ -37,7 +39,7 @@ func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, err
 func schedulerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.SchedulerKubeconfig)
-	f.set("secure-port", "0")      // its health and metrics are the API server's
+	f.setMetricsPort(s.SchedulerArgs, s.Files.SchedulerKubeconfig, s.Files)
 	f.set("leader-elect", "false") // who runs it sees to that, see server/cluster/leader
 	f.set("profiling", "false")
 	f.set("kube-api-qps", "300")
@@ -56,6 +58,7 @@ func (c *Scheduler) Run(ctx context.Context, ready func()) error {
 	}
 	defer name.Release()
 	c.opts.InformerName = name
+	defer c.port.listen(ctx, c.opts.SecureServing, c.log)()
 	cc, sched, err := app.Setup(ctx, c.opts)
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)

@@ -1,6 +1,7 @@
 package encryption
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -145,8 +146,9 @@ func (c *config) encode() ([]byte, error) {
 	return raw, nil
 }
 
-// Ensure writes a configuration with a new key for Secrets and ConfigMaps, unless the file is there.
-func Ensure(file string) error {
+// Ensure writes a configuration with a new key of the cipher, "" for the best one, for Secrets and ConfigMaps, unless
+// the file is there.
+func Ensure(file, cipher string) error {
 	_, err := os.Stat(file)
 	if err == nil {
 		return os.Chmod(file, 0o600)
@@ -154,11 +156,21 @@ func Ensure(file string) error {
 	if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("read encryption config: %w", err)
 	}
-	k, err := newKey("key1", Ciphers[0])
+	k, err := newKey("key1", cmp.Or(cipher, Ciphers[0]))
 	if err != nil {
 		return err
 	}
 	return (&config{resources: []string{"secrets", "configmaps"}, keys: []secretKey{k}, identity: true}).write(file)
+}
+
+// Differs returns the key that is written with, and reports whether it is of another cipher than this. It is not where
+// the cipher is "" or the file cannot be read.
+func Differs(file, cipher string) (Key, bool) {
+	c, _, err := load(file)
+	if err != nil || cipher == "" {
+		return Key{}, false
+	}
+	return c.keys[0].Key, c.keys[0].Cipher != cipher
 }
 
 func newKey(name, cipher string) (secretKey, error) {

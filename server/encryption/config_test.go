@@ -11,7 +11,7 @@ import (
 
 func TestEnsureKeepsItsKey(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "encryption.yaml")
-	if err := Ensure(file); err != nil {
+	if err := Ensure(file, ""); err != nil {
 		t.Fatal(err)
 	}
 	was, err := os.ReadFile(file)
@@ -21,7 +21,7 @@ func TestEnsureKeepsItsKey(t *testing.T) {
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Ensure(file); err != nil {
+	if err := Ensure(file, ""); err != nil {
 		t.Fatal(err)
 	}
 	now, _ := os.ReadFile(file)
@@ -38,11 +38,27 @@ func TestEnsureKeepsItsKey(t *testing.T) {
 	}
 }
 
+// TestCipherOfTheSettings: it is that of a new cluster's key, and later differs until a rotation.
+func TestCipherOfTheSettings(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "e.yaml")
+	for _, setting := range []string{"aescbc", "", "aescbc"} { // later ones change nothing
+		if err := Ensure(file, setting); err != nil {
+			t.Fatal(err)
+		}
+		if key, other := Differs(file, setting); other {
+			t.Error(key)
+		}
+	}
+	if key, other := Differs(file, "secretbox"); !other || key.String() != "aescbc key1" {
+		t.Error(key, other)
+	}
+}
+
 // first is a file with a key, as a server makes it at its first start.
 func first(t *testing.T) (file string, c *config) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "e.yaml")
-	if err := Ensure(file); err != nil {
+	if err := Ensure(file, ""); err != nil {
 		t.Fatal(err)
 	}
 	c, _, err := load(file)

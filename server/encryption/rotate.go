@@ -2,6 +2,7 @@ package encryption
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ type Status struct {
 // Keeper looks after the keys in one file.
 type Keeper struct {
 	File string
+	// Cipher is that of a new key; "" means that of the present one.
+	Cipher string
 	// REST is the administrator's way to the API server.
 	REST *rest.Config
 	// Share gives a configuration to all servers before any uses it, and puts it into the file here.
@@ -94,7 +97,7 @@ func (k *Keeper) Status(ctx context.Context) (*Status, error) {
 var ErrBusy = errors.New("another `umiak secrets-encrypt rotate` is at work")
 
 // Rotate puts a new key in the place of the present one, or goes on with a rotation that was cut off. It may
-// be stopped at any moment and called again. cipher "" is the present key's.
+// be stopped at any moment and called again. cipher "" means Keeper.Cipher.
 func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 	if cipher != "" && !slices.Contains(Ciphers, cipher) {
 		return fmt.Errorf("--key-type: %q is not one of %s", cipher, strings.Join(Ciphers, ", "))
@@ -119,7 +122,7 @@ func (k *Keeper) Rotate(ctx context.Context, cipher string) error {
 	}
 	if c.phase() == PhaseNone {
 		if cipher == "" {
-			cipher = c.keys[0].Cipher
+			cipher = cmp.Or(k.Cipher, c.keys[0].Cipher)
 		}
 		if err := c.announce(cipher); err != nil {
 			return err

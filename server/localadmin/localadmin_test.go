@@ -1,24 +1,31 @@
 package localadmin
 
 import (
+	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/apiservers"
+	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
@@ -236,5 +243,81 @@ func TestTokenFiles(t *testing.T) {
 		if server && string(text) != "old\n" || !server && err == nil {
 			t.Errorf("server %v: another token's file: %q, %v", server, text, err)
 		}
+	}
+}
+
+// saved is a datastore with one key.
+type saved struct{}
+
+func (saved) State(context.Context) (snapshot.State, error) {
+	return snapshot.State{Backend: "etcd", Revision: 5}, nil
+}
+
+func (saved) Export(_ context.Context, _ int64, visit func(*mvccpb.KeyValue) error) error {
+	return visit(&mvccpb.KeyValue{Key: []byte("/registry/a"), Value: []byte("v"), CreateRevision: 1, ModRevision: 5,
+		Version: 1})
+}
+
+// TestResetToASnapshot: the state is replaced once, however often the server starts with these settings, and the
+// server then starts as the only member of a new etcd.
+func TestResetToASnapshot(t *testing.T) {
+	from, d := stopped(t), stopped(t)
+	entry, err := snapshot.Save{Dir: t.TempDir(), Name: "a", Node: "m1", Server: from.Server(), Source: saved{},
+		Reason: "test", Now: time.Now()}.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	s := Snapshots{Etc: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))}
+	config.Defaults(&s.Server, &s.Backup)
+	s.Server.DataDir, s.Server.RunDir = d.Data, d.Run
+	s.Server.Server, s.Server.ClusterReset, s.Server.ResetRestorePath = "https://first:6443", true, entry.Path
+	ca := func() string {
+		raw, err := os.ReadFile(filepath.Join(d.ServerPKI(), "server-ca.crt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	own := ca()
+	for range 2 {
+		cfg, err := s.ForReset(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cfg.ClusterReset || !cfg.ClusterInit || cfg.Server != "" || cfg.ResetRestorePath != "" {
+			t.Errorf("%+v", cfg)
+		}
+		if err := cfg.ValidateStart(); err != nil {
+			t.Error(err)
+		}
+	}
+	if ca() == own {
+		t.Error("the state is the former one")
+	}
+	restored := func() (n int) {
+		for _, name := range names(t, d.Data) {
+			if strings.HasPrefix(name, "server.before-restore-") {
+				n++
+			}
+		}
+		return n
+	}
+	if restored() != 1 || !strings.Contains(log.String(), "is not restored again") {
+		t.Errorf("%v\n%s", names(t, d.Data), log.String())
+	}
+	// A start without the setting makes it mean something again.
+	path := s.Server.ResetRestorePath
+	s.Server.ClusterReset, s.Server.ResetRestorePath = false, ""
+	if cfg, err := s.ForReset(t.Context()); err != nil || cfg.Server == "" || cfg.ClusterInit {
+		t.Errorf("%+v, %v", cfg, err)
+	}
+	s.Server.ClusterReset, s.Server.ResetRestorePath = true, path
+	if _, err := s.ForReset(t.Context()); err != nil || restored() != 2 {
+		t.Error(err, names(t, d.Data))
+	}
+	s.Server.ResetRestorePath = "/nope"
+	if _, err := s.ForReset(t.Context()); err == nil || !strings.Contains(err.Error(), "cluster-reset-restore-path: ") {
+		t.Error(err)
 	}
 }

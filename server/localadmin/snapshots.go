@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 
 	"github.com/umiak-io/umiak/datastore/snapshot"
+	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/datadisk"
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/socket"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/backup"
@@ -42,6 +47,56 @@ func (s Snapshots) Save(ctx context.Context, name string) (*backup.Saved, error)
 		return saved, fmt.Errorf("the snapshot is saved here; it is not in the bucket yet, a running server tries again: %s", saved.NotUploaded)
 	}
 	return saved, nil
+}
+
+// WithBucket returns s with the settings of the bucket that a Secret holds; the server has to run for that.
+func (s Snapshots) WithBucket(ctx context.Context) (Snapshots, error) {
+	dirs := s.Server.Dirs()
+	if s.Backup.S3.ConfigSecret == "" || !instance.Running(dirs) {
+		return s, nil // without the server, opening the bucket fails and states the remedy
+	}
+	var err error
+	s.Backup, err = s.Backup.WithSecret(ctx, backup.KubeSystem{
+		Client: kubeclient.Source{Kubeconfig: dirs.AdminKubeconfig()}.Maker("umiak-snapshot"),
+	})
+	return s, err
+}
+
+// ForReset replaces the state of the stopped server with the snapshot of cluster-reset-restore-path, and returns the
+// settings with which the server then starts as a cluster of its own. A second start with the same settings leaves the
+// state alone: it would lose what was written since.
+func (s Snapshots) ForReset(ctx context.Context) (server.Config, error) {
+	cfg, mark := s.Server, s.Server.Dirs().ResetRestored()
+	done, err := os.ReadFile(mark)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return cfg, fmt.Errorf("read which snapshot was restored: %w", err)
+	}
+	if cfg.ResetRestorePath == "" {
+		if err == nil {
+			err = os.Remove(mark)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return cfg, err
+	}
+	if string(done) == cfg.ResetRestorePath {
+		s.Log.Warn("the snapshot was restored at an earlier start and is not restored again; remove cluster-reset and "+
+			"cluster-reset-restore-path from the settings", "snapshot", cfg.ResetRestorePath)
+	} else {
+		r, err := s.Restore(ctx, cfg.ResetRestorePath)
+		if err != nil {
+			return cfg, fmt.Errorf("cluster-reset-restore-path: %w", err)
+		}
+		if err := atomicfile.Write(mark, []byte(cfg.ResetRestorePath), 0o600); err != nil {
+			return cfg, fmt.Errorf("record which snapshot was restored: %w", err)
+		}
+		s.Log.Info("restored a snapshot", "snapshot", cfg.ResetRestorePath, "keys", r.Keys, "saved", r.Time, "node", r.Node,
+			"former-state", r.Kept)
+	}
+	// What was restored is in SQLite: it moves into etcd, of which this server is the only member.
+	cfg.ClusterReset, cfg.ClusterInit, cfg.Server, cfg.ResetRestorePath = false, true, "", ""
+	return cfg, nil
 }
 
 // Restore replaces the state of the stopped server with a snapshot: a file, one of the folder, or else of the bucket.

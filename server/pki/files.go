@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"cmp"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ type Kubeconfig struct {
 	// with Embed, their content is put into it, so that the file can be copied to another machine.
 	CAFile, CertFile, KeyFile string
 	Embed                     bool
+	// Name is that of cluster, user and context; "" means umiak.
+	Name string
 }
 
 // Write writes the kubeconfig with the mode.
@@ -50,11 +53,12 @@ func (k Kubeconfig) Write(file string, mode fs.FileMode) error {
 		user = map[string]any{"client-certificate-data": crt, "client-key-data": key}
 		cluster = map[string]any{"server": k.Server, "certificate-authority-data": ca}
 	}
+	name := cmp.Or(k.Name, "umiak")
 	raw, err := yaml.Marshal(map[string]any{
-		"apiVersion": "v1", "kind": "Config", "current-context": "umiak",
-		"clusters": []any{map[string]any{"name": "umiak", "cluster": cluster}},
-		"users":    []any{map[string]any{"name": "umiak", "user": user}},
-		"contexts": []any{map[string]any{"name": "umiak", "context": map[string]any{"cluster": "umiak", "user": "umiak"}}},
+		"apiVersion": "v1", "kind": "Config", "current-context": name,
+		"clusters": []any{map[string]any{"name": name, "cluster": cluster}},
+		"users":    []any{map[string]any{"name": name, "user": user}},
+		"contexts": []any{map[string]any{"name": name, "context": map[string]any{"cluster": name, "user": name}}},
 	})
 	if err != nil {
 		return fmt.Errorf("write kubeconfig: %w", err)

@@ -43,11 +43,21 @@ type ControlPlane struct {
 	Dirs layout.Dirs
 	// URL is where this machine reaches its API server.
 	URL string
-	// AdminCopy is where the administrator's kubeconfig is written to besides, with AdminCopyMode; "" for nowhere.
-	AdminCopy     string
-	AdminCopyMode fs.FileMode
-	Log           *slog.Logger
+	// AdminCopy is a second file with the administrator's kubeconfig.
+	AdminCopy AdminCopy
+	Log       *slog.Logger
 }
+
+// AdminCopy describes a copy of the administrator's kubeconfig for people and programs of this machine.
+type AdminCopy struct {
+	File  string // "" for none
+	Mode  fs.FileMode
+	Group int    // number of the file's group, or NoGroup to leave it alone
+	Name  string // of cluster, user and context
+}
+
+// NoGroup is an AdminCopy.Group that leaves the file's group alone; see chown(2).
+const NoGroup = -1
 
 // Leaves returns the client certificates of the control plane, which write the kubeconfigs as well.
 func (c ControlPlane) Leaves(p *PKI) []Leaf {
@@ -86,15 +96,27 @@ func (c ControlPlane) writeAdmin(p *PKI, l Leaf) error {
 	if err := k.Write(c.Dirs.AdminKubeconfig(), 0o600); err != nil {
 		return err
 	}
-	if c.AdminCopy == "" {
+	to := c.AdminCopy
+	if to.File == "" {
 		return nil
 	}
-	mode := c.AdminCopyMode.Perm()
-	if mode&0o077 != 0 {
+	mode := to.Mode.Perm()
+	switch {
+	case mode&0o077 != 0:
 		c.Log.Warn("write-kubeconfig-mode lets others on this machine administer the cluster",
-			"file", c.AdminCopy, "mode", strconv.FormatUint(uint64(mode), 8))
+			"file", to.File, "mode", strconv.FormatUint(uint64(mode), 8))
+	case to.Group != NoGroup:
+		c.Log.Warn("write-kubeconfig-group does not let the group read the file; set write-kubeconfig-mode to 0640",
+			"file", to.File, "mode", strconv.FormatUint(uint64(mode), 8))
 	}
-	return k.Write(c.AdminCopy, mode)
+	k.Name = to.Name
+	if err := k.Write(to.File, mode); err != nil {
+		return err
+	}
+	if err := os.Chown(to.File, -1, to.Group); err != nil {
+		return fmt.Errorf("set the group of the administrator's kubeconfig: %w", err)
+	}
+	return nil
 }
 
 // ServingLeaf returns the API server's certificate.

@@ -4,13 +4,19 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // clock is a time that tests move.
@@ -311,6 +317,45 @@ func TestKubeconfigEmbedsOrNames(t *testing.T) {
 		}
 		if fi, _ := os.Stat(file); fi.Mode().Perm() != 0o640 {
 			t.Error(fi.Mode())
+		}
+	}
+}
+
+// TestCopyOfTheAdministratorsKubeconfig: the copy has its own mode, group and names, and the original does not.
+func TestCopyOfTheAdministratorsKubeconfig(t *testing.T) {
+	dirs := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
+	p := ensure(t, dirs.ServerPKI(), &clock{t: today})
+	if err := os.MkdirAll(dirs.ServerKubeconfigs(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	group := os.Getegid()
+	if os.Geteuid() == 0 {
+		group = 4711
+	}
+	file := filepath.Join(t.TempDir(), "config")
+	c := ControlPlane{Dirs: dirs, URL: "https://127.0.0.1:6443", Log: slog.New(slog.DiscardHandler),
+		AdminCopy: AdminCopy{File: file, Mode: 0o640, Group: group, Name: "home lab"}}
+	for _, l := range c.Leaves(p) {
+		if err := p.Add(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, ok := st.Sys().(*syscall.Stat_t); !ok || int(s.Gid) != group || st.Mode().Perm() != 0o640 {
+		t.Error(st.Mode(), s.Gid)
+	}
+	for name, want := range map[string]string{file: "home lab", dirs.AdminKubeconfig(): "umiak"} {
+		k, err := clientcmd.LoadFromFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := k.Contexts[k.CurrentContext]
+		if k.CurrentContext != want || at.Cluster != want || at.AuthInfo != want || k.Clusters[want] == nil ||
+			k.AuthInfos[want] == nil {
+			t.Errorf("%s: %+v", name, k)
 		}
 	}
 }

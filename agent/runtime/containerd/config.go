@@ -30,6 +30,12 @@ type Config struct {
 	// OwnNetwork means that the user installs the pod network: containerd reads the CNI configuration and plugins from
 	// the usual folders, and uses the bundled plugins where the user's folder has none of that name.
 	OwnNetwork bool
+	// Runtime is the OCI runtime of pods without a RuntimeClass: one of OtherRuntimes, or "" for runc.
+	Runtime string
+	// SELinux gives containers SELinux labels.
+	SELinux bool
+	// NonrootDevices gives the devices in a container to the user and group of its security context.
+	NonrootDevices bool
 	// ShimCgroup is the cgroup of the shims; "" leaves them in umiak's own cgroup.
 	ShimCgroup string
 	// Registry resolves a registry to hosts; nil uses the host in the image's name.
@@ -41,6 +47,7 @@ type Config struct {
 type settings struct {
 	snapshotter string
 	restrictOOM bool
+	runtime     string // path of the program of Config.Runtime, "" for runc
 }
 
 // Folders in which a pod network that is installed by a manifest puts its configuration and its plugins.
@@ -81,11 +88,10 @@ func ttrpcSocket(dirs layout.Dirs) string { return dirs.ContainerdSocket() + ".t
 
 // render returns containerd's configuration.
 func (c Config) render(s settings) *srvconfig.Config {
-	state := c.Dirs.ContainerdState()
 	return &srvconfig.Config{
 		Version:         version.ConfigVersion,
 		Root:            c.Dirs.ContainerdRoot(),
-		State:           state,
+		State:           c.Dirs.ContainerdState(),
 		RequiredPlugins: required,
 		DisabledPlugins: disabled,
 		Plugins: map[string]any{
@@ -115,13 +121,15 @@ func (c Config) render(s settings) *srvconfig.Config {
 			},
 			"io.containerd.cri.v1.runtime": map[string]any{
 				// The kubelet's cadvisor measures CPU use; by default containerd would ask every shim once a second.
-				"stats_collect_period":         "1h",
-				"stats_retention_period":       "2h",
-				"restrict_oom_score_adj":       s.restrictOOM,
-				"netns_mounts_under_state_dir": true,
-				"enable_unprivileged_ports":    true,
-				"enable_unprivileged_icmp":     true,
-				"enable_criu":                  false,
+				"stats_collect_period":                   "1h",
+				"stats_retention_period":                 "2h",
+				"restrict_oom_score_adj":                 s.restrictOOM,
+				"netns_mounts_under_state_dir":           true,
+				"enable_unprivileged_ports":              true,
+				"enable_unprivileged_icmp":               true,
+				"enable_criu":                            false,
+				"enable_selinux":                         c.SELinux,
+				"device_ownership_from_security_context": c.NonrootDevices,
 				// umiak logs its own, single warning about cgroup v1.
 				"ignore_deprecation_warnings": []string{"io.containerd.deprecation/cgroup-v1"},
 				"cni": map[string]any{
@@ -131,24 +139,7 @@ func (c Config) render(s settings) *srvconfig.Config {
 					// Sets the loopback interface up in this process, instead of running a plugin for each pod.
 					"use_internal_loopback": true,
 				},
-				"containerd": map[string]any{
-					"default_runtime_name": "runc",
-					"runtimes": map[string]any{
-						"runc": map[string]any{
-							"runtime_type": "io.containerd.runc.v2",
-							"runtime_path": c.Programs.Shim,
-							"sandboxer":    "podsandbox",
-							// ensurePause creates the image; its name resolves to no registry.
-							"disable_pause_image_pull": true,
-							"options": map[string]any{
-								"BinaryName":    c.Programs.Runc,
-								"Root":          filepath.Join(state, "runc"),
-								"SystemdCgroup": c.SystemdCgroup,
-								"ShimCgroup":    c.ShimCgroup,
-							},
-						},
-					},
-				},
+				"containerd": c.runtimes(s),
 			},
 		},
 	}

@@ -201,6 +201,10 @@ func (c *Containerd) wrapPlugins(s settings) error {
 // probe determines what this machine supports, and logs what it falls back to.
 func (c *Containerd) probe() (settings, error) {
 	s := settings{snapshotter: c.cfg.Snapshotter}
+	var err error
+	if s.runtime, err = FindRuntime(c.cfg.Runtime); err != nil {
+		return s, err
+	}
 	root := c.cfg.Dirs.ContainerdRoot()
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return s, err

@@ -56,6 +56,7 @@ type childConfig struct {
 	Programs   programs.Programs
 	Registries string
 	Registry   bool // run a registry as well
+	Runtime    string
 }
 
 func child(conf string) error {
@@ -74,7 +75,7 @@ func child(conf string) error {
 	reg := registries.New(registries.Config{File: cfg.Registries, Log: log})
 	go func() { _ = reg.Run(ctx, func() {}) }()
 	c, err := containerd.New(containerd.Config{Dirs: cfg.Dirs, Programs: cfg.Programs, Snapshotter: "overlayfs",
-		Registry: reg, Log: log})
+		Registry: reg, Runtime: cfg.Runtime, NonrootDevices: true, Log: log})
 	if err != nil {
 		return err
 	}

@@ -13,11 +13,11 @@ func Images(w Where) *ucli.Command {
 	// client would wait, and then say nothing that helps.
 	onNode := func(f func(c *ucli.Context, containerd string) error) ucli.ActionFunc {
 		return func(c *ucli.Context) error {
-			dirs, err := w.Dirs(c)
+			containerd, err := w.Containerd(c)
 			if err != nil {
 				return err
 			}
-			return f(c, dirs.ContainerdSocket())
+			return f(c, containerd)
 		}
 	}
 	return &ucli.Command{

@@ -221,11 +221,11 @@ func Ctr(w Where) *ucli.Command {
 		Usage:           "containerd's own tool, on this node's containerd",
 		SkipFlagParsing: true, // everything behind it is ctr's
 		Action: func(c *ucli.Context) error {
-			dirs, err := w.Dirs(c)
+			socket, err := w.Containerd(c)
 			if err != nil {
 				return err
 			}
-			if err := containerd.Ctr(c.Context, c.Args().Slice(), dirs.ContainerdSocket()); err != nil {
+			if err := containerd.Ctr(c.Context, c.Args().Slice(), socket); err != nil {
 				return fmt.Errorf("ctr: %w", err)
 			}
 			return nil

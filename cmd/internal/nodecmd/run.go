@@ -102,7 +102,8 @@ func runAgent(c *ucli.Context, s config.Settings, cfg agent.Config, lc logging.C
 	}
 	return process.Process{
 		Dirs: cfg.Dirs(), Etc: Etc(), Log: log, Hush: quiet.Hush, Forgive: w.Forgive, Confirm: Confirm,
-		Parts: w.Parts(), Sources: w.Sources(),
+		Profiles: cfg.EnablePprof,
+		Parts:    w.Parts(), Sources: w.Sources(),
 	}.Run(c.Context)
 }
 

@@ -1,10 +1,12 @@
 package nodecmd
 
 import (
+	"fmt"
 	"slices"
 
 	ucli "github.com/urfave/cli/v2"
 
+	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/check"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/instance"
@@ -41,6 +43,26 @@ func (w *Where) dirs(c *ucli.Context, running func(layout.Dirs) bool) (layout.Di
 		return layout.Dirs{}, BadConfig(err)
 	}
 	return w.find(s, running)
+}
+
+// Containerd returns the socket of Umiak's containerd on the node that a command is about. It fails where the settings
+// name another container runtime, whose images and containers its own tools show.
+func (w *Where) Containerd(c *ucli.Context) (string, error) {
+	dirs, err := w.Dirs(c)
+	if err != nil {
+		return "", err
+	}
+	for _, known := range w.Known {
+		cfg, ok := known.(*agent.Config)
+		if !ok {
+			continue
+		}
+		if socket, other := cfg.RuntimeSocket(); other {
+			return "", fmt.Errorf("the containers of this node are run by %s (container-runtime-endpoint), not by Umiak's "+
+				"containerd: use the tools of that runtime, or crictl with --runtime-endpoint unix://%s", socket, socket)
+		}
+	}
+	return dirs.ContainerdSocket(), nil
 }
 
 // load fills in the settings of w and of Known.

@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,7 +19,6 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"golang.org/x/sync/errgroup"
 
@@ -60,31 +61,44 @@ type Bucket struct {
 
 // Open returns a client. It does not connect yet.
 func Open(cfg Config) (*Bucket, error) {
-	secret, err := cfg.secret()
+	creds, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
+	proxy := httpproxy.Proxy()
+	if cfg.Proxy != "" {
+		u, err := url.Parse(cfg.Proxy)
+		if err != nil {
+			return nil, errors.New("snapshot-s3-proxy: it is not a URL") // it may hold a password
+		}
+		proxy = http.ProxyURL(u)
+	}
 	transport := &http.Transport{
-		Proxy: httpproxy.Proxy(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
+		Proxy: proxy, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
 		ResponseHeaderTimeout: time.Minute, IdleConnTimeout: 5 * time.Second, MaxIdleConnsPerHost: maxHeads,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: cfg.SkipSSLVerify},
 	}
-	if cfg.EndpointCA != "" {
-		pem, err := os.ReadFile(cfg.EndpointCA)
-		if err != nil {
-			return nil, fmt.Errorf("snapshot-s3-endpoint-ca: %w", err)
+	if cfg.EndpointCA != "" || cfg.endpointPEM != "" {
+		pem := []byte(cfg.endpointPEM)
+		if cfg.EndpointCA != "" {
+			raw, err := os.ReadFile(cfg.EndpointCA)
+			if err != nil {
+				return nil, fmt.Errorf("snapshot-s3-endpoint-ca: %w", err)
+			}
+			pem = append(append(pem, '\n'), raw...)
 		}
 		roots, err := x509.SystemCertPool()
 		if err != nil {
 			roots = x509.NewCertPool()
 		}
 		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("snapshot-s3-endpoint-ca: %s holds no certificate", cfg.EndpointCA)
+			return nil, fmt.Errorf("snapshot-s3-endpoint-ca: %s holds no certificate",
+				cmp.Or(cfg.EndpointCA, "the text"))
 		}
 		transport.TLSClientConfig.RootCAs = roots
 	}
 	client, err := minio.New(cfg.Endpoint, &minio.Options{
-		Creds: credentials.NewStaticV4(cfg.AccessKey, secret, ""), Secure: !cfg.Insecure,
+		Creds: creds, Secure: !cfg.Insecure, BucketLookup: lookups[cfg.Lookup],
 		Transport: transport, Region: cfg.Region, MaxRetries: maxRetries,
 	})
 	if err != nil {
@@ -94,9 +108,7 @@ func Open(cfg Config) (*Bucket, error) {
 }
 
 // String returns the URI and the server.
-func (b *Bucket) String() string {
-	return "s3://" + path.Join(b.cfg.Bucket, b.cfg.Folder) + " at " + b.cfg.Endpoint
-}
+func (b *Bucket) String() string { return b.cfg.Place() }
 
 func (b *Bucket) key(name string) string { return path.Join(b.cfg.Folder, name) }
 
@@ -123,7 +135,8 @@ func (b *Bucket) fail(ctx context.Context, verb, name string, err error) error {
 		err = ErrNotFound
 	case r.StatusCode == http.StatusForbidden || r.StatusCode == http.StatusNotFound && r.Code != minio.NoSuchBucket:
 		err = fmt.Errorf(
-			"the server refuses it: %s: %w; check snapshot-s3-access-key, the secret key, and their permissions", r.Code, err)
+			"the server refuses it: %s: %w; check snapshot-s3-access-key, the secret key, and their permissions (without "+
+				"these settings: the AWS_* variables, or the machine's role)", r.Code, err)
 	case r.Code != "":
 		err = fmt.Errorf("the server refuses it: %s: %w", r.Code, err)
 	}

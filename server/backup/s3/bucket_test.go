@@ -249,7 +249,7 @@ func TestValidate(t *testing.T) {
 		"long":  {SecretKeyFile: file(t, "key", make([]byte, 5000))},
 		"no CA": {EndpointCA: "/none"}, "no certificate": {EndpointCA: file(t, "ca", []byte("x"))},
 	} {
-		c.Bucket, c.Endpoint = "snaps", "localhost"
+		c.Bucket, c.Endpoint, c.AccessKey = "snaps", "localhost", "a"
 		if _, err := s3.Open(c); err == nil || !strings.Contains(err.Error(), "snapshot-s3-") {
 			t.Errorf("%s: %v", what, err)
 		}

@@ -26,7 +26,7 @@ func server(t *testing.T) layout.Dirs {
 	if _, err := pki.Ensure(pki.Config{Dir: d.ServerPKI()}); err != nil {
 		t.Fatal(err)
 	}
-	if err := encryption.Ensure(d.EncryptionConfig()); err != nil {
+	if err := encryption.Ensure(d.EncryptionConfig(), ""); err != nil {
 		t.Fatal(err)
 	}
 	return d
