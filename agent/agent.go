@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"path/filepath"
 
+	"github.com/umiak-io/umiak/agent/apibalancer"
 	"github.com/umiak-io/umiak/agent/events"
 	"github.com/umiak-io/umiak/agent/host/folders"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
@@ -35,7 +37,8 @@ type Agent struct {
 	images     *images.Importer
 	finder     *images.Finder
 	share      *imageshare.Share
-	foreign    *foreign.Runtime // the container runtime, nil where it is Umiak's
+	foreign    *foreign.Runtime      // the container runtime, nil where it is Umiak's
+	servers    *apibalancer.Balancer // nil unless this machine's server is needed at lb-server-port
 
 	stage *stage
 }
@@ -63,6 +66,13 @@ func New(cfg Config, joiner Joiner, log *slog.Logger) (*Agent, error) {
 	}
 	if other {
 		a.foreign = foreign.New(socket, log)
+	}
+	if l, ok := joiner.(LocalServer); ok && l.LocalServer() != "" {
+		var err error
+		if a.servers, err = apibalancer.New(apibalancer.Config{Given: l.LocalServer(), Log: log,
+			Listen: net.JoinHostPort("127.0.0.1", cfg.BalancerPort.String())}); err != nil {
+			return nil, err
+		}
 	}
 	a.events = events.New(a.name, log)
 	a.registries = registries.New(registries.Config{
@@ -143,7 +153,7 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "tunnel", After: after("join"), Run: a.member(func(n *node) run { return n.tunnels.Run })},
 		{Name: "network", After: after("join"), Run: a.member(func(n *node) run { return n.runNetwork })},
 		{Name: "routes", After: after("join"), Run: a.member(func(n *node) run { return n.routes.Run })},
-		{Name: "proxy", After: after("join"), Run: a.member(func(n *node) run { return n.runProxy })},
+		{Name: "proxy", After: after("join"), Run: a.member(func(n *node) run { return n.proxy.Run })},
 		{Name: "policy", After: after("join"), Run: a.member(func(n *node) run { return n.policies.Run })},
 		{Name: "resolver", After: after("join"), Run: a.member(func(n *node) run { return n.resolver.Run })},
 		{Name: "dns", After: after("resolver"), Run: a.member(func(n *node) run { return n.dns.Run })},
@@ -153,6 +163,12 @@ func (a *Agent) Parts(cluster ...string) []lifecycle.Part {
 		{Name: "labels", After: after("kubelet"), Run: a.member(func(n *node) run { return n.object.Run })},
 		{Name: "upgrade", After: after("join"), Run: a.member(func(n *node) run { return n.upgrade })},
 	}...)
+	if _, ok := a.joiner.(Facts); ok {
+		parts = append(parts, part{Name: settingsPart, After: after("join"), Run: a.followFacts})
+	}
+	if a.servers != nil {
+		parts = append(parts, part{Name: "servers", Run: a.servers.Run})
+	}
 	if a.cfg.ImageSharing {
 		parts = append(parts, part{
 			Name: "sharing", After: after("join", runtime),

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/status"
 )
@@ -58,7 +59,7 @@ func newAgent(t *testing.T, change func(*Config)) *Agent {
 		DataDir: t.TempDir(), RunDir: t.TempDir(), BalancerPort: 6444, NodeName: "n1", Snapshotter: "overlayfs",
 		CgroupRoot: "/", KubeletPort: 10250, ImageSharing: true,
 	}
-	cfg.NodeIP = []netip.Addr{netip.MustParseAddr("10.0.0.5")}
+	cfg.NodeIP = nodeip.At(netip.MustParseAddr("10.0.0.5"))
 	if change != nil {
 		change(&cfg)
 	}
@@ -100,7 +101,7 @@ func member(t *testing.T, a *Agent) *node {
 
 // TestParts: the list is in an order in which it can start, and its names are those that docs and `umiak status` show.
 func TestParts(t *testing.T) {
-	const all = "addresses machine registries containerd images join events tunnel network routes proxy policy resolver dns tables kubelet labels upgrade"
+	const all = "addresses machine registries containerd images join events tunnel network routes proxy policy resolver dns tables kubelet labels upgrade settings"
 	for sharing, want := range map[bool]string{false: all, true: all + " sharing"} {
 		a := newAgent(t, func(c *Config) { c.ImageSharing = sharing })
 		parts := append([]lifecycle.Part{{Name: "servers"}}, a.Parts("servers")...)
@@ -223,7 +224,7 @@ func TestFactsOf(t *testing.T) {
 	if err != nil || f.apiPort != 6444 {
 		t.Errorf("%+v, %v", f, err)
 	}
-	if got := f.reachableServices(); !slices.Equal(got, []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}) {
+	if got := f.routedServices(); !slices.Equal(got, []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}) {
 		t.Errorf("a node without IPv6 has routes to %v", got)
 	}
 	c := cluster()

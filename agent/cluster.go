@@ -54,6 +54,13 @@ type Backend interface {
 	FlannelBackend() string
 }
 
+// LocalServer is implemented by a Joiner whose server runs on this machine.
+type LocalServer interface {
+	// LocalServer returns the HOST:PORT of that server if programs of this machine need it at lb-server-port, as they
+	// find a server on other nodes; "" if not.
+	LocalServer() string
+}
+
 // Earlier is implemented by a Joiner that knows with which addresses the node joined last.
 type Earlier interface {
 	// EarlierIPs returns those addresses, nil if the node has not joined.

@@ -5,6 +5,12 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/umiak-io/umiak/agent/dataplane/network"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/runtime/foreign"
 	"github.com/umiak-io/umiak/agent/runtime/imageshare"
@@ -26,19 +32,21 @@ type Config struct {
 	TokenFile    string      `key:"token-file" secret:"file" usage:"file that holds the token"`
 	BalancerPort config.Port `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
-	_              struct{}      `topic:"Node"`
-	WithNodeID     bool          `key:"with-node-id" usage:"append a random suffix to the node's name at the first start, for machines of one image"`
-	NodeName       string        `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
-	NodeIP         []netip.Addr  `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
-	NodeExternalIP []netip.Addr  `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
-	NodeLabel      []string      `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
-	NodeTaint      []string      `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
-	KubeletArg     []string      `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
-	KubeletConfigs string        `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
-	ProtectKernel  bool          `key:"protect-kernel-defaults" usage:"refuse to run the kubelet where kernel settings differ from those that it needs, instead of changing them"`
-	CgroupRoot     string        `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
-	EnablePprof    bool          `key:"enable-pprof" usage:"serve profiles of this process at run-dir/pprof.sock, for root"`
-	ShutdownGrace  time.Duration `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
+	_               struct{}       `topic:"Node"`
+	WithNodeID      bool           `key:"with-node-id" usage:"append a random suffix to the node's name at the first start, for machines of one image"`
+	NodeName        string         `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`
+	NodeIP          []nodeip.Asked `key:"node-ip" usage:"addresses to advertise for the node, one a family, or interfaces that have them (default: that of the default route's interface)"`
+	NodeExternalIP  []netip.Addr   `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
+	NodeInternalDNS []string       `key:"node-internal-dns" usage:"names of the node inside of its network, with a domain"`
+	NodeExternalDNS []string       `key:"node-external-dns" usage:"names by which others reach the node, with a domain"`
+	NodeLabel       []string       `key:"node-label" usage:"label to register the node with, as KEY=VALUE"`
+	NodeTaint       []string       `key:"node-taint" usage:"taint to register the node with, as KEY=VALUE:EFFECT"`
+	KubeletArg      []string       `key:"kubelet-arg" usage:"flag for the kubelet, as NAME=VALUE"`
+	KubeletConfigs  string         `key:"kubelet-config-dir" default:"/etc/umiak/kubelet.d" usage:"folder with files of KubeletConfiguration (*.yaml, *.conf), for what kubelet-arg cannot say"`
+	ProtectKernel   bool           `key:"protect-kernel-defaults" usage:"refuse to run the kubelet where kernel settings differ from those that it needs, instead of changing them"`
+	CgroupRoot      string         `key:"cgroup-root" default:"/" usage:"cgroup under which pods are put"`
+	EnablePprof     bool           `key:"enable-pprof" usage:"serve profiles of this process at run-dir/pprof.sock, for root"`
+	ShutdownGrace   time.Duration  `key:"shutdown-grace-period" default:"30s" usage:"how long pods get to stop when the machine shuts down; 0s turns it off"`
 
 	_ struct{} `topic:"Addresses and ports"`
 	// BindAddress is the kubelet's on an agent. On a server, the API server has the setting.
@@ -46,7 +54,9 @@ type Config struct {
 	KubeletPort     config.Port    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
 	KubeletPortFrom []config.Range `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
 	FlannelIface    string         `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
+	FlannelConf     string         `key:"flannel-conf" usage:"file in the format of flannel's net-conf.json with MTU, DirectRouting or PersistentKeepaliveInterval of the backend"`
 	ResolvConf      string         `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
+	KubeProxyArg    []string       `key:"kube-proxy-arg" usage:"flag of kube-proxy for the node's service proxy, as NAME=VALUE: nodeport-addresses or metrics-bind-address; its others have no effect"`
 	PodSourceCheck  bool           `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
 
 	_                 struct{} `topic:"Images and containers"`
@@ -92,12 +102,17 @@ func (c Config) FindName() nodename.Finder {
 func (c Config) Validate() error {
 	var m config.Mistakes
 	m.Join(c.ValidateValues(), c.kubelet().CheckFiles())
+	if _, err := network.ReadFlannelConf(c.FlannelConf); err != nil {
+		m.Add("flannel-conf", "%w", err)
+	}
 	return m.Err()
 }
 
-// PassedOver returns a sentence for each file that looks as if it were read for these settings and is not.
+// PassedOver returns a sentence for each file that looks as if it were read for these settings and is not, and for
+// flags that have no effect.
 func (c Config) PassedOver() []string {
-	return kubelet.Config{ConfigDir: c.KubeletConfigs}.PassedOver()
+	flags, _ := proxy.ParseFlags(c.KubeProxyArg) // Validate returns the error
+	return append(kubelet.Config{ConfigDir: c.KubeletConfigs}.PassedOver(), flags.Remarks()...)
 }
 
 // kubelet returns what the settings determine of the kubelet's configuration.
@@ -145,6 +160,8 @@ func (c Config) ValidateValues() error {
 			m.Add("node-external-ip", "%q is not an IP address", a)
 		}
 	}
+	checkNames(&m, "node-internal-dns", c.NodeInternalDNS)
+	checkNames(&m, "node-external-dns", c.NodeExternalDNS)
 	c.checkNodeIPs(&m)
 	c.checkPorts(&m)
 	if c.Token != "" && c.TokenFile != "" {
@@ -162,19 +179,32 @@ func (c Config) ValidateValues() error {
 	if d := c.ShutdownGrace; d < 0 || d > 0 && d < minGrace {
 		m.Add("shutdown-grace-period", "%s is too short: %s is the least, or 0s to stop no pods in order", d, minGrace)
 	}
-	m.Join(c.kubelet().Check())
+	_, err := proxy.ParseFlags(c.KubeProxyArg)
+	m.Join(c.kubelet().Check(), err)
 	return m.Err()
+}
+
+// checkNames adds what is wrong with further names of the node.
+func checkNames(m *config.Mistakes, key string, names []string) {
+	for _, name := range names {
+		if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
+			m.Add(key, "%q: %s", name, strings.Join(e, ", "))
+		} else if !strings.Contains(name, ".") {
+			m.Add(key, "%q has no domain: write it as %s.example.com", name, name)
+		}
+	}
 }
 
 // checkNodeIPs adds what is wrong with node-ip. The kubelet reports no address of these kinds.
 func (c Config) checkNodeIPs(m *config.Mistakes) {
 	families := map[bool]netip.Addr{}
-	for _, a := range c.NodeIP {
+	for _, asked := range c.NodeIP {
+		if asked.Interface != "" {
+			continue
+		}
+		a := asked.Addr
 		ip := a.Unmap()
 		switch {
-		case a.Zone() != "":
-			m.Add("node-ip", "%q is not an IP address", a)
-			continue
 		case ip.IsUnspecified():
 			m.Add("node-ip", "%s stands for any address; name the one at which other nodes reach this node, or leave it out", a)
 		case ip.IsLoopback():
@@ -213,6 +243,20 @@ func (c Config) checkPorts(m *config.Mistakes) {
 func (c Config) kubeletFrom() (out []netip.Prefix) {
 	for _, r := range c.KubeletPortFrom {
 		out = append(out, r.Prefix)
+	}
+	return out
+}
+
+// ownAddresses returns what the settings add to the addresses of the Node.
+func (c Config) ownAddresses() (out []corev1.NodeAddress) {
+	for _, l := range []struct {
+		kind corev1.NodeAddressType
+		list []string
+	}{{corev1.NodeExternalIP, config.Texts(c.NodeExternalIP)}, {corev1.NodeInternalDNS, c.NodeInternalDNS},
+		{corev1.NodeExternalDNS, c.NodeExternalDNS}} {
+		for _, a := range l.list {
+			out = append(out, corev1.NodeAddress{Type: l.kind, Address: a})
+		}
 	}
 	return out
 }

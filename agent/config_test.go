@@ -25,7 +25,7 @@ var refused = []struct{ settings, want string }{
 	{"node-ip: 224.0.0.1", "node-ip: 224.0.0.1 is a multicast address"},
 	{"node-ip: 'fe80::1'", "node-ip: fe80::1 is a link-local address"},
 	{"node-ip: 'fd00::1%eth0'", `node-ip: "fd00::1%eth0" is not an IP address`},
-	{"node-ip: here", `node-ip: "here" is not an IP address`},
+	{"node-ip: 10.0.0", `node-ip: "10.0.0" is not an IP address, nor the name of an interface`},
 	{"node-external-ip: router", `node-external-ip: "router" is not an IP address`},
 	{"node-external-ip: 'fd00::1%eth0'", `node-external-ip: "fd00::1%eth0" is not an IP address`},
 	{"lb-server-port: 10250", "lb-server-port: 10250 is kubelet-port as well"},
@@ -36,6 +36,12 @@ var refused = []struct{ settings, want string }{
 	{"kubelet-arg: [image-credential-provider-config=/nope, image-credential-provider-bin-dir=/nope]",
 		"image-credential-provider-config: stat /nope"},
 	{"kubelet-arg: no-such-flag=1", "kubelet-arg: "},
+	{"node-internal-dns: n1", `node-internal-dns: "n1" has no domain`},
+	{"node-external-dns: N_1.example.com", `node-external-dns: "N_1.example.com": `},
+	{"flannel-conf: /nope", "flannel-conf: open /nope"},
+	{"kube-proxy-arg: nodeport-addreses=10.0.0.0/8", "kube-proxy-arg: there is no flag \"nodeport-addreses\"; did you mean nodeport-addresses?"},
+	{"kube-proxy-arg: nodeport-addresses=eth0", "kube-proxy-arg: nodeport-addresses: \"eth0\" is not a range"},
+	{"kube-proxy-arg: metrics-bind-address=all", "kube-proxy-arg: metrics-bind-address: \"all\" is not ADDRESS:PORT"},
 	{"node-label: bad", "node-label: "},
 	{"node-taint: bad", "node-taint: "},
 	{"data-dir: here", `data-dir: "here" is not an absolute path`},
@@ -61,6 +67,7 @@ var refused = []struct{ settings, want string }{
 
 // accepted are settings that can be used.
 var accepted = []string{
+	"node-ip: eth0",
 	"node-ip: [10.0.0.1, 'fd00::1']\nnode-external-ip: 203.0.113.1",
 	"kubelet-port-from: [192.168.1.7/24, 10.0.0.1, '::/0']",
 	"shutdown-grace-period: 0s\nimage-import-parallel: 0",
@@ -69,6 +76,8 @@ var accepted = []string{
 	"with-node-id: true\nprotect-kernel-defaults: true\nbind-address: 192.0.2.1",
 	"container-runtime-endpoint: unix:///run/crio/crio.sock\nenable-pprof: true",
 	"default-runtime: crun\nselinux: true\nnonroot-devices: true",
+	"node-internal-dns: n1.lan.example.com\nnode-external-dns: [n1.example.com, home.example.org]",
+	"kube-proxy-arg: [proxy-mode=ipvs, metrics-bind-address=0.0.0.0, nodeport-addresses=primary]",
 	"upgrade-sources: https://example.com/umiak\ndisable-default-registry-endpoint: true",
 }
 

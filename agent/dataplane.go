@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -20,11 +21,19 @@ import (
 )
 
 func (a *Agent) newNetwork(f clusterFacts, n *node) (*network.Network, error) {
+	conf, err := network.ReadFlannelConf(a.cfg.FlannelConf)
+	if err != nil {
+		return nil, fmt.Errorf("flannel-conf: %w", err)
+	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: f.ips, Iface: a.cfg.FlannelIface, Backend: f.FlannelBackend,
 		ClusterCIDR: f.ClusterCIDR, ServiceCIDR: f.ServiceCIDR, SourceCheck: a.cfg.PodSourceCheck,
 		KubeletPort: int(a.cfg.KubeletPort), KubeletFrom: a.cfg.kubeletFrom(), Held: a.heldPorts(f),
+		PolicySocket: a.policySocket(f), ServiceRoutes: len(f.routedServices()) > 0, Flannel: conf,
 		Tables: n.tables, Dirs: a.dirs, Watch: n.agent, Self: n.self, Journal: a.stage.Machine().Journal, Log: a.log,
+	}
+	if f.FlannelExternalIP {
+		cfg.ExternalIPs = a.cfg.NodeExternalIP
 	}
 	if a.cfg.ImageSharing {
 		cfg.Others = a.share
@@ -43,6 +52,9 @@ func (a *Agent) heldPorts(f clusterFacts) (out []hostport.Held) {
 	}
 	for _, h := range ports.Held() {
 		out = append(out, hostport.Held{Protocol: strings.ToLower(string(h.Protocol)), Port: h.Port, Holder: h.Holder})
+	}
+	if a.servers != nil {
+		out = append(out, hostport.Held{Protocol: "tcp", Port: int(a.cfg.BalancerPort), Holder: "the API server"})
 	}
 	return out
 }
@@ -93,7 +105,7 @@ func (a *Agent) newDNS(n *node) (*dns.Server, error) {
 		pods = ""
 	}
 	return dns.New(dns.Config{
-		PodInterface: pods, NodeIPs: n.facts.ips, NodeName: a.name, Tables: n.tables,
+		PodInterface: pods, NodeIPs: n.facts.ips, Endpoints: n.facts.KubeProxyOff, NodeName: a.name, Tables: n.tables,
 		ClusterDomain: n.facts.ClusterDomain, ClusterDNS: n.facts.ClusterDNS, ResolvConf: a.dirs.HostResolvConf(),
 		StateFile: filepath.Join(a.dirs.Agent(), "dns.json"),
 		Client:    n.agent, Informers: n.informers, Log: a.log,
@@ -146,8 +158,12 @@ func (a *Agent) newGuard(f clusterFacts) *serviceguard.Source {
 	return serviceguard.New(cfg)
 }
 
-// reachableServices returns the ranges of Services in the families that this node has an address of.
-func (f clusterFacts) reachableServices() (out []netip.Prefix) {
+// routedServices returns the ranges of Services that the host has a route to: those in the families that this node has
+// an address of. Another proxy than the node's own makes the routes that it needs.
+func (f clusterFacts) routedServices() (out []netip.Prefix) {
+	if f.KubeProxyOff {
+		return nil
+	}
 	for _, p := range f.ServiceCIDR {
 		if slices.ContainsFunc(f.ips, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() }) {
 			out = append(out, p)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"k8s.io/client-go/kubernetes"
@@ -28,7 +29,8 @@ func (a *Agent) join(ctx context.Context, ready func()) error {
 			"component", "proxy", "error", err)
 	}
 	cluster, err := a.joiner.Join(ctx, Node{Name: a.name, IPs: now.Texts(),
-		ExternalIPs: config.Texts(a.cfg.NodeExternalIP)})
+		ExternalIPs: config.Texts(a.cfg.NodeExternalIP),
+		DNSNames:    slices.Concat(a.cfg.NodeInternalDNS, a.cfg.NodeExternalDNS)})
 	if err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}

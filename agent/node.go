@@ -7,20 +7,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"sync"
 
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
 	"github.com/umiak-io/umiak/agent/dataplane/informercache"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
-	"github.com/umiak-io/umiak/agent/dataplane/netpol"
 	"github.com/umiak-io/umiak/agent/dataplane/network"
-	"github.com/umiak-io/umiak/agent/dataplane/proxy"
-	"github.com/umiak-io/umiak/agent/dataplane/serviceguard"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
 	"github.com/umiak-io/umiak/agent/events"
 	"github.com/umiak-io/umiak/agent/host"
@@ -56,9 +50,8 @@ type node struct {
 	tunnels  *tunnel.Tunnels
 	network  *network.Network
 	routes   *serviceroute.Routes
-	proxy    *proxy.Proxy
-	guard    *serviceguard.Source
-	policies *netpol.Policies
+	proxy    reportingPart
+	policies reportingPart
 	resolver *resolver.Resolver
 	dns      *dns.Server
 	tables   *reconcile.Tables
@@ -98,21 +91,11 @@ func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 	if n.dns, err = a.newDNS(n); err != nil {
 		return nil, err
 	}
-	n.routes = serviceroute.New(f.reachableServices(), a.restoreDNS(n), a.log)
-	n.guard = a.newGuard(f)
-	n.proxy, err = proxy.New(proxy.Config{
-		NodeName: a.name, NodeIPs: f.ips, ClusterCIDR: f.ClusterCIDR, Informers: n.informers,
-		HostPorts: n.publishHostPorts, Guard: n.guard.Guard(), Log: a.log, Registerer: legacyregistry.Registerer(),
-	})
-	if err != nil {
+	n.routes = serviceroute.New(f.routedServices(), a.restoreDNS(n), a.log)
+	if n.proxy, err = a.newProxy(n); err != nil {
 		return nil, err
 	}
-	n.policies, err = netpol.New(netpol.Config{
-		NodeName: a.name, ClusterCIDR: f.ClusterCIDR, Client: n.agent, Informers: n.informers,
-		Socket:    a.dirs.PolicySocket(),
-		StateFile: filepath.Join(a.dirs.Agent(), "no-network-policies"), Log: a.log,
-		Registerer: legacyregistry.Registerer(),
-	})
+	n.policies, err = a.newPolicies(n)
 	return n, err
 }
 
@@ -123,7 +106,7 @@ func (a *Agent) newKubelet(n *node) *kubelet.Kubelet {
 		RuntimeSocket: socket,
 		NodeName:      a.name, NodeIPs: n.facts.ips, Labels: a.cfg.NodeLabel, Taints: a.cfg.NodeTaint,
 		Args:      a.cfg.KubeletArg,
-		ConfigDir: a.cfg.KubeletConfigs, HideExternalIPs: len(a.cfg.NodeExternalIP) > 0, Port: int(a.cfg.KubeletPort),
+		ConfigDir: a.cfg.KubeletConfigs, HiddenAddresses: nodeobject.Types(a.cfg.ownAddresses()), Port: int(a.cfg.KubeletPort),
 		Address: a.kubeletAddress(), ProtectKernel: a.cfg.ProtectKernel,
 		CredentialProviders: a.cfg.credentialProviders(),
 		Dirs:                a.dirs, Root: folders.KubeletRoot,
@@ -166,7 +149,7 @@ func (s imageStore) All(ctx context.Context) ([]pullrecords.Image, error) {
 func (a *Agent) newNodeObject(n *node) *nodeobject.Object {
 	cfg := nodeobject.Config{
 		Name: a.name, Client: n.self, Nodes: n.informers.Core().V1().Nodes().Informer(), Settings: n.kubelet,
-		ExternalIPs: a.cfg.NodeExternalIP,
+		Addresses: a.cfg.ownAddresses(),
 	}
 	if t, ok := a.joiner.(Taints); ok {
 		cfg.SetTaints = t.SetTaints
@@ -213,16 +196,6 @@ func (n *node) runNetwork(ctx context.Context, ready func()) error {
 		return lifecycle.WakeOn(err, changed)
 	}
 	return err
-}
-
-// runProxy serves Services, and keeps the guard up to date meanwhile.
-func (n *node) runProxy(ctx context.Context, ready func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var guarding sync.WaitGroup
-	defer guarding.Wait()
-	defer cancel() // first: Run may have failed
-	guarding.Go(func() { n.guard.Follow(ctx, n.proxy.SetGuard) })
-	return n.proxy.Run(ctx, ready)
 }
 
 // shareImages gives images to other nodes and takes them from there.

@@ -86,34 +86,6 @@ spec:
 	})
 }
 
-// TestOwnNetwork brings a network as a manifest does: a configuration in /etc/cni/net.d, a plugin in /opt/cni/bin.
-func TestOwnNetwork(t *testing.T) {
-	t.Parallel()
-	e := own(t, cluster.Options{Name: "cni", Settings: map[string]string{"flannel-backend": "none"}})
-	e.must(e.APIReady(e.within(2 * patience)))
-	e.must(e.M.Do(func() error {
-		return errors.Join(
-			os.MkdirAll("/opt/cni/bin", 0o755),
-			os.WriteFile("/opt/cni/bin/bridge", []byte("#!/bin/sh\necho used >/opt/used\nexec "+
-				cluster.Dirs().Bundle()+"/current/cni/bridge\n"), 0o755),
-			os.MkdirAll("/etc/cni/net.d", 0o755),
-			os.WriteFile("/etc/cni/net.d/10-mine.conflist", []byte(`{"cniVersion": "1.0.0", "name": "mine", "plugins": [
-				{"type": "bridge", "bridge": "mine0", "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": "/run/mine", "ranges": [[{"subnet": "10.99.0.0/24"}]]}},
-				{"type": "portmap", "capabilities": {"portMappings": true}}]}`), 0o644))
-	}))
-	e.ready()
-	e.client("cli")
-	if p := e.pod(named("cli"), isReady); !strings.HasPrefix(p.Status.PodIP, "10.99.0.") {
-		t.Errorf("address %s is not of the user's network", p.Status.PodIP)
-	}
-	if _, err := os.Stat(e.hostPath("/opt/used")); err != nil {
-		t.Errorf("the plugin in /opt/cni/bin was not used: %v", err)
-	}
-	if left, err := filepath.Glob(e.hostPath(cluster.Dirs().CNIConfig(), "*")); err != nil || len(left) > 0 {
-		t.Errorf("umiak's own configuration: %q, %v", left, err)
-	}
-}
-
 // oddDataDir is the row of a data directory that is no plain folder. What the machine has of umiak's can be taken
 // away there, too, and nothing of what is the user's.
 func oddDataDir(name, host, arrange string) obstacle {

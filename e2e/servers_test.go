@@ -63,9 +63,10 @@ func TestThreeServers(t *testing.T) {
 	e.joinServer(s2)
 	e.sub("other settings than the cluster's", func(e *env) {
 		_, err := s3.M.Run(e.soon(), "umiak", "server", "--server", e.url(), "--token", e.token("--kind", "server"),
-			"--cluster-cidr", "10.99.0.0/16", "--flannel-backend", "host-gw")
+			"--cluster-cidr", "10.99.0.0/16", "--flannel-backend", "host-gw", "--disable-kube-proxy", "--disable-network-policy")
 		for _, want := range []string{`cluster-cidr is "10.99.0.0/16" here and "10.42.0.0/16" in the cluster`,
-			`flannel-backend is "host-gw" here and "vxlan"`} {
+			`flannel-backend is "host-gw" here and "vxlan"`, `disable-kube-proxy is "true" here and not set in the cluster`,
+			`disable-network-policy is "true" here and not set in the cluster`} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				e.Errorf("got %v, want %s", err, want)
 			}

@@ -18,13 +18,22 @@ import (
 //go:embed *.yaml
 var FS embed.FS
 
-// Vars are the values that differ from cluster to cluster.
-func Vars(clusterDomain string, clusterDNS []netip.Addr) (map[string]string, error) {
-	if len(clusterDNS) == 0 {
+// Cluster describes what differs from cluster to cluster.
+type Cluster struct {
+	Domain string
+	// DNS are the addresses of the DNS Service, one a family; at least one is needed.
+	DNS []netip.Addr
+	// OtherProxy means that another proxy than the nodes' own serves Services.
+	OtherProxy bool
+}
+
+// Vars returns the values of the variables in the files.
+func Vars(c Cluster) (map[string]string, error) {
+	if len(c.DNS) == 0 {
 		return nil, errors.New("no cluster DNS address")
 	}
 	var families, addresses []string
-	for _, a := range clusterDNS {
+	for _, a := range c.DNS {
 		addresses = append(addresses, a.String())
 		family := "IPv6"
 		if a.Is4() {
@@ -36,12 +45,17 @@ func Vars(clusterDomain string, clusterDNS []netip.Addr) (map[string]string, err
 	if len(families) > 1 {
 		policy = "RequireDualStack"
 	}
+	traffic := "Cluster"
+	if c.OtherProxy { // the endpoints are the nodes, each for its own pods: server/dnsendpoints
+		traffic = "Local"
+	}
 	return map[string]string{
-		"CLUSTER_DOMAIN":   clusterDomain,
+		"CLUSTER_DOMAIN":   c.Domain,
 		"CLUSTER_DNS":      addresses[0],
 		"CLUSTER_DNS_ALL":  list(addresses),
 		"IP_FAMILIES":      list(families),
 		"IP_FAMILY_POLICY": policy,
+		"DNS_TRAFFIC":      traffic,
 	}, nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/config"
@@ -43,14 +44,14 @@ type Config struct {
 	_           struct{}   `topic:"Addresses and ports"`
 	BindAddress netip.Addr `key:"bind-address" usage:"address to listen on: the API server on a server, the kubelet on an agent (default: all)"`
 	// KubeletPort and ImageSharing are the node's.
-	KubeletPort      config.Port  `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
-	ImageSharing     bool         `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
-	HTTPSPort        config.Port  `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
-	AdvertiseAddress netip.Addr   `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
-	AdvertisePort    config.Port  `key:"advertise-port" usage:"port at which pods and other machines reach the API server (default: https-listen-port)"`
-	NodeIP           []netip.Addr `key:"node-ip" usage:"addresses to advertise for the node, one a family (default: that of the default route's interface)"`
-	NodeExternalIP   []netip.Addr `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
-	TLSSAN           []string     `key:"tls-san" usage:"more names and addresses for the server's certificate"`
+	KubeletPort      config.Port    `key:"kubelet-port" default:"10250" usage:"port of the kubelet's authenticated API"`
+	ImageSharing     bool           `key:"image-sharing" default:"true" usage:"give images to the cluster's other nodes, at port 5001, and take them from there"`
+	HTTPSPort        config.Port    `key:"https-listen-port" default:"6443" usage:"port of the API server, the only one that other machines need"`
+	AdvertiseAddress netip.Addr     `key:"advertise-address" usage:"address at which the API server is reached (default: node-ip)"`
+	AdvertisePort    config.Port    `key:"advertise-port" usage:"port at which pods and other machines reach the API server (default: https-listen-port)"`
+	NodeIP           []nodeip.Asked `key:"node-ip" usage:"addresses to advertise for the node, one a family, or interfaces that have them (default: that of the default route's interface)"`
+	NodeExternalIP   []netip.Addr   `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
+	TLSSAN           []string       `key:"tls-san" usage:"more names and addresses for the server's certificate"`
 
 	_              struct{}         `topic:"Network of the cluster"`
 	ClusterCIDR    []netip.Prefix   `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
@@ -61,6 +62,10 @@ type Config struct {
 	LoadBalancers  servicelb.Pool   `key:"load-balancer-pool" usage:"addresses for Services of type LoadBalancer, as ranges or prefixes that your network sends to the nodes (default: the nodes' addresses)"`
 	ExternalIPs    []netip.Prefix   `key:"service-external-ips" usage:"address ranges of which spec.externalIPs of Services may be (default: none; load balancers need none)"`
 	FlannelBackend string           `key:"flannel-backend" default:"vxlan" values:"vxlan,host-gw,wireguard-native,none" usage:"network of the pods; none to bring another"`
+
+	FlannelExternalIP    bool `key:"flannel-external-ip" usage:"send traffic of pods to the node-external-ip of nodes that have one"`
+	DisableNetworkPolicy bool `key:"disable-network-policy" usage:"enforce no NetworkPolicy, as where the network of the pods does"`
+	DisableKubeProxy     bool `key:"disable-kube-proxy" usage:"serve no Services on the nodes, as where the network of the pods or another proxy does"`
 
 	_                    struct{}        `topic:"What the server deploys and writes"`
 	WriteKubeconfig      string          `key:"write-kubeconfig" usage:"also write the administrator's kubeconfig here"`

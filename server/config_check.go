@@ -64,6 +64,10 @@ func (c Config) checkRanges(m *config.Mistakes) {
 
 // checkAddresses adds what is wrong with addresses of the cluster and of this server.
 func (c Config) checkAddresses(m *config.Mistakes) {
+	if c.FlannelExternalIP && (c.FlannelBackend == "host-gw" || c.FlannelBackend == "none") {
+		m.AddWith("flannel-external-ip", []string{"flannel-backend"},
+			"flannel-backend %s has no tunnels to external addresses: take vxlan or wireguard-native", c.FlannelBackend)
+	}
 	services := strings.Join(config.Texts(c.ServiceCIDR), ",")
 	for _, a := range c.DNS() {
 		in := slices.IndexFunc(c.ServiceCIDR, func(p netip.Prefix) bool { return p.Contains(a) })

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/testing/settingstest"
 	"github.com/umiak-io/umiak/server/pki"
@@ -63,7 +64,7 @@ func TestAServerSendsNoPassword(t *testing.T) {
 	c := valid()
 	c.DataDir, c.RunDir, c.NodeName = t.TempDir(), t.TempDir(), "s2"
 	c.Server, c.Token = "https://"+l.Addr().String(), "hunter2-hunter2"
-	c.NodeIP = []netip.Addr{netip.MustParseAddr("192.0.2.7")}
+	c.NodeIP = nodeip.At(netip.MustParseAddr("192.0.2.7"))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
@@ -165,13 +166,16 @@ var refused = []struct{ settings, want string }{
 	{"load-balancer-pool: [192.0.2.0/24, 192.0.2.7]",
 		"load-balancer-pool: \"192.0.2.7\" overlaps 192.0.2.0-192.0.2.255"},
 	{"service-external-ips: router", "service-external-ips: \"router\" is not an address range"},
+	{"flannel-external-ip: true\nflannel-backend: host-gw", "flannel-external-ip: flannel-backend host-gw has no tunnels"},
+	{"disable-network-policy: all", "disable-network-policy: \"all\" is not true or false"},
+	{"disable-kube-proxy: here", "disable-kube-proxy: \"here\" is not true or false"},
 	{"flannel-backend: udp", "flannel-backend: \"udp\" is not vxlan, host-gw, wireguard-native or none"},
 	{"tls-san: münchen.local", "tls-san: \"münchen.local\" is not a name for a certificate: certificates have names in ASC"},
 	{"tls-san: https://x:6443", "tls-san: \"https://x:6443\" is not a name"},
 	{"tls-san: a.b c.d", "tls-san: \"a.b c.d\" is not a name"},
 	{"bind-address: eth0", "bind-address: \"eth0\" is not an IP address"},
 	{"advertise-address: 0.0.0.0", "advertise-address: 0.0.0.0 is no address"},
-	{"node-ip: here", "node-ip: \"here\" is not an IP address"},
+	{"node-ip: '10.0'", "node-ip: \"10.0\" is not an IP address"},
 	{"node-external-ip: router", "node-external-ip: \"router\" is not an IP address"},
 	{"node-name: " + strings.Repeat("a", 60) + "\nwith-node-id: true", "with with-node-id, "},
 	{"node-name: A_b", "node-name: \"A_b\" cannot be a node's"},
@@ -275,5 +279,33 @@ func TestStartWithoutAFileThatOnlySnapshotsNeed(t *testing.T) {
 	c.Snapshots.PassphraseFile = "/not/mounted/yet"
 	if err := c.ValidateStart(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPartsOfNodesThatAreOff: nodes learn what the servers' settings turn off, and all servers must have it alike; a
+// server of an earlier release, which does not know these settings, differs only where they are set.
+func TestPartsOfNodesThatAreOff(t *testing.T) {
+	keys := []string{"disable-network-policy", "disable-kube-proxy", "flannel-external-ip"}
+	c := valid()
+	has := func() (out []string) {
+		for _, s := range c.shared() {
+			if slices.Contains(keys, s.Key) && s.Value == "true" {
+				out = append(out, s.Key)
+			}
+		}
+		return out
+	}
+	if f := c.facts(); len(has()) > 0 || f.NetworkPolicyOff || f.KubeProxyOff || f.FlannelExternalIP {
+		t.Errorf("by default: %q, %+v", has(), f)
+	}
+	c.DisableNetworkPolicy, c.DisableKubeProxy, c.FlannelExternalIP = true, true, true
+	if f := c.facts(); !slices.Equal(has(), keys) || !f.NetworkPolicyOff || !f.KubeProxyOff || !f.FlannelExternalIP {
+		t.Errorf("set: %q, %+v", has(), f)
+	}
+	if !c.dnsEndpoints() {
+		t.Error("the DNS Service has no endpoints for another proxy")
+	}
+	if c.Disable = []Component{"dns"}; c.dnsEndpoints() {
+		t.Error("another DNS gets the nodes as endpoints")
 	}
 }

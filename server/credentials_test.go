@@ -19,7 +19,7 @@ import (
 func testConfig(dir string) Config {
 	return Config{
 		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443,
-		NodeIP:        []netip.Addr{netip.MustParseAddr("192.0.2.10")},
+		NodeIP:        nodeip.At(netip.MustParseAddr("192.0.2.10")),
 		ClusterCIDR:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		ServiceCIDR:   []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")},
 		ClusterDomain: "cluster.local",
@@ -61,7 +61,7 @@ func TestServingNamesFollowTheSettings(t *testing.T) {
 // fixedAddress is a node-ip, which needs not be on the machine.
 func fixedAddress(t *testing.T, ip string) *nodeip.Tracker {
 	t.Helper()
-	a, err := nodeip.New(nodeip.Config{Asked: []netip.Addr{netip.MustParseAddr(ip)},
+	a, err := nodeip.New(nodeip.Config{Asked: nodeip.At(netip.MustParseAddr(ip)),
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

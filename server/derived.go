@@ -75,12 +75,16 @@ func (c Config) ownNode() string {
 // upgradesOff reports whether the settings leave upgrades by the cluster out.
 func (c Config) upgradesOff() bool { return c.Disables(upgradesapi.Manifest) }
 
+// dnsEndpoints reports whether the DNS Service has the nodes as endpoints.
+func (c Config) dnsEndpoints() bool { return c.DisableKubeProxy && !slices.Contains(c.Disable, "dns") }
+
 // facts returns what every node learns from the cluster.
 func (c Config) facts() joinwire.Cluster {
 	return joinwire.Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.DNS(), ClusterDomain: c.ClusterDomain,
-		FlannelBackend: c.FlannelBackend, NodePorts: c.NodePorts.String(), UpgradesOff: c.upgradesOff(),
-		ExternalIPs: c.ExternalIPs,
+		FlannelBackend: c.FlannelBackend, FlannelExternalIP: c.FlannelExternalIP,
+		NetworkPolicyOff: c.DisableNetworkPolicy, KubeProxyOff: c.DisableKubeProxy,
+		NodePorts: c.NodePorts.String(), UpgradesOff: c.upgradesOff(), ExternalIPs: c.ExternalIPs,
 	}
 }
 
@@ -201,7 +205,8 @@ func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 		Bind: bindAddress(c), Port: int(c.HTTPSPort), AdvertisePort: int(c.AdvertisePort),
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(),
 		ClusterDomain: c.ClusterDomain,
-		OtherIPAM:     c.FlannelBackend == "none", ClusterIPRouting: !c.DisableAgent, UpgradesOff: c.upgradesOff(),
+		OtherIPAM:     c.FlannelBackend == "none", UpgradesOff: c.upgradesOff(),
+		ClusterIPRouting: !c.DisableAgent && !c.DisableKubeProxy,
 		Services: admission.Limits{
 			ExternalIPs: c.ExternalIPs, Inside: slices.Concat(c.ClusterCIDR, c.ServiceCIDR),
 			Ports: systemports.Ports{API: int(c.HTTPSPort)},
@@ -227,7 +232,8 @@ func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 
 // addons returns the part that keeps the packaged manifests and the user's applied.
 func (c Config) addons(cl *cluster.Cluster, log *slog.Logger) (*addons.Part, error) {
-	vars, err := manifests.Vars(c.ClusterDomain, c.DNS())
+	vars, err := manifests.Vars(manifests.Cluster{Domain: c.ClusterDomain, DNS: c.DNS(),
+		OtherProxy: c.DisableKubeProxy})
 	if err != nil {
 		return nil, err
 	}
@@ -387,7 +393,8 @@ func (c Config) shared() []joinwire.Setting {
 		{Key: "disable", Value: set(config.Texts(c.Disable))},
 		{Key: "https-listen-port", Value: c.HTTPSPort.String()},
 	}
-	if len(c.ExternalIPs) > 0 { // older releases do not know it
+	// Older releases do not have these settings: each is listed only where it is set.
+	if len(c.ExternalIPs) > 0 {
 		out = append(out, joinwire.Setting{Key: "service-external-ips", Value: set(config.Texts(c.ExternalIPs))})
 	}
 	if c.AdvertisePort != 0 { // the same; the endpoints of the Service kubernetes have one port
@@ -395,6 +402,15 @@ func (c Config) shared() []joinwire.Setting {
 	}
 	if c.DisableScheduler { // the same; whichever server leads would have one or none
 		out = append(out, joinwire.Setting{Key: "disable-scheduler", Value: "true"})
+	}
+	for _, s := range []struct {
+		key string
+		set bool
+	}{{"disable-network-policy", c.DisableNetworkPolicy}, {"disable-kube-proxy", c.DisableKubeProxy},
+		{"flannel-external-ip", c.FlannelExternalIP}} {
+		if s.set {
+			out = append(out, joinwire.Setting{Key: s.key, Value: "true"})
+		}
 	}
 	return out
 }

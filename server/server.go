@@ -17,6 +17,7 @@ import (
 	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/dnsendpoints"
 	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/ownnode"
 	"github.com/umiak-io/umiak/server/pki"
@@ -28,23 +29,24 @@ import (
 
 // Server is one server of a cluster: the values that its parts are made of.
 type Server struct {
-	cfg       Config
-	log       *slog.Logger
-	pki       *pki.PKI
-	address   *advertise.Address
-	store     *storage.Current
-	runner    *storage.Runner
-	tunnels   *tunnel.Tunnels
-	cluster   *cluster.Cluster
-	tokens    *joinapi.FirstTokens
-	join      *joinapi.API
-	health    *controlplane.Health
-	plane     *controlplane.ControlPlane
-	manifests *addons.Part
-	balancer  *servicelb.Controller
-	upgrades  *upgrades.Controller
-	snapshots *backup.Keeper
-	node      *ownnode.Node
+	cfg          Config
+	log          *slog.Logger
+	pki          *pki.PKI
+	address      *advertise.Address
+	store        *storage.Current
+	runner       *storage.Runner
+	tunnels      *tunnel.Tunnels
+	cluster      *cluster.Cluster
+	tokens       *joinapi.FirstTokens
+	join         *joinapi.API
+	health       *controlplane.Health
+	plane        *controlplane.ControlPlane
+	manifests    *addons.Part
+	balancer     *servicelb.Controller
+	dnsEndpoints *dnsendpoints.Controller
+	upgrades     *upgrades.Controller
+	snapshots    *backup.Keeper
+	node         *ownnode.Node
 }
 
 // New makes sure that keys, certificates and kubeconfigs are there, and checks all settings. It starts nothing. The
@@ -121,6 +123,9 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 		return nil, err
 	}
 	s.balancer = cfg.loadBalancer(s.join, log)
+	s.dnsEndpoints = dnsendpoints.New(dnsendpoints.Config{
+		Client: clients.Maker("umiak-dns-endpoints"), ClusterDNS: cfg.DNS(), Off: !cfg.dnsEndpoints(), Log: log,
+	})
 	s.upgrades = upgrades.New(upgrades.Config{
 		REST: clients.ConfigMaker("umiak-upgrades"), Version: version.Version, Disabled: cfg.upgradesOff(), Log: log,
 	})
@@ -169,6 +174,7 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 	}
 	parts = append(parts,
 		leading("load-balancer", s.balancer.Run),
+		leading("dns-endpoints", s.dnsEndpoints.Run),
 		part("manifests", s.manifests.Run, "kube-apiserver"),
 		leading("upgrades", s.upgrades.Run),
 		part("snapshots", s.snapshots.Run, afterSnapshots...),
@@ -194,6 +200,5 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 // restartable are the parts of the control plane that can be started again alone: their failure is not the API's. A
 // failure of any other ends the process, and so does one of the datastore unless its disk is full or it was open
 // before.
-var restartable = []string{"datastore", "kube-controller-manager", "load-balancer", "manifests", "upgrades",
-	"snapshots",
-	"tokens", "join-api", "node-name", "node-role"}
+var restartable = []string{"datastore", "kube-controller-manager", "load-balancer", "dns-endpoints", "manifests",
+	"upgrades", "snapshots", "tokens", "join-api", "node-name", "node-role"}

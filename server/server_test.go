@@ -36,6 +36,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	settings "github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -81,8 +82,8 @@ func loopback() error {
 func config(dir string) server.Config {
 	var c server.Config
 	settings.Defaults(&c)
-	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir,
-		"run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
+	c.DataDir, c.RunDir = filepath.Join(dir, "data"), filepath.Join(dir, "run")
+	c.NodeIP = nodeip.At(netip.MustParseAddr(nodeIP))
 	c.AuditLog = filepath.Join(dir, "data", "audit", "audit.log")
 	return c
 }

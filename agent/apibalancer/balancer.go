@@ -26,7 +26,7 @@ import (
 // Config describes a Balancer.
 type Config struct {
 	Listen string // HOST:PORT, such as 127.0.0.1:6444
-	File   string // where the list is stored
+	File   string // where the list is stored; "" if Given is the only server
 	// Given is the server that the user has set, as HOST:PORT; "" if there is none. It ranks after the servers on the
 	// list.
 	Given string
@@ -78,7 +78,7 @@ func (l *link) close() {
 func New(cfg Config) (*Balancer, error) {
 	b := &Balancer{cfg: cfg, servers: map[string]*server{}, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 	b.cfg.Log = cfg.Log.With("component", "servers")
-	raw, err := os.ReadFile(cfg.File)
+	raw, err := os.ReadFile(cfg.File) // "" does not exist
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the list of servers: %w", err)
 	}

@@ -47,6 +47,7 @@ type joined struct {
 	Node     string           `json:"node"`
 	IPs      []string         `json:"ips"`
 	External []string         `json:"externalIPs,omitempty"`
+	DNSNames []string         `json:"dnsNames,omitempty"`
 	Cluster  joinwire.Cluster `json:"cluster"`
 	Lifetime time.Duration    `json:"lifetime"`
 }
@@ -172,7 +173,8 @@ func (j *Joiner) end() time.Time {
 func (j *Joiner) due() time.Time {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !slices.Equal(j.node.IPs, j.joined.IPs) || !slices.Equal(j.node.ExternalIPs, j.joined.External) {
+	if !slices.Equal(j.node.IPs, j.joined.IPs) || !slices.Equal(j.node.ExternalIPs, j.joined.External) ||
+		!slices.Equal(j.node.DNSNames, j.joined.DNSNames) {
 		return time.Time{}
 	}
 	h := fnv.New32a()
@@ -190,7 +192,8 @@ func (j *Joiner) request() (*joinwire.NodeRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &joinwire.NodeRequest{Name: n.Name, IPs: n.IPs, ExternalIPs: n.ExternalIPs, Password: password}
+	req := &joinwire.NodeRequest{Name: n.Name, IPs: n.IPs, ExternalIPs: n.ExternalIPs, DNSNames: n.DNSNames,
+		Password: password}
 	var ips []net.IP
 	for _, s := range n.IPs {
 		ips = append(ips, net.ParseIP(s))
@@ -289,8 +292,8 @@ func (j *Joiner) accept(resp *joinwire.NodeResponse, pinned string) error {
 	if err := j.writeKubeconfigs(); err != nil {
 		return err
 	}
-	s := &joined{Node: node.Name, IPs: node.IPs, External: node.ExternalIPs, Cluster: resp.Cluster,
-		Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
+	s := &joined{Node: node.Name, IPs: node.IPs, External: node.ExternalIPs, DNSNames: node.DNSNames,
+		Cluster: resp.Cluster, Lifetime: time.Duration(resp.LifetimeSeconds) * time.Second}
 	s.Cluster.APIServer = "https://" + j.cfg.Local
 	return j.store(s)
 }

@@ -57,9 +57,9 @@ func (k *Kubelet) clients(ctx context.Context, deps *upstream.Dependencies) (sto
 	if deps.HeartbeatClient, err = kubernetes.NewForConfigAndClient(heartbeat, &timed); err != nil {
 		return nil, fmt.Errorf("create kubelet heartbeat client: %w", err)
 	}
-	if k.cfg.HideExternalIPs {
-		deps.KubeClient, deps.HeartbeatClient = &withoutExternal{deps.KubeClient},
-			&withoutExternal{deps.HeartbeatClient} // pointers, because upstream compares them with nil
+	if hidden := k.cfg.HiddenAddresses; len(hidden) > 0 {
+		deps.KubeClient, deps.HeartbeatClient = &hiding{deps.KubeClient, hidden},
+			&hiding{deps.HeartbeatClient, hidden} // pointers, because upstream compares them with nil
 	}
 	// Close a dead connection after failed heartbeats.
 	deps.OnHeartbeatFailure = dialer.CloseAll

@@ -11,57 +11,64 @@ import (
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// Without a cloud provider the kubelet removes external addresses from its Node on every status update. The clients
-// below hide them from the kubelet; the agent adds them.
+// Without a cloud provider the kubelet removes from its Node, on every status update, the addresses that it does not
+// determine itself. The clients below hide those of some types from the kubelet; the agent adds them.
 
-// withoutExternal is a client whose Nodes have no external addresses.
-type withoutExternal struct{ kubernetes.Interface }
-
-func (c withoutExternal) CoreV1() corev1.CoreV1Interface {
-	return coreWithoutExternal{c.Interface.CoreV1()}
+// hiding is a client whose Nodes have no addresses of some types.
+type hiding struct {
+	kubernetes.Interface
+	types []v1.NodeAddressType
 }
 
-type coreWithoutExternal struct{ corev1.CoreV1Interface }
+func (c hiding) CoreV1() corev1.CoreV1Interface { return hidingCore{c.Interface.CoreV1(), c.types} }
 
-func (c coreWithoutExternal) Nodes() corev1.NodeInterface {
-	return nodesWithoutExternal{c.CoreV1Interface.Nodes()}
+type hidingCore struct {
+	corev1.CoreV1Interface
+	types []v1.NodeAddressType
 }
 
-type nodesWithoutExternal struct{ corev1.NodeInterface }
+func (c hidingCore) Nodes() corev1.NodeInterface {
+	return hidingNodes{c.CoreV1Interface.Nodes(), c.types}
+}
 
-func (n nodesWithoutExternal) Get(ctx context.Context, name string, o metav1.GetOptions) (*v1.Node, error) {
+type hidingNodes struct {
+	corev1.NodeInterface
+	types []v1.NodeAddressType
+}
+
+func (n hidingNodes) Get(ctx context.Context, name string, o metav1.GetOptions) (*v1.Node, error) {
 	node, err := n.NodeInterface.Get(ctx, name, o)
-	return hideExternal(node), err
+	return n.hide(node), err
 }
 
-func (n nodesWithoutExternal) List(ctx context.Context, o metav1.ListOptions) (*v1.NodeList, error) {
+func (n hidingNodes) List(ctx context.Context, o metav1.ListOptions) (*v1.NodeList, error) {
 	list, err := n.NodeInterface.List(ctx, o)
 	if list != nil {
 		for i := range list.Items {
-			hideExternal(&list.Items[i])
+			n.hide(&list.Items[i])
 		}
 	}
 	return list, err
 }
 
-func (n nodesWithoutExternal) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+func (n hidingNodes) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 	w, err := n.NodeInterface.Watch(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
 		if node, ok := e.Object.(*v1.Node); ok {
-			hideExternal(node)
+			n.hide(node)
 		}
 		return e, true
 	}), nil
 }
 
-// hideExternal removes the external addresses from n, which the caller owns.
-func hideExternal(n *v1.Node) *v1.Node {
-	if n != nil {
-		n.Status.Addresses = slices.DeleteFunc(n.Status.Addresses,
-			func(a v1.NodeAddress) bool { return a.Type == v1.NodeExternalIP })
+// hide removes the addresses of the types from a Node, which the caller owns.
+func (n hidingNodes) hide(node *v1.Node) *v1.Node {
+	if node != nil {
+		node.Status.Addresses = slices.DeleteFunc(node.Status.Addresses,
+			func(a v1.NodeAddress) bool { return slices.Contains(n.types, a.Type) })
 	}
-	return n
+	return node
 }

@@ -45,8 +45,8 @@ type Config struct {
 	Labels   []string // KEY=VALUE
 	Taints   []string // KEY=VALUE:EFFECT
 	Args     []string // the user's kubelet flags as NAME=VALUE; they take precedence
-	// HideExternalIPs keeps the kubelet from removing the external addresses that the agent adds to the Node.
-	HideExternalIPs bool
+	// HiddenAddresses are the types of addresses that the agent adds to the Node, and that the kubelet would remove.
+	HiddenAddresses []v1.NodeAddressType
 	// ConfigDir is the folder of the user's KubeletConfiguration files; it need not exist, and "" means none.
 	ConfigDir string
 	// Address is where the kubelet listens; the zero Addr means all addresses.

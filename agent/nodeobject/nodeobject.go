@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
 
@@ -32,8 +31,9 @@ type Config struct {
 	Settings Registered
 	// SetTaints sets the taints, which a node may not do itself; nil leaves those of the registration.
 	SetTaints func(ctx context.Context, node string, taints []corev1.Taint) error
-	// ExternalIPs are the addresses of node-external-ip; none leaves the Node's addresses to the kubelet.
-	ExternalIPs []netip.Addr
+	// Addresses are those that the settings add to the Node's, which are all of their types; none leaves the Node's
+	// addresses to the kubelet.
+	Addresses []corev1.NodeAddress
 }
 
 // Object changes this node's Node object.
@@ -42,8 +42,8 @@ type Object struct{ cfg Config }
 // New returns an Object. It changes nothing before Run or Annotate.
 func New(cfg Config) *Object { return &Object{cfg} }
 
-// Run sets labels and taints, is ready then, and keeps the external addresses in the Node's status until ctx ends. The
-// node has to be registered.
+// Run sets labels and taints, is ready then, and keeps the addresses in the Node's status until ctx ends. The node has
+// to be registered.
 func (o *Object) Run(ctx context.Context, ready func()) error {
 	if err := o.setLabels(ctx, o.cfg.Settings.Labels()); err != nil {
 		return fmt.Errorf("node-label: %w", err)
@@ -54,11 +54,11 @@ func (o *Object) Run(ctx context.Context, ready func()) error {
 		}
 	}
 	ready()
-	if len(o.cfg.ExternalIPs) == 0 { // the kubelet removes those of an earlier start
+	if len(o.cfg.Addresses) == 0 { // the kubelet removes those of an earlier start
 		<-ctx.Done()
 		return nil
 	}
-	return o.keepExternalIPs(ctx)
+	return o.keepAddresses(ctx)
 }
 
 // Annotate sets an annotation of the Node. A nil value removes it.
@@ -126,9 +126,9 @@ func labelPatch(node *corev1.Node, want map[string]string) ([]byte, error) {
 	return json.Marshal(map[string]any{"metadata": meta})
 }
 
-// keepExternalIPs adds the external addresses to the Node's status whenever they are missing: the kubelet, which
-// ignores them (kubelet.Config.HideExternalIPs), writes the whole list when another address changes.
-func (o *Object) keepExternalIPs(ctx context.Context) error {
+// keepAddresses adds the addresses to the Node's status whenever they are missing: the kubelet, which ignores their
+// types (kubelet.Config.HiddenAddresses), writes the whole list when another address changes.
+func (o *Object) keepAddresses(ctx context.Context) error {
 	wake := make(chan struct{}, 1)
 	seen := func(any) {
 		select {
@@ -158,7 +158,7 @@ func (o *Object) keepExternalIPs(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		next := withExternal(node.Status.Addresses, o.cfg.ExternalIPs)
+		next := withOwn(node.Status.Addresses, o.cfg.Addresses)
 		if reflect.DeepEqual(next, node.Status.Addresses) {
 			continue
 		}
@@ -167,16 +167,27 @@ func (o *Object) keepExternalIPs(ctx context.Context) error {
 			return fmt.Errorf("encode addresses: %w", err)
 		}
 		if err := o.patch(ctx, patch, "status"); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("node-external-ip: write the addresses of Node %s: %w", o.cfg.Name, err)
+			return fmt.Errorf("write the addresses of Node %s: %w", o.cfg.Name, err)
 		}
 	}
 }
 
-// withExternal returns a Node's addresses with these external ones, which follow the internal ones.
-func withExternal(addresses []corev1.NodeAddress, external []netip.Addr) []corev1.NodeAddress {
+// Types returns the types of addresses, each once.
+func Types(addresses []corev1.NodeAddress) (out []corev1.NodeAddressType) {
+	for _, a := range addresses {
+		if !slices.Contains(out, a.Type) {
+			out = append(out, a.Type)
+		}
+	}
+	return out
+}
+
+// withOwn returns a Node's addresses with these instead of those of their types. They follow the internal ones.
+func withOwn(addresses, own []corev1.NodeAddress) []corev1.NodeAddress {
+	types := Types(own)
 	var out []corev1.NodeAddress
 	for _, a := range addresses {
-		if a.Type != corev1.NodeExternalIP {
+		if !slices.Contains(types, a.Type) {
 			out = append(out, a)
 		}
 	}
@@ -184,8 +195,5 @@ func withExternal(addresses []corev1.NodeAddress, external []netip.Addr) []corev
 	if at < 0 {
 		at = len(out)
 	}
-	for _, ip := range slices.Backward(external) {
-		out = slices.Insert(out, at, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: ip.String()})
-	}
-	return out
+	return slices.Insert(out, at, own...)
 }

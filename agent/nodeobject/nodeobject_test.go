@@ -2,8 +2,8 @@ package nodeobject
 
 import (
 	"encoding/json"
-	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,18 +45,22 @@ func TestLabelsOfTheSettingsComeAndGoAndThoseOfOthersStay(t *testing.T) {
 	}
 }
 
-func TestExternalAddressesStandBehindInternalOnes(t *testing.T) {
+func TestAddressesOfTheSettingsStandBehindInternalOnes(t *testing.T) {
 	addr := func(kind corev1.NodeAddressType, a string) corev1.NodeAddress {
 		return corev1.NodeAddress{Type: kind, Address: a}
 	}
 	in, host := addr(corev1.NodeInternalIP, "10.0.0.1"), addr(corev1.NodeHostName, "n1")
-	want := []corev1.NodeAddress{in, addr(corev1.NodeExternalIP, "203.0.113.1"),
-		addr(corev1.NodeExternalIP, "2001:db8::1"), host}
-	for _, there := range [][]corev1.NodeAddress{{in, host}, want,
-		{in, addr(corev1.NodeExternalIP, "203.0.113.9"), host}} {
-		if got := withExternal(there, []netip.Addr{netip.MustParseAddr("203.0.113.1"),
-			netip.MustParseAddr("2001:db8::1")}); !reflect.DeepEqual(got, want) {
+	cloud := addr(corev1.NodeInternalDNS, "n1.cloud.example.com")
+	own := []corev1.NodeAddress{addr(corev1.NodeExternalIP, "203.0.113.1"), addr(corev1.NodeExternalIP, "2001:db8::1"),
+		addr(corev1.NodeExternalDNS, "n1.example.com")}
+	want := slices.Concat([]corev1.NodeAddress{in}, own, []corev1.NodeAddress{host, cloud})
+	for _, there := range [][]corev1.NodeAddress{{in, host, cloud}, want,
+		{in, addr(corev1.NodeExternalIP, "203.0.113.9"), host, cloud}} {
+		if got := withOwn(there, own); !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: %v", there, got)
 		}
+	}
+	if got := Types(own); !slices.Equal(got, []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeExternalDNS}) {
+		t.Errorf("types %v", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/umiak-io/umiak/agent"
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
@@ -63,7 +64,7 @@ func TestTargetOf(t *testing.T) {
 func TestParts(t *testing.T) {
 	cfg := agent.Config{
 		DataDir: t.TempDir(), RunDir: t.TempDir(), NodeName: "n1",
-		NodeIP:       []netip.Addr{netip.MustParseAddr("10.0.0.5")},
+		NodeIP:       nodeip.At(netip.MustParseAddr("10.0.0.5")),
 		BalancerPort: 6444,
 	}
 	w, err := New(cfg, Target{Server: "10.0.0.1:6443"}, slog.New(slog.DiscardHandler))

@@ -166,7 +166,8 @@ func settingsPage() string {
 		kind := s.Type
 		if s.List {
 			kind = "list of " + map[string]string{"text": "texts", "address": "addresses",
-				"address range": "address ranges", "addresses": "addresses or ranges"}[s.Type]
+				"address range": "address ranges", "addresses": "addresses or ranges",
+				"address or interface": "addresses or interfaces"}[s.Type]
 		}
 		if s.Secret {
 			kind += ", secret"

@@ -98,15 +98,8 @@ func BuildFor(ctx context.Context, arch, busybox string) (Set, error) {
 		if err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
 		}
-		cfg, err := img.ConfigFile()
-		if err != nil {
-			return nil, fmt.Errorf("build %s: %w", ref, err)
-		}
-		cfg = cfg.DeepCopy()
-		cfg.OS, cfg.Architecture = "linux", arch
-		cfg.Config = v1.Config{Env: []string{"PATH=/bin", "VERSION=" + p.version}, WorkingDir: "/",
-			Entrypoint: []string{"/bin/app"}, Cmd: p.cmd}
-		if set[ref], err = mutate.ConfigFile(img, cfg); err != nil {
+		if set[ref], err = configured(img, arch, v1.Config{Env: []string{"PATH=/bin", "VERSION=" + p.version},
+			WorkingDir: "/", Entrypoint: []string{"/bin/app"}, Cmd: p.cmd}); err != nil {
 			return nil, fmt.Errorf("build %s: %w", ref, err)
 		}
 	}
@@ -155,6 +148,51 @@ func rootfs(ctx context.Context, app, busybox string) (v1.Layer, error) {
 	raw := buf.Bytes()
 	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil },
 		tarball.WithCompressionLevel(gzip.BestSpeed))
+}
+
+// OfProgram returns an image that holds one program, at /bin, and links to folders below /usr, where a pod that mounts
+// the machine's /usr finds the tools that the program calls.
+func OfProgram(ctx context.Context, program string) (v1.Image, error) {
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	at := "bin/" + filepath.Base(program)
+	errs := []error{w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: at, Mode: 0o755, Size: int64(len(data))})}
+	_, err = w.Write(data)
+	errs = append(errs, err)
+	for _, dir := range []string{"lib", "lib64", "sbin"} {
+		errs = append(errs, w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: dir, Linkname: "usr/" + dir,
+			Mode: 0o777}))
+	}
+	if err := errors.Join(append(errs, w.Close())...); err != nil {
+		return nil, fmt.Errorf("build image of %s: %w", program, err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(buf.Bytes())), nil
+	}, tarball.WithCompressionLevel(gzip.BestSpeed))
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		return nil, err
+	}
+	return configured(img, arch(ctx), v1.Config{Env: []string{"PATH=/bin:/usr/sbin:/usr/bin"},
+		Entrypoint: []string{"/" + at}})
+}
+
+// configured returns the image with an architecture and a configuration for its containers.
+func configured(img v1.Image, arch string, c v1.Config) (v1.Image, error) {
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	cfg = cfg.DeepCopy()
+	cfg.OS, cfg.Architecture, cfg.Config = "linux", arch, c
+	return mutate.ConfigFile(img, cfg)
 }
 
 // Write writes the named images into one archive. The name's ending chooses the form: .oci.tar is an OCI

@@ -57,6 +57,8 @@ type NodeRequest struct {
 	// ExternalIPs are addresses at which the node is reached through a router. The kubelet's certificate has those
 	// that no server has.
 	ExternalIPs []string `json:"externalIPs,omitempty"`
+	// DNSNames are further names of the node, for its Node and the kubelet's certificate. No two nodes have the same.
+	DNSNames []string `json:"dnsNames,omitempty"`
 	// Password proves at the next request that it is the same machine.
 	Password string `json:"password"`
 	// Kubelet, Agent and Serving are CSRs in PEM form: of the kubelet as a client, of the agent as a client, and of the
@@ -88,6 +90,7 @@ type Node struct {
 	Name        string
 	IPs         []string
 	ExternalIPs []string
+	DNSNames    []string
 }
 
 // TaintsRequest is the request of a node for the taints in its settings. Password is as in NodeRequest.
@@ -111,6 +114,12 @@ type Cluster struct {
 	ClusterDomain string       `json:"clusterDomain"`
 	// FlannelBackend is vxlan, host-gw, wireguard-native or none.
 	FlannelBackend string `json:"flannelBackend"`
+	// FlannelExternalIP means that nodes reach each other's pods at external addresses, where nodes have them.
+	FlannelExternalIP bool `json:"flannelExternalIP,omitempty"`
+	// NetworkPolicyOff means that the nodes enforce no NetworkPolicy.
+	NetworkPolicyOff bool `json:"networkPolicyOff,omitempty"`
+	// KubeProxyOff means that another program than the nodes' own proxy serves Services.
+	KubeProxyOff bool `json:"kubeProxyOff,omitempty"`
 	// NodePorts is the range of node ports, for instance 30000-32767.
 	NodePorts string `json:"nodePorts"`
 	// UpgradesOff means that the cluster never requests upgrades of its nodes, so that the node ignores such a request.

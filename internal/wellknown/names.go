@@ -32,6 +32,9 @@ const (
 	DNSv4 = "169.254.53.53"
 	// DNSv6 is the same for IPv6; see DNSv4.
 	DNSv6 = "fd75:6d69:616b::53"
+	// DNSEndpointPort is the port of a node's addresses at which its DNS answers its own pods where another proxy than
+	// the node's serves Services: the DNS Service has these endpoints then (server/dnsendpoints).
+	DNSEndpointPort = 225
 
 	// AdminsGroup is the group of the user in the administrator's kubeconfig.
 	AdminsGroup = "umiak:admins"

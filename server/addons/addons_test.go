@@ -34,6 +34,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -140,8 +141,8 @@ func serve(dir, port string) error {
 	defer cancel()
 	var c server.Config
 	config.Defaults(&c)
-	c.DataDir, c.RunDir, c.NodeIP = filepath.Join(dir, "data"), filepath.Join(dir,
-		"run"), []netip.Addr{netip.MustParseAddr(nodeIP)}
+	c.DataDir, c.RunDir = filepath.Join(dir, "data"), filepath.Join(dir, "run")
+	c.NodeIP = nodeip.At(netip.MustParseAddr(nodeIP))
 	c.DisableAgent = true // no node runs in this process
 	if err := c.HTTPSPort.UnmarshalText([]byte(port)); err != nil {
 		return err
@@ -351,7 +352,8 @@ func cm(name, value string) string {
 
 func TestEmbeddedManifests(t *testing.T) {
 	f := newFixture(t)
-	vars, err := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10")})
+	vars, err := manifests.Vars(manifests.Cluster{Domain: "cluster.local",
+		DNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -654,7 +656,8 @@ func TestTheSameObjectInTwoFiles(t *testing.T) {
 // TestIdle: nothing is asked and nothing is written while nothing happens.
 func TestIdle(t *testing.T) {
 	f := newFixture(t)
-	vars, _ := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10")})
+	vars, _ := manifests.Vars(manifests.Cluster{Domain: "cluster.local",
+		DNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}})
 	f.embedded, f.vars = manifests.FS, vars
 	f.start()
 	f.write("x.yaml", cm("idle", "1"))

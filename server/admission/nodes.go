@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
@@ -39,6 +40,8 @@ type Addresses interface {
 	Foreign(ctx context.Context, node string, addr netip.Addr) error
 	// Refuse returns why a node may not report an address in its status. An external address may be a router's.
 	Refuse(ctx context.Context, node string, addr netip.Addr, external bool) error
+	// RefuseName returns why a node may not have a name besides its own.
+	RefuseName(node, name string) error
 	// System returns why an address cannot be that of a Pod on a node where another network gives Pods their addresses.
 	System(ctx context.Context, node string, addr netip.Addr) error
 }
@@ -47,8 +50,8 @@ type Addresses interface {
 var families = []overlaykey.Family{overlaykey.V4, overlaykey.V6}
 
 // Nodes refuses values that a kubelet or an agent writes to its own Node and that could harm others: pod ranges, which
-// the cluster assigns, addresses of other machines, another node's overlay key, and unbounded lists. Upstream's
-// NodeRestriction has refused changes of other Nodes before.
+// the cluster assigns, addresses and names of other machines, another node's overlay key or provider ID, and unbounded
+// lists. Upstream's NodeRestriction has refused changes of other Nodes before.
 type Nodes struct {
 	*admission.Handler
 	addresses Addresses
@@ -110,7 +113,7 @@ func (n *Nodes) Validate(ctx context.Context, a admission.Attributes, _ admissio
 	if err := n.ownAddresses(ctx, node, old); err != nil {
 		return admission.NewForbidden(a, err)
 	}
-	if err := n.ownKey(node, old); err != nil {
+	if err := errors.Join(n.ownKey(node, old), n.ownProviderID(node, old)); err != nil {
 		return admission.NewForbidden(a, err)
 	}
 	return nil
@@ -182,9 +185,15 @@ func (n *Nodes) ownAddresses(ctx context.Context, now, old *api.Node) error {
 			continue
 		case a.Type != api.NodeInternalIP && !external:
 			// The API server may reach a node without addresses by its name, which could be an address of another kind.
-			if a.Address != now.Name {
-				return fmt.Errorf("node %s may not have the %s %.64q: its only name is its own", now.Name, a.Type,
-					a.Address)
+			if a.Address == now.Name {
+				continue
+			}
+			err := errors.New("its only name is its own")
+			if a.Type != api.NodeHostName {
+				err = n.addresses.RefuseName(now.Name, a.Address)
+			}
+			if err != nil {
+				return fmt.Errorf("node %s may not have the %s %.64q: %w", now.Name, a.Type, a.Address, err)
 			}
 			continue
 		}
@@ -224,12 +233,9 @@ func (n *Nodes) ownKey(now, old *api.Node) error {
 		if end.Key == "" {
 			continue
 		}
-		if !n.WaitForReady() {
-			return errors.New("the server is starting, try again")
-		}
-		all, err := n.nodes.List(labels.Everything())
+		all, err := n.all()
 		if err != nil {
-			return fmt.Errorf("list nodes: %w", err)
+			return err
 		}
 		for _, o := range all {
 			theirs, err := overlaykey.Parse(o.Annotations[overlaykey.Type], o.Annotations[f.Data])
@@ -243,6 +249,38 @@ func (n *Nodes) ownKey(now, old *api.Node) error {
 		}
 	}
 	return nil
+}
+
+// ownProviderID refuses the provider ID that another Node has: a cloud controller would take this node for that
+// machine. The API server itself refuses to change a provider ID that is set.
+func (n *Nodes) ownProviderID(now, old *api.Node) error {
+	id := now.Spec.ProviderID
+	if id == "" || id == old.Spec.ProviderID {
+		return nil
+	}
+	all, err := n.all()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if o.Name != now.Name && o.Spec.ProviderID == id {
+			return fmt.Errorf("node %s may not have the provider ID %.256q of node %s; if it is the same machine, "+
+				"delete that Node", now.Name, id, o.Name)
+		}
+	}
+	return nil
+}
+
+// all returns all Nodes.
+func (n *Nodes) all() ([]*corev1.Node, error) {
+	if !n.WaitForReady() {
+		return nil, errors.New("the server is starting, try again")
+	}
+	all, err := n.nodes.List(labels.Everything())
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	return all, nil
 }
 
 // internal returns a node's internal addresses.

@@ -102,6 +102,14 @@ func (f free) Refuse(ctx context.Context, node string, a netip.Addr, external bo
 	return errors.Join(f.Foreign(ctx, node, a), errors.New("not registered"))
 }
 
+// RefuseName knows one further name of node n1.
+func (free) RefuseName(_, name string) error {
+	if name == "n1.example.com" {
+		return nil
+	}
+	return errors.New("not registered")
+}
+
 // TestAddressesOfNodes: a node reports the addresses that it has registered and those that it has had, and is reached
 // by the overlay at none that is another's.
 func TestAddressesOfNodes(t *testing.T) {
@@ -131,6 +139,9 @@ func TestAddressesOfNodes(t *testing.T) {
 		{"no address", none, with(api.NodeInternalIP, "x"), true},
 		{"its name", none, with(api.NodeHostName, "n1"), false},
 		{"another name", none, with(api.NodeHostName, "n2.example.org"), true},
+		{"a registered name as its own", none, with(api.NodeHostName, "n1.example.com"), true},
+		{"a registered name", none, with(api.NodeExternalDNS, "n1.example.com"), false},
+		{"another name in DNS", none, with(api.NodeExternalDNS, "n2.example.com"), true},
 		{"another's as its name", none, with(api.NodeHostName, "192.0.2.2"), true},
 		{"loopback as its name in DNS", none, with(api.NodeInternalDNS, "127.0.0.1"), true},
 		{"the name that it had", with(api.NodeHostName, "old"), with(api.NodeHostName, "old"), false},
@@ -210,6 +221,46 @@ func TestKeysOfNodes(t *testing.T) {
 			api.Resource("nodes").WithVersion("v1"), "", admission.Update, nil, false,
 			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{"system:nodes"}})
 		c.old.Status = c.now.Status
+		if err := n.Validate(t.Context(), a, nil); (err != nil) != c.refused {
+			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
+		}
+	}
+}
+
+// TestProviderIDsOfNodes: a node has a provider ID that no other Node has.
+func TestProviderIDsOfNodes(t *testing.T) {
+	f := informers.NewSharedInformerFactory(fake.NewClientset(
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{ProviderID: "lab://1"}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}, Spec: corev1.NodeSpec{ProviderID: "lab://2"}},
+	), 0)
+	n := NewNodes(free{})
+	n.SetExternalKubeInformerFactory(f)
+	f.Start(t.Context().Done())
+	f.WaitForCacheSync(t.Context().Done())
+	node := func(id string) *api.Node {
+		return &api.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: api.NodeSpec{ProviderID: id}}
+	}
+	for _, c := range []struct {
+		name     string
+		old, now *api.Node
+		group    string
+		refused  bool
+	}{
+		{"its own", nil, node("lab://1"), "system:nodes", false},
+		{"another", nil, node("lab://3"), "system:nodes", false},
+		{"none", nil, node(""), "system:nodes", false},
+		{"another's", nil, node("lab://2"), "system:nodes", true},
+		{"another's, later", node(""), node("lab://2"), "system:nodes", true},
+		{"another's, before this was checked", node("lab://2"), node("lab://2"), "system:nodes", false},
+		{"another's, by an administrator", nil, node("lab://2"), "system:masters", false},
+	} {
+		op, old := admission.Create, runtime.Object(nil)
+		if c.old != nil {
+			op, old = admission.Update, c.old
+		}
+		a := admission.NewAttributesRecord(c.now, old, api.Kind("Node").WithVersion("v1"), "", "n1",
+			api.Resource("nodes").WithVersion("v1"), "", op, nil, false,
+			&user.DefaultInfo{Name: "system:node:n1", Groups: []string{c.group}})
 		if err := n.Validate(t.Context(), a, nil); (err != nil) != c.refused {
 			t.Errorf("%s: %v, refused is to be %v", c.name, err, c.refused)
 		}

@@ -33,7 +33,8 @@ type Settings struct {
 
 	// HighAvailability is for more than one server: leader election, and the API server's leases.
 	HighAvailability bool
-	// ClusterIPRouting is off on a server without an agent, where no Service address is reachable.
+	// ClusterIPRouting lets the API server reach Services at their ClusterIPs. It is false where this machine's own
+	// proxy does not serve them: the API server takes an endpoint then.
 	ClusterIPRouting bool
 
 	// Nodes are those that have joined.

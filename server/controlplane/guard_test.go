@@ -30,6 +30,7 @@ func (r *registry) OnLeave(f func(string))                                 { r.l
 func (r *registry) Foreign(context.Context, string, netip.Addr) error      { return nil }
 func (r *registry) System(context.Context, string, netip.Addr) error       { return nil }
 func (r *registry) Refuse(context.Context, string, netip.Addr, bool) error { return nil }
+func (r *registry) RefuseName(string, string) error                        { return nil }
 
 // TestGuard: when a node leaves, its requests are refused and those that run, as watches do, end; others' go on.
 func TestGuard(t *testing.T) {

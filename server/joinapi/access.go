@@ -45,13 +45,14 @@ func (a Access) Tokens() (Tokens, error) {
 
 // Reserve takes a node's name for the machine with the password. It reports whether another machine had reserved the
 // name.
-func (a Access) Reserve(ctx context.Context, node, password string, ips []netip.Addr) (taken bool, err error) {
+func (a Access) Reserve(ctx context.Context, node, password string, ips []netip.Addr, names ...string) (taken bool,
+	err error) {
 	tokens, err := a.Tokens()
 	if err != nil {
 		return false, err
 	}
 	err = soon(ctx, func() (err error) {
-		taken, err = tokens.Reserve(ctx, node, password, ips)
+		taken, err = tokens.Reserve(ctx, node, password, ips, names...)
 		return err
 	})
 	return taken, err

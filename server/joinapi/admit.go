@@ -233,7 +233,8 @@ func (a *API) check(ctx context.Context, s *serving, req *joinwire.NodeRequest, 
 	if err != nil {
 		return nil, err
 	}
-	res.names = names
+	res.names, res.domain = names, a.cfg.Cluster.ClusterDomain
+	res.dns = slices.Concat(a.cfg.names(), s.known.serverNames(""))
 	n, err := check(req, res)
 	if err != nil {
 		return nil, joinwire.Refuse(joinwire.BadRequest, "%v", err)
@@ -311,7 +312,7 @@ func (a *API) answer(ctx context.Context, s *serving, n *node) (*joinwire.NodeRe
 		{nodecerts.Kubelet(n.name), n.kubelet, &out.Kubelet}, {nodecerts.Agent(n.name), n.agent, &out.Agent},
 		{nodecerts.Serving(n.name), n.serving, &out.Serving},
 	} {
-		leaf := pki.NodeLeaf(c.id, n.name, slices.Concat(n.ips, external))
+		leaf := pki.NodeLeaf(c.id, slices.Concat([]string{n.name}, n.names), slices.Concat(n.ips, external))
 		leaf.Lifetime = NodeLifetime
 		crt, err := a.cfg.Signer.Sign(leaf, c.csr.PublicKey)
 		if err != nil {

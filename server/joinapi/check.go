@@ -21,14 +21,17 @@ import (
 // Limits of what a node says of itself.
 const (
 	maxIPs      = 8
+	maxNames    = 8
 	minPassword = 20
 	maxPassword = 256
 )
 
 // reserved is what a node may not have, because it is the API servers'.
 type reserved struct {
-	names  []string
+	names  []string // a node's own name is checked against these
+	dns    []string // its further names against these: the names in the certificates of all servers
 	ips    []netip.Addr
+	domain string                // of the cluster's names
 	shared map[netip.Addr]string // addresses in the certificate of a server by its settings, as a virtual one
 	ranges []netip.Prefix        // of Services and pods
 }
@@ -38,6 +41,7 @@ type node struct {
 	name, password          string
 	from                    netip.Addr // where the request comes from
 	ips                     []string
+	names                   []string // further ones
 	external                []string // as far as no server has them
 	seen                    []string // the external ones, also those that a server has
 	kubelet, agent, serving *x509.CertificateRequest
@@ -105,6 +109,17 @@ func check(r *joinwire.NodeRequest, res reserved) (*node, error) {
 			n.external = append(n.external, ip.String())
 		}
 	}
+	if len(r.DNSNames) > maxNames {
+		return nil, fmt.Errorf("%d further names, %d are possible", len(r.DNSNames), maxNames)
+	}
+	for _, name := range r.DNSNames {
+		if err := res.allowsName(name); err != nil {
+			return nil, fmt.Errorf("node name %.253q: %w", name, err)
+		}
+		if !slices.Contains(n.names, name) && name != n.name {
+			n.names = append(n.names, name)
+		}
+	}
 	var errs []error
 	csr := func(what, text string, id nodecerts.Identity) *x509.CertificateRequest {
 		c, err := parseCSR(text, id.User, id.Groups)
@@ -145,6 +160,25 @@ func (r reserved) allows(ip netip.Addr) error {
 			"set node-ip to another address of this machine, or remove it from tls-san and restart that server", server)
 	}
 	return r.external(ip)
+}
+
+// allowsName returns why a node cannot have a further name: clients that trust the servers' authority would take the
+// node for another.
+func (r reserved) allowsName(name string) error {
+	if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
+		return errors.New(strings.Join(e, ", "))
+	}
+	if _, err := netip.ParseAddr(name); err == nil || !strings.Contains(name, ".") {
+		return errors.New("it must be a name with a domain, as node1.example.com")
+	}
+	switch {
+	case slices.ContainsFunc(r.dns, func(s string) bool { return covers(s, name) }):
+		return errors.New("it is a name of the API server")
+	case strings.HasSuffix(name, ".svc"), strings.HasSuffix(name, ".localhost"),
+		strings.HasSuffix("."+name, "."+r.domain):
+		return errors.New("it is in a domain of Services or of the machine itself")
+	}
+	return nil
 }
 
 // external says why no node can be reached at an address through a router, behind which a server may be as well.

@@ -38,11 +38,13 @@ type addresses struct {
 	External []netip.Addr `json:"external,omitempty"`
 	Proven   []netip.Addr `json:"proven,omitempty"`
 	First    []netip.Addr `json:"first,omitempty"`
+	// Names are further names of the node, which no other has.
+	Names []string `json:"names,omitempty"`
 }
 
 func (a addresses) equal(b addresses) bool {
 	return slices.Equal(a.IPs, b.IPs) && slices.Equal(a.External, b.External) && slices.Equal(a.Proven, b.Proven) &&
-		slices.Equal(a.First, b.First)
+		slices.Equal(a.First, b.First) && slices.Equal(a.Names, b.Names)
 }
 
 // without are those that are left when another node has got one.
@@ -50,7 +52,7 @@ func (a addresses) without(ip netip.Addr) addresses {
 	but := func(list []netip.Addr) []netip.Addr {
 		return slices.DeleteFunc(slices.Clone(list), func(x netip.Addr) bool { return x == ip })
 	}
-	return addresses{IPs: but(a.IPs), External: a.External, Proven: but(a.Proven), First: but(a.First)}
+	return addresses{IPs: but(a.IPs), External: a.External, Proven: but(a.Proven), First: but(a.First), Names: a.Names}
 }
 
 // member is what is known of a node that has joined.
@@ -288,6 +290,29 @@ func (m *Members) holder(a netip.Addr) string {
 		return ""
 	}
 	return best.name
+}
+
+// hasName reports whether a node has registered a further name.
+func (m *Members) hasName(node, name string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	rec := m.nodes[node]
+	return rec != nil && rec.addrs != nil && slices.Contains(rec.addrs.Names, name)
+}
+
+// named returns the node that has a name as its own or as a further one, "" if none has.
+func (m *Members) named(name string) string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.nodes[name] != nil {
+		return name
+	}
+	for _, n := range m.nodes {
+		if n.addrs != nil && slices.Contains(n.addrs.Names, name) {
+			return n.name
+		}
+	}
+	return ""
 }
 
 // before reports whether an address that both have registered is r's.

@@ -67,13 +67,16 @@ func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind 
 	return nil
 }
 
-// Reserve keeps a node name and addresses for the server's own node, whoever had them. It says whether somebody had
-// the name.
-func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.Addr) (taken bool, err error) {
+// Reserve keeps a node name, addresses and further names for the server's own node, whoever had them. It says whether
+// somebody had the name.
+func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.Addr, names ...string) (taken bool,
+	err error) {
 	if taken, err = t.reserve(ctx, node, password); err != nil {
 		return taken, err
 	}
-	return taken, t.record(ctx, node, func(m *member) (addresses, []string) { return addresses{IPs: ips}, m.keys })
+	return taken, t.record(ctx, node, func(m *member) (addresses, []string) {
+		return addresses{IPs: ips, Names: names}, m.keys
+	})
 }
 
 func (t Tokens) reserve(ctx context.Context, node, password string) (taken bool, err error) {

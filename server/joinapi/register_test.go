@@ -61,8 +61,11 @@ type asker struct {
 	g    *gate
 	name string
 	key  *ecdsa.PrivateKey
-	from string // the address from which it asks
+	from string   // the address from which it asks
+	dns  []string // further names for which it asks
 	cert *x509.Certificate
+	// serving is the kubelet's certificate as a server.
+	serving *x509.Certificate
 }
 
 func (g *gate) machine(name, from string) *asker {
@@ -73,7 +76,7 @@ func (g *gate) machine(name, from string) *asker {
 func (m *asker) ask(path string, tok *token.Token, ips ...string) (int, string) {
 	m.g.Helper()
 	req := joinwire.NodeRequest{
-		Name: m.name, IPs: ips, Password: strings.Repeat("p", 30) + m.name,
+		Name: m.name, IPs: ips, DNSNames: m.dns, Password: strings.Repeat("p", 30) + m.name,
 		Kubelet: csr(m.g, m.key, name("system:node:"+m.name, "system:nodes"), nil),
 		Agent:   csr(m.g, m.key, name("umiak:agent:"+m.name, "umiak:agents"), nil),
 		Serving: csr(m.g, m.key, name("system:node:"+m.name, "system:nodes"), []string{m.name}),
@@ -95,9 +98,11 @@ func (m *asker) ask(path string, tok *token.Token, ips ...string) (int, string) 
 	m.g.api.ServeHTTP(w, r)
 	var resp joinwire.NodeResponse
 	if w.Code == http.StatusOK && json.Unmarshal(w.Body.Bytes(), &resp) == nil && resp.Agent != "" {
-		b, _ := pem.Decode([]byte(resp.Agent))
-		if m.cert, err = x509.ParseCertificate(b.Bytes); err != nil {
-			m.g.Fatal(err)
+		for text, to := range map[string]**x509.Certificate{resp.Agent: &m.cert, resp.Serving: &m.serving} {
+			b, _ := pem.Decode([]byte(text))
+			if *to, err = x509.ParseCertificate(b.Bytes); err != nil {
+				m.g.Fatal(err)
+			}
 		}
 	}
 	return w.Code, w.Body.String()
@@ -181,6 +186,51 @@ func TestRenewalWithAnothersAddress(t *testing.T) {
 			_ := m.registered("older", addr("192.0.2.3"), false)
 		return has
 	})
+}
+
+// TestFurtherNames: a node gets a certificate for names that no other node and no server has, may have them in its Node,
+// and frees those that it does not name any more.
+func TestFurtherNames(t *testing.T) {
+	g := newGate(t)
+	g.api.cfg.DNSNames = []string{"kubernetes.default.svc.cluster.local", "*.servers.example.com", "api.example.com"}
+	tok := g.token(Spec{})
+	one, two := g.machine("one", "192.0.2.1"), g.machine("two", "192.0.2.2")
+	one.dns = []string{"one.example.com", "home.example.org"}
+	one.gets(joinwire.NodePath, tok, "192.0.2.1")
+	if want := []string{"one", "one.example.com", "home.example.org"}; !slices.Equal(one.serving.DNSNames, want) ||
+		len(one.cert.DNSNames) > 0 {
+		t.Errorf("names %q, as a client %q", one.serving.DNSNames, one.cert.DNSNames)
+	}
+	g.is("its names are its own", func(m *Members) bool { return m.named("one.example.com") == "one" })
+	if err := g.api.RefuseName("one", "one.example.com"); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"one.example.com", "two.example.com"} {
+		if err := g.api.RefuseName("two", name); err == nil {
+			t.Errorf("node two may have the name %s, which it has not registered", name)
+		}
+	}
+	for _, path := range []string{joinwire.NodePath, joinwire.RenewPath} {
+		for _, name := range []string{"one.example.com", "api.example.com", "x.servers.example.com", "web.default.svc",
+			"kubernetes.default.svc.cluster.local", "localhost", "x.localhost", "kubernetes", "10.0.0.1", "*.example.com",
+			"Two.example.com", ""} {
+			two.dns = []string{name}
+			with := tok
+			if path == joinwire.RenewPath {
+				with = nil
+			}
+			if code, body := two.ask(path, with, "192.0.2.2"); code == http.StatusOK {
+				t.Errorf("%s: node two gets the name %q: %s", path, name, body)
+			}
+		}
+		two.dns = nil
+		two.gets(joinwire.NodePath, tok, "192.0.2.2")
+	}
+	one.dns = nil
+	one.gets(joinwire.RenewPath, nil, "192.0.2.1")
+	g.is("the name is free", func(m *Members) bool { return m.named("one.example.com") == "" })
+	two.dns = []string{"one.example.com"}
+	two.gets(joinwire.RenewPath, nil, "192.0.2.2")
 }
 
 // TestSquatter: an address that a node has claimed and never asked from is that of the machine that asks from it.

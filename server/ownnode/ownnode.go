@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,21 +42,31 @@ type Config struct {
 // Node is this server's node, as the agent's Joiner.
 type Node struct {
 	cfg    Config
-	joined chan string // the name with which the agent has joined
+	joined chan agent.Node // as which the agent has joined
 }
 
 var (
-	_ agent.Joiner  = (*Node)(nil)
-	_ agent.Backend = (*Node)(nil)
-	_ agent.Taints  = (*Node)(nil)
-	_ agent.Servers = WithPeers{}
+	_ agent.Joiner      = (*Node)(nil)
+	_ agent.Backend     = (*Node)(nil)
+	_ agent.LocalServer = (*Node)(nil)
+	_ agent.Taints      = (*Node)(nil)
+	_ agent.Servers     = WithPeers{}
 )
 
 // New returns the node of a server.
-func New(cfg Config) *Node { return &Node{cfg: cfg, joined: make(chan string, 1)} }
+func New(cfg Config) *Node { return &Node{cfg: cfg, joined: make(chan agent.Node, 1)} }
 
 // FlannelBackend returns the setting, for a node that has not joined yet.
 func (n *Node) FlannelBackend() string { return n.cfg.Facts.FlannelBackend }
+
+// LocalServer returns this server's address where no proxy of the node serves the Service kubernetes: another proxy has
+// to reach the API at an address that is the same on all nodes.
+func (n *Node) LocalServer() string {
+	if !n.cfg.Facts.KubeProxyOff {
+		return ""
+	}
+	return strings.TrimPrefix(n.cfg.URL, "https://")
+}
 
 // Addresses returns the node's addresses, which the server has found already.
 func (n *Node) Addresses() *nodeip.Tracker { return n.cfg.Addresses }
@@ -63,7 +74,7 @@ func (n *Node) Addresses() *nodeip.Tracker { return n.cfg.Addresses }
 // Join issues the node's certificates, keeps them fresh, and returns when the API server answers.
 func (n *Node) Join(ctx context.Context, node agent.Node) (*agent.Cluster, error) {
 	local := pki.LocalNode{Dirs: n.cfg.Dirs, URL: n.cfg.URL, Name: node.Name,
-		IPs: slices.Concat(node.IPs, node.ExternalIPs)}
+		IPs: slices.Concat(node.IPs, node.ExternalIPs), DNSNames: node.DNSNames}
 	if err := local.Add(n.cfg.PKI); err != nil {
 		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
 	}
@@ -71,7 +82,7 @@ func (n *Node) Join(ctx context.Context, node agent.Node) (*agent.Cluster, error
 		return nil, fmt.Errorf("join node %s: %w", node.Name, err)
 	}
 	select {
-	case n.joined <- node.Name:
+	case n.joined <- node:
 	default: // Reserve has it already
 	}
 	facts := n.cfg.Facts
@@ -91,11 +102,11 @@ func (n *Node) SetTaints(ctx context.Context, node string, taints []corev1.Taint
 // Reserve takes the node's name, so that no machine that joins with a token gets it. It runs until ctx ends; the node
 // does not wait for it.
 func (n *Node) Reserve(ctx context.Context, ready func()) error {
-	var name string
+	var node agent.Node
 	select {
-	case name = <-n.joined:
+	case node = <-n.joined:
 		select {
-		case n.joined <- name: // for another run
+		case n.joined <- node: // for another run
 		default: // the agent has joined again meanwhile
 		}
 	case <-ctx.Done():
@@ -106,13 +117,13 @@ func (n *Node) Reserve(ctx context.Context, ready func()) error {
 		return err
 	}
 	now, _ := n.cfg.Addresses.Now()
-	taken, err := n.cfg.Access.Reserve(ctx, name, password, now.IPs)
+	taken, err := n.cfg.Access.Reserve(ctx, node.Name, password, now.IPs, node.DNSNames...)
 	if err != nil {
 		return err
 	}
 	if taken {
 		n.cfg.Log.Warn("this server's node name was kept for another machine, and is this server's now; if that machine runs, "+
-			"give it another node-name", "node", name)
+			"give it another node-name", "node", node.Name)
 	}
 	ready()
 	<-ctx.Done()

@@ -129,11 +129,11 @@ func (p *PKI) ServingLeaf(names, ips []string) Leaf {
 	}
 }
 
-// NodeLeaf returns a node's certificate. Only the serving one has addresses.
-func NodeLeaf(id nodecerts.Identity, node string, ips []string) Leaf {
+// NodeLeaf returns a node's certificate. Only the serving one has names and addresses.
+func NodeLeaf(id nodecerts.Identity, names, ips []string) Leaf {
 	l := Leaf{CA: ClientCA, CommonName: id.User, Organization: id.Groups}
 	if id.Serving {
-		l.CA, l.Server, l.DNSNames, l.IPs = ServerCA, true, []string{node}, ips
+		l.CA, l.Server, l.DNSNames, l.IPs = ServerCA, true, names, ips
 	}
 	return l
 }
@@ -145,6 +145,8 @@ type LocalNode struct {
 	URL  string
 	Name string
 	IPs  []string
+	// DNSNames are further names.
+	DNSNames []string
 }
 
 // Add writes the node's certificates, kubeconfigs and authorities where agent.Joiner wants them, and keeps them fresh.
@@ -165,7 +167,7 @@ func (n LocalNode) Add(p *PKI) error {
 		{nodecerts.Kubelet(n.Name), n.Dirs.KubeletKubeconfig()}, {nodecerts.Agent(n.Name), n.Dirs.AgentKubeconfig()},
 		{nodecerts.Serving(n.Name), ""},
 	} {
-		l := NodeLeaf(c.id, n.Name, slices.Concat([]string{"127.0.0.1"}, n.IPs))
+		l := NodeLeaf(c.id, slices.Concat([]string{n.Name}, n.DNSNames), slices.Concat([]string{"127.0.0.1"}, n.IPs))
 		l.Name, l.CertFile, l.KeyFile = "node "+n.Name+" "+c.id.File, file(c.id.File+".crt"), file(c.id.File+".key")
 		if c.kubeconfig != "" {
 			l.Steady = true

@@ -45,9 +45,12 @@ type Config struct {
 	// answered but who comes in by an interface with one of NodeIPs.
 	PodInterface string
 	NodeIPs      []netip.Addr
-	ResolvConf   string // the host's resolvers: a file that does not point back here
-	StateFile    string // where the last good configuration is kept for a boot without a server
-	Client       kubernetes.Interface
+	// Endpoints makes the server answer this node's pods and host at NodeIPs, port wellknown.DNSEndpointPort, as well:
+	// there another proxy sends what is for the DNS Service.
+	Endpoints  bool
+	ResolvConf string // the host's resolvers: a file that does not point back here
+	StateFile  string // where the last good configuration is kept for a boot without a server
+	Client     kubernetes.Interface
 	// Informers must not be narrowed by labels: headless Services and their slices are asked for too.
 	Informers informers.SharedInformerFactory
 	Events    record.EventRecorder // nil: one to the API server
@@ -205,7 +208,7 @@ func (s *Server) prepare(ctx context.Context) error {
 // applyTable writes the table.
 func (s *Server) applyTable(ctx context.Context) error {
 	l := layout{addrs: s.cfg.ClusterDNS, port: s.port, podInterface: s.cfg.PodInterface, nodeIPs: s.cfg.NodeIPs,
-		limits: defaultLimits}
+		endpoints: s.cfg.Endpoints, limits: defaultLimits}
 	limited, err := l.apply(ctx, s.cfg.Tables)
 	if was := s.unlimited.Swap(err == nil && !limited); !was && s.unlimited.Load() {
 		s.log.Warn("one client of this node's DNS can take all of it: the kernel has no nft_connlimit or nft_limit")

@@ -13,6 +13,8 @@ func TestRules(t *testing.T) {
 	for name, l := range map[string]layout{
 		"pods":      {podInterface: "cni0", limits: defaultLimits},
 		"unlimited": {},
+		"endpoints": {podInterface: "cni0", endpoints: true, nodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"),
+			netip.MustParseAddr("fd02::1")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn := nettest.Alone(t)

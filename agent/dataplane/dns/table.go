@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
+	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
 // Tables writes nftables tables and restores them: a *reconcile.Tables.
@@ -25,6 +26,7 @@ type layout struct {
 	// enters by an interface that has one of nodeIPs is not answered.
 	podInterface string
 	nodeIPs      []netip.Addr
+	endpoints    bool // what goes to nodeIPs, port wellknown.DNSEndpointPort, is sent to CoreDNS as well
 	limits       limits
 }
 
@@ -59,16 +61,16 @@ const dnsPort = 53
 // dropped, and so is what one client sends beyond the limits.
 func (l layout) table() ruleset.Table {
 	t := ruleset.Table{Family: ruleset.Inet, Name: Table}
-	nat := func(hook string, asked []netip.Addr, by ruleset.Rule) ruleset.Chain {
+	nat := func(hook string, asked []netip.AddrPort, by ruleset.Rule) ruleset.Chain {
 		c := ruleset.Chain{Name: hook, Hook: &ruleset.Hook{Type: "nat", Name: hook, Priority: natPriority}}
 		for _, a := range asked {
 			to := AddrV4
-			if a.Is6() {
+			if a.Addr().Is6() {
 				to = AddrV6
 			}
 			for _, proto := range []uint8{ruleset.UDP, ruleset.TCP} {
-				c.Rules = append(c.Rules, slices.Concat(by, addressedTo(a), ruleset.Rule{
-					ruleset.Protocol(proto), ruleset.ToPort(dnsPort), ruleset.Count{},
+				c.Rules = append(c.Rules, slices.Concat(by, addressedTo(a.Addr()), ruleset.Rule{
+					ruleset.Protocol(proto), ruleset.ToPort(a.Port()), ruleset.Count{},
 					ruleset.DNATTo{To: netip.AddrPortFrom(to, l.port)},
 				}))
 			}
@@ -91,12 +93,34 @@ func (l layout) table() ruleset.Table {
 		}
 	}
 	t.Chains = []ruleset.Chain{
-		nat("prerouting", l.addrs, l.pods()),
+		nat("prerouting", slices.Concat(withPort(l.addrs, dnsPort), l.endpointAddrs()), l.pods()),
 		// The host itself may also ask the server's own addresses.
-		nat("output", append(listenAddrs(l.addrs), l.addrs...), nil),
+		nat("output", slices.Concat(withPort(listenAddrs(l.addrs), dnsPort), withPort(l.addrs, dnsPort),
+			l.endpointAddrs()), nil),
 		in,
 	}
 	return t
+}
+
+// withPort returns the addresses, each with the port.
+func withPort(addrs []netip.Addr, port uint16) (out []netip.AddrPort) {
+	for _, a := range addrs {
+		out = append(out, netip.AddrPortFrom(a, port))
+	}
+	return out
+}
+
+// endpointAddrs returns where another proxy sends what is for the DNS Service, in the families of that Service.
+func (l layout) endpointAddrs() (out []netip.AddrPort) {
+	if !l.endpoints {
+		return nil
+	}
+	for _, a := range l.nodeIPs {
+		if a = a.Unmap(); slices.ContainsFunc(l.addrs, func(c netip.Addr) bool { return c.Is4() == a.Is4() }) {
+			out = append(out, netip.AddrPortFrom(a, wellknown.DNSEndpointPort))
+		}
+	}
+	return out
 }
 
 // translated is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h, the status of connections with destination NAT.

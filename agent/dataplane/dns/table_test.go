@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,8 +23,12 @@ func TestWhoIsAnswered(t *testing.T) {
 		t.Skip("needs root")
 	}
 	for what, mod := range map[string]func(*layout){
-		"our network":    func(l *layout) { l.podInterface = "cni0" },
-		"another's":      func(l *layout) { l.nodeIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
+		"our network": func(l *layout) { l.podInterface = "cni0" },
+		"another's":   func(l *layout) { l.nodeIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
+		"another proxy": func(l *layout) {
+			l.podInterface, l.endpoints = "cni0", true
+			l.nodeIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd02::1")}
+		},
 		"before, anyone": nil,
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -57,7 +62,11 @@ func TestWhoIsAnswered(t *testing.T) {
 				t.Fatal(limited, err)
 			}
 			held := hold(t, node)
-			for _, to := range []string{"10.43.0.10:53", "[fd43::a]:53"} {
+			asked := []string{"10.43.0.10:53", "[fd43::a]:53"}
+			if l.endpoints {
+				asked = append([]string{"192.0.2.1:225", "[fd02::1]:225"}, asked...) // before limits are reached
+			}
+			for _, to := range asked {
 				for from, want := range map[*nettest.Host]bool{a: true, node: true, lan: mod == nil} {
 					for _, network := range []string{"tcp", "udp"} {
 						within := nettest.Patience
@@ -69,9 +78,10 @@ func TestWhoIsAnswered(t *testing.T) {
 						}
 					}
 				}
-				if mod == nil {
+				if mod == nil || !strings.HasSuffix(to, ":53") {
 					continue
 				}
+				held.queries.Store(0)
 				// One client keeps connections open and asks on and on.
 				held.keep(true)
 				refused := 0

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -146,6 +147,15 @@ func (p *Policies) Status() Status {
 func Cleanup(ctx context.Context) error {
 	_, err := netfilter.Remove(ctx, rules.TableName)
 	return err
+}
+
+// Off removes what an earlier run has left where policies are not enforced any more: the tables, and the StateFile,
+// since policies may be made meanwhile.
+func Off(ctx context.Context, stateFile string) error {
+	if err := os.Remove(stateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the record of network policies: %w", err)
+	}
+	return Cleanup(ctx)
 }
 
 // tell wakes everybody who waits for something to change. The caller holds the lock.

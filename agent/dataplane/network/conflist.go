@@ -12,7 +12,6 @@ import (
 
 	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/layout"
 )
 
 // confName sorts before what a user may put beside it; containerd takes the first file.
@@ -63,8 +62,8 @@ type pluginConf struct {
 }
 
 // renderConf is the CNI configuration of a node with these pod ranges.
-func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, held []hostport.Held, dirs layout.Dirs) ([]byte,
-	error) {
+func (n *Network) renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool) ([]byte, error) {
+	dirs := n.cfg.Dirs
 	ipam := ipamConf{Type: "host-local", DataDir: dirs.CNIState()}
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
@@ -73,7 +72,7 @@ func renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool, held []hostpor
 		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true,
 			ForceAddress: true, IPAM: ipam},
 		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true},
-			PolicySocket: dirs.PolicySocket(), StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: held},
+			PolicySocket: n.cfg.PolicySocket, StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: n.cfg.Held},
 		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
 	}}, "", " ")
 	return append(raw, '\n'), err

@@ -197,8 +197,10 @@ type manager struct {
 	config *subnet.Config
 	client kubernetes.Interface // as the node itself, which may change its own Node only
 	ranges []netip.Prefix
-	others believed
-	log    *slog.Logger
+	// external are the addresses at which other nodes send, instead of those of the interface.
+	external []netip.Addr
+	others   believed
+	log      *slog.Logger
 }
 
 var _ subnet.Manager = (*manager)(nil)
@@ -212,14 +214,14 @@ func (m *manager) AcquireLease(ctx context.Context, attrs *lease.LeaseAttrs) (*l
 	own, _ := m.peers.own()
 	want := map[string]string{annManaged: "true", annType: attrs.BackendType}
 	if m.config.EnableIPv4 {
-		want[annPublicIP] = attrs.PublicIP.String()
+		want[annPublicIP] = m.public(true, attrs.PublicIP.String())
 		if o := own.annotations[annOverride]; o != "" {
 			want[annPublicIP] = o
 		}
 		want[annData] = dataString(attrs.BackendData)
 	}
 	if m.config.EnableIPv6 && attrs.PublicIPv6 != nil {
-		want[annPublicIPv6] = attrs.PublicIPv6.String()
+		want[annPublicIPv6] = m.public(false, attrs.PublicIPv6.String())
 		if o := own.annotations[annOverride6]; o != "" {
 			want[annPublicIPv6] = o
 		}
@@ -243,6 +245,16 @@ func (m *manager) AcquireLease(ctx context.Context, attrs *lease.LeaseAttrs) (*l
 		l.EnableIPv6, l.IPv6Subnet = true, ip6Net(r)
 	}
 	return l, nil
+}
+
+// public returns the address of a family at which other nodes send: the first external one, or that of the interface.
+func (m *manager) public(v4 bool, iface string) string {
+	for _, a := range m.external {
+		if a = a.Unmap(); a.Is4() == v4 {
+			return a.String()
+		}
+	}
+	return iface
 }
 
 func dataString(raw json.RawMessage) string {
@@ -369,10 +381,17 @@ func (m *manager) HandleSubnetFile(string, *subnet.Config, bool, ip.IP4Net, ip.I
 	return errNotOurs
 }
 
-// flannelConfig is what flannel's backends are told of the cluster.
-func flannelConfig(backend string, cluster []netip.Prefix) (*subnet.Config, error) {
-	c := &subnet.Config{EnableNFTables: true, BackendType: backend,
-		Backend: json.RawMessage(fmt.Sprintf(`{"Type":%q}`, backend))}
+// flannelConfig returns the configuration of a backend of flannel. options are fields of its Backend.
+func flannelConfig(backend string, cluster []netip.Prefix, options map[string]json.RawMessage) (*subnet.Config, error) {
+	fields := map[string]any{"Type": backend}
+	for name, v := range options {
+		fields[name] = v
+	}
+	raw, err := json.Marshal(fields)
+	if err != nil {
+		return nil, fmt.Errorf("encode the configuration of flannel: %w", err)
+	}
+	c := &subnet.Config{EnableNFTables: true, BackendType: backend, Backend: raw}
 	for _, r := range cluster {
 		if r.Addr().Is4() {
 			c.EnableIPv4, c.Network = true, ip4Net(r)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -19,16 +18,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
-	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
-	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
 	"github.com/umiak-io/umiak/agent/host"
-	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/overlaykey"
 )
 
@@ -43,51 +38,6 @@ const (
 // ErrNoInterface means that pods of this node and of others cannot reach each other until the machine has an interface
 // with the node's address. Pods run nevertheless.
 var ErrNoInterface = errors.New("there is no interface")
-
-// Config is what the network is told.
-type Config struct {
-	NodeName    string
-	NodeIPs     []netip.Addr
-	Iface       string // for traffic between nodes; empty: the one with the node's address
-	Backend     string // one of the constants above
-	ClusterCIDR []netip.Prefix
-	ServiceCIDR []netip.Prefix
-	// SourceCheck keeps pods from sending with other addresses than their own.
-	SourceCheck bool
-	// Held are ports of the node that no pod gets by hostPort.
-	Held []hostport.Held
-	Dirs layout.Dirs
-	// Watch reads all Nodes (the agent's identity); Self changes this node's own (the kubelet's).
-	Watch, Self kubernetes.Interface
-	// KubeletPort is closed to others than nodes, servers, pods and the ranges KubeletFrom; 0 is not closed. With a
-	// network of the user's it is closed only if there are ranges.
-	KubeletPort int
-	KubeletFrom []netip.Prefix
-	// Servers are API servers besides those that are nodes; nil is none.
-	Servers Servers
-	// Tables writes the tables umiak-network and umiak-peers and restores them.
-	Tables Tables
-	// Others are told of the nodes as well; nil where there is nobody.
-	Others  Observer
-	Journal *host.Journal
-	Log     *slog.Logger
-}
-
-// Tables writes nftables tables and restores them: a *reconcile.Tables.
-type Tables interface {
-	Set(ctx context.Context, want ruleset.Table) error
-	Remove(ctx context.Context, name string) error
-}
-
-// Observer follows the nodes, this one too, by the one watch of all nodes that an agent has.
-type Observer interface {
-	// Keep copies what the observer needs of a node to one that is kept in memory and has its addresses already. It may
-	// be given what it has made before.
-	Keep(from, to *v1.Node)
-	// Set takes a node as Keep has made it.
-	Set(n *v1.Node)
-	Remove(name string)
-}
 
 // Network is the node's pod network.
 type Network struct {
@@ -117,7 +67,13 @@ func New(cfg Config) (*Network, error) {
 		return nil, fmt.Errorf("flannel-backend: %q is not one of vxlan, host-gw, wireguard-native, none", cfg.Backend)
 	}
 	cfg.Log = cfg.Log.With("component", "network")
-	return &Network{cfg: cfg, peers: newPeers(cfg.NodeName), synced: make(chan struct{})}, nil
+	n := &Network{cfg: cfg, peers: newPeers(cfg.NodeName), synced: make(chan struct{})}
+	if cfg.Backend != None {
+		if err := cfg.Flannel.check(cfg.Backend, n.flannelBackend(), cfg.ClusterCIDR); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
 }
 
 // Run connects the pods until ctx ends. It is ready once pods can be given addresses. When it ends it
@@ -127,7 +83,7 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 	n.peers, n.synced, n.seen = newPeers(n.cfg.NodeName), make(chan struct{}), sync.Once{}
 	if n.cfg.Backend == None {
 		// The user brings the network. Ours must not be found before it.
-		if err := removeConf(n.cfg.Dirs.CNIConfig()); err != nil {
+		if err := errors.Join(removeConf(n.cfg.Dirs.CNIConfig()), podsource.Off(ctx)); err != nil {
 			return err
 		}
 		// Which pod ranges the user's network has is not known; it masquerades itself.
@@ -208,12 +164,12 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 		return err
 	}
 	name := n.flannelBackend()
-	conf, err := flannelConfig(name, n.reachable(ext))
+	conf, err := flannelConfig(name, n.reachable(ext), n.cfg.Flannel.options)
 	if err != nil {
 		return err
 	}
-	m := &manager{peers: n.peers, config: conf, client: n.cfg.Self, ranges: ranges, log: n.cfg.Log,
-		others: n.believed()}
+	m := &manager{peers: n.peers, config: conf, client: n.cfg.Self, ranges: ranges, external: n.cfg.ExternalIPs,
+		others: n.believed(), log: n.cfg.Log}
 	be, err := backend.NewManager(ctx, m, ext).GetBackend(name)
 	if err != nil {
 		return fmt.Errorf("start flannel backend %s: %w", n.cfg.Backend, err)
@@ -295,7 +251,7 @@ func (n *Network) local(ctx context.Context, ranges []netip.Prefix, mtu int) err
 	if err := n.setRules(ctx, ranges); err != nil {
 		return err
 	}
-	raw, err := renderConf(ranges, mtu, n.checkSources(ctx), n.cfg.Held, n.cfg.Dirs)
+	raw, err := n.renderConf(ranges, mtu, n.checkSources(ctx))
 	if err != nil {
 		return err
 	}
@@ -342,12 +298,19 @@ func (n *Network) RestoreSources(ctx context.Context, conn *netfilter.Conn) (boo
 	return podsource.Restore(ctx, conn, podsource.Results, n.cfg.Dirs.CNIState())
 }
 
-// setRules writes the table for pod ranges; there may be none.
+// setRules writes the table for pod ranges; there may be none. A table without rules is removed.
 func (n *Network) setRules(ctx context.Context, ranges []netip.Prefix) error {
+	if len(ranges) == 0 && !n.cfg.ServiceRoutes {
+		if err := n.cfg.Tables.Remove(ctx, Table); err != nil {
+			return err
+		}
+		n.ranges.Store(&ranges)
+		return nil
+	}
 	if err := n.cfg.Journal.Made(host.KindTable, Table); err != nil {
 		return err
 	}
-	if err := n.cfg.Tables.Set(ctx, rules(ranges, n.cfg.ClusterCIDR)); err != nil {
+	if err := n.cfg.Tables.Set(ctx, rules(ranges, n.cfg.ClusterCIDR, n.cfg.ServiceRoutes)); err != nil {
 		return err
 	}
 	n.ranges.Store(&ranges)

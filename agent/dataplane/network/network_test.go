@@ -26,6 +26,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/host"
@@ -114,7 +115,7 @@ func config(t *testing.T, backend string, client *fake.Clientset) Config {
 	return Config{
 		NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.77.1")}, Backend: backend,
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Dirs: d,
-		Watch: client, Self: client, Journal: j, Log: slog.New(slog.DiscardHandler),
+		Watch: client, Self: client, Journal: j, Log: slog.New(slog.DiscardHandler), ServiceRoutes: true,
 		Tables: reconcile.NewTables(slog.Default(), []string{Table, peerports.Table}),
 	}
 }
@@ -299,6 +300,16 @@ func TestHostGWAndNone(t *testing.T) {
 		t.Errorf("rules for pod ranges of another network are left:\n%s", out)
 	}
 	unusedServiceIsRejected(t)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// With another service proxy as well there is nothing to do.
+	cfg.ServiceRoutes = false
+	ready, stop = start(t, cfg)
+	<-ready
+	if got := tables(t); strings.Contains(got, netfilter.Prefix) {
+		t.Errorf("tables are left: %s", got)
+	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

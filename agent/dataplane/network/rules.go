@@ -11,11 +11,11 @@ const Table = "umiak-network"
 
 const srcNAT = 100 // the priority of everybody's source NAT
 
-// rules returns the table: packets from this node's pods that leave the cluster take the node's address, and what they
-// send to an address of Services that no Service has is rejected: the host's route to these addresses leads to the
-// loopback interface (agent/dataplane/serviceroute). Nothing is accepted in a forward hook: an accept in one table does
-// not overrule a drop in another, so it would only look as if it helped (`umiak check` finds such drops).
-func rules(pods, cluster []netip.Prefix) ruleset.Table {
+// rules returns the table: packets from this node's pods that leave the cluster take the node's address. Where the
+// host's route to the addresses of Services leads to the loopback interface (agent/dataplane/serviceroute), what pods
+// send to an address that no Service has is rejected. Nothing is accepted in a forward hook: an accept in one table
+// does not overrule a drop in another, so it would only look as if it helped (`umiak check` finds such drops).
+func rules(pods, cluster []netip.Prefix, serviceRoutes bool) ruleset.Table {
 	t := ruleset.Table{Family: ruleset.Inet, Name: Table}
 	if len(pods) > 0 {
 		post := ruleset.Chain{Name: "postrouting", Hook: &ruleset.Hook{Type: "nat", Name: "postrouting", Priority: srcNAT}}
@@ -24,10 +24,12 @@ func rules(pods, cluster []netip.Prefix) ruleset.Table {
 		}
 		t.Chains = append(t.Chains, post)
 	}
-	t.Chains = append(t.Chains, ruleset.Chain{
-		Name: "forward", Hook: &ruleset.Hook{Type: "filter", Name: "forward"},
-		Rules: []ruleset.Rule{{ruleset.Match{What: ruleset.OutInterface, Value: ruleset.Interface("lo")}, ruleset.NoRoute}},
-	})
+	if serviceRoutes {
+		t.Chains = append(t.Chains, ruleset.Chain{
+			Name: "forward", Hook: &ruleset.Hook{Type: "filter", Name: "forward"}, Rules: []ruleset.Rule{
+				{ruleset.Match{What: ruleset.OutInterface, Value: ruleset.Interface("lo")}, ruleset.NoRoute}},
+		})
+	}
 	return t
 }
 

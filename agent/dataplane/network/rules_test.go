@@ -16,7 +16,7 @@ func TestRules(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			nettest.Apply(t, nettest.Alone(t), rules(pods,
-				[]netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}))
+				[]netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}, true))
 			golden.Equal(t, "testdata/rules-"+name+".nft", nettest.NFT(t, "list table inet "+Table))
 		})
 	}

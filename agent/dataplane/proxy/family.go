@@ -84,7 +84,7 @@ func newFamily(fam rules.Family, cfg Config, p *Proxy) *family {
 		}
 	}
 	var nodePorts []string
-	for _, c := range cfg.NodePortAddresses {
+	for _, c := range cfg.Flags.nodePorts(cfg.NodeIPs) {
 		nodePorts = append(nodePorts, c.String())
 		if fam.Has(c.Addr()) {
 			f.cfg.NodePortAddresses = append(f.cfg.NodePortAddresses, c.Masked())

@@ -34,9 +34,9 @@ type Config struct {
 	NodeIPs []netip.Addr
 	// ClusterCIDR are the addresses of all pods. What goes to a ClusterIP from elsewhere is masqueraded.
 	ClusterCIDR []netip.Prefix
-	// NodePortAddresses limits on which of the node's addresses node ports answer, a list for both
-	// families; for a family that is not in it, all addresses but loopback ones do.
-	NodePortAddresses []netip.Prefix
+	// Flags are the user's. Where they name addresses for node ports, in a family that is not among them all addresses
+	// but loopback ones answer.
+	Flags Flags
 	// Informers gives Services, EndpointSlices and Nodes. New registers its handlers; starting the factory
 	// is the caller's business.
 	Informers informers.SharedInformerFactory
@@ -203,6 +203,13 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	})
 	background.Go(func() { p.flows.run(ctx) })
 	background.Go(func() { p.host.run(ctx) })
+	if at := p.cfg.Flags.Metrics; at.IsValid() {
+		background.Go(func() {
+			if err := serveMetrics(ctx, at); err != nil && ctx.Err() == nil {
+				p.log.Error("cannot serve metrics", "error", err)
+			}
+		})
+	}
 	defer cancel(nil)
 	defer p.closeHealth()
 

@@ -74,6 +74,10 @@ type address struct {
 	IP netip.Addr `json:"ip"`
 	// Routed means that it was the source address of the default route: it is not replaced by another such address.
 	Routed bool `json:"routed"`
+	// Interface has the address. It is stored only where node-ip names it.
+	Interface string `json:"interface,omitempty"`
+	// virtual means that the interface is one of containers, virtual machines or tunnels, and has no default route.
+	virtual bool
 }
 
 type file struct {
@@ -108,23 +112,32 @@ func save(path string, list []address) error {
 	return atomicfile.Write(path, raw, 0o600)
 }
 
-// choose chooses the user's addresses, or else from those that the machine has and those chosen before.
-func choose(asked []netip.Addr, want Families, stored, have []address) Choice {
+// choose chooses the user's addresses, or else from those that the machine, or the user's interfaces, have and those
+// chosen before. An address comes before the interfaces in its family.
+func choose(asked []Asked, want Families, stored, have []address) Choice {
 	var c Choice
-	on := func(ip netip.Addr) int {
+	at := func(ip netip.Addr) int {
 		return slices.IndexFunc(have, func(a address) bool { return a.IP == ip })
 	}
 	take := func(a address) {
 		c.IPs = append(c.IPs, a.IP)
-		if on(a.IP) < 0 {
+		if at(a.IP) < 0 {
 			c.Missing = append(c.Missing, a.IP)
 		}
 	}
-	if len(asked) > 0 {
-		for _, ip := range asked {
-			take(address{IP: ip})
-		}
+	names := interfaces(asked)
+	for _, ip := range addresses(asked) {
+		take(address{IP: ip})
+		want.V4, want.V6 = want.V4 && !ip.Is4(), want.V6 && !ip.Is6()
+	}
+	switch {
+	case len(names) > 0:
+		stored, have = on(stored, names), on(have, names)
+	case len(asked) > 0:
 		return c
+	default:
+		stored = on(stored, []string{""})
+		have = slices.DeleteFunc(slices.Clone(have), func(a address) bool { return a.virtual })
 	}
 	for _, f := range []Families{{V4: want.V4}, {V6: want.V6}} {
 		of := func(list []address, routed bool) (address, bool) {
@@ -140,7 +153,7 @@ func choose(asked []netip.Addr, want Families, stored, have []address) Choice {
 			best, any = of(have, false)
 		}
 		switch {
-		case had && on(old.IP) >= 0 && (old.Routed || !best.Routed):
+		case had && at(old.IP) >= 0 && (old.Routed || !best.Routed):
 			best = old
 		case any:
 		case had:
@@ -149,6 +162,9 @@ func choose(asked []netip.Addr, want Families, stored, have []address) Choice {
 			continue
 		}
 		take(best)
+		if len(names) == 0 {
+			best.Interface = ""
+		}
 		c.stored = append(c.stored, best)
 	}
 	return c
@@ -164,7 +180,7 @@ func Find() ([]netip.Addr, error) {
 }
 
 // machine returns the usable addresses of this machine; those of default routes come first in their family, by metric,
-// and have Routed set.
+// and have Routed set. Those of virtual interfaces are among them.
 func machine() ([]address, error) {
 	links, err := netlinksafe.LinkList()
 	if err != nil {
@@ -184,21 +200,24 @@ func machine() ([]address, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list addresses: %w", err)
 		}
+		first := make([]address, len(routed))
+		for i, ip := range routed {
+			first[i] = address{IP: ip, Routed: true}
+		}
 		var rest []address
 		for _, a := range all {
 			ip, ok := netip.AddrFromSlice(a.IP)
 			link := names[a.LinkIndex]
-			if ip = ip.Unmap(); !ok || link == nil || !usable(ip, a.Flags) || slices.Contains(routed, ip) {
+			if ip = ip.Unmap(); !ok || link == nil || !usable(ip, a.Flags) {
 				continue
 			}
-			if link.Attrs().Flags&net.FlagUp != 0 && !virtual(link) {
-				rest = append(rest, address{IP: ip})
+			if i := slices.Index(routed, ip); i >= 0 {
+				first[i].Interface = link.Attrs().Name
+			} else if link.Attrs().Flags&net.FlagUp != 0 {
+				rest = append(rest, address{IP: ip, Interface: link.Attrs().Name, virtual: virtual(link)})
 			}
 		}
-		for _, ip := range routed {
-			out = append(out, address{IP: ip, Routed: true})
-		}
-		out = append(out, rest...)
+		out = slices.Concat(out, first, rest)
 	}
 	return out, nil
 }

@@ -19,12 +19,15 @@ import (
 // TestMain runs the tests in a network namespace of their own.
 func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run)) }
 
-// list reads addresses; those that belong to a default route have a * behind them.
+// list reads addresses; those that belong to a default route have a * behind them, and @ separates the interface, which
+// is a virtual one if its name begins with w.
 func list(text string) []address {
 	var out []address
 	for _, f := range strings.Fields(text) {
+		f, name, _ := strings.Cut(f, "@")
 		ip, routed := strings.CutSuffix(f, "*")
-		out = append(out, address{IP: netip.MustParseAddr(ip), Routed: routed})
+		out = append(out, address{IP: netip.MustParseAddr(ip), Routed: routed, Interface: name,
+			virtual: strings.HasPrefix(name, "w")})
 	}
 	return out
 }
@@ -60,10 +63,26 @@ func TestChoose(t *testing.T) {
 		{name: "IPv6 is not wanted", want: four, have: "10.0.0.5* fd00::5*", ips: "10.0.0.5", at: "10.0.0.5*"},
 		{name: "node-ip", want: both, asked: "fd00::7 10.0.0.7", kept: "10.0.0.5*", have: "10.0.0.5* fd00::7",
 			ips: "fd00::7 10.0.0.7", missing: "10.0.0.7"},
+		{name: "an interface", want: both, asked: "eth1", have: "10.0.0.5*@eth0 10.1.0.5@eth1 fd01::5@eth1",
+			ips: "10.1.0.5 fd01::5", at: "10.1.0.5@eth1 fd01::5@eth1"},
+		{name: "a VPN's interface", want: four, asked: "wt0", have: "10.0.0.5*@eth0 100.64.0.5@wt0", ips: "100.64.0.5",
+			at: "100.64.0.5@wt0"},
+		{name: "no VPN unless it is named", want: four, have: "100.64.0.5@wt0"},
+		{name: "an interface that has lost its address", want: four, asked: "eth1", kept: "10.1.0.5@eth1",
+			have: "10.0.0.5*@eth0", ips: "10.1.0.5", missing: "10.1.0.5", at: "10.1.0.5@eth1"},
+		{name: "an interface with another address", want: four, asked: "eth1", kept: "10.1.0.5@eth1",
+			have: "10.1.0.6@eth1", ips: "10.1.0.6", at: "10.1.0.6@eth1"},
+		{name: "an interface, kept from another choice", want: four, asked: "eth1", kept: "10.0.0.5*"},
+		{name: "no interface any more", want: four, kept: "10.1.0.5@eth1", have: "10.0.0.5*@eth0 10.1.0.5@eth1",
+			ips: "10.0.0.5", at: "10.0.0.5*"},
+		{name: "an address and an interface", want: both, asked: "10.0.0.7 eth1", have: "10.1.0.5@eth1 fd01::5@eth1",
+			ips: "10.0.0.7 fd01::5", missing: "10.0.0.7", at: "fd01::5@eth1"},
 	} {
-		var asked []netip.Addr
-		for _, a := range list(c.asked) {
-			asked = append(asked, a.IP)
+		asked := make([]Asked, len(strings.Fields(c.asked)))
+		for i, f := range strings.Fields(c.asked) {
+			if err := asked[i].UnmarshalText([]byte(f)); err != nil {
+				t.Error(err)
+			}
 		}
 		got := choose(asked, c.want, list(c.kept), list(c.have))
 		text := func(ips []netip.Addr) string { return strings.Trim(fmt.Sprint(ips), "[]") }
@@ -72,6 +91,9 @@ func TestChoose(t *testing.T) {
 			s := a.IP.String()
 			if a.Routed {
 				s += "*"
+			}
+			if a.Interface != "" {
+				s += "@" + a.Interface
 			}
 			at = append(at, s)
 		}

@@ -19,7 +19,7 @@ const Part = "addresses"
 
 // Config describes a Tracker.
 type Config struct {
-	Asked []netip.Addr // the setting node-ip; empty for addresses that the machine has
+	Asked []Asked // the setting node-ip; empty for addresses that the machine has
 	Want  Families
 	File  string // stores the last choice
 	// Earlier are the node's addresses from before there was a File, for updates from releases that did not write it.
@@ -29,9 +29,8 @@ type Config struct {
 
 // Tracker tracks the node's addresses.
 type Tracker struct {
-	cfg   Config
-	asked []netip.Addr
-	log   *slog.Logger
+	cfg Config
+	log *slog.Logger
 
 	mu      sync.Mutex
 	want    Families
@@ -40,12 +39,9 @@ type Tracker struct {
 	changed chan struct{}
 }
 
-// New validates Asked and makes the first choice.
+// New makes the first choice.
 func New(cfg Config) (*Tracker, error) {
 	t := &Tracker{cfg: cfg, want: cfg.Want, log: cfg.Log.With("component", "addresses"), changed: make(chan struct{})}
-	for _, a := range cfg.Asked {
-		t.asked = append(t.asked, a.Unmap())
-	}
 	if _, err := t.refresh(); err != nil {
 		return nil, err
 	}
@@ -99,7 +95,7 @@ func (t *Tracker) Wait(ctx context.Context) error {
 func (t *Tracker) Narrow(f Families) error {
 	t.mu.Lock()
 	t.want = f
-	if t.taken != nil && len(t.asked) == 0 {
+	if t.taken != nil && len(addresses(t.cfg.Asked)) == 0 {
 		t.taken.IPs = t.taken.Of(f)
 	}
 	t.mu.Unlock()
@@ -119,7 +115,7 @@ func (t *Tracker) refresh() (bool, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := choose(t.asked, t.want, stored, have)
+	c := choose(t.cfg.Asked, t.want, stored, have)
 	if len(c.stored) > 0 {
 		for _, k := range stored { // keep the other family
 			if !t.want.has(k.IP) {

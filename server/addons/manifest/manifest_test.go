@@ -63,8 +63,9 @@ func TestBounds(t *testing.T) {
 }
 
 func TestEmbedded(t *testing.T) {
-	vars, err := manifests.Vars("cluster.local", []netip.Addr{netip.MustParseAddr("10.43.0.10"),
-		netip.MustParseAddr("fd00::a")})
+	vars, err := manifests.Vars(manifests.Cluster{Domain: "cluster.local",
+		DNS: []netip.Addr{netip.MustParseAddr("10.43.0.10"),
+			netip.MustParseAddr("fd00::a")}})
 	if err != nil {
 		t.Fatal(err)
 	}
