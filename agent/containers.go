@@ -95,6 +95,14 @@ func (a *Agent) runContainerd(ctx context.Context, ready func()) error {
 	if err := host.TryExec(ctx, programs.Runc, "--version"); err != nil {
 		return err
 	}
+	switch path, err := containerd.FindRuntime(a.cfg.DefaultRuntime); {
+	case err != nil:
+		return err
+	case path != "":
+		if err := host.TryExec(ctx, path, "--version"); err != nil {
+			return fmt.Errorf("default-runtime: %w", err)
+		}
+	}
 	if err := host.TryInotify(2); err != nil {
 		return err
 	}

@@ -507,7 +507,8 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 		return err
 	})
 	// The command is killed as soon as it writes with the new key.
-	cmd := e.M.Command(e.ctx, "umiak", "secrets-encrypt", "rotate", "--key-type", "aesgcm")
+	// The setting chooses the new key's type, as --key-type does.
+	cmd := e.M.Command(e.ctx, "env", "UMIAK_SECRETS_ENCRYPTION_PROVIDER=aesgcm", "umiak", "secrets-encrypt", "rotate")
 	var said lockedBuffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	e.must(e.M.Start(cmd))

@@ -43,9 +43,9 @@ const cutCable = `table inet cable {
 // farNode joins a machine with a closed door to the server's cluster.
 func (e *env) farNode(l *machine.LAN, name string) *env {
 	e.Helper()
-	// Also where its kubelet has another port than others.
-	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"},
-		Settings: map[string]string{"kubelet-port": "10260"}})
+	far := off(e.T, cluster.Options{Name: name, LAN: l, Run: []string{"umiak-agent"}})
+	// Also where its kubelet has another port than others, and listens at one address only.
+	e.must(far.Configure(map[string]string{"kubelet-port": "10260", "bind-address": far.M.IP}))
 	_, err := far.M.Run(e.soon(), "nft", closedDoor)
 	e.must(err)
 	e.agentReady(far.Cluster)

@@ -71,6 +71,9 @@ func containerRuntime(ctx context.Context, cfg Config) []Result {
 	if err == nil && path == "" {
 		return nil
 	}
+	if err == nil {
+		err = host.TryExec(ctx, path, "--version")
+	}
 	return tried("default runtime", path, err)
 }
 

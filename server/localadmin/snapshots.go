@@ -84,6 +84,9 @@ func (s Snapshots) ForReset(ctx context.Context) (server.Config, error) {
 		s.Log.Warn("the snapshot was restored at an earlier start and is not restored again; remove cluster-reset and "+
 			"cluster-reset-restore-path from the settings", "snapshot", cfg.ResetRestorePath)
 	} else {
+		if err := datadisk.Check(s.Etc, cfg.DataDir); err != nil {
+			return cfg, err // the record of an earlier start is on the disk that is missing
+		}
 		r, err := s.Restore(ctx, cfg.ResetRestorePath)
 		if err != nil {
 			return cfg, fmt.Errorf("cluster-reset-restore-path: %w", err)

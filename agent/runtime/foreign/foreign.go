@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -92,19 +93,28 @@ func (r *Runtime) Rows() []status.Row {
 
 // Ask returns name and version of the runtime at a socket.
 func Ask(ctx context.Context, socket string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	name, err := ask(ctx, socket)
+	if err != nil {
+		return "", fmt.Errorf("no container runtime answers at %s (%w): start it, or correct container-runtime-endpoint",
+			socket, err)
+	}
+	return name, nil
+}
+
+func ask(ctx context.Context, socket string) (string, error) {
+	probe, err := new(net.Dialer).DialContext(ctx, "unix", socket) // gRPC would log what fails
+	if err != nil {
+		return "", err
+	}
+	_ = probe.Close()
 	conn, err := dial(socket)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	name, err := version(ctx, conn)
-	if err != nil {
-		return "", fmt.Errorf("no container runtime answers at %s (%w): start it, or correct container-runtime-endpoint", socket,
-			err)
-	}
-	return name, nil
+	return version(ctx, conn)
 }
 
 const askTimeout = 5 * time.Second

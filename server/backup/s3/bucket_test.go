@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,6 +94,70 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if err := b.Download(t.Context(), "a.snap", filepath.Join(t.TempDir(), "to")); !errors.Is(err, s3.ErrNotFound) {
 		t.Errorf("removed: %v", err)
+	}
+}
+
+// secret is a Secret of kube-system, whatever its name.
+type secret map[string][]byte
+
+func (s secret) Secret(context.Context, string) (map[string][]byte, error) { return s, nil }
+func (secret) ConfigMap(context.Context, string) (map[string]string, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// tunnels is an HTTP proxy that counts the connections which it has made.
+func tunnels(t *testing.T) (address string, made *atomic.Int32) {
+	t.Helper()
+	made = &atomic.Int32{}
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		to, err := new(net.Dialer).DialContext(r.Context(), "tcp", r.Host)
+		if err != nil || r.Method != http.MethodConnect {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer to.Close()
+		w.WriteHeader(http.StatusOK)
+		from, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer from.Close()
+		made.Add(1)
+		go func() { _, _ = io.Copy(to, buffered) }()
+		_, _ = io.Copy(from, to)
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy.URL, made
+}
+
+// TestSettingsOfASecret takes the settings of a Secret, the keys of the environment, and the way through a proxy.
+func TestSettingsOfASecret(t *testing.T) {
+	srv := s3server.Start(t)
+	ca, err := os.ReadFile(srv.Config.EndpointCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, made := tunnels(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", srv.Config.AccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", srv.Config.SecretKey)
+	cfg, err := s3.Config{ConfigSecret: "bucket", Timeout: time.Minute}.Resolve(t.Context(), secret{
+		"etcd-s3-endpoint": []byte(srv.Config.Endpoint), "etcd-s3-endpoint-ca": ca, "etcd-s3-region": []byte("us-east-1"),
+		"etcd-s3-bucket": []byte(srv.Config.Bucket), "etcd-s3-folder": []byte("pi\n"), "etcd-s3-proxy": []byte(proxy),
+		"etcd-s3-bucket-lookup-type": []byte("path"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := open(t, cfg)
+	if err := b.Upload(t.Context(), file(t, "a.snap", []byte("one")), ""); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := b.List(t.Context(), ".snap"); err != nil || len(list) != 1 || made.Load() == 0 {
+		t.Errorf("%+v, %v, %d connections through the proxy", list, err, made.Load())
+	}
+	cfg.Lookup = "dns" // the bucket's name before the address is no host
+	if _, err := open(t, cfg).List(t.Context(), ".snap"); err == nil {
+		t.Error("the lookup type has no effect")
 	}
 }
 

@@ -3,6 +3,9 @@ package s3
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +74,28 @@ func TestSettingsInASecret(t *testing.T) {
 	}
 	if _, err := base.Resolve(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "only while the server runs") {
 		t.Error(err)
+	}
+}
+
+// TestKeysOfARole: without keys in settings and variables, those count that the cloud gives to the machine.
+func TestKeysOfARole(t *testing.T) {
+	cloud := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"AccessKeyId":"role-id","SecretAccessKey":"role-key","Token":"role-token","Expiration":"2099-01-01T00:00:00Z"}`)
+	}))
+	defer cloud.Close()
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", cloud.URL)
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1") // addresses are reached without it
+	creds, err := Config{}.credentials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := creds.GetWithContext(nil)
+	if got := v.AccessKeyID + " " + v.SecretAccessKey + " " + v.SessionToken; err != nil ||
+		got != "role-id role-key role-token" {
+		t.Errorf("%s, %v", got, err)
 	}
 }
 
