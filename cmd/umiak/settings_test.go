@@ -122,3 +122,16 @@ func TestConfigFromK3s(t *testing.T) {
 		t.Errorf("a second time: %d %s", code, errs)
 	}
 }
+
+// TestSnapshotFlagsOfK3s: the flags of `k3s etcd-snapshot` are those of the settings.
+func TestSnapshotFlagsOfK3s(t *testing.T) {
+	config := settingsFile(t, "")
+	for _, prefix := range []string{"--", "--etcd-"} {
+		argv := []string{"snapshot", "schedule", "--config", config, prefix + "s3", prefix + "s3-bucket", "No_Bucket",
+			prefix + "s3-access-key=id", prefix + "s3-secret-key=hidden-key", prefix + "snapshot-compress"}
+		code, _, errs := command(t, argv...)
+		if code == 0 || !strings.Contains(errs, `"No_Bucket" is not a bucket name`) || strings.Contains(errs, "hidden-key") {
+			t.Errorf("%v: %d %s", argv, code, errs)
+		}
+	}
+}

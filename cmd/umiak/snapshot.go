@@ -14,6 +14,7 @@ import (
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/output"
 	"github.com/umiak-io/umiak/server"
@@ -36,8 +37,9 @@ type snapshotSettings struct {
 
 // command returns an action that reads the settings before it calls do.
 func (s *snapshotSettings) command(w agentcli.Where, do func(*cli.Context, localadmin.Snapshots) error) cli.ActionFunc {
+	_, foreign := k3s.Snapshots()
 	return func(c *cli.Context) error {
-		if _, err := config.LoadInstalled(c, &s.flags, &s.server, &s.agent, &s.logging, w.Foreign); err != nil {
+		if _, err := config.LoadInstalled(c, &s.flags, &s.server, &s.agent, &s.logging, foreign); err != nil {
 			return agentcli.BadConfig(err)
 		}
 		if err := s.flags.Backup.Validate(); err != nil {
@@ -60,7 +62,8 @@ func (s *snapshotSettings) command(w agentcli.Where, do func(*cli.Context, local
 // snapshotCommand is `umiak snapshot`.
 func snapshotCommand(where agentcli.Where) *cli.Command {
 	var s snapshotSettings
-	flags := func(more ...cli.Flag) []cli.Flag { return append(config.Flags(&s.flags), more...) }
+	foreign, _ := k3s.Snapshots()
+	flags := func(more ...cli.Flag) []cli.Flag { return append(config.Flags(&s.flags, foreign), more...) }
 	return &cli.Command{
 		Name:  "snapshot",
 		Usage: "save the cluster's state to a file, and restore it",

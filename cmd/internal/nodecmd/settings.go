@@ -31,7 +31,7 @@ func Settings(w Where) *ucli.Command {
 // settingsFlags are the flags of all settings, and of a command that reads them.
 func (w *Where) settingsFlags(more ...ucli.Flag) []ucli.Flag {
 	if w.Server != nil {
-		more = append(more, &ucli.BoolFlag{Name: "agent", Usage: "the settings of `umiak agent` instead of a server's"})
+		more = append(more, &ucli.BoolFlag{Name: "agent", Usage: "the settings of a node that joins servers, as umiak agent reads them"})
 	}
 	return append(config.Flags(append(slices.Clone(w.Known), w.Foreign.Long())...), more...)
 }

@@ -118,7 +118,7 @@ write-kubeconfig-mode: "0644"
 # k3s writes it there without a setting
 write-kubeconfig: /etc/rancher/k3s/k3s.yaml
 # k3s uses the bucket only with etcd-s3: true
-snapshot-s3-disable: "true"
+snapshot-s3-disable: true
 `
 	_, body, _ := strings.Cut(got, "\n")
 	if body != want {

@@ -28,6 +28,7 @@ type line struct {
 	key      string // the setting, empty if it is left out
 	values   []string
 	list     bool
+	plain    bool // the value is a switch or a number
 	secret   bool
 	comments []string
 }
@@ -110,7 +111,7 @@ func (t *translation) line(e entry) line {
 	if !s.List {
 		l.values = l.values[len(l.values)-1:]
 	}
-	l.key, l.list = to, s.List
+	l.key, l.list, l.plain = to, s.List, s.Type == "true or false" || s.Type == "number" || s.Type == "port"
 	if to != k.Key {
 		l.comments = append(l.comments, fmt.Sprintf("%s of k3s", k.Key))
 	}
@@ -143,7 +144,8 @@ func on(values []string) bool {
 func (t *translation) habits() {
 	add := func(key, value, comment string) {
 		if _, ok := t.setting(key); ok && !slices.ContainsFunc(t.lines, func(l line) bool { return l.key == key }) {
-			t.lines = append(t.lines, line{from: key, key: key, values: []string{value}, comments: []string{comment}})
+			t.lines = append(t.lines, line{from: key, key: key, values: []string{value}, comments: []string{comment},
+				plain: value == "true"})
 		}
 	}
 	if registries := k3s.Etc + "/registries.yaml"; Exists(registries) {
@@ -255,6 +257,9 @@ func (l line) text() string {
 	var value any = l.values
 	if len(l.values) == 1 {
 		value = l.values[0]
+	}
+	if l.plain && len(l.values) == 1 {
+		return l.key + ": " + l.values[0] + "\n"
 	}
 	raw, err := yaml.Marshal(map[string]any{l.key: value})
 	if err != nil {

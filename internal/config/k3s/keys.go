@@ -2,6 +2,7 @@ package k3s
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/umiak-io/umiak/internal/config"
 )
@@ -12,6 +13,23 @@ func Keys(nodeOnly bool) config.Foreign {
 		Program: "k3s", NodeOnly: nodeOnly, FileEnv: "K3S_CONFIG_FILE", EnvPrefix: "K3S_",
 		Keys: slices.Concat(cluster, network, datastore, snapshots, components, node, runtime, logs, deprecated),
 	}
+}
+
+// Snapshots returns the names of settings that `k3s etcd-snapshot` takes as flags, and the whole table with them, for
+// reading the settings.
+func Snapshots() (flags, all config.Foreign) {
+	flags, all = Keys(false), Keys(false)
+	flags.Keys = slices.Clone(snapshots)
+	var shorter []config.ForeignKey
+	for _, k := range snapshots {
+		if name, ok := strings.CutPrefix(k.Key, "etcd-"); ok && k.To != name {
+			k.Key, k.Env, k.PartEnv = name, nil, nil
+			shorter = append(shorter, k)
+		}
+	}
+	shorter = append(shorter, alias("dir", "snapshot-dir", servers))
+	flags.Keys, all.Keys = append(flags.Keys, shorter...), append(all.Keys, shorter...)
+	return flags, all
 }
 
 // same returns the row of a setting that has k3s' name and meaning.

@@ -48,6 +48,27 @@ func TestEveryKey(t *testing.T) {
 	}
 }
 
+// TestSnapshots: the command about snapshots has the names with and without etcd-, and no setting's own name twice.
+func TestSnapshots(t *testing.T) {
+	flags, all := Snapshots()
+	if len(all.Keys) != len(Keys(false).Keys)+len(flags.Keys)-len(snapshots) {
+		t.Errorf("%d rows, %d of them flags", len(all.Keys), len(flags.Keys))
+	}
+	seen := map[string]string{}
+	for _, k := range flags.Keys {
+		if k.Key == k.To || seen[k.Key] != "" {
+			t.Errorf("%s: twice, or the setting's own name", k.Key)
+		}
+		seen[k.Key] = string(rune('0'+k.Effect)) + k.To
+	}
+	for key, want := range map[string]string{"s3-bucket": "1snapshot-s3-bucket", "etcd-s3-bucket": "1snapshot-s3-bucket",
+		"s3": "1snapshot-s3-disable", "dir": "1snapshot-dir", "snapshot-compress": "2"} {
+		if seen[key] != want {
+			t.Errorf("%s: %q, want %q", key, seen[key], want)
+		}
+	}
+}
+
 // TestVariables: the variables of k3s are names of the settings that they set there.
 func TestVariables(t *testing.T) {
 	want := map[string]string{
