@@ -112,7 +112,7 @@ func (c Config) Validate() error {
 // flags that have no effect.
 func (c Config) PassedOver() []string {
 	flags, _ := proxy.ParseFlags(c.KubeProxyArg) // Validate returns the error
-	return append(kubelet.Config{ConfigDir: c.KubeletConfigs}.PassedOver(), flags.Remarks()...)
+	return append(kubelet.Config{ConfigDir: c.KubeletConfigs, Args: c.KubeletArg}.PassedOver(), flags.Remarks()...)
 }
 
 // kubelet returns what the settings determine of the kubelet's configuration.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/umiak-io/umiak/internal/componentflags"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server/addons/manifest"
@@ -38,8 +39,15 @@ func (c Component) String() string { return string(c) }
 // Disables reports whether the setting disable has a name.
 func (c Config) Disables(name string) bool { return slices.Contains(c.Disable, Component(name)) }
 
-// PassedOver returns a sentence for each name in disable that no packaged component, component of k3s or manifest has.
-func (c Config) PassedOver() (out []string) {
+// PassedOver returns a sentence for each name in disable that no packaged component, component of k3s or manifest has,
+// and for each flag of a component that has no effect.
+func (c Config) PassedOver() []string {
+	return slices.Concat(c.unknownComponents(), componentflags.LogRemarks("kube-apiserver-arg", c.APIServerArg),
+		componentflags.LogRemarks("kube-controller-manager-arg", c.ControllerArg),
+		componentflags.LogRemarks("kube-scheduler-arg", c.SchedulerArg))
+}
+
+func (c Config) unknownComponents() (out []string) {
 	if len(c.Disable) == 0 {
 		return nil
 	}

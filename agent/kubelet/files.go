@@ -15,6 +15,7 @@ import (
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
 	"sigs.k8s.io/yaml"
 
+	"github.com/umiak-io/umiak/internal/componentflags"
 	"github.com/umiak-io/umiak/internal/yamlfile"
 )
 
@@ -37,13 +38,14 @@ func dropins(dir string, needed bool) ([]string, error) {
 // extensions are the file name extensions of KubeletConfiguration files.
 var extensions = []string{".conf", ".yaml", ".yml"}
 
-// PassedOver returns a message for each file in ConfigDir that is ignored because of its name.
+// PassedOver returns a message for each file in ConfigDir that is ignored because of its name, and for each flag that
+// has no effect.
 func (c Config) PassedOver() (out []string) {
 	_, over, _ := yamlfile.Folder(c.ConfigDir, extensions...) // Check reports errors of the folder
 	for _, file := range over {
 		out = append(out, file+" is ignored: names of KubeletConfiguration files end in .yaml, .yml or .conf")
 	}
-	return out
+	return append(out, componentflags.LogRemarks("kubelet-arg", c.Args)...)
 }
 
 // mergeFile merges a KubeletConfiguration file into conf; fields that the file does not set keep their values.

@@ -80,8 +80,6 @@ func refused(base, set *options.KubeletServer, name func(owned) string) map[stri
 
 // unsupportedFlags are flags of the kubelet's command that a kubelet in this process does not have.
 var unsupportedFlags = map[string]string{
-	"v":              "set v",
-	"vmodule":        "set vmodule",
 	"logging-format": "set log-format",
 	"help":           "see the kubelet's reference",
 	"version":        "see `umiak version`",

@@ -34,7 +34,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		Usage:       "a node of a Umiak cluster",
 		Version:     version.String(),
 		Description: node.Description,
-		Flags:       agentcli.Without(node.Flags, "v"), // -v is the program's version
+		Flags:       node.Flags,
 		Action:      node.Action,
 		Writer:      stdout, ErrWriter: stderr,
 		EnableBashCompletion: true,

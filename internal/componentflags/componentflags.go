@@ -36,6 +36,24 @@ func Given(args []string, names ...string) bool {
 	return false
 }
 
+// logFlags are klog's, which all components of the process share and the settings v and vmodule are about. As a flag of
+// one component they are accepted without effect.
+var logFlags = []string{"v", "vmodule", "logtostderr", "alsologtostderr"}
+
+// LogRemarks returns a sentence for each flag of klog in args; key is the setting that has them.
+func LogRemarks(key string, args []string) (out []string) {
+	for _, a := range args {
+		name, _, _ := Split(a)
+		switch {
+		case name == "v" || name == "vmodule":
+			out = append(out, fmt.Sprintf("%s: %s has no effect: all components share one log; set %s", key, name, name))
+		case slices.Contains(logFlags, name):
+			out = append(out, fmt.Sprintf("%s: %s has no effect: the log goes to standard error", key, name))
+		}
+	}
+	return out
+}
+
 // Set sets the flags in args. It reports all mistakes at once, each with key, the setting that has args. refused
 // returns what to do instead of setting a flag to a value, empty if the flag may be set; nil allows all.
 func Set(fs *pflag.FlagSet, key string, args []string, refused func(name, value string) string) error {
@@ -58,6 +76,7 @@ func Set(fs *pflag.FlagSet, key string, args []string, refused func(name, value 
 			}
 		}
 		switch {
+		case f == nil && slices.Contains(logFlags, name):
 		case f == nil:
 			fail("there is no flag %q%s", name, near(name, fs))
 		case alone && f.NoOptDefVal == "":

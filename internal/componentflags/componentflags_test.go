@@ -41,6 +41,14 @@ func TestSet(t *testing.T) {
 	}
 }
 
+func TestLogRemarks(t *testing.T) {
+	got := LogRemarks("kubelet-arg", []string{"--v=4", "max-pods=1", "alsologtostderr", "vmodule=a=1"})
+	if len(got) != 3 || got[0] != "kubelet-arg: v has no effect: all components share one log; set v" ||
+		got[1] != "kubelet-arg: alsologtostderr has no effect: the log goes to standard error" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestGiven(t *testing.T) {
 	args := []string{"--oidc-issuer-url=https://x", "v=1", "allow_metric_labels=x"}
 	for name, want := range map[string]bool{"oidc-*": true, "v": true, "oidc": false, "anonymous-auth": false,

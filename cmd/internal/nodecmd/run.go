@@ -47,11 +47,6 @@ func Agent() *ucli.Command {
 	}
 }
 
-// Without returns the flags but for that of a name.
-func Without(flags []ucli.Flag, name string) []ucli.Flag {
-	return slices.DeleteFunc(slices.Clone(flags), func(f ucli.Flag) bool { return slices.Contains(f.Names(), name) })
-}
-
 // WarnSettings logs what is odd about loaded settings and is no reason to refuse them: files with secrets that others
 // than root can read, what looks like a setting and does nothing, and keys that are accepted without effect.
 func WarnSettings(log *slog.Logger, s config.Settings, settings ...any) {
