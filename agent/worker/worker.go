@@ -10,8 +10,11 @@ import (
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/apibalancer"
 	"github.com/umiak-io/umiak/agent/join"
+	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/config/k3s"
 	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/lifecycle"
+	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/status"
 	"github.com/umiak-io/umiak/internal/token"
 )
@@ -60,6 +63,13 @@ func CheckTarget(cfg agent.Config) error {
 	}
 	_, err := TargetOf(cfg)
 	return err
+}
+
+// CheckFile checks a file of settings for agents as a start does, but without what only the machine can answer.
+func CheckFile(file string) error {
+	var cfg agent.Config
+	var lc logging.Config
+	return errors.Join(config.Check(file, &cfg, &lc, k3s.Keys(true)), cfg.ValidateValues(), lc.Validate())
 }
 
 // Worker is a node whose servers are other machines.

@@ -1,36 +1,22 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/server/localadmin"
 )
 
-// admin is how commands reach the cluster as its administrator: by KUBECONFIG, or as this server's.
+// admin returns how a command reaches the cluster as its administrator, and the directories of this machine's node.
 func admin(c *cli.Context, where agentcli.Where, name string) (*rest.Config, layout.Dirs, error) {
 	dirs, err := where.Dirs(c)
 	if err != nil {
 		return nil, dirs, err
 	}
-	file := os.Getenv("KUBECONFIG")
-	if file == "" || strings.Contains(file, string(os.PathListSeparator)) {
-		file = dirs.AdminKubeconfig()
-	}
-	rc, err := clientcmd.BuildConfigFromFlags("", file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, dirs, fmt.Errorf("%s is not there: run this on a server, or with KUBECONFIG set", file)
-	case err != nil:
-		return nil, dirs, fmt.Errorf("read %s: %w; run as root, or set KUBECONFIG", file, err)
-	}
-	return rest.AddUserAgent(rc, name), dirs, nil
+	rc, err := localadmin.ClientConfig(dirs, os.Getenv("KUBECONFIG"), name)
+	return rc, dirs, err
 }

@@ -3,21 +3,18 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"runtime"
 
 	"github.com/containerd/log"
 	"github.com/urfave/cli/v2"
 
-	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/agent/bundle"
+	"github.com/umiak-io/umiak/agent/worker"
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
-	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/config/k3s"
-	"github.com/umiak-io/umiak/internal/logging"
-	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/assembly"
 )
 
+// bundleCreate is `umiak bundle create`.
 func bundleCreate(w agentcli.Where) *cli.Command {
 	return &cli.Command{
 		Name:  "create",
@@ -51,12 +48,19 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			if err := log.SetLevel("error"); err != nil {
 				return err
 			}
-			if err := checkBundled(c.String("server-config"), c.String("agent-config")); err != nil {
+			var wrong []error
+			if file := c.String("server-config"); file != "" {
+				wrong = append(wrong, assembly.CheckFile(file))
+			}
+			if file := c.String("agent-config"); file != "" {
+				wrong = append(wrong, worker.CheckFile(file))
+			}
+			if err := errors.Join(wrong...); err != nil {
 				return agentcli.BadConfig(err)
 			}
 			made, err := bundle.Create(c.Context, bundle.Config{Out: c.String("out"),
 				Release: c.String("release"), Key: c.String("key"),
-				Etc: filepath.Dir(config.DefaultFile), Arches: c.StringSlice("arch"), Programs: !c.Bool("no-programs"),
+				Etc: agentcli.Etc(), Arches: c.StringSlice("arch"), Programs: !c.Bool("no-programs"),
 				Images: c.StringSlice("image"), Archives: c.StringSlice("images"),
 				AllPlatforms: c.Bool("all-platforms"), Socket: dirs.ContainerdSocket(),
 				Manifests: c.StringSlice("manifest"), ServerConfig: c.String("server-config"),
@@ -75,22 +79,4 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			return nil
 		}),
 	}
-}
-
-// checkBundled reads settings as the programs will that they are for.
-func checkBundled(serverFile, agentFile string) error {
-	var errs []error
-	if serverFile != "" {
-		var sc server.Config
-		var ac agent.Config
-		var lc logging.Config
-		errs = append(errs, config.Check(serverFile, &sc, &ac, &lc, k3s.Keys(false)), sc.ValidateValues(),
-			ac.ValidateValues(), lc.Validate())
-	}
-	if agentFile != "" {
-		var ac agent.Config
-		var lc logging.Config
-		errs = append(errs, config.Check(agentFile, &ac, &lc, k3s.Keys(true)), ac.ValidateValues(), lc.Validate())
-	}
-	return errors.Join(errs...)
 }

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -53,16 +51,13 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 				"run this on one of them, with the addresses of enough others. Nothing is restarted.\n\n  umiak server moved s2=10.1.0.2 s3=10.1.0.3",
 			Flags: w.Flags(),
 			Action: func(c *cli.Context) error {
-				r := cluster.MovedRequest{Addresses: map[string]string{}}
-				for _, a := range c.Args().Slice() {
-					name, address, ok := strings.Cut(a, "=")
-					if !ok || name == "" || address == "" {
-						return fmt.Errorf("%q is not NAME=ADDRESS, as s2=10.1.0.2", a)
-					}
-					r.Addresses[name] = address
+				if !c.Args().Present() {
+					return agentcli.Usagef(c,
+						"server moved takes NAME=ADDRESS of each server; `umiak status` lists the members that are missing")
 				}
-				if len(r.Addresses) == 0 {
-					return errors.New("say who is where: `umiak server moved NAME=ADDRESS …`; `umiak status` lists the members that are missing")
+				r, err := cluster.ParseMoved(c.Args().Slice())
+				if err != nil {
+					return agentcli.Usagef(c, "%v", err)
 				}
 				dirs, err := w.Dirs(c)
 				if err != nil {

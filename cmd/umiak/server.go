@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 
 	"github.com/urfave/cli/v2"
 
@@ -14,9 +12,11 @@ import (
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/process"
 	"github.com/umiak-io/umiak/server"
+	"github.com/umiak-io/umiak/server/assembly"
 	"github.com/umiak-io/umiak/server/localadmin"
 )
 
+// serverCommand is `umiak server`.
 func serverCommand(w agentcli.Where) *cli.Command {
 	var sc server.Config
 	var ac agent.Config
@@ -58,49 +58,16 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			}
 			prep := process.Prepare(c.Context, sc.Dirs(), log)
 			defer prep.End()
-			srv, err := process.AwaitRoom(c.Context, prep, log, func() (*server.Server, error) {
-				return newServer(c.Context, &sc, prep, log, quiet.Muffle)
-			})
+			all, err := assembly.New(c.Context,
+				assembly.Config{Server: sc, Agent: ac, Failing: quiet.Muffle}, prep, log)
 			if err != nil {
 				return err
 			}
-			p := process.Process{Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush,
-				Confirm: agentcli.Confirm, Profiles: ac.EnablePprof}
-			if sc.DisableAgent {
-				p.Parts, p.Sources = srv.Parts(server.NodeHooks{}), srv.Sources()
-			} else {
-				node, err := agent.New(ac, srv.Joiner(), log)
-				if err != nil {
-					return err
-				}
-				hooks := server.NodeHooks{Report: node.Troubles(), VolumeControllersMade: node.VolumeControllersMade}
-				p.Forgive = node.Forgive
-				p.Parts, p.Sources = srv.Parts(hooks), srv.Sources()
-				p.Parts = append(p.Parts, node.Parts("kube-apiserver")...)
-				p.Sources = append(p.Sources, node.Sources()...)
-			}
 			prep.End()
-			return p.Run(c.Context)
+			return process.Process{
+				Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush, Forgive: all.Forgive,
+				Confirm: agentcli.Confirm, Profiles: ac.EnablePprof, Parts: all.Parts(), Sources: all.Sources(),
+			}.Run(c.Context)
 		},
 	}
-}
-
-// newServer makes what runs: on a machine that is to join others, a member that they have taken in.
-func newServer(ctx context.Context, sc *server.Config, prep *process.Preparation, log *slog.Logger,
-	muffle func(bool)) (*server.Server, error) {
-	if err := sc.ClaimName(); err != nil {
-		return nil, err
-	}
-	prep.Step("an address at which the other servers reach this one: plug in the cable, wait for DHCP, or set node-ip or advertise-address")
-	addrs, err := server.Addresses(ctx, *sc, log)
-	if err != nil {
-		return nil, err
-	}
-	prep.Step("the cluster's servers, which take this one in or give it the cluster's keys; the log says what stands in the way")
-	members, err := server.Join(ctx, *sc, addrs, log)
-	if err != nil {
-		return nil, err
-	}
-	prep.Step("its own keys and settings")
-	return server.New(*sc, server.Start{Addresses: addrs, Members: members, Failing: muffle}, log)
 }

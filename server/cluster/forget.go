@@ -33,6 +33,19 @@ type MovedRequest struct {
 	Addresses map[string]string `json:"addresses"`
 }
 
+// ParseMoved reads a MovedRequest from arguments NAME=ADDRESS.
+func ParseMoved(args []string) (MovedRequest, error) {
+	r := MovedRequest{Addresses: map[string]string{}}
+	for _, a := range args {
+		name, address, ok := strings.Cut(a, "=")
+		if !ok || name == "" || address == "" {
+			return MovedRequest{}, fmt.Errorf("%q is not NAME=ADDRESS, as s2=10.1.0.2", a)
+		}
+		r.Addresses[name] = address
+	}
+	return r, nil
+}
+
 // forgetTimeout bounds the steps of forgetting a server together.
 const forgetTimeout = 20 * time.Second
 

@@ -1,4 +1,4 @@
-package main
+package kubectl
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-func TestKubectlFindsTheServerOfThisMachine(t *testing.T) {
+func TestFindsTheServerOfThisMachine(t *testing.T) {
 	t.Setenv("KUBECONFIG", "")
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	for args, want := range map[string]bool{
@@ -54,9 +54,9 @@ func TestKubectlFindsTheServerOfThisMachine(t *testing.T) {
 	}
 }
 
-func TestKubectlNeverAsksTheDefaultOfItsLibrary(t *testing.T) {
+func TestTheDefaultServerIsRefused(t *testing.T) {
 	t.Setenv("KUBERNETES_MASTER", "")
-	c := neverLocalhost(&rest.Config{Host: clientcmd.ClusterDefaults.Server})
+	c := refuseDefaultServer(&rest.Config{Host: clientcmd.ClusterDefaults.Server})
 	if c.Dial == nil {
 		t.Fatal("it would ask localhost:8080")
 	}
@@ -85,7 +85,7 @@ func TestKubectlNeverAsksTheDefaultOfItsLibrary(t *testing.T) {
 			t.Errorf("%s: named %v", name, got)
 		}
 	}
-	if c := neverLocalhost(&rest.Config{Host: "https://10.0.0.1:6443"}); c.Dial != nil {
+	if c := refuseDefaultServer(&rest.Config{Host: "https://10.0.0.1:6443"}); c.Dial != nil {
 		t.Error("a server that was named is not asked")
 	}
 }
