@@ -254,7 +254,8 @@ make_stage() {
 
 # leave runs at every end of the script.
 leave() {
-	trap - EXIT HUP INT TERM
+	trap - EXIT
+	trap '' HUP INT TERM # the signal that ended it may come twice: from the terminal and from umiak upgrade
 	[ "$1" = 0 ] || [ -z "$switching" ] || roll_back
 	[ -z "$stage" ] || rm -rf "$stage"
 	if [ -z "$dry" ] && works $$; then rm -f $WORKING; fi
@@ -846,6 +847,7 @@ roll_back() {
 	switching=''
 	warn "putting back what was there before"
 	sh "$stage/undo" now 2>/dev/null || :
+	trap - HUP INT TERM # the files are those of before; waiting for the service may be broken off
 	if [ -n "$was" ]; then
 		if restart; then warn "the old version runs again"; else warn "the old version cannot be started: look at its log"; fi
 		return 0

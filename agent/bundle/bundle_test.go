@@ -154,7 +154,7 @@ func TestWhatGoesInComesOut(t *testing.T) {
 	}
 
 	t.Setenv("TMPDIR", t.TempDir())
-	dir, remove, err := Folder(cfg.Out)
+	dir, remove, err := Folder(t.Context(), cfg.Out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -429,7 +429,7 @@ func TestABundleOfDataNeedsNoRelease(t *testing.T) {
 	if got := must(Verify(cfg.Out))(t); fmt.Sprint(got) != fmt.Sprint(made.Contents) || len(got.Programs) > 0 {
 		t.Errorf("verified %v", got)
 	}
-	dir, remove, err := Folder(cfg.Out)
+	dir, remove, err := Folder(t.Context(), cfg.Out)
 	if err != nil {
 		t.Fatal(err)
 	}

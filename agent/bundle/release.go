@@ -49,7 +49,7 @@ func (b *builder) release(ctx context.Context) error {
 			return err
 		}
 	}
-	open, done, err := openRelease(where)
+	open, done, err := openRelease(ctx, where)
 	if err != nil {
 		return fmt.Errorf("release %s: %w", where, err)
 	}
@@ -232,7 +232,7 @@ func installedFrom(etc string) (string, error) {
 
 // openRelease returns a function that opens the files of a release, given its folder, archive or URL, and a function to
 // call at the end.
-func openRelease(where string) (opener, func(), error) {
+func openRelease(ctx context.Context, where string) (opener, func(), error) {
 	if u, err := url.Parse(where); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
 		transport.Proxy = httpproxy.Proxy()
@@ -240,7 +240,7 @@ func openRelease(where string) (opener, func(), error) {
 		return func(ctx context.Context, name string) (io.ReadCloser, error) { return get(ctx, c, u.JoinPath(name)) },
 			c.CloseIdleConnections, nil
 	}
-	dir, done, err := Folder(strings.TrimPrefix(where, "file://"))
+	dir, done, err := Folder(ctx, strings.TrimPrefix(where, "file://"))
 	if err != nil {
 		return nil, nil, err
 	}

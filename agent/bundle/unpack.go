@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +25,8 @@ const (
 )
 
 // Folder returns the folder with the files of a release or a bundle, given the folder or an archive, which it unpacks.
-// remove removes what was unpacked.
-func Folder(from string) (dir string, remove func(), err error) {
+// remove removes what was unpacked. Unpacking ends with ctx.
+func Folder(ctx context.Context, from string) (dir string, remove func(), err error) {
 	if from, err = filepath.Abs(from); err != nil {
 		return "", nil, err
 	}
@@ -43,13 +44,27 @@ func Folder(from string) (dir string, remove func(), err error) {
 	remove = func() { _ = os.RemoveAll(dir) }
 	f, err := os.Open(from)
 	if err == nil {
-		err = errors.Join(unpack(f, dir), f.Close())
+		err = errors.Join(unpack(interruptible{ctx, f}, dir), f.Close())
 	}
 	if err != nil {
 		remove()
 		return "", nil, err
 	}
 	return dir, remove, nil
+}
+
+// interruptible is a Reader that fails once its context has ended.
+type interruptible struct {
+	ctx context.Context
+	io.Reader
+}
+
+// Read implements io.Reader.
+func (r interruptible) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.Reader.Read(p)
 }
 
 // tempDir returns a folder for large temporary files: on many machines /tmp is in memory.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/umiak-io/umiak/agent/host"
+	"github.com/umiak-io/umiak/internal/retry"
 )
 
 // podCgroups returns the cgroups of the pods that this node's kubelet knows, in all hierarchies.
@@ -61,11 +62,11 @@ func (c *cleaner) removeCgroups(ctx context.Context) error {
 		}
 	}
 	for _, dir := range c.podCgroups() {
-		errs = append(errs, c.removeCgroup(dir))
+		errs = append(errs, c.removeCgroup(ctx, dir))
 	}
 	// kubepods is below the configured root, which was recorded before it.
 	for _, dir := range slices.Backward(recorded) {
-		if err := c.removeCgroup(dir); err != nil {
+		if err := c.removeCgroup(ctx, dir); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -74,7 +75,14 @@ func (c *cleaner) removeCgroups(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (c *cleaner) removeCgroup(root string) error {
+// The kernel releases a cgroup a moment after its last process has been reaped, and cgroup v1 reports that nowhere.
+const (
+	cgroupTimeout = time.Second
+	cgroupPause   = 25 * time.Millisecond
+)
+
+// removeCgroup removes a cgroup with those below it. One that other programs use stays.
+func (c *cleaner) removeCgroup(ctx context.Context, root string) error {
 	var dirs []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
@@ -86,10 +94,11 @@ func (c *cleaner) removeCgroup(root string) error {
 		return err
 	}
 	for _, d := range slices.Backward(dirs) {
-		// The kernel releases a cgroup a moment after its last process has been reaped.
 		err := os.Remove(d)
-		for i := 0; i < 40 && errors.Is(err, unix.EBUSY); i++ {
-			time.Sleep(25 * time.Millisecond)
+		for end := time.Now().Add(cgroupTimeout); errors.Is(err, unix.EBUSY) && time.Now().Before(end); {
+			if ended := retry.Sleep(ctx, cgroupPause); ended != nil {
+				return ended
+			}
 			err = os.Remove(d)
 		}
 		if errors.Is(err, unix.EBUSY) {

@@ -39,7 +39,8 @@ var systemFolders = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/li
 	"/usr/share", "/var", "/var/lib", "/var/log",
 	"/var/run", "/var/tmp"}
 
-// Run cleans up. It continues after errors and returns all of them.
+// Run cleans up. It continues after errors and returns all of them. When ctx ends it stops between two removals, with
+// the cause among the errors; another Run removes what is still there.
 func Run(ctx context.Context, cfg Config) error {
 	for _, d := range []string{cfg.Dirs.Data, cfg.Dirs.Run} {
 		// The following steps remove trees as root.
@@ -93,7 +94,7 @@ func Run(ctx context.Context, cfg Config) error {
 		if len(errs) > 0 {
 			// Another attempt needs the journal in it.
 			errs = append(errs, fmt.Errorf("%s is kept because not everything could be cleaned up", cfg.Dirs.Data))
-		} else if err := c.purge(cfg.Dirs.Data); err != nil {
+		} else if err := c.purge(ctx, cfg.Dirs.Data); err != nil {
 			errs = append(errs, fmt.Errorf("remove the data directory: %w", err))
 		} else {
 			errs = append(errs, c.forget()) // not before: what was not removed must be found again
@@ -148,6 +149,6 @@ func (c *cleaner) restoreSysctls(context.Context) error {
 	return c.journal.Restore(func(name, value string) { c.printf("restored %s = %s", name, value) })
 }
 
-func (c *cleaner) removeRun(context.Context) error {
-	return c.removeTree(c.Dirs.Run, nil)
+func (c *cleaner) removeRun(ctx context.Context) error {
+	return c.removeTree(ctx, c.Dirs.Run, nil)
 }

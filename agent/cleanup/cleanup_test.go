@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -179,6 +181,63 @@ func TestTakesAwayWhatIsOursAndNothingElse(t *testing.T) {
 
 func missing(p string) bool { _, err := os.Lstat(p); return errors.Is(err, os.ErrNotExist) }
 func noLink(n string) bool  { _, err := net.InterfaceByName(n); return err != nil }
+
+// TestAwaitEnd: processes that live on are named, those that have ended are not, and the end of a context ends the wait.
+func TestAwaitEnd(t *testing.T) {
+	start := func(name string, args ...string) target {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return target{cmd.Process.Pid, name, fd}
+	}
+	lives, ends := start("sleep", "1000"), start("true")
+	living, err := awaitEnd(t.Context(), []target{lives, ends}, 0)
+	if err != nil || !slices.Contains(living, lives) {
+		t.Errorf("at once: %v, %v", living, err)
+	}
+	if living, err := awaitEnd(t.Context(), []target{ends}, time.Minute); err != nil || len(living) > 0 {
+		t.Errorf("one that ends: %v, %v", living, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if living, err := awaitEnd(ctx, []target{lives}, time.Minute); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v, %v", living, err)
+	}
+}
+
+// TestInterrupted: cleaning up stops between two removals, and cleaning up again removes the rest.
+func TestInterrupted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	d := dirs(t)
+	file := filepath.Join(mkdir(t, filepath.Join(d.Images(), "a/b/c/d/e/f")), "image.tar")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg := Config{Dirs: d, Out: &bytes.Buffer{}, Purge: true,
+		Also: []func(context.Context) error{func(context.Context) error { cancel(); return nil }}}
+	if err := Run(ctx, cfg); !errors.Is(err, context.Canceled) || missing(file) {
+		t.Errorf("interrupted: %v; the file is missing: %t", err, missing(file))
+	}
+	if err := removeAll(ctx, d.Data, interruptDepth); !errors.Is(err, context.Canceled) || missing(file) {
+		t.Errorf("interrupted later: %v; the file is missing: %t", err, missing(file))
+	}
+	cfg.Also = nil
+	if err := Run(t.Context(), cfg); err != nil || !missing(d.Data) {
+		t.Errorf("again: %v; the data directory is missing: %t", err, missing(d.Data))
+	}
+}
 
 func TestDangerousDirectoriesAreRefused(t *testing.T) {
 	for _, d := range []layout.Dirs{{Data: "/", Run: "/run/x"}, {Data: "/var/lib/x", Run: "/run"},

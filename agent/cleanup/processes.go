@@ -31,6 +31,9 @@ func inodeOf(path string) (inode, error) {
 	return inode{st.Dev, st.Ino}, nil
 }
 
+// maxRounds bounds how often stopPods looks for processes that have appeared meanwhile.
+const maxRounds = 50
+
 // stopPods kills this node's shims, their descendants, and the processes in the pods' cgroups. It records the network
 // namespaces of killed processes.
 func (c *cleaner) stopPods(ctx context.Context) error {
@@ -41,7 +44,7 @@ func (c *cleaner) stopPods(ctx context.Context) error {
 	}
 	// New processes may appear meanwhile (a shim starts a probe's exec): repeat until there are none.
 	var left []int
-	for range 50 {
+	for range maxRounds {
 		pids, err := c.pods()
 		if err != nil {
 			return err
@@ -58,7 +61,7 @@ func (c *cleaner) stopPods(ctx context.Context) error {
 			return err
 		}
 	}
-	return fmt.Errorf("processes %v cannot be killed", left)
+	return fmt.Errorf("kill processes: others appear as fast as they are killed: %v", left)
 }
 
 // pods returns the processes of this node's pods: shims first, then their descendants, then the others in the pods'
@@ -155,12 +158,27 @@ func sameNamespace(pid int, kind string) bool {
 	return err == nil && err2 == nil && a == b
 }
 
-// kill kills the processes and waits until they have ended, for at most ten seconds.
+// killTimeout bounds the end of processes after SIGKILL: one that waits for a disk or a network file system that does
+// not answer lives on.
+const killTimeout = 10 * time.Second
+
+// target is a process to kill.
+type target struct {
+	pid  int
+	name string
+	fd   int // pidfd
+}
+
+// String returns the process as errors and lines name it.
+func (t target) String() string { return fmt.Sprintf("%d (%s)", t.pid, t.name) }
+
+// kill kills the processes and waits until they have ended. It returns an error that names those which live on after
+// killTimeout.
 func (c *cleaner) kill(ctx context.Context, pids []int) error {
-	var fds []unix.PollFd
+	var all []target
 	defer func() {
-		for _, f := range fds {
-			_ = unix.Close(int(f.Fd))
+		for _, t := range all {
+			_ = unix.Close(t.fd)
 		}
 	}()
 	for _, pid := range pids {
@@ -172,20 +190,45 @@ func (c *cleaner) kill(ctx context.Context, pids []int) error {
 			return fmt.Errorf("open process %d: %w", pid, err)
 		}
 		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		t := target{pid, string(bytes.TrimSpace(name)), fd}
+		all = append(all, t)
 		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			_ = unix.Close(fd)
-			return fmt.Errorf("kill process %d: %w", pid, err)
+			return fmt.Errorf("kill process %s: %w", t, err)
 		}
-		c.printf("killed process %d (%s)", pid, bytes.TrimSpace(name))
-		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		c.printf("killed process %s", t)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for i := range fds {
-		for ctx.Err() == nil && time.Now().Before(deadline) {
-			if n, err := unix.Poll(fds[i:i+1], 200); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+	living, err := awaitEnd(ctx, all, killTimeout)
+	if err != nil {
+		return err
+	}
+	if len(living) > 0 {
+		return fmt.Errorf("these processes live on %s after they were killed, as those do that wait for a disk or a network "+
+			"file system: %v; make that answer, or restart the machine, then run this again", killTimeout, living)
+	}
+	return nil
+}
+
+// awaitEnd waits until the processes have ended, at most timeout in all, and returns those that have not.
+func awaitEnd(ctx context.Context, all []target, timeout time.Duration) (living []target, err error) {
+	const slice = 200 // ms: how long poll(2) may ignore the end of ctx
+	deadline := time.Now().Add(timeout)
+	for _, t := range all {
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(t.fd), Events: unix.POLLIN}}, slice)
+			if n > 0 {
+				break
+			}
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return nil, fmt.Errorf("wait for process %s: %w", t, err)
+			}
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			if !time.Now().Before(deadline) {
+				living = append(living, t)
 				break
 			}
 		}
 	}
-	return ctx.Err()
+	return living, nil
 }

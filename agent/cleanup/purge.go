@@ -1,6 +1,7 @@
 package cleanup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -45,13 +46,13 @@ func names(expr string) *regexp.Regexp {
 
 // purge removes the data directory. If it is a link or a mount point, purge empties it. File systems mounted in it are
 // left alone, unless they hold a folder of umiak's state and nothing else.
-func (c *cleaner) purge(dir string) error {
-	return c.removeTree(dir, dataEntries)
+func (c *cleaner) purge(ctx context.Context, dir string) error {
+	return c.removeTree(ctx, dir, dataEntries)
 }
 
 // removeTree removes a directory, or only those of its entries that match own, if own is not nil. It does not enter
 // mounts below, except state folders that hold nothing else; the error lists what prevents the removal.
-func (c *cleaner) removeTree(dir string, own *regexp.Regexp) error {
+func (c *cleaner) removeTree(ctx context.Context, dir string, own *regexp.Regexp) error {
 	st, err := os.Lstat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -77,7 +78,7 @@ func (c *cleaner) removeTree(dir string, own *regexp.Regexp) error {
 	t := newTree(real, below)
 	var errs []error
 	for _, m := range t.mounts {
-		errs = append(errs, c.purgeApart(t, strings.TrimPrefix(m, real+"/"), m, "a mount"))
+		errs = append(errs, c.purgeApart(ctx, t, strings.TrimPrefix(m, real+"/"), m, "a mount"))
 	}
 	for _, rel := range slices.Backward(slices.Sorted(maps.Keys(stateFolders))) {
 		p := filepath.Join(real, rel)
@@ -87,12 +88,12 @@ func (c *cleaner) removeTree(dir string, own *regexp.Regexp) error {
 		if to, err := filepath.EvalSymlinks(p); err == nil && !strings.HasPrefix(to, real+"/") {
 			behind, err := treeAt(to)
 			if err == nil {
-				err = c.purgeApart(behind, rel, to, "behind the link "+p)
+				err = c.purgeApart(ctx, behind, rel, to, "behind the link "+p)
 			}
 			errs = append(errs, err)
 		}
 	}
-	left, err := t.remove(real, own)
+	left, err := t.remove(ctx, real, own)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -149,7 +150,7 @@ func (t tree) around(path string) bool {
 
 // remove removes the entries of a directory that match own (nil: all), except mounts and what is in them. It returns
 // the names of the remaining entries.
-func (t tree) remove(dir string, own *regexp.Regexp) (left []string, err error) {
+func (t tree) remove(ctx context.Context, dir string, own *regexp.Regexp) (left []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -161,21 +162,56 @@ func (t tree) remove(dir string, own *regexp.Regexp) (left []string, err error) 
 		case slices.Contains(t.mounts, p), own != nil && !own.MatchString(e.Name()):
 			left = append(left, e.Name())
 		case t.around(p):
-			more, err := t.remove(p, nil)
+			more, err := t.remove(ctx, p, nil)
 			errs = append(errs, err)
 			for _, m := range more {
 				left = append(left, filepath.Join(e.Name(), m))
 			}
 		default:
-			errs = append(errs, os.RemoveAll(p))
+			levels := interruptDepth
+			if !e.IsDir() { // also a link to a folder
+				levels = 0
+			}
+			if err := removeAll(ctx, p, levels); err != nil {
+				errs = append(errs, err)
+			}
+			if ctx.Err() != nil {
+				return left, errors.Join(errs...)
+			}
 		}
 	}
 	return left, errors.Join(errs...)
 }
 
+// interruptDepth is how many levels of folders removeAll removes entry by entry. Images and volumes, which take long,
+// are not deeper; what pods can write to is.
+const interruptDepth = 5
+
+// removeAll removes a path with all below it. It ends with ctx, between two folders of the upper levels. With levels
+// above 0 the path must be a folder.
+func removeAll(ctx context.Context, path string, levels int) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if levels > 0 {
+		entries, err := os.ReadDir(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				if err := removeAll(ctx, filepath.Join(path, e.Name()), levels-1); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return os.RemoveAll(path)
+}
+
 // purgeApart empties a folder of the data directory that is a mount or behind a link, if it is a state folder and holds
 // nothing else.
-func (c *cleaner) purgeApart(t tree, rel, dir, how string) error {
+func (c *cleaner) purgeApart(ctx context.Context, t tree, rel, dir, how string) error {
 	own := stateFolders[rel]
 	if own == nil {
 		c.printf("kept %s, which is %s", dir, how)
@@ -195,7 +231,7 @@ func (c *cleaner) purgeApart(t tree, rel, dir, how string) error {
 		return fmt.Errorf(
 			"%s is %s and holds files that are not umiak's (%s): remove umiak's files, move it out of the data directory, and run this again", dir, how, strings.Join(others, ", "))
 	}
-	if _, err := t.remove(dir, own); err != nil {
+	if _, err := t.remove(ctx, dir, own); err != nil {
 		return err
 	}
 	c.printf("emptied %s, which stays because it is %s", dir, how)

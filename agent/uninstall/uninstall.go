@@ -138,7 +138,8 @@ func parse(text string) ([]string, error) {
 	return all, nil
 }
 
-// Run uninstalls. It stops at the first error, so that what another run needs still exists.
+// Run uninstalls. It stops at the first error, so that what another run needs still exists. It also stops when ctx ends,
+// until the nodes are cleaned up; then it finishes.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.checkDisks(); err != nil {
 		return err
@@ -236,6 +237,9 @@ func remove(cfg Config, file string) error {
 // Command runs a command, for use as Config.Command. Its output becomes part of the error.
 func Command(ctx context.Context, name string, args ...string) error {
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), context.Cause(ctx))
+	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}

@@ -257,7 +257,7 @@ func (cfg Config) permits(source string) error {
 }
 
 // Asked is `umiak upgrade --asked`: it executes the request in dir and writes the answer there. A request can install
-// only a program, and no older one.
+// only a program, and no older one. Without an answer, as after an interruption, the node's next start tries again.
 func Asked(ctx context.Context, cfg Config, dir string) (err error) {
 	b, err := read[started](filepath.Join(dir, requestFile))
 	if err != nil {
@@ -277,6 +277,9 @@ func Asked(ctx context.Context, cfg Config, dir string) (err error) {
 	err = cfg.permits(b.Source)
 	if err == nil {
 		err = Run(ctx, cfg)
+	}
+	if err != nil && ctx.Err() != nil {
+		return err
 	}
 	if err != nil {
 		a.Error = strings.TrimSpace(strings.TrimSpace(output.String()) + "\n" + err.Error())

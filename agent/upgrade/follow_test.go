@@ -3,6 +3,7 @@ package upgrade
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -203,6 +204,16 @@ func TestAsked(t *testing.T) {
 	if log, err := os.ReadFile(filepath.Join(dir, logFile)); err != nil ||
 		!strings.Contains(string(log), "from there") {
 		t.Errorf("log: %q, %v", log, err)
+	}
+	// An interruption, as by a shutdown of the machine, is no answer: the next start tries again.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := errors.Join(os.Remove(filepath.Join(dir, answerFile)), Asked(ctx, cfg, dir)); !errors.Is(err,
+		context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	if a, err := read[upgrades.Answer](filepath.Join(dir, answerFile)); err != nil || a.ID != "" {
+		t.Errorf("interrupted: the answer is %+v, %v", a, err)
 	}
 	// From where the node was installed, and from where its settings say, and from nowhere else.
 	if err := os.WriteFile(filepath.Join(etc, "umiak.env"),

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/filelock"
@@ -44,7 +46,8 @@ type Config struct {
 var ErrNotInstalled = errors.New(
 	"umiak was not installed here by install.sh; update it with the package manager if it came as a package, or replace the program yourself and restart it")
 
-// Run upgrades and returns when the new version is ready. It returns an error when the old version has been restored.
+// Run upgrades and returns when the new version is ready. It returns an error when the old version has been restored,
+// as install.sh does also when ctx ends meanwhile: the error then wraps the cause.
 func Run(ctx context.Context, cfg Config) error {
 	if (cfg.Version == "") == (cfg.From == "") {
 		return errors.New("set either --version or --from")
@@ -63,7 +66,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer release()
 	source := ""
 	if cfg.From != "" {
-		dir, remove, err := bundle.Folder(cfg.From)
+		dir, remove, err := bundle.Folder(ctx, cfg.From)
 		if err != nil {
 			return fmt.Errorf("release in %s: %w", cfg.From, err)
 		}
@@ -99,11 +102,16 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, cfg.Out, cfg.Out
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // install.sh then undoes its changes
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("not upgraded: install.sh: %w", err)
+	// install.sh then undoes its changes. Not SIGINT: a shell in the background ignores that.
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	err = cmd.Run()
+	switch {
+	case err == nil, ctx.Err() != nil && cmd.ProcessState != nil && cmd.ProcessState.Success():
+		return nil // also where install.sh was done when ctx ended
+	case ctx.Err() != nil:
+		return fmt.Errorf("not upgraded: %w: install.sh: %w", context.Cause(ctx), err)
 	}
-	return nil
+	return fmt.Errorf("not upgraded: install.sh: %w", err)
 }
 
 // place copies the content of a bundle without a release to its places on this node.

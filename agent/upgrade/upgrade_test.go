@@ -3,6 +3,7 @@ package upgrade
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -84,6 +85,49 @@ func TestRunsTheInstaller(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(temp); len(left) != 1 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// onText calls do once a text has been written to it.
+type onText struct {
+	text string
+	do   func()
+	all  bytes.Buffer
+}
+
+func (o *onText) Write(p []byte) (int, error) {
+	n, err := o.all.Write(p)
+	if o.do != nil && strings.Contains(o.all.String(), o.text) {
+		o.do()
+		o.do = nil
+	}
+	return n, err
+}
+
+// TestInterrupted: install.sh gets a signal and undoes its changes before Run returns. Where it was done, so is
+// Run.
+func TestInterrupted(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		want   error
+	}{
+		"undone": {`trap 'echo undone; exit 143' TERM; echo started; while :; do sleep 0.05; done`, context.Canceled},
+		"done":   {`trap 'echo undone; exit 0' TERM; echo started; while :; do sleep 0.05; done`, nil},
+	} {
+		etc := t.TempDir()
+		if err := os.WriteFile(filepath.Join(etc, Script), []byte(c.script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		out := &onText{text: "started", do: cancel}
+		cfg := Config{Etc: etc, Version: "v2", Lock: filepath.Join(etc, "lock"), Out: out}
+		if err := Run(ctx, cfg); !errors.Is(err, c.want) || !strings.HasSuffix(out.all.String(), "undone\n") {
+			t.Errorf("%s: %v, output %q", name, err, out.all.String())
+		}
+		if filelock.Held(cfg.Lock) {
+			t.Errorf("%s: the lock is held", name)
+		}
+		cancel()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -33,7 +34,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		Name:        "umiak-agent",
 		Usage:       "a node of a Umiak cluster",
 		Version:     version.String(),
-		Description: node.Description,
+		Description: strings.ReplaceAll(node.Description, "umiak agent", "umiak-agent"),
 		Flags:       node.Flags,
 		Action:      node.Action,
 		Writer:      stdout, ErrWriter: stderr,

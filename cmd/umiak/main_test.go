@@ -7,12 +7,17 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
 	"github.com/umiak-io/umiak/internal/testing/clitest"
 )
 
 func TestCommandLines(t *testing.T) {
 	clitest.Check(t, clitest.Program{
-		Name: "umiak", App: func() *cli.App { return app(io.Discard, io.Discard) },
+		Name: "umiak", App: func() *cli.App {
+			a := app(io.Discard, io.Discard)
+			agentcli.Strict(a)
+			return a
+		},
 		Run: func(argv []string, stdout, stderr *bytes.Buffer) int { return run(t.Context(), argv, stdout, stderr) },
 	})
 }

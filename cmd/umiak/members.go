@@ -46,7 +46,7 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 		{
 			Name:      "moved",
 			Usage:     "say at which addresses other servers are now, when all have got new ones at once",
-			ArgsUsage: "NAME=ADDRESS …",
+			ArgsUsage: "NAME=ADDRESS...",
 			Description: "Servers that move one after the other tell each other. When most of them have moved at once, none finds the others:\n" +
 				"run this on one of them, with the addresses of enough others. Nothing is restarted.\n\n  umiak server moved s2=10.1.0.2 s3=10.1.0.3",
 			Flags: w.Flags(),

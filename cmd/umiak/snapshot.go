@@ -78,7 +78,8 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 			},
 			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder and in the bucket",
-				Flags: flags(agentcli.Output()), Action: s.command(where, listSnapshots),
+				Description: "  umiak snapshot list\n  umiak snapshot list -o json",
+				Flags:       flags(agentcli.Output()), Action: s.command(where, listSnapshots),
 			},
 			{
 				Name: "restore", Usage: "put a snapshot in the place of this machine's server state",
@@ -114,9 +115,6 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 }
 
 func saveSnapshot(c *cli.Context, s localadmin.Snapshots) error {
-	if c.NArg() > 1 {
-		return agentcli.Usagef(c, "snapshot save takes one name at most")
-	}
 	saved, err := s.Save(c.Context, c.Args().First())
 	if saved != nil {
 		fmt.Fprintln(c.App.Writer, saved.Path)

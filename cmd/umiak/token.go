@@ -29,9 +29,10 @@ func tokenCommand(where agentcli.Where) *cli.Command {
 
 func tokenCreate(where agentcli.Where) *cli.Command {
 	return &cli.Command{
-		Name:        "create",
-		Usage:       "make a token and print it",
-		Description: "The token is shown this once: the cluster keeps only a hash of it.",
+		Name:  "create",
+		Usage: "make a token and print it",
+		Description: "The token is shown this once: the cluster keeps only a hash of it.\n\n" +
+			"  umiak token create --print-join-command\n  umiak token create --kind server --ttl 1h --single-use",
 		Flags: where.Flags(agentcli.Output(),
 			&cli.StringFlag{Name: "kind", Value: string(token.Agent),
 				Usage: "agent, or server, which lets agents join as well"},
@@ -89,9 +90,10 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 
 func tokenList(where agentcli.Where) *cli.Command {
 	return &cli.Command{
-		Name:  "list",
-		Usage: "list tokens, without their secrets",
-		Flags: where.Flags(agentcli.Output()),
+		Name:        "list",
+		Usage:       "list tokens, without their secrets",
+		Description: "  umiak token list\n  umiak token list -o json",
+		Flags:       where.Flags(agentcli.Output()),
 		Action: agentcli.Prints(func(c *cli.Context, js bool) error {
 			t, err := tokens(c, where)
 			if err != nil {
@@ -139,7 +141,7 @@ func tokenRevoke(where agentcli.Where) *cli.Command {
 	return &cli.Command{
 		Name:        "revoke",
 		Usage:       "end tokens at once; nodes that joined with them stay",
-		ArgsUsage:   "ID…",
+		ArgsUsage:   "ID...",
 		Description: "  umiak token revoke q3tkj5xa",
 		Flags:       where.Flags(),
 		Action: func(c *cli.Context) error {
@@ -166,13 +168,10 @@ func tokenRotate(where agentcli.Where) *cli.Command {
 	return &cli.Command{
 		Name:        "rotate",
 		Usage:       "give a token a new secret and print it; the old one is refused from now on",
-		ArgsUsage:   "ID",
+		ArgsUsage:   "[ID]",
 		Description: "Without an id it is the agents' token of the first start. Nodes that have joined stay.\n\n  umiak token rotate\n  umiak token rotate server",
 		Flags:       where.Flags(),
 		Action: func(c *cli.Context) error {
-			if c.Args().Len() > 1 {
-				return agentcli.Usagef(c, "token rotate takes one ID")
-			}
 			id := c.Args().First()
 			if id == "" {
 				id = joinapi.AgentID

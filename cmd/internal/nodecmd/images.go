@@ -43,7 +43,8 @@ func Images(w Where) *ucli.Command {
 			},
 			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "list the node's images",
-				Flags: w.Flags(Output()),
+				Description: "  umiak images list\n  umiak images list -o json",
+				Flags:       w.Flags(Output()),
 				Action: onNode(func(c *ucli.Context, containerd string) error {
 					if err := NoArgs(c); err != nil {
 						return err

@@ -100,7 +100,8 @@ func Cleanup(w Where) *ucli.Command {
 			if err != nil {
 				return err
 			}
-			return removeNode(c.Context, dirs, c.Bool("purge"), c.App.Writer)
+			return ifInterrupted(removeNode(c.Context, dirs, c.Bool("purge"), c.App.Writer),
+				"run it again, before umiak is started: it removes the rest")
 		},
 	}
 }
@@ -144,7 +145,8 @@ func Upgrade(w Where) *ucli.Command {
 			if c.Bool("asked") {
 				return upgrade.Asked(c.Context, cfg, dirs.Upgrade())
 			}
-			return upgrade.Run(c.Context, cfg)
+			return ifInterrupted(upgrade.Run(c.Context, cfg),
+				"the version and the settings of before are installed, unless install.sh printed otherwise")
 		},
 	}
 }
@@ -180,7 +182,8 @@ func Uninstall(w Where) *ucli.Command {
 				},
 			}
 			if c.Bool("yes") {
-				return uninstall.Run(c.Context, cfg)
+				return ifInterrupted(uninstall.Run(c.Context, cfg),
+					"the service is stopped or being stopped; run it again: it removes the rest, and this program last")
 			}
 			files, err := uninstall.Plan(cfg)
 			if err != nil {
@@ -219,7 +222,9 @@ func Ctr(w Where) *ucli.Command {
 	return &ucli.Command{
 		Name:            "ctr",
 		Usage:           "containerd's own tool, on this node's containerd",
-		SkipFlagParsing: true, // everything behind it is ctr's
+		ArgsUsage:       "[ARGUMENT...]",
+		Description:     "Everything behind it is upstream's ctr.\n\n  umiak ctr containers list\n  umiak ctr --help",
+		SkipFlagParsing: true,
 		Action: func(c *ucli.Context) error {
 			socket, err := w.Containerd(c)
 			if err != nil {

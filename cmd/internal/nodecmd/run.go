@@ -32,7 +32,7 @@ func Agent() *ucli.Command {
 		Name:  "agent",
 		Usage: "run a node that joins a cluster",
 		Description: "Runs containerd, kubelet, network, service proxy and DNS in this process.\n\n" +
-			"  umiak-agent --server https://10.0.0.1:6443 --token TOKEN",
+			"  umiak agent --server https://10.0.0.1:6443 --token TOKEN",
 		Flags: config.Flags(&cfg, &lc, foreign),
 		Action: func(c *ucli.Context) error {
 			if err := NoArgs(c); err != nil {

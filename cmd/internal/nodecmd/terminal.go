@@ -114,10 +114,24 @@ func (s *screen) progress(name string) (end func()) {
 	}
 }
 
-// ownSignals are the commands that deal with signals themselves, or whose child process does: those that run a node,
-// other programs' command lines, and those that a half-done job must not end.
-var ownSignals = map[string]bool{
-	"server": true, "agent": true, "kubectl": true, "ctr": true, "cleanup": true, "upgrade": true, "uninstall": true,
+// ownSignals are the commands that handle signals themselves: those that run a node, and upstream's command lines.
+var ownSignals = map[string]bool{"server": true, "agent": true, "kubectl": true, "ctr": true}
+
+// unfinished is the error of a command that an interruption leaves half done.
+type unfinished struct {
+	error
+	stands string
+}
+
+// Unwrap returns the error without what stands.
+func (u unfinished) Unwrap() error { return u.error }
+
+// ifInterrupted adds to the error of a command what its user finds after an interruption, and what to do then.
+func ifInterrupted(err error, stands string) error {
+	if err == nil {
+		return nil
+	}
+	return unfinished{err, stands}
 }
 
 // interruptible makes a command end its context, and with it what it has begun, at the first SIGINT, SIGTERM or
@@ -137,7 +151,11 @@ func interruptible(s *screen, run ucli.ActionFunc) ucli.ActionFunc {
 		err := run(c)
 		end()
 		if err != nil && ctx.Err() != nil && before.Err() == nil && errors.Is(err, context.Canceled) {
-			return ucli.Exit(helpName(c)+" was interrupted", exitInterrupted)
+			text := helpName(c) + " was interrupted"
+			if half := (unfinished{}); errors.As(err, &half) {
+				text += "; " + half.stands
+			}
+			return ucli.Exit(text, exitInterrupted)
 		}
 		return err
 	}

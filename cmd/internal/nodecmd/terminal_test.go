@@ -2,6 +2,7 @@ package nodecmd
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -47,6 +48,14 @@ func TestInterruptEndsACommandsContext(t *testing.T) {
 			exitInterrupted, "umiak: umiak wait was interrupted\n"},
 		"SIGTERM": {unix.SIGTERM, func(c *ucli.Context) error { <-c.Done(); return c.Err() }, exitInterrupted,
 			"umiak: umiak wait was interrupted\n"},
+		"half done": {unix.SIGINT, func(c *ucli.Context) error {
+			<-c.Done()
+			return ifInterrupted(fmt.Errorf("clean up: %w", context.Cause(c.Context)), "run it again")
+		}, exitInterrupted, "umiak: umiak wait was interrupted; run it again\n"},
+		"half done for another reason": {unix.SIGINT, func(c *ucli.Context) error {
+			<-c.Done()
+			return ifInterrupted(fmt.Errorf("clean up: %w", unix.EIO), "run it again")
+		}, 1, "umiak: clean up: input/output error\n"},
 		"done": {unix.SIGINT, func(c *ucli.Context) error { <-c.Done(); return nil }, 0, ""},
 		"failed": {unix.SIGINT, func(c *ucli.Context) error {
 			<-c.Done()

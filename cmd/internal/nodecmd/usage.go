@@ -58,7 +58,7 @@ func Strict(app *ucli.App) {
 	app.BashComplete = complete
 	for _, c := range app.Commands {
 		c.Category = topics[c.Name]
-		strict(c)
+		strict(app.Name, c)
 	}
 }
 
@@ -80,7 +80,29 @@ func withoutCategory(template string) string {
 	return strings.Replace(template, "{{if .Category}}\n\nCATEGORY:\n   {{.Category}}{{end}}", "", 1)
 }
 
-func strict(cmd *ucli.Command) {
+// examplesOf returns a description whose examples are command lines of the program.
+func examplesOf(program, description string) string {
+	lines := strings.Split(description, "\n")
+	for i, line := range lines {
+		if rest, ok := strings.CutPrefix(line, "  umiak "); ok {
+			lines[i] = "  " + program + " " + rest
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// maxArguments returns how many arguments a command takes, by the text of its usage; -1 means any number.
+func maxArguments(usage string) int {
+	usage, _, _ = strings.Cut(usage, "  ") // a remark follows
+	if strings.Contains(usage, "...") {
+		return -1
+	}
+	return len(strings.Fields(usage))
+}
+
+// strict is Strict for one command and those below it.
+func strict(program string, cmd *ucli.Command) {
+	cmd.Description = examplesOf(program, cmd.Description)
 	cmd.CustomHelpTemplate = withoutCategory(ucli.CommandHelpTemplate)
 	if len(cmd.Subcommands) > 0 {
 		cmd.CustomHelpTemplate = withoutCategory(ucli.SubcommandHelpTemplate)
@@ -94,27 +116,25 @@ func strict(cmd *ucli.Command) {
 	if group && cmd.Action == nil {
 		cmd.Action = ucli.ShowSubcommandHelp
 	}
-	required := takeRequired(cmd)
+	required, most := takeRequired(cmd), maxArguments(cmd.ArgsUsage)
 	before := cmd.Before
 	cmd.Before = func(c *ucli.Context) error {
 		if c.Args().Present() && !cmd.SkipFlagParsing {
+			for _, arg := range c.Args().Slice() {
+				if !group && cmd.ArgsUsage != "" && len(arg) > 1 && arg[0] == '-' {
+					return Usagef(c, "%s has to stand before %q", arg, c.Args().First())
+				}
+			}
 			switch n := c.Args().First(); {
 			case group && n != "help" && cmd.Command(n) == nil:
 				return unknownCommand(c)
-			case !group && cmd.ArgsUsage == "":
-				return NoArgs(c)
+			case !group && most >= 0 && c.NArg() > most:
+				return Usagef(c, "%s takes no argument %q", helpName(c), c.Args().Get(most))
 			}
 		}
 		for _, name := range required {
 			if !c.IsSet(name) {
 				return Usagef(c, "--%s is needed", name)
-			}
-		}
-		if !group && !cmd.SkipFlagParsing && cmd.ArgsUsage != "" {
-			for _, arg := range c.Args().Slice() {
-				if len(arg) > 1 && arg[0] == '-' {
-					return Usagef(c, "%s has to stand before %q", arg, c.Args().First())
-				}
 			}
 		}
 		if before != nil {
@@ -123,7 +143,7 @@ func strict(cmd *ucli.Command) {
 		return nil
 	}
 	for _, sub := range cmd.Subcommands {
-		strict(sub)
+		strict(program, sub)
 	}
 }
 
@@ -268,9 +288,10 @@ func complete(c *ucli.Context) {
 // helpCommand is `umiak help [COMMAND...]`.
 func helpCommand() *ucli.Command {
 	return &ucli.Command{
-		Name:      "help",
-		Usage:     "show what a command does and its flags",
-		ArgsUsage: "[COMMAND...]",
+		Name:        "help",
+		Usage:       "show what a command does and its flags",
+		ArgsUsage:   "[COMMAND...]",
+		Description: "  umiak help token create",
 		Action: func(c *ucli.Context) error {
 			if !c.Args().Present() {
 				return ucli.ShowAppHelp(c)

@@ -1,8 +1,10 @@
-// Package clitest checks that all commands of a program answer wrong command lines in the same way.
+// Package clitest checks that all commands of a program have help with examples, and answer wrong command lines in the
+// same way.
 package clitest
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +14,7 @@ import (
 // Program is a program under test.
 type Program struct {
 	Name string
-	// App returns a new instance of the program's commands.
+	// App returns a new instance of the program's commands, as they are when the program runs.
 	App func() *cli.App
 	// Run runs a command line, with the program's name first, and returns the exit code.
 	Run func(argv []string, stdout, stderr *bytes.Buffer) int
@@ -32,6 +34,44 @@ func visible(f cli.Flag) bool {
 	return ok && v.IsVisible()
 }
 
+// maxArguments returns how many arguments a command takes, by the text of its usage; -1 means any number.
+func maxArguments(usage string) int {
+	usage, _, _ = strings.Cut(usage, "  ") // a remark follows
+	if strings.Contains(usage, "...") {
+		return -1
+	}
+	return len(strings.Fields(usage))
+}
+
+// described checks that a command and its flags have a line of usage, and that a command with flags of its own or
+// arguments has an example.
+func described(t *testing.T, line string, c *cli.Command) {
+	t.Helper()
+	if c.Usage == "" || strings.HasSuffix(c.Usage, ".") {
+		t.Errorf("%s: its usage has to be a line without a period at the end: %q", line, c.Usage)
+	}
+	specific := c.ArgsUsage != "" || c.SkipFlagParsing
+	for _, f := range c.Flags {
+		doc, ok := f.(cli.DocGenerationFlag)
+		if !ok || !visible(f) {
+			continue
+		}
+		if doc.GetUsage() == "" {
+			t.Errorf("%s: --%s has no usage", line, f.Names()[0])
+		}
+		switch f.Names()[0] {
+		case "data-dir", "run-dir", "help":
+		default:
+			specific = true
+		}
+	}
+	if len(c.Subcommands) == 0 && specific && !c.Hidden &&
+		!strings.Contains("\n"+c.Description+"\n", "\n  "+line+" ") &&
+		!strings.Contains("\n"+c.Description+"\n", "\n  "+line+"\n") {
+		t.Errorf("%s has no example in its description: a line of two spaces and %q", line, line)
+	}
+}
+
 // Check runs every command of the program with unknown flags, commands and arguments, and with help and completion.
 func Check(t *testing.T, p Program) {
 	t.Helper()
@@ -48,6 +88,7 @@ func Check(t *testing.T, p Program) {
 	n := 0
 	var walk func(path []string, c *cli.Command)
 	walk = func(path []string, c *cli.Command) {
+		described(t, p.Name+" "+strings.Join(path, " "), c)
 		if c.SkipFlagParsing {
 			return // the command passes its arguments to another program
 		}
@@ -61,8 +102,9 @@ func Check(t *testing.T, p Program) {
 			refuse(`unknown command "no-such-thing"`, with("no-such-thing")...)
 			first := c.Subcommands[0].Name
 			refuse("did you mean "+first+"?", with(first+"x")...)
-		case c.ArgsUsage == "":
-			refuse(`takes no argument "extra"`, with("extra")...)
+		case maxArguments(c.ArgsUsage) >= 0:
+			args := slices.Repeat([]string{"x"}, maxArguments(c.ArgsUsage))
+			refuse(`takes no argument "extra"`, with(append(args, "extra")...)...)
 		}
 		for _, f := range c.Flags {
 			doc, ok := f.(cli.DocGenerationFlag)
