@@ -54,7 +54,9 @@ func parseAddr(t *testing.T, text string) *netlink.Addr {
 // wholeConfig is one that New takes, without a node-ip.
 func wholeConfig(dir string) Config {
 	var c Config
-	settings.Defaults(&c)
+	if err := settings.Parse("no settings", "", &c); err != nil {
+		panic(err)
+	}
 	c.DataDir, c.RunDir, c.WriteKubeconfig = filepath.Join(dir, "data"), filepath.Join(dir, "run"), filepath.Join(dir,
 		"kubeconfig")
 	return c

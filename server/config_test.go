@@ -87,7 +87,9 @@ func TestAServerSendsNoPassword(t *testing.T) {
 // valid returns settings with nothing wrong.
 func valid() Config {
 	var c Config
-	config.Defaults(&c)
+	if err := config.Parse("no settings", "", &c); err != nil {
+		panic(err)
+	}
 	c.DataDir = "" // no server was set up there
 	return c
 }

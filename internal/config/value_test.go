@@ -65,7 +65,7 @@ func TestValuesThatCannotBeReadAreNamedAndLeaveTheDefault(t *testing.T) {
 	} {
 		var s, untouched typed
 		err := Parse("c.yaml", text, &s)
-		Defaults(&untouched)
+		collect([]any{&untouched}).setDefaults()
 		if err == nil || err.Error() != "c.yaml:1: "+want || fmt.Sprint(s) != fmt.Sprint(untouched) {
 			t.Errorf("%s:\ngot  %v\nwant c.yaml:1: %s\nvalues %v", text, err, want, s)
 		}

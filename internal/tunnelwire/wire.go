@@ -37,9 +37,6 @@ const (
 	writeTimeout = 10 * time.Second
 )
 
-// Noticed is the longest time until either end detects a dead connection.
-const Noticed = serverSilent
-
 // window is the number of bytes that may be in flight to the node in one stream. The window of the connection is as
 // large as those of all streams, so that stalled streams do not block the others.
 const window = 512 << 10

@@ -66,6 +66,9 @@ func gone(t *testing.T, s *server, node string, d time.Duration) {
 	}
 }
 
+// noticed is the longest time until either end detects a dead connection; see package tunnelwire.
+var noticed = 2 * tunnelwire.ServerEnd().SendPingTimeout
+
 func TestADeadConnectionIsNoticedAndReplaced(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -80,7 +83,7 @@ func TestADeadConnectionIsNoticedAndReplaced(t *testing.T) {
 	defer open.Close()
 	line.kill()
 	cut := time.Now()
-	ctx := within(t, tunnelwire.Noticed+5*time.Second)
+	ctx := within(t, noticed+5*time.Second)
 	for err = errors.New(""); err != nil && ctx.Err() == nil; {
 		err = ask(ctx, s, "n1", "n1:"+port(n.kubelet), "again")
 		if errors.Is(err, tunnel.ErrNoTunnel) {
@@ -104,7 +107,7 @@ func TestADeadConnectionIsNoticedAndReplaced(t *testing.T) {
 		if err == nil || errors.Is(err, io.EOF) {
 			t.Errorf("a connection over the dead tunnel: %v", err)
 		}
-	case <-within(t, tunnelwire.Noticed+2*time.Second).Done():
+	case <-within(t, noticed+2*time.Second).Done():
 		t.Error("a connection over the dead tunnel does not end")
 	}
 }
@@ -122,13 +125,13 @@ func TestWhatWaitsIsAskedOnTheNewTunnel(t *testing.T) {
 	line.kill()
 	asked, done := time.Now(), make(chan error, 1)
 	go func() {
-		done <- ask(within(t, tunnelwire.Noticed+5*time.Second), s, "n1", "n1:"+port(kubelet), "hello")
+		done <- ask(within(t, noticed+5*time.Second), s, "n1", "n1:"+port(kubelet), "hello")
 	}()
 	w.node(t, "n1", kubelet, nil, s.addr)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if d := time.Since(asked); d > tunnelwire.Noticed-time.Second {
+	if d := time.Since(asked); d > noticed-time.Second {
 		t.Errorf("answered after %v", d)
 	}
 }

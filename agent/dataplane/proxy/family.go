@@ -20,7 +20,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// table is what a family writes to; *nft.Table and *nft.Fake are tables.
+// table is what a family writes to; *nft.Table is the one in the kernel.
 type table interface {
 	Apply(ctx context.Context, c rules.Change) error
 	Sync(ctx context.Context, w nft.Wanted) (nft.Synced, error)

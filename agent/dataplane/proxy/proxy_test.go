@@ -323,16 +323,16 @@ func TestProxy(t *testing.T) {
 // TestErrorsAreRepaired: writes fail now and then; once they do not, the table is right.
 func TestErrorsAreRepaired(t *testing.T) {
 	f := newFamily(rules.IPv4, Config{NodeName: "node"}, &Proxy{})
-	table := &nft.Fake{}
+	table := &fakeTable{}
 	f.table, f.resync = table, true
 	log := slog.New(slog.DiscardHandler)
 	n := 0
-	table.FailWith(func() error {
+	table.fail = func() error {
 		if n++; n%3 == 0 {
 			return syscall.ENOBUFS
 		}
 		return nil
-	})
+	}
 	failures := 0
 	for i := range 300 {
 		name := fmt.Sprintf("s%d", i%20)
@@ -352,7 +352,7 @@ func TestErrorsAreRepaired(t *testing.T) {
 		for e := range f.builder.All() {
 			want[e] = true
 		}
-		got := table.Elems()
+		got := table.content()
 		for _, e := range got {
 			if !want[e] {
 				t.Fatalf("step %d: %+v", i, e)

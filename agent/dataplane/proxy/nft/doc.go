@@ -2,6 +2,6 @@
 //
 // A Table is the table of one family. Apply sends a change of some elements as one batch, whose cost does not grow
 // with the table. Sync makes the whole table as wanted: at start, where it adopts what an earlier process has left,
-// after an error, and after a stranger's change. Fake is a table without a kernel. How nf_tables is spoken to, and
-// how a table is compared and repaired, is package netfilter's business. Package proxy calls it.
+// after an error, and after a change by another program. Package netfilter encodes messages for nf_tables, compares
+// tables and repairs them. Package proxy calls Table.
 package nft

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -77,9 +76,9 @@ func TestFirst(t *testing.T) {
 			if err != nil || again != (Synced{}) {
 				t.Fatalf("%+v %v", again, err)
 			}
-			var buf bytes.Buffer
-			b.DumpElems(&buf)
-			t.Log(buf.String())
+			for e := range b.All() {
+				t.Log(config(f).Line(e))
+			}
 		})
 	}
 }

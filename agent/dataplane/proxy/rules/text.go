@@ -2,8 +2,6 @@ package rules
 
 import (
 	"fmt"
-	"io"
-	"slices"
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
@@ -26,13 +24,4 @@ func (c Config) Line(e Elem) string {
 		line += fmt.Sprintf(" comment %q", e.Comment)
 	}
 	return s.Name + " { " + line + " }"
-}
-
-// DumpElems writes every element, a line each, sorted.
-func (b *Builder) DumpElems(w io.Writer) {
-	elems := slices.Collect(b.All())
-	slices.SortFunc(elems, Elem.compare)
-	for _, e := range elems {
-		fmt.Fprintln(w, b.cfg.Line(e))
-	}
 }

@@ -1,4 +1,4 @@
-package nft
+package proxy
 
 import (
 	"context"
@@ -6,63 +6,37 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 
+	"github.com/umiak-io/umiak/agent/dataplane/proxy/nft"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// Fake is a table without a kernel. It refuses what the kernel would: to delete what is not there, to
-// add what is, and maps in use. The zero value is an empty table.
-type Fake struct {
-	mu      sync.Mutex
+// fakeTable is a table without a kernel. It refuses what the kernel refuses: to delete what does not exist, to add what
+// exists, and to delete maps in use. The zero value is an empty table.
+type fakeTable struct {
 	elems   map[fakeKey]rules.Elem
 	classes map[rules.Class]bool
-	// fail is asked before every write; what it returns is the write's error.
-	fail          func() error
-	applies, full int
+	// fail is called before every write and returns its error. May be nil.
+	fail func() error
 }
+
+var _ table = (*fakeTable)(nil)
 
 type fakeKey struct {
 	class rules.Class
 	key   string
 }
 
-// FailWith makes every write ask f first.
-func (t *Fake) FailWith(f func() error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.fail = f
-}
-
-// Flush empties the table, as somebody else might.
-func (t *Fake) Flush() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.elems, t.classes = nil, nil
-}
-
-// Writes returns how many changes and how many full syncs there were.
-func (t *Fake) Writes() (changes, full int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.applies, t.full
-}
-
-// Elems returns what is in the table.
-func (t *Fake) Elems() []rules.Elem {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// content returns the elements of the table.
+func (t *fakeTable) content() []rules.Elem {
 	return slices.Collect(maps.Values(t.elems))
 }
 
 // Apply makes a change in one step, or refuses all of it.
-func (t *Fake) Apply(_ context.Context, c rules.Change) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *fakeTable) Apply(_ context.Context, c rules.Change) error {
 	if c.Empty() {
 		return nil
 	}
-	t.applies++
 	if t.fail != nil {
 		if err := t.fail(); err != nil {
 			return err
@@ -111,13 +85,10 @@ func (t *Fake) Apply(_ context.Context, c rules.Change) error {
 }
 
 // Sync makes the table as wanted.
-func (t *Fake) Sync(_ context.Context, w Wanted) (Synced, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.full++
+func (t *fakeTable) Sync(_ context.Context, w nft.Wanted) (nft.Synced, error) {
 	if t.fail != nil {
 		if err := t.fail(); err != nil {
-			return Synced{}, err
+			return nft.Synced{}, err
 		}
 	}
 	t.elems, t.classes = map[fakeKey]rules.Elem{}, map[rules.Class]bool{}
@@ -127,8 +98,8 @@ func (t *Fake) Sync(_ context.Context, w Wanted) (Synced, error) {
 	for _, c := range w.Classes() {
 		t.classes[c] = true
 	}
-	return Synced{Replaced: true, Added: len(t.elems)}, nil
+	return nft.Synced{Replaced: true, Added: len(t.elems)}, nil
 }
 
 // Forget does nothing: no packets, no clients.
-func (t *Fake) Forget(context.Context, func(key, endpoint string) bool) (int, error) { return 0, nil }
+func (t *fakeTable) Forget(context.Context, func(key, endpoint string) bool) (int, error) { return 0, nil }
