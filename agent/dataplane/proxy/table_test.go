@@ -102,4 +102,6 @@ func (t *fakeTable) Sync(_ context.Context, w nft.Wanted) (nft.Synced, error) {
 }
 
 // Forget does nothing: no packets, no clients.
-func (t *fakeTable) Forget(context.Context, func(key, endpoint string) bool) (int, error) { return 0, nil }
+func (t *fakeTable) Forget(context.Context, func(key, endpoint string) bool) (int, error) {
+	return 0, nil
+}
