@@ -32,6 +32,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodecerts"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/token"
 	serverjoin "github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
@@ -325,7 +326,7 @@ func TestPassword(t *testing.T) {
 	if _, err := s.tokens.Ensure(t.Context(), l, quiet); err != nil {
 		t.Fatal(err)
 	}
-	until(t, func() bool {
+	eventually.True(t, "a join with the password", func() bool {
 		_, err := newMachine(t, s).joiner(t, s, token.Token{Secret: "hunter2-hunter2"}).Join(t.Context(),
 			joinwire.Node{Name: "p", IPs: []string{"192.0.2.21"}})
 		return err == nil
@@ -375,7 +376,7 @@ func TestAPasswordIsSentOnce(t *testing.T) {
 		answers.ServeHTTP(w, r)
 	})
 	m := newMachine(t, s)
-	until(t, func() bool {
+	eventually.True(t, "a join with the password", func() bool {
 		_, err := m.joiner(t, s, token.Token{Secret: password}).Join(t.Context(), n1)
 		return err == nil
 	})
@@ -406,18 +407,6 @@ func (j *Joiner) try(t *testing.T, n joinwire.Node) (*joined, error) {
 	return j.joined, err
 }
 
-// until asks again until it is so.
-func until(t *testing.T, ok func() bool) {
-	t.Helper()
-	for range 1000 {
-		if ok() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("it does not come about")
-}
-
 func TestRenewal(t *testing.T) {
 	s := newServer(t)
 	m := newMachine(t, s)
@@ -439,7 +428,7 @@ func TestRenewal(t *testing.T) {
 	}
 	run(t, j.Run)
 	defer func() { t.Log(j.Section(t.Context())) }()
-	until(t, func() bool {
+	eventually.True(t, "a certificate for the new address", func() bool {
 		return len(m.cert(t, nodecerts.KubeletServing).IPAddresses) == 1 &&
 			m.cert(t, nodecerts.KubeletServing).IPAddresses[0].String() == "192.0.2.8" && !j.due().IsZero()
 	})
@@ -456,16 +445,16 @@ func TestRenewal(t *testing.T) {
 		t.Fatal(err)
 	}
 	var e *joinwire.Error
-	until(t, func() bool {
+	eventually.True(t, "the check to be refused", func() bool {
 		err := j.renew(t.Context(), joinwire.CheckPath)
 		return errors.As(err, &e) && e.Code == joinwire.UnknownNode
 	})
-	until(t, func() bool {
+	eventually.True(t, "the renewal to be refused", func() bool {
 		err := j.renew(t.Context(), joinwire.RenewPath)
 		return errors.As(err, &e) && e.Code == joinwire.UnknownNode
 	})
 	j.cfg.Token = s.token(t, serverjoin.Spec{})
-	until(t, func() bool { return j.renew(t.Context(), joinwire.RenewPath) == nil })
+	eventually.True(t, "the renewal with a new token", func() bool { return j.renew(t.Context(), joinwire.RenewPath) == nil })
 }
 
 // A box that lay in a drawer for a year: its certificates have ended, and it comes back.
@@ -555,7 +544,7 @@ func TestWrongClock(t *testing.T) {
 		_, err := j.Join(context.Background(), n1)
 		done <- err
 	}()
-	until(t, func() bool {
+	eventually.True(t, "the wrong clock in the status", func() bool {
 		for _, r := range j.Section(t.Context()).Rows {
 			if r.State == "waiting to join" && strings.Contains(r.Detail, "1970") {
 				return true

@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // shutPod is a pod of this node; its owner is KIND/NAME or "".
@@ -69,16 +72,17 @@ func TestPodsThatAShutdownEnded(t *testing.T) {
 	}
 	wait := func(what string, cond func() bool) {
 		t.Helper()
-		for end := time.Now().Add(30 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(end) {
-				l, _ := client.CoreV1().Pods("d").List(t.Context(), metav1.ListOptions{})
-				var names []string
-				for _, p := range l.Items {
-					names = append(names, p.Name)
-				}
-				t.Fatalf("%s: left %v", what, names)
+		eventually.Nil(t, what, func() error {
+			if cond() {
+				return nil
 			}
-		}
+			l, _ := client.CoreV1().Pods("d").List(t.Context(), metav1.ListOptions{})
+			var names []string
+			for _, p := range l.Items {
+				names = append(names, p.Name)
+			}
+			return fmt.Errorf("left %v", names)
+		})
 	}
 	wait("those that are replaced go", func() bool { return left("web-old", "web-refused", "job-old") })
 	if _, err := client.CoreV1().Pods("d").Update(t.Context(), counted, metav1.UpdateOptions{}); err != nil {

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/storetest"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -131,22 +132,6 @@ func TestContract(t *testing.T) {
 	}, storetest.WatchFuture)
 }
 
-// eventually calls ask until it returns nil, for 30 seconds at most.
-func eventually(t testing.TB, ask func() error) {
-	t.Helper()
-	end := time.Now().Add(30 * time.Second)
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Millisecond) // there is nothing to wait for
-	}
-}
-
 func TestThreeMembers(t *testing.T) {
 	c := newCluster(t)
 	reg := prometheus.NewRegistry()
@@ -166,7 +151,7 @@ func TestThreeMembers(t *testing.T) {
 	join := func(name string, to *member) *member {
 		cfg := c.config(name)
 		var members []etcd.Member
-		eventually(t, func() (err error) {
+		eventually.Nil(t, "the cluster", func() (err error) {
 			members, err = to.AddLearner(t.Context(), name, cfg.Peer)
 			return err
 		})
@@ -178,7 +163,7 @@ func TestThreeMembers(t *testing.T) {
 	}
 	b := join("b", a)
 	d := join("d", b)
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		for _, m := range d.Members() {
 			if m.Learner || m.Name == "" {
 				return fmt.Errorf("members %+v", d.Members())
@@ -202,7 +187,7 @@ func TestThreeMembers(t *testing.T) {
 	lost := func() bool {
 		return slices.ContainsFunc(d.Members(), func(m etcd.Member) bool { return m.Name == "b" && m.Unreachable })
 	}
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		if lost() {
 			return fmt.Errorf("members %+v", d.Members())
 		}
@@ -216,7 +201,7 @@ func TestThreeMembers(t *testing.T) {
 	if !lost() {
 		t.Error("b is not taken for lost: this tests nothing")
 	}
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		if lost() {
 			return fmt.Errorf("members %+v", d.Members())
 		}
@@ -225,7 +210,7 @@ func TestThreeMembers(t *testing.T) {
 
 	// One of three is lost: writes continue.
 	a.stop()
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		_, err := storetest.Create(ctx, cd, "/after", "x")
@@ -235,7 +220,7 @@ func TestThreeMembers(t *testing.T) {
 	cfg := a.cfg
 	cfg.Peer = freePort(t)
 	a = c.start(cfg)
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		for _, m := range d.Members() {
 			if m.Name == "a" && m.Peer == cfg.Peer {
 				return nil
@@ -253,7 +238,7 @@ func TestThreeMembers(t *testing.T) {
 
 	// One is removed.
 	a.removed = true
-	eventually(t, func() error { return b.RemoveMember(t.Context(), "a") })
+	eventually.Nil(t, "the cluster", func() error { return b.RemoveMember(t.Context(), "a") })
 	if err := b.RemoveMember(t.Context(), "nobody"); err != nil {
 		t.Errorf("an unknown member: %v", err)
 	}
@@ -394,7 +379,7 @@ func TestSeedKeepsRevisionsAndLeases(t *testing.T) {
 	}
 	bc.Join = members
 	b := c.start(bc)
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		if b.Revision() != a.Revision() {
 			return fmt.Errorf("revision %d of %d", b.Revision(), a.Revision())
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/storetest"
 )
 
@@ -18,7 +19,7 @@ func (c *cluster) three() (a, b, d *member) {
 	a = c.start(c.config("a"))
 	join := func(name string) *member {
 		cfg := c.config(name)
-		eventually(c.t, func() (err error) {
+		eventually.Nil(c.t, "the cluster", func() (err error) {
 			cfg.Join, err = a.AddLearner(c.t.Context(), name, cfg.Peer)
 			return err
 		})
@@ -62,7 +63,7 @@ func TestAllMembersMove(t *testing.T) {
 			}
 		}
 	})
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		what := etcd.Remedy(moved[0].Status().Members)
 		for _, want := range []string{"1 of 3", "b at ", "d at ", "umiak server moved b=ADDRESS d=ADDRESS"} {
 			if !strings.Contains(what, want) {
@@ -89,7 +90,7 @@ func TestAllMembersMove(t *testing.T) {
 			t.Fatalf("not all are ready: %+v", moved[0].Status())
 		}
 	}
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		for _, s := range moved {
 			for i, m := range s.Members() {
 				if m.Unreachable || m.Peer != map[string]string{"a": a.cfg.Peer, "b": b.cfg.Peer,
@@ -112,7 +113,7 @@ func TestForget(t *testing.T) {
 	c := newCluster(t)
 	a, b, d := c.three()
 	late := freePort(t)
-	eventually(t, func() error { // etcd adds a member only when all are connected
+	eventually.Nil(t, "the cluster", func() error { // etcd adds a member only when all are connected
 		_, err := a.AddLearner(t.Context(), "late", late)
 		return err
 	})
@@ -129,11 +130,11 @@ func TestForget(t *testing.T) {
 		t.Errorf("a learner that never started: %+v, %v", m, err)
 	}
 	// A learner that nobody forgets is removed by the leader, which may be any of the three.
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		_, err := b.AddLearner(t.Context(), "late", late)
 		return err
 	})
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		for _, m := range []*member{a, b, d} {
 			if n := len(m.Members()); n != 4 {
 				return fmt.Errorf("%s knows %d members", m.cfg.Name, n)
@@ -153,7 +154,7 @@ func TestForget(t *testing.T) {
 	if n := len(a.Members()); n != 4 {
 		t.Errorf("%d members before StartTimeout is over", n)
 	}
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		turn(now.Add(etcd.StartTimeout + time.Second))
 		if n := len(a.Members()); n != 3 {
 			return fmt.Errorf("%d members", n)
@@ -161,7 +162,7 @@ func TestForget(t *testing.T) {
 		return nil
 	})
 	d.stop()
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		m, err := a.Forget(t.Context(), "d")
 		if err == nil && m.Name != "d" {
 			err = fmt.Errorf("forgot %+v", m)
@@ -169,7 +170,7 @@ func TestForget(t *testing.T) {
 		return err
 	})
 	b.stop()
-	eventually(t, func() error {
+	eventually.Nil(t, "the cluster", func() error {
 		_, err := a.Forget(t.Context(), "b")
 		if err == nil {
 			t.Fatal("a member was removed without a majority")

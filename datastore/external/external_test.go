@@ -28,6 +28,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/umiak-io/umiak/datastore/external"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/storetest"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -552,18 +553,16 @@ func TestPostgreSQL(t *testing.T) {
 		c := dial(t, open(t, strings.ReplaceAll(endpoint, "NAME", "mortal"), external.TLS{CAFile: d.ca}, &log).Endpoint())
 		timer := regexp.MustCompile(`timer:\(keepalive,([0-9]|[1-5][0-9])(\.\d+)?sec`)
 		// A connection that has just sent something has another timer for a moment.
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		eventually.Nil(t, "the database to check within a minute whether its clients are alive", func() error {
 			if _, err := c.Get(t.Context(), "/registry/x"); err != nil {
 				t.Fatal(err)
 			}
 			out, err := exec.Command("ss", "-tnoH", "state", "established", "sport", "=", ":"+d.port).CombinedOutput()
-			if err == nil && timer.Match(out) {
-				return
+			if err == nil && !timer.Match(out) {
+				err = fmt.Errorf("the connections are\n%s", out)
 			}
-			if time.Now().After(end) {
-				t.Fatalf("the database does not check within a minute whether its clients are alive: %v\n%s", err, out)
-			}
-		}
+			return err
+		})
 	})
 	t.Run("Failover", func(t *testing.T) {
 		exec := func(q string) { execute(t, db, q) }
@@ -657,17 +656,13 @@ func TestNATS(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	// the server sends no event when it is ready
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	eventually.Nil(t, "the server to listen", func() error {
 		c, err := net.Dial("tcp", "127.0.0.1:"+d.port)
 		if err == nil {
 			_ = c.Close()
-			break
 		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+		return err
+	})
 	// The driver stores only the last revisions of each key, counts all keys of a list for each page, and has neither
 	// versions nor reads of keys without values.
 	check(t, "nats://umiak:s3cr3t@127.0.0.1:"+d.port+"?bucket=NAME", external.TLS{}, nil,

@@ -11,18 +11,19 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // waitSwept waits until all compacted rows are removed and the file is shrunk.
 func waitSwept(t *testing.T, s *Store) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
-	for s.swept.Load() < s.compact.Load() {
-		if time.Now().After(deadline) {
-			t.Fatalf("removed up to %d of %d", s.swept.Load(), s.compact.Load())
+	eventually.Within(t, 2*time.Minute, "all compacted rows to be removed", func() error {
+		if swept, compact := s.swept.Load(), s.compact.Load(); swept < compact {
+			return fmt.Errorf("removed up to %d of %d", swept, compact)
 		}
-		time.Sleep(5 * time.Millisecond)
-	}
+		return nil
+	})
 	if err := s.shrink(t.Context()); err != nil { // at the latest now, also if the sweeper is at it
 		t.Fatal(err)
 	}

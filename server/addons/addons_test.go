@@ -12,11 +12,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -39,6 +41,7 @@ import (
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/lifecycle"
 	"github.com/umiak-io/umiak/internal/logging"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 	"github.com/umiak-io/umiak/manifests"
 	"github.com/umiak-io/umiak/server"
@@ -188,7 +191,10 @@ type fixture struct {
 	events   *record.FakeRecorder
 	client   *kubernetes.Clientset
 	writes   atomic.Int32 // requests other than GET
-	reads    atomic.Int32
+	writesTo sync.Map     // their number by the object's name, *atomic.Int32
+	// settlings counts the files of settled.
+	settlings int
+	reads     atomic.Int32
 
 	*addons.Controller
 	stop func()
@@ -240,6 +246,8 @@ func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
 		c.f.reads.Add(1)
 	} else {
 		c.f.writes.Add(1)
+		n, _ := c.f.writesTo.LoadOrStore(path.Base(r.URL.Path), new(atomic.Int32))
+		n.(*atomic.Int32).Add(1)
 	}
 	return c.RoundTripper.RoundTrip(r)
 }
@@ -299,12 +307,34 @@ func (f *fixture) remove(name string) {
 
 func (f *fixture) eventually(what string, ok func() bool) {
 	f.t.Helper()
-	for end := time.Now().Add(40 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			f.t.Fatalf("%s does not come true; %+v", what, f.Status())
+	eventually.Nil(f.t, what, func() error {
+		if ok() {
+			return nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		return fmt.Errorf("%+v", f.Status())
+	})
+}
+
+// settled returns once everything that happened before to files and to ConfigMaps has been handled: a file that comes
+// now is applied, and its ConfigMap, which is deleted, is there again.
+func (f *fixture) settled() {
+	f.t.Helper()
+	f.settlings++
+	name := fmt.Sprintf("settled%d", f.settlings)
+	f.write(name+".yaml", cm(name, "1"))
+	f.is(name, addons.Applied)
+	if err := f.client.CoreV1().ConfigMaps("default").Delete(f.t.Context(), name, meta.DeleteOptions{}); err != nil {
+		f.t.Fatal(err)
 	}
+	f.eventually("the return of "+name, func() bool { return f.configMap(name) != nil })
+}
+
+// written returns how many requests have written an object with this name.
+func (f *fixture) written(name string) int32 {
+	if n, ok := f.writesTo.Load(name); ok {
+		return n.(*atomic.Int32).Load()
+	}
+	return 0
 }
 
 func (f *fixture) state(name string) (addons.State, string) {
@@ -464,10 +494,10 @@ func TestDriftIsUndone(t *testing.T) {
 	}
 	f.eventually("the object's return", func() bool { return f.configMap("d2") != nil })
 	// A change of fields that are not ours costs nothing.
-	writes := f.writes.Load()
+	writes := f.written("d1")
 	patch(`{"data":{"mine":"again"}}`)
-	time.Sleep(time.Second)
-	if f.writes.Load() != writes {
+	f.settled()
+	if f.written("d1") != writes {
 		t.Error("applied without need")
 	}
 	// While we are away.
@@ -571,7 +601,7 @@ func TestSkipAndDisable(t *testing.T) {
 	if err := f.client.CoreV1().ConfigMaps("default").Delete(t.Context(), "s1", meta.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(1500 * time.Millisecond)
+	f.settled()
 	if f.configMap("s1") != nil {
 		t.Error("applied in spite of .skip")
 	}
@@ -585,7 +615,7 @@ func TestSkipAndDisable(t *testing.T) {
 	f.write("s.yaml.skip", "")
 	f.is("s", addons.Skipped)
 	f.remove("s.yaml")
-	time.Sleep(1500 * time.Millisecond)
+	f.settled()
 	if f.configMap("s1") == nil {
 		t.Error("pruned in spite of .skip")
 	}

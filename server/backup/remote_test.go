@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/s3server"
 	"github.com/umiak-io/umiak/server/backup/s3"
 )
@@ -150,13 +152,12 @@ func TestWhatCouldNotBeUploadedIsLater(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- again.Run(ctx, func() {}) }()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if files, orphans := waiting(k.Config.Folder(k.Dirs)); len(files)+len(orphans) == 0 {
-			break
-		} else if time.Now().After(end) {
-			t.Fatalf("still there: %v %v", files, orphans)
+	eventually.Nil(t, "all files to be uploaded", func() error {
+		if files, orphans := waiting(k.Config.Folder(k.Dirs)); len(files)+len(orphans) > 0 {
+			return fmt.Errorf("still there: %v %v", files, orphans)
 		}
-	}
+		return nil
+	})
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	metadatafake "k8s.io/client-go/metadata/fake"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
@@ -66,7 +67,7 @@ func TestOnlyServersAreDismissed(t *testing.T) {
 		}
 	})
 	<-ready
-	becomes(t, "Nodes that are known", func() bool {
+	eventually.True(t, "Nodes that are known", func() bool {
 		there := api.claims.nodes.Load()
 		return there != nil && (*there)("agent") && (*there)("server")
 	})
@@ -77,10 +78,10 @@ func TestOnlyServersAreDismissed(t *testing.T) {
 			t.Fatal(err)
 		}
 		if name == "agent" {
-			becomes(t, "a name that is free", func() bool { return api.ready.Load().known.node("agent") == nil })
+			eventually.True(t, "a name that is free", func() bool { return api.ready.Load().known.node("agent") == nil })
 		}
 	}
-	becomes(t, "a server that is dismissed", func() bool { return slices.Contains(servers.dismissed(), "server") })
+	eventually.True(t, "a server that is dismissed", func() bool { return slices.Contains(servers.dismissed(), "server") })
 	if got := servers.dismissed(); !slices.Equal(got, []string{"server"}) {
 		t.Errorf("%q were taken out of the cluster", got)
 	}
@@ -114,7 +115,7 @@ func TestServersNamesAreKept(t *testing.T) {
 	if _, err := g.tokens.secrets().Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, "the claim", func() bool { return g.api.ready.Load().known.node("server") != nil })
+	eventually.True(t, "the claim", func() bool { return g.api.ready.Load().known.node("server") != nil })
 	if code, body := g.machine("server", "192.0.2.7").ask(joinwire.NodePath, g.token(Spec{}),
 		"192.0.2.7"); code == http.StatusOK || !strings.Contains(body, string(joinwire.NameTaken)) {
 		t.Errorf("an agent as a server: %d %s", code, body)
@@ -131,7 +132,7 @@ func TestNamesInServersCertificatesAreNoNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	becomes(t, "the names of both", func() bool { return len(g.api.ready.Load().known.serverNames("")) == 5 })
+	eventually.True(t, "the names of both", func() bool { return len(g.api.ready.Load().known.serverNames("")) == 5 })
 	tok := g.token(Spec{})
 	for _, name := range []string{"api.example.org", "console.apps.example.org", "app2.apps.example.org",
 		"b.example.org", "s1", "s2.lan"} {

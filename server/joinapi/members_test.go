@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/token"
 )
 
@@ -35,15 +36,6 @@ func registry(t *testing.T) (*API, *serving) {
 	return a, s
 }
 
-func becomes(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
 // joins has a node claim its name and register addresses with a key of its own.
 func joins(t *testing.T, a *API, s *serving, name string, ips ...string) *node {
 	t.Helper()
@@ -62,7 +54,7 @@ func joins(t *testing.T, a *API, s *serving, name string, ips ...string) *node {
 	if err := a.register(t.Context(), s, n); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, "the record of "+name, func() bool {
+	eventually.True(t, "the record of "+name, func() bool {
 		has,
 			_ := a.members.registered(name, netip.MustParseAddr(ips[0]), false)
 		return has
@@ -125,20 +117,20 @@ func TestAddressesAreOneNodes(t *testing.T) {
 	if err := a.register(t.Context(), s, n1); err == nil {
 		t.Error("the address of a node that runs is given away")
 	}
-	becomes(t, "n1 gives up its address", func() bool { return !has("n1", "192.0.2.1") })
+	eventually.True(t, "n1 gives up its address", func() bool { return !has("n1", "192.0.2.1") })
 	if err := a.register(t.Context(), s, n2); err != nil {
 		t.Errorf("an address that is free: %v", err)
 	}
-	becomes(t, "n2 has it", func() bool { return has("n2", "192.0.2.1") && !has("n2", "192.0.2.2") })
+	eventually.True(t, "n2 has it", func() bool { return has("n2", "192.0.2.1") && !has("n2", "192.0.2.2") })
 	if err := a.register(t.Context(), s, n1); err != nil {
 		t.Errorf("the other half of the swap: %v", err)
 	}
-	becomes(t, "n1 has it", func() bool { return has("n1", "192.0.2.2") })
+	eventually.True(t, "n1 has it", func() bool { return has("n1", "192.0.2.2") })
 
 	// A machine that is gone.
 	alive("n2", time.Hour)
 	joins(t, a, s, "n3", "192.0.2.1")
-	becomes(t, "n2 has it no more", func() bool { return !has("n2", "192.0.2.1") })
+	eventually.True(t, "n2 has it no more", func() bool { return !has("n2", "192.0.2.1") })
 	events, err := s.tokens.Client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(events.Items) != 1 || events.Items[0].InvolvedObject.Name != "n2" {
 		t.Errorf("%v, %v", events, err)
@@ -189,7 +181,7 @@ func TestWhoIsAdmitted(t *testing.T) {
 	if _, err := s.tokens.Free(t.Context(), "n1"); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, "somebody is told", func() bool {
+	eventually.True(t, "somebody is told", func() bool {
 		select {
 		case node := <-left:
 			return node == "n1" && admits("n1", own, false) != nil

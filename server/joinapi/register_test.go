@@ -23,6 +23,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/pki"
 )
@@ -119,7 +120,7 @@ func (m *asker) gets(path string, tok *token.Token, ips ...string) {
 // is waits for what the API knows of a node's addresses.
 func (g *gate) is(what string, f func(m *Members) bool) {
 	g.Helper()
-	becomes(g.T, what, func() bool { return f(g.api.members) })
+	eventually.True(g.T, what, func() bool { return f(g.api.members) })
 }
 
 func (g *gate) token(s Spec) *token.Token {
@@ -129,7 +130,7 @@ func (g *gate) token(s Spec) *token.Token {
 	if err != nil {
 		g.Fatal(err)
 	}
-	becomes(g.T, "the token", func() bool {
+	eventually.True(g.T, "the token", func() bool {
 		_, why := g.api.ready.Load().known.token(tok.ID, tok.Secret, g.api.cfg.Now())
 		return why == ""
 	})

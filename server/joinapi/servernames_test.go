@@ -1,16 +1,17 @@
 package joinapi
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -33,11 +34,12 @@ func TestNamesOfServers(t *testing.T) {
 	publish("s2", "plain", "s2")
 	want := []string{"*.apps.example.org", "API.example.org", "plain", "s2"}
 	sorted := func(but string) []string { return slices.Sorted(slices.Values(known.serverNames(but))) }
-	for end := time.Now().Add(10 * time.Second); !slices.Equal(sorted(""), want); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the API knows of %q", sorted(""))
+	eventually.Nil(t, "the names of both servers", func() error {
+		if got := sorted(""); !slices.Equal(got, want) {
+			return fmt.Errorf("the API has %q", got)
 		}
-	}
+		return nil
+	})
 	for name, refused := range map[string]bool{
 		"api.example.org": true, "console.apps.example.org": true, "plain": true, "s2": true,
 		"apps.example.org": false, "a.console.apps.example.org": false, "plainer": false, "example.org": false,
@@ -89,7 +91,7 @@ func TestAddressesInCertificatesOfServers(t *testing.T) {
 		if err := s.tokens.PublishNames(t.Context(), "s1", []string{"s1"}, ips); err != nil {
 			t.Fatal(err)
 		}
-		becomes(t, "the addresses of server s1", func() bool {
+		eventually.True(t, "the addresses of server s1", func() bool {
 			return len(s.known.serverIPs()) == len(ips) &&
 				a.members.isServer("s2")
 		})

@@ -3,6 +3,7 @@ package joinapi
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/token"
 )
 
@@ -127,12 +129,7 @@ func TestServersJoin(t *testing.T) {
 		if _, err := secrets.Create(ctx, s, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		// its watch
-		for end := time.Now().Add(10 * time.Second); api.ready.Load().known.node(name) == nil; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("the API does not hear of a claim")
-			}
-		}
+		eventually.True(t, "the API's watch to have the claim", func() bool { return api.ready.Load().known.node(name) != nil })
 	}
 	// All are younger than unregistered: what is older the API frees by itself when it starts.
 	for name, ago := range map[string]time.Duration{"old": time.Hour / 2, "young": time.Minute, "member": time.Hour / 2,
@@ -156,15 +153,12 @@ func TestServersJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		code, body := ask(single, func(r *joinwire.ServerRequest) { r.Name = "s3" })
-		if code == http.StatusOK {
-			break
+	eventually.Nil(t, "a new token to be accepted", func() error {
+		if code, body := ask(single, func(r *joinwire.ServerRequest) { r.Name = "s3" }); code != http.StatusOK {
+			return fmt.Errorf("%d %s", code, body)
 		}
-		if time.Now().After(end) {
-			t.Fatalf("a new token: %d %s", code, body)
-		}
-	}
+		return nil
+	})
 	if code, body := ask(single, func(r *joinwire.ServerRequest) { r.Name = "s4" }); code != http.StatusUnauthorized {
 		t.Errorf("a used token: %d %s", code, body)
 	}

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // TestNodesAreToldOfAuthorities: nodes that are connected and nodes that come are asked to have the authorities of now,
@@ -88,7 +90,7 @@ func TestANodeThatFallsBackToAnOlderTunnelHasAnswered(t *testing.T) {
 		return c.Close()
 	}
 	second := w.node(t, "n1", listen(t, "127.0.0.1:0", echo), nil, s.addr)
-	eventually(t, 15*time.Second, func() error { return reach(second) })
+	eventually.Nil(t, "the tunnels", func() error { return reach(second) })
 	s.SetAuthorities("one")
 	has := func() error {
 		if hash, _, ok := s.Authorities("n1"); !ok || hash != "one" {
@@ -96,8 +98,8 @@ func TestANodeThatFallsBackToAnOlderTunnelHasAnswered(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, 15*time.Second, has)
+	eventually.Nil(t, "the tunnels", has)
 	second.stop()
-	eventually(t, 15*time.Second, func() error { return reach(first) })
-	eventually(t, 15*time.Second, has)
+	eventually.Nil(t, "the tunnels", func() error { return reach(first) })
+	eventually.Nil(t, "the tunnels", has)
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	fcache "k8s.io/client-go/tools/cache/testing"
 
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/server/tunnel"
 )
 
@@ -88,7 +89,7 @@ func TestWhoseAnAddressIs(t *testing.T) {
 	change := func(f func(), host, want string) {
 		t.Helper()
 		f()
-		eventually(t, 5*time.Second, func() error {
+		eventually.Nil(t, "the tunnels", func() error {
 			p, ok := nodes.Lookup(host)
 			if got := fmt.Sprint(ok, " ", p.Node); got != want {
 				return fmt.Errorf("%s: %s, want %s", host, got, want)

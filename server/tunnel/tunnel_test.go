@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/tunnel"
@@ -46,23 +47,13 @@ func TestEveryServerReachesTheNode(t *testing.T) {
 	}
 	// A server is taken off the list, and comes back.
 	n.servers.set(b.addr)
-	gone(t, a, "n1", 5*time.Second)
+	eventually.True(t, "the tunnel to go", func() bool { return !a.Connected("n1") })
 	answers(t, b, n, "n1")
 	n.servers.set(a.addr, b.addr)
 	wait(t, a, "n1", 5*time.Second)
 	answers(t, a, n, "n1")
 	if _, err := a.Dial(t.Context(), "n2", "n2:1"); !errors.Is(err, tunnel.ErrNoTunnel) {
 		t.Errorf("a node that has none: %v", err)
-	}
-}
-
-// gone waits until the node has no tunnel; there is nothing to watch for that.
-func gone(t *testing.T, s *server, node string, d time.Duration) {
-	t.Helper()
-	for end := time.Now().Add(d); s.Connected(node); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s still has a tunnel", node)
-		}
 	}
 }
 
@@ -153,25 +144,12 @@ func TestTheNewestTunnelIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := w.node(t, "n1", listen(t, "127.0.0.1:0", echo), nil, s.addr)
-	eventually(t, 5*time.Second, func() error { return reach(second) })
+	eventually.Nil(t, "the tunnels", func() error { return reach(second) })
 	if err := reach(first); err == nil {
 		t.Error("the older tunnel was used")
 	}
 	second.stop()
-	eventually(t, 5*time.Second, func() error { return reach(first) })
-}
-
-func eventually(t *testing.T, d time.Duration, f func() error) {
-	t.Helper()
-	for end := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	eventually.Nil(t, "the tunnels", func() error { return reach(first) })
 }
 
 func TestOnlyAgentsOfThisClusterAreTaken(t *testing.T) {
@@ -280,7 +258,7 @@ func TestAServerComesBack(t *testing.T) {
 	if _, err := s.Dial(within(t, 5*time.Second), "n1", "n1:"+port(n.kubelet)); err == nil {
 		t.Error("a server that has stopped still dials")
 	}
-	eventually(t, 5*time.Second, func() error {
+	eventually.Nil(t, "the tunnels", func() error {
 		if r := n.Section(t.Context()).Rows[0]; r.State == "open" || r.Detail == "" {
 			return fmt.Errorf("status: %+v", r)
 		}
@@ -313,7 +291,7 @@ func TestACertificateIsReadAnew(t *testing.T) {
 	badKey, _ := os.ReadFile(other.pki.File("n1.key"))
 	put(bad, badKey)
 	n := w.node(t, "n1", listen(t, "127.0.0.1:0", echo), nil, s.addr)
-	eventually(t, 5*time.Second, func() error {
+	eventually.Nil(t, "the tunnels", func() error {
 		rows := n.Section(t.Context()).Rows
 		if len(rows) != 1 || !strings.Contains(rows[0].Detail, "not from this cluster") {
 			return fmt.Errorf("status: %+v", rows)
@@ -354,7 +332,7 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() error {
+	eventually.Nil(t, "the tunnels", func() error {
 		if d := n.Section(t.Context()).Rows[0].Detail; !strings.Contains(d, " 0 connections") {
 			return errors.New("connections are left: " + d)
 		}

@@ -35,6 +35,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 	"github.com/umiak-io/umiak/manifests"
 )
@@ -325,19 +326,8 @@ func text(m *mdns.Msg) string {
 	return strings.Join(out, "; ")
 }
 
-// eventually waits for what the server does by itself after a change.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s does not come true", what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
 func (w *world) synced(t testing.TB) {
-	eventually(t, "the cluster's being known", func() bool {
+	eventually.True(t, "the cluster's being known", func() bool {
 		return w.server.Section(context.Background()).Rows[0].State == "serving"
 	})
 }
@@ -518,7 +508,7 @@ func TestNoUpstreamFailsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.server.ResolversChanged()
-	eventually(t, "the new resolver's being used", func() bool {
+	eventually.True(t, "the new resolver's being used", func() bool {
 		return text(ask(t, clusterDNS, "udp", "outside.example.", mdns.TypeA)) == "outside.example. A 198.51.100.7"
 	})
 }
@@ -537,7 +527,7 @@ func TestForwardingLoopIsFoundAndCut(t *testing.T) {
 	w := newWorld(t, "nameserver "+upstreamAddr+"\n", objects()...)
 	w.run(t)
 	w.synced(t)
-	eventually(t, "the loop's being seen", func() bool {
+	eventually.True(t, "the loop's being seen", func() bool {
 		rows := w.server.Section(context.Background()).Rows
 		return rows[2].State == "off" && strings.Contains(rows[2].Detail, "forwards back")
 	})
@@ -558,7 +548,7 @@ func TestForwardingLoopIsFoundAndCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.server.ResolversChanged()
-	eventually(t, "the new resolver's being used", func() bool {
+	eventually.True(t, "the new resolver's being used", func() bool {
 		return text(ask(t, clusterDNS, "udp", "outside.example.", mdns.TypeA)) == "outside.example. A 198.51.100.7"
 	})
 }
@@ -585,7 +575,7 @@ func TestCorefileIsLoadedLiveAndABrokenOneIsNot(t *testing.T) {
 	if _, err := maps.Create(t.Context(), said("one"), meta.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "one", is("one"))
+	eventually.True(t, "one", is("one"))
 	// No query is lost while it is replaced, many times.
 	quit, lost, asked := make(chan struct{}), atomic.Int32{}, atomic.Int32{}
 	go func() {
@@ -608,7 +598,7 @@ func TestCorefileIsLoadedLiveAndABrokenOneIsNot(t *testing.T) {
 		if _, err := maps.Update(t.Context(), said(word), meta.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, word, is(word))
+		eventually.True(t, word, is(word))
 	}
 	close(quit)
 	if lost.Load() > 0 {
@@ -668,14 +658,14 @@ func TestCustomConfigMap(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"over.example.", "a.server.example."} {
-		eventually(t, name, func() bool {
+		eventually.True(t, name, func() bool {
 			return text(ask(t, clusterDNS, "udp", name, mdns.TypeTXT)) == name+` TXT "yes"`
 		})
 	}
 	if err := maps.Delete(t.Context(), "coredns-custom", meta.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "its going", func() bool {
+	eventually.True(t, "its going", func() bool {
 		return text(ask(t, clusterDNS, "udp", "a.server.example.", mdns.TypeTXT)) == "SERVFAIL"
 	})
 }
@@ -694,7 +684,7 @@ func TestChangesOfTheClusterAreSeen(t *testing.T) {
 	if _, err := svcs.Update(t.Context(), s, meta.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new address", func() bool {
+	eventually.True(t, "the new address", func() bool {
 		return strings.HasSuffix(text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)),
 			" 10.43.9.9") &&
 			text(ask(t, clusterDNS, "udp", "9.9.43.10.in-addr.arpa.", mdns.TypePTR)) != "" &&
@@ -703,7 +693,7 @@ func TestChangesOfTheClusterAreSeen(t *testing.T) {
 	if err := svcs.Delete(t.Context(), "web", meta.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "its end", func() bool {
+	eventually.True(t, "its end", func() bool {
 		return text(ask(t, clusterDNS, "udp", "web.default.svc.cluster.local.", mdns.TypeA)) == "NXDOMAIN"
 	})
 }

@@ -12,6 +12,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // hold binds a port at all addresses, as a DNS server of the host does.
@@ -31,14 +32,14 @@ func hold(t testing.TB, port int) (release func()) {
 			addr = fmt.Sprintf("[::]:%d", port)
 		}
 		// A server that has been stopped may still be closing its sockets.
-		eventually(t, "listening at tcp "+addr, func() bool {
+		eventually.True(t, "listening at tcp "+addr, func() bool {
 			l, err := net.Listen("tcp"+network, addr)
 			if err == nil {
 				closers = append(closers, l.Close)
 			}
 			return err == nil
 		})
-		eventually(t, "listening at udp "+addr, func() bool {
+		eventually.True(t, "listening at udp "+addr, func() bool {
 			u, err := net.ListenPacket("udp"+network, addr)
 			if err == nil {
 				closers = append(closers, u.Close)
@@ -139,7 +140,7 @@ func TestOneBadZoneIsLeftOut(t *testing.T) {
 	}
 	for _, name := range []string{"a.one.example.", "a.two.example.", "a.three.example.", "a.four.example.",
 		"over.example."} {
-		eventually(t, name, func() bool {
+		eventually.True(t, name, func() bool {
 			return text(ask(t, clusterDNS, "udp", name, mdns.TypeTXT)) == name+` TXT "yes"`
 		})
 	}

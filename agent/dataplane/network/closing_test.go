@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // TestPortsAreClosed: from when a node knows the others, it lets them in and nobody else, and follows where they are;
@@ -46,7 +47,7 @@ func TestPortsAreClosed(t *testing.T) {
 	}
 	has := func(what string, addrs ...string) {
 		t.Helper()
-		wait(t, what, func() bool {
+		eventually.True(t, what, func() bool {
 			out := listed()
 			return !slices.ContainsFunc(addrs, func(a string) bool {
 				return strings.Contains(out, strings.TrimPrefix(a, "!")) == strings.HasPrefix(a, "!")
@@ -121,7 +122,7 @@ func TestPortsAreClosed(t *testing.T) {
 	cfg.Backend, cfg.KubeletFrom, cfg.Watch, cfg.Self = None, nil, client, client
 	cfg.Others = nobody{}
 	_, stop = start(t, cfg)
-	wait(t, "the table to go", func() bool { return listed() == "" })
+	eventually.True(t, "the table to go", func() bool { return listed() == "" })
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

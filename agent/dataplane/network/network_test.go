@@ -31,6 +31,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
 
@@ -89,16 +90,6 @@ func start(t *testing.T, cfg Config) (ready <-chan struct{}, stop func() error) 
 		}
 	}
 	return r, stop
-}
-
-func wait(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("waited in vain: %s", what)
 }
 
 func config(t *testing.T, backend string, client *fake.Clientset) Config {
@@ -185,7 +176,7 @@ func TestVXLAN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "the node tells the others", func() bool {
+	eventually.True(t, "the node tells the others", func() bool {
 		n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		return err == nil && n.Annotations[annPublicIP] == "192.168.77.1" && n.Annotations[annManaged] == "true" &&
 			strings.Contains(n.Annotations[annData], l.HardwareAddr.String())
@@ -204,7 +195,7 @@ func TestVXLAN(t *testing.T) {
 		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
 		return err == nil && len(r) == 1
 	}
-	wait(t, "a route to the second node", routed)
+	eventually.True(t, "a route to the second node", routed)
 	// Nodes with ranges that are not theirs come before one that has its own: when that one's route is there, theirs
 	// are not.
 	count := func() int {
@@ -232,7 +223,7 @@ func TestVXLAN(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wait(t, "the second route", func() bool { return count() > 1 })
+	eventually.True(t, "the second route", func() bool { return count() > 1 })
 	if n := count(); n != 2 || !routed() {
 		t.Errorf("%d routes by the overlay, want those to the two nodes with ranges of their own", n)
 	}
@@ -245,7 +236,7 @@ func TestVXLAN(t *testing.T) {
 	if err := client.CoreV1().Nodes().Delete(ctx, "n2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "the route to go", func() bool { return !routed() })
+	eventually.True(t, "the route to go", func() bool { return !routed() })
 
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -282,7 +273,7 @@ func TestHostGWAndNone(t *testing.T) {
 	ready, stop := start(t, cfg)
 	<-ready
 	_, dst, _ := net.ParseCIDR("10.42.4.0/24")
-	wait(t, "a route by the second node", func() bool {
+	eventually.True(t, "a route by the second node", func() bool {
 		r, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
 		return err == nil && len(r) == 1 && r[0].Gw.String() == "192.168.77.2"
 	})

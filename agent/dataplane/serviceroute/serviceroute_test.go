@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
@@ -78,15 +79,7 @@ func TestServicesWithoutDefaultRoute(t *testing.T) {
 	reach := func(when string) {
 		t.Helper()
 		for _, s := range services {
-			var err error
-			for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-				if err = dial(s); err == nil {
-					break
-				}
-			}
-			if err != nil {
-				t.Errorf("%s: %s: %v", when, s, err)
-			}
+			eventually.Nil(t, s+" "+when, func() error { return dial(s) })
 		}
 	}
 	reach("at first")

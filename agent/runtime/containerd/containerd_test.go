@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 const testImage = "docker.io/library/box:1"
@@ -136,7 +138,7 @@ func TestContainersOutliveContainerd(t *testing.T) {
 		t.Fatal("there is an image already")
 	}
 	n.putArchive("box.tar")
-	eventually(t, "the archive is imported", func() bool { return c.hasImage(ctx, testImage) != nil })
+	eventually.True(t, "the archive is imported", func() bool { return c.hasImage(ctx, testImage) != nil })
 	if !c.hasImage(ctx, testImage).Pinned {
 		t.Error("the imported image is not pinned")
 	}
@@ -179,7 +181,7 @@ func TestContainersOutliveContainerd(t *testing.T) {
 	if err := os.Remove(filepath.Join(n.cfg.Dirs.Images(), "box.tar")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the image is unpinned", func() bool {
+	eventually.True(t, "the image is unpinned", func() bool {
 		i := c.hasImage(ctx, testImage)
 		return i != nil &&
 			!i.Pinned

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 var idle = flag.Duration("idle", 0, "how long TestIdle measures; 0 leaves it out")
@@ -25,7 +27,7 @@ func TestIdle(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	n.putArchive("box.tar")
-	eventually(t, "the archive is imported", func() bool { return c.hasImage(ctx, testImage) != nil })
+	eventually.True(t, "the archive is imported", func() bool { return c.hasImage(ctx, testImage) != nil })
 	n.pod(ctx, c, "a", cri.NamespaceMode_NODE)
 	n.pod(ctx, c, "b", cri.NamespaceMode_NODE)
 	// nsenter has become containerd: it does not fork.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/runtime/containerd"
 	"github.com/umiak-io/umiak/agent/runtime/images"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // capture returns what a function writes to the standard output.
@@ -133,7 +134,7 @@ func TestImageCommands(t *testing.T) {
 	}
 	t.Log(progress.String())
 	for _, image := range []string{testImage, "quay.io/test/multi:1"} {
-		eventually(t, image, func() bool { i := c.hasImage(ctx, image); return i != nil && i.Pinned })
+		eventually.True(t, image, func() bool { i := c.hasImage(ctx, image); return i != nil && i.Pinned })
 	}
 
 	var out bytes.Buffer
@@ -161,13 +162,13 @@ func TestImageCommands(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the images are gone", func() bool {
+		eventually.True(t, "the images are gone", func() bool {
 			return c.hasImage(ctx, testImage) == nil && c.hasImage(ctx, "quay.io/test/multi:1") == nil
 		})
 		if err := images.Import(ctx, sock, []string{archive}, images.ImportOptions{}, io.Discard); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the images are back", func() bool {
+		eventually.True(t, "the images are back", func() bool {
 			return c.hasImage(ctx, testImage) != nil && c.hasImage(ctx, "quay.io/test/multi:1") != nil
 		})
 	}
@@ -199,8 +200,8 @@ func TestImageCommands(t *testing.T) {
 	logged := func(s string) func() bool {
 		return func() bool { b, _ := os.ReadFile(n.log.Name()); return strings.Contains(string(b), s) }
 	}
-	eventually(t, "the archive is imported", logged(`msg="images imported" file=`+n.cfg.Dirs.Images()+"/box.tar"))
-	eventually(t, "the broken one is reported", logged(`msg="image archive not imported" file=`+
+	eventually.True(t, "the archive is imported", logged(`msg="images imported" file=`+n.cfg.Dirs.Images()+"/box.tar"))
+	eventually.True(t, "the broken one is reported", logged(`msg="image archive not imported" file=`+
 		n.cfg.Dirs.Images()+"/broken.tar.gz"))
 	if _, err := capture(t, func() error {
 		return containerd.Ctr(ctx, []string{"images", "rm", "--sync", testImage},
@@ -210,5 +211,5 @@ func TestImageCommands(t *testing.T) {
 	}
 	n.stop(syscall.SIGTERM)
 	n.start()
-	eventually(t, "the image is back after a start", func() bool { return c.hasImage(ctx, testImage) != nil })
+	eventually.True(t, "the image is back after a start", func() bool { return c.hasImage(ctx, testImage) != nil })
 }

@@ -28,6 +28,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/umiak-io/umiak/agent/runtime/images"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // other is an architecture that no test machine has.
@@ -140,7 +141,7 @@ func TestWhatIsForThisMachine(t *testing.T) {
 	for _, file := range []string{"nested.tar", "flat.tar", "turned.tar"} {
 		n.ok(images.Import(ctx, sock, []string{in(file)}, images.ImportOptions{}, io.Discard))
 		ref := "registry.test/" + strings.TrimSuffix(file, ".tar") + ":1"
-		eventually(t, ref, c.pinned(ctx, ref))
+		eventually.True(t, ref, c.pinned(ctx, ref))
 		r, err := c.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}, Verbose: true})
 		if err != nil || strings.Contains(r.Info["info"], other) {
 			t.Errorf("%s is %v, %v", ref, r, err)
@@ -160,12 +161,12 @@ func TestWhatIsForThisMachine(t *testing.T) {
 		return p.AppendImage(for1(t, runtime.GOARCH, "moved"), called("registry.test/flat:1"))
 	})
 	n.ok(images.Import(ctx, sock, []string{in("moved.tar")}, images.ImportOptions{}, io.Discard))
-	eventually(t, "the tag is moved", func() bool {
+	eventually.True(t, "the tag is moved", func() bool {
 		i := c.hasImage(ctx, "registry.test/flat:1")
 		return i != nil && i.Id != old.Id && i.Pinned
 	})
 	for _, ref := range old.RepoDigests {
-		eventually(t, ref+" is unpinned", func() bool { i := c.hasImage(ctx, ref); return i == nil || !i.Pinned })
+		eventually.True(t, ref+" is unpinned", func() bool { i := c.hasImage(ctx, ref); return i == nil || !i.Pinned })
 	}
 	// With all platforms, the second manifest stays.
 	n.ok(images.Import(ctx, sock, []string{in("turned.tar")}, images.ImportOptions{AllPlatforms: true}, io.Discard))
@@ -180,12 +181,12 @@ func TestWhatIsForThisMachine(t *testing.T) {
 		return errors.Join(p.AppendImage(own, called("registry.test/own:1")),
 			p.AppendImage(for1(t, other, "mixed"), called("registry.test/theirs:1")))
 	})
-	eventually(t, "its own is there", c.pinned(ctx, "registry.test/own:1"))
-	eventually(t, "the other is named", n.logged("registry.test/theirs:1: it is for linux/"+other))
+	eventually.True(t, "its own is there", c.pinned(ctx, "registry.test/own:1"))
+	eventually.True(t, "the other is named", n.logged("registry.test/theirs:1: it is for linux/"+other))
 	n.stop(syscall.SIGTERM)
 	before, _ := os.ReadFile(n.log.Name())
 	n.start()
-	eventually(t, "it is named again", func() bool {
+	eventually.True(t, "it is named again", func() bool {
 		b, _ := os.ReadFile(n.log.Name())
 		return bytes.Contains(b[len(before):], []byte("registry.test/theirs:1: it is for"))
 	})
@@ -205,46 +206,46 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	n.start()
 	c := n.client()
 	n.archive(filepath.Join(elsewhere, "images"), "late.tar", "registry.test/late:1")
-	eventually(t, "a link whose target comes later", c.pinned(ctx, "registry.test/late:1"))
+	eventually.True(t, "a link whose target comes later", c.pinned(ctx, "registry.test/late:1"))
 
 	n.ok(os.Remove(n.folder()), os.Mkdir(n.folder(), 0o755))
 	n.archive(n.folder(), "made.tar", "registry.test/made:1")
-	eventually(t, "a folder in the link's place", c.pinned(ctx, "registry.test/made:1"))
-	eventually(t, "the image of before is unpinned", func() bool { return !c.pinned(ctx, "registry.test/late:1")() })
+	eventually.True(t, "a folder in the link's place", c.pinned(ctx, "registry.test/made:1"))
+	eventually.True(t, "the image of before is unpinned", func() bool { return !c.pinned(ctx, "registry.test/late:1")() })
 
 	n.ok(os.RemoveAll(n.folder()))
-	eventually(t, "images stay pinned while the folder is not there", c.pinned(ctx, "registry.test/made:1"))
+	eventually.True(t, "images stay pinned while the folder is not there", c.pinned(ctx, "registry.test/made:1"))
 	n.archive(n.folder(), "again.tar", "registry.test/again:1")
-	eventually(t, "a folder that was removed and made again", c.pinned(ctx, "registry.test/again:1"))
-	eventually(t, "what was removed with it is unpinned",
+	eventually.True(t, "a folder that was removed and made again", c.pinned(ctx, "registry.test/again:1"))
+	eventually.True(t, "what was removed with it is unpinned",
 		func() bool { return !c.pinned(ctx, "registry.test/made:1")() })
 
 	next := n.folder() + ".next"
 	n.archive(next, "moved.tar", "registry.test/moved:1")
 	n.ok(os.Rename(n.folder(), n.folder()+".old"), os.Rename(next, n.folder()))
-	eventually(t, "a folder that was renamed into place", c.pinned(ctx, "registry.test/moved:1"))
+	eventually.True(t, "a folder that was renamed into place", c.pinned(ctx, "registry.test/moved:1"))
 	n.archive(n.folder(), "after.tar", "registry.test/after:1")
-	eventually(t, "and is watched", c.pinned(ctx, "registry.test/after:1"))
+	eventually.True(t, "and is watched", c.pinned(ctx, "registry.test/after:1"))
 
 	n.ok(os.MkdirAll(elsewhere, 0o755), os.Symlink(filepath.Join(elsewhere, "disk", "app.tar"),
 		filepath.Join(n.folder(), "link.tar")))
-	eventually(t, "a link to nothing is named", n.logged("link.tar"))
+	eventually.True(t, "a link to nothing is named", n.logged("link.tar"))
 	n.archive(filepath.Join(elsewhere, "disk"), "app.tar", "registry.test/linked:1")
-	eventually(t, "a link to a file that comes later", c.pinned(ctx, "registry.test/linked:1"))
+	eventually.True(t, "a link to a file that comes later", c.pinned(ctx, "registry.test/linked:1"))
 	n.archive(filepath.Join(elsewhere, "disk"), "app.tar", "registry.test/linked:2")
-	eventually(t, "the file behind a link is replaced", c.pinned(ctx, "registry.test/linked:2"))
-	eventually(t, "what it brought before is unpinned",
+	eventually.True(t, "the file behind a link is replaced", c.pinned(ctx, "registry.test/linked:2"))
+	eventually.True(t, "what it brought before is unpinned",
 		func() bool { return !c.pinned(ctx, "registry.test/linked:1")() })
 
 	disk := filepath.Join(n.cfg.Dirs.Data, "disk")
 	n.archive(disk, "mounted.tar", "registry.test/mounted:1")
 	n.inside("mount", "--bind", disk, n.folder())
-	eventually(t, "a disk that is mounted over the folder", c.pinned(ctx, "registry.test/mounted:1"))
+	eventually.True(t, "a disk that is mounted over the folder", c.pinned(ctx, "registry.test/mounted:1"))
 	n.archive(disk, "there.tar", "registry.test/there:1")
-	eventually(t, "and is watched", c.pinned(ctx, "registry.test/there:1"))
-	eventually(t, "umount while nothing reads there", func() bool { return n.enter("umount", n.folder()).Run() == nil })
+	eventually.True(t, "and is watched", c.pinned(ctx, "registry.test/there:1"))
+	eventually.True(t, "umount while nothing reads there", func() bool { return n.enter("umount", n.folder()).Run() == nil })
 	n.archive(n.folder(), "back.tar", "registry.test/back:1")
-	eventually(t, "and taken away again", c.pinned(ctx, "registry.test/back:1"))
+	eventually.True(t, "and taken away again", c.pinned(ctx, "registry.test/back:1"))
 	if !c.pinned(ctx, "registry.test/there:1")() || !c.pinned(ctx, "registry.test/mounted:1")() {
 		t.Error("what was on the disk that is not there any more is unpinned")
 	}
@@ -253,22 +254,22 @@ func TestTheFolderAndWhatHappensToIt(t *testing.T) {
 	img := c.hasImage(ctx, "registry.test/back:1")
 	_, err := c.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: img.Id}})
 	n.ok(err)
-	eventually(t, "an image that was removed", c.pinned(ctx, "registry.test/back:1"))
+	eventually.True(t, "an image that was removed", c.pinned(ctx, "registry.test/back:1"))
 
 	// Archives that are removed while they wait or are imported end nothing.
 	for i := range 6 {
 		file := fmt.Sprintf("gone%d.tar", i)
 		n.archive(n.folder(), file, fmt.Sprintf("registry.test/gone:%d", i))
 		if i%2 == 0 {
-			eventually(t, "it is seen", n.logged(file))
+			eventually.True(t, "it is seen", n.logged(file))
 		}
 		n.ok(os.Remove(filepath.Join(n.folder(), file)))
 	}
 	n.archive(n.folder(), "last.tar", "registry.test/last:1")
-	eventually(t, "an archive after those that were removed", c.pinned(ctx, "registry.test/last:1"))
+	eventually.True(t, "an archive after those that were removed", c.pinned(ctx, "registry.test/last:1"))
 	for i := range 6 {
 		ref := fmt.Sprintf("registry.test/gone:%d", i)
-		eventually(t, ref+" is not pinned", func() bool { return !c.pinned(ctx, ref)() })
+		eventually.True(t, ref+" is not pinned", func() bool { return !c.pinned(ctx, ref)() })
 	}
 	if out, _ := n.stop(syscall.SIGTERM); !strings.HasPrefix(out, "goroutines") {
 		t.Errorf("it did not end in order: %q", out)
@@ -320,7 +321,7 @@ func TestBrokenOffImportsLeaveNothing(t *testing.T) {
 	raw, err := os.ReadFile(whole)
 	n.ok(err)
 	go func() { _, _ = w.Write(raw[:len(raw)*3/4]) }()
-	eventually(t, "content is being written", func() bool {
+	eventually.True(t, "content is being written", func() bool {
 		return slices.ContainsFunc(unfinished(t, n),
 			func(s string) bool { return strings.HasPrefix(s, "ingest umiak-import-") })
 	})
@@ -356,7 +357,7 @@ func TestBrokenOffImportsLeaveNothing(t *testing.T) {
 	leave("umiak-import-01", "1/1/another-boot")
 	n.stop(syscall.SIGKILL)
 	n.start()
-	eventually(t, "nothing is left after the next start", func() bool { return len(unfinished(t, n)) == 0 })
+	eventually.True(t, "nothing is left after the next start", func() bool { return len(unfinished(t, n)) == 0 })
 
 	// An export that is broken off.
 	out := filepath.Join(dir, "out")
@@ -398,7 +399,7 @@ configs: {"127.0.0.1:`+registryPort+`": {tls: {insecure_skip_verify: true}, auth
 	file := filepath.Join(t.TempDir(), "box.tar")
 	n.ok(images.Export(ctx, sock, []string{ref}, file, nil),
 		images.Import(ctx, sock, []string{file}, images.ImportOptions{}, io.Discard))
-	eventually(t, "it is pinned", c.pinned(ctx, ref))
+	eventually.True(t, "it is pinned", c.pinned(ctx, ref))
 	pull()
 	var list bytes.Buffer
 	n.ok(images.List(ctx, sock, "json", &list))

@@ -27,6 +27,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 const (
@@ -163,7 +165,7 @@ configs:
 	// Without credentials the mirror refuses; with a pod's own it does not.
 	settings(mirror)
 	secret := &cri.AuthConfig{Username: user, Password: password}
-	eventually(t, "the mirror is used with a pod's secret",
+	eventually.True(t, "the mirror is used with a pod's secret",
 		func() bool { return pull("example.invalid/library/box:1", secret) == nil })
 	if err := pull("other.invalid/library/box:1", nil); err == nil {
 		t.Error("pulled without credentials")
@@ -173,11 +175,11 @@ configs:
 		t.Error("pulled with broken credentials")
 	}
 	settings(mirror + fmt.Sprintf("    auth: {username: %s, password: %s}\n", user, password))
-	eventually(t, "the node's credentials are used",
+	eventually.True(t, "the node's credentials are used",
 		func() bool { return pull("other.invalid/library/box:1", nil) == nil })
 	// A broken file leaves things as they are.
 	settings("mirrors: [")
-	eventually(t, "the error is logged", func() bool {
+	eventually.True(t, "the error is logged", func() bool {
 		log, _ := os.ReadFile(n.log.Name())
 		return strings.Contains(string(log), "registries.yaml:1: this is not YAML")
 	})

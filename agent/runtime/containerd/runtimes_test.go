@@ -12,6 +12,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/umiak-io/umiak/agent/runtime/containerd"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // TestDefaultRuntime: pods run with the program that default-runtime names. It is runc here, by another name.
@@ -30,7 +31,7 @@ func TestDefaultRuntime(t *testing.T) {
 	n.start()
 	c := n.client()
 	n.putArchive("box.tar")
-	eventually(t, "the archive is imported", func() bool { return c.hasImage(ctx, testImage) != nil })
+	eventually.True(t, "the archive is imported", func() bool { return c.hasImage(ctx, testImage) != nil })
 	sandbox, box := n.pod(ctx, c, "host", cri.NamespaceMode_NODE)
 	raw, err := os.ReadFile(calls)
 	if err != nil || !strings.Contains(string(raw), "start "+sandbox) || !strings.Contains(string(raw), "start "+box) {

@@ -13,11 +13,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
@@ -317,9 +317,7 @@ func TestBusy(t *testing.T) {
 	got := make(chan *http.Response)
 	var answered atomic.Bool
 	go func() { got <- p.content(t.Context(), w, ""); answered.Store(true) }()
-	for srv.count.refused.Load() < 3 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually.True(t, "three refusals", func() bool { return srv.count.refused.Load() >= 3 })
 	if answered.Load() {
 		t.Error("the ninth was given at once")
 	}
@@ -435,9 +433,7 @@ func TestManyAtOnce(t *testing.T) {
 			n.store.image(app+":1", raw) // and gives it to others from now on
 		})
 	}
-	for srv.count.refused.Load() < many-maxUploads {
-		time.Sleep(time.Millisecond)
-	}
+	eventually.True(t, "a refusal of each further node", func() bool { return srv.count.refused.Load() >= many-maxUploads })
 	close(srv.store.hold)
 	wg.Wait()
 }

@@ -1,6 +1,7 @@
 package programs
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,7 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // pauseProgram builds pause as scripts/build does, but for the flags that only make it smaller.
@@ -41,21 +43,14 @@ func TestPauseReapsAndEnds(t *testing.T) {
 		}
 		pid := cmd.Process.Pid
 		children := "/proc/" + strconv.Itoa(pid) + "/task/" + strconv.Itoa(pid) + "/children"
-		deadline := time.Now().Add(10 * time.Second)
-		for {
+		eventually.Nil(t, "pause to reap its children", func() error {
 			exe, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
 			left, err := os.ReadFile(children)
-			if err != nil {
-				t.Fatal(err)
+			if err == nil && (!strings.HasSuffix(exe, "/pause") || len(left) > 0) {
+				err = fmt.Errorf("%s has the children %q", exe, left)
 			}
-			if strings.HasSuffix(exe, "/pause") && len(left) == 0 {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("not reaped: %q of %s", left, exe)
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
+			return err
+		})
 		if err := cmd.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}

@@ -17,10 +17,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/google/go-containerregistry/pkg/registry"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 var update = flag.Bool("update", false, "write the golden files again (the test fails while this is on)")
@@ -245,12 +246,12 @@ func TestFollowsTheFile(t *testing.T) {
 	}
 	wait := func(want string) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(first(),
-			want); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("got %s, want %s", first(), want)
+		eventually.Nil(t, want, func() error {
+			if got := first(); !strings.Contains(got, want) {
+				return errors.New("got " + got)
 			}
-		}
+			return nil
+		})
 	}
 	write := func(text string) {
 		t.Helper()

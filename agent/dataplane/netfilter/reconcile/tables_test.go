@@ -3,6 +3,7 @@ package reconcile
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
 	"github.com/umiak-io/umiak/internal/testing/testns"
 )
@@ -23,12 +25,12 @@ func TestMain(m *testing.M) { os.Exit(testns.Run(m.Run)) }
 // until waits for a condition.
 func until(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	eventually.Nil(t, what, func() error {
 		if cond() {
-			return
+			return nil
 		}
-	}
-	t.Fatalf("waited in vain: %s\n%s", what, nettest.NFT(t, "list ruleset"))
+		return errors.New(nettest.NFT(t, "list ruleset"))
+	})
 }
 
 // TestTablesAreRestored: whatever a stranger does to a table, it is restored, and each repair is logged.
