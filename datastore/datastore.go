@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -28,6 +27,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/datastore/volatile"
+	"github.com/umiak-io/umiak/internal/socket"
 )
 
 // Config describes the datastore of a server. Endpoint selects an external database, ClusterInit or the state on disk
@@ -99,9 +99,6 @@ const compactInterval = 5 * time.Minute
 
 // emulatedVersion is the version of etcd that the endpoints report; kube-apiserver derives their features from it.
 const emulatedVersion = "3.6.11"
-
-// maxSocketPath is the longest path of a unix socket in bytes: sun_path in unix(7), without its zero byte.
-const maxSocketPath = 107
 
 // backend is a store that newServer can serve: kine's interface for reads and writes, and a hub for watches.
 type backend interface {
@@ -219,36 +216,12 @@ func (s *store) Export(ctx context.Context, revision int64, visit func(*mvccpb.K
 	return s.durable.Export(ctx, revision, visit)
 }
 
-// checkSocketPath returns an error if path is too long for a unix socket.
-func checkSocketPath(path string) error {
-	if len(path) <= maxSocketPath {
-		return nil
-	}
-	return fmt.Errorf("listen on %s: the path of a unix socket may have %d bytes, this has %d: choose a shorter "+
-		"--run-dir",
-		path, maxSocketPath, len(path))
-}
-
-// listen creates a unix socket with mode 0600 in place of an old one.
+// listen creates a unix socket for root alone, in place of an old one.
 func listen(ctx context.Context, path string) (net.Listener, error) {
-	if err := checkSocketPath(path); err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), l.Close())
-	}
-	return l, nil
+	return socket.Listen(ctx, path)
 }
 
 // newServer returns a gRPC server with etcd's API on a store.

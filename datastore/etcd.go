@@ -18,6 +18,7 @@ import (
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/listing"
+	"github.com/umiak-io/umiak/internal/socket"
 )
 
 // Cluster is implemented by a Store that is a member of an etcd cluster.
@@ -96,7 +97,7 @@ func openEtcd(ctx context.Context, cfg Config) (Store, error) {
 	c.Dir, c.Log, c.Registerer, c.Failing = etcdDir(cfg), cfg.Log, cfg.Registerer, cfg.Failing
 	// The socket has a folder of its own with mode 0700: etcd creates the socket with a mode that depends on the umask.
 	c.Socket = filepath.Join(filepath.Dir(cfg.Socket), "etcd", "client.sock")
-	if err := checkSocketPath(c.Socket); err != nil {
+	if err := socket.CheckPath(c.Socket); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {

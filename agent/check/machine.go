@@ -212,16 +212,7 @@ func overlay(_ context.Context, cfg Config) []Result {
 
 // scratch creates a temporary folder in dir or its nearest existing parent.
 func scratch(dir string) (string, func(), error) {
-	for {
-		if st, err := os.Stat(dir); err == nil && st.IsDir() {
-			break
-		}
-		if dir == "/" {
-			return "", nil, errors.New("no folder to try it in")
-		}
-		dir = filepath.Dir(dir)
-	}
-	tmp, err := os.MkdirTemp(dir, ".umiak-check-")
+	tmp, err := os.MkdirTemp(host.Existing(dir), ".umiak-check-")
 	if err != nil {
 		return "", nil, err
 	}
@@ -229,16 +220,15 @@ func scratch(dir string) (string, func(), error) {
 }
 
 func diskSpace(_ context.Context, cfg Config) []Result {
-	dir := cfg.Dirs.Data
-	var st unix.Statfs_t
 	// Other disks may be mounted below the data directory.
 	for _, below := range []string{cfg.Dirs.Server(), cfg.Dirs.ServerPKI(), cfg.Dirs.DB(), cfg.Dirs.Agent()} {
 		if err := host.TryDisk(below); err != nil && owner(cfg) == 0 {
 			return []Result{failed("disk space", err)}
 		}
 	}
-	for unix.Statfs(dir, &st) != nil && dir != "/" {
-		dir = filepath.Dir(dir)
+	var st unix.Statfs_t
+	if err := unix.Statfs(host.Existing(cfg.Dirs.Data), &st); err != nil {
+		return []Result{failed("disk space", err)}
 	}
 	free := int64(st.Bavail) * int64(st.Bsize) >> 20 //nolint:unconvert // the size has 32 bits on arm
 	percent := 100 * st.Bavail / max(st.Blocks, 1)

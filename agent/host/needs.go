@@ -50,14 +50,20 @@ func TryInotify(number int) error {
 	return nil
 }
 
-// TryDisk writes a file in a folder, or in its nearest existing parent, and removes it.
-func TryDisk(dir string) error {
-	for {
-		if st, err := os.Stat(dir); err == nil && st.IsDir() || dir == "/" {
+// Existing returns dir, or its nearest parent that is a folder.
+func Existing(dir string) string {
+	for dir != "/" && dir != "." {
+		if st, err := os.Stat(dir); err == nil && st.IsDir() {
 			break
 		}
 		dir = filepath.Dir(dir)
 	}
+	return dir
+}
+
+// TryDisk writes a file in a folder, or in its nearest existing parent, and removes it.
+func TryDisk(dir string) error {
+	dir = Existing(dir)
 	f, err := os.CreateTemp(dir, ".umiak-try-")
 	if err == nil {
 		_, err = f.Write(make([]byte, 64<<10))
@@ -94,9 +100,10 @@ func TryExec(ctx context.Context, program string, args ...string) error {
 
 // TryExecIn checks whether programs can be executed in a folder, or in its nearest existing parent.
 func TryExecIn(dir string) error {
+	dir = Existing(dir)
 	var st unix.Statfs_t
-	for unix.Statfs(dir, &st) != nil && dir != "/" {
-		dir = filepath.Dir(dir)
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil // executing a program names the reason
 	}
 	if st.Flags&unix.ST_NOEXEC != 0 {
 		return noexec(dir)

@@ -46,7 +46,7 @@ type refusal struct {
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	l, err := socket.Listen(ctx, s.Socket)
 	if err != nil {
-		return fmt.Errorf("listen for control: %w", err)
+		return fmt.Errorf("open the control socket: %w", err)
 	}
 	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, Handler: s}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })

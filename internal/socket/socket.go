@@ -1,5 +1,5 @@
 // Package socket creates unix sockets that only root can open, and HTTP clients for them. Packages status and control
-// use it. It imports nothing of umiak.
+// use it, and datastore for its stores. It imports nothing of umiak.
 package socket
 
 import (
@@ -16,13 +16,37 @@ import (
 // ErrNotRunning means that no process listens on the socket.
 var ErrNotRunning = errors.New("umiak is not running")
 
+// maxPath is the longest path of a unix socket in bytes: sun_path in unix(7), without its zero byte.
+const maxPath = 107
+
+// CheckPath returns an error if path is too long for a unix socket.
+func CheckPath(path string) error {
+	if len(path) <= maxPath {
+		return nil
+	}
+	return fmt.Errorf("listen on %s: the path of a unix socket may have %d bytes, this has %d: choose a shorter --run-dir",
+		path, maxPath, len(path))
+}
+
 // Listen creates a socket at path in place of an old one. It binds in a folder that only root can enter, sets the
-// mode to 0600, and renames the socket, so that another user cannot connect at any moment.
+// mode to 0600, and renames the socket, so that another user cannot connect at any moment. The file stays when the
+// listener is closed: another one may have taken its place.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := CheckPath(path); err != nil {
+		return nil, err
+	}
+	l, err := listen(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}
-	private, err := os.MkdirTemp(filepath.Dir(path), ".socket-")
+	private, err := os.MkdirTemp(filepath.Dir(path), ".s") // short, as the paths of sockets have to be
 	if err != nil {
 		return nil, err
 	}

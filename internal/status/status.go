@@ -66,7 +66,7 @@ type Server struct {
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	l, err := socket.Listen(ctx, s.Socket)
 	if err != nil {
-		return fmt.Errorf("listen for status: %w", err)
+		return fmt.Errorf("open the status socket: %w", err)
 	}
 	started := time.Now()
 	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter,

@@ -1,24 +1,15 @@
 package resolver
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
 	"sync"
-	"time"
 
-	"github.com/fsnotify/fsnotify"
-	"golang.org/x/sys/unix"
-
+	"github.com/umiak-io/umiak/agent/host/filewatch"
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/mounted"
 	"github.com/umiak-io/umiak/internal/status"
 )
 
@@ -51,68 +42,15 @@ func New(cfg Config) *Resolver {
 	return &Resolver{cfg: cfg, etc: etcFile, behind: resolvedFile}
 }
 
-// settleTime is the delay between a change and reading the files: a file is often truncated before it is written.
-const settleTime = 100 * time.Millisecond
-
 // Run writes the files and updates them until ctx ends. It calls ready once they are written.
 func (r *Resolver) Run(ctx context.Context, ready func()) error {
 	if err := r.refresh(); err != nil {
 		return err
 	}
 	ready()
-	files, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf(
-			"watch the host's resolv.conf (out of inotify instances? raise fs.inotify.max_user_instances): %w", err)
-	}
-	defer files.Close() //nolint:errcheck // holds no data
-	watching, stop := context.WithCancel(ctx)
-	mounts := mounted.Watch(watching)
-	defer func() {
-		stop()
-		<-mounts.Ended //nolint:errcheck // canceled above
-	}()
-	watched := r.watch(files)
-	// The files may have changed before the watch began.
-	if err := r.refresh(); err != nil {
-		return err
-	}
-	seen := r.identity()
-	timer := time.NewTimer(settleTime)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-files.Events:
-			if !ok {
-				return errors.New("watch the host's resolv.conf: ended")
-			}
-			if r.identity() == seen && slices.Equal(r.paths(), watched) {
-				continue // another file in the folder
-			}
-			timer.Reset(settleTime)
-		case err := <-mounts.Ended:
-			return err
-		case <-mounts.C:
-			if r.identity() == seen {
-				continue
-			}
-			timer.Reset(settleTime)
-		case <-timer.C:
-			seen = r.identity()
-			watched = r.watch(files) // a link may have changed
-			if err := r.refresh(); err != nil {
-				return err
-			}
-			if r.identity() != seen || !slices.Equal(r.paths(), watched) { // changed while it was read
-				timer.Reset(settleTime)
-			}
-		case err := <-files.Errors:
-			r.cfg.Log.Warn("changes of the host's resolv.conf may be missed", "error", err)
-			timer.Reset(settleTime)
-		}
-	}
+	return filewatch.Follow(ctx, filewatch.Config{
+		Name: "the host's resolv.conf", Files: r.sources(), Mounts: true, Changed: r.refresh, Log: r.cfg.Log,
+	})
 }
 
 // refresh reads the host's servers and writes changed files.
@@ -139,75 +77,12 @@ func (r *Resolver) refresh() error {
 	return nil
 }
 
+// sources are the files to read.
 func (r *Resolver) sources() []string {
 	if r.cfg.Asked != "" {
 		return []string{r.cfg.Asked}
 	}
 	return []string{r.etc, r.behind}
-}
-
-// identity changes whenever one of the files is replaced or written.
-func (r *Resolver) identity() string {
-	var out bytes.Buffer
-	for _, p := range r.sources() {
-		var st unix.Stat_t
-		if err := unix.Stat(p, &st); err != nil {
-			fmt.Fprintf(&out, "%s: %v\n", p, err)
-			continue
-		}
-		fmt.Fprintf(&out, "%d:%d %d %d.%d %d.%d\n", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec,
-			st.Ctim.Nsec)
-	}
-	return out.String()
-}
-
-// paths returns what to watch: the files, their folders, and the folders of all links on the way. Replacing a file by
-// rename is only visible in its folder, and writing to a mounted file only on the file itself. For a missing folder, it
-// is the nearest existing parent.
-func (r *Resolver) paths() []string {
-	var out []string
-	for _, p := range r.sources() {
-		for range 40 { // the kernel follows at most 40 links
-			out = append(out, existing(filepath.Dir(p)))
-			to, err := os.Readlink(p)
-			if err != nil {
-				break
-			}
-			if !filepath.IsAbs(to) {
-				to = filepath.Join(filepath.Dir(p), to)
-			}
-			p = to
-		}
-		if _, err := os.Stat(p); err == nil {
-			out = append(out, p)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
-// watch replaces all watches, since a path may lead to another file now, and returns the watched paths.
-func (r *Resolver) watch(w *fsnotify.Watcher) []string {
-	for _, old := range w.WatchList() {
-		_ = w.Remove(old)
-	}
-	paths := r.paths()
-	for _, p := range paths {
-		if err := w.Add(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			r.cfg.Log.Warn("cannot watch the host's resolv.conf", "path", p, "error", err)
-		}
-	}
-	return paths
-}
-
-// existing returns the folder or its nearest existing parent.
-func existing(dir string) string {
-	for {
-		if _, err := os.Stat(dir); err == nil || dir == "/" || dir == "." {
-			return dir
-		}
-		dir = filepath.Dir(dir)
-	}
 }
 
 // Rows returns the host's name servers, or why they cannot be used, for `umiak status`; none before Run has read them.

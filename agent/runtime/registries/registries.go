@@ -8,14 +8,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/fsnotify/fsnotify"
 
+	"github.com/umiak-io/umiak/agent/host/filewatch"
 	"github.com/umiak-io/umiak/internal/secretfiles"
 	"github.com/umiak-io/umiak/internal/status"
 )
@@ -139,69 +138,15 @@ func (r *Registries) load() {
 	r.now.Store(next)
 }
 
-// settleTime is the delay between a change of the file and reading it: editors write in several steps.
-const settleTime = 100 * time.Millisecond
-
 // Run follows the file until ctx ends.
 func (r *Registries) Run(ctx context.Context, ready func()) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", r.path, err)
-	}
-	defer w.Close() //nolint:errcheck // holds no data
-	watched, err := r.watch(w, "")
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", r.path, err)
-	}
-	r.load() // the file may have changed since New
-	ready()
-	quiet := time.NewTimer(settleTime)
-	quiet.Stop()
-	pending := false
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e, ok := <-w.Events:
-			if !ok {
-				return errors.New("watch ended")
-			}
-			// Relevant are the folders on the path to the file, and every file created or removed next to it: the file
-			// may be a link to a link, as in a mounted ConfigMap. The timer is not reset while it runs: a busy folder
-			// must not delay the reading forever.
-			onTheWay := e.Name == r.path || e.Name == watched || strings.HasPrefix(r.path, e.Name+"/")
-			moved := filepath.Dir(r.path) == watched && e.Op&(fsnotify.Create|fsnotify.Rename|fsnotify.Remove) != 0
-			if (onTheWay || moved) && !pending {
-				pending = true
-				quiet.Reset(settleTime)
-			}
-		case <-quiet.C:
-			pending = false
-			if watched, err = r.watch(w, watched); err != nil {
-				return fmt.Errorf("watch %s: %w", r.path, err)
-			}
+	ready = sync.OnceFunc(ready)
+	return filewatch.Follow(ctx, filewatch.Config{
+		Name: "the registry settings", Files: []string{r.path}, Log: r.log,
+		Changed: func() error { // first when the watch has begun: the file may have changed since New
 			r.load()
-		case err := <-w.Errors:
-			// An overflow loses events: read the file.
-			r.log.Warn("watch registry settings", "error", err)
-			pending = true
-			quiet.Reset(settleTime)
-		}
-	}
-}
-
-// watch watches the file's folder, or its nearest existing parent, and returns the watched folder.
-func (r *Registries) watch(w *fsnotify.Watcher, old string) (string, error) {
-	for dir := filepath.Dir(r.path); ; dir = filepath.Dir(dir) {
-		err := w.Add(dir)
-		if err == nil {
-			if old != "" && old != dir {
-				_ = w.Remove(old) // fails if the folder was removed
-			}
-			return dir, nil
-		}
-		if dir == "/" || !errors.Is(err, fs.ErrNotExist) && !strings.Contains(err.Error(), "no such file") {
-			return "", err
-		}
-	}
+			ready()
+			return nil
+		},
+	})
 }
