@@ -39,7 +39,7 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			if err := errors.Join(err, sc.ValidateStart(), ac.ValidateValues(), lc.Validate()); err != nil {
 				return agentcli.BadConfig(err)
 			}
-			log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
+			log, libraries, err := logging.Setup(lc, c.App.ErrWriter)
 			if err != nil {
 				return err
 			}
@@ -59,13 +59,13 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			prep := process.Prepare(c.Context, sc.Dirs(), log)
 			defer prep.End()
 			all, err := assembly.New(c.Context,
-				assembly.Config{Server: sc, Agent: ac, Failing: quiet.Muffle}, prep, log)
+				assembly.Config{Server: sc, Agent: ac, Failing: libraries.DatastoreFailing}, prep, log)
 			if err != nil {
 				return err
 			}
 			prep.End()
 			return process.Process{
-				Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Hush: quiet.Hush, Forgive: all.Forgive,
+				Dirs: sc.Dirs(), Etc: agentcli.Etc(), Log: log, Silence: libraries.Silence, Forgive: all.Forgive,
 				Confirm: agentcli.Confirm, Profiles: ac.EnablePprof, Parts: all.Parts(), Sources: all.Sources(),
 			}.Run(c.Context)
 		},

@@ -22,10 +22,10 @@ import (
 // Exits turns attempts of libraries to end the process (klog.Fatal, logrus.Fatal, a panic in a goroutine of Kubernetes)
 // into an error of its Run. The goroutine that made the attempt ends. docs/architecture.md lists what it cannot catch.
 type Exits struct {
-	c     chan error
-	last  atomic.Pointer[fatal]
-	final atomic.Pointer[fatal] // logged by klog.Fatal and the like, which end the process next
-	take  atomic.Pointer[func(component string, reason error) bool]
+	c      chan error
+	last   atomic.Pointer[fatal]
+	final  atomic.Pointer[fatal] // logged by klog.Fatal and the like, which end the process next
+	handle atomic.Pointer[func(component string, reason error) bool]
 }
 
 // fatal is an error that a library has logged. The last one before an attempt to end the process is usually its reason.
@@ -104,13 +104,13 @@ func (e *Exits) panicked(r any) {
 	runtime.Goexit()
 }
 
-// Take sets a function that is called first. If it returns true, it has dealt with the attempt, and Run does not end.
+// Handle sets a function that is called first. If it returns true, it has handled the attempt, and Run does not end.
 // It must not block.
-func (e *Exits) Take(f func(component string, reason error) bool) { e.take.Store(&f) }
+func (e *Exits) Handle(f func(component string, reason error) bool) { e.handle.Store(&f) }
 
 // report makes Run return the reason why a component tried to end the process.
 func (e *Exits) report(component string, reason error) {
-	if f := e.take.Load(); f != nil && (*f)(component, reason) {
+	if f := e.handle.Load(); f != nil && (*f)(component, reason) {
 		return
 	}
 	if node[component] || component == "kube-controller-manager" {

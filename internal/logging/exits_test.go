@@ -80,7 +80,7 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 	if err := <-e.c; !errors.As(err, &anew) || anew.Part != "kubelet" {
 		t.Error(err)
 	}
-	e.Take(func(component string, reason error) bool {
+	e.Handle(func(component string, reason error) bool {
 		return component == "kubelet" && reason.Error() == "no CSINode"
 	})
 	e.report("kubelet", errors.New("no CSINode"))

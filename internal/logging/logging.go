@@ -57,21 +57,21 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Quiet silences the loggers of libraries. At level debug it does nothing.
-type Quiet struct{ lib *library }
+// Libraries controls the loggers of libraries. At level debug it does nothing.
+type Libraries struct{ lib *library }
 
-// Hush silences all libraries for good: while a process stops, they log errors about each other's absence.
-func (q *Quiet) Hush() {
-	if q.lib.limits != nil {
-		q.lib.min.Set(slog.LevelError + 1)
+// Silence drops all further records of libraries: while a process stops, they log errors about each other's absence.
+func (l *Libraries) Silence() {
+	if l.lib.limits != nil {
+		l.lib.min.Set(slog.LevelError + 1)
 	}
 }
 
-// Muffle sets whether the libraries that depend on the datastore are silent, for the time while it takes no writes. The
-// owner of the datastore logs that condition once.
-func (q *Quiet) Muffle(on bool) {
-	if q.lib.limits != nil {
-		q.lib.muffled.Store(on)
+// DatastoreFailing sets whether the datastore takes no writes. While it does, records of libraries that depend on it are
+// dropped: the server logs that condition once.
+func (l *Libraries) DatastoreFailing(failing bool) {
+	if l.lib.limits != nil {
+		l.lib.muffled.Store(failing)
 	}
 }
 
@@ -103,7 +103,7 @@ func expected(r slog.Record) bool {
 
 // Setup returns umiak's logger, which writes to w, and connects the loggers of libraries to it. It is for main, since
 // it sets global state of those libraries.
-func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
+func Setup(c Config, w io.Writer) (own *slog.Logger, libraries *Libraries, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}
@@ -146,7 +146,7 @@ func Setup(c Config, w io.Writer) (own *slog.Logger, quiet *Quiet, err error) {
 		own.Warn("the log holds the contents of requests, Secrets among them; set v to 7 or less when it is not needed " +
 			"any more")
 	}
-	return own, &Quiet{lib}, nil
+	return own, &Libraries{lib}, nil
 }
 
 // libraryLevel returns the lowest level of library records that are written if umiak's level is own.

@@ -18,7 +18,7 @@ import (
 
 func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	var b bytes.Buffer
-	own, quiet, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
+	own, libraries, err := logging.Setup(logging.Config{Level: "info", Format: "json"}, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,12 +27,12 @@ func TestLibrariesSpeakOneLevelSofterAndCarryAComponent(t *testing.T) {
 	logrus.Info("chatter")
 	klog.Error("klog trouble" + strings.Repeat(" and more", 1000))
 	logrus.WithField("id", 7).Warn("logrus trouble")
-	quiet.Muffle(true)
+	libraries.DatastoreFailing(true)
 	// of client-go
 	cache.DefaultWatchErrorHandler(t.Context(), cache.NewReflector(nil, nil, nil, 0),
 		errors.New("chatter without a datastore"))
-	quiet.Muffle(false)
-	quiet.Hush()
+	libraries.DatastoreFailing(false)
+	libraries.Silence()
 	klog.Error("parting words")
 	if s := b.String(); strings.Contains(s, "parting") || strings.Contains(s, "chatter") {
 		t.Fatalf("library chatter is shown:\n%s", s)
@@ -60,11 +60,11 @@ func TestBadChoicesAreRefused(t *testing.T) {
 
 func TestWhatIsSaidAgainAndAgainIsCutShort(t *testing.T) {
 	var b bytes.Buffer
-	_, quiet, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
+	_, libraries, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer quiet.Hush()
+	defer libraries.Silence()
 	for range 1000 {
 		klog.ErrorS(nil, "no node", "node", "n1")
 	}
@@ -83,11 +83,11 @@ func TestWhatIsSaidAgainAndAgainIsCutShort(t *testing.T) {
 
 func TestWhatIsMeantIsNoWarning(t *testing.T) {
 	var b bytes.Buffer
-	_, quiet, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
+	_, libraries, err := logging.Setup(logging.Config{Level: "info", Format: "text"}, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer quiet.Hush()
+	defer libraries.Silence()
 	utilruntime.HandleError(errors.New(`admission webhook "policy.example.org" denied the request: no latest`))
 	klog.Warningf("rejected by webhook %q: %#v", "policy.example.org", errors.New("no latest"))
 	logrus.Errorf("error in txn compare:{} success:{request_put:{value:%q}}: Unavailable", "a secret")

@@ -25,7 +25,7 @@ type Process struct {
 	Dirs    layout.Dirs
 	Etc     string // the folder of settings, which records where the data are
 	Log     *slog.Logger
-	Hush    func() // silences the libraries' loggers
+	Silence func() // drops further records of libraries' loggers
 	Parts   []lifecycle.Part
 	Sources []status.Source
 	// Forgive, if set, handles a library's wish to end the process where there is another cure; see logging.Exits.
@@ -104,7 +104,7 @@ func (p Process) group(last *lastEnd) (*lifecycle.Group, error) {
 	}
 	exits := logging.CatchExits()
 	if p.Forgive != nil {
-		exits.Take(p.Forgive)
+		exits.Handle(p.Forgive)
 	}
 	parts := []lifecycle.Part{{Name: "status", Run: st.Run}, {Name: "component-exits", Run: exits.Run}}
 	if p.Profiles {

@@ -28,7 +28,7 @@ func (p Process) untilSignal(ctx context.Context, systemd func(state string)) (c
 		}
 		p.Log.Info("stopping; containers keep running", "signal", s.String())
 		systemd(daemon.SdNotifyStopping)
-		p.Hush()
+		p.Silence()
 		cancel(fmt.Errorf("signal: %s", s))
 		signal.Stop(ch) // the next one has its default effect
 	}()

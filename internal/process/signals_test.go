@@ -16,7 +16,7 @@ import (
 func TestSignalBeforeTheEnd(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	p := Process{Log: slog.New(slog.DiscardHandler), Hush: func() {}}
+	p := Process{Log: slog.New(slog.DiscardHandler), Silence: func() {}}
 	for range 200 {
 		ctx, stop := p.untilSignal(t.Context(), func(string) {})
 		// To this thread: it has the signal before the call returns.

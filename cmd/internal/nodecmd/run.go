@@ -78,7 +78,7 @@ func runAgent(c *ucli.Context, s config.Settings, cfg agent.Config, lc logging.C
 	if err != nil {
 		return BadConfig(err)
 	}
-	log, quiet, err := logging.Setup(lc, c.App.ErrWriter)
+	log, libraries, err := logging.Setup(lc, c.App.ErrWriter)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func runAgent(c *ucli.Context, s config.Settings, cfg agent.Config, lc logging.C
 		return err
 	}
 	return process.Process{
-		Dirs: cfg.Dirs(), Etc: Etc(), Log: log, Hush: quiet.Hush, Forgive: w.Forgive, Confirm: Confirm,
+		Dirs: cfg.Dirs(), Etc: Etc(), Log: log, Silence: libraries.Silence, Forgive: w.Forgive, Confirm: Confirm,
 		Profiles: cfg.EnablePprof,
 		Parts:    w.Parts(), Sources: w.Sources(),
 	}.Run(c.Context)
