@@ -121,8 +121,8 @@ func (a *Agent) restoreDNS(n *node) func() {
 	}
 }
 
-// newTables returns the small tables of nftables, which are restored after a stranger's `nft flush ruleset`. The proxy
-// and the network policies restore their own. It does not run before n.network is made.
+// newTables returns the small tables of nftables, which are restored after an `nft flush ruleset` by another program.
+// The proxy and the network policies restore their own. It does not run before n.network is made.
 func (a *Agent) newTables(n *node) *reconcile.Tables {
 	return reconcile.NewTables(a.log.With("component", "tables"), []string{network.Table, peerports.Table, dns.Table},
 		reconcile.Shared{Name: podsource.Table, Repair: func(ctx context.Context, conn *netfilter.Conn) (bool, error) {

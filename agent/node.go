@@ -60,8 +60,8 @@ type node struct {
 	upgrade  lifecycle.Run
 }
 
-// newNode makes the parts that need the cluster. None of them runs yet. The informers run until ctx ends, whoever
-// starts them: they outlive the parts, which may be run again. What can fail because of the facts or the settings comes
+// newNode makes the parts that need the cluster. None of them runs yet. The informers run until ctx
+// ends: they outlive the parts, which may be run again. What can fail because of the facts or the settings comes
 // first, since metrics and handlers can be registered only once a process.
 func (a *Agent) newNode(ctx context.Context, f clusterFacts) (*node, error) {
 	n := &node{facts: f, backend: a.backend, addrs: a.addrs, events: a.events, share: a.share}

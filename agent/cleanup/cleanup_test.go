@@ -182,7 +182,8 @@ func TestTakesAwayWhatIsOursAndNothingElse(t *testing.T) {
 func missing(p string) bool { _, err := os.Lstat(p); return errors.Is(err, os.ErrNotExist) }
 func noLink(n string) bool  { _, err := net.InterfaceByName(n); return err != nil }
 
-// TestAwaitEnd: processes that live on are named, those that have ended are not, and the end of a context ends the wait.
+// TestAwaitEnd: processes that live on are named, those that have ended are not, and the end of a context ends the
+// wait.
 func TestAwaitEnd(t *testing.T) {
 	start := func(name string, args ...string) target {
 		t.Helper()

@@ -138,8 +138,8 @@ func parse(text string) ([]string, error) {
 	return all, nil
 }
 
-// Run uninstalls. It stops at the first error, so that what another run needs still exists. It also stops when ctx ends,
-// until the nodes are cleaned up; then it finishes.
+// Run uninstalls. It stops at the first error, so that what another run needs still exists. It also stops when ctx
+// ends, until the nodes are cleaned up; then it finishes.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.checkDisks(); err != nil {
 		return err

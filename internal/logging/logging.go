@@ -67,7 +67,7 @@ func (l *Libraries) Silence() {
 	}
 }
 
-// DatastoreFailing sets whether the datastore takes no writes. While it does, records of libraries that depend on it are
+// DatastoreFailing sets whether the datastore takes no writes. Meanwhile records of libraries that depend on it are
 // dropped: the server logs that condition once.
 func (l *Libraries) DatastoreFailing(failing bool) {
 	if l.lib.limits != nil {

@@ -117,7 +117,7 @@ func validate(text string) (err error) {
 		ServerTypeName: "dns"}, nil, true)
 }
 
-// reportLeft logs and records as Events what is left out and was not before.
+// reportLeft logs the parts of the configuration that are newly left out, and records Events about them.
 func (s *Server) reportLeft(before, now []string) {
 	s.mu.Lock()
 	object := s.objects[CustomConfigMap]

@@ -8,9 +8,8 @@
 // namespaces comes from the agent's shared informers: there is no second copy and no second connection.
 //
 // CoreDNS is a program that became a library: its plugin registry, the order of plugins and the log are
-// process-wide. This package is the only one that touches them, once, and nobody else may import CoreDNS.
-// Directives that would open a port, poll or end the process (health, ready, prometheus, reload, loop)
-// are taken out or replaced.
+// process-wide. This package is the only one that sets them, once, and no other may import CoreDNS. Directives that
+// would open a port, poll or end the process (health, ready, prometheus, reload, loop) are removed or replaced.
 //
 // The agent's assembly calls New and Run; `umiak cleanup` calls Cleanup. It imports nothing else of umiak
 // but internal/.

@@ -72,7 +72,7 @@ func (l *loopWatch) ServeDNS(ctx context.Context, w mdns.ResponseWriter, r *mdns
 
 // probe asks once. The listener opens right after the start hooks, which is where it was started from.
 func (l *loopWatch) probe(ctx context.Context, to netip.AddrPort) {
-	// A resolver may take its time to come back to us; after that a random name is nobody's business.
+	// A loop comes back within seconds; later the random name has no meaning.
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	defer l.armed.Store(false)

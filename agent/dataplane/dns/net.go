@@ -33,8 +33,8 @@ const (
 	// routeProtocol marks our routes, so that they are found again.
 	routeProtocol = 0x75
 	// firstPort is the first of ports at which CoreDNS may listen on those addresses. Port 53 there would keep the
-	// host's own DNS server from 0.0.0.0:53, or be kept from us by it. The ports are privileged, so that no user of this
-	// host can take one while umiak is down and answer pods; IANA has them reserved, so nothing else wants them.
+	// host's own DNS server from 0.0.0.0:53, or be kept from us by it. The ports are privileged, so that no user of
+	// this host can take one while umiak is down and answer pods; IANA has them reserved, so nothing else wants them.
 	firstPort, ports = 225, 16
 )
 
@@ -78,7 +78,7 @@ func forgetFlows(bind []netip.Addr, port uint16) {
 		if a.Is6() {
 			family = unix.AF_INET6
 		}
-		// they end by themselves otherwise
+		// otherwise they end with their timeout
 		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, staleFlow{a, port})
 	}
 }

@@ -167,8 +167,8 @@ func setupMetrics(c *caddy.Controller) error {
 	return nil
 }
 
-// setupNowhere ends a chain that has nobody to forward to: SERVFAIL at once, and no line in the log for
-// each of a machine's questions while it is without a network.
+// setupNowhere ends a chain without a server to forward to: SERVFAIL at once, and no line in the log for each query
+// of a machine without a network.
 func setupNowhere(c *caddy.Controller) error {
 	dnsserver.GetConfig(c).AddPlugin(func(plugin.Handler) plugin.Handler {
 		return plugin.HandlerFunc(func(context.Context, mdns.ResponseWriter, *mdns.Msg) (int, error) {

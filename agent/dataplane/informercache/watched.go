@@ -15,12 +15,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// New makes the cache; nothing is watched before it is started. Of Nodes it has this one only: what others
-// report every few minutes would otherwise come to every node.
+// New returns the cache; it watches nothing before it is started. Of Nodes it has this one only: the reports of the
+// others every few minutes would otherwise be sent to every node.
 func New(client kubernetes.Interface, nodeName string) informers.SharedInformerFactory {
 	slim := slimmer(time.Now())
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
-	// An informer of a kind is made once; whoever asks for the factory's gets this one.
+	// A factory has one informer of a kind: every later request gets this one.
 	f.InformerFor(&v1.Node{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		inf := coreinformers.NewFilteredNodeInformer(c, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName).String()
@@ -31,8 +31,8 @@ func New(client kubernetes.Interface, nodeName string) informers.SharedInformerF
 	return f
 }
 
-// Until returns a factory whose informers, whoever starts them, run until done is closed: they outlive the part of the
-// node that has started them, which may be run again.
+// Until returns a factory whose informers run until done is closed: they outlive the part of the node that has started
+// them, which may be run again.
 func Until(done <-chan struct{}, f informers.SharedInformerFactory) informers.SharedInformerFactory {
 	return until{f, done}
 }
@@ -46,9 +46,9 @@ func (u until) Start(<-chan struct{}) { u.SharedInformerFactory.Start(u.done) }
 
 func (u until) StartWithContext(context.Context) { u.SharedInformerFactory.Start(u.done) }
 
-// slimmer drops what nobody here reads: who manages which field, owners, annotations, a node's images. Of an
-// endpoint slice it keeps when the change was made that led to it, as long as that was after the start: the
-// proxy tells from it how long a change took to reach the kernel.
+// slimmer removes fields that no part reads: managed fields, owners, annotations, a node's images. Of an EndpointSlice
+// it leaves the time of the change that led to it, if that was after the start: the proxy computes from it how long a
+// change took to reach the kernel.
 func slimmer(start time.Time) cache.TransformFunc {
 	return func(obj any) (any, error) {
 		m, err := meta.Accessor(obj)

@@ -4,11 +4,12 @@
 //
 //   - A Conn is a netlink socket. It sends a Batch, which the kernel accepts as a whole or refuses, and reads.
 //   - A Table writes chains, rules, sets and elements into a batch, and reads them back. Each rule carries the digest
-//     of its text, by which it is known again without decompiling it.
+//     of its text, which identifies it without decompiling it.
 //   - Table.Reconcile makes a table as desired, from whatever state it is in: it reads, compares and sends one batch
-//     with the difference. It is used at start, where it adopts what an earlier process has left, after an error, and
-//     after a stranger's change. Table.Apply sends a known change, so that its cost does not grow with the table.
-//   - A Watcher reports what others change. Package reconcile has the loop that decides when to write and to repair.
+//     with the difference. It is used at start, where it adopts the table of an earlier process, after an error, and
+//     after a change by another program. Table.Apply sends a given change, whose cost does not grow with the table.
+//   - A Watcher reports changes by other programs. Package reconcile has the loop that decides when to write and to
+//     repair.
 //   - Remove and RemoveAll delete tables: for parts that start without one, for `umiak cleanup` and `umiak uninstall`.
 //
 // Packets see a batch in one moment, except for the elements of sets of ranges, which come a little later than the

@@ -23,7 +23,7 @@ type Desired interface {
 	Elems() iter.Seq[ruleset.Elem]
 	// Finder returns a function that finds a set's element by its key.
 	Finder(set string) func(key string) (ruleset.Elem, bool)
-	// Keeps reports whether a chain that is not desired stays: somebody else of umiak has made it.
+	// Keeps reports whether a chain that is not desired stays, because another part of umiak has made it.
 	Keeps(chain string) bool
 }
 

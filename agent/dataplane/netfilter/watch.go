@@ -17,7 +17,7 @@ type Watcher struct {
 	tables []string
 }
 
-// Touch is a change that somebody else has made to a table.
+// Touch is a change of a table by another program.
 type Touch struct {
 	// Table is empty if the kernel could not report all changes: any of the tables may have been changed.
 	Table string
@@ -64,7 +64,7 @@ func NewWatcher(own *Conn, tables ...string) (*Watcher, error) {
 	return w, nil
 }
 
-// Run calls changed whenever somebody else has changed one of the tables, or may have, until ctx ends. It closes the
+// Run calls changed whenever another program has changed one of the tables, or may have, until ctx ends. It closes the
 // watcher.
 func (w *Watcher) Run(ctx context.Context, changed func(Touch)) error {
 	defer w.file.Close() //nolint:errcheck // nothing can be lost

@@ -49,9 +49,9 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
-// Status is what Policies are doing.
+// Status describes the work of a Policies.
 type Status struct {
-	// Ready says that what the API server has is in force.
+	// Ready is true once the policies of the API server are in force.
 	Ready bool `json:"ready"`
 	// Policies, Pods and LocalPods are how many there are; pods are counted only while there are policies.
 	Policies  int `json:"policies"`
@@ -61,15 +61,15 @@ type Status struct {
 	LastSync     time.Time     `json:"lastSync"`
 	LastDuration time.Duration `json:"lastDuration"`
 	Syncs        uint64        `json:"syncs"`
-	// Repairs counts how often the whole table was compared with what it should be, after an error or
-	// because somebody else changed it.
+	// Repairs counts comparisons of the whole table with the desired one, after an error or a change by another
+	// program.
 	Repairs uint64 `json:"repairs"`
 	// Ended counts open connections that were ended because a policy forbade them.
 	Ended uint64 `json:"ended"`
 	// Refused names policies that allow nothing, because they exceed what they may cost a node, with the bound; not all
 	// where they are many.
 	Refused []string `json:"refused,omitempty"`
-	// Warning says what policies are not enforced on.
+	// Warning names what policies are not enforced on.
 	Warning   string `json:"warning,omitempty"`
 	LastError string `json:"lastError,omitempty"`
 }
@@ -88,7 +88,7 @@ type Policies struct {
 	announced map[types.NamespacedName]announce.Pod
 	session   *session // nil while there are no policies
 	status    Status
-	// news is closed, and made anew, whenever something has changed that somebody may wait for.
+	// news is closed and replaced whenever something has changed that a goroutine may wait for.
 	news chan struct{}
 }
 
@@ -143,7 +143,7 @@ func (p *Policies) Status() Status {
 	return s
 }
 
-// Cleanup removes the tables, whoever made them. It is no error if there are none.
+// Cleanup removes the tables, also those of another process. Missing tables are no error.
 func Cleanup(ctx context.Context) error {
 	_, err := netfilter.Remove(ctx, rules.TableName)
 	return err
@@ -334,7 +334,7 @@ func (p *Policies) forget(name types.NamespacedName) {
 	}
 }
 
-// changed says that the rules may have changed. The caller holds the lock.
+// changed wakes what waits for changes of the rules. The caller holds the lock.
 func (p *Policies) changed() {
 	p.tell()
 	if p.session != nil {
@@ -342,7 +342,7 @@ func (p *Policies) changed() {
 	}
 }
 
-// node takes from our own Node where its pods' addresses are from.
+// node reads the ranges of the pods' addresses from this node's Node.
 func (p *Policies) node(o any) {
 	n, _ := o.(*v1.Node)
 	if n == nil || n.Name != p.cfg.NodeName {
@@ -356,7 +356,7 @@ func (p *Policies) node(o any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// A Node that is deleted and made anew has no range for a moment; its pods have theirs.
+	// A Node that is deleted and created again has no range for a moment; its pods keep their addresses.
 	if len(local) == 0 || slices.Equal(local, p.local) {
 		return
 	}

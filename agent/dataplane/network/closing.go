@@ -64,12 +64,12 @@ func (n *Network) closeTo(ctx context.Context, rules peerports.Rules) error {
 	return err
 }
 
-// peerRules are what the node lets in, as far as its peers are to be believed.
+// peerRules returns what the node accepts from its peers, by those of their claims that are credible.
 func (n *Network) peerRules(all map[string]peer, servers []netip.Addr) peerports.Rules {
 	r := peerports.Rules{Kubelet: n.cfg.KubeletPort, VXLAN: n.cfg.Backend == VXLAN, Peers: slices.Clone(servers),
 		Ranges: slices.Concat(n.cfg.ClusterCIDR, n.cfg.KubeletFrom)}
 	if n.cfg.Backend == None && len(n.cfg.KubeletFrom) == 0 {
-		r.Kubelet = 0 // the addresses of pods are the user's network's, which nobody has told
+		r.Kubelet = 0 // the network of the user assigns the addresses of pods, which are unknown here
 	}
 	accepted, _ := n.believed().accept(all)
 	for _, p := range accepted {
@@ -79,7 +79,7 @@ func (n *Network) peerRules(all map[string]peer, servers []netip.Addr) peerports
 				r.Peers = append(r.Peers, a.Unmap())
 			}
 		}
-		// Somebody has told where it is reached; where it sends from is not known.
+		// An administrator has set where it is reached; from where it sends is unknown.
 		if cmp.Or(p.annotations[annOverride], p.annotations[annOverride6]) != "" {
 			r.VXLAN = false
 		}

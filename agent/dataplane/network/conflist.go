@@ -31,7 +31,7 @@ type bridgeConf struct {
 	Bridge      string `json:"bridge"`
 	MTU         int    `json:"mtu,omitempty"`
 	HairpinMode bool   `json:"hairpinMode"`
-	// The bridge plugin adds the default route by itself with this one; a route in ipam beside it fails.
+	// IsDefaultGateway makes the bridge plugin add the default route; a second one in ipam fails.
 	IsDefaultGateway bool `json:"isDefaultGateway"`
 	// Where a node got another range, the bridge gives up the old address.
 	ForceAddress bool     `json:"forceAddress"`

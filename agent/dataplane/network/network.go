@@ -207,7 +207,7 @@ func (n *Network) session(ctx context.Context, ranges []netip.Prefix, ready func
 	}()
 	for {
 		own, changed := n.peers.own()
-		// A Node that is deleted and made anew has no range for a moment; only another range matters.
+		// A Node that is deleted and created again has no range for a moment; only another range matters.
 		if len(own.ranges) > 0 && !slices.Equal(own.ranges, ranges) {
 			n.cfg.Log.Warn("this node got other pod ranges; pods that run now keep their old addresses until they are restarted", "old", ranges, "new", own.ranges)
 			return nil
@@ -289,8 +289,8 @@ func (n *Network) checkRunning(ctx context.Context) error {
 	return err
 }
 
-// RestoreSources restores through conn what a stranger has removed of the checks of what pods send. It reports whether
-// there was anything. It does nothing while sources are not checked.
+// RestoreSources restores through conn the source checks of pods that another program has removed, and reports whether
+// any were missing. It does nothing while sources are not checked.
 func (n *Network) RestoreSources(ctx context.Context, conn *netfilter.Conn) (bool, error) {
 	if r := n.sources.Load(); r == nil || *r != "" {
 		return false, nil
@@ -426,7 +426,7 @@ func (n *Network) watchNodes(ctx context.Context) {
 	c.Run(ctx.Done())
 }
 
-// slim drops what nobody here needs before a Node is stored.
+// slim removes the fields of a Node that the network does not read, before it is stored.
 func (n *Network) slim(obj any) (any, error) {
 	from, ok := obj.(*v1.Node)
 	if !ok {

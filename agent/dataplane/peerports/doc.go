@@ -5,5 +5,5 @@
 // tunnel's connections to the kubelet do, and established connections are not looked at. Nothing is closed until
 // agent/dataplane/network knows the cluster's nodes, and the table stays while no server answers. The package describes
 // the table; agent/dataplane/network hands it to netfilter/reconcile, which writes and restores it. An accept here
-// overrules nobody's drop.
+// does not override a drop in another table.
 package peerports

@@ -194,8 +194,8 @@ func (p Pod) rules() []ruleset.Rule {
 		drop(slices.Concat(kind(unix.ETH_P_IPV6), none(ruleset.Saddr6, append(slices.Clone(v6), unspecified)),
 			ruleset.Rule{outside(ruleset.Saddr6, linkLocal)})...),
 		drop(slices.Concat(icmpv6(neighborAdvertisement, neighborAdvertisement), foreign)...),
-		// Without a source it asks whether somebody has the address already: a host that hears that of its own gives
-		// it up.
+		// Without a source it asks whether another host has the address: a host that receives that for its own address
+		// gives it up.
 		drop(slices.Concat(icmpv6(neighborSolicitation, neighborSolicitation),
 			ruleset.Rule{ruleset.Match{What: ruleset.Saddr6, Value: ruleset.Address(unspecified)}}, foreign)...),
 		drop(icmpv6(routerAdvertisement, routerAdvertisement)...),

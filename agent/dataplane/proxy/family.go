@@ -300,7 +300,7 @@ func servicePort(name kubeproxy.ServicePortName, port kubeproxy.ServicePort, end
 		if err != nil {
 			continue
 		}
-		// An EndpointSlice that somebody wrote by hand may not say on which node an endpoint is.
+		// An EndpointSlice that was written by hand may not name the node of an endpoint.
 		here := ep.IsLocal()
 		for _, c := range node.podCIDRs {
 			here = here || c.Contains(a)

@@ -14,12 +14,12 @@ import (
 	"github.com/umiak-io/umiak/internal/systemports"
 )
 
-// Guard is what a node does not let Services take, whatever their objects say: the API server refuses such objects,
-// and what it has let through, or could not know, has no effect here.
+// Guard describes the addresses and ports that no Service gets on this node. The API server refuses such objects; one
+// that it has accepted, because it could not know, has no effect here.
 type Guard struct {
 	// Servers are the API servers that are known by address.
 	Servers []netip.AddrPort `json:"servers"`
-	// Own are this node's addresses. There, and at the servers', nobody gets one of Ports.
+	// Own are this node's addresses. No Service gets one of Ports there or at the servers' addresses.
 	Own   []netip.Addr      `json:"own"`
 	Ports systemports.Ports `json:"ports"`
 	// Ranges are the addresses of pods and Services, which a Service has no other way than from the cluster.
@@ -119,7 +119,7 @@ func (f *family) refusals() []string {
 	return out[:min(len(out), maxRefused)]
 }
 
-// SetGuard replaces the guard: all Services are looked at anew.
+// SetGuard replaces the guard and checks all Services again.
 func (p *Proxy) SetGuard(g *Guard) {
 	p.mu.Lock()
 	p.guard, p.nodeSeen = g, true

@@ -26,7 +26,7 @@ func (p *Proxy) register() error {
 		}
 		s, _ := o.(*v1.Service)
 		if s == nil || s.Labels[apis.LabelServiceProxyName] != "" {
-			return nil // somebody else serves it
+			return nil // another service proxy serves it
 		}
 		return s
 	}

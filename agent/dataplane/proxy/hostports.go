@@ -29,15 +29,15 @@ type hostPort struct {
 
 func (p hostPort) String() string { return fmt.Sprintf("%d/%s", p.port, p.protocol) }
 
-// hostPorts keeps load balancers from taking a port of this machine's own addresses away from a program
-// of the host that listens on it. What a load balancer wants is looked up once, when it comes: from then
-// on the port is the Service's, or the program's, until one of them lets go of it. Only while a program
-// holds a wanted port it is looked at again now and then, since nobody tells when a socket is closed.
+// hostPorts prevents that a load balancer takes a port of this machine's addresses away from a program of the host
+// that listens on it. Each desired port is looked up once, when it appears: from then on it belongs to the Service,
+// or to the program, until one of them releases it. Only while a program holds a desired port it is looked up again,
+// with pauses, since the kernel does not report that a socket is closed.
 type hostPorts struct {
 	log    *slog.Logger
 	listen func() ([]sockdiag.Socket, error)
 	addrs  []netip.Addr
-	// report takes what is held; nil if nobody wants to know.
+	// report receives the ports that are held; may be nil.
 	report func(ctx context.Context, held string) error
 
 	mu     sync.Mutex

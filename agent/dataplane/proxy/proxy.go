@@ -40,34 +40,34 @@ type Config struct {
 	// Informers gives Services, EndpointSlices and Nodes. New registers its handlers; starting the factory
 	// is the caller's business.
 	Informers informers.SharedInformerFactory
-	// Guard is what Services may not take; nil: they may take everything. See Proxy.SetGuard.
+	// Guard restricts the addresses and ports of Services; nil restricts nothing. See Proxy.SetGuard.
 	Guard *Guard
-	// Recorder reports a health-check port that cannot be opened; nil is allowed.
+	// Recorder reports a health-check port that cannot be opened; may be nil.
 	Recorder events.EventRecorder
-	// HostPorts is told which ports that load balancers want are held by programs of this host, in the
-	// form of names.HostPorts, when that is not what the Node says; nil is allowed.
+	// HostPorts is called with the ports of load balancers that programs of this host hold, in the form of
+	// names.HostPorts, when the Node does not list them; may be nil.
 	HostPorts func(ctx context.Context, held string) error
 	Log       *slog.Logger
-	// Registerer gets what kube-proxy has no metric for; nil is allowed. Metrics under kube-proxy's names
-	// are in Kubernetes' own registry, where those of all components are.
+	// Registerer gets the metrics that kube-proxy does not have; may be nil. Metrics under kube-proxy's names are in
+	// Kubernetes' registry, with those of all components.
 	Registerer prometheus.Registerer
 }
 
-// Status is what a Proxy is doing.
+// Status describes the work of a Proxy.
 type Status struct {
 	Ready bool `json:"ready"`
-	// Services counts ports of Services, one a family; Endpoints how often an endpoint stands behind
-	// one of their addresses.
+	// Services counts ports of Services, one a family; Endpoints their endpoints, one a port.
 	Services  int `json:"services"`
 	Endpoints int `json:"endpoints"`
 	// LastSync is when the kernel last took a change, and how long that took from reading the changes.
 	LastSync     time.Time     `json:"lastSync"`
 	LastDuration time.Duration `json:"lastDuration"`
 	Syncs        uint64        `json:"syncs"`
-	// Repairs counts how often the whole table was compared with what it should be, after an error or
-	// because somebody else changed it.
+	// Repairs counts comparisons of the whole table with the desired one, after an error or a change by another
+	// program.
 	Repairs uint64 `json:"repairs"`
-	// Refused are addresses and ports that Services ask for and do not get, with the reason; at most maxRefused a family.
+	// Refused are addresses and ports that Services ask for and do not get, with the reason; at most maxRefused a
+	// family.
 	Refused   []string `json:"refused,omitempty"`
 	LastError string   `json:"lastError,omitempty"`
 }

@@ -27,15 +27,14 @@ type Routes struct {
 	log    *slog.Logger
 }
 
-// New returns routes to the ranges. The kernel is not touched yet. up is called when the loopback interface is up
-// again, which has lost its routes and its IPv6 addresses, after the routes are back; it must not block. nil is
-// allowed.
+// New returns routes to the ranges; Run adds them. up is called when the loopback interface is up again, which has lost
+// its routes and its IPv6 addresses, after the routes are restored; it must not block and may be nil.
 func New(ranges []netip.Prefix, up func(), log *slog.Logger) *Routes {
 	return &Routes{ranges: ranges, up: up, log: log.With("component", "routes")}
 }
 
-// Run adds the routes and puts them back whenever somebody removes them, until ctx ends. They stay when it returns:
-// pods run on.
+// Run adds the routes and restores them whenever another program removes them, until ctx ends. They stay when it
+// returns: pods run on.
 func (r *Routes) Run(ctx context.Context, ready func()) error {
 	return netlinkwatch.Follow(ctx, netlinkwatch.Kinds{Routes: true, Links: true}, func(m netlinkwatch.Messages) error {
 		return r.follow(ctx, m, ready)
@@ -87,13 +86,13 @@ func (r *Routes) follow(ctx context.Context, m netlinkwatch.Messages, ready func
 	}
 }
 
-// back makes good what the loopback interface has lost when somebody took it down. The kernel says nothing of the IPv4
+// back restores what the loopback interface has lost while it was down. The kernel sends no notification of the IPv4
 // routes that go with it.
 func (r *Routes) back() error {
 	if _, err := r.set(); err != nil {
 		return err
 	}
-	r.log.Warn("somebody took the loopback interface down, the route to Services is back", "ranges", r.ranges)
+	r.log.Warn("the loopback interface was down, the route to Services is restored", "ranges", r.ranges)
 	if r.up != nil {
 		r.up()
 	}

@@ -5,6 +5,6 @@
 // cluster's DNS if there are none. The second file has all servers, because the node's DNS runs on the host. The
 // kubelet reads the first file for each pod, so later changes need no restart.
 //
-// agent/host/filewatch detects changes, also where /etc/resolv.conf is a mounted file. The agent's list of parts runs it;
-// `umiak check` calls Find. It imports agent/host/filewatch and internal/.
+// agent/host/filewatch detects changes, also where /etc/resolv.conf is a mounted file. The agent's list of parts runs
+// it; `umiak check` calls Find. It imports agent/host/filewatch and internal/.
 package resolver

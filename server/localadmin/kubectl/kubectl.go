@@ -88,8 +88,8 @@ func findsServer(args []string) bool {
 	})
 }
 
-// useAdmin sets KUBECONFIG to the administrator's kubeconfig. Without that file it returns an error, unless the user has
-// a kubeconfig in the home folder or the command needs no server.
+// useAdmin sets KUBECONFIG to the administrator's kubeconfig. Without that file it returns an error, unless the user
+// has a kubeconfig in the home folder or the command needs no server.
 func useAdmin(file string, args []string) error {
 	switch _, err := os.Stat(file); {
 	case err == nil:

@@ -26,7 +26,7 @@ const (
 	Kubernetes = "umiak_kubernetes"
 	Metrics    = "umiak_metrics"
 	Loop       = "umiak_loop"
-	Nowhere    = "umiak_nowhere" // in place of a forward that has nobody to ask
+	Nowhere    = "umiak_nowhere" // in place of a forward without a server
 )
 
 // Order is the order in which plugins see a query, a subset of upstream's plugin.cfg.

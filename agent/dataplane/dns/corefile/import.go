@@ -25,7 +25,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %v", e.File, e.Line,
 // Unwrap returns the error without its place.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Unit is a part of an imported file that can be left out by itself: a server block or, where the file is imported
+// Unit is a part of an imported file that can be left out alone: a server block or, where the file is imported
 // inside a block, one directive. A file whose braces do not match is one unit.
 type Unit struct {
 	File string

@@ -2,9 +2,9 @@ package reconcile
 
 import "time"
 
-// backoff spaces repairs after changes by strangers. The first is soon: a tool that writes rule by rule should be
-// through. A stranger that changes the table again and again is answered less and less often, so that two programs do
-// not keep a small machine busy by undoing each other's work.
+// backoff spaces repairs after changes by other programs. The first repair is soon, after a tool that writes rule by
+// rule is done. The pauses grow while a program goes on changing the table, so that two programs that undo each other's
+// work do not keep a small machine busy.
 type backoff struct {
 	wait  time.Duration // before the current or latest repair
 	took  time.Duration // by the latest repair
@@ -14,15 +14,15 @@ type backoff struct {
 
 const (
 	firstRepair = 20 * time.Millisecond
-	// A repair happens at least this often, however long it takes and however often a stranger interferes.
+	// mostRepairWait bounds the pause, however long a repair takes and however often the table is changed.
 	mostRepairWait = 10 * time.Second
-	// Where repairs are cheap, the wait does not grow beyond this.
+	// cheapRepairWait bounds the pause where repairs are cheap.
 	cheapRepairWait = time.Second
 	// repairShare is how many times longer than a repair the wait before the next one is.
 	repairShare = 50
 )
 
-// next returns how long to wait with the repair after a stranger's change.
+// next returns the pause between a change by another program and its repair.
 func (b *backoff) next(now time.Time) time.Duration {
 	pace := min(repairShare*b.took, mostRepairWait)
 	switch {

@@ -39,7 +39,7 @@ func (l *Loop) Changed() { signal(l.wake) }
 // Urgent is Changed without the wait for further changes.
 func (l *Loop) Urgent() { signal(l.urgent) }
 
-// Touched states that a stranger has changed the table.
+// Touched tells the loop that another program has changed the table.
 func (l *Loop) Touched() { signal(l.stranger) }
 
 func signal(c chan struct{}) {

@@ -11,7 +11,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Tables writes small tables and restores them when a stranger has removed or changed them.
+// Tables writes small tables and restores them when another program has removed or changed them.
 type Tables struct {
 	names  []string
 	whole  map[string]*whole
@@ -65,7 +65,7 @@ func (t *Tables) add(name string, log *slog.Logger, write func(context.Context, 
 	t.loops[name] = New(Config{Table: name, Log: log, Write: write})
 }
 
-// dial returns the socket of all tables, so that the changes of each are known to be no stranger's.
+// dial returns the socket of all tables: the Watcher recognizes changes through it as umiak's.
 func (t *Tables) dial() (*netfilter.Conn, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -163,8 +163,8 @@ func (t *Tables) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
-// touched wakes the loop of a table, or all if it is not known which one was changed. What the CNI plugin adds to a
-// shared table is no stranger's.
+// touched wakes the loop of a table, or all loops if the table is unknown. Additions to a shared table are ignored: the
+// CNI plugin makes them.
 func (t *Tables) touched(c netfilter.Touch) {
 	for name, l := range t.loops {
 		if (c.Table == "" || c.Table == name) && (c.Removed || !t.shared[name]) {

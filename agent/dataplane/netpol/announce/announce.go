@@ -36,7 +36,7 @@ type answer struct {
 // maxMessage bounds what is read of a message.
 const maxMessage = 16 << 10
 
-// Send tells of a pod and waits for the answer, also for somebody to listen, as long as ctx allows.
+// Send announces a pod and waits for the answer, and for a listener, until ctx ends.
 func Send(ctx context.Context, socket string, p Pod) error {
 	var conn net.Conn
 	for {
@@ -84,8 +84,8 @@ func Listen(ctx context.Context, socket string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers each announcement with what handle returns, until the listener is closed. The context of
-// handle ends when nobody waits any more.
+// Serve answers each announcement with what handle returns, until the listener is closed. The context of handle ends
+// when the sender of the announcement has gone.
 func Serve(ctx context.Context, l net.Listener, handle func(context.Context, Pod) error) error {
 	for {
 		conn, err := l.Accept()

@@ -150,7 +150,7 @@ func (b *Builder) SetNamespace(name string, l labels.Set) {
 	}
 }
 
-// DeleteNamespace says that a namespace is gone.
+// DeleteNamespace removes a namespace.
 func (b *Builder) DeleteNamespace(name string) {
 	n := b.namespaces[name]
 	if n == nil {
@@ -223,7 +223,7 @@ func (b *Builder) SetPod(in Pod) {
 	}
 }
 
-// DeletePod says that a pod is gone.
+// DeletePod removes a pod.
 func (b *Builder) DeletePod(namespace, name string) {
 	k := key(namespace, name)
 	p := b.pods[k]
@@ -243,8 +243,8 @@ func (b *Builder) DeletePod(namespace, name string) {
 	b.dropNamespace(namespace)
 }
 
-// claim notes that a pod has an address, release that it has not. Whoever owns it afterwards is in the
-// sets with it.
+// claim records that a pod has an address, release that it no longer has. The pod that owns the address afterwards is
+// in the sets with it.
 func (b *Builder) claim(a netip.Addr, p *pod) {
 	x := b.addrs[a]
 	if x == nil {
@@ -408,7 +408,7 @@ func (b *Builder) group(d Direction, policies []string) *group {
 	return g
 }
 
-// regroupSubjects finds the policies of local pods anew, those that the selectors select.
+// regroupSubjects finds again the policies of the local pods that the selectors select.
 func (b *Builder) regroupSubjects(subjects []*selector) {
 	done := map[*pod]bool{}
 	for _, s := range subjects {

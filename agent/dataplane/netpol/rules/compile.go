@@ -120,7 +120,7 @@ func (b *Builder) portMatches(p *policy, ports []Port) []ruleset.Rule {
 		set := b.useNamed(n.Protocol, n.Name)
 		seen[set] = true
 		p.uses.named = append(p.uses.named, set)
-		// Of whoever the packet is for: that is the pod itself, or the peer.
+		// The named port is the receiver's: the pod's, or the peer's.
 		out = append(out, ruleset.Rule{in(set, ruleset.Daddr, ruleset.L4, ruleset.Dport)})
 	}
 	return out

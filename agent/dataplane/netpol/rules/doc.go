@@ -1,10 +1,9 @@
-// Package rules says, as plain data, what the nftables tables of NetworkPolicy hold.
+// Package rules describes, as plain data, the content of the nftables tables of NetworkPolicy.
 //
-// A Builder is told of pods, namespaces and policies and keeps the wanted chains, sets and elements of both
-// address families; Flush returns what changed since the last Flush. Building from scratch and building by
-// any order of changes give the same table. Verdict runs a packet through what is wanted, as the kernel
-// would.
+// A Builder receives pods, namespaces and policies and holds the desired chains, sets and elements of both address
+// families; Flush returns the changes since the last Flush. Building from scratch and building by any order of changes
+// give the same table. Verdict evaluates a packet against the desired tables as the kernel does.
 //
-// Of Kubernetes it knows label selectors and nothing else, and it touches nothing outside of itself.
-// Package netpol brings the result into the kernel.
+// The package knows no type of Kubernetes but label selectors, and has no effect outside of itself. Package netpol
+// writes the result into the kernel.
 package rules

@@ -31,12 +31,12 @@ func IsBase(chain string) bool { return slices.Contains(baseChains, chain) }
 
 var baseChains = []string{"filter-egress", "filter-ingress", "new-connection"}
 
-// What the sets that come and go are called begins with this.
+// Prefixes of the names of sets that come and go.
 const (
 	peerPrefix  = "peer-"
 	blockPrefix = "block-"
-	// Sets of a table that is made anew are filled in the order of their names: these, which take away from what a block
-	// allows, before blocks.
+	// The sets of a new table are filled in the order of their names: these, which take away from what a block allows,
+	// before blocks.
 	barredPrefix = "barred-"
 	portsPrefix  = "ports-"
 	namedPrefix  = "named-"
@@ -113,7 +113,7 @@ func base(f ruleset.Family, local []netip.Prefix) []ruleset.Chain {
 		c.Rules = append(slices.Clone(pass), more...)
 		for _, p := range local {
 			if f.Has(p.Addr()) {
-				// A pod that started a moment ago, and nobody knows yet which policies it has.
+				// A pod that has just started, whose policies are not known yet.
 				c.Rules = append(c.Rules, ruleset.Rule{ruleset.InPrefix{What: what, Prefix: p.Masked()},
 					ruleset.InSet{Key: []ruleset.Term{what}, Set: known.Name, Not: true}, ruleset.Count{}, drop})
 			}
@@ -126,9 +126,9 @@ func base(f ruleset.Family, local []netip.Prefix) []ruleset.Chain {
 			ruleset.Rule{in(isolated.Name, ruleset.Saddr), ruleset.Jump{Chain: "new-connection"}},
 			ruleset.Rule{in(isolated.Name, ruleset.Daddr), ruleset.Jump{Chain: "new-connection"}}),
 		chain("filter-ingress", -89, ruleset.Daddr, Ingress),
-		// A connection that was forbidden while it was open is taken out of conntrack. Its next packet may be
-		// an answer, which would begin the connection anew, the other way round. So what begins a
-		// connection has to look like it. A TCP sender is told at once that the connection is over.
+		// A connection that was forbidden while it was open is removed from conntrack. Its next packet may be an
+		// answer, which would begin a connection in the other direction. So the first packet of a connection has to
+		// look like one. A TCP sender gets a reset, which ends the connection at once.
 		{Name: "new-connection", Rules: []ruleset.Rule{
 			{ruleset.Invalid{}, ruleset.Count{}, drop},
 			{ruleset.Midstream{}, ruleset.Count{}, ruleset.Reject{Reset: true}},

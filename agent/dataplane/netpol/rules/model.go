@@ -17,10 +17,10 @@ type Pod struct {
 	Labels          labels.Set
 	Addrs           []netip.Addr
 	Ports           []NamedPort
-	// Local says that it runs on this node: policies that select it are enforced here.
+	// Local is true for a pod of this node: policies that select it are enforced here.
 	Local bool
-	// Of several pods with the same address one has it: one whose address was Announced by whoever gave it
-	// rather than another, then one that is not Ending.
+	// Of several pods with the same address one owns it: preferably one that the CNI plugin has Announced, then one
+	// that is not Ending.
 	Announced, Ending bool
 }
 

@@ -61,8 +61,8 @@ func (b *Builder) DeletePolicy(namespace, name string) {
 	}
 }
 
-// settle installs the policies of a namespace, or the one that stands in their place, where their cost says now what
-// it did not say before. It reports whether a change of one policy is to be made by itself.
+// settle installs the policies of a namespace, or the one that takes their place, when their cost has crossed the
+// bound. It reports whether the caller has to apply a change of one policy alone.
 func (b *Builder) settle(namespace string, t *tenant) bool {
 	switch over := !t.cost.atMost(mostOfNamespace); {
 	case over && !t.closed:

@@ -150,7 +150,7 @@ func (b *Builder) leavePeers(set *peerSet) {
 	b.leave(set.selectors...)
 }
 
-// leave forgets those selectors that nobody uses.
+// leave removes those of the selectors that no set uses.
 func (b *Builder) leave(selectors ...*selector) {
 	gone := map[*selector]bool{}
 	for _, s := range selectors {

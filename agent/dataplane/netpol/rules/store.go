@@ -21,8 +21,8 @@ func Forbids(c Change) bool {
 	if len(c.SetChains)+len(c.Del) > 0 {
 		return true
 	}
-	// A set that is deleted comes with rules that change, which is seen above. What is added allows, unless it is a group
-	// of policies for a pod.
+	// A set that is deleted comes with rules that change, which is seen above. What is added allows, unless it is a
+	// group of policies for a pod.
 	return slices.ContainsFunc(c.Add, func(e Elem) bool { return e.Val != "" })
 }
 
@@ -42,7 +42,7 @@ type set struct {
 	spec  ruleset.SetSpec
 	elems map[string]string
 	uses  int
-	// ordered are the ranges by length of their keys, in order; nil until somebody asks.
+	// ordered are the ranges by length of their keys, in order; nil until the first lookup.
 	ordered map[int][]string
 }
 

@@ -13,10 +13,10 @@ type Packet struct {
 	Src, Dst netip.Addr
 	Protocol uint8
 	Port     uint16 // where it goes to
-	// Established says that its connection was let through before, Invalid that it can have none, and
-	// Midstream that it does not look like the first of a connection.
+	// Established is true for a packet of a connection that was accepted, Invalid for one that can belong to none, and
+	// Midstream for one that cannot be the first of a connection.
 	Established, Invalid, Midstream bool
-	// Neighbor says that it looks for IPv6 neighbours.
+	// Neighbor is true for IPv6 neighbour discovery.
 	Neighbor bool
 }
 

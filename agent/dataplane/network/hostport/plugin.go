@@ -34,11 +34,11 @@ type config struct {
 	RuntimeConfig struct {
 		PortMaps []portMap `json:"portMappings,omitempty"`
 	} `json:"runtimeConfig,omitempty"`
-	// PolicySocket is where the agent waits to hear of pods, to put their network policies in force.
+	// PolicySocket is where the agent waits for announcements of pods, to put their network policies in force.
 	PolicySocket string `json:"policySocket,omitempty"`
-	// StateDir is where the ports of each pod are written down, for Restore.
+	// StateDir is the folder with the ports of each pod, for Restore.
 	StateDir string `json:"stateDir,omitempty"`
-	// SourceCheck says that the pod is to send with its own addresses only.
+	// SourceCheck drops packets of the pod with others than its own addresses.
 	SourceCheck bool `json:"sourceCheck,omitempty"`
 	// Held are the ports that pods do not get.
 	Held []Held `json:"held,omitempty"`
@@ -168,7 +168,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	_ = tell(args, c, true) // the agent finds out by itself, later
+	_ = tell(args, c, true) // otherwise the agent notices when the Pod object changes
 	if len(c.RuntimeConfig.PortMaps) == 0 {
 		return nil
 	}
@@ -348,6 +348,6 @@ func forgetUDP(maps []mapping) {
 		if !m.pod.Is4() {
 			family = unix.AF_INET6
 		}
-		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f) // flows end by themselves otherwise
+		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f) // otherwise flows end with their timeout
 	}
 }

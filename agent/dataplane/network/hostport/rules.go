@@ -63,7 +63,7 @@ func frame() []ruleset.Chain {
 	return []ruleset.Chain{
 		dispatch("prerouting"),
 		dispatch("output"),
-		// Nobody but the host itself may send to 127.0.0.0/8: route_localnet would let pods do so.
+		// Only the host itself may send to 127.0.0.0/8: route_localnet would let pods do so.
 		{Name: "localnet", Hook: &ruleset.Hook{Type: "filter", Name: "prerouting", Priority: raw}, Rules: []ruleset.Rule{{
 			ruleset.Match{What: ruleset.InType, Not: true, Value: ruleset.Host16(unix.ARPHRD_LOOPBACK).Named("loopback")},
 			ruleset.Of(ruleset.IPv4),

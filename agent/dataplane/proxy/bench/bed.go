@@ -172,7 +172,7 @@ func newBed(ctx context.Context, bin string) (*bed, error) {
 
 func (b *bed) write(name, text string) string {
 	path := filepath.Join(b.dir, name)
-	_ = os.WriteFile(path, []byte(text), 0o600) // whoever reads it says so
+	_ = os.WriteFile(path, []byte(text), 0o600) // reading it reports the error
 	return path
 }
 

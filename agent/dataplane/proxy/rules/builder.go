@@ -26,7 +26,7 @@ type Change struct {
 	// DelClass and AddClass are maps and sets that go and come. If there are any, Classes are all that
 	// there are afterwards.
 	DelClass, AddClass, Classes []Class
-	// Forget says that clients may be remembered as tied to endpoints that are gone.
+	// Forget is true if the kernel may hold entries of clients with affinity to endpoints that are gone.
 	Forget bool
 }
 
@@ -121,7 +121,7 @@ func (b *Builder) Set(s ServicePort) {
 	}
 }
 
-// Delete says that a Service port is gone.
+// Delete removes a Service port.
 func (b *Builder) Delete(name string) {
 	old := b.ports[name]
 	if old == nil {

@@ -20,17 +20,17 @@ type ServicePort struct {
 	ExternalIPs []netip.Addr
 	// LoadBalancerIPs are the addresses in the Service's status that packets arrive with.
 	LoadBalancerIPs []netip.Addr
-	// SourceRanges are who may use LoadBalancerIPs; empty means everybody.
+	// SourceRanges are the clients that may use LoadBalancerIPs; empty means all.
 	SourceRanges []netip.Prefix
 
-	// Affinity is for how many seconds a client stays with its endpoint; 0 means that it does not.
+	// Affinity is the time in seconds during which a client stays with its endpoint; 0 means none.
 	Affinity uint32
 	// InternalLocal and ExternalLocal are the traffic policies "Local".
 	InternalLocal, ExternalLocal bool
 
 	// Cluster and Local are the endpoints for the traffic policies of these names.
 	Cluster, Local []netip.AddrPort
-	// Anywhere says that there are endpoints, perhaps none that this node may use.
+	// Anywhere is true if there are endpoints on any node, which this node may not be allowed to use.
 	Anywhere bool
 	// Hairpin are the endpoints that run on this node, which may be their own clients.
 	Hairpin []netip.Addr

@@ -14,7 +14,7 @@ import (
 // Socket is a socket that waits for connections or datagrams.
 type Socket struct {
 	Protocol uint8 // as in the IP header
-	// Addr is unspecified where all addresses are meant; Both says that "::" means IPv4 as well.
+	// Addr is unspecified for all addresses; Both is true if "::" includes IPv4.
 	Addr netip.Addr
 	Both bool
 	Port uint16
@@ -94,7 +94,7 @@ func dump(fd int, family, protocol uint8) ([]Socket, error) {
 	}
 }
 
-// parse appends the sockets of a datagram; done says that it was the last.
+// parse appends the sockets of a datagram; done is true for the last one.
 func parse(out []Socket, b []byte, protocol uint8) (_ []Socket, done bool, err error) {
 	for len(b) >= 16 {
 		n, typ := int(ne.Uint32(b)), ne.Uint16(b[4:])
