@@ -89,7 +89,7 @@ func headlessNone(ips []string) []string {
 	return ips
 }
 
-// Synced says whether the first lists have arrived.
+// Synced reports whether the first lists have arrived.
 func (c *cluster) Synced() bool {
 	return c.services.HasSynced() && c.slices.HasSynced() && c.namespaces.HasSynced()
 }

@@ -36,7 +36,7 @@ const (
 	CustomConfigMap = "coredns-custom"
 )
 
-// Config is what the node gives.
+// Config describes the DNS of one node.
 type Config struct {
 	NodeName      string       // for events; may be empty
 	ClusterDomain string       // as cluster.local
@@ -83,7 +83,7 @@ type Server struct {
 	current  state
 }
 
-// state is what Status tells.
+// state is the state that Status reports.
 type state struct {
 	origin    string // where the running Corefile is from
 	text      string
@@ -345,7 +345,7 @@ func (s *Server) launch(inst *caddy.Instance, src source, origin string) (*caddy
 	return inst, nil
 }
 
-// launched is what the instance that runs, or is being started, was made from.
+// launched describes the configuration of the instance that runs or is being started.
 type launched struct {
 	wanted    string // before forwarding was dropped
 	upstreams []string
@@ -357,7 +357,7 @@ func (s *Server) setLaunched(l launched) {
 	s.launched = l
 }
 
-// startOrReplace keeps panics of plugins' setup functions away from the node.
+// startOrReplace turns panics of plugins' setup functions into errors.
 func startOrReplace(inst *caddy.Instance, in caddy.Input) (next *caddy.Instance, err error) {
 	defer func() {
 		if r := recover(); r != nil {

@@ -43,7 +43,7 @@ func cloneFiles(in map[string]map[string]string) map[string]map[string]string {
 	return maps.Clone(in) // the inner maps are never changed
 }
 
-// DefaultCorefile is what manifests/dns.yaml gives every cluster, for a node that has not yet seen it.
+// DefaultCorefile is the Corefile of manifests/dns.yaml, for a node that has not read the cluster's yet.
 func DefaultCorefile(domain string) string {
 	return strings.ReplaceAll(defaultCorefile, "${CLUSTER_DOMAIN}", domain)
 }

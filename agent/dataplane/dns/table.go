@@ -18,7 +18,7 @@ type Tables interface {
 	Remove(ctx context.Context, name string) error
 }
 
-// layout is what the table is made of.
+// layout holds the parameters of the table.
 type layout struct {
 	addrs []netip.Addr // of the cluster's DNS
 	port  uint16       // at which CoreDNS listens

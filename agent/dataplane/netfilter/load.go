@@ -9,7 +9,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// field is where a value stands in a packet.
+// field is the place of a value in a packet.
 type field struct {
 	base        expr.PayloadBase
 	offset, len uint32

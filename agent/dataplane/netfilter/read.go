@@ -27,7 +27,7 @@ func (t *Table) Chains() ([]string, error) {
 	return slices.Collect(maps.Keys(hooks)), err
 }
 
-// chain is what the kernel has of a chain.
+// chain is a chain as read from the kernel.
 type chain struct {
 	hook  ruleset.Hook
 	rules []uint64 // digests; 0 for a rule that has none
@@ -130,14 +130,14 @@ func (t *Table) readHook(b []byte, hook *ruleset.Hook) error {
 	})
 }
 
-// Rule is what the kernel has of a rule.
+// Rule is a rule as read from the kernel.
 type Rule struct {
 	Handle uint64
 	// Digest is 0 for a rule that umiak has not written.
 	Digest uint64
 	// Comment is the text of its ruleset.Comment.
 	Comment string
-	// Packets is what its first ruleset.Count has counted.
+	// Packets is the count of its first ruleset.Count.
 	Packets uint64
 }
 
@@ -225,7 +225,7 @@ func (r *Rule) parseExpressions(list []byte) error {
 	})
 }
 
-// Shape is what two sets of the same name may differ in.
+// Shape holds the properties in which two sets of the same name may differ.
 type Shape struct{ flags, keyType, keyLen, dataType, dataLen uint32 }
 
 // Shape returns the shape of a set in this table.

@@ -15,7 +15,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Desired is what a table should hold.
+// Desired is the desired content of a table.
 type Desired interface {
 	Chains() iter.Seq[ruleset.Chain]
 	Sets() iter.Seq[ruleset.SetSpec]
@@ -27,7 +27,7 @@ type Desired interface {
 	Keeps(chain string) bool
 }
 
-// Result is what Reconcile has found and done. The zero Result: the table was as desired.
+// Result describes what Reconcile has changed. The zero Result means that the table was as desired.
 type Result struct {
 	// Replaced states that the table was missing, or could not be repaired in place, and was written as a whole.
 	Replaced bool
@@ -37,7 +37,7 @@ type Result struct {
 	Chains, Sets int
 }
 
-// reconcileTries is how often Reconcile reads and writes again if the kernel's table changes in between.
+// reconcileTries bounds how often Reconcile reads and writes again if the kernel's table changes in between.
 const reconcileTries = 3
 
 // resultOf returns the result of a change.

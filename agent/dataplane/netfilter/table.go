@@ -30,7 +30,7 @@ type Table struct {
 	Conn   *Conn
 	Family ruleset.Family
 	Name   string
-	// Words is how many registers the value of a ruleset.MapOf fills; 0 where the table has no such map.
+	// Words is the number of registers that the value of a ruleset.MapOf fills; 0 if the table has no such map.
 	Words int
 }
 

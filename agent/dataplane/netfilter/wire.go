@@ -10,7 +10,7 @@ import (
 var be = binary.BigEndian
 var ne = binary.NativeEndian
 
-// maxNested is how much goes into one attribute; its length field has 16 bits.
+// maxNested is the largest size of an attribute in bytes; its length field has 16 bits.
 const maxNested = 60 << 10
 
 // Batch is a buffer of netlink messages. Attributes are appended in place; nested ones are closed by

@@ -122,7 +122,7 @@ func protocol(p v1.Protocol) uint8 {
 // configHash is the UID of what the kubelet read from a file, on the Pod that stands for it.
 const configHash = "kubernetes.io/config.hash"
 
-// podInfo is what is kept of a Pod.
+// podInfo holds the fields of a Pod that policies need.
 type podInfo struct {
 	namespace, name, uid string
 	labels               map[string]string
@@ -132,7 +132,7 @@ type podInfo struct {
 	ending               bool
 }
 
-// podOf is what is kept of a Pod, nil where no policy can concern it.
+// podOf returns the podInfo of a Pod, nil if no policy can apply to it.
 func podOf(p *v1.Pod) *podInfo {
 	if p.Spec.HostNetwork || p.Status.Phase == v1.PodSucceeded || p.Status.Phase == v1.PodFailed {
 		return nil
@@ -167,7 +167,7 @@ func podOf(p *v1.Pod) *podInfo {
 	return out
 }
 
-// pod is how the rules see it from a node. announced are addresses that the API server need not know yet.
+// pod returns the rules' pod on a node. announced are addresses that the API server may not have yet.
 func (p *podInfo) pod(node string, announced []netip.Addr) rules.Pod {
 	return rules.Pod{Namespace: p.namespace, Name: p.name, Labels: p.labels, Ports: p.ports, Local: p.node == node,
 		Addrs: append(slices.Clone(p.addrs), announced...), Announced: len(announced) > 0, Ending: p.ending}

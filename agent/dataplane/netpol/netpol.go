@@ -28,7 +28,7 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Config is what Policies need; it is not changed afterwards.
+// Config describes the enforcement on one node. It is not changed after New.
 type Config struct {
 	// NodeName is this node.
 	NodeName string
@@ -39,7 +39,7 @@ type Config struct {
 	Client kubernetes.Interface
 	// Informers gives Nodes. New registers a handler; starting the factory is the caller's business.
 	Informers informers.SharedInformerFactory
-	// Socket is where the CNI plugin announces pods; empty: nowhere.
+	// Socket is the socket at which the CNI plugin announces pods; empty for none.
 	Socket string
 	// StateFile is there while the cluster had no policies when it was last heard of: pods of a node that
 	// starts without its server then need not wait. Empty: they do.
@@ -57,7 +57,7 @@ type Status struct {
 	Policies  int `json:"policies"`
 	Pods      int `json:"pods"`
 	LocalPods int `json:"localPods"`
-	// LastSync is when the kernel last took a change, and how long that took from reading the changes.
+	// LastSync is the time of the last write to the kernel; LastDuration is counted from reading the changes.
 	LastSync     time.Time     `json:"lastSync"`
 	LastDuration time.Duration `json:"lastDuration"`
 	Syncs        uint64        `json:"syncs"`
@@ -92,7 +92,7 @@ type Policies struct {
 	news chan struct{}
 }
 
-// policyInfo is what is kept of a policy while there is no session, and what tells a change of its spec.
+// policyInfo is the record of a policy while there is no session, and by which a change of its spec is recognized.
 type policyInfo struct {
 	rules.Policy
 	uid        types.UID
@@ -367,7 +367,7 @@ func (p *Policies) node(o any) {
 	p.changed()
 }
 
-// bridgeWarning says whether packets between pods of one bridge come by our rules.
+// bridgeWarning returns a warning if packets between pods of one bridge do not pass the rules.
 func bridgeWarning(families []ruleset.Family) string {
 	var missing []string
 	for _, f := range families {

@@ -19,13 +19,13 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netpol/rules"
 )
 
-// writer is what the rules are written to; *table is one.
+// writer receives the rules; *table writes them to the kernel.
 type writer interface {
 	apply(ctx context.Context, c rules.Change) error
 	sync(ctx context.Context, w *rules.Builder) (netfilter.Result, error)
 }
 
-// session is what there is while the cluster has policies. Its state is guarded by the lock of Policies.
+// session is the state that exists while the cluster has policies. The lock of Policies guards it.
 type session struct {
 	p      *Policies
 	tables map[ruleset.Family]writer

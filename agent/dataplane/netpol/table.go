@@ -24,7 +24,7 @@ func (t *table) sync(ctx context.Context, w *rules.Builder) (netfilter.Result, e
 	return t.Reconcile(ctx, desired{w, t.Family})
 }
 
-// desired is what a builder wants of the table of one family.
+// desired is the desired table of one family, from a builder.
 type desired struct {
 	b      *rules.Builder
 	family ruleset.Family

@@ -40,7 +40,7 @@ func (s sink) Replace(objs []any, _ string) error { s.replace(objs); return nil 
 // Transformer drops what is not needed while a list is read.
 func (s sink) Transformer() cache.TransformFunc { return s.slim }
 
-// follow keeps a sink told of all objects of a kind until ctx ends.
+// follow delivers all objects of a kind, and their changes, to a sink until ctx ends.
 func follow[L runtime.Object](ctx context.Context, client kubernetes.Interface, kind runtime.Object, fields string,
 	list func(context.Context, metav1.ListOptions) (L, error),
 	watches func(context.Context, metav1.ListOptions) (watch.Interface, error), to sink) {
@@ -88,7 +88,7 @@ func (s *session) followNamespaces(ctx context.Context) {
 	})
 }
 
-// slimPod keeps of a Pod what podOf reads.
+// slimPod removes the fields of a Pod that podOf does not read.
 func slimPod(obj any) (any, error) {
 	p, ok := obj.(*v1.Pod)
 	if !ok {

@@ -103,7 +103,7 @@ func (b believed) tunnel(p peer, f overlaykey.Family, c *claims) (end overlaykey
 	return end, older, why
 }
 
-// reachedAt says why a node is not reached at its public address; empty if it is. The address is one of the Node's,
+// reachedAt returns why a node is not reached at its public address; empty if it is. The address is one of the Node's,
 // or the one with which an administrator has overwritten it, or that of the interface that flannel-iface names on
 // that node, which no Node has.
 func (b believed) reachedAt(p peer, f overlaykey.Family, c *claims) string {
@@ -137,7 +137,7 @@ func within(r netip.Prefix, ranges []netip.Prefix) bool {
 	})
 }
 
-// claims are what nodes have so far.
+// claims are the ranges and addresses that nodes have so far.
 type claims struct {
 	ranges []owned // in order; none overlaps another
 	keys   map[familyKey]keyOwner

@@ -51,9 +51,9 @@ type rangeConf struct {
 type pluginConf struct {
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"`
-	// PolicySocket is where portmap, which is ours, announces the pod to agent/dataplane/netpol.
+	// PolicySocket is the socket at which portmap (package hostport) announces the pod to agent/dataplane/netpol.
 	PolicySocket string `json:"policySocket,omitempty"`
-	// StateDir is where portmap writes down the pods' ports.
+	// StateDir is the folder in which portmap records the pods' ports.
 	StateDir string `json:"stateDir,omitempty"`
 	// SourceCheck has portmap keep the pod from sending with other addresses, see agent/dataplane/podsource.
 	SourceCheck bool `json:"sourceCheck,omitempty"`

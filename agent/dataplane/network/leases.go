@@ -38,7 +38,7 @@ var (
 	annOverride, annOverride6  = overlaykey.V4.Overwrite, overlaykey.V6.Overwrite
 )
 
-// peer is what is kept of a node; the rest of the object is dropped before it is stored.
+// peer holds the fields of a Node that the network reads; the others are removed before it is stored.
 type peer struct {
 	name        string
 	created     time.Time
@@ -121,7 +121,7 @@ func (p peer) lease(v4, v6 bool) (l lease.Lease, ok bool) {
 	return l, l.EnableIPv4 || l.EnableIPv6
 }
 
-// data is what the backend is given, nil for nothing: host-gw has none.
+// data is the backend's data, nil for none: host-gw has none.
 func data(s string) json.RawMessage {
 	if s == "" {
 		return nil
@@ -137,7 +137,7 @@ func ip6Net(p netip.Prefix) ip.IP6Net {
 	return ip.IP6Net{IP: ip.FromIP6(p.Addr().AsSlice()), PrefixLen: uint(p.Bits())}
 }
 
-// peers is what is known of the nodes: the informer's end, the session's begin.
+// peers holds the nodes: the informer fills it, sessions read it.
 type peers struct {
 	self string
 
@@ -209,7 +209,7 @@ func (m *manager) Name() string { return "umiak" }
 
 func (m *manager) GetNetworkConfig(context.Context) (*subnet.Config, error) { return m.config, nil }
 
-// AcquireLease tells the others by annotations how this node is reached.
+// AcquireLease publishes in annotations how this node is reached.
 func (m *manager) AcquireLease(ctx context.Context, attrs *lease.LeaseAttrs) (*lease.Lease, error) {
 	own, _ := m.peers.own()
 	want := map[string]string{annManaged: "true", annType: attrs.BackendType}
@@ -352,7 +352,7 @@ func sortedNames(m map[string]lease.Lease) []string {
 	return out
 }
 
-// GetStoredMacAddresses keeps the tunnel's address over a restart, so that peers need not learn a new one.
+// GetStoredMacAddresses returns the tunnel's address of before a restart, so that peers need not learn a new one.
 func (m *manager) GetStoredMacAddresses(context.Context) (v4, v6 string) {
 	own, _ := m.peers.own()
 	mac := func(key string) string {

@@ -11,7 +11,7 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// saved is what a node needs to give its pods a network before the API server answers.
+// saved holds the data with which a node gives its pods a network before the API server answers.
 type saved struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	MTU      int            `json:"mtu"`

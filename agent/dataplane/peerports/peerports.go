@@ -22,7 +22,7 @@ var (
 	tcpSyn   = ruleset.Byte(0x02).Named("syn")
 )
 
-// Rules are what a node lets in.
+// Rules describe what a node accepts.
 type Rules struct {
 	// Kubelet is the kubelet's port; 0 leaves it open.
 	Kubelet int

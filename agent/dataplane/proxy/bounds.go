@@ -35,7 +35,7 @@ func newBounds() *bounds {
 	return &bounds{costs: map[string]map[string]int{}, over: map[types.NamespacedName]refusal{}}
 }
 
-// costOf is how many elements a Service's lists give when they are multiplied.
+// costOf returns the number of elements that a Service's lists give when they are multiplied.
 func costOf(s *v1.Service) int {
 	return len(s.Spec.Ports) * (len(s.Spec.ExternalIPs) +
 		max(1, len(s.Status.LoadBalancer.Ingress))*len(s.Spec.LoadBalancerSourceRanges))

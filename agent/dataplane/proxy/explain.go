@@ -28,7 +28,7 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Explanation is what a node does for one Service, and why.
+// Explanation describes what a node does for one Service, and why.
 type Explanation struct {
 	Service string `json:"service"`
 	Type    string `json:"type"`
@@ -158,7 +158,7 @@ func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, guard 
 	return out, errors.Join(errs...)
 }
 
-// thisNode is what the proxy knows of its node.
+// thisNode returns the node's properties.
 func thisNode(n *v1.Node) (nodeInfo, []netip.Addr) {
 	host := &hostPorts{held: map[hostPort]bool{}}
 	for _, a := range n.Status.Addresses {
@@ -233,7 +233,7 @@ func heldRemarks(s *v1.Service, node nodeInfo, own []netip.Addr, fam ruleset.Fam
 	return out
 }
 
-// explain tells of all ports that the trackers have.
+// explain describes all ports that the trackers have.
 func (f *family) explain(node nodeInfo, have state) ([]PortExplanation, error) {
 	var out []PortExplanation
 	flows, err := have.flows(f.cfg.Family)
@@ -285,7 +285,7 @@ func through(fl flow, sp rules.ServicePort, endpoint string) int {
 	return 0
 }
 
-// why says whether this node sends connections to an endpoint, and for what reason.
+// why reports whether this node sends connections to an endpoint, and the reason.
 func why(ep kubeproxy.Endpoint, port kubeproxy.ServicePort, sp rules.ServicePort, all []kubeproxy.Endpoint,
 	node nodeInfo) (bool, string) {
 	here := "on another node"
@@ -370,7 +370,7 @@ func (e *Explanation) Print(w io.Writer) error {
 	return nil
 }
 
-// Wrong says whether the kernel does not hold what it should.
+// Wrong reports whether the kernel does not hold what it should.
 func (e *Explanation) Wrong() bool {
 	for _, p := range e.Ports {
 		for _, r := range p.Rules {

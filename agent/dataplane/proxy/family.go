@@ -20,7 +20,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// table is what a family writes to; *nft.Table is the one in the kernel.
+// table receives the elements of a family; *nft.Table writes them to the kernel.
 type table interface {
 	Apply(ctx context.Context, c rules.Change) error
 	Sync(ctx context.Context, w nft.Wanted) (nft.Synced, error)
@@ -52,7 +52,7 @@ type family struct {
 	healthPorts map[types.NamespacedName]uint16
 }
 
-// nodeInfo is what the choice of endpoints depends on beside the Service.
+// nodeInfo holds the properties of the node on which the choice of endpoints depends.
 type nodeInfo struct {
 	name     string
 	topology map[string]string

@@ -38,7 +38,7 @@ func ReadGuard(file string) *Guard {
 	return g
 }
 
-// Write keeps the guard for Explain.
+// Write writes the guard to a file, for Explain.
 func (g *Guard) Write(file string) error {
 	raw, err := json.Marshal(g)
 	if err != nil {
@@ -47,7 +47,7 @@ func (g *Guard) Write(file string) error {
 	return atomicfile.Write(file, raw, 0o600)
 }
 
-// holder says what has a port of an address, empty if a Service may take it.
+// holder names what has a port of an address, empty if a Service may take it.
 func (g *Guard) holder(a netip.Addr, proto v1.Protocol, port uint16) string {
 	switch {
 	case a.IsLoopback(), a.IsUnspecified(), a.IsLinkLocalUnicast(), a.IsMulticast():
@@ -109,7 +109,7 @@ func at(a netip.Addr, port uint16, proto v1.Protocol) string {
 // maxRefused bounds what a status tells: anybody may make Services.
 const maxRefused = 20
 
-// refusals are what Services ask for and do not get, at most maxRefused.
+// refusals returns the addresses and ports that Services do not get, at most maxRefused.
 func (f *family) refusals() []string {
 	var out []string
 	for _, r := range f.refused {

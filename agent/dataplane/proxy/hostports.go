@@ -51,7 +51,7 @@ type hostPorts struct {
 	held map[hostPort]bool // of all that is wanted; belongs to the sync loop
 }
 
-// recheck is how often the sockets are looked at while a program holds a wanted port.
+// recheck is the pause between two looks at the sockets while a program holds a desired port.
 const recheck = 30 * time.Second
 
 func newHostPorts(cfg Config) *hostPorts {
@@ -61,7 +61,7 @@ func newHostPorts(cfg Config) *hostPorts {
 		dirty: true}
 }
 
-// service notes what a Service wants; s is nil when it is gone. It returns whether that is new.
+// service records the ports that a Service wants; s is nil when it is gone. It reports whether they have changed.
 func (h *hostPorts) service(n types.NamespacedName, s *v1.Service) bool {
 	var ports []hostPort
 	if s != nil && s.Spec.Type == v1.ServiceTypeLoadBalancer &&
@@ -84,7 +84,7 @@ func (h *hostPorts) service(n types.NamespacedName, s *v1.Service) bool {
 	return true
 }
 
-// node notes what our Node says.
+// node records what this node's Node lists.
 func (h *hostPorts) node(n *v1.Node) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -164,12 +164,12 @@ func (h *hostPorts) decide(own func(n types.NamespacedName, p hostPort) bool) se
 	return changed
 }
 
-// holds says whether the host keeps this port from Services on one of its own addresses.
+// holds reports whether the host keeps this port from Services on one of its own addresses.
 func (h *hostPorts) holds(p hostPort, a netip.Addr) bool {
 	return h.held[p] && slices.Contains(h.addrs, a)
 }
 
-// any says whether the host holds anything that is wanted.
+// any reports whether the host holds anything that is wanted.
 func (h *hostPorts) any() bool {
 	for _, held := range h.held {
 		if held {
@@ -221,7 +221,7 @@ func (f *family) rebuild(services sets.Set[types.NamespacedName], node nodeInfo)
 	}
 }
 
-// servesItself says whether an endpoint of a Service is this port of one of our own addresses.
+// servesItself reports whether an endpoint of a Service is this port of one of our own addresses.
 func (f *family) servesItself(nn types.NamespacedName, p hostPort, own []netip.Addr) bool {
 	for _, name := range f.byName[nn] {
 		if name.Protocol != p.protocol {

@@ -26,7 +26,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 )
 
-// Config is what a Proxy needs; it is not changed afterwards.
+// Config describes a Proxy. It is not changed after New.
 type Config struct {
 	// NodeName is this node.
 	NodeName string
@@ -59,7 +59,7 @@ type Status struct {
 	// Services counts ports of Services, one a family; Endpoints their endpoints, one a port.
 	Services  int `json:"services"`
 	Endpoints int `json:"endpoints"`
-	// LastSync is when the kernel last took a change, and how long that took from reading the changes.
+	// LastSync is the time of the last write to the kernel; LastDuration is counted from reading the changes.
 	LastSync     time.Time     `json:"lastSync"`
 	LastDuration time.Duration `json:"lastDuration"`
 	Syncs        uint64        `json:"syncs"`

@@ -20,7 +20,7 @@ import (
 // protocol marks our routes, so that they are found again. The node's DNS has a mark of its own.
 const protocol = 0x76
 
-// Routes keeps the routes to some address ranges.
+// Routes maintains the routes to some address ranges.
 type Routes struct {
 	ranges []netip.Prefix
 	up     func()

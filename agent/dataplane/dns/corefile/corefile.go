@@ -63,12 +63,12 @@ type Options struct {
 	Without map[Unit]bool
 }
 
-// Result is what runs and what was changed on the way.
+// Result is the rewritten text, and a description of the changes.
 type Result struct {
 	Text string
 	// Notes say in words what of the input has no effect here.
 	Notes []string
-	// Forwards says whether any name outside the cluster can be resolved.
+	// Forwards is true if any name outside the cluster can be resolved.
 	Forwards bool
 }
 
@@ -399,7 +399,8 @@ func with(t caddyfile.Token, text string) caddyfile.Token {
 	return t
 }
 
-// newLine is how the parser decides it: a quoted token ends on a later line than it begins.
+// newLine reports whether a token is on a new line, as the parser decides it: a quoted token ends on a later line
+// than it begins.
 func newLine(prev, t caddyfile.Token) bool {
 	return prev.File != t.File || prev.Line+strings.Count(prev.Text, "\n") < t.Line
 }

@@ -64,11 +64,11 @@ func Locate(u Unit, text string, err error) *Error {
 
 var (
 	pluginError = regexp.MustCompile(`plugin/([a-z_]+):`)
-	// parseError is how caddyfile words its errors.
+	// parseError matches the errors of caddyfile.
 	parseError = regexp.MustCompile(`^Corefile:(\d+) - (?:Error during parsing|Syntax error): (?s:(.*))$`)
 )
 
-// place is where a line of the flattened text comes from.
+// place is the origin of a line of the flattened text.
 type place struct {
 	file string
 	line int
@@ -191,7 +191,7 @@ func (e *expansion) file(name, text string, level int) ([]caddyfile.Token, error
 	return out, nil
 }
 
-// choose notes an imported file's units and drops those that are to be left out.
+// choose records an imported file's units and drops those to leave out.
 func (e *expansion) choose(in []caddyfile.Token) []caddyfile.Token {
 	var out []caddyfile.Token
 	for _, s := range statements(in, e.depth > 0) {

@@ -18,7 +18,7 @@ const (
 	mostRepairWait = 10 * time.Second
 	// cheapRepairWait bounds the pause where repairs are cheap.
 	cheapRepairWait = time.Second
-	// repairShare is how many times longer than a repair the wait before the next one is.
+	// repairShare is the ratio of the pause before a repair to the duration of the previous one.
 	repairShare = 50
 )
 

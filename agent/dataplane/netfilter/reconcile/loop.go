@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Config is what a Loop needs.
+// Config describes a Loop.
 type Config struct {
 	// Table is named in the log.
 	Table string

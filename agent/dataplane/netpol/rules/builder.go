@@ -43,7 +43,7 @@ type namespace struct {
 	pods   map[string]*pod
 }
 
-// address is who has an address: of several pods only one.
+// address records which pod owns an address: one, if several claim it.
 type address struct {
 	key    string
 	owner  *pod
@@ -83,7 +83,7 @@ type policy struct {
 	uses    uses
 }
 
-// uses is what a policy's rules refer to.
+// uses are the sets that a policy's rules refer to.
 type uses struct {
 	peers  []*peerSet
 	static []string // sets of blocks and ports
@@ -119,13 +119,13 @@ func NewBuilder(families ...ruleset.Family) *Builder {
 // Families are those that the builder was made for.
 func (b *Builder) Families() []ruleset.Family { return b.families }
 
-// Pods is how many pods there are, in the whole cluster.
+// Pods returns the number of pods in the cluster.
 func (b *Builder) Pods() int { return len(b.pods) }
 
-// LocalPods is how many of them run on this node.
+// LocalPods returns the number of pods on this node.
 func (b *Builder) LocalPods() int { return b.locals }
 
-// SetLocal says where addresses of this node's pods are from: one that is not known is cut off.
+// SetLocal sets the ranges of this node's pods. An address in them without a known pod is cut off.
 func (b *Builder) SetLocal(prefixes []netip.Prefix) {
 	if slices.Equal(prefixes, b.local) {
 		return
@@ -138,7 +138,7 @@ func (b *Builder) SetLocal(prefixes []netip.Prefix) {
 	}
 }
 
-// SetNamespace says which labels a namespace has.
+// SetNamespace sets the labels of a namespace.
 func (b *Builder) SetNamespace(name string, l labels.Set) {
 	n := b.namespace(name)
 	if n.known && maps.Equal(n.labels, l) {
@@ -192,7 +192,7 @@ func (b *Builder) dropNamespace(name string) {
 // PodKeys are namespace/name of all pods.
 func (b *Builder) PodKeys() []string { return slices.Collect(maps.Keys(b.pods)) }
 
-// SetPod says what a pod looks like now.
+// SetPod adds or replaces a pod.
 func (b *Builder) SetPod(in Pod) {
 	now := in.normalize()
 	k := key(in.Namespace, in.Name)

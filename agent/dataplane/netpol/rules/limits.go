@@ -28,7 +28,7 @@ func (c cost) plus(d cost) cost      { return cost{c.rules + d.rules, c.entries 
 func (c cost) minus(d cost) cost     { return cost{c.rules - d.rules, c.entries - d.entries} }
 func (c cost) atMost(most cost) bool { return c.rules <= most.rules && c.entries <= most.entries }
 
-// exceeds says in words what is over a bound.
+// exceeds describes which bound a cost exceeds, empty for none.
 func (c cost) exceeds(most cost) string {
 	if c.rules > most.rules {
 		return fmt.Sprintf("%d rules, pod selectors of peers and named ports, of at most %d", c.rules, most.rules)

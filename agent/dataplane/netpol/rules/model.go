@@ -24,7 +24,7 @@ type Pod struct {
 	Announced, Ending bool
 }
 
-// NamedPort is what policies can call by name.
+// NamedPort is a port that policies can refer to by name.
 type NamedPort struct {
 	Name     string
 	Protocol uint8
@@ -35,7 +35,7 @@ type NamedPort struct {
 type Policy struct {
 	Namespace, Name string
 	Pods            labels.Selector
-	// Isolates says for each direction whether only what Rules allow may pass.
+	// Isolates is true for each direction in which only what Rules allow may pass.
 	Isolates [2]bool
 	Rules    [2][]Rule
 

@@ -19,7 +19,7 @@ type tenant struct {
 // standIn is the name of the policy that stands in place of others; no object has it.
 const standIn = ""
 
-// Policies is how many policies there are.
+// Policies returns the number of policies.
 func (b *Builder) Policies() int {
 	n := 0
 	for _, t := range b.tenants {

@@ -96,7 +96,7 @@ func subtract(in, cut []span) []span {
 	return out
 }
 
-// prefixes is how many prefixes it takes to cover the spans.
+// prefixes returns the number of prefixes that cover the spans.
 func prefixes(all []span) int {
 	n := 0
 	for _, s := range all {

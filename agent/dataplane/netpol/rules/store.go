@@ -12,7 +12,7 @@ import (
 type (
 	// Elem is an element of a map; its value is the name of a chain.
 	Elem = ruleset.Elem
-	// Change is what one transaction adds and removes.
+	// Change holds the additions and removals of one transaction.
 	Change = ruleset.Change
 )
 
@@ -26,7 +26,7 @@ func Forbids(c Change) bool {
 	return slices.ContainsFunc(c.Add, func(e Elem) bool { return e.Val != "" })
 }
 
-// store is what is wanted, and what was when it was last asked for.
+// store holds the desired state, and the state at the last flush.
 type store struct {
 	sets   map[string]*set
 	chains map[string]*ruleset.Chain

@@ -8,7 +8,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/ruleset"
 )
 
-// Packet is what a rule can see of a packet that is passed on.
+// Packet holds the properties of a forwarded packet that rules can match.
 type Packet struct {
 	Src, Dst netip.Addr
 	Protocol uint8

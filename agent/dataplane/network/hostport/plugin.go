@@ -34,7 +34,7 @@ type config struct {
 	RuntimeConfig struct {
 		PortMaps []portMap `json:"portMappings,omitempty"`
 	} `json:"runtimeConfig,omitempty"`
-	// PolicySocket is where the agent waits for announcements of pods, to put their network policies in force.
+	// PolicySocket is the socket at which the agent accepts announcements of pods, to put their policies in force.
 	PolicySocket string `json:"policySocket,omitempty"`
 	// StateDir is the folder with the ports of each pod, for Restore.
 	StateDir string `json:"stateDir,omitempty"`
@@ -183,7 +183,7 @@ func del(args *skel.CmdArgs) error {
 	return remove(context.Background(), args.ContainerID)
 }
 
-// dnsPort is where programs of the host ask for names.
+// dnsPort is the port at which programs of the host resolve names.
 const dnsPort = 53
 
 // free refuses a pod that asks for a port of the system: what comes there would go to the pod. The kubelet makes an
@@ -216,7 +216,7 @@ func hostsOwn(a netip.Addr, port int) bool {
 	return port == dnsPort && (a.IsLoopback() || a.IsLinkLocalUnicast()) && a != netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }
 
-// checkSource keeps the pod, which has not started yet, from sending with other addresses than its own.
+// checkSource adds the source checks of the pod, which has not started yet.
 func (c *config) checkSource(args *skel.CmdArgs) error {
 	p, err := podsource.OfResult(c.PrevResult, args.IfName)
 	if err != nil {
@@ -252,7 +252,7 @@ func (c *config) add(args *skel.CmdArgs, maps []mapping) error {
 	return nil
 }
 
-// letLocalhostReach lets the host's own programs reach the ports at localhost.
+// letLocalhostReach makes the ports reachable at localhost for programs of the host.
 func letLocalhostReach(maps []mapping) error {
 	for _, m := range maps {
 		if m.pod.Is4() && (!m.host.IsValid() || m.host.IsLoopback()) {

@@ -173,7 +173,7 @@ func install(ctx context.Context, id string, maps []mapping) error {
 	})
 }
 
-// removeTries is how often remove reads and writes again.
+// removeTries bounds how often remove reads and writes again.
 const removeTries = 4
 
 // remove deletes the rules of a container; it is no error if there are none.

@@ -16,7 +16,7 @@ import (
 	"github.com/umiak-io/umiak/internal/listing"
 )
 
-// state is what is written down of a pod. The folder is on a tmpfs: rules do not survive a reboot either.
+// state is the record of a pod on disk. The folder is on a tmpfs: rules do not survive a reboot either.
 type state struct {
 	Container string `json:"container"`
 	Netns     string `json:"netns"` // its path, which is there for as long as the pod is
@@ -86,7 +86,7 @@ func forget(dir, container string) error {
 	return nil
 }
 
-// lock keeps the plugin's calls and Restore apart.
+// lock serializes the plugin's calls and Restore.
 func lock(dir string) (unlock func(), err error) {
 	if dir == "" {
 		return func() {}, nil

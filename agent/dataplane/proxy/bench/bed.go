@@ -118,7 +118,7 @@ type bed struct {
 	filled     int
 }
 
-// proxy is what is measured.
+// proxy is the proxy that is measured.
 type proxy struct {
 	*space
 	name, node, addr string

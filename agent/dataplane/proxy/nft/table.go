@@ -17,7 +17,7 @@ type Table struct {
 	cfg rules.Config
 }
 
-// Synced is what a Sync has found and done; the zero value: the table was as wanted.
+// Synced describes what a Sync has changed. The zero Synced means that the table was as desired.
 type Synced struct {
 	// Replaced states that the table was missing, or could not be repaired in place, and was written as a whole.
 	Replaced bool
@@ -139,7 +139,7 @@ func steps(c rules.Change) []rules.Change {
 	return []rules.Change{first, then}
 }
 
-// Wanted is what a Sync wants the table to hold: a rules.Builder is one.
+// Wanted is the desired content of a table: a rules.Builder is one.
 type Wanted interface {
 	All() iter.Seq[rules.Elem]
 	Want(class rules.Class, key string) (rules.Elem, bool)

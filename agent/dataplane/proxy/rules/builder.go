@@ -60,7 +60,7 @@ type factKey struct {
 	key string
 }
 
-// claim is who wants a fact. What has no value is only counted: thousands may share it.
+// claim is a claimant of a fact. Facts without a value are only counted: thousands may share one.
 type claim struct {
 	count int32
 	by    *ServicePort
@@ -91,7 +91,7 @@ func NewBuilder(cfg Config) *Builder {
 	return b
 }
 
-// Config is what the builder was made with.
+// Config returns the builder's configuration.
 func (b *Builder) Config() Config { return b.cfg }
 
 // Len is the number of Service ports.
@@ -109,7 +109,7 @@ func (b *Builder) Get(name string) (ServicePort, bool) {
 	return *e, true
 }
 
-// Set says what a Service port looks like now.
+// Set adds or replaces a Service port.
 func (b *Builder) Set(s ServicePort) {
 	now := normalize(b.cfg.Family, s)
 	old := b.ports[s.Name]
@@ -261,7 +261,7 @@ func (b *Builder) unclaim(set SetID, key string, by *ServicePort) {
 // none stands for a fact that was not there.
 var none = fact{owner: "\x00"}
 
-// touch notes what was published of a fact before it changes.
+// touch records the published state of a fact before it changes.
 func (b *Builder) touch(set SetID, key string) {
 	k := factKey{set, key}
 	if _, ok := b.dirty[k]; ok {
@@ -356,7 +356,7 @@ func (e Elem) compare(f Elem) int {
 	return strings.Compare(e.Key, f.Key)
 }
 
-// Classes are all classes that there are, in order.
+// Classes returns all classes, in order.
 func (b *Builder) Classes() []Class {
 	return slices.SortedFunc(maps.Keys(b.classes), Class.Compare)
 }

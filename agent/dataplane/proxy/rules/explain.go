@@ -17,7 +17,7 @@ type Fact struct {
 	Elems []Elem `json:"-"`
 }
 
-// Explain says what the table holds of a Service port, address by address.
+// Explain describes the table's elements of a Service port, address by address.
 func (b *Builder) Explain(name string) []Fact {
 	e := b.ports[name]
 	if e == nil {

@@ -49,7 +49,7 @@ const (
 	NumSets
 )
 
-// NumSources is how many of the first sets have a map for each number of endpoints.
+// NumSources is the number of the first sets that have a map for each number of endpoints.
 const NumSources = 4
 
 var (

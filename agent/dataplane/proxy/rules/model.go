@@ -10,7 +10,7 @@ import (
 type ServicePort struct {
 	// Name is unique among Service ports: namespace/name:port/protocol.
 	Name string
-	// Service is what it is a port of: namespace/name.
+	// Service is the namespace/name of its Service.
 	Service string
 
 	Protocol    uint8
@@ -36,7 +36,7 @@ type ServicePort struct {
 	Hairpin []netip.Addr
 }
 
-// Config is what the fixed part of a table depends on.
+// Config holds the parameters of the fixed part of a table.
 type Config struct {
 	Family Family
 	// PodCIDRs are the addresses of all pods. Traffic to a ClusterIP from elsewhere is masqueraded, so

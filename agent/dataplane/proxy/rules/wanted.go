@@ -114,7 +114,7 @@ func (b *Builder) sources(e *ServicePort) string {
 	return string(val)
 }
 
-// class says to which class a fact belongs.
+// class returns the class of a fact.
 func (b *Builder) class(set SetID, val string) Class {
 	switch {
 	case set < NumSources:

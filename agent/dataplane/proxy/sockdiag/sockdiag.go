@@ -20,7 +20,7 @@ type Socket struct {
 	Port uint16
 }
 
-// Takes says whether packets to an address and port would go to the socket.
+// Takes reports whether packets to an address and port would go to the socket.
 func (s Socket) Takes(protocol uint8, addr netip.Addr, port uint16) bool {
 	if s.Protocol != protocol || s.Port != port {
 		return false
