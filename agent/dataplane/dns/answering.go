@@ -11,14 +11,14 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// answerPatience is how long the servers of a new instance get to begin answering; it takes a few milliseconds.
-const answerPatience = 5 * time.Second
+// answerTimeout bounds the time until the servers of a new instance answer; it takes a few milliseconds.
+const answerTimeout = 5 * time.Second
 
 // awaitAnswers returns when CoreDNS answers at all its addresses. caddy starts servers in goroutines that it does not
 // wait for, and a server that is stopped before its goroutine has run serves on: after a reload with the old
 // configuration, after the end with the port held.
 func (s *Server) awaitAnswers() {
-	ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
 	defer cancel()
 	for _, addr := range s.bind {
 		for _, network := range []string{"udp", "tcp"} {

@@ -149,8 +149,8 @@ func Cleanup(ctx context.Context) error {
 	return err
 }
 
-// Off removes what an earlier run has left where policies are not enforced any more: the tables, and the StateFile,
-// since policies may be made meanwhile.
+// Off removes the tables and the StateFile of an earlier run where policies are no longer enforced:
+// policies may be made meanwhile.
 func Off(ctx context.Context, stateFile string) error {
 	if err := os.Remove(stateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the record of network policies: %w", err)
@@ -158,8 +158,8 @@ func Off(ctx context.Context, stateFile string) error {
 	return Cleanup(ctx)
 }
 
-// tell wakes everybody who waits for something to change. The caller holds the lock.
-func (p *Policies) tell() {
+// notify wakes the goroutines that wait for a change. The caller holds the lock.
+func (p *Policies) notify() {
 	close(p.news)
 	p.news = make(chan struct{})
 }
@@ -226,16 +226,16 @@ func (p *Policies) none(ctx context.Context) error {
 	if err := Cleanup(ctx); err != nil {
 		return err
 	}
-	p.note(true)
+	p.persistNoPolicies(true)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status = Status{Ready: true, Ended: p.status.Ended, Repairs: p.status.Repairs}
-	p.tell()
+	p.notify()
 	return nil
 }
 
-// note keeps for the next start whether there are policies.
-func (p *Policies) note(none bool) {
+// persistNoPolicies records on disk, for the next start, whether the cluster has no policies.
+func (p *Policies) persistNoPolicies(none bool) {
 	if p.cfg.StateFile == "" || none == p.hadNone() {
 		return
 	}
@@ -246,7 +246,7 @@ func (p *Policies) note(none bool) {
 		err = os.Remove(p.cfg.StateFile)
 	}
 	if err != nil {
-		p.log.Error("cannot note whether there are network policies", "error", err)
+		p.log.Error("cannot record whether there are network policies", "error", err)
 	}
 }
 
@@ -336,7 +336,7 @@ func (p *Policies) forget(name types.NamespacedName) {
 
 // changed wakes what waits for changes of the rules. The caller holds the lock.
 func (p *Policies) changed() {
-	p.tell()
+	p.notify()
 	if p.session != nil {
 		p.session.changed()
 	}

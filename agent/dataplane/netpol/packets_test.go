@@ -922,8 +922,8 @@ func TestWithoutTheServer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.note(none)
-			ctx, cancel := context.WithTimeout(context.Background(), patience+2*time.Second)
+			p.persistNoPolicies(none)
+			ctx, cancel := context.WithTimeout(context.Background(), watchTimeout+2*time.Second)
 			defer cancel()
 			err = p.announce(ctx, announce.Pod{Namespace: "a", Name: "b", Container: "c",
 				Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.9")}})

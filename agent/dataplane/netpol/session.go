@@ -49,7 +49,7 @@ func (s *session) changed() {
 
 // enforce runs a session until there are no policies, or ctx ends.
 func (p *Policies) enforce(ctx context.Context, ready func()) error {
-	p.note(false)
+	p.persistNoPolicies(false)
 	conn, err := netfilter.Dial()
 	if err != nil {
 		return err
@@ -97,7 +97,7 @@ func (p *Policies) enforce(ctx context.Context, ready func()) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.session = nil
-		p.tell()
+		p.notify()
 	}()
 	background.Go(func() { s.followPods(ctx) })
 	background.Go(func() { s.followNamespaces(ctx) })
@@ -172,7 +172,7 @@ func (s *session) write(ctx context.Context, full bool) (repaired bool, err erro
 	if full {
 		p.status.Repairs++
 	}
-	p.tell()
+	p.notify()
 	if forbids {
 		s.flows.check()
 	}
@@ -288,9 +288,9 @@ func (s *session) removeNamespace(name string) {
 	s.p.changed()
 }
 
-// patience is how long a pod waits for the watch to bring it. After that it starts with its address cut
+// watchTimeout bounds how long a pod waits until the watch delivers it. After that it starts with its address cut
 // off until the watch does.
-const patience = 2 * time.Second
+const watchTimeout = 2 * time.Second
 
 // announce is called before a pod runs. It returns when its policies are in force.
 func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
@@ -322,7 +322,7 @@ func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
 	if len(a.Addrs) == 0 {
 		return nil
 	}
-	late := time.NewTimer(patience)
+	late := time.NewTimer(watchTimeout)
 	defer late.Stop()
 	told := uint64(0) // the revision that has the pod
 	var of *session
@@ -355,7 +355,7 @@ func (p *Policies) announce(ctx context.Context, a announce.Pod) error {
 				return nil
 			}
 			if !settled {
-				late.Reset(patience)
+				late.Reset(watchTimeout)
 				continue
 			}
 			p.log.Warn("the API server does not tell of a pod that starts; it is cut off until then", "pod", name)

@@ -202,7 +202,7 @@ func TestChurn(t *testing.T) {
 			}
 			slices, _ := c.DiscoveryV1().EndpointSlices("default").List(ctx, metav1.ListOptions{})
 			for i := range slices.Items {
-				fresh.endpoints.note(&slices.Items[i], false)
+				fresh.endpoints.observe(&slices.Items[i], false)
 			}
 			fresh.read(nodeInfo{name: "node", topology: map[string]string{}}, false)
 			tb, err := nft.NewTable(conn, fresh.cfg)

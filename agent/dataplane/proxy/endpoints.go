@@ -35,8 +35,8 @@ func newEndpointTracker(family v1.IPFamily, node string) *endpointTracker {
 	return t
 }
 
-// note takes a slice as it is now, or that it is gone, and returns whether anything is to be done.
-func (t *endpointTracker) note(s *discovery.EndpointSlice, gone bool) bool {
+// observe records a slice, or that it is gone, and reports whether anything has to be done.
+func (t *endpointTracker) observe(s *discovery.EndpointSlice, gone bool) bool {
 	service := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discovery.LabelServiceName]}
 	shard := t.shards[maphash.Comparable(t.seed, service)%endpointShards]
 	// Under the lock, so that what update takes out of the tracker is not marked again afterwards.

@@ -22,7 +22,7 @@ func TestEndpointTracker(t *testing.T) {
 				fmt.Sprintf("10.0.1.%d", rnd.IntN(250)))
 			s.Name += fmt.Sprint(rnd.IntN(2)) // a Service may have several
 			gone := rnd.IntN(3) == 0
-			if a, b := ours.note(s, gone), one.EndpointSliceUpdate(s, gone); a != b {
+			if a, b := ours.observe(s, gone), one.EndpointSliceUpdate(s, gone); a != b {
 				t.Fatalf("round %d: noted %v, want %v", round, a, b)
 			}
 		}
@@ -46,12 +46,12 @@ func BenchmarkEndpointTracker(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			t, eps := newEndpointTracker(v1.IPv4Protocol, "n"), kubeproxy.EndpointsMap{}
 			for i := range n {
-				t.note(slice(fmt.Sprintf("s%d", i), v1.ProtocolTCP, "10.0.0.1"), false)
+				t.observe(slice(fmt.Sprintf("s%d", i), v1.ProtocolTCP, "10.0.0.1"), false)
 			}
 			t.update(eps)
 			b.ResetTimer()
 			for i := range b.N {
-				t.note(slice("s1", v1.ProtocolTCP, fmt.Sprintf("10.0.0.%d", i%250)), false)
+				t.observe(slice("s1", v1.ProtocolTCP, fmt.Sprintf("10.0.0.%d", i%250)), false)
 				t.update(eps)
 			}
 		})

@@ -144,7 +144,7 @@ func explain(s *v1.Service, n *v1.Node, slices []discovery.EndpointSlice, guard 
 		f.services.Update(nil, s)
 		for i := range slices {
 			if slices[i].Labels[apis.LabelServiceProxyName] == "" {
-				f.endpoints.note(&slices[i], false)
+				f.endpoints.observe(&slices[i], false)
 			}
 		}
 		f.ports.Update(f.services)

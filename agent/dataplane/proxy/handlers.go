@@ -66,7 +66,7 @@ func (p *Proxy) register() error {
 			return
 		}
 		for _, f := range p.families {
-			if f.endpoints.note(s, gone) {
+			if f.endpoints.observe(s, gone) {
 				p.changed()
 			}
 		}

@@ -193,11 +193,11 @@ func (s *served) set(objs ...any) {
 	}
 	for name, old := range s.slices {
 		if eps[name] == nil {
-			s.f.endpoints.note(old, true)
+			s.f.endpoints.observe(old, true)
 		}
 	}
 	for _, now := range eps {
-		s.f.endpoints.note(now, false)
+		s.f.endpoints.observe(now, false)
 	}
 	s.services, s.slices = services, eps
 	s.sync(true)

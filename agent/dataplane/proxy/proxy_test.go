@@ -338,7 +338,7 @@ func TestErrorsAreRepaired(t *testing.T) {
 		name := fmt.Sprintf("s%d", i%20)
 		s := service(name, fmt.Sprintf("10.43.0.%d", i%20+1), v1.ProtocolTCP)
 		f.services.Update(nil, s)
-		f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.0.%d", i%7+1),
+		f.endpoints.observe(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.0.%d", i%7+1),
 			fmt.Sprintf("10.42.0.%d", i%5+1)), i%11 == 0)
 		f.read(nodeInfo{name: "node"}, false)
 		if _, err := f.write(context.Background(), log); err != nil {
@@ -389,7 +389,7 @@ func BenchmarkMemory(b *testing.B) {
 				for i := range n {
 					name := fmt.Sprintf("service-%d", i)
 					f.services.Update(nil, service(name, fmt.Sprintf("10.43.%d.%d", i/250, i%250+1), v1.ProtocolTCP))
-					f.endpoints.note(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.%d.%d", i/250, i%250+1),
+					f.endpoints.observe(slice(name, v1.ProtocolTCP, fmt.Sprintf("10.42.%d.%d", i/250, i%250+1),
 						fmt.Sprintf("10.41.%d.%d", i/250, i%250+1)), false)
 				}
 				f.read(nodeInfo{name: "node"}, false)

@@ -63,7 +63,7 @@ func (r *Routes) follow(ctx context.Context, m netlinkwatch.Messages, ready func
 			}
 			now := c.Attrs().Flags&net.FlagUp != 0
 			if now && !was {
-				if err := r.back(); err != nil {
+				if err := r.restore(); err != nil {
 					return err
 				}
 			}
@@ -80,15 +80,15 @@ func (r *Routes) follow(ctx context.Context, m netlinkwatch.Messages, ready func
 				return err
 			}
 			if added > 0 {
-				r.log.Warn("somebody removed the route to Services, it is back", "ranges", r.ranges)
+				r.log.Warn("the route to Services was removed, it is restored", "ranges", r.ranges)
 			}
 		}
 	}
 }
 
-// back restores what the loopback interface has lost while it was down. The kernel sends no notification of the IPv4
-// routes that go with it.
-func (r *Routes) back() error {
+// restore adds again what the loopback interface has lost while it was down. The kernel sends no notification of the
+// IPv4 routes that go with it.
+func (r *Routes) restore() error {
 	if _, err := r.set(); err != nil {
 		return err
 	}

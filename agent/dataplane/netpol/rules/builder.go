@@ -267,7 +267,7 @@ func (b *Builder) release(a netip.Addr, p *pod) {
 func (b *Builder) own(x *address) {
 	var best *pod
 	for _, c := range x.claims {
-		if best == nil || better(c, best) {
+		if best == nil || precedes(c, best) {
 			best = c
 		}
 	}
@@ -282,8 +282,8 @@ func (b *Builder) own(x *address) {
 	}
 }
 
-// better orders pods that have the same address.
-func better(a, b *pod) bool {
+// precedes reports whether a, rather than b, owns an address that both claim.
+func precedes(a, b *pod) bool {
 	if a.Announced != b.Announced {
 		return a.Announced
 	}

@@ -112,7 +112,7 @@ func (s *store) element(set, key, val string, add bool) {
 		return
 	}
 	k := elemKey{set, key}
-	if _, noted := s.elemsWere[k]; !noted {
+	if _, recorded := s.elemsWere[k]; !recorded {
 		if !there {
 			was = absent
 		}
@@ -127,24 +127,25 @@ func (s *store) element(set, key, val string, add bool) {
 }
 
 func (s *store) setChain(c ruleset.Chain) {
-	s.noteChain(c.Name)
+	s.recordChain(c.Name)
 	s.chains[c.Name] = &c
 }
 
 func (s *store) deleteChain(name string) {
-	s.noteChain(name)
+	s.recordChain(name)
 	delete(s.chains, name)
 }
 
-func (s *store) noteChain(name string) {
-	if _, noted := s.chainsWere[name]; !noted {
+// recordChain records the chain of a name as it was at the last flush, before it changes.
+func (s *store) recordChain(name string) {
+	if _, recorded := s.chainsWere[name]; !recorded {
 		s.chainsWere[name] = s.chains[name]
 	}
 }
 
 func (s *store) setBase(f ruleset.Family, c ruleset.Chain) {
 	k := baseKey{f, c.Name}
-	if _, noted := s.baseWere[k]; !noted {
+	if _, recorded := s.baseWere[k]; !recorded {
 		s.baseWere[k] = s.base[k]
 	}
 	s.base[k] = &c

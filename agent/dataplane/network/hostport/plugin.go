@@ -157,7 +157,7 @@ func add(args *skel.CmdArgs) error {
 			return err
 		}
 	}
-	if err := tell(args, c, false); err != nil {
+	if err := announcePod(args, c, false); err != nil {
 		return err
 	}
 	return types.PrintResult(c.PrevResult, c.CNIVersion)
@@ -168,7 +168,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	_ = tell(args, c, true) // otherwise the agent notices when the Pod object changes
+	_ = announcePod(args, c, true) // otherwise the agent notices when the Pod object changes
 	if len(c.RuntimeConfig.PortMaps) == 0 {
 		return nil
 	}
@@ -262,15 +262,15 @@ func letLocalhostReach(maps []mapping) error {
 	return nil
 }
 
-// How long a pod waits for its network policies. After that it fails to start and is tried again.
+// Bounds of the wait for network policies. A pod that gets none in time fails to start and is tried again.
 const (
-	tellAdded = 5 * time.Second
-	tellGone  = 500 * time.Millisecond
+	addTimeout = 5 * time.Second
+	removeTimeout  = 500 * time.Millisecond
 )
 
-// tell announces the pod and waits until its network policies are in force. It is done here because a
+// announcePod announces the pod and waits until its network policies are in force. It is done here because a
 // plugin of its own would be one more process for every pod.
-func tell(args *skel.CmdArgs, c *config, gone bool) error {
+func announcePod(args *skel.CmdArgs, c *config, gone bool) error {
 	if c.PolicySocket == "" {
 		return nil
 	}
@@ -287,9 +287,9 @@ func tell(args *skel.CmdArgs, c *config, gone bool) error {
 	}
 	p := announce.Pod{Namespace: string(k8s.K8S_POD_NAMESPACE), Name: string(k8s.K8S_POD_NAME),
 		UID: string(k8s.K8S_POD_UID), Container: args.ContainerID, Gone: gone}
-	wait := tellGone
+	wait := removeTimeout
 	if !gone {
-		wait = tellAdded
+		wait = addTimeout
 		r, err := current.NewResultFromResult(c.PrevResult)
 		if err != nil {
 			return fmt.Errorf("read prevResult: %w", err)

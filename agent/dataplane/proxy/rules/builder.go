@@ -113,7 +113,7 @@ func (b *Builder) Get(name string) (ServicePort, bool) {
 func (b *Builder) Set(s ServicePort) {
 	now := normalize(b.cfg.Family, s)
 	old := b.ports[s.Name]
-	b.noteForget(old, &now)
+	b.queueForget(old, &now)
 	b.replace(old, &now)
 	b.ports[s.Name] = &now
 	if old == nil {
@@ -127,7 +127,7 @@ func (b *Builder) Delete(name string) {
 	if old == nil {
 		return
 	}
-	b.noteForget(old, &ServicePort{})
+	b.queueForget(old, &ServicePort{})
 	b.replace(old, nil)
 	delete(b.ports, name)
 	left := slices.DeleteFunc(b.names[old.Service], func(n string) bool { return n == name })
@@ -144,9 +144,9 @@ func (b *Builder) PortsOf(service string) []string { return slices.Clone(b.names
 // Endpoints counts endpoints behind addresses, those of sources.
 func (b *Builder) Endpoints() int { return b.slots }
 
-// noteForget notes that clients may be tied to an endpoint which left, or to a Service that has no
+// queueForget sets Forget if clients may be tied to an endpoint that is gone, or to a Service that has no
 // affinity any more.
-func (b *Builder) noteForget(old, now *ServicePort) {
+func (b *Builder) queueForget(old, now *ServicePort) {
 	if old == nil || old.Affinity == 0 {
 		return
 	}
