@@ -264,8 +264,8 @@ func letLocalhostReach(maps []mapping) error {
 
 // Bounds of the wait for network policies. A pod that gets none in time fails to start and is tried again.
 const (
-	addTimeout = 5 * time.Second
-	removeTimeout  = 500 * time.Millisecond
+	addTimeout    = 5 * time.Second
+	removeTimeout = 500 * time.Millisecond
 )
 
 // announcePod announces the pod and waits until its network policies are in force. It is done here because a
