@@ -26,7 +26,7 @@ const (
 	portA, portB, portStream = 18001, 18002, 18003
 )
 
-// listen answers on the node: A and B say who they are, and one takes whatever is sent.
+// listen answers on the node: two ports with their letter, the third reads a stream.
 func (p *proxy) listen() (err error) {
 	for port, answer := range map[int]string{portA: "A", portB: "B", portStream: ""} {
 		var l net.Listener
@@ -109,11 +109,21 @@ func (b *bed) point(ctx context.Context, p *proxy, port int32) error {
 	return err
 }
 
-// measure runs a proxy on what there is.
+// measurement is one run: a proxy that runs on the bed's Services, and its rows.
+type measurement struct {
+	*bed
+	proxy    *proxy
+	cmd      *exec.Cmd
+	services int
+	rows     []row
+}
+
+func (r *measurement) add(name, unit string, v float64) {
+	r.rows = append(r.rows, row{Services: r.services, Name: name, Unit: unit, Our: v})
+}
+
+// measure runs a proxy on n Services, with a number of changes of one endpoint and a time under a load of changes.
 func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.Duration) (rows []row, err error) {
-	add := func(name, unit string, v float64) {
-		rows = append(rows, row{Services: n, Name: name, Unit: unit, Our: v})
-	}
 	p.do(func() { err = exec.Command("nft", "flush", "ruleset").Run() })
 	if err != nil {
 		return nil, fmt.Errorf("empty the tables: %w", err)
@@ -121,95 +131,119 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 	if err := b.point(ctx, p, portA); err != nil {
 		return nil, err
 	}
-	cmd := p.command()
+	r := &measurement{bed: b, proxy: p, cmd: p.command(), services: n}
 	begun := time.Now()
-	if err := b.start(p.space, cmd, p.name); err != nil {
+	if err := b.start(p.space, r.cmd, p.name); err != nil {
 		return nil, err
 	}
 	defer func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
+		_ = r.cmd.Process.Signal(syscall.SIGTERM)
+		_ = r.cmd.Wait()
 	}()
-	if err := until(ctx, 3*time.Minute, "the first sync", 2*time.Millisecond,
-		func() bool { return p.ask() == "A" }); err != nil {
-		log, _ := os.ReadFile(b.dir + "/" + p.name + ".log")
-		return nil, fmt.Errorf("%w\n%s", err, log[max(0, len(log)-2000):])
+	for _, step := range []func() error{
+		func() error { return r.firstSync(ctx, begun) },
+		func() error { return r.singleChanges(ctx, changes) },
+		func() error { return r.underLoad(ctx, load) },
+		r.connections,
+		func() error { return r.throughput(ctx) },
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
 	}
-	add("exec until Services answer", "s", time.Since(begun).Seconds())
+	return r.rows, b.point(ctx, p, portA)
+}
+
+// firstSync measures the start, and the memory once it is over.
+func (r *measurement) firstSync(ctx context.Context, begun time.Time) error {
+	if err := until(ctx, 3*time.Minute, "the first sync", 2*time.Millisecond,
+		func() bool { return r.proxy.ask() == "A" }); err != nil {
+		log, _ := os.ReadFile(r.dir + "/" + r.proxy.name + ".log")
+		return fmt.Errorf("%w\n%s", err, log[max(0, len(log)-2000):])
+	}
+	r.add("exec until Services answer", "s", time.Since(begun).Seconds())
 	// What a start needs for a while is not what an idle node has.
 	if err := pause(ctx, gctuning.StartOver+5*time.Second); err != nil {
-		return nil, err
+		return err
 	}
 	// Read only now: the metric is counted a little after the rules are in force. Of kube-proxy's first full
 	// syncs, the one that wrote everything is by far the longest.
-	m := p.metric(fullSyncs+"_sum", fullSyncs+"_count")
-	add("full sync", "s", m[fullSyncs+"_sum"])
-	rss, anon := memory(cmd.Process.Pid)
-	add("memory, RSS", "MiB", rss)
-	add("memory, anonymous", "MiB", anon)
+	m := r.proxy.metric(fullSyncs+"_sum", fullSyncs+"_count")
+	r.add("full sync", "s", m[fullSyncs+"_sum"])
+	rss, anon := memory(r.cmd.Process.Pid)
+	r.add("memory, RSS", "MiB", rss)
+	r.add("memory, anonymous", "MiB", anon)
+	return nil
+}
 
-	before := p.metric(syncs+"_sum", syncs+"_count")
+// singleChanges measures changes of one endpoint on an otherwise idle node.
+func (r *measurement) singleChanges(ctx context.Context, changes int) error {
+	before := r.proxy.metric(syncs+"_sum", syncs+"_count")
 	var took, each []float64
 	ports := []int32{portB, portA}
 	for i := range changes {
 		begun := time.Now()
-		if err := b.point(ctx, p, ports[i%2]); err != nil {
-			return nil, err
+		if err := r.point(ctx, r.proxy, ports[i%2]); err != nil {
+			return err
 		}
 		want := []string{"B", "A"}[i%2]
 		if err := until(ctx, time.Minute, "the new endpoint", 500*time.Microsecond,
-			func() bool { return p.ask() == want }); err != nil {
-			return nil, err
+			func() bool { return r.proxy.ask() == want }); err != nil {
+			return err
 		}
 		took = append(took, time.Since(begun).Seconds()*1000)
 		if err := pause(ctx, 1200*time.Millisecond); err != nil { // longer than kube-proxy's minSyncPeriod
-			return nil, err
+			return err
 		}
-		after := p.metric(syncs+"_sum", syncs+"_count")
+		after := r.proxy.metric(syncs+"_sum", syncs+"_count")
 		if counted := after[syncs+"_count"] - before[syncs+"_count"]; counted > 0 {
 			each = append(each, 1000*(after[syncs+"_sum"]-before[syncs+"_sum"])/counted)
 		}
 		before = after
 	}
 	if len(each) == 0 {
-		return nil, fmt.Errorf("%s counted no sync in %d changes", p.name, changes)
+		return fmt.Errorf("%s counted no sync in %d changes", r.proxy.name, changes)
 	}
-	add("one-endpoint change, sync, p50", "ms", quantile(each, .5))
-	add("one-endpoint change, sync, longest", "ms", slices.Max(each))
-	add("one-endpoint change, until it answers, p50", "ms", quantile(took, .5))
+	r.add("one-endpoint change, sync, p50", "ms", quantile(each, .5))
+	r.add("one-endpoint change, sync, longest", "ms", slices.Max(each))
+	r.add("one-endpoint change, until it answers, p50", "ms", quantile(took, .5))
+	return nil
+}
 
-	// A change in a run of the API server's own work: only the proxy's processor time counts.
-	cpu := processor(cmd.Process.Pid)
-	begun = time.Now()
-	made := 0
+// underLoad measures the processor time of the proxy while endpoints change all the time. The API server works as
+// well then, so latencies say nothing.
+func (r *measurement) underLoad(ctx context.Context, load time.Duration) error {
+	cpu := processor(r.cmd.Process.Pid)
+	begun, made := time.Now(), 0
 	for tick := time.NewTicker(10 * time.Millisecond); time.Since(begun) < load; made++ {
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-tick.C:
 		}
-		i := made % n
-		if _, err := b.kube.DiscoveryV1().EndpointSlices(namespace).Update(ctx,
+		i := made % r.services
+		if _, err := r.kube.DiscoveryV1().EndpointSlices(namespace).Update(ctx,
 			newSlice(fillerName(i), 8080, endpoint(i, 0, 0), endpoint(i, 1, 1+made%2)),
 			metav1.UpdateOptions{}); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	seconds := time.Since(begun).Seconds()
-	add(fmt.Sprintf("CPU at 100 changes/s (%s)", load), "%", 100*(processor(cmd.Process.Pid)-cpu)/seconds)
+	r.add(fmt.Sprintf("CPU at 100 changes/s (%s)", load), "%", 100*(processor(r.cmd.Process.Pid)-cpu)/seconds)
 	if err := until(ctx, time.Minute, "all changes to be in", 50*time.Millisecond,
-		func() bool { return p.metric(changesLeft)[changesLeft] == 0 }); err != nil {
-		return nil, err
+		func() bool { return r.proxy.metric(changesLeft)[changesLeft] == 0 }); err != nil {
+		return err
 	}
-	if err := pause(ctx, time.Second); err != nil {
-		return nil, err
-	}
+	return pause(ctx, time.Second)
+}
 
+// connections measures how long connections through a Service take.
+func (r *measurement) connections() error {
 	var connects []float64
 	failed := 0
 	for range 3000 {
 		begun := time.Now()
-		c, err := p.dial()
+		c, err := r.proxy.dial()
 		if err != nil {
 			failed++
 			continue
@@ -218,16 +252,21 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 		_ = c.Close()
 	}
 	if len(connects) == 0 {
-		return nil, errors.New("no connection through the Service succeeded")
+		return errors.New("no connection through the Service succeeded")
 	}
-	add("connections of 3000 that failed", "", float64(failed))
-	add("connect through a Service, p50", "µs", quantile(connects, .5))
-	add("connect through a Service, p99", "µs", quantile(connects, .99))
-	if err := b.point(ctx, p, portStream); err != nil {
-		return nil, err
+	r.add("connections of 3000 that failed", "", float64(failed))
+	r.add("connect through a Service, p50", "µs", quantile(connects, .5))
+	r.add("connect through a Service, p99", "µs", quantile(connects, .99))
+	return nil
+}
+
+// throughput measures one stream through a Service.
+func (r *measurement) throughput(ctx context.Context) error {
+	if err := r.point(ctx, r.proxy, portStream); err != nil {
+		return err
 	}
 	if err := until(ctx, time.Minute, "the stream's endpoint", 10*time.Millisecond, func() bool {
-		c, err := p.dial()
+		c, err := r.proxy.dial()
 		if err != nil {
 			return false
 		}
@@ -237,14 +276,15 @@ func (b *bed) measure(ctx context.Context, p *proxy, n, changes int, load time.D
 		ne, late := err.(net.Error)
 		return late && ne.Timeout() // the other two answer at once
 	}); err != nil {
-		return nil, err
+		return err
 	}
-	speed, err := p.stream(3 * time.Second)
+	speed, err := r.proxy.stream(3 * time.Second)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	rows = append(rows, row{Services: n, Name: "throughput through a Service", Unit: "Gbit/s", Our: speed, More: true})
-	return rows, b.point(ctx, p, portA)
+	r.rows = append(r.rows, row{Services: r.services, Name: "throughput through a Service", Unit: "Gbit/s", Our: speed,
+		More: true})
+	return nil
 }
 
 // stream sends for a while and returns Gbit/s.
