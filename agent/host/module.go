@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoModule means that no such module is installed for the running kernel.
-var ErrNoModule = errors.New("no such module is installed for this kernel")
+// errNoModule means that no such module is installed for the running kernel.
+var errNoModule = errors.New("no such module is installed for this kernel")
 
-// LoadModule loads a kernel module and its dependencies, like modprobe without its configuration. The kernel loads most
+// loadModule loads a kernel module and its dependencies, like modprobe without its configuration. The kernel loads most
 // modules on first use; this is for the others.
-func LoadModule(name string) error {
+func loadModule(name string) error {
 	dir, files, err := findModule("/lib/modules", name)
 	if err != nil {
 		return fmt.Errorf("load module %s: %w", name, err)
@@ -52,13 +52,13 @@ func findModule(root, name string) (dir string, files []string, err error) {
 	dir = filepath.Join(root, unix.ByteSliceToString(u.Release[:]))
 	raw, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil, ErrNoModule
+		return "", nil, errNoModule
 	}
 	if err != nil {
 		return "", nil, err
 	}
 	if files = moduleFiles(raw, name); len(files) == 0 {
-		return "", nil, ErrNoModule
+		return "", nil, errNoModule
 	}
 	return dir, files, nil
 }

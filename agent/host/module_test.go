@@ -26,14 +26,14 @@ func TestModuleFiles(t *testing.T) {
 	if got := moduleFiles(dep, "netfilter"); got != nil {
 		t.Errorf("%v", got)
 	}
-	if err := LoadModule("no_such_module"); !errors.Is(err, ErrNoModule) {
+	if err := loadModule("no_such_module"); !errors.Is(err, errNoModule) {
 		t.Errorf("%v", err)
 	}
 }
 
 func TestFindModule(t *testing.T) {
 	root := t.TempDir()
-	if _, _, err := findModule(root, "br_netfilter"); !errors.Is(err, ErrNoModule) {
+	if _, _, err := findModule(root, "br_netfilter"); !errors.Is(err, errNoModule) {
 		t.Errorf("without modules: %v", err)
 	}
 	var u unix.Utsname

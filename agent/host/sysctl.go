@@ -32,7 +32,7 @@ func Forward(j *Journal, ipv4, ipv6 bool) (warnings []string, err error) {
 	}
 	if _, err := j.Sysctl("net.bridge.bridge-nf-call-iptables"); errors.Is(err, fs.ErrNotExist) {
 		// The kernel loads other modules on first use, but never this one.
-		if err := LoadModule("br_netfilter"); err != nil {
+		if err := loadModule("br_netfilter"); err != nil {
 			warnings = append(warnings, err.Error())
 		}
 	}

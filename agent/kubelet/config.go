@@ -66,8 +66,8 @@ func (c Config) Check() error {
 	c.Dirs, c.Root, c.PodLogs = layout.Default, folders.KubeletRoot, folders.PodLogs
 	c.Cgroup = host.Cgroup{Version: 2, Driver: host.DriverCgroupfs}
 	c.CgroupRoot, c.ClusterDomain, c.ResolvConf = "/", "cluster.local", "/etc/resolv.conf"
-	_, errLabels := ParseLabels(c.Labels)
-	_, errTaints := ParseTaints(c.Taints)
+	_, errLabels := parseLabels(c.Labels)
+	_, errTaints := parseTaints(c.Taints)
 	c.Labels, c.Taints = nil, nil
 	_, err := c.options()
 	return errors.Join(errLabels, errTaints, err)
@@ -85,7 +85,7 @@ func (c Config) fillFlags(f *options.KubeletFlags) error {
 		ips = append(ips, a.String())
 	}
 	f.NodeIP = strings.Join(ips, ",")
-	labels, err := ParseLabels(c.Labels)
+	labels, err := parseLabels(c.Labels)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (c Config) fillConfig(k *kubeletconfig.KubeletConfiguration) error {
 		k.MaxOpenFiles = min(k.MaxOpenFiles, int64(min(most, 1<<40))) // the same capability raises this limit
 	}
 	var err error
-	if k.RegisterWithTaints, err = ParseTaints(c.Taints); err != nil {
+	if k.RegisterWithTaints, err = parseTaints(c.Taints); err != nil {
 		return err
 	}
 	k.RegisterNode = true

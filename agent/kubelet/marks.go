@@ -12,8 +12,8 @@ import (
 	kubeletapis "k8s.io/kubelet/pkg/apis"
 )
 
-// ParseLabels parses labels of the form KEY=VALUE. Its error lists all invalid ones and names the setting node-label.
-func ParseLabels(list []string) (map[string]string, error) {
+// parseLabels parses labels of the form KEY=VALUE. Its error lists all invalid ones and names the setting node-label.
+func parseLabels(list []string) (map[string]string, error) {
 	out := map[string]string{}
 	var errs []error
 	for _, l := range list {
@@ -55,9 +55,9 @@ func checkLabels(key string, labels map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// ParseTaints parses taints of the form KEY=VALUE:EFFECT or KEY:EFFECT. Its error lists all invalid ones and names the
+// parseTaints parses taints of the form KEY=VALUE:EFFECT or KEY:EFFECT. Its error lists all invalid ones and names the
 // setting node-taint.
-func ParseTaints(list []string) ([]v1.Taint, error) {
+func parseTaints(list []string) ([]v1.Taint, error) {
 	var out []v1.Taint
 	var errs []error
 	for _, s := range list {

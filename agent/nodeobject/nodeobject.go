@@ -17,8 +17,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// Registered is the kubelet, with what it registers the node with. Its methods are called after the node is registered.
-type Registered interface {
+// registered is the kubelet, with what it registers the node with. Its methods are called after the node is registered.
+type registered interface {
 	Labels() map[string]string
 	Taints() []corev1.Taint
 }
@@ -28,7 +28,7 @@ type Config struct {
 	Name     string
 	Client   kubernetes.Interface      // as the node itself
 	Nodes    cache.SharedIndexInformer // runs, and holds at least this Node
-	Settings Registered
+	Settings registered
 	// SetTaints sets the taints, which a node may not do itself; nil leaves those of the registration.
 	SetTaints func(ctx context.Context, node string, taints []corev1.Taint) error
 	// Addresses are those that the settings add to the Node's, which are all of their types; none leaves the Node's

@@ -18,7 +18,7 @@ type Allow struct {
 	Kubelet netip.AddrPort
 	// PodRanges returns the node's pod ranges. The function and its result may be nil while they are not known.
 	PodRanges func() []netip.Prefix
-	// Addresses returns the machine's current addresses; nil means MachineAddresses.
+	// Addresses returns the machine's current addresses; nil means machineAddresses.
 	Addresses func() ([]netip.Addr, error)
 }
 
@@ -70,8 +70,8 @@ func (a Allow) Target(asked string) (string, error) {
 	return "", errNotAllowed
 }
 
-// MachineAddresses returns the addresses of all interfaces.
-func MachineAddresses() ([]netip.Addr, error) {
+// machineAddresses returns the addresses of all interfaces.
+func machineAddresses() ([]netip.Addr, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ type Tunnels struct {
 // New returns tunnels that Run opens.
 func New(cfg Config) *Tunnels {
 	if cfg.Allow.Addresses == nil {
-		cfg.Allow.Addresses = MachineAddresses
+		cfg.Allow.Addresses = machineAddresses
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = packetmark.Dialer().DialContext

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// Growth is the growth of the heap, in percent of the live heap, at which a collection starts. It is half of Go's
+// growth is the growth of the heap, in percent of the live heap, at which a collection starts. It is half of Go's
 // default, since an idle node produces little garbage and small machines lack memory. The variable GOGC overrides it.
-const Growth = 50
+const growth = 50
 
 // StartOver is the time after which the memory that only a start needs is garbage: the first pods run, caches are
 // filled.
 const StartOver = 20 * time.Second
 
-// Limit sets the growth of the heap to Growth, unless GOGC is set.
+// Limit sets the growth of the heap to growth, unless GOGC is set.
 func Limit() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(Growth)
+		debug.SetGCPercent(growth)
 	}
 }
 

@@ -17,8 +17,8 @@ const (
 	Protocol = "umiak-tunnel/1"
 )
 
-// MaxStreams is the number of connections that a tunnel carries at once; further ones wait.
-const MaxStreams = 500
+// maxStreams is the number of connections that a tunnel carries at once; further ones wait.
+const maxStreams = 500
 
 // Timeouts by which each end detects a dead connection: an end sends a ping after it has received nothing for
 // agentQuiet or serverQuiet, and closes the connection after it has received nothing for agentSilent or serverSilent.
@@ -44,8 +44,8 @@ const window = 512 << 10
 // AgentEnd returns the settings of the agent's end, which answers requests.
 func AgentEnd() *http.HTTP2Config {
 	return &http.HTTP2Config{
-		MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerStream: window,
-		MaxReceiveBufferPerConnection: MaxStreams * window,
+		MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: window,
+		MaxReceiveBufferPerConnection: maxStreams * window,
 		SendPingTimeout:               agentQuiet, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
 	}
 }

@@ -156,7 +156,7 @@ func parseError(m Message) *Error {
 	if m.Flags&unix.NLM_F_ACK_TLVS != 0 && len(m.Data) >= 20 {
 		_ = Attrs(m.Data[20:], func(typ uint16, v []byte) error {
 			if typ == unix.NLMSGERR_ATTR_MSG {
-				e.Text = CStr(v)
+				e.Text = cString(v)
 			}
 			return nil
 		})

@@ -7,7 +7,7 @@ import (
 )
 
 func FuzzMessages(f *testing.F) {
-	b := NewBatch(2)
+	b := newBatch(2)
 	b.Msg(unix.NFT_MSG_NEWSETELEM, 0)
 	b.Str(1, "umiak-test")
 	b.End()

@@ -87,11 +87,11 @@ func (t *Table) readHooks() (map[string]ruleset.Hook, error) {
 		err := Attrs(m.Data, func(at uint16, v []byte) error {
 			switch at {
 			case unix.NFTA_CHAIN_TABLE:
-				table = CStr(v)
+				table = cString(v)
 			case unix.NFTA_CHAIN_NAME:
-				name = CStr(v)
+				name = cString(v)
 			case unix.NFTA_CHAIN_TYPE:
-				hook.Type = CStr(v)
+				hook.Type = cString(v)
 			case unix.NFTA_CHAIN_POLICY:
 				accept = len(v) == 4 && be.Uint32(v) == 1
 			case unix.NFTA_CHAIN_HOOK:
@@ -115,7 +115,7 @@ func (t *Table) readHook(b []byte, hook *ruleset.Hook) error {
 	return Attrs(b, func(at uint16, v []byte) error {
 		switch {
 		case at == hookDevice:
-			hook.Device = CStr(v)
+			hook.Device = cString(v)
 		case len(v) != 4:
 		case at == unix.NFTA_HOOK_HOOKNUM:
 			for name, num := range hooks {
@@ -165,9 +165,9 @@ func (t *Table) readRules(chain string, f func(chain string, r Rule)) error {
 		err := Attrs(m.Data, func(at uint16, v []byte) error {
 			switch at {
 			case unix.NFTA_RULE_TABLE:
-				table = CStr(v)
+				table = cString(v)
 			case unix.NFTA_RULE_CHAIN:
-				name = CStr(v)
+				name = cString(v)
 			case unix.NFTA_RULE_HANDLE:
 				if len(v) == 8 {
 					r.Handle = be.Uint64(v)
@@ -194,7 +194,7 @@ func (r *Rule) parseUserData(b []byte) {
 		v := b[2 : 2+int(b[1])]
 		switch {
 		case b[0] == ruleComment:
-			r.Comment = CStr(v)
+			r.Comment = cString(v)
 		case b[0] == ruleDigest && len(v) == 8:
 			r.Digest = be.Uint64(v)
 		}
@@ -210,7 +210,7 @@ func (r *Rule) parseExpressions(list []byte) error {
 		return Attrs(e, func(at uint16, v []byte) error {
 			switch {
 			case at == unix.NFTA_EXPR_NAME:
-				name = CStr(v)
+				name = cString(v)
 			case at == unix.NFTA_EXPR_DATA && name == "counter" && !counted:
 				counted = true
 				return Attrs(v, func(at uint16, v []byte) error {
@@ -245,7 +245,7 @@ func (t *Table) ReadSets() (map[string]Shape, error) {
 			var s Shape
 			err := Attrs(m.Data, func(at uint16, v []byte) error {
 				if at == unix.NFTA_SET_NAME {
-					name = CStr(v)
+					name = cString(v)
 				}
 				if len(v) != 4 {
 					return nil
@@ -297,7 +297,7 @@ func parseElems(data []byte, keyLen int, f func(key, end, val, comment string) e
 					val = value(v)
 				case unix.NFTA_SET_ELEM_USERDATA:
 					if len(v) > 2 && v[0] == elemComment {
-						comment = CStr(v[2:])
+						comment = cString(v[2:])
 					}
 				}
 				return nil
@@ -326,7 +326,7 @@ func value(b []byte) (out string) {
 					jump = len(v) == 4 && be.Uint32(v) == jumpCode
 				case unix.NFTA_VERDICT_CHAIN:
 					if jump {
-						out = CStr(v)
+						out = cString(v)
 					}
 				}
 				return nil

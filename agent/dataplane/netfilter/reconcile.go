@@ -207,7 +207,7 @@ func (t *Table) missing(want Desired, there map[string]int, c *ruleset.Change) e
 
 // Clip returns the element with the part of its comment that the kernel stores.
 func Clip(e ruleset.Elem) ruleset.Elem {
-	e.Comment = e.Comment[:min(len(e.Comment), MaxComment-1)]
+	e.Comment = e.Comment[:min(len(e.Comment), maxComment-1)]
 	return e
 }
 

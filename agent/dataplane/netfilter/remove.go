@@ -39,8 +39,8 @@ func (c *Conn) remove(ctx context.Context, match func(name string) bool) (remove
 	var found []Table
 	err = c.Dump(unix.NFPROTO_UNSPEC, unix.NFT_MSG_GETTABLE, func(*Batch) {}, func(m Message) error {
 		return Attrs(m.Data, func(at uint16, v []byte) error {
-			if at == unix.NFTA_TABLE_NAME && match(CStr(v)) {
-				found = append(found, Table{Conn: c, Family: ruleset.Family(m.Family), Name: CStr(v)})
+			if at == unix.NFTA_TABLE_NAME && match(cString(v)) {
+				found = append(found, Table{Conn: c, Family: ruleset.Family(m.Family), Name: cString(v)})
 			}
 			return nil
 		})
@@ -48,7 +48,7 @@ func (c *Conn) remove(ctx context.Context, match func(name string) bool) (remove
 	if err != nil {
 		return nil, fmt.Errorf("list nftables tables: %w", err)
 	}
-	b := NewBatch(unix.NFPROTO_UNSPEC)
+	b := newBatch(unix.NFPROTO_UNSPEC)
 	for _, t := range found {
 		b.family = uint8(t.Family)
 		t.AddTable(b) // so that there is one to delete if somebody else does the same now

@@ -180,7 +180,7 @@ func (e *Elems) put(typ uint16, s ruleset.SetSpec, key, val, comment string) {
 			value(unix.NFTA_SET_ELEM_DATA, val)
 		}
 		if comment != "" {
-			comment = comment[:min(len(comment), MaxComment-1)]
+			comment = comment[:min(len(comment), maxComment-1)]
 			b.Raw(unix.NFTA_SET_ELEM_USERDATA, string([]byte{elemComment, byte(len(comment) + 1)})+comment+"\x00")
 		}
 	}

@@ -21,8 +21,8 @@ const (
 	ruleComment   = 0    // NFTNL_UDATA_RULE_COMMENT
 	ruleDigest    = 200  // a type of rule user data of umiak's; nft ignores types that it does not know
 	elemComment   = 0    // NFTNL_UDATA_SET_ELEM_COMMENT
-	// MaxComment is the longest comment of an element that the kernel stores, its final zero included.
-	MaxComment = 128
+	// maxComment is the longest comment of an element that the kernel stores, its final zero included.
+	maxComment = 128
 )
 
 // Table is a table of the kernel. Its methods append changes to batches, and read.
@@ -57,7 +57,7 @@ func (t *Table) Change(ctx context.Context, fill func(*Batch) error) error {
 }
 
 // Batch begins a batch for the table's family.
-func (t *Table) Batch() *Batch { return NewBatch(uint8(t.Family)) }
+func (t *Table) Batch() *Batch { return newBatch(uint8(t.Family)) }
 
 // hooks are the kernel's numbers of hooks; that of ingress is in a family of its own.
 var hooks = map[string]uint32{"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4, ingress: 0}

@@ -113,7 +113,7 @@ func touches(b []byte, tables []string, own uint32) (out []Touch) {
 			if at != 1 {
 				return nil
 			}
-			i := slices.Index(tables, CStr(v))
+			i := slices.Index(tables, cString(v))
 			if i < 0 {
 				return nil
 			}

@@ -23,8 +23,8 @@ type Batch struct {
 	last   int // where the last message of nf_tables starts
 }
 
-// NewBatch begins a batch.
-func NewBatch(family uint8) *Batch {
+// newBatch begins a batch.
+func newBatch(family uint8) *Batch {
 	t := &Batch{family: family, last: -1}
 	t.begin(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST)
 	be.PutUint16(t.b[t.msg+18:], unix.NFNL_SUBSYS_NFTABLES)
@@ -173,8 +173,8 @@ const nlaTypeMask = 0x3fff
 // control marks the types of messages that are netlink's own: error and done.
 const control = 0x8000
 
-// CStr is a string up to its end.
-func CStr(b []byte) string {
+// cString is a string up to its end.
+func cString(b []byte) string {
 	for i, c := range b {
 		if c == 0 {
 			return string(b[:i])

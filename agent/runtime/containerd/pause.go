@@ -22,17 +22,17 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// PauseImage is the image of every pod's sandbox container. It is created from the embedded pause program and never
+// pauseImage is the image of every pod's sandbox container. It is created from the embedded pause program and never
 // pulled.
-const PauseImage = "umiak.io/pause:1"
+const pauseImage = "umiak.io/pause:1"
 
-// PinnedLabel, with the value PinnedValue, protects an image from the kubelet's image garbage collection.
+// pinnedLabel, with the value pinnedValue, protects an image from the kubelet's image garbage collection.
 const (
-	PinnedLabel = "io.cri-containerd.pinned"
-	PinnedValue = "pinned"
-	// ManagedLabel, with the value ManagedValue, marks images that the CRI service lists.
-	ManagedLabel = "io.cri-containerd.image"
-	ManagedValue = "managed"
+	pinnedLabel = "io.cri-containerd.pinned"
+	pinnedValue = "pinned"
+	// managedLabel, with the value managedValue, marks images that the CRI service lists.
+	managedLabel = "io.cri-containerd.image"
+	managedValue = "managed"
 )
 
 // platform is this machine's platform, such as linux/arm64.
@@ -125,15 +125,15 @@ func newBlob(mediaType string, data []byte) blob {
 
 // put stores and unpacks the image under its name and its ID, as a pull would. It does nothing if the image is there.
 func (p pause) put(ctx context.Context, c *client.Client, snapshotter string) error {
-	labels := map[string]string{PinnedLabel: PinnedValue, ManagedLabel: ManagedValue}
+	labels := map[string]string{pinnedLabel: pinnedValue, managedLabel: managedValue}
 	store := c.ImageService()
-	got, err := store.Get(ctx, PauseImage)
+	got, err := store.Get(ctx, pauseImage)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	want := images.Image{Name: PauseImage, Target: p.manifest.desc, Labels: labels}
+	want := images.Image{Name: pauseImage, Target: p.manifest.desc, Labels: labels}
 	img := client.NewImage(c, want)
-	if err == nil && got.Target.Digest == p.manifest.desc.Digest && got.Labels[PinnedLabel] == PinnedValue {
+	if err == nil && got.Target.Digest == p.manifest.desc.Digest && got.Labels[pinnedLabel] == pinnedValue {
 		if ok, err := img.IsUnpacked(ctx, snapshotter); err == nil && ok {
 			return nil
 		}
@@ -152,7 +152,7 @@ func (p pause) put(ctx context.Context, c *client.Client, snapshotter string) er
 			return err
 		}
 	}
-	for _, name := range []string{PauseImage, p.config.desc.Digest.String()} {
+	for _, name := range []string{pauseImage, p.config.desc.Digest.String()} {
 		want.Name = name
 		if _, err := store.Update(ctx, want, "target", "labels"); errdefs.IsNotFound(err) {
 			_, err = store.Create(ctx, want)

@@ -114,12 +114,12 @@ func (s pinStore) Update(ctx context.Context, img images.Image, fieldpaths ...st
 	if err != nil {
 		return images.Image{}, err
 	}
-	if old.Target.Digest == img.Target.Digest && old.Labels[PinnedLabel] == PinnedValue {
+	if old.Target.Digest == img.Target.Digest && old.Labels[pinnedLabel] == pinnedValue {
 		labels := maps.Clone(img.Labels)
 		if labels == nil {
 			labels = map[string]string{}
 		}
-		labels[PinnedLabel] = PinnedValue
+		labels[pinnedLabel] = pinnedValue
 		img.Labels = labels
 	}
 	return s.Store.Update(ctx, img)

@@ -27,7 +27,7 @@ const (
 
 // Hosts returns the hosts to try for a registry, in order: its mirrors, or those of "*", then the registry itself
 // unless the settings exclude it. It returns at least one host; if no host may be used, the host's client returns
-// ErrForbidden for every request.
+// errForbidden for every request.
 func (s *Settings) Hosts(registry string, request Credentials) ([]docker.RegistryHost, error) {
 	mirror, ok := s.Mirrors[registry]
 	if !ok {
@@ -68,15 +68,15 @@ func (s *Settings) Hosts(registry string, request Credentials) ([]docker.Registr
 	return out, err
 }
 
-// ErrForbidden means that the settings exclude the registry and name no mirror for it.
-var ErrForbidden = errors.New("the registry settings exclude the registry (fallback: false) and name no mirror")
+// errForbidden means that the settings exclude the registry and name no mirror for it.
+var errForbidden = errors.New("the registry settings exclude the registry (fallback: false) and name no mirror")
 
 // forbidden is the transport for a registry that the settings exclude.
 type forbidden string
 
 // RoundTrip implements http.RoundTripper.
 func (f forbidden) RoundTrip(*http.Request) (*http.Response, error) {
-	return nil, fmt.Errorf("registry %s: %w", string(f), ErrForbidden)
+	return nil, fmt.Errorf("registry %s: %w", string(f), errForbidden)
 }
 
 // registryEndpoint returns the default endpoint of a registry.

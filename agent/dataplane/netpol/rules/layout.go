@@ -26,8 +26,8 @@ func fixedSets() []ruleset.SetSpec {
 	return []ruleset.SetSpec{known, isolated, self, groups[Ingress], groups[Egress]}
 }
 
-// IsBase reports whether a chain is one of those that packets come to first.
-func IsBase(chain string) bool { return slices.Contains(baseChains, chain) }
+// isBase reports whether a chain is one of those that packets come to first.
+func isBase(chain string) bool { return slices.Contains(baseChains, chain) }
 
 var baseChains = []string{"filter-egress", "filter-ingress", "new-connection"}
 
