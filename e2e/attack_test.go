@@ -34,7 +34,7 @@ var updateRights = flag.Bool("update-rights", false, "write "+rightsFile+" anew;
 // rightsFile is the list of what an agent's credentials open.
 const rightsFile = "testdata/agent-rights.txt"
 
-// attack is somebody who has read the disk of an agent's node.
+// attack is an attacker who has read the disk of an agent's node.
 type attack struct {
 	*env
 	node, victim string // the attacker's node and another's
@@ -312,7 +312,7 @@ func (i *intruder) askAt(ctx context.Context, base, method, path, form string, b
 	}
 }
 
-// letIn reports whether an answer of the API server is not the refusal of one who may not.
+// letIn reports whether the API server has admitted a request.
 func letIn(code int, answer string) bool {
 	switch code {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed:
@@ -593,7 +593,7 @@ func (a *attack) uid(node string) string {
 	return string(n.UID)
 }
 
-// verbs asks the API server for rights that are no requests of their own, and tries to act as somebody else.
+// verbs asks the API server for rights that are no requests of their own, and tries to impersonate others.
 func (i *intruder) verbs() (out []func(context.Context) error) {
 	for _, v := range []struct{ verb, group, resource string }{
 		{"*", "*", "*"}, {"impersonate", "", "users"}, {"impersonate", "", "groups"},
@@ -630,7 +630,7 @@ func (i *intruder) verbs() (out []func(context.Context) error) {
 			return err
 		})
 	}
-	// What a proxy in front says of who asks is nobody's word but the proxy's.
+	// Headers by which a proxy in front names the user count from that proxy alone.
 	out = append(out, func(ctx context.Context) error {
 		code, answer, err := i.ask(ctx, http.MethodGet, "/api/v1/secrets", "", nil, "X-Remote-User", "umiak:admin",
 			"X-Remote-Group", "system:masters")
@@ -698,7 +698,7 @@ func (i *intruder) sightings() (out []func(context.Context) error) {
 }
 
 // longList is M3 of the reading: a kubelet may not make its Node so long that others are busy with it; and where
-// somebody who may has done so, another Node's range of Pods still has its route everywhere soon.
+// an administrator has done so, another Node's range of Pods still has its route everywhere soon.
 func (e *env) longList(from *cluster.Cluster, nodes ...*cluster.Cluster) {
 	imageNames := make([]string, 100_000)
 	for n := range imageNames {

@@ -107,7 +107,7 @@ type cisNode struct {
 		SeccompDefault       bool            `json:"seccompDefault"`
 		FeatureGates         map[string]bool `json:"featureGates"`
 	}
-	strangers     int    // what somebody without credentials gets
+	strangers     int    // what a client without credentials gets
 	encryption    string // the first provider of the encryption configuration
 	auditPolicy   string
 	wrongFiles    func(want fs.FileMode, paths ...string) string
@@ -130,7 +130,7 @@ type cisRule struct {
 func (e *env) cis() *cisNode {
 	e.Helper()
 	b := &cisNode{flags: map[string]string{}, server: cluster.Dirs().Server(), agent: cluster.Dirs().Agent()}
-	// As text the separator is drawn by lot, so that nobody reads it by program.
+	// As text the separator is random, so that no program reads it.
 	raw, err := e.Kube.Discovery().RESTClient().Get().AbsPath("/flagz").SetHeader("Accept",
 		"application/json;g=config.k8s.io;v=v1beta1;as=Flagz").DoRaw(e.soon())
 	e.must(err)

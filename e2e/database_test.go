@@ -83,7 +83,7 @@ func TestServersOnOneDatabase(t *testing.T) {
 		for _, name := range []string{"b.example.org", "console.apps.example.org", "pg1", "pg2"} {
 			for _, c := range []*cluster.Cluster{e.Cluster, second} {
 				k, body := knock(e.T, second.M, c.M.IP+":6443", nil), newIdentity(e.T, name, "10.255.0.7").req
-				// each hears of the other's names, and of the token, a moment later
+				// each receives the other's names, and the token, a moment later
 				e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 					if _, err := k.node(tok, body); err == nil ||
 						!strings.Contains(err.Message, "is a name of the API server") {

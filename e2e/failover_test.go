@@ -279,7 +279,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("a client saw %d failed requests:\n%s", failed, strings.Join(why, "\n"))
 		}
 	}
-	// Every server is there before the next is restarted, as whoever upgrades a cluster waits.
+	// Every server is ready before the next is restarted, as in an upgrade of a cluster.
 	e.must(e.serve(servers))
 	begun := time.Now()
 	for range rolls {

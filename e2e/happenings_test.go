@@ -90,7 +90,7 @@ func (s *soak) stop(c *cluster.Cluster, limit time.Duration) {
 	}
 }
 
-// noQuorum takes two of three servers away: the third names them, is quiet, and stops when it is told to.
+// noQuorum takes two of three servers away: the third names them, logs little, and stops at a signal.
 func (s *soak) noQuorum() {
 	all := s.pick()
 	left := all[0]

@@ -60,7 +60,7 @@ spec:
 		}
 		return err
 	}))
-	// The administrator's rights are not those that nobody can take away.
+	// The administrator's rights are not those that cannot be revoked.
 	var rev struct {
 		Status struct {
 			UserInfo struct {

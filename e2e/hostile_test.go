@@ -121,7 +121,7 @@ func (e *env) statusSays(words ...string) {
 	}))
 }
 
-// allReady waits until `umiak status` says that every part is, in the process that was started.
+// allReady waits until every part is ready by `umiak status`, in the process that was started.
 func (e *env) allReady() {
 	e.Helper()
 	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
@@ -259,7 +259,8 @@ func obstacles() []obstacle {
 		{
 			name: "disk full", says: []string{"containerd", "retrying", "full"},
 			arrange: func(e *env) {
-				// The disk of what a node has besides the datastore: a server whose datastore cannot write is not ready.
+				// The disk of what a node has besides the datastore: a server whose datastore cannot write is not
+				// ready.
 				e.sh("mkdir -p /var/lib/umiak/agent; mount -t tmpfs -o size=400m tmpfs /var/lib/umiak/agent")
 				e.must(e.Start())
 				e.allReady()
@@ -404,7 +405,7 @@ spec:
 	}))
 	e.must(e.Kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(e.soon(), "hook",
 		metav1.DeleteOptions{}))
-	// Controllers that got no token have ended the controller manager, and with it, once or more, the process anew.
+	// Controllers that got no token have ended the controller manager, and with it, once or more, the process.
 	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
 		out, err := e.Umiak(ctx, "status")
 		if err != nil {

@@ -92,7 +92,7 @@ func TestImportedImages(t *testing.T) {
 		}
 	}
 	e.sub("while a pull hangs, other pods run", func(e *env) {
-		// What a probe said is remembered for half a minute; a start asks anew.
+		// The result of a probe is cached for half a minute; a start asks again.
 		e.must(e.Kill())
 		e.must(e.Start())
 		e.must(e.Cluster.Ready(e.within(2 * patience)))

@@ -39,7 +39,7 @@ type mirror struct {
 	now      string       // the version of the programs under test
 }
 
-// newReleases is a mirror that nobody can reach. It has programs as they are now. Each takes seconds to be compressed.
+// newReleases is a mirror without a network. It has the programs of this build. Each takes seconds to be compressed.
 func newReleases(t *testing.T, programs ...string) *mirror {
 	t.Helper()
 	root, err := cluster.Checkout()
@@ -426,7 +426,7 @@ func TestInstall(t *testing.T) {
 	})
 }
 
-// powerLossInTheSwitch: the new version never becomes ready, and whoever installs it is gone before it can be taken
+// powerLossInTheSwitch: the new version never becomes ready, and the installer has ended before it can be taken
 // back.
 func (b *box) powerLossInTheSwitch(m *mirror) {
 	b.Helper()
@@ -595,7 +595,7 @@ func (b *box) staged(match string) (all []string) {
 	return all
 }
 
-// forged tries releases that somebody has changed.
+// forged tries releases that have been altered.
 func (b *box) forged(m *mirror) {
 	b.Helper()
 	dir := filepath.Join(m.dir, "forged")
@@ -612,7 +612,7 @@ func (b *box) forged(m *mirror) {
 	b.refused(m, "forged", "", "", "signature")
 }
 
-// TestInstallFleet: a server and two agents, each by its line, then all of them are booted anew.
+// TestInstallFleet: a server and two agents, each by its line, then all of them are rebooted.
 func TestInstallFleet(t *testing.T) {
 	t.Parallel()
 	l := lan(t)
@@ -739,7 +739,7 @@ func (b *box) upgradeCluster(m *mirror, agents []*box, next string) {
 	m.slow.Store(false)
 	b.must(a.M.Boot())
 	b.must(debian.Booted(b.within(2*patience), a.M))
-	out, err = upgrade() // as whoever asks how it goes
+	out, err = upgrade() // as a user who asks for the progress
 	b.must(err)
 	b.Logf("%s", out)
 	for _, v := range versions() {

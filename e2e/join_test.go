@@ -197,13 +197,14 @@ func TestJoin(t *testing.T) {
 		e.kubectl("drain", "ag1", "--ignore-daemonsets", "--force")
 		e.shutOut(one, two)
 		e.must(one.Stop(e.soon()))
-		// Its name becomes free by itself.
+		// Its name becomes free after a while.
 		secrets := e.Kube.CoreV1().Secrets("kube-system")
 		e.must(cluster.Gone(e.soon(), secrets, "ag1.node-password.umiak", func(ctx context.Context) error {
 			_, err := secrets.Get(ctx, "ag1.node-password.umiak", metav1.GetOptions{})
 			return err
 		}))
-		// Without a token it is told so, and makes no Node; with one it is back, and the name is its own again.
+		// Without a token it gets an error that says so, and makes no Node; with one it is back, and the name is its
+		// own again.
 		e.must(one.Start("--server", e.url()))
 		e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
 			out, _ := one.Umiak(ctx, "status")
@@ -312,7 +313,7 @@ func (k *knocker) ask(path, tok string, body []byte) (*joinwire.NodeResponse, *j
 	return out, nil
 }
 
-// notYet says that a token is not refused as it is to be.
+// notYet is the error of a token that is still accepted.
 func notYet(what string, err *joinwire.Error) error {
 	if err == nil {
 		return fmt.Errorf("%s is taken", what)

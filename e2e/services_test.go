@@ -94,7 +94,7 @@ spec:
 		e.becomes("cli", me, "udp", e.service("cluster").Spec.ClusterIP+":81")
 	})
 	e.sub("hairpin", func(e *env) {
-		// A pod that reaches itself through a Service must be answered, whoever it then seems to be.
+		// A pod that reaches itself through a Service must be answered, whatever its source address is then.
 		e.must(cluster.Eventually(e.soon(), func(context.Context) error {
 			out, err := e.in("srv", "get", "http://cluster/")
 			if err == nil && !strings.HasPrefix(out, "srv ") {
@@ -231,7 +231,7 @@ func TestPodsReachEachOtherAndTheWorld(t *testing.T) {
 
 var dialer = net.Dialer{Timeout: 10 * time.Second, FallbackDelay: -1}
 
-// listenOnLAN listens at the LAN's gateway, which is nobody's machine.
+// listenOnLAN listens at the LAN's gateway, which is no machine of the cluster.
 func (e *env) listenOnLAN() (l net.Listener, err error) {
 	err = e.M.LAN().Do(func() error {
 		l, err = (&net.ListenConfig{}).Listen(e.ctx, "tcp", e.M.LAN().Gateway()+":0")
@@ -243,7 +243,7 @@ func (e *env) listenOnLAN() (l net.Listener, err error) {
 func TestOutsideNamesAreForwarded(t *testing.T) {
 	e := share(t)
 	e.client("cli")
-	// The machine's resolv.conf names the LAN's gateway, where nobody has listened so far.
+	// The machine's resolv.conf names the LAN's gateway, where no server has listened so far.
 	e.must(e.M.LAN().Do(func() error {
 		p, err := (&net.ListenConfig{}).ListenPacket(e.ctx, "udp", e.M.LAN().Gateway()+":53")
 		if err != nil {

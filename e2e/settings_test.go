@@ -44,7 +44,7 @@ func TestSettingsThatChange(t *testing.T) {
 	if l := e.statusLine(first.Name, "localhost"); l == "" {
 		t.Error("status does not say why the node is called so")
 	}
-	// Somebody else labels and taints it.
+	// Another client labels and taints it.
 	patch := `{"metadata":{"labels":{"theirs":"yes"}},"spec":{"taints":[{"key":"own","value":"yes","effect":"PreferNoSchedule"},{"key":"theirs","effect":"PreferNoSchedule"}]}}`
 	_, err = e.Kube.CoreV1().Nodes().Patch(e.soon(), first.Name, types.MergePatchType, []byte(patch),
 		metav1.PatchOptions{})

@@ -42,7 +42,7 @@ func (e *env) identities() map[string]string {
 	return out
 }
 
-// expired waits until a watch of ConfigMaps from a resource version is told that it is too old.
+// expired waits until a watch of ConfigMaps from a resource version is refused as too old.
 func (e *env) expired(resourceVersion string) {
 	e.Helper()
 	w, err := e.Kube.CoreV1().ConfigMaps(e.ns).Watch(e.soon(), metav1.ListOptions{ResourceVersion: resourceVersion})

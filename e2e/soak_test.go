@@ -81,7 +81,7 @@ func (s *soak) start(c *cluster.Cluster) {
 	delete(s.dead, c)
 }
 
-// alive fails the test if a server's process has ended that nobody killed.
+// alive fails the test if a server's process has ended without being killed.
 func (s *soak) alive() {
 	s.Helper()
 	for _, c := range s.servers {
@@ -213,7 +213,7 @@ func (s *soak) run(plan soakPlan) {
 	ctx, cancel := context.WithCancel(s.Context())
 	var wg sync.WaitGroup
 	for i, c := range s.servers {
-		// What rotates the keys of Secrets writes every ConfigMap anew: a long run must not have too many.
+		// A rotation of the keys of Secrets rewrites every ConfigMap: a long run must not have too many.
 		w := &writer{id: i, kube: c.Kube, ns: s.ns, pace: max(pace, plan.long/5000)}
 		s.writers = append(s.writers, w)
 		wg.Go(func() { w.run(ctx) })

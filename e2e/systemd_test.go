@@ -137,7 +137,7 @@ spec:
 // inOrder is what they write when the machine shuts down as it should.
 var inOrder = []string{"normal prestop", "normal term", "normal end", "critical term", "critical end"}
 
-// order returns what was written and begins anew.
+// order returns the lines written since the last call.
 func (b *box) order() []string {
 	b.Helper()
 	f := b.hostPath("/etc/e2e/order")
@@ -151,7 +151,7 @@ func (b *box) order() []string {
 	return strings.FieldsFunc(string(raw), func(r rune) bool { return r == '\n' })
 }
 
-// runLasting makes the pods of lasting anew: what a shutdown has stopped stays Failed.
+// runLasting creates the pods of lasting again: those that a shutdown has stopped stay Failed.
 func (b *box) runLasting() {
 	b.Helper()
 	b.kubectl("delete", "pod", "normal", "critical", "--ignore-not-found", "--force", "--grace-period=0")
@@ -160,7 +160,7 @@ func (b *box) runLasting() {
 	b.pod(named("critical"), isReady)
 }
 
-// answers says that a Service, its name and a pod of before can be reached from a new pod.
+// answers checks that a new pod reaches a Service, its name and a pod of before.
 func (b *box) answers(client string) {
 	b.Helper()
 	b.kubectl("delete", "pod", client, "--ignore-not-found", "--force", "--grace-period=0")
@@ -172,7 +172,7 @@ func (b *box) answers(client string) {
 }
 
 // leftovers looks for what a boot must not find of the one before: addresses that belong to no pod, network
-// namespaces that nobody is in, mounts of pods that are gone.
+// namespaces without processes, mounts of pods that are gone.
 func (b *box) leftovers() {
 	b.Helper()
 	err := cluster.Eventually(b.soon(), func(ctx context.Context) error {
@@ -264,7 +264,7 @@ func TestSystemd(t *testing.T) {
 	b.must(err)
 
 	begun := time.Now()
-	b.systemctl("start", "umiak") // returns when umiak says that it is ready
+	b.systemctl("start", "umiak") // returns when umiak is ready
 	t.Logf("systemctl start returned after %s", time.Since(begun).Round(time.Millisecond))
 	b.systemctl("enable", "umiak")
 	b.up()
@@ -422,7 +422,7 @@ func (b *box) replaced() {
 	}))
 }
 
-// kept says that nothing is lost of what writeUntil returned.
+// kept checks that no write of writeUntil is lost.
 func (b *box) kept(acknowledged map[string]string) {
 	b.Helper()
 	list, err := b.Kube.CoreV1().ConfigMaps(b.ns).List(b.ctx, metav1.ListOptions{})

@@ -48,7 +48,7 @@ spec:
 
 const thief = `{"apiVersion":"v1","kind":"Service","metadata":{"name":%q},"spec":{"externalIPs":[%q],"ports":[{"port":%d}]}}`
 
-// TestTenant: who may edit one namespace takes nothing of the system's or of other tenants' (issue 13).
+// TestTenant: a user with edit rights in one namespace takes nothing of the system's or of other tenants' (issue 13).
 func TestTenant(t *testing.T) {
 	e := share(t)
 	e.apply(fmt.Sprintf(tenant, e.ns))
@@ -142,7 +142,7 @@ spec: {type: LoadBalancer, loadBalancerClass: example.org/own, ports: [{port: 64
 			e.Errorf("balancer at %s: %s, %v", ip, out, err)
 		}
 	}
-	// Umiak's own balancer gives ports of the system to nobody, whatever address is asked for.
+	// Umiak's own balancer gives ports of the system to no Service, whatever address is asked for.
 	e.must(e.asTenant(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"ports"},"spec":{"type":"LoadBalancer","loadBalancerIP":"` + e.M.IP + `","selector":{"app":"evil"},
 		"ports":[{"name":"a","port":6443,"targetPort":8081},{"name":"b","port":10250,"targetPort":8081},{"name":"c","port":5001,"targetPort":8081}]}}`))
 	_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Services(e.ns), named("ports"),
@@ -279,15 +279,15 @@ func (e *env) ownSourcesOnly(pod, neighbour, nodeV6 string) {
 		arrive("IPv6", nodeV6, v6(evil), "2001:db8::1", v6(friend), "fd42::fa", "fd42::1:2", nodeV6, "fd43::a",
 			"fd75:6d69:616b::53")
 	}
-	// They are checked again when somebody has flushed all rules.
+	// They are checked again after a flush of all rules.
 	_, err = e.nft("delete", "table", "netdev", "umiak-source")
 	e.must(err)
 	e.must(cluster.Eventually(e.soon(), checked))
 	arrive("after a flush", e.M.IP, evil.Status.PodIP, forged...)
 }
 
-// tenantFloods: a namespace whose Pods may talk to nobody, and a Pod that asks DNS as fast as it can: the node stays
-// ready, its Pods are entered, and other tenants' names are answered.
+// tenantFloods: a namespace whose Pods may connect to nothing, and a Pod that asks DNS as fast as it can: the node
+// stays ready, its Pods are entered, and other tenants' names are answered.
 func (e *env) tenantFloods() {
 	e.must(e.asTenant(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"nobody"},"spec":{"podSelector":{},"policyTypes":["Ingress","Egress"]}}`))
 	ctx := e.soon()

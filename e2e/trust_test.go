@@ -25,7 +25,7 @@ import (
 	"github.com/umiak-io/umiak/internal/tunnelwire"
 )
 
-// broken is an agent's machine in the hands of somebody else, who asks with its keys.
+// broken is an agent's machine under the control of an attacker, who uses its keys.
 type broken struct {
 	*env
 	node *cluster.Cluster
@@ -135,7 +135,7 @@ func (e *env) liar(node, victim *cluster.Cluster, pod *corev1.Pod) {
 	}
 	e.logs(pod.Name, "")
 
-	// It registers the address of a machine that is no node: nobody else has it, but nothing supports it either.
+	// It registers the address of a machine that is no node: no other node has it, but nothing confirms it either.
 	if code, body := b.renew(joinwire.RenewPath, own, host); code != http.StatusOK {
 		e.Fatalf("a node registers an address that nobody has: %d %s", code, body)
 	}

@@ -98,7 +98,7 @@ type podWatch struct {
 	mu sync.Mutex
 	at map[string]time.Time
 	on map[string]bool
-	// changed is closed and made anew at each event.
+	// changed is closed and replaced at each event.
 	changed chan struct{}
 }
 

@@ -132,7 +132,7 @@ func finish(dir string) error {
 	for _, d := range debs {
 		errs = append(errs, os.Remove(d))
 	}
-	// Nothing is to begin by itself in the middle of a test.
+	// No timer may start a job in the middle of a test.
 	for _, t := range []string{"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer",
 		"e2scrub_all.timer", "fstrim.timer", "systemd-tmpfiles-clean.timer"} {
 		errs = append(errs, os.Symlink("/dev/null", in("etc/systemd/system/"+t)))

@@ -23,7 +23,7 @@ type hierarchy struct {
 
 func (h hierarchy) v2() bool { return h.fstype == "cgroup2" }
 
-// pure says that all controllers are in v2, as opposed to the empty v2 beside v1 that hybrid systems have.
+// pure is true if all controllers are in v2, as opposed to the empty v2 beside v1 that hybrid systems have.
 func (h hierarchy) pure() bool { return h.v2() && h.mount == "/sys/fs/cgroup" }
 
 func (h hierarchy) group(id string) string { return filepath.Join(h.mount, "umiak-e2e-"+id) }

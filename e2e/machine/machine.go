@@ -194,7 +194,7 @@ func (m *Machine) Boot() error {
 	return m.save()
 }
 
-// resetCgroups makes the machine's groups anew: no cgroup survives a real machine's reboot.
+// resetCgroups recreates the machine's groups: no cgroup survives a real machine's reboot.
 func (m *Machine) resetCgroups() error {
 	for _, h := range m.cgroups {
 		if err := removeCgroup(h.group(m.ID)); err != nil {
@@ -206,7 +206,7 @@ func (m *Machine) resetCgroups() error {
 	return err
 }
 
-// WaitOff waits until the machine has gone down by itself.
+// WaitOff waits until the machine has shut down.
 func (m *Machine) WaitOff(ctx context.Context) error {
 	if m.PID == 0 || m.init == nil {
 		return nil
@@ -284,7 +284,7 @@ func Open(id string) (*Machine, error) {
 	if m.cgroups, err = hierarchies(); err != nil {
 		return nil, err
 	}
-	// A pid alone may have been given to somebody else since.
+	// A pid alone may belong to another process by now.
 	if startOf(s.Parent) == s.ParentStart {
 		m.PID, m.init = s.PID, &holder{pid: s.Parent}
 	}

@@ -27,7 +27,7 @@ func startOf(pid int) string {
 	return f[19]
 }
 
-// writeOwner notes which process the folder belongs to; nobody owns one that persists.
+// writeOwner records which process owns the folder; a persistent one has no owner.
 func writeOwner(dir string, persist bool) error {
 	owner := fmt.Sprintf("%d %s\n", os.Getpid(), startOf(os.Getpid()))
 	if persist {
@@ -46,7 +46,7 @@ func Sweep() error {
 	for _, f := range dirs {
 		raw, err := os.ReadFile(f)
 		if err != nil {
-			continue // somebody else sweeps too
+			continue // another process sweeps too
 		}
 		pid, start, ok := strings.Cut(strings.TrimSpace(string(raw)), " ")
 		n, err := strconv.Atoi(pid)

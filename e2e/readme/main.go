@@ -63,7 +63,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
-		// Also when something went wrong before, or somebody lost patience.
+		// Also after a failure or an interruption.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
 		defer cancel()
 		err = errors.Join(err, m.command(ctx, "scripts/down"), m.compare(ctx, before))

@@ -139,7 +139,7 @@ func TestFolderOfTheProgram(t *testing.T) {
 	h.gone("opt/bin/umiak")
 	h.has("bin/umiak", "v1.37.2")
 	h.has("etc/installed", h.dir+"/bin/umiak\n")
-	// Somebody has taken the program away.
+	// The program has been removed.
 	h.must(os.Remove(filepath.Join(h.dir, "bin/umiak")))
 	h.refused("v1.30.0", nil, "v1.30.0 is older than v1.37.2")
 	h.mustInstall("v1.37.2", nil)

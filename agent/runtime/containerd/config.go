@@ -72,9 +72,9 @@ func (c Config) cniPlugins() []string {
 	return []string{c.Programs.CNIDir}
 }
 
-// shimSockets is the folder of the shims' sockets. Socket names are 64 bytes long and containerd limits the folder to
+// ShimSockets is the folder of the shims' sockets. Socket names are 64 bytes long and containerd limits the folder to
 // 42 bytes, so for a run directory of more than 29 bytes the folder is in /run, named after a hash of the directory.
-func shimSockets(dirs layout.Dirs) string {
+func ShimSockets(dirs layout.Dirs) string {
 	const maxLen = 42 // containerd's limit for socket_dir
 	if d := filepath.Join(dirs.ContainerdState(), "s"); len(d) <= maxLen {
 		return d
@@ -97,7 +97,7 @@ func (c Config) render(s settings) *srvconfig.Config {
 		Plugins: map[string]any{
 			"io.containerd.server.v1.grpc":  map[string]any{"address": c.Dirs.ContainerdSocket()},
 			"io.containerd.server.v1.ttrpc": map[string]any{"address": ttrpcSocket(c.Dirs)},
-			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": shimSockets(c.Dirs)},
+			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": ShimSockets(c.Dirs)},
 			"io.containerd.transfer.v1.local": map[string]any{
 				// Layers that one pull fetches at the same time; each is buffered and unpacked in memory.
 				"max_concurrent_downloads": 3,

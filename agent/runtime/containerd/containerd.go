@@ -67,7 +67,7 @@ func (c *Containerd) run(ctx context.Context, ready func()) error {
 	if err := server.CreateTopLevelDirectories(config); err != nil {
 		return err
 	}
-	for _, d := range []string{c.cfg.CNIConfigDir(), shimSockets(c.cfg.Dirs)} {
+	for _, d := range []string{c.cfg.CNIConfigDir(), ShimSockets(c.cfg.Dirs)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}

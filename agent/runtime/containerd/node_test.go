@@ -229,7 +229,7 @@ func (n *node) cleanup() {
 	_ = n.holder.Process.Kill()
 	_ = n.holder.Wait()
 	err := errors.Join(os.RemoveAll(n.cfg.Dirs.Run), os.RemoveAll(n.cfg.Dirs.Data))
-	if dir := containerd.shimSockets(n.cfg.Dirs); !strings.HasPrefix(dir, n.cfg.Dirs.Run) {
+	if dir := containerd.ShimSockets(n.cfg.Dirs); !strings.HasPrefix(dir, n.cfg.Dirs.Run) {
 		err = errors.Join(err, os.RemoveAll(filepath.Dir(dir)))
 	}
 	if err != nil {
