@@ -160,7 +160,7 @@ func sameNamespace(pid int, kind string) bool {
 
 // killTimeout bounds the end of processes after SIGKILL: one that waits for a disk or a network file system that does
 // not answer lives on.
-const killTimeout = 10 * time.Second
+const killTimeout = 30 * time.Second
 
 // target is a process to kill.
 type target struct {
