@@ -27,7 +27,7 @@ type Config struct {
 	Backend     string // VXLAN, HostGW, WireGuard or None
 	ClusterCIDR []netip.Prefix
 	ServiceCIDR []netip.Prefix
-	// SourceCheck keeps pods from sending with other addresses than their own.
+	// SourceCheck drops packets of pods with others than their own addresses.
 	SourceCheck bool
 	// PolicySocket is where the CNI plugin announces pods to agent/dataplane/netpol; "" where no policies are enforced.
 	PolicySocket string
@@ -46,7 +46,7 @@ type Config struct {
 	Servers Servers
 	// Tables writes the tables umiak-network and umiak-peers and restores them.
 	Tables Tables
-	// Others are told of the nodes as well; nil where there is nobody.
+	// Others receives the nodes as well; may be nil.
 	Others  Observer
 	Journal *host.Journal
 	Log     *slog.Logger
