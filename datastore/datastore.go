@@ -46,8 +46,8 @@ type Config struct {
 	Etcd        etcd.Config // Open sets Dir, Socket, Log, Registerer and Failing
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer // nil: no metrics
-	// Failing, if not nil, is called with true when etcd or the external database stops taking writes, and with false
-	// when it takes them again.
+	// Failing, if not nil, is called with true when the datastore stops taking writes, and with false when it takes them
+	// again; it must not block.
 	Failing func(bool)
 }
 
@@ -121,7 +121,8 @@ func Open(ctx context.Context, cfg Config) (Store, error) {
 	case Clustered(cfg):
 		return openEtcd(ctx, cfg)
 	}
-	durable, err := sqlite.Open(ctx, sqlite.Options{Dir: cfg.Dir, Log: cfg.Log, Registerer: cfg.Registerer})
+	durable, err := sqlite.Open(ctx, sqlite.Options{Dir: cfg.Dir, Log: cfg.Log, Registerer: cfg.Registerer,
+		Failing: cfg.Failing})
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/raft/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
@@ -22,7 +23,7 @@ import (
 // revision of their key.
 type resender struct {
 	member  func(context.Context) (member, error) // waits until etcd has started
-	timeout time.Duration                         // bounds the waiting for a leader to send to
+	timeout time.Duration                         // bounds the waiting for a leader, and sending more than once again
 }
 
 // member is the part of etcd's server that resender uses.
@@ -38,7 +39,7 @@ type member interface {
 	LinearizableReadNotify(ctx context.Context) error
 }
 
-// answerGrace is how long the answer to an applied write may take within the process. It is also the pause between two
+// answerGrace bounds the time from an applied write to its answer within the process. It is also the pause between two
 // attempts of a read.
 const answerGrace = 100 * time.Millisecond
 
@@ -62,13 +63,21 @@ func (r resender) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 	}
 	limit := time.NewTimer(r.timeout)
 	defer limit.Stop()
-	for {
+	for sent := 1; ; sent++ {
 		changed, term := m.LeaderChanged(), m.FirstCommitInTermNotify()
 		resp, err := r.attempt(ctx, m, changed, term, req, handler)
 		switch {
 		case err == nil:
 			return resp, nil
 		case errors.Is(err, errResend): // the write was lost
+			if sent == 1 {
+				continue
+			}
+			select {
+			case <-limit.C: // it was lost with one leader after another
+				return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail
+			default:
+			}
 		case status.Convert(err).Message() == raft.ErrProposalDropped.Error(): // there was no leader
 			select {
 			case <-changed:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/raft/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -78,6 +79,9 @@ func TestResend(t *testing.T) {
 			110*time.Millisecond},
 		"lost twice": {tries: []try{lost, lost, after(0, 3)}, changes: 2, want: 3,
 			took: 2*time.Second + 110*time.Millisecond},
+		"lost with one leader after another": {tries: []try{lost, lost, lost, lost, lost}, changes: 5,
+			err:  status.Convert(rpctypes.ErrGRPCTimeoutDueToLeaderFail).Message(),
+			took: 5*time.Second + 110*time.Millisecond},
 		"the same leader again": {tries: []try{lost, after(0, 2)}, changes: 1, same: true, want: 2,
 			took: time.Second + sameLeaderWait + 110*time.Millisecond},
 		"only slow under a new leader": {tries: []try{after(2*time.Second, 1)}, changes: 1, same: true, want: 1,

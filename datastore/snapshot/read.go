@@ -94,7 +94,7 @@ type Visitor struct {
 	Key  func(*mvccpb.KeyValue) error
 }
 
-// Info is what the frame of a snapshot contains.
+// Info is the content of the frame of a snapshot.
 type Info struct {
 	Manifest
 	Counts

@@ -110,6 +110,10 @@ func stage(ctx context.Context, path, passphrase string, outside Info, dir strin
 			ErrAltered)
 	}
 	for _, f := range files {
+		if !mayRestore(f.Name) {
+			return info, fmt.Errorf("restore %s: %w: it holds a file %q, which is no file of a snapshot", path, ErrAltered,
+				f.Name)
+		}
 		to := filepath.Join(dir, filepath.FromSlash(f.Name))
 		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 			return info, fmt.Errorf("restore: %w", err)

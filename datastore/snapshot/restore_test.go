@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -225,6 +226,60 @@ func TestRestoreKeepsWhatWasThereAndRefusesARunningServer(t *testing.T) {
 	}
 	if r2, err := snapshot.Restore(t.Context(), e.Path, "p", a.dirs, quiet); err != nil || r2.Kept == r.Kept {
 		t.Fatalf("again: %+v, %v", r2, err)
+	}
+}
+
+// TestRestoreWritesOnlyFilesOfASnapshot: whoever can write a snapshot cannot place other files below the folder of the
+// server.
+func TestRestoreWritesOnlyFilesOfASnapshot(t *testing.T) {
+	a := newMachine(t).server()
+	files, err := snapshot.Files(a.dirs.Server())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster, err := snapshot.Cluster(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ok := range map[string]bool{
+		"": true, "manifests/deep/er.yaml": true, "pki/other-ca.crt": true, "agent-token": true,
+		"db/state.db": false, "audit-policy.yaml": false, "kubeconfigs/x.kubeconfig": false, "pki": false,
+		"manifests/.hidden": false, "manifests/deep/.hidden": false, "Token": false,
+	} {
+		path := filepath.Join(t.TempDir(), "s"+snapshot.Suffix)
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := snapshot.NewWriter(f, snapshot.Manifest{Cluster: cluster, Node: "m1", Backend: "sqlite", Revision: 9,
+			Epoch: 1}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		more := slices.Clone(files)
+		if name != "" {
+			more = append(more, snapshot.File{Name: name, Mode: 0o600, Data: []byte("x")})
+		}
+		for _, file := range more {
+			if err := w.File(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b := newMachine(t)
+		_, err = snapshot.Restore(t.Context(), path, "", b.dirs, quiet)
+		if (err == nil) != ok || err != nil && (!errors.Is(err, snapshot.ErrAltered) ||
+			!strings.Contains(err.Error(), name)) {
+			t.Errorf("%q: %v", name, err)
+		}
+		if _, err := os.Stat(b.dirs.Server()); !ok && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%q: refused, and something was restored: %v", name, err)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -284,6 +285,24 @@ func Prune(dir, name, node string, keep int) ([]string, error) {
 	return removed, nil
 }
 
+// serverFiles and serverFolders are the files of a snapshot, below the folder of a server.
+var (
+	serverFiles   = []string{"encryption-config.yaml", "token", "agent-token"}
+	serverFolders = []string{"pki", "manifests"}
+)
+
+// hidden reports whether a file is left out, as temporary files are.
+func hidden(name string) bool { return strings.HasPrefix(name, ".") }
+
+// mayRestore reports whether Files takes a file with a name. Restore writes no others, whoever made the snapshot.
+func mayRestore(name string) bool {
+	folder, _, below := strings.Cut(name, "/")
+	if !below {
+		return slices.Contains(serverFiles, name)
+	}
+	return slices.Contains(serverFolders, folder) && !hidden(path.Base(name))
+}
+
 // Files reads the files of a snapshot from the folder of a server: the certificate authorities, the ServiceAccount
 // key, the encryption configuration, the tokens and the user's manifests. It leaves out leaf certificates, which can
 // be issued again.
@@ -308,17 +327,17 @@ func Files(server string) ([]File, error) {
 		out = append(out, File{Name: name, Mode: st.Mode().Perm(), Data: data})
 		return nil
 	}
-	for _, name := range []string{"encryption-config.yaml", "token", "agent-token"} {
+	for _, name := range serverFiles {
 		if err := take(name); err != nil {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{"pki", "manifests"} {
+	for _, dir := range serverFolders {
 		err := filepath.WalkDir(filepath.Join(server, dir), func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
-			if err != nil || !d.Type().IsRegular() || strings.HasPrefix(d.Name(), ".") {
+			if err != nil || !d.Type().IsRegular() || hidden(d.Name()) {
 				return err
 			}
 			rel, err := filepath.Rel(server, path)

@@ -13,6 +13,8 @@ import (
 
 // failure is the reason why writes fail.
 type failure struct {
+	notify func(bool) // called when writes begin to fail and when they work again; may be nil
+
 	mu    sync.Mutex
 	err   error // nil while writes succeed
 	bytes int64 // size of the largest transaction that found the disk full; 0 if writes fail for another reason
@@ -32,8 +34,12 @@ func (f *failure) text() string {
 func (f *failure) failed(log *slog.Logger, err error, bytes int64) {
 	err = classify(err)
 	f.mu.Lock()
-	changed := f.err == nil || reason(f.err) != reason(err)
+	began := f.err == nil
+	changed := began || reason(f.err) != reason(err)
 	f.err = err
+	if began && f.notify != nil {
+		f.notify(true)
+	}
 	if errors.Is(err, ErrFull) {
 		f.bytes = max(f.bytes, bytes, 1)
 	}
@@ -61,6 +67,9 @@ func (f *failure) succeeded(log *slog.Logger, dir string, bytes int64) {
 	over := f.err != nil && (f.bytes == 0 || bytes >= f.bytes || room(dir) > 2*f.bytes)
 	if over {
 		f.err, f.bytes = nil, 0
+		if f.notify != nil {
+			f.notify(false)
+		}
 	}
 	f.mu.Unlock()
 	if over {
@@ -94,7 +103,7 @@ func room(dir string) int64 {
 	return int64(st.Bavail) * st.Bsize
 }
 
-// Retry tries a write if the last ones failed, so that Status is up to date even if nobody writes for minutes. It
+// Retry tries a write if the last ones failed, so that Status is up to date also without other writes. It
 // returns when the write or ctx ends.
 func (s *Store) Retry(ctx context.Context) {
 	if !s.failure.begin() {

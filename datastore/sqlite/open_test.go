@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -197,7 +198,13 @@ func fill(t *testing.T, dir string) func() {
 
 func TestFullDiskWhileRunning(t *testing.T) {
 	dir := tmpfs(t, "16m")
-	s := open(t, dir)
+	var failing atomic.Bool
+	s, err := Open(context.Background(), Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Failing: failing.Store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
 	run(t, s)
 	acked := map[string]bool{}
 	for i := range 50 {
@@ -221,6 +228,9 @@ func TestFullDiskWhileRunning(t *testing.T) {
 		t.Fatalf("the disk is full and the error is %v", failed)
 	}
 	t.Log(failed)
+	if !failing.Load() {
+		t.Error("Failing was not called")
+	}
 	// Neither of these may look like a conflict or like success.
 	if _, _, ok, err := s.Update(t.Context(), "/before/1", bytes.Repeat([]byte("z"), 100000), 3, 0); ok || err == nil {
 		t.Fatalf("update: %v, %v", ok, err)
@@ -247,6 +257,9 @@ func TestFullDiskWhileRunning(t *testing.T) {
 	s.Retry(t.Context()) // the status is right although nobody writes
 	if e := s.Status().LastError; e != "" {
 		t.Fatalf("the status still says %s", e)
+	}
+	if failing.Load() {
+		t.Error("Failing was not called when writes work again")
 	}
 	put(t, s, "/after", "x")
 	acked["/after"] = true
@@ -413,6 +426,27 @@ func TestBeyondRepair(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReportThatCannotBeRead: the newest report that can be read counts, and the error names the others.
+func TestReportThatCannotBeRead(t *testing.T) {
+	dir := t.TempDir()
+	if r, err := lastRecovery(dir); r != nil || err != nil {
+		t.Errorf("without a recovery: %+v, %v", r, err)
+	}
+	for name, text := range map[string]string{"broken-1": `{"reason":"first"}`, "broken-2": `{"reason":`} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name, "report.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := lastRecovery(dir)
+	if r == nil || r.Reason != "first" || err == nil || !strings.Contains(err.Error(), "broken-2/report.json") ||
+		strings.Contains(err.Error(), "broken-1") {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

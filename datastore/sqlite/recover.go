@@ -91,21 +91,27 @@ func writeReport(report *Recovery) error {
 	return atomicfile.Write(filepath.Join(report.Kept, "report.json"), append(b, '\n'), 0o600)
 }
 
-// lastRecovery returns the newest report in dir, nil if there is none.
-func lastRecovery(dir string) *Recovery {
-	reports, _ := listing.Match(dir, "broken-*", "report.json")
-	slices.Sort(reports)
-	for _, p := range slices.Backward(reports) {
-		b, err := os.ReadFile(p)
-		if err != nil {
-			continue
-		}
-		var report Recovery
-		if json.Unmarshal(b, &report) == nil {
-			return &report
-		}
+// lastRecovery returns the newest report in dir that can be read, nil if there is none. The error names newer ones that
+// cannot be read.
+func lastRecovery(dir string) (*Recovery, error) {
+	reports, err := listing.Match(dir, "broken-*", "report.json")
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	slices.Sort(reports)
+	var errs []error
+	for _, p := range slices.Backward(reports) {
+		var report Recovery
+		b, err := os.ReadFile(p)
+		if err == nil {
+			err = json.Unmarshal(b, &report)
+		}
+		if err == nil {
+			return &report, errors.Join(errs...)
+		}
+		errs = append(errs, fmt.Errorf("read report %s: %w", p, err))
+	}
+	return nil, errors.Join(errs...)
 }
 
 // finishRecovery replaces the damaged file with a complete recovered one, if there is one. It moves the damaged files

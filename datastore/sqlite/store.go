@@ -29,6 +29,9 @@ type Options struct {
 	Dir        string // created if it is missing
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
+	// Failing, if not nil, is called with true when writes begin to fail, and with false when they work again; it must
+	// not block.
+	Failing func(bool)
 
 	synchronous string // empty: FULL; tests set OFF, to be faster or to see the power-cut test fail
 }
@@ -78,7 +81,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("open datastore %s: %w", o.Dir, classify(err))
 	}
 	s := &Store{path: File(o.Dir), log: o.Log, sweepWake: make(chan struct{}, 1), stmts: map[string]*sql.Stmt{},
-		stop: make(chan struct{})}
+		failure: failure{notify: o.Failing}, stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open datastore %s: %w", o.Dir, errors.Join(classify(err), s.closeFiles()))
@@ -131,7 +134,11 @@ func (s *Store) prepareFile(ctx context.Context) error {
 		return err
 	}
 	if s.recovery == nil {
-		s.recovery = lastRecovery(filepath.Dir(s.path))
+		report, err := lastRecovery(filepath.Dir(s.path))
+		if err != nil {
+			s.log.Warn("the datastore was recovered, and the report on it cannot be read", "error", err)
+		}
+		s.recovery = report
 	}
 	st, err := os.Stat(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
