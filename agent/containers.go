@@ -22,7 +22,7 @@ import (
 func (a *Agent) followAddresses(ctx context.Context, ready func()) error {
 	err := a.addrs.Run(ctx, ready)
 	if moved := new(nodeip.Moved); errors.As(err, &moved) {
-		return &lifecycle.Anew{Part: nodeip.Part, Err: moved}
+		return &lifecycle.ReexecError{Part: nodeip.Part, Err: moved}
 	}
 	return err
 }

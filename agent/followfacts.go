@@ -23,7 +23,7 @@ func (a *Agent) followFacts(ctx context.Context, ready func()) error {
 	for {
 		now, changed := follower.Facts()
 		if !reflect.DeepEqual(readOnce(now), used) {
-			return &lifecycle.Anew{Part: settingsPart, Err: errSettings}
+			return &lifecycle.ReexecError{Part: settingsPart, Err: errSettings}
 		}
 		select {
 		case <-changed:

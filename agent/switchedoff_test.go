@@ -70,7 +70,7 @@ func TestFollowFacts(t *testing.T) {
 		a.stage.SetNode(&node{facts: clusterFacts{Cluster: was}})
 		ctx, cancel := context.WithCancel(t.Context())
 		err := a.followFacts(ctx, cancel)
-		var anew *lifecycle.Anew
+		var anew *lifecycle.ReexecError
 		if errors.As(err, &anew) != c.anew {
 			t.Errorf("%s: %v", name, err)
 		}

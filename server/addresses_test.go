@@ -95,7 +95,7 @@ func TestAnotherAddressDuringAStart(t *testing.T) {
 	defer cancel()
 	err := s.address.Run(ctx, func() {})
 	var moved *nodeip.Moved
-	if !errors.As(err, new(*lifecycle.Anew)) || !errors.As(err, &moved) ||
+	if !errors.As(err, new(*lifecycle.ReexecError)) || !errors.As(err, &moved) ||
 		!slices.Equal(moved.To, []netip.Addr{netip.MustParseAddr("10.9.0.6")}) {
 		t.Errorf("goes on with it: %v", err)
 	}

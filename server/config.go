@@ -2,29 +2,21 @@ package server
 
 import (
 	"cmp"
-	"errors"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/util/validation"
-
 	"github.com/umiak-io/umiak/agent/host/nodeip"
-	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
-	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/backup"
-	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
-	"github.com/umiak-io/umiak/server/controlplane"
+	"github.com/umiak-io/umiak/server/pki"
 	"github.com/umiak-io/umiak/server/servicelb"
 )
 
-// Config is what a user may set on a server.
+// Config holds the settings of a server.
 type Config struct {
 	_       struct{} `topic:"Directories"`
 	DataDir string   `key:"data-dir" default:"/var/lib/umiak" usage:"where everything that survives a reboot is kept"`
@@ -51,7 +43,7 @@ type Config struct {
 	AdvertisePort    config.Port    `key:"advertise-port" usage:"port at which pods and other machines reach the API server (default: https-listen-port)"`
 	NodeIP           []nodeip.Asked `key:"node-ip" usage:"addresses to advertise for the node, one a family, or interfaces that have them (default: that of the default route's interface)"`
 	NodeExternalIP   []netip.Addr   `key:"node-external-ip" usage:"addresses by which others reach the node through a router"`
-	TLSSAN           []string       `key:"tls-san" usage:"more names and addresses for the server's certificate"`
+	TLSSAN           []pki.SAN      `key:"tls-san" usage:"more names and addresses for the server's certificate"`
 
 	_              struct{}         `topic:"Network of the cluster"`
 	ClusterCIDR    []netip.Prefix   `key:"cluster-cidr" default:"10.42.0.0/16" usage:"address range of pods, one a family"`
@@ -130,7 +122,7 @@ func (c Config) advertisedPort() int { return int(cmp.Or(c.AdvertisePort, c.HTTP
 // auditNone is the value of audit-log for none.
 const auditNone = "none"
 
-// auditFile is where the API server notes who has changed what; empty for nowhere.
+// auditFile returns the file of the audit log, empty for none.
 func (c Config) auditFile() string {
 	switch c.AuditLog {
 	case "":
@@ -166,116 +158,4 @@ func (c Config) InternalNames() []string {
 		}
 	}
 	return out
-}
-
-// Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings
-// name.
-func (c Config) Validate() error {
-	_, err := c.Snapshots.Passphrase() // has its key
-	return errors.Join(c.ValidateStart(), err)
-}
-
-// ValidateStart is Validate but for files without which a server starts all the same: the part that needs one waits
-// for it, as where its disk is not mounted yet.
-func (c Config) ValidateStart() error { return errors.Join(c.ValidateValues(), c.checkFiles()) }
-
-// ValidateValues is Validate for settings of another machine, whose files are not here.
-func (c Config) ValidateValues() error {
-	var m config.Mistakes
-	c.checkRanges(&m)
-	c.checkAddresses(&m)
-	if e := validation.IsDNS1123Subdomain(c.ClusterDomain); len(e) > 0 {
-		m.Add("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))
-	}
-	c.checkDatastore(&m)
-	m.Join(c.Snapshots.Validate())
-	c.checkNames(&m)
-	c.checkKubeconfig(&m)
-	c.checkPorts(&m)
-	// What is wrong with both of token and token-file, the agent's settings report.
-	if c.AgentToken != "" && c.AgentTokenFile != "" {
-		m.Add("agent-token-file", "agent-token is set as well; set one of them")
-	}
-	c.checkToken(&m, "token", c.Token, c.TokenFile)
-	c.checkToken(&m, "agent-token", c.AgentToken, c.AgentTokenFile)
-	if _, err := c.nodeName().Find(); err != nil {
-		m.Join(err)
-	}
-	if m.Err() == nil { // the components' own flags are made of what is checked above
-		m.Join(c.checkArgs())
-	}
-	return m.Err()
-}
-
-// checkToken adds what is wrong with a token or password, or with the file that holds it.
-func (c Config) checkToken(m *config.Mistakes, key, text, file string) {
-	text, err := token.FromSettings(text, file)
-	switch {
-	case err != nil:
-		m.Add(key+"-file", "%w", err)
-		return
-	case text == "" && file != "":
-		m.Add(key+"-file", "%s is empty", file)
-		return
-	case text == "":
-		return
-	}
-	tok, err := token.Parse(text)
-	if err != nil {
-		m.Add(key, "%w", err)
-		return
-	}
-	// A server that was set up with a short password goes on, and its status names it.
-	if tok.Weak() && !sharedfiles.Placed(c.Dirs()) && (key != "token" || c.Server == "") {
-		m.Add(key, "it has %d characters, and a password needs %d at least, since it can be guessed: take a longer one, "+
-			"leave it out so that a token is made, or, where there is a server already, set the line in its data-dir/server/token",
-			len(tok.Secret), token.MinPassword)
-	}
-}
-
-// checkArgs returns what is wrong with the flags of the components.
-func (c Config) checkArgs() error {
-	err := etcd.CheckArgs(c.EtcdArg)
-	if err != nil || len(c.APIServerArg)+len(c.ControllerArg)+len(c.SchedulerArg) == 0 {
-		return err
-	}
-	return controlplane.CheckArgs(controlplane.Settings{
-		// the address is not known yet, RFC 5737
-		Bind: bindAddress(c), Port: int(c.HTTPSPort), Advertise: func() string { return "192.0.2.1" },
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(),
-		ClusterDomain: c.ClusterDomain,
-		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
-	})
-}
-
-// checkDatastore adds what is wrong with the settings of the datastore and with those that choose one.
-func (c Config) checkDatastore(m *config.Mistakes) {
-	if c.DatastoreEndpoint != "" {
-		if _, err := external.Kind(c.DatastoreEndpoint); err != nil {
-			m.Add("datastore-endpoint", "%w", err)
-		}
-		if c.ClusterInit {
-			m.Add("cluster-init", "is for etcd in this process; leave it or datastore-endpoint out")
-		}
-		if c.ClusterReset {
-			m.Add("cluster-reset", "is for etcd in this process; leave it or datastore-endpoint out")
-		}
-	} else if c.DatastoreCA != "" || c.DatastoreCert != "" || c.DatastoreKey != "" {
-		m.Add("datastore-cafile", "needs datastore-endpoint")
-	}
-	if c.Server != "" {
-		if _, err := joinclient.Address(c.Server); err != nil {
-			m.Add("server", "%w", err)
-		}
-		if c.ClusterInit {
-			m.Add("cluster-init", "makes a new cluster, and server names one to join; leave one of them out")
-		}
-	}
-	if c.ResetRestorePath != "" && !c.ClusterReset {
-		m.Add("cluster-reset-restore-path", "needs cluster-reset: true; to restore a snapshot without it, stop the server "+
-			"and run `umiak snapshot restore %s`", c.ResetRestorePath)
-	}
-	if (c.DatastoreCert == "") != (c.DatastoreKey == "") {
-		m.Add("datastore-certfile", "and datastore-keyfile belong together")
-	}
 }

@@ -19,11 +19,12 @@ import (
 func testConfig(dir string) Config {
 	return Config{
 		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), HTTPSPort: 6443,
-		NodeIP:        nodeip.At(netip.MustParseAddr("192.0.2.10")),
-		ClusterCIDR:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-		ServiceCIDR:   []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")},
-		ClusterDomain: "cluster.local",
-		TLSSAN:        []string{"umiak.example", "198.51.100.7"}, WriteKubeconfig: filepath.Join(dir, "home", "config"),
+		NodeIP:              nodeip.At(netip.MustParseAddr("192.0.2.10")),
+		ClusterCIDR:         []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		ServiceCIDR:         []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")},
+		ClusterDomain:       "cluster.local",
+		TLSSAN:              []pki.SAN{{Name: "umiak.example"}, {Addr: netip.MustParseAddr("198.51.100.7")}},
+		WriteKubeconfig:     filepath.Join(dir, "home", "config"),
 		WriteKubeconfigMode: 0o640,
 	}
 }
@@ -34,7 +35,7 @@ func TestServingNamesFollowTheSettings(t *testing.T) {
 	if _, err := c.keys(pki.Config{}, addrs, datastore.Config{}, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	names, ips := c.servingNames(), c.servingIPs(addrs)
+	names, ips := c.serving().Names(), c.servingIPs(addrs)
 	for _, want := range []string{"kubernetes.default.svc.cluster.local", "localhost", "umiak.example"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("%s is not in %v", want, names)

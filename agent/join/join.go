@@ -105,8 +105,8 @@ func (j *Joiner) Join(ctx context.Context, node joinwire.Node) (*joinwire.Cluste
 	if j.cfg.Token.CA == "" && j.knownCAs() == nil {
 		j.cfg.Log.Warn(joinclient.Unpinned)
 	}
-	if err := joinclient.Insist(ctx, j.enroll, func(err error) { j.waiting("waiting to join", err) }); err != nil {
-		if joinclient.Definite(err) {
+	if err := joinclient.Retry(ctx, j.enroll, func(err error) { j.waiting("waiting to join", err) }); err != nil {
+		if joinclient.IsFinal(err) {
 			err = lifecycle.Permanent(err)
 		}
 		return nil, err
@@ -206,7 +206,7 @@ func (j *Joiner) enroll(ctx context.Context) error {
 				return nil
 			}
 		}
-		if joinclient.Definite(err) || errors.Is(err, token.ErrClock) {
+		if joinclient.IsFinal(err) || errors.Is(err, token.ErrClock) {
 			return err
 		}
 		errs = append(errs, err)
@@ -295,7 +295,7 @@ func (j *Joiner) maintain(ctx context.Context, confirmed *bool) error {
 		j.settled()
 		return nil
 	}
-	if joinclient.Definite(err) {
+	if joinclient.IsFinal(err) {
 		what = "refused"
 	}
 	j.waiting(what, err)

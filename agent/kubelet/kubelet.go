@@ -170,7 +170,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err == nil {
 		err = errors.New("the kubelet ended unexpectedly")
 	}
-	return &lifecycle.Anew{Part: "kubelet", Err: err} // upstream's kubelet starts once per process
+	return &lifecycle.ReexecError{Part: "kubelet", Err: err} // upstream's kubelet starts once per process
 }
 
 // configure makes the kubelet's configuration of the settings and of the user's files.

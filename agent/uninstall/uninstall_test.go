@@ -125,7 +125,7 @@ func TestNodesOf(t *testing.T) {
 	etc, other, here := t.TempDir(), t.TempDir(), t.TempDir()
 	for _, d := range []string{other, here} {
 		if err := errors.Join(os.WriteFile(filepath.Join(d, "mark"), nil, 0o600),
-			datadisk.Keep(etc, d, d+"-run")); err != nil {
+			datadisk.Save(etc, d, d+"-run")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
-	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/cluster"
 )
@@ -30,9 +29,9 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 				if err != nil {
 					return err
 				}
-				var out cluster.ForgetResult
-				if err := control.Call(c.Context, dirs.ControlSocket(), server.ActionForget,
-					cluster.ForgetRequest{Server: c.Args().First()}, &out); err != nil {
+				out, err := server.ActionForget.Call(c.Context, dirs.ControlSocket(),
+					cluster.ForgetRequest{Server: c.Args().First()})
+				if err != nil {
 					return err
 				}
 				for _, line := range out.Done {
@@ -63,7 +62,8 @@ func memberCommands(w agentcli.Where) []*cli.Command {
 				if err != nil {
 					return err
 				}
-				return control.Call(c.Context, dirs.ControlSocket(), server.ActionMoved, r, &struct{}{})
+				_, err = server.ActionMoved.Call(c.Context, dirs.ControlSocket(), r)
+				return err
 			},
 		},
 	}

@@ -166,7 +166,7 @@ func settingsPage() string {
 		kind := s.Type
 		if s.List {
 			kind = "list of " + map[string]string{"text": "texts", "address": "addresses",
-				"address range": "address ranges", "addresses": "addresses or ranges",
+				"address range": "address ranges", "addresses": "addresses or ranges", "name or address": "names or addresses",
 				"address or interface": "addresses or interfaces"}[s.Type]
 		}
 		if s.Secret {

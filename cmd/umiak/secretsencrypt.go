@@ -1,23 +1,17 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
-	"k8s.io/client-go/tools/clientcmd"
 
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
-	"github.com/umiak-io/umiak/internal/control"
-	"github.com/umiak-io/umiak/internal/instance"
-	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/output"
-	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/encryption"
+	"github.com/umiak-io/umiak/server/localadmin"
 )
 
 // secretsEncryptCommand is `umiak secrets-encrypt`. cipher returns the setting secrets-encryption-provider.
@@ -32,11 +26,11 @@ func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command 
 				Description: "Exits with 1 when a rotation is under way.\n\n  umiak secrets-encrypt status\n  umiak secrets-encrypt status -o json",
 				Flags:       w.Flags(agentcli.Output()),
 				Action: agentcli.Prints(func(c *cli.Context, js bool) error {
-					k, _, err := keeper(c, &w)
+					dirs, err := onServer(c, &w)
 					if err != nil {
 						return err
 					}
-					s, err := k.Status(c.Context)
+					s, err := localadmin.SecretsStatus(c.Context, dirs)
 					if err != nil {
 						return err
 					}
@@ -53,30 +47,30 @@ func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command 
 			},
 			{
 				Name:  "rotate",
-				Usage: "make a new key, write everything anew with it, and drop the old one",
-				Description: "Nothing is restarted. May be stopped at any moment, also by a power cut: run it again and it goes on, on any\n" +
-					"server. Of several servers all have to serve: each gets the new key before any writes with it.\n" +
+				Usage: "make a new key, rewrite everything with it, and drop the old one",
+				Description: "The server does it while it runs; this command shows the progress, and ending it ends nothing else: the same\n" +
+					"command shows a rotation that is under way, on any server. A server that was restarted continues.\n" +
+					"All servers get the new key before any writes with it.\n" +
 					"Types: " + strings.Join(encryption.Ciphers, ", ") +
 					"; the default is secrets-encryption-provider, or else that of the present key.\n\n" +
 					"  umiak secrets-encrypt rotate\n  umiak secrets-encrypt rotate --key-type aesgcm",
 				Flags: w.Flags(agentcli.Output(), &cli.StringFlag{Name: "key-type",
 					Usage: strings.Join(encryption.Ciphers, ", ")}),
 				Action: agentcli.Prints(func(c *cli.Context, js bool) error {
-					k, dirs, err := keeper(c, &w)
+					dirs, err := onServer(c, &w)
 					if err != nil {
 						return err
 					}
-					if !instance.Running(dirs) {
-						return errors.New("umiak is not running: the API server has to write everything anew; start it, then this again")
-					}
-					k.Cipher = cipher() // the settings have been read with keeper
-					if err := k.Rotate(c.Context, c.String("key-type")); err != nil {
+					show := func(line string) { fmt.Fprintln(c.App.ErrWriter, line) }
+					// The settings have been read with the directories.
+					r := encryption.BeginRequest{Cipher: c.String("key-type"), Default: cipher()}
+					if err := localadmin.RotateSecrets(c.Context, dirs, r, show); err != nil {
 						return err
 					}
 					if !js {
 						return nil
 					}
-					s, err := k.Status(c.Context)
+					s, err := localadmin.SecretsStatus(c.Context, dirs)
 					if err != nil {
 						return err
 					}
@@ -85,34 +79,6 @@ func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command 
 			},
 		},
 	}
-}
-
-// keeper is what looks after the keys of the server on this machine.
-func keeper(c *cli.Context, w *agentcli.Where) (*encryption.Keeper, layout.Dirs, error) {
-	dirs, err := onServer(c, w)
-	if err != nil {
-		return nil, dirs, err
-	}
-	k := &encryption.Keeper{
-		File: dirs.EncryptionConfig(),
-		Count: func(ctx context.Context, resources []string) (encryption.Counts, error) {
-			var out encryption.Counts
-			err := control.Call(ctx, dirs.ControlSocket(), server.ActionStored,
-				server.StoredRequest{Resources: resources}, &out)
-			return out, err
-		},
-		Share: func(ctx context.Context, raw []byte) error {
-			return control.Call(ctx, dirs.ControlSocket(), server.ActionShare, server.ShareRequest{Config: raw},
-				&struct{}{})
-		},
-		Progress: func(format string, a ...any) { fmt.Fprintf(c.App.ErrWriter, format+"\n", a...) },
-	}
-	if instance.Running(dirs) {
-		if k.REST, err = clientcmd.BuildConfigFromFlags("", dirs.AdminKubeconfig()); err != nil {
-			return nil, dirs, fmt.Errorf("read the administrator's kubeconfig: %w", err)
-		}
-	}
-	return k, dirs, nil
 }
 
 func printEncryption(c *cli.Context, s *encryption.Status) error {
@@ -140,7 +106,7 @@ func printEncryption(c *cli.Context, s *encryption.Status) error {
 		fmt.Fprintf(t, "not known\t%s\n", s.Remark)
 	}
 	if s.Phase != encryption.PhaseNone {
-		fmt.Fprintf(t, "next\tumiak secrets-encrypt rotate goes on with it\n")
+		fmt.Fprintf(t, "next\tthe running server goes on with it; umiak secrets-encrypt rotate shows its progress\n")
 	}
 	return t.Flush()
 }

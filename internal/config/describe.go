@@ -51,6 +51,8 @@ func typeName(t reflect.Type) string {
 		return "address"
 	case "net/netip.Prefix":
 		return "address range"
+	case "github.com/umiak-io/umiak/server/pki.SAN":
+		return "name or address"
 	case "github.com/umiak-io/umiak/agent/host/nodeip.Asked":
 		return "address or interface"
 	}

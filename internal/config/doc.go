@@ -4,6 +4,10 @@
 //
 //	DataDir string `key:"data-dir" default:"/var/lib/umiak" usage:"where everything is kept"`
 //
+// More tags: values lists the only values that a string may have, with commas between; secret is "true" where the value
+// must not be shown, and "file" where it names a file that only root may read. A field named _ with the tag topic begins
+// a group of settings in the help and in docs/settings.md.
+//
 // The key is the flag (--data-dir), the environment variable (UMIAK_DATA_DIR) and the YAML key. Flags take precedence
 // over the environment, the environment over files. /etc/umiak/config.yaml is read first, then the drop-ins in
 // config.yaml.d, sorted by name. A later file replaces a key of an earlier one; `key+:` appends to a list instead.

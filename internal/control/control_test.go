@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -22,35 +23,45 @@ import (
 
 type request struct{ Names []string }
 
-func serve(t *testing.T, actions map[string]control.Action) string {
+const (
+	echo  control.Action[request, request]     = "echo"
+	fail  control.Action[request, request]     = "fail"
+	other control.Action[request, request]     = "other"
+	large control.Action[string, request]      = "echo"
+	watch control.Action[control.Empty, int32] = "watch"
+)
+
+// serve serves actions until the test ends or stop is called.
+func serve(t *testing.T, register func(*control.Server)) (sock string, stop func()) {
 	t.Helper()
-	sock := filepath.Join(t.TempDir(), "c.sock")
-	s := &control.Server{Socket: sock, Actions: actions}
+	sock = filepath.Join(t.TempDir(), "c.sock")
+	s := control.NewServer(sock)
+	register(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	up, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- s.Run(ctx, func() { close(up) }) }()
 	<-up
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return sock
+	t.Cleanup(stop)
+	return sock, stop
 }
 
 func TestActionsRunOneAtATimeBehindAPrivateSocket(t *testing.T) {
 	var running atomic.Int32
-	sock := serve(t, map[string]control.Action{
-		"echo": func(_ context.Context, raw json.RawMessage) (any, error) {
+	sock, _ := serve(t, func(s *control.Server) {
+		echo.Handle(s, func(_ context.Context, r request) (request, error) {
 			if running.Add(1) != 1 {
 				t.Error("two at once")
 			}
 			defer running.Add(-1)
-			var r request
-			return &r, json.Unmarshal(raw, &r)
-		},
-		"fail": func(context.Context, json.RawMessage) (any, error) { return nil, errors.New("no such name") },
+			return r, nil
+		})
+		fail.Handle(s, func(context.Context, request) (request, error) { return request{}, errors.New("no such name") })
 	})
 	if fi, err := os.Stat(sock); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", fi, err)
@@ -58,8 +69,7 @@ func TestActionsRunOneAtATimeBehindAPrivateSocket(t *testing.T) {
 	done := make(chan error)
 	for range 8 {
 		go func() {
-			var out request
-			err := control.Call(t.Context(), sock, "echo", request{[]string{"a", "b"}}, &out)
+			out, err := echo.Call(t.Context(), sock, request{[]string{"a", "b"}})
 			if err == nil && strings.Join(out.Names, " ") != "a b" {
 				err = errors.New("got something else back")
 			}
@@ -71,20 +81,67 @@ func TestActionsRunOneAtATimeBehindAPrivateSocket(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	var out request
-	if err := control.Call(t.Context(), sock, "fail", request{}, &out); err == nil || err.Error() != "no such name" {
+	if _, err := fail.Call(t.Context(), sock, request{}); err == nil || err.Error() != "no such name" {
 		t.Errorf("got %v", err)
 	}
-	if err := control.Call(t.Context(), sock, "other", request{}, &out); err == nil ||
+	if _, err := other.Call(t.Context(), sock, request{}); err == nil ||
 		!strings.Contains(err.Error(), "another version") {
 		t.Errorf("got %v", err)
 	}
-	if err := control.Call(t.Context(), sock+".none", "echo", request{}, &out); !errors.Is(err, socket.ErrNotRunning) {
+	if _, err := echo.Call(t.Context(), sock+".none", request{}); !errors.Is(err, socket.ErrNotRunning) {
 		t.Errorf("got %v", err)
 	}
-	if err := control.Call(t.Context(), sock, "echo", strings.Repeat("x", 2<<20), &out); err == nil ||
+	if _, err := large.Call(t.Context(), sock, strings.Repeat("x", 2<<20)); err == nil ||
 		!strings.Contains(err.Error(), "1048576") {
 		t.Errorf("a request too large: %v", err)
+	}
+	if _, err := large.Call(t.Context(), sock, "a secret"); err == nil ||
+		!strings.Contains(err.Error(), "another version") || strings.Contains(err.Error(), "a secret") {
+		t.Errorf("a request of another type: %v", err)
+	}
+}
+
+// TestObservationsRunBesideActions: one that waits keeps no action from running, and ends with its command and with the
+// server.
+func TestObservationsRunBesideActions(t *testing.T) {
+	began, ended := make(chan struct{}), make(chan struct{})
+	sock, stop := serve(t, func(s *control.Server) {
+		echo.Handle(s, func(_ context.Context, r request) (request, error) { return r, nil })
+		watch.Observe(s, func(ctx context.Context, _ control.Empty) (int32, error) {
+			began <- struct{}{}
+			<-ctx.Done()
+			ended <- struct{}{}
+			return 0, context.Cause(ctx)
+		})
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	for range 2 {
+		go func() {
+			_, err := watch.Call(ctx, sock, control.Empty{})
+			done <- err
+		}()
+		<-began
+		if _, err := echo.Call(t.Context(), sock, request{}); err != nil {
+			t.Errorf("an action beside an observation: %v", err)
+		}
+	}
+	cancel()
+	for range 2 {
+		<-ended
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("the command was cancelled, and got %v", err)
+		}
+	}
+	go func() {
+		_, err := watch.Call(t.Context(), sock, control.Empty{})
+		done <- err
+	}()
+	<-began
+	go stop()
+	<-ended
+	if err := <-done; err == nil {
+		t.Error("a server that stopped answered")
 	}
 }
 
@@ -93,14 +150,15 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte(`{`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		called := false
-		s := &control.Server{Actions: map[string]control.Action{"echo": func(_ context.Context,
-			raw json.RawMessage) (any, error) {
+		s := control.NewServer("")
+		control.Action[json.RawMessage, control.Empty]("echo").Handle(s, func(_ context.Context,
+			raw json.RawMessage) (control.Empty, error) {
 			called = true
 			if !json.Valid(raw) {
 				t.Error("not JSON")
 			}
-			return struct{}{}, nil
-		}}}
+			return control.Empty{}, nil
+		})
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/echo", bytes.NewReader(body)))
 		if called != (w.Code == http.StatusOK) {
@@ -111,7 +169,7 @@ func FuzzRequest(f *testing.F) {
 
 // TestARequestWithoutAPath covers a request in absolute form whose URL has no path (RFC 9112, section 3.2.2).
 func TestARequestWithoutAPath(t *testing.T) {
-	sock := serve(t, map[string]control.Action{})
+	sock, _ := serve(t, func(*control.Server) {})
 	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", sock)
 	if err != nil {
 		t.Fatal(err)

@@ -54,7 +54,7 @@ func (m *machine) unmount() {
 func (m *machine) start() {
 	m.Helper()
 	m.must(datadisk.Check(m.etc, m.data))
-	m.must(datadisk.Keep(m.etc, m.data, "/run/umiak"))
+	m.must(datadisk.Save(m.etc, m.data, "/run/umiak"))
 }
 
 func (m *machine) refused(what string) {

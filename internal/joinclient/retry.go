@@ -12,8 +12,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wallclock"
 )
 
-// Definite reports whether a repeated request would get the same answer.
-func Definite(err error) bool {
+// IsFinal reports whether a repeated request would get the same answer.
+func IsFinal(err error) bool {
 	if errors.Is(err, token.ErrWrongServer) {
 		return true
 	}
@@ -41,9 +41,9 @@ const (
 	tokenTries = 3
 )
 
-// Insist calls try until it succeeds, its error is definite, or ctx ends. It calls wait with each other error, then
+// Retry calls try until it succeeds, its error is final, or ctx ends. It calls wait with each other error, then
 // pauses. It tries at once when the clock is set, since a wrong clock may have been the cause.
-func Insist(ctx context.Context, try func(context.Context) error, wait func(error)) error {
+func Retry(ctx context.Context, try func(context.Context) error, wait func(error)) error {
 	alarm, err := wallclock.NewAlarm()
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func Insist(ctx context.Context, try func(context.Context) error, wait func(erro
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case Definite(err) && (!IsCode(err, joinwire.BadToken) || tries >= tokenTries):
+		case IsFinal(err) && (!IsCode(err, joinwire.BadToken) || tries >= tokenTries):
 			return err
 		}
 		wait(err)

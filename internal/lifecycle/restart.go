@@ -43,7 +43,7 @@ type Reporter interface {
 // shown by Status, and Run is called again after a pause. Parts that wait for this one go on waiting; parts that have
 // started keep running. Each call of Run has a context of its own, which ends with the call.
 //
-// Errors that wrap Permanent or Anew stop the group in any case.
+// Errors that wrap Permanent or ReexecError stop the group in any case.
 func Restart(p Part, policy Policy) Part {
 	if policy.First <= 0 {
 		policy.First = time.Second
@@ -74,15 +74,15 @@ func (p permanent) Unwrap() error { return p.error }
 // Permanent marks an error that a retry cannot repair, for instance a wrong setting.
 func Permanent(err error) error { return permanent{err} }
 
-// Anew is the error of a part that can run only once per process and has ended: the process must execute itself again
-// (see package reexec) to start the part again.
-type Anew struct {
+// ReexecError is the error of a part that can run only once per process and has ended: the process must execute itself
+// again (see package reexec) to start the part again.
+type ReexecError struct {
 	Part string // as `umiak status` names it
 	Err  error
 }
 
-func (a *Anew) Error() string { return a.Err.Error() }
-func (a *Anew) Unwrap() error { return a.Err }
+func (a *ReexecError) Error() string { return a.Err.Error() }
+func (a *ReexecError) Unwrap() error { return a.Err }
 
 type waking struct {
 	error
@@ -98,7 +98,7 @@ func WakeOn(err error, wake <-chan struct{}) error { return waking{err, wake} }
 // isFinal reports whether a failure stops the group although the part has a policy.
 func isFinal(err error) bool {
 	var p permanent
-	var a *Anew
+	var a *ReexecError
 	return errors.As(err, &p) || errors.As(err, &a)
 }
 

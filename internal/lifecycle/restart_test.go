@@ -182,14 +182,14 @@ func TestWhatEndsTheProcess(t *testing.T) {
 			anew bool
 		}{
 			{lifecycle.Permanent(errors.New("a token is needed")), false},
-			{&lifecycle.Anew{Part: "kubelet", Err: errors.New("cgroup is gone")}, true},
+			{&lifecycle.ReexecError{Part: "kubelet", Err: errors.New("cgroup is gone")}, true},
 		} {
 			j := &journal{}
 			p := lifecycle.Part{Name: "kubelet", Run: func(context.Context, func()) error { return c.err }}
 			_, done := start(t, slog.New(slog.DiscardHandler), j.part("api"),
 				lifecycle.Restart(p, lifecycle.Policy{Report: j}))
 			err := <-done
-			var a *lifecycle.Anew
+			var a *lifecycle.ReexecError
 			if !errors.Is(err, c.err) || errors.As(err, &a) != c.anew || !strings.Contains(err.Error(),
 				"kubelet: "+c.err.Error()) {
 				t.Errorf("got %v", err)

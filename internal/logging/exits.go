@@ -114,7 +114,7 @@ func (e *Exits) report(component string, reason error) {
 		return
 	}
 	if node[component] || component == "kube-controller-manager" {
-		reason = &lifecycle.Anew{Part: component, Err: reason}
+		reason = &lifecycle.ReexecError{Part: component, Err: reason}
 	}
 	select {
 	case e.c <- fmt.Errorf("%s: %w", component, reason):

@@ -76,7 +76,7 @@ func TestNobodyEndsTheProcess(t *testing.T) {
 	}
 	// A component of the node makes the process execute itself again, others end it.
 	e.report("kubelet", errors.New("x"))
-	var anew *lifecycle.Anew
+	var anew *lifecycle.ReexecError
 	if err := <-e.c; !errors.As(err, &anew) || anew.Part != "kubelet" {
 		t.Error(err)
 	}

@@ -73,11 +73,11 @@ func (l *lastEnd) Section(context.Context) status.Section {
 // execAgain executes the program again because a part has ended that can run only once in a process. It returns nil if
 // a signal has ended ctx. After deaf, a signal ends the process: one that came while the program is executed would be
 // lost otherwise.
-func (p Process) execAgain(ctx context.Context, a *lifecycle.Anew, reason error, env []string, deaf func()) error {
+func (p Process) execAgain(ctx context.Context, a *lifecycle.ReexecError, reason error, env []string, deaf func()) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	r, err := p.ends().Note(a.Part, a.Err, time.Now())
+	r, err := p.ends().Save(a.Part, a.Err, time.Now())
 	if err != nil {
 		return errors.Join(err, reason) // without a count there would be no pause
 	}

@@ -77,7 +77,7 @@ func (p Process) Run(ctx context.Context) error {
 		}
 	}()
 	err = group.Run(ctx)
-	if ended := new(lifecycle.Anew); errors.As(err, &ended) {
+	if ended := new(lifecycle.ReexecError); errors.As(err, &ended) {
 		if err := p.execAgain(ctx, ended, err, env, stop); err != nil {
 			return err
 		}
@@ -87,7 +87,7 @@ func (p Process) Run(ctx context.Context) error {
 		p.Log.Info("stopped", "cause", context.Cause(ctx))
 		return p.ends().Forget()
 	}
-	if _, e := p.ends().Note("", err, time.Now()); e != nil {
+	if _, e := p.ends().Save("", err, time.Now()); e != nil {
 		p.Log.Warn("the next start will not know why umiak ended", "error", e)
 	}
 	return err
@@ -123,7 +123,7 @@ func (p Process) recordStart() {
 			p.Log.Warn("this version may be taken back at the next start", "error", err)
 		}
 	}
-	if err := datadisk.Keep(p.Etc, p.Dirs.Data, p.Dirs.Run); err != nil {
+	if err := datadisk.Save(p.Etc, p.Dirs.Data, p.Dirs.Run); err != nil {
 		p.Log.Warn("a start without the disk of the data will not be noticed", "error", err)
 	}
 }

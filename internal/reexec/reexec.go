@@ -66,8 +66,8 @@ func (s Store) Last() (*Reason, error) {
 	return &r, nil
 }
 
-// Note stores the reason why the process ends, and returns it with its count.
-func (s Store) Note(part string, reason error, now time.Time) (Reason, error) {
+// Save stores the reason why the process ends, and returns it with its count.
+func (s Store) Save(part string, reason error, now time.Time) (Reason, error) {
 	r := Reason{Part: part, Error: strings.ReplaceAll(reason.Error(), "\n", "; "), At: now, Count: 1}
 	if last, err := s.Last(); err == nil && last != nil && last.Part == part && now.Sub(last.At) < last.Pause()+steady {
 		r.Count = last.Count + 1

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	case err != nil:
 		panic(err)
 	case last == nil:
-		if _, err := s.Note("kubelet", errors.New("cgroup is gone"), time.Now()); err != nil {
+		if _, err := s.Save("kubelet", errors.New("cgroup is gone"), time.Now()); err != nil {
 			panic(err)
 		}
 		panic(reexec.Exec(append(os.Environ(), "AGAIN=yes")))
@@ -93,7 +93,7 @@ func TestCounting(t *testing.T) {
 		{"containerd", time.Hour, 1, time.Second},
 	} {
 		now = now.Add(c.after)
-		r, err := s.Note(c.part, errors.New("x"), now)
+		r, err := s.Save(c.part, errors.New("x"), now)
 		if err != nil || r.Count != c.count || r.Pause() != c.pause {
 			t.Errorf("%+v: %+v %s %v", c, r, r.Pause(), err)
 		}

@@ -90,7 +90,7 @@ func Parse(s string) (Token, error) {
 	}
 	rest, isToken := strings.CutPrefix(s, prefix+".")
 	if !isToken {
-		if err := CheckSecret(s); err != nil {
+		if err := checkSecret(s); err != nil {
 			return Token{}, fmt.Errorf("%w; %s", err, form)
 		}
 		return Token{Secret: s}, nil
@@ -106,7 +106,7 @@ func Parse(s string) (Token, error) {
 	case !idForm.MatchString(t.ID):
 		return Token{}, fmt.Errorf("its third part is not an id of small letters, digits and dashes; %s", form)
 	}
-	if err := CheckSecret(t.Secret); err != nil {
+	if err := checkSecret(t.Secret); err != nil {
 		return Token{}, fmt.Errorf("%w; %s", err, form)
 	}
 	return t, nil
@@ -123,7 +123,7 @@ func parseK3s(ca, rest string) (Token, error) {
 		return Token{}, errors.New("it is K10HASH::USER:PASSWORD as k3s prints it, and its user is neither server " +
 			"nor node; " + form)
 	}
-	if err := CheckSecret(secret); err != nil {
+	if err := checkSecret(secret); err != nil {
 		return Token{}, fmt.Errorf("%w; %s", err, form)
 	}
 	return Token{CA: ca, User: user, Secret: secret}, nil
@@ -137,8 +137,8 @@ func CheckID(id string) error {
 	return nil
 }
 
-// CheckSecret returns an error if s is not a valid secret. It may be a password that a user chose.
-func CheckSecret(s string) error {
+// checkSecret returns an error if s is not a valid secret. It may be a password that a user chose.
+func checkSecret(s string) error {
 	if s == "" || len(s) > maxSecret {
 		return fmt.Errorf("its secret has %d characters, 1 to %d are possible", len(s), maxSecret)
 	}
@@ -235,7 +235,7 @@ func SecretFile(file string) (string, error) {
 	raw, err := os.ReadFile(file)
 	if err == nil {
 		s := strings.TrimSpace(string(raw))
-		if err := CheckSecret(s); err != nil {
+		if err := checkSecret(s); err != nil {
 			return "", fmt.Errorf("read %s: %w", file, err)
 		}
 		return s, os.Chmod(file, 0o600)

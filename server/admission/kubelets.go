@@ -24,8 +24,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// KubeletsPlugin is the name of the plugin Kubelets, as in --disable-admission-plugins.
-const KubeletsPlugin = "UmiakKubelets"
+// kubeletsPlugin is the name of the plugin Kubelets, as in --disable-admission-plugins.
+const kubeletsPlugin = "UmiakKubelets"
 
 // StaticPods is the label that, with the value "allow", permits mirror Pods of nodes in a namespace. They are always
 // permitted in kube-system.
@@ -63,12 +63,12 @@ func NewKubelets(addresses Addresses, otherIPAM bool) *Kubelets {
 		otherIPAM: otherIPAM}
 }
 
-// Name returns KubeletsPlugin.
-func (*Kubelets) Name() string { return KubeletsPlugin }
+// Name returns kubeletsPlugin.
+func (*Kubelets) Name() string { return kubeletsPlugin }
 
 // Register adds the plugin to the API server's plugins.
 func (k *Kubelets) Register(plugins *admission.Plugins) {
-	plugins.Register(KubeletsPlugin, func(io.Reader) (admission.Interface, error) { return k, nil })
+	plugins.Register(kubeletsPlugin, func(io.Reader) (admission.Interface, error) { return k, nil })
 }
 
 // SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.

@@ -20,8 +20,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// NodesPlugin is the name of the plugin Nodes, as in --disable-admission-plugins.
-const NodesPlugin = "UmiakNodes"
+// nodesPlugin is the name of the plugin Nodes, as in --disable-admission-plugins.
+const nodesPlugin = "UmiakNodes"
 
 // Bounds of what a kubelet or agent may add to its own Node. A kubelet reports 50 images with 5 names each by default,
 // and all images if nodeStatusMaxImages is -1.
@@ -69,12 +69,12 @@ func NewNodes(addresses Addresses) *Nodes {
 	return &Nodes{Handler: admission.NewHandler(admission.Create, admission.Update), addresses: addresses}
 }
 
-// Name returns NodesPlugin.
-func (*Nodes) Name() string { return NodesPlugin }
+// Name returns nodesPlugin.
+func (*Nodes) Name() string { return nodesPlugin }
 
 // Register adds the plugin to the API server's plugins.
 func (n *Nodes) Register(plugins *admission.Plugins) {
-	plugins.Register(NodesPlugin, func(io.Reader) (admission.Interface, error) { return NewNodes(n.addresses), nil })
+	plugins.Register(nodesPlugin, func(io.Reader) (admission.Interface, error) { return NewNodes(n.addresses), nil })
 }
 
 // SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.
@@ -87,7 +87,7 @@ func (n *Nodes) SetExternalKubeInformerFactory(f informers.SharedInformerFactory
 // ValidateInitialization implements admission.InitializationValidator.
 func (n *Nodes) ValidateInitialization() error {
 	if n.nodes == nil {
-		return errors.New(NodesPlugin + " has no informer of nodes")
+		return errors.New(nodesPlugin + " has no informer of nodes")
 	}
 	return nil
 }

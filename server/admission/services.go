@@ -21,8 +21,8 @@ import (
 	"github.com/umiak-io/umiak/internal/systemports"
 )
 
-// ServicesPlugin is the name of the plugin Services, as in --disable-admission-plugins.
-const ServicesPlugin = "UmiakServices"
+// servicesPlugin is the name of the plugin Services, as in --disable-admission-plugins.
+const servicesPlugin = "UmiakServices"
 
 // Limits describes what Services may not take.
 type Limits struct {
@@ -55,12 +55,12 @@ func NewServices(l Limits) *Services {
 	return &Services{Handler: admission.NewHandler(admission.Create, admission.Update), limits: l}
 }
 
-// Name returns ServicesPlugin.
-func (*Services) Name() string { return ServicesPlugin }
+// Name returns servicesPlugin.
+func (*Services) Name() string { return servicesPlugin }
 
 // Register adds the plugin to the API server's plugins.
 func (s *Services) Register(plugins *admission.Plugins) {
-	plugins.Register(ServicesPlugin, func(io.Reader) (admission.Interface, error) { return s, nil })
+	plugins.Register(servicesPlugin, func(io.Reader) (admission.Interface, error) { return s, nil })
 }
 
 // SetExternalKubeInformerFactory implements initializer.WantsExternalKubeInformerFactory.

@@ -14,14 +14,14 @@ import (
 	"github.com/umiak-io/umiak/internal/upgrades"
 )
 
-// UpgradesPlugin is the name of the plugin Upgrades, as in --disable-admission-plugins.
-const UpgradesPlugin = "UmiakUpgrades"
+// upgradesPlugin is the name of the plugin Upgrades, as in --disable-admission-plugins.
+const upgradesPlugin = "UmiakUpgrades"
 
-// VerbUpgrade is the verb on Nodes that is required to request a node's upgrade. The right to patch nodes/status is
+// verbUpgrade is the verb on Nodes that is required to request a node's upgrade. The right to patch nodes/status is
 // often granted for conditions and the like; an upgrade request amounts to root access on the node.
-const VerbUpgrade = "upgrade"
+const verbUpgrade = "upgrade"
 
-// Upgrades refuses the annotation that requests a node's upgrade, unless the user has VerbUpgrade.
+// Upgrades refuses the annotation that requests a node's upgrade, unless the user has verbUpgrade.
 type Upgrades struct {
 	*admission.Handler
 	authorizer authorizer.Authorizer
@@ -38,12 +38,12 @@ func NewUpgrades(off bool) *Upgrades {
 	return &Upgrades{Handler: admission.NewHandler(admission.Create, admission.Update), off: off}
 }
 
-// Name returns UpgradesPlugin.
-func (*Upgrades) Name() string { return UpgradesPlugin }
+// Name returns upgradesPlugin.
+func (*Upgrades) Name() string { return upgradesPlugin }
 
 // Register adds the plugin to the API server's plugins.
 func (u *Upgrades) Register(plugins *admission.Plugins) {
-	plugins.Register(UpgradesPlugin, func(io.Reader) (admission.Interface, error) { return u, nil })
+	plugins.Register(upgradesPlugin, func(io.Reader) (admission.Interface, error) { return u, nil })
 }
 
 // SetAuthorizer implements initializer.WantsAuthorizer.
@@ -78,7 +78,7 @@ func (u *Upgrades) Validate(ctx context.Context, a admission.Attributes, _ admis
 			a, fmt.Errorf("annotation %s: upgrades are disabled in the servers' settings (disable)", upgrades.AskedFor))
 	}
 	decision, reason, err := u.authorizer.Authorize(ctx, authorizer.AttributesRecord{
-		User: a.GetUserInfo(), Verb: VerbUpgrade, Resource: "nodes", APIVersion: "v1", Name: node.Name,
+		User: a.GetUserInfo(), Verb: verbUpgrade, Resource: "nodes", APIVersion: "v1", Name: node.Name,
 		ResourceRequest: true,
 	})
 	if decision == authorizer.DecisionAllow {
@@ -88,5 +88,5 @@ func (u *Upgrades) Validate(ctx context.Context, a admission.Attributes, _ admis
 		reason = err.Error()
 	}
 	return admission.NewForbidden(a, fmt.Errorf("setting the annotation %s requires the verb %q on nodes: %s",
-		upgrades.AskedFor, VerbUpgrade, reason))
+		upgrades.AskedFor, verbUpgrade, reason))
 }

@@ -27,7 +27,7 @@ func TestUpgrades(t *testing.T) {
 	}
 	may := authorizer.AuthorizerFunc(func(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string,
 		error) {
-		if a.GetUser().GetName() == "admin" && a.GetVerb() == VerbUpgrade && a.GetResource() == "nodes" &&
+		if a.GetUser().GetName() == "admin" && a.GetVerb() == verbUpgrade && a.GetResource() == "nodes" &&
 			a.GetName() == "n1" {
 			return authorizer.DecisionAllow, "", nil
 		}

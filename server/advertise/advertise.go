@@ -26,7 +26,7 @@ type Config struct {
 	Fixed bool
 	// Names returns the addresses that belong into the API server's certificate.
 	Names func() []string
-	// Publish puts them there, and tells the API server of the new address.
+	// Publish puts them there, and gives the API server the new address.
 	Publish func(addresses []string) error
 }
 
@@ -113,7 +113,7 @@ func (a *Address) Run(ctx context.Context, ready func()) error {
 	cancel(nil)
 	<-published // the next run writes the same certificate
 	if moved := new(nodeip.Moved); errors.As(err, &moved) {
-		return &lifecycle.Anew{Part: nodeip.Part, Err: moved}
+		return &lifecycle.ReexecError{Part: nodeip.Part, Err: moved}
 	}
 	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause

@@ -32,21 +32,25 @@ const (
 	clockInterval = 15 * time.Minute
 )
 
-// Keeper creates and stores the snapshots of one server.
-type Keeper struct {
-	Config Config
-	Dirs   layout.Dirs
-	Node   string
-	// Source returns the datastore, nil while it is not open.
-	Source func() snapshot.Source
-	Log    *slog.Logger
-	Now    func() time.Time // nil means time.Now
-
+// Source describes the server of which a Keeper makes snapshots.
+type Source struct {
+	Dirs layout.Dirs
+	// Node is the name of the server's node, which is in the names of its snapshots.
+	Node string
+	// Datastore returns the datastore, nil while it is not open.
+	Datastore func() snapshot.Source
 	// Objects reads the Secret of snapshot-s3-config-secret; nil where the settings have none.
 	Objects s3.Objects
+}
 
-	// Open opens the bucket; nil means the one of Config.
-	Open func() (bucket, error)
+// Keeper creates and stores the snapshots of one server.
+type Keeper struct {
+	cfg Config
+	src Source
+	log *slog.Logger
+
+	now        func() time.Time
+	openBucket func(Config) (bucket, error)
 
 	saving    sync.Mutex // one snapshot at a time
 	uploading sync.Mutex
@@ -56,6 +60,11 @@ type Keeper struct {
 	next      time.Time
 	lastErr   error
 	uploadErr error
+}
+
+// New returns the keeper of a server's snapshots. It does nothing yet.
+func New(cfg Config, src Source, log *slog.Logger) *Keeper {
+	return &Keeper{cfg: cfg, src: src, log: log.With("component", "snapshots"), now: time.Now, openBucket: Config.open}
 }
 
 // parse parses a schedule in cron notation. A schedule without any time, such as 30 February, is an error.
@@ -75,7 +84,7 @@ func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, err
 	if name == "" {
 		name = OnDemand
 	}
-	if name == k.Config.scheduledName() {
+	if name == k.cfg.scheduledName() {
 		return nil, fmt.Errorf("the name %q is for the schedule's snapshots, which are pruned; choose another", name)
 	}
 	e, err := k.save(ctx, name, passphrase, false)
@@ -83,13 +92,13 @@ func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, err
 		return nil, err
 	}
 	out := &Saved{Entry: *e}
-	if !k.Config.S3.On() {
+	if !k.cfg.S3.On() {
 		return out, nil
 	}
 	_, err = k.tryUpload(ctx)
 	if _, e := os.Stat(mark(out.Path)); e != nil {
-		if out.Bucket = k.Config.S3.URI(); k.Config.S3.Bucket == "" {
-			out.Bucket = k.Config.S3.Place()
+		if out.Bucket = k.cfg.S3.URI(); k.cfg.S3.Bucket == "" {
+			out.Bucket = k.cfg.S3.Place()
 		}
 		return out, nil // an error is about another file, see Section
 	}
@@ -100,13 +109,13 @@ func (k *Keeper) Save(ctx context.Context, name, passphrase string) (*Saved, err
 func (k *Keeper) save(ctx context.Context, name, passphrase string, scheduled bool) (*snapshot.Entry, error) {
 	k.saving.Lock()
 	defer k.saving.Unlock()
-	src := k.Source()
+	src := k.src.Datastore()
 	if src == nil {
 		return nil, errNotOpen
 	}
 	if passphrase == "" {
 		var err error
-		if passphrase, err = k.Config.Passphrase(); err != nil {
+		if passphrase, err = k.cfg.Passphrase(); err != nil {
 			return nil, err
 		}
 	}
@@ -115,20 +124,13 @@ func (k *Keeper) save(ctx context.Context, name, passphrase string, scheduled bo
 		reason = scheduledReason
 	}
 	e, err := snapshot.Save{
-		Dir: k.Config.Folder(k.Dirs), Name: name, Server: k.Dirs.Server(), Source: src, Passphrase: passphrase,
-		Node: k.Node, Version: version.Version, Reason: reason, OnlyChanged: scheduled, Now: k.now(),
+		Dir: k.cfg.Folder(k.src.Dirs), Name: name, Server: k.src.Dirs.Server(), Source: src, Passphrase: passphrase,
+		Node: k.src.Node, Version: version.Version, Reason: reason, OnlyChanged: scheduled, Now: k.now(),
 	}.Run(ctx)
 	if e == nil || err != nil {
 		return nil, err
 	}
 	return e, k.toUpload(e)
-}
-
-func (k *Keeper) now() time.Time {
-	if k.Now == nil {
-		return time.Now()
-	}
-	return k.Now()
 }
 
 // Run follows the schedule until ctx ends.
@@ -137,17 +139,17 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 	k.life = ctx
 	k.mu.Unlock()
 	ready()
-	if k.Config.Disable && !k.Config.S3.On() {
+	if k.cfg.Disable && !k.cfg.S3.On() {
 		<-ctx.Done()
 		return nil
 	}
 	k.catchUp(ctx)
-	if k.Config.Disable {
+	if k.cfg.Disable {
 		for k.wait(ctx, k.now().Add(24*time.Hour)) { // uploads snapshots that were made on demand
 		}
 		return nil
 	}
-	schedule, err := parse(k.Config.Schedule)
+	schedule, err := parse(k.cfg.Schedule)
 	if err != nil {
 		return fmt.Errorf("snapshot-schedule-cron: %w", err)
 	}
@@ -167,7 +169,7 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 func (k *Keeper) first(schedule cron.Schedule) time.Time {
 	now := k.now()
 	next := schedule.Next(now)
-	all, err := snapshot.List(k.Config.Folder(k.Dirs))
+	all, err := snapshot.List(k.cfg.Folder(k.src.Dirs))
 	if err == nil && len(all) > 0 && all[0].Err == nil && !schedule.Next(all[0].Time).Before(now) {
 		return next
 	}
@@ -196,22 +198,22 @@ func (k *Keeper) wait(ctx context.Context, until time.Time) bool {
 }
 
 func (k *Keeper) scheduled(ctx context.Context) {
-	e, err := k.save(ctx, k.Config.scheduledName(), "", true)
+	e, err := k.save(ctx, k.cfg.scheduledName(), "", true)
 	switch {
 	case ctx.Err() != nil:
 		return
 	case err != nil:
-		k.Log.Error("cannot save a snapshot; trying again as scheduled", "error", err)
+		k.log.Error("cannot save a snapshot; trying again as scheduled", "error", err)
 	case e == nil:
-		k.Log.Debug("nothing changed since the last snapshot")
+		k.log.Debug("nothing changed since the last snapshot")
 	default:
-		k.Log.Info("saved a snapshot", "file", e.Path, "keys", e.Keys, "bytes", e.Size)
+		k.log.Info("saved a snapshot", "file", e.Path, "keys", e.Keys, "bytes", e.Size)
 	}
 	k.record(time.Time{}, err)
 	if err == nil {
-		if _, err := snapshot.Prune(k.Config.Folder(k.Dirs), k.Config.scheduledName(), k.Node,
-			k.Config.Retention); err != nil {
-			k.Log.Warn("cannot prune snapshots", "error", err)
+		if _, err := snapshot.Prune(k.cfg.Folder(k.src.Dirs), k.cfg.scheduledName(), k.src.Node,
+			k.cfg.Retention); err != nil {
+			k.log.Warn("cannot prune snapshots", "error", err)
 		}
 		k.catchUp(ctx)
 	}
@@ -231,7 +233,7 @@ func (k *Keeper) record(next time.Time, err error) {
 // Section is the section of `umiak status` with the snapshots.
 func (k *Keeper) Section(context.Context) status.Section {
 	out := status.Section{Name: "Snapshots"}
-	all, err := snapshot.List(k.Config.Folder(k.Dirs))
+	all, err := snapshot.List(k.cfg.Folder(k.src.Dirs))
 	k.mu.Lock()
 	next, lastErr, uploadErr := k.next, k.lastErr, k.uploadErr
 	k.mu.Unlock()
@@ -254,9 +256,9 @@ func (k *Keeper) Section(context.Context) status.Section {
 		row.State, row.Detail = "failing", err.Error()
 	}
 	out.Rows = append(out.Rows, row)
-	if k.Config.S3.On() {
-		row := status.Row{Name: "bucket", State: "up to date", Detail: k.Config.S3.Place()}
-		if files, _ := waiting(k.Config.Folder(k.Dirs)); len(files) > 0 {
+	if k.cfg.S3.On() {
+		row := status.Row{Name: "bucket", State: "up to date", Detail: k.cfg.S3.Place()}
+		if files, _ := waiting(k.cfg.Folder(k.src.Dirs)); len(files) > 0 {
 			row.State, row.Detail = fmt.Sprintf("%d waiting", len(files)), "to be uploaded to "+row.Detail
 		}
 		if uploadErr != nil {

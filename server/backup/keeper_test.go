@@ -40,8 +40,8 @@ func keeper(t *testing.T) (*Keeper, *fake) {
 		t.Fatal(err)
 	}
 	f := &fake{revision: 5}
-	return &Keeper{Config: Config{Schedule: "0 */12 * * *", Retention: 2}, Dirs: d, Node: "m1",
-		Log: slog.New(slog.DiscardHandler), Source: func() snapshot.Source { return f }}, f
+	src := Source{Dirs: d, Node: "m1", Datastore: func() snapshot.Source { return f }}
+	return New(Config{Schedule: "0 */12 * * *", Retention: 2}, src, slog.New(slog.DiscardHandler)), f
 }
 
 func TestSaveOnDemand(t *testing.T) {
@@ -67,7 +67,7 @@ func TestSaveOnDemand(t *testing.T) {
 		!strings.Contains(s.Rows[0].Detail, "next") {
 		t.Errorf("status %+v", s)
 	}
-	k.Source = func() snapshot.Source { return nil }
+	k.src.Datastore = func() snapshot.Source { return nil }
 	if _, err := k.Save(t.Context(), "", ""); !errors.Is(err, errNotOpen) {
 		t.Errorf("before the datastore is open: %v", err)
 	}
@@ -76,14 +76,14 @@ func TestSaveOnDemand(t *testing.T) {
 func TestScheduledSnapshotsArePruned(t *testing.T) {
 	k, f := keeper(t)
 	at := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
-	k.Now = func() time.Time { return at }
+	k.now = func() time.Time { return at }
 	for range 4 {
 		k.scheduled(t.Context())
 		k.scheduled(t.Context()) // nothing has changed
 		f.revision++
 		at = at.Add(12 * time.Hour)
 	}
-	all, err := snapshot.List(k.Config.Folder(k.Dirs))
+	all, err := snapshot.List(k.cfg.Folder(k.src.Dirs))
 	if err != nil || len(all) != 2 || all[0].Revision != 8 || all[1].Revision != 7 {
 		t.Fatalf("%v, %v", all, err)
 	}
@@ -92,8 +92,8 @@ func TestScheduledSnapshotsArePruned(t *testing.T) {
 func TestWhenTheFirstIsDue(t *testing.T) {
 	k, _ := keeper(t)
 	now := time.Date(2026, 11, 25, 9, 0, 0, 0, time.Local)
-	k.Now = func() time.Time { return now }
-	s, err := parse(k.Config.Schedule)
+	k.now = func() time.Time { return now }
+	s, err := parse(k.cfg.Schedule)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@ import (
 func TestPlan(t *testing.T) {
 	k, f := keeper(t)
 	now := time.Date(2026, 11, 25, 11, 30, 0, 0, time.UTC)
-	p, err := k.Config.Plan(k.Dirs, now)
+	p, err := k.cfg.Plan(k.src.Dirs, now)
 	if err != nil || p.Newest != nil || len(p.Next) != plannedTimes || !p.Next[0].Equal(now.Add(30*time.Minute)) ||
 		!p.Next[1].Equal(now.Add(12*time.Hour+30*time.Minute)) {
 		t.Fatalf("%+v, %v", p, err)
@@ -17,13 +17,13 @@ func TestPlan(t *testing.T) {
 	if _, err := k.Save(t.Context(), "by-hand", ""); err != nil {
 		t.Fatal(err)
 	}
-	if p, err = k.Config.Plan(k.Dirs, now); err != nil || p.Newest != nil {
+	if p, err = k.cfg.Plan(k.src.Dirs, now); err != nil || p.Newest != nil {
 		t.Errorf("one that was asked for is none of the schedule's: %+v, %v", p, err)
 	}
 	f.revision++ // otherwise there is nothing new to save
 	k.scheduled(t.Context())
-	k.Config.Disable = true
-	if p, err = k.Config.Plan(k.Dirs, now); err != nil || p.Newest == nil || len(p.Next) != 0 {
+	k.cfg.Disable = true
+	if p, err = k.cfg.Plan(k.src.Dirs, now); err != nil || p.Newest == nil || len(p.Next) != 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }

@@ -265,12 +265,12 @@ func waiting(dir string) (files, orphans []string) {
 
 // upload uploads the marked files. It stops at the first error, unless that concerns only one file.
 func (k *Keeper) upload(ctx context.Context) error {
-	if !k.Config.S3.On() {
+	if !k.cfg.S3.On() {
 		return nil
 	}
 	k.uploading.Lock()
 	defer k.uploading.Unlock()
-	files, orphans := waiting(k.Config.Folder(k.Dirs))
+	files, orphans := waiting(k.cfg.Folder(k.src.Dirs))
 	var errs []error
 	for _, m := range orphans {
 		errs = append(errs, os.Remove(m))
@@ -278,14 +278,11 @@ func (k *Keeper) upload(ctx context.Context) error {
 	if len(files) == 0 {
 		return errors.Join(errs...)
 	}
-	config, err := k.Config.WithSecret(ctx, k.Objects)
+	config, err := k.cfg.WithSecret(ctx, k.src.Objects)
 	if err != nil {
 		return err
 	}
-	open := config.open
-	if k.Open != nil {
-		open = k.Open
-	}
+	open := func() (bucket, error) { return k.openBucket(config) }
 	b, err := open()
 	if err != nil {
 		return err
@@ -293,7 +290,7 @@ func (k *Keeper) upload(ctx context.Context) error {
 	scheduled := false
 	for _, f := range files {
 		info, err := snapshot.Inspect(f)
-		if err == nil && !info.Encrypted && !k.Config.S3Unencrypted {
+		if err == nil && !info.Encrypted && !k.cfg.S3Unencrypted {
 			// It contains the cluster's keys. Other files may be encrypted.
 			errs = append(
 				errs, fmt.Errorf("%s is not encrypted and is not uploaded: set snapshot-passphrase-file and save again, or snapshot-s3-unencrypted if all readers of the bucket may control the cluster", f))
@@ -311,12 +308,12 @@ func (k *Keeper) upload(ctx context.Context) error {
 			}
 			break
 		}
-		k.Log.Info("uploaded a snapshot", "file", f, "to", b.String())
+		k.log.Info("uploaded a snapshot", "file", f, "to", b.String())
 		scheduled = scheduled || info.Reason == scheduledReason
 		errs = append(errs, os.Remove(mark(f)))
 	}
 	if scheduled {
-		_, err := config.pruneBucket(ctx, open, k.Dirs, config.scheduledName(), k.Node)
+		_, err := config.pruneBucket(ctx, open, k.src.Dirs, config.scheduledName(), k.src.Node)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -347,13 +344,13 @@ func (k *Keeper) tryUpload(ctx context.Context) (isNew bool, err error) {
 // catchUp uploads pending files. It logs a repeated error once.
 func (k *Keeper) catchUp(ctx context.Context) {
 	if isNew, err := k.tryUpload(ctx); isNew {
-		k.Log.Error("cannot upload snapshots, trying again", "error", err, "every", clockInterval)
+		k.log.Error("cannot upload snapshots, trying again", "error", err, "every", clockInterval)
 	}
 }
 
 // toUpload marks a new snapshot. This happens before the first attempt, during which the process may end.
 func (k *Keeper) toUpload(e *snapshot.Entry) error {
-	if !k.Config.S3.On() {
+	if !k.cfg.S3.On() {
 		return nil
 	}
 	return atomicfile.Write(mark(e.Path), nil, 0o600)

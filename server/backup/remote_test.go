@@ -45,22 +45,22 @@ func (a *away) Upload(ctx context.Context, file, info string) error {
 func withBucket(t *testing.T) (*Keeper, *fake, *away) {
 	t.Helper()
 	k, f := keeper(t)
-	k.Config.S3, k.Config.S3Unencrypted = s3server.Start(t).Config, true
-	b, err := k.Config.open()
+	k.cfg.S3, k.cfg.S3Unencrypted = s3server.Start(t).Config, true
+	b, err := k.cfg.open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := &away{bucket: b}
-	k.Open = func() (bucket, error) { return a, nil }
+	k.openBucket = func(Config) (bucket, error) { return a, nil }
 	at := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
-	k.Now = func() time.Time { at = at.Add(time.Minute); return at }
+	k.now = func() time.Time { at = at.Add(time.Minute); return at }
 	return k, f, a
 }
 
 // places counts the snapshots here and there.
 func places(t *testing.T, k *Keeper) (here, there int) {
 	t.Helper()
-	all, err := k.Config.List(t.Context(), k.Dirs)
+	all, err := k.cfg.List(t.Context(), k.src.Dirs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,12 +99,12 @@ func TestBothPlacesAreKeptAlike(t *testing.T) {
 	}
 	// Another cluster's node of the same name, in the same folder.
 	other, _, _ := withBucket(t)
-	other.Config.S3, other.Config.S3Unencrypted = k.Config.S3, true
-	other.Open = k.Open
-	other.Now = func() time.Time { return time.Date(2026, 11, 26, 0, 0, 0, 0, time.UTC) }
+	other.cfg.S3, other.cfg.S3Unencrypted = k.cfg.S3, true
+	other.openBucket = k.openBucket
+	other.now = func() time.Time { return time.Date(2026, 11, 26, 0, 0, 0, 0, time.UTC) }
 	other.scheduled(t.Context())
-	k.Config.Retention = 1
-	removed, err := k.Config.Prune(t.Context(), k.Dirs, Scheduled, "m1")
+	k.cfg.Retention = 1
+	removed, err := k.cfg.Prune(t.Context(), k.src.Dirs, Scheduled, "m1")
 	if err != nil || len(removed) != 2 || !strings.HasPrefix(removed[1], "s3://snaps/clusters/pi/scheduled-m1-") {
 		t.Errorf("%v, %v", removed, err)
 	}
@@ -134,12 +134,12 @@ func TestWhatCouldNotBeUploadedIsLater(t *testing.T) {
 		!strings.Contains(last.Detail, "s3://snaps/clusters/pi at 127.0.0.1:") {
 		t.Errorf("%+v", last)
 	}
-	p, err := k.Config.Plan(k.Dirs, time.Now())
+	p, err := k.cfg.Plan(k.src.Dirs, time.Now())
 	if err != nil || len(p.Waiting) != 2 || p.Bucket == "" {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if raw, err := json.Marshal(k.Section(t.Context())); err != nil ||
-		strings.Contains(string(raw), k.Config.S3.SecretKey) {
+		strings.Contains(string(raw), k.cfg.S3.SecretKey) {
 		t.Errorf("the key is in the status: %s, %v", raw, err)
 	}
 	// The process ends, somebody removes one of the two, and another process finds the other.
@@ -147,13 +147,13 @@ func TestWhatCouldNotBeUploadedIsLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.err = nil
-	again := &Keeper{Config: k.Config, Dirs: k.Dirs, Node: k.Node, Log: slog.New(slog.DiscardHandler), Open: k.Open,
-		Now: k.Now, Source: k.Source}
+	again := New(k.cfg, k.src, slog.New(slog.DiscardHandler))
+	again.openBucket, again.now = k.openBucket, k.now
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- again.Run(ctx, func() {}) }()
 	eventually.Nil(t, "all files to be uploaded", func() error {
-		if files, orphans := waiting(k.Config.Folder(k.Dirs)); len(files)+len(orphans) > 0 {
+		if files, orphans := waiting(k.cfg.Folder(k.src.Dirs)); len(files)+len(orphans) > 0 {
 			return fmt.Errorf("still there: %v %v", files, orphans)
 		}
 		return nil
@@ -189,10 +189,10 @@ func (e endless) Upload(ctx context.Context, _, _ string) error {
 
 func TestAServerThatStopsDoesNotWaitForTheNetwork(t *testing.T) {
 	k, _ := keeper(t)
-	k.Config.S3, k.Config.S3Unencrypted = s3.Config{Bucket: "snaps"}, true
-	k.Config.Disable = true
+	k.cfg.S3, k.cfg.S3Unencrypted = s3.Config{Bucket: "snaps"}, true
+	k.cfg.Disable = true
 	e := endless{begun: make(chan struct{})}
-	k.Open = func() (bucket, error) { return e, nil }
+	k.openBucket = func(Config) (bucket, error) { return e, nil }
 	ctx, cancel := context.WithCancel(t.Context())
 	up, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- k.Run(ctx, func() { close(up) }) }()
@@ -214,14 +214,14 @@ func TestFetchOnAFreshMachine(t *testing.T) {
 		t.Fatalf("%+v, %v", e, err)
 	}
 	name := filepath.Base(e.Path)
-	if file, done, err := k.Config.Fetch(t.Context(), k.Dirs, name); err != nil || file != e.Path {
+	if file, done, err := k.cfg.Fetch(t.Context(), k.src.Dirs, name); err != nil || file != e.Path {
 		t.Errorf("the one that is here: %s, %v", file, err)
 	} else {
 		done()
 	}
 	dir := t.TempDir()
 	fresh := layout.Dirs{Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run")}
-	file, done, err := k.Config.Fetch(t.Context(), fresh, name)
+	file, done, err := k.cfg.Fetch(t.Context(), fresh, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,11 +233,11 @@ func TestFetchOnAFreshMachine(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(fresh.Data, ".*")); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
 	}
-	if _, _, err := k.Config.Fetch(t.Context(), fresh, "none"+snapshot.Suffix); !errors.Is(err, s3.ErrNotFound) {
+	if _, _, err := k.cfg.Fetch(t.Context(), fresh, "none"+snapshot.Suffix); !errors.Is(err, s3.ErrNotFound) {
 		t.Errorf("one that is nowhere: %v", err)
 	}
-	k.Config.S3 = s3.Config{}
-	if _, _, err := k.Config.Fetch(t.Context(), fresh, name); err == nil ||
+	k.cfg.S3 = s3.Config{}
+	if _, _, err := k.cfg.Fetch(t.Context(), fresh, name); err == nil ||
 		!strings.Contains(err.Error(), "snapshot-s3-bucket") {
 		t.Errorf("without a bucket: %v", err)
 	}
@@ -245,7 +245,7 @@ func TestFetchOnAFreshMachine(t *testing.T) {
 
 func TestForeignObjectsAreListedAsSuch(t *testing.T) {
 	k, _, _ := withBucket(t)
-	b, err := k.Config.open()
+	b, err := k.cfg.open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestForeignObjectsAreListedAsSuch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all, err := k.Config.List(t.Context(), k.Dirs)
+	all, err := k.cfg.List(t.Context(), k.src.Dirs)
 	if err != nil || len(all) != 3 {
 		t.Fatalf("%v, %v", all, err)
 	}
@@ -285,7 +285,7 @@ func FuzzInfo(f *testing.F) {
 // TestOnlyWhatIsEncryptedLeaves: a snapshot holds the keys of the cluster.
 func TestOnlyWhatIsEncryptedLeaves(t *testing.T) {
 	k, _, _ := withBucket(t)
-	k.Config.S3Unencrypted = false
+	k.cfg.S3Unencrypted = false
 	e, err := k.Save(t.Context(), "plain", "")
 	if err != nil || e.Bucket != "" || !strings.Contains(e.NotUploaded,
 		"is not encrypted and is not uploaded: set snapshot-passphrase-file") {

@@ -48,11 +48,11 @@ type RotateRequest struct {
 	Status bool     `json:"status,omitempty"`
 }
 
-// RotateResult is what a rotation has changed, and which are under way now.
+// RotateResult lists the authorities that a rotation has finished, and the rotations that are under way.
 type RotateResult struct {
 	Finished []string       `json:"finished,omitempty"`
 	UnderWay []pki.Rotation `json:"underWay"`
-	// Announced is what all servers are to trust before it signs; Behind are those that do not yet.
+	// Announced are the authorities that all servers must trust before they sign; Behind are the servers that do not yet.
 	Announced []string `json:"announced,omitempty"`
 	Behind    []string `json:"behind,omitempty"`
 	// Restart are servers that have to be started again before the rotation can be finished.
@@ -221,7 +221,7 @@ func (a *Authorities) allFollow(ctx context.Context, c clientv3.KV) error {
 	return nil
 }
 
-// tokenLifetime is how long a ServiceAccount token of a pod may be used before the kubelet has replaced it.
+// tokenLifetime bounds the use of a ServiceAccount token of a pod before the kubelet has replaced it.
 const tokenLifetime = time.Hour
 
 // oldIsUnused fails while something may need the keys that a rotation has replaced.

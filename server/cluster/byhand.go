@@ -13,8 +13,8 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// markFile is a file that exists while the cluster's keys are in the datastore, for commands that work on files. It
-// says which keys are in force.
+// markFile returns the file that exists while the cluster's keys are in the datastore, for commands that work on files.
+// It identifies the keys in force.
 func markFile(d layout.Dirs) string { return filepath.Join(d.Server(), "keys-in-datastore") }
 
 // The contents of the mark.

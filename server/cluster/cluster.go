@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/kubeclient"
@@ -49,6 +50,17 @@ type Config struct {
 	Log       *slog.Logger
 }
 
+// SharedKind returns the kind of datastore that several servers share, "" where it is one server's alone.
+func SharedKind(c datastore.Config) joinwire.Datastore {
+	switch {
+	case c.Endpoint != "":
+		return joinwire.External
+	case datastore.Clustered(c):
+		return joinwire.Etcd
+	}
+	return ""
+}
+
 // External reports whether the state is in an external database.
 func (c Config) External() bool { return c.Shared == joinwire.External }
 
@@ -66,21 +78,23 @@ type Cluster struct {
 
 // New returns the part of a server that starts. It runs nothing.
 func New(cfg Config) (*Cluster, error) {
-	c := &Cluster{cfg: cfg, Peers: NewPeers(cfg.Address, cfg.Clients.Maker("umiak-servers")),
+	c := &Cluster{cfg: cfg, Peers: newPeers(cfg.Address, cfg.Clients.Maker("umiak-servers")),
 		Election: leader.New(cfg.Name, cfg.Log)}
 	stale := lifecycle.NewSignal()
 	var err error
 	if c.Authorities, err = newAuthorities(cfg, c.Peers, func() { cfg.TakenOver(); stale.Set() }); err != nil {
 		return nil, err
 	}
+	adopted := lifecycle.NewSignal()
 	sharing := encryption.NewSharing(encryption.SharingConfig{
-		File: cfg.Dirs.EncryptionConfig(), Secret: cfg.PKI.SharedSecret, Current: c.Authorities.current, Log: cfg.Log,
+		File: cfg.Dirs.EncryptionConfig(), Secret: cfg.PKI.SharedSecret, Current: c.Authorities.current,
+		Adopted: adopted.Set, Log: cfg.Log,
 	})
 	log := cfg.Log.With("component", "join")
 	c.Record = &KeyRecord{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale,
 		log: log}
 	c.Keys = &SharedKeys{cfg: cfg, peers: c.Peers, authorities: c.Authorities, encryption: sharing, stale: stale,
-		log: cfg.Log}
+		adopted: adopted, log: cfg.Log}
 	c.Admission = &Admission{cfg: cfg, authorities: c.Authorities, log: log}
 	return c, nil
 }

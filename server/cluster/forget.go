@@ -23,7 +23,7 @@ type ForgetRequest struct {
 	Server string `json:"server"`
 }
 
-// ForgetResult is what was done, a sentence each.
+// ForgetResult lists the steps that were taken, a sentence each.
 type ForgetResult struct {
 	Done []string `json:"done"`
 }
@@ -126,7 +126,7 @@ func healthyNode(ctx context.Context, client kubernetes.Interface, name string) 
 	return nil
 }
 
-// Moved tells the etcd member of this server where others are now.
+// Moved gives the etcd member of this server the new addresses of others.
 func (a *Admission) Moved(r MovedRequest) error {
 	cluster := a.cfg.Datastore.Etcd()
 	if cluster == nil {

@@ -78,7 +78,7 @@ func join(ctx context.Context, cfg JoinConfig) ([]etcd.Member, error) {
 		return nil, fmt.Errorf("token: it is a password, which says nothing about the server at %s, so it is not sent: set the line "+
 			"that is in data-dir/server/token there, or what `umiak token create --kind server` prints", j.addr)
 	}
-	// Also a server without a node keeps its name by a password.
+	// A server without a node, too, protects its name with a password.
 	if err := os.MkdirAll(j.dirs.Agent(), 0o700); err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func join(ctx context.Context, cfg JoinConfig) ([]etcd.Member, error) {
 		return nil, err
 	}
 	var resp *joinwire.ServerResponse
-	err = joinclient.Insist(ctx, func(ctx context.Context) (err error) {
+	err = joinclient.Retry(ctx, func(ctx context.Context) (err error) {
 		resp, err = j.ask(ctx)
 		return err
 	}, j.logWaiting)

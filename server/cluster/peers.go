@@ -26,8 +26,8 @@ type Peers struct {
 	changed chan struct{}
 }
 
-// NewPeers returns the peers of the server with the address self, HOST:PORT. Until Run there are none.
-func NewPeers(self string, client func() (kubernetes.Interface, error)) *Peers {
+// newPeers returns the peers of the server with the address self, HOST:PORT. Until Run there are none.
+func newPeers(self string, client func() (kubernetes.Interface, error)) *Peers {
 	return &Peers{self: self, client: client, changed: make(chan struct{})}
 }
 

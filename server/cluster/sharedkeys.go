@@ -27,6 +27,7 @@ type SharedKeys struct {
 	authorities *Authorities
 	encryption  *encryption.Sharing
 	stale       lifecycle.Signal // the record's
+	adopted     lifecycle.Signal
 	log         *slog.Logger
 }
 
@@ -54,6 +55,9 @@ func (k *SharedKeys) ShareEncryption(ctx context.Context, raw []byte) error {
 	k.stale.Set() // for servers that join
 	return nil
 }
+
+// EncryptionAdopted yields a value when this server has taken an encryption config over from another one.
+func (k *SharedKeys) EncryptionAdopted() <-chan struct{} { return k.adopted }
 
 // Run follows the datastore until ctx ends.
 func (k *SharedKeys) Run(ctx context.Context, ready func()) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,7 +56,7 @@ func runHook(f func(context.Context, *rest.Config) error) genericapiserver.PostS
 	return func(ctx genericapiserver.PostStartHookContext) error { return f(ctx, ctx.LoopbackClientConfig) }
 }
 
-// ownRoles are what umiak's own identities may do. Of Pods agents see little, see server/podview.
+// ownRoles returns the roles of Umiak's own identities. Agents see little of Pods, see server/podview.
 func ownRoles() []rbacv1.ClusterRole {
 	read := []string{"get", "list", "watch"}
 	return []rbacv1.ClusterRole{
@@ -90,8 +91,8 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	}
 }
 
-// ownNamespaceRole lets agents follow the two ConfigMaps with which users set up DNS, and say in Events what is wrong
-// with them.
+// ownNamespaceRole returns the role by which agents follow the two ConfigMaps with which users set up DNS, and report
+// errors in them as Events.
 func ownNamespaceRole() (rbacv1.Role, rbacv1.RoleBinding) {
 	meta := metav1.ObjectMeta{Name: agentRole, Namespace: metav1.NamespaceSystem}
 	return rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
@@ -134,11 +135,11 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 		g.Go(func() error { return retryStart(ctx, func() error { _, err := o.Run(); return err }) })
 	}
 	rbac, namespaces := client.RbacV1(), client.CoreV1().Namespaces()
-	for _, r := range concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles()) {
+	for _, r := range slices.Concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles()) {
 		role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &r},
 			reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()})
 	}
-	for _, b := range concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(),
+	for _, b := range slices.Concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(),
 		ownBindings()) {
 		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &b},
 			reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
@@ -152,11 +153,11 @@ func ensureRoles(ctx context.Context, c *rest.Config) error {
 	for _, l := range bindings {
 		bindingLists = append(bindingLists, l)
 	}
-	for _, r := range concat(roleLists...) {
+	for _, r := range slices.Concat(roleLists...) {
 		role(reconciliation.RoleRuleOwner{Role: &r},
 			reconciliation.RoleModifier{Client: rbac, NamespaceClient: namespaces})
 	}
-	for _, b := range concat(bindingLists...) {
+	for _, b := range slices.Concat(bindingLists...) {
 		binding(reconciliation.RoleBindingAdapter{RoleBinding: &b},
 			reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: namespaces})
 	}
@@ -191,7 +192,7 @@ func ensurePriorityClasses(ctx context.Context, c *rest.Config) error {
 	return nil
 }
 
-// known is what a list has shown, by namespace and name.
+// known holds the objects of a list by namespace and name.
 type known struct {
 	roles    map[string]reconciliation.RuleOwner
 	bindings map[string]reconciliation.RoleBinding
@@ -273,13 +274,6 @@ func clientFor(c *rest.Config) (*kubernetes.Clientset, error) {
 	c = rest.CopyConfig(c)
 	c.QPS = -1
 	return kubernetes.NewForConfig(c)
-}
-
-func concat[T any](lists ...[]T) (out []T) {
-	for _, l := range lists {
-		out = append(out, l...)
-	}
-	return out
 }
 
 // retryStart repeats a step while the server is coming up: its namespaces are made by another hook.

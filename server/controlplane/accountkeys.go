@@ -43,14 +43,14 @@ func (k *accountKeys) Load() error {
 	return nil
 }
 
-// AddListener has l told of other keys.
+// AddListener registers l, which is notified when the keys change.
 func (k *accountKeys) AddListener(l serviceaccount.Listener) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.listeners = append(k.listeners, l)
 }
 
-// GetCacheAgeMaxSeconds is what upstream says of keys from a file.
+// GetCacheAgeMaxSeconds returns upstream's value for keys from a file.
 func (k *accountKeys) GetCacheAgeMaxSeconds() int { return (*k.now.Load()).GetCacheAgeMaxSeconds() }
 
 // GetPublicKeys returns the keys with an id, or all.
@@ -73,7 +73,7 @@ func (a *APIServer) useAccountKeys(completed options.CompletedOptions) error {
 }
 
 // ReloadAccountKeys reads the public keys of ServiceAccount tokens again. Tokens of keys that are gone are refused from
-// then on; a server that has not begun to serve reads them by itself.
+// then on; a server that has not begun to serve reads them when it does.
 func (a *APIServer) ReloadAccountKeys() error {
 	if a.accountKeys.now.Load() == nil {
 		return nil

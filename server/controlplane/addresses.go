@@ -11,10 +11,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// awaitAddresses keeps /readyz from being ok until Services get addresses. The API server answers before its
-// allocator has read the ServiceCIDRs, and tells who makes a Service in between that the range is full. It asks for a
-// Service that is not kept, and does not insist: a range may really be full, and others may refuse it for reasons of
-// theirs.
+// awaitAddresses delays /readyz until Services get addresses. The API server answers before its allocator has read the
+// ServiceCIDRs, and refuses Services in between as if the range were full. awaitAddresses creates a Service as a dry
+// run, and gives up after a while: a range may really be full, and webhooks may refuse the Service.
 func awaitAddresses(ctx context.Context, c *rest.Config) error {
 	client, err := clientFor(c)
 	if err != nil {

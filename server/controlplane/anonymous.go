@@ -10,15 +10,14 @@ import (
 	kubeoptions "k8s.io/kubernetes/pkg/kubeapiserver/options"
 )
 
-// healthPaths are what those may ask for who have not said who they are, and nothing else.
+// healthPaths are the only paths that are open to anonymous requests.
 var healthPaths = []apiserver.AnonymousAuthCondition{{Path: "/livez"}, {Path: "/readyz"}, {Path: "/healthz"}}
 
-// decideAnonymous checks the user's settings of authentication, and keeps anonymous requests to the health paths,
-// unless the user has decided about them: by the flag anonymous-auth, or by the part `anonymous` of an
-// authentication-config.
+// decideAnonymous checks the user's settings of authentication, and limits anonymous requests to healthPaths unless the
+// user has set the flag anonymous-auth or the part `anonymous` of an authentication-config.
 //
-// Upstream's own means do not fit: its flag opens all paths or none, and its file cannot be combined with the flags
-// oidc-*, nor with a file of the user's.
+// Upstream has no setting for this: its flag opens all paths or none, and its file cannot be combined with the flags
+// oidc-* or with a file of the user.
 func (a *APIServer) decideAnonymous() error {
 	auth := a.opts.Authentication
 	parts := kubeoptions.BuiltInAuthenticationOptions{AuthenticationConfigFile: auth.AuthenticationConfigFile,

@@ -53,8 +53,7 @@ type APIServer struct {
 	late  late
 }
 
-// encryptionPoll is how often the API server looks whether the encryption config has changed: it reads some
-// hundred bytes.
+// encryptionPoll is the interval at which the API server reads the encryption config, some hundred bytes.
 const encryptionPoll = 5 * time.Second
 
 func newAPIServer(s Settings, health *Health, log *slog.Logger) (*APIServer, error) {
@@ -98,7 +97,7 @@ func (a *APIServer) admit(plugins ...plugin) {
 	opts.RecommendedPluginOrder = order
 }
 
-// apiServerFlags is what umiak sets. Whatever differs from upstream's default has its reason beside it.
+// apiServerFlags returns the flags that Umiak sets, each that differs from upstream's default with its reason.
 func apiServerFlags(s Settings) flags {
 	var f flags
 	user := s.APIServerArgs
@@ -121,8 +120,7 @@ func apiServerFlags(s Settings) flags {
 	f.set("kubelet-certificate-authority", s.Files.ServerCA)
 	f.set("kubelet-client-certificate", s.Files.KubeletClientCert)
 	f.set("kubelet-client-key", s.Files.KubeletClientKey)
-	// By name would be better, which an address that changes does not break, but the proxy of nodes looks
-	// names up in DNS.
+	// Names would survive a change of address, but the proxy of nodes resolves them by DNS.
 	f.set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
 	f.set("requestheader-client-ca-file", s.Files.RequestHeaderCA)
 	f.set("requestheader-allowed-names", wellknown.FrontProxyUser)
@@ -161,10 +159,10 @@ func apiServerFlags(s Settings) flags {
 	f.set("etcd-db-metric-poll-interval", "0s")
 	f.set("profiling", "false")
 	if !s.HighAvailability {
-		// With one server nobody has to be told every 10 s that it is still there.
+		// With one server no other needs its identity, which costs a write every 10 s.
 		f.set("feature-gates", "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false")
 	} else {
-		// A server that stops tells whoever still asks to ask again, instead of closing the connection on him.
+		// A server that stops answers late requests with Retry-After instead of closing their connections.
 		f.set("shutdown-send-retry-after", "true")
 	}
 	return f
@@ -174,9 +172,9 @@ func apiServerFlags(s Settings) flags {
 // has an interval at which it asks itself.
 const never = 100 * 365 * 24 * time.Hour
 
-// advertised is the address that upstream is told. It takes one only at its start, and insists on one; a server that
-// is alone publishes its address itself (soleServer), so while the machine has none another stands there: the dummy
-// address of RFC 7600, or one of the discard prefix of RFC 6666.
+// advertised returns upstream's advertise-address. Upstream requires one at its start and never changes it. A server
+// that is alone publishes its address itself (soleServer), so while the machine has none this is the dummy address of
+// RFC 7600, or one of the discard prefix of RFC 6666.
 func (s Settings) advertised() string {
 	if a := s.Advertise(); a != "" {
 		return a
@@ -187,16 +185,16 @@ func (s Settings) advertised() string {
 	return "192.0.0.8"
 }
 
-// AddressChanged has the address of Advertise published anew, where this server is alone.
+// AddressChanged publishes the address of Advertise again, where this server is alone.
 func (a *APIServer) AddressChanged() {
 	if s := a.alone.Load(); s != nil {
 		s.publish()
 	}
 }
 
-// UseDatastore says where the state is: what lasts, and Leases and Events, if they are kept elsewhere. Where they are,
-// the datastore is this server's alone and compacts by itself. Otherwise the API servers ask for compaction, every five
-// minutes one of them. It must be called before Run.
+// UseDatastore sets the endpoints of the durable store and of the one for Leases and Events, "" where the first holds
+// them. With two endpoints the datastore is this server's alone and compacts itself. Otherwise the API servers request
+// compaction, one of them every five minutes. It must be called before Run.
 func (a *APIServer) UseDatastore(endpoint, volatile string) {
 	if !given(a.settings.APIServerArgs, "etcd-servers") {
 		a.opts.Etcd.StorageConfig.Transport.ServerList = strings.Split(endpoint, ",")
@@ -211,8 +209,7 @@ func (a *APIServer) UseDatastore(endpoint, volatile string) {
 	}
 }
 
-// UseDatastoreTLS says with which files the datastore is reached, where it is not a socket. It must be
-// called before Run.
+// UseDatastoreTLS sets the files for connections to a datastore that is not a socket. It must be called before Run.
 func (a *APIServer) UseDatastoreTLS(ca, cert, key string) {
 	if t := &a.opts.Etcd.StorageConfig.Transport; ca != "" || cert != "" {
 		t.TrustedCAFile, t.CertFile, t.KeyFile = ca, cert, key
@@ -223,7 +220,7 @@ func (a *APIServer) UseDatastoreTLS(ca, cert, key string) {
 // components are there: a component that is refused at its first request waits long before its second.
 // The other hooks that /readyz waits for may still be at work; see WaitReady.
 func (a *APIServer) Run(ctx context.Context, ready func()) error {
-	// Upstream's servers wait for their hooks and for requests in flight when they are told to stop.
+	// Upstream's servers wait for their hooks and for requests in flight when they stop.
 	a.state.set("starting")
 	defer a.state.set("stopped")
 	if a.anonymous != "" {
@@ -331,7 +328,7 @@ func (a *APIServer) configure(opts options.CompletedOptions) (*app.Config, error
 		if err != nil {
 			return nil, fmt.Errorf("make endpoint reconciler: %w", err)
 		}
-		// The interval restores an endpoint that somebody has deleted.
+		// The interval restores an endpoint that was deleted.
 		config.KubeAPIs.Extra.EndpointReconcilerConfig = controlplane.EndpointReconcilerConfig{Reconciler: sole,
 			Interval: time.Minute}
 		a.alone.Store(sole)
@@ -354,8 +351,8 @@ func (a *APIServer) announce(ctx context.Context, loopback *rest.Config, mark fu
 	close(a.ready)
 }
 
-// stopLimit is how long the API server may take to stop while the datastore does not answer: upstream waits for its
-// answers then, for a minute and more.
+// stopLimit bounds the stop of the API server while the datastore does not answer: upstream waits for its answers, for
+// a minute and more.
 const stopLimit = 2 * time.Second
 
 // end waits for the API server to stop.
@@ -380,7 +377,7 @@ func (a *APIServer) end(ctx context.Context, done <-chan error) error {
 	}
 }
 
-// sole says that this is the only API server and the user has not chosen how its endpoint is kept.
+// sole reports whether this is the only API server and the user has not chosen an endpoint reconciler.
 func (a *APIServer) sole() bool {
 	return !a.settings.HighAvailability && !given(a.settings.APIServerArgs, "endpoint-reconciler-type")
 }
@@ -389,7 +386,7 @@ func (a *APIServer) sole() bool {
 func (a *APIServer) extend(server *aggregatorapiserver.APIAggregator,
 	own map[string]genericapiserver.PostStartHookFunc) error {
 	g := server.GenericAPIServer
-	// How long open connections may take to end; watches are told to end at once.
+	// This bounds the end of open connections; watches end at once.
 	g.ShutdownTimeout = 2 * time.Second
 	g.Handler.NonGoRestfulMux.Handle(HealthPath, a.health)
 	for name, f := range own {

@@ -64,7 +64,7 @@ func newControllerManager(s Settings, api *APIServer, health *Health, log *slog.
 	return m, err
 }
 
-// controllerManagerFlags is what umiak sets.
+// controllerManagerFlags returns the flags that Umiak sets.
 func controllerManagerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.ControllerManagerKubeconfig)
@@ -100,7 +100,7 @@ func (m *ControllerManager) check() error {
 	return nil
 }
 
-// shutdownTimeout is how long the controllers get to end when the process does, which none of them needs.
+// shutdownTimeout bounds the end of the controllers when the process ends. None of them needs it.
 const shutdownTimeout = 3 * time.Second
 
 // Run runs the controllers until ctx ends. It may be called again when it has returned. Where ctx ends because another
@@ -171,7 +171,7 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	if err != nil && ctx.Err() == nil {
 		// client-go has no sentinel for it.
 		if strings.Contains(err.Error(), "informer name") && strings.Contains(err.Error(), "already registered") {
-			return false, &lifecycle.Anew{Part: "kube-controller-manager",
+			return false, &lifecycle.ReexecError{Part: "kube-controller-manager",
 				Err: fmt.Errorf("%w: %w", errOnceAProcess, err)}
 		}
 		return false, fmt.Errorf("run controllers: %w", err)
@@ -179,9 +179,9 @@ func (m *ControllerManager) run(ctx context.Context, ready func()) (again bool, 
 	return false, nil
 }
 
-// tryToken asks for a token of one of the controllers' ServiceAccounts, as upstream does for each of them. Upstream
-// gives up for good if it gets none, as where a webhook that nobody serves is asked about every write; so this is
-// tried first, and can be tried again.
+// tryToken requests a token of one of the controllers' ServiceAccounts, as upstream does for each of them. Upstream
+// ends if a request fails, for instance because a webhook for all writes has no endpoints; tryToken is called first,
+// and can be repeated.
 func tryToken(ctx context.Context, client kubernetes.Interface) error {
 	const account = "namespace-controller"
 	accounts := client.CoreV1().ServiceAccounts(metav1.NamespaceSystem)
@@ -224,9 +224,9 @@ func (m *ControllerManager) end(ctx context.Context, done <-chan error) error {
 	}
 }
 
-// madeWatcher tells when the volume controllers have been made. Upstream has no hook for it, but starts the
-// informers of all controllers right after the last one has been made, and VolumeAttachments are read for
-// these controllers alone: the informer's first LIST or WATCH says it.
+// madeWatcher detects that the volume controllers have been made. Upstream has no hook for it, but starts the informers
+// of all controllers right after the last one has been made, and VolumeAttachments are read for these controllers
+// alone: the event is the informer's first LIST or WATCH.
 type madeWatcher struct {
 	http.RoundTripper
 	made func()

@@ -16,7 +16,7 @@ import (
 	"github.com/umiak-io/umiak/server/admission"
 )
 
-// Settings are what the three components need to know. Paths are absolute.
+// Settings describe the three components. Paths are absolute.
 type Settings struct {
 	Bind string // address to listen on
 	Port int
@@ -31,22 +31,22 @@ type Settings struct {
 	// OtherIPAM is set where another network than umiak's gives Pods their addresses.
 	OtherIPAM bool
 
-	// HighAvailability is for more than one server: leader election, and the API server's leases.
+	// HighAvailability turns on the API server's leases, for more than one server.
 	HighAvailability bool
 	// ClusterIPRouting lets the API server reach Services at their ClusterIPs. It is false where this machine's own
 	// proxy does not serve them: the API server takes an endpoint then.
 	ClusterIPRouting bool
 
-	// Nodes are those that have joined.
+	// Nodes knows the nodes that have joined.
 	Nodes Nodes
 
 	// NoScheduler leaves kube-scheduler out.
 	NoScheduler bool
 
-	// UpgradesOff lets nobody ask nodes for an upgrade.
+	// UpgradesOff refuses all requests for upgrades of nodes.
 	UpgradesOff bool
 
-	// Services are the limits of what Services may take.
+	// Services are the limits of addresses and ports of Services.
 	Services admission.Limits
 
 	Files Files
@@ -56,11 +56,11 @@ type Settings struct {
 	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
 }
 
-// Files are what the components read.
+// Files are the paths of the files that the components read.
 type Files struct {
-	// Whom to trust: during a rotation a file of these holds two certificates.
+	// The trusted authorities: during a rotation a file of these holds two certificates.
 	ServerCA, ClientCA, RequestHeaderCA string
-	// What signs CSRs: one certificate.
+	// The authorities that sign CSRs, one certificate a file.
 	ServerCASigner, ServerCAKey string
 	ClientCASigner, ClientCAKey string
 
@@ -76,7 +76,7 @@ type Files struct {
 	ControllerManagerKubeconfig, SchedulerKubeconfig string
 }
 
-// ControlPlane is the three components, ready to be run.
+// ControlPlane holds the three components, ready to be run.
 type ControlPlane struct {
 	APIServer         *APIServer
 	ControllerManager *ControllerManager

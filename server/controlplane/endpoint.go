@@ -15,10 +15,10 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 )
 
-// soleServer keeps the endpoint of the kubernetes Service as the one server's address. Unlike upstream's
-// reconcilers it leaves it there while the server is down: nobody else could answer, and taking it away
-// and putting it back costs four durable writes and a change on every node at each restart. And it takes the address
-// of the moment, since a machine may start without one.
+// soleServer reconciles the endpoint of the Service kubernetes with the address of the only server. Unlike upstream's
+// reconcilers it leaves the endpoint in place while the server is down: no other server could answer, and removing and
+// restoring it costs four durable writes and a change on every node at each restart. It uses the present address, since
+// a machine may start without one.
 type soleServer struct {
 	reconcilers.EndpointReconciler
 	address  func() string
@@ -29,7 +29,7 @@ type soleServer struct {
 	last *call
 }
 
-// call is what upstream has last asked for.
+// call holds the arguments of upstream's last call.
 type call struct {
 	name      string
 	ports     []corev1.EndpointPort
@@ -75,8 +75,8 @@ func (r *soleServer) publish() {
 	}
 }
 
-// RemoveEndpoints is called at start, where nothing found is what upstream wants to hear, and after
-// StopReconciling, where it is nothing done.
+// RemoveEndpoints implements reconcilers.EndpointReconciler. It is called at start, where it reports that there is no
+// endpoint, and after StopReconciling, where it does nothing.
 func (r *soleServer) RemoveEndpoints(name string, _ net.IP, _ []corev1.EndpointPort) error {
 	if r.stopping.Load() {
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/umiak-io/umiak/internal/componentflags"
 )
 
-// flags are what umiak sets, in order.
+// flags are the flags that Umiak sets, in order.
 type flags []flag
 
 type flag struct{ name, value string }

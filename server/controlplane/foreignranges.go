@@ -25,8 +25,7 @@ func withoutAllocator(controllers []string) []string {
 	return slices.Concat([]string{"-" + names.NodeIpamController}, controllers)
 }
 
-// foreignNode finds a Node with a range that the allocator would not take, and says what is wrong; nil if there is
-// none.
+// foreignNode returns a Node with a range that the allocator would refuse, and the reason; nil if there is none.
 func foreignNode(ctx context.Context, client kubernetes.Interface, cluster []netip.Prefix) (*corev1.Node, string,
 	error) {
 	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
@@ -41,7 +40,7 @@ func foreignNode(ctx context.Context, client kubernetes.Interface, cluster []net
 	return nil, "", nil
 }
 
-// foreignRange says what is wrong with a Node's ranges; empty if nothing is.
+// foreignRange returns the reason why the allocator would refuse a Node's ranges, empty if it would not.
 func foreignRange(ranges []string, cluster []netip.Prefix) string {
 	for i, s := range ranges {
 		p, err := netip.ParsePrefix(s)

@@ -12,9 +12,9 @@ type front struct {
 	handler http.Handler
 }
 
-// Front has h answer all requests for paths that begin with prefix, before the API server authenticates
-// them: h has to find out by itself who asks, from a token or from the client certificate, which TLS has
-// asked for but not verified (http.Request.TLS.PeerCertificates). Call it before Run.
+// Front registers h for all requests for paths that begin with prefix, before the API server authenticates them: h
+// authenticates by a token or by the client certificate, which TLS has requested but not verified
+// (http.Request.TLS.PeerCertificates). It must be called before Run.
 func (a *APIServer) Front(prefix string, h http.Handler) {
 	a.fronts = append(a.fronts, front{prefix, h})
 }

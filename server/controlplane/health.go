@@ -13,13 +13,13 @@ import (
 	"github.com/umiak-io/umiak/internal/status"
 )
 
-// HealthPath is where the health of all parts is served by the API server, to those whom RBAC lets.
+// HealthPath is the path at which the API server serves the health of all parts, to users that RBAC allows.
 const HealthPath = "/umiak/v1/health"
 
-// Check says what is wrong with a part, or nil.
+// Check returns the reason why a part does not work, nil if it does.
 type Check func(ctx context.Context) error
 
-// Health knows how the parts of the process are. Parts register a check; nothing runs while nobody asks.
+// Health reports the health of the parts of the process. Parts register a check, which runs for each report.
 type Health struct {
 	mu     sync.Mutex
 	checks map[string]Check

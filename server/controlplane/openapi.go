@@ -30,10 +30,9 @@ import (
 	"github.com/umiak-io/umiak/internal/version"
 )
 
-// lazyOpenAPI serves the OpenAPI documents of the built-in APIs. Upstream makes all of them when the
-// server starts, and keeps them: 25 MiB of small objects and a fifth of a second of CPU for something
-// that most clusters are asked for now and then, one group at a time. Here upstream's code makes a
-// document when it is first asked for, and what is kept is its compressed text.
+// lazyOpenAPI serves the OpenAPI documents of the built-in APIs. Upstream makes all of them at the start and holds them:
+// 25 MiB of small objects and a fifth of a second of CPU for documents that most clusters rarely serve, one group at a
+// time. Here upstream's code makes a document at its first request, and its compressed text stays in memory.
 //
 // CustomResourceDefinitions and aggregated APIs publish theirs elsewhere, as upstream does.
 type lazyOpenAPI struct {
@@ -131,7 +130,7 @@ func (o *lazyOpenAPI) serveRoot(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, openAPIv3, o.born, bytes.NewReader(o.root()))
 }
 
-// serveV2 makes the one document of version 2 for whoever has not got it: the aggregator, which keeps it.
+// serveV2 makes the one document of version 2. Its client is the aggregator, which caches it.
 func (o *lazyOpenAPI) serveV2(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("If-None-Match") == strconv.Quote(o.tag()) {
 		w.WriteHeader(http.StatusNotModified)

@@ -16,8 +16,8 @@ import (
 	"github.com/umiak-io/umiak/internal/retry"
 )
 
-// hookPatience is how long /readyz waits for a hook.
-const hookPatience = 20 * time.Second
+// hookTimeout bounds how long /readyz waits for a hook.
+const hookTimeout = 20 * time.Second
 
 // late are the hooks that have not done yet what they should have, with the reason.
 //
@@ -31,7 +31,7 @@ type late struct {
 	why map[string]error
 }
 
-// patient returns a hook that fails never: after hookPatience it goes on in the background until it has succeeded.
+// patient returns a hook that fails never: after hookTimeout it goes on in the background until it has succeeded.
 func (l *late) patient(name string, hook genericapiserver.PostStartHookFunc) genericapiserver.PostStartHookFunc {
 	return func(ctx genericapiserver.PostStartHookContext) error {
 		done := make(chan struct{})
@@ -43,7 +43,7 @@ func (l *late) patient(name string, hook genericapiserver.PostStartHookFunc) gen
 		select {
 		case <-done:
 		case <-ctx.Done():
-		case <-time.After(hookPatience):
+		case <-time.After(hookTimeout):
 		}
 		return nil
 	}

@@ -35,7 +35,7 @@ func newScheduler(s Settings, health *Health, log *slog.Logger) (*Scheduler, err
 	return c, err
 }
 
-// schedulerFlags is what umiak sets.
+// schedulerFlags returns the flags that Umiak sets.
 func schedulerFlags(s Settings) flags {
 	var f flags
 	f.set("kubeconfig", s.Files.SchedulerKubeconfig)

@@ -22,8 +22,8 @@ type hook struct {
 	rules                     []admissionv1.RuleWithOperations
 }
 
-// Webhooks finds admission webhooks that refuse every write they are asked about, because nothing answers behind their
-// Service. It looks only when somebody asks.
+// Webhooks finds admission webhooks that make every matching write fail because their Service has no endpoints. It
+// looks only when its Section is called.
 type Webhooks struct {
 	// Ready reports whether the API server answers.
 	Ready func() bool

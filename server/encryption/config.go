@@ -18,7 +18,7 @@ import (
 	"github.com/umiak-io/umiak/internal/atomicfile"
 )
 
-// Ciphers are those that a key can be for, the best one first.
+// Ciphers are the ciphers that a key can be for, the default first.
 //
 // secretbox (XSalsa20 and Poly1305) is authenticated, which aescbc is not; its random nonces are long enough
 // never to repeat, where aesgcm needs a new key every 200,000 writes; and it is fast on boards whose
@@ -33,7 +33,7 @@ type Key struct {
 
 func (k Key) String() string { return k.Cipher + " " + k.Name }
 
-// number is N of keyN, 0 for a name that somebody else gave.
+// number returns N of keyN, 0 for a name of another form.
 func (k Key) number() int {
 	n, err := strconv.Atoi(strings.TrimPrefix(k.Name, "key"))
 	if err != nil || n < 0 {
@@ -48,14 +48,17 @@ type secretKey struct {
 	secret string
 }
 
+// String keeps the secret out of what is printed.
+func (k secretKey) String() string { return k.Key.String() }
+
 // config is an EncryptionConfiguration of the shape that umiak writes.
 type config struct {
 	resources []string
 	keys      []secretKey // the first one writes
-	identity  bool        // what is not encrypted can be read
+	identity  bool        // values that are not encrypted can be read
 }
 
-// The file's own form. Strict decoding refuses all else, KMS plugins above all: their keys are not here.
+// fileForm is the form of the file. Strict decoding refuses all else, KMS plugins above all: their keys are not here.
 type fileForm struct {
 	APIVersion string         `json:"apiVersion"`
 	Kind       string         `json:"kind"`
@@ -189,14 +192,13 @@ func (c *config) write(file string) error {
 	return atomicfile.Write(file, raw, 0o600)
 }
 
-// load reads the file and returns with it the hash by which the API server reports what it has loaded.
-func load(file string) (*config, string, error) {
+// load reads the file. hash is the one by which the API server reports which file it has loaded.
+func load(file string) (c *config, hash string, err error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		return nil, "", fmt.Errorf("read encryption config (run this as root, on a server that has been started once): %w", err)
 	}
-	c, err := parse(raw)
-	if err != nil {
+	if c, err = parse(raw); err != nil {
 		return nil, "", fmt.Errorf("encryption config %s: %w", file, err)
 	}
 	sum := sha256.Sum256(raw)
@@ -210,7 +212,7 @@ const (
 	PhaseRewriting = "the new key is written with, and what is stored is being written anew"
 )
 
-// newest is the index of the key that is to stay.
+// newest returns the index of the key that stays.
 func (c *config) newest() int {
 	n := 0
 	for i, k := range c.keys {
@@ -241,12 +243,12 @@ func (c *config) announce(cipher string) error {
 	return nil
 }
 
-// promote has the newest key written with.
+// promote makes the newest key the one that writes.
 func (c *config) promote() {
 	n := c.newest()
 	k := c.keys[n]
 	c.keys = slices.Insert(slices.Delete(c.keys, n, n+1), 0, k)
 }
 
-// retire leaves the key that is written with alone.
+// retire removes all keys but the one that writes.
 func (c *config) retire() { c.keys = c.keys[:1] }

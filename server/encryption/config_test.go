@@ -145,22 +145,6 @@ func TestFindsTheHashInMetrics(t *testing.T) {
 	}
 }
 
-func TestOneAtATime(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "lock")
-	unlock, err := lock(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lock(file); err != ErrBusy {
-		t.Errorf("got %v", err)
-	}
-	unlock()
-	if unlock, err = lock(file); err != nil {
-		t.Fatal(err)
-	}
-	unlock()
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - secretbox: {keys: [{name: key1, secret: eA==}]}\n  - identity: {}\n"))
 	f.Fuzz(func(t *testing.T, raw []byte) {

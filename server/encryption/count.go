@@ -8,16 +8,16 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Counts say, for each resource, how many objects are stored with which key, as "secretbox key1".
+// Counts holds, for each resource, how many objects are stored with which key, as "secretbox key1".
 type Counts map[string]map[string]int
 
-// Unencrypted is the key of what is stored in the clear, Unknown that of another form of encryption.
+// The keys of Counts for objects that are not stored with a key of this package.
 const (
-	Unencrypted = "unencrypted"
-	Unknown     = "unknown"
+	Unencrypted = "unencrypted" // stored in the clear
+	Unknown     = "unknown"     // another form of encryption
 )
 
-// others is how many objects are stored with something else than the key.
+// others returns how many objects are stored with something else than the key.
 func (c Counts) others(k Key) int {
 	n := 0
 	for _, keys := range c {
@@ -30,10 +30,10 @@ func (c Counts) others(k Key) int {
 	return n
 }
 
-// page is how many objects are read at once: a Secret may have a megabyte.
+// page bounds the objects that are read at once: a Secret may have a megabyte.
 const page = 100
 
-// Count reads what is stored of the resources and looks at how it is encrypted.
+// Count counts the stored objects of the resources by the key that encrypts them.
 func Count(ctx context.Context, c clientv3.KV, resources []string) (Counts, error) {
 	out := Counts{}
 	for _, r := range resources {
@@ -58,7 +58,7 @@ func Count(ctx context.Context, c clientv3.KV, resources []string) (Counts, erro
 	return out, nil
 }
 
-// keyOf reads the prefix that the API server writes before what it has encrypted:
+// keyOf returns the key named in the prefix that the API server writes before an encrypted value:
 // k8s:enc:CIPHER:v1:NAME:
 func keyOf(value []byte) string {
 	rest, ok := bytes.CutPrefix(value, []byte("k8s:enc:"))

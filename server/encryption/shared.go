@@ -11,8 +11,8 @@ import (
 	"github.com/umiak-io/umiak/server/cluster/seal"
 )
 
-// SharedKey is where the datastore keeps the configuration of servers that share it: outside what kube-apiserver
-// looks at. It is there before any server uses it, sealed with a secret that only servers have.
+// SharedKey is the key in the datastore with the configuration of the servers that share it, outside of the keys of
+// kube-apiserver. It is written before any server uses it, sealed with a secret that only servers have.
 const SharedKey = "/umiak/encryption"
 
 // ErrSealed means that a configuration was sealed with another secret.
@@ -45,8 +45,8 @@ func openConfig(secret, sealed []byte) ([]byte, error) {
 	return raw, err
 }
 
-// Compare says which of two configurations is further in the order of rotations: less than 0 if a is behind b.
-// Those that are equally far are the same, or it is an error.
+// Compare compares two configurations by the order of the steps of rotations: less than 0 if a is behind b. Two that
+// differ at the same step are an error, ErrElsewhere.
 func Compare(a, b []byte) (int, error) {
 	c, err := parse(a)
 	if err != nil {
@@ -63,7 +63,7 @@ func Compare(a, b []byte) (int, error) {
 	return order, nil
 }
 
-// step is how far a rotation to the newest key is.
+// step returns the position of the phase within a rotation.
 func (c *config) step() int {
 	switch c.phase() {
 	case PhaseAnnounced:
@@ -74,8 +74,8 @@ func (c *config) step() int {
 	return 2
 }
 
-// Adopt puts a configuration in the place of the one in the file if it is further. It returns what Compare says of the
-// one that was in the file: less than 0 if it was behind.
+// Adopt replaces the configuration in the file with one that is further. It returns the order of Compare: less than 0
+// if the one in the file was behind.
 func Adopt(file string, raw []byte) (int, error) {
 	have, err := os.ReadFile(file)
 	if err != nil {

@@ -16,10 +16,12 @@ import (
 type SharingConfig struct {
 	// File holds the encryption config of this server's API server.
 	File string
-	// Secret returns what the copy in the datastore is sealed with: all servers have it, and nobody else.
+	// Secret returns the secret that seals the copy in the datastore: all servers have it, and nobody else.
 	Secret func() ([]byte, error)
 	// Current reports whether Secret is the one in force: a copy sealed with another one is replaced then.
 	Current func() bool
+	// Adopted is called when Sync has put another server's configuration into File; it must not block.
+	Adopted func()
 	Log     *slog.Logger
 }
 
@@ -62,7 +64,7 @@ func (s *Sharing) write(ctx context.Context, c clientv3.KV, raw []byte, revision
 	return kv.PutIf(ctx, c, SharedKey, string(sealed), revision)
 }
 
-// Sync takes over what another server has put into the datastore, or puts there what this one has.
+// Sync takes over the configuration that another server has put into the datastore, or puts this server's there.
 func (s *Sharing) Sync(ctx context.Context, c clientv3.KV) error {
 	own, err := os.ReadFile(s.cfg.File)
 	if err != nil {
@@ -90,6 +92,7 @@ func (s *Sharing) Sync(ctx context.Context, c clientv3.KV) error {
 		return err
 	case order < 0:
 		s.cfg.Log.Info("keys with which Secrets are encrypted were taken over from another server")
+		s.cfg.Adopted()
 	case order > 0:
 		if err := s.write(ctx, c, own, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
 			return err

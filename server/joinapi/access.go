@@ -16,7 +16,7 @@ type Access struct {
 	Clients kubeclient.Source
 	// ServerCA returns the server CA, which tokens name by its hash, in PEM.
 	ServerCA func() []byte
-	// Secret returns what all servers of the cluster have and nobody else; see Tokens.
+	// Secret returns a secret that only the servers of the cluster have; see Tokens.
 	Secret func() ([]byte, error)
 }
 

@@ -25,7 +25,7 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// join lets a node in that has a token.
+// join admits a node with a token.
 func (a *API) join(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
 	rec, err := a.tokenOf(s, r, w) // either kind lets a node in
 	if err != nil {
@@ -71,7 +71,7 @@ func (a *API) yield(ctx context.Context, s *serving, name, password string) erro
 	if old == nil || owns(old, password) {
 		return nil
 	}
-	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unused ||
+	if since := old.CreationTimestamp; since.IsZero() || a.cfg.Now().Sub(since.Time) < unusedAge ||
 		a.cfg.Servers.Holds(name) {
 		return taken(name)
 	}
@@ -95,8 +95,8 @@ func (a *API) yield(ctx context.Context, s *serving, name, password string) erro
 	return nil
 }
 
-// unused is how old a claim must be before another machine may have the name, if the first one has not come.
-const unused = 5 * time.Minute
+// unusedAge is the age from which a claim whose machine has not come does not protect the name.
+const unusedAge = 5 * time.Minute
 
 // admit gives a node its name, for one of the token's uses, if it has limited ones. A machine that did not
 // get the answer may ask again with the token that let it in. fill, which may be nil, adds to the Secret that is made.
@@ -122,7 +122,7 @@ func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password 
 		switch {
 		case errors.Is(err, errNameTaken):
 			return taken(name)
-		case errors.Is(err, ErrUnknown): // revoked in this moment
+		case errors.Is(err, errUnknown): // revoked in this moment
 			return usedUp(rec.ID)
 		case !errors.Is(err, errUsedUp):
 			return err
@@ -141,7 +141,7 @@ func (a *API) admit(ctx context.Context, s *serving, rec Record, name, password 
 	}
 	if rec.UsesLeft != nil && string(old.Data[keyToken]) != rec.ID {
 		// The node is known, and joins again with another token than the first time.
-		if err := s.tokens.use(ctx, rec.ID); errors.Is(err, errUsedUp) || errors.Is(err, ErrUnknown) {
+		if err := s.tokens.use(ctx, rec.ID); errors.Is(err, errUsedUp) || errors.Is(err, errUnknown) {
 			return usedUp(rec.ID)
 		} else if err != nil {
 			return err
@@ -160,8 +160,8 @@ func taken(name string) error {
 		"another machine has joined as node %s: set node-name to another name, or, if this machine replaces it, first run `umiak kubectl delete node %s` on a server, or `umiak server forget %s` if it was a server without a node", name, name, name)
 }
 
-// renew gives a node new certificates, or only says that it could have them. The node shows the certificate
-// it has, which may have ended, and its password.
+// renew gives a node new certificates, or only confirms that it would get them. The node shows its certificate, which
+// may have expired, and its password.
 func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
 	var req joinwire.NodeRequest
 	name, release, err := a.member(ctx, r, w, &req)
@@ -181,7 +181,7 @@ func (a *API) renew(ctx context.Context, s *serving, r *http.Request, w http.Res
 		return nil, err
 	}
 	if err := a.register(ctx, s, n); err != nil {
-		// A write that is refused, as by a webhook whose pod runs on this node, keeps no node from renewing as it is.
+		// A write that is refused, as by a webhook whose pod runs on this node, does not prevent the renewal.
 		var refusal *joinwire.Error
 		if errors.As(err, &refusal) || r.URL.Path != joinwire.CheckPath && !a.members.recordless(name) {
 			return nil, err
@@ -220,14 +220,14 @@ func (a *API) checkOwner(ctx context.Context, s *serving, name, password string)
 	return nil
 }
 
-// plain are the names that earlier releases refused: this server's as they are written. A node that has joined under
-// another name that a server has, as one that a wildcard covers, keeps it.
+// plain returns the names that earlier releases refused: this server's as they are written. A node that joined under
+// another name of a server, as one that a wildcard covers, stays.
 func plain(dnsNames []string) []string {
 	return slices.DeleteFunc(slices.Clone(dnsNames),
 		func(n string) bool { return strings.HasPrefix(n, "*.") || n != strings.ToLower(n) })
 }
 
-// check checks what a node asks for that has been let in. It may have none of the names.
+// check checks the request of an admitted node. It may have none of the names.
 func (a *API) check(ctx context.Context, s *serving, req *joinwire.NodeRequest, names []string) (*node, error) {
 	res, err := a.reserved(ctx, s, req.Name)
 	if err != nil {

@@ -24,10 +24,10 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// NodeLifetime is how long the certificates of nodes are good. They are renewed after two thirds of it.
+// NodeLifetime is the lifetime of the certificates of nodes, which are renewed after two thirds of it.
 const NodeLifetime = 30 * 24 * time.Hour
 
-// Signer is what the API needs of server/pki.
+// Signer is the part of pki.PKI that the API uses.
 type Signer interface {
 	Sign(l pki.Leaf, key crypto.PublicKey) ([]byte, error)
 	CAPEM(ca pki.CA) []byte
@@ -35,7 +35,7 @@ type Signer interface {
 
 var _ Signer = (*pki.PKI)(nil)
 
-// Config says what the API works with.
+// Config describes the API of one server.
 type Config struct {
 	Signer  Signer
 	Cluster joinwire.Cluster // what nodes are told
@@ -70,7 +70,7 @@ func (c Config) names() []string {
 	return append(slices.Clone(c.DNSNames), c.Name)
 }
 
-// Servers is how the cluster gets more of them.
+// Servers admits servers to the cluster.
 type Servers interface {
 	// Datastore is the kind that the cluster's servers share, empty where one server has it for itself.
 	Datastore() joinwire.Datastore
@@ -100,7 +100,7 @@ type API struct {
 	claims    claims
 }
 
-// serving is what there is while Run runs.
+// serving is the state of one Run.
 type serving struct {
 	tokens Tokens
 	known  *known
@@ -110,13 +110,13 @@ type serving struct {
 var _ http.Handler = (*API)(nil)
 
 const (
-	// atOnce is how many requests with a good token are worked on at a time: each costs signatures and writes.
-	atOnce = 8
-	// patience is how long a request may take to send its body, and to wait for its turn.
-	patience = 10 * time.Second
-	// maxChain is how many certificates of a client are looked at.
+	// maxConcurrent bounds the requests with a good token that are served at a time: each costs signatures and writes.
+	maxConcurrent = 8
+	// enterTimeout bounds the reading of a request's body and the wait for its turn.
+	enterTimeout = 10 * time.Second
+	// maxChain bounds the certificates of a client that are read.
 	maxChain = 8
-	// maxMessage is how long a refusal may be.
+	// maxMessage bounds the length of a refusal in bytes.
 	maxMessage = 500
 )
 
@@ -135,7 +135,7 @@ func New(cfg Config) *API {
 		cfg.IPs = func() []string { return nil }
 	}
 	cfg.Log = cfg.Log.With("component", "join")
-	return &API{cfg: cfg, members: newMembers(cfg.Self, rangesOf(cfg.Cluster)...), work: make(chan struct{}, atOnce),
+	return &API{cfg: cfg, members: newMembers(cfg.Self, rangesOf(cfg.Cluster)...), work: make(chan struct{}, maxConcurrent),
 		passwords: newFailures(cfg.Now), refusals: logging.NewDigest(cfg.Log, cfg.Now, "refused to let a node in")}
 }
 
@@ -150,7 +150,7 @@ func (a *API) Run(ctx context.Context, ready func()) error {
 	}
 	a.members.ask(tokens.Client)
 	if err := soon(ctx, func() error {
-		return tokens.PublishNames(ctx, a.cfg.Name, a.cfg.DNSNames,
+		return tokens.publishNames(ctx, a.cfg.Name, a.cfg.DNSNames,
 			a.cfg.SANs)
 	}); err != nil {
 		a.cfg.Log.Warn("other servers do not know the names and addresses of this one (tls-san), and may give them to a node", "error", err)
@@ -290,12 +290,12 @@ func (a *API) member(ctx context.Context, r *http.Request, w http.ResponseWriter
 	return name, release, err
 }
 
-// enter reads the body of a request into req, and then waits for a turn: one who sends slowly holds nobody up.
+// enter reads the body of a request into req, and then waits for a turn, so that slow senders delay no others.
 func (a *API) enter(ctx context.Context, r *http.Request, w http.ResponseWriter, req any) (release func(), err error) {
 	if err := decode(r, w, req); err != nil {
 		return nil, err
 	}
-	t := time.NewTimer(patience)
+	t := time.NewTimer(enterTimeout)
 	defer t.Stop()
 	select {
 	case a.work <- struct{}{}:
@@ -309,7 +309,7 @@ func (a *API) enter(ctx context.Context, r *http.Request, w http.ResponseWriter,
 
 func decode(r *http.Request, w http.ResponseWriter, req any) error {
 	// where it cannot be set, the server's own limits hold
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience))
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(enterTimeout))
 	if err := joinwire.Decode(r.Body, req); err != nil {
 		return joinwire.Refuse(joinwire.BadRequest, "%v", err)
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/umiak-io/umiak/internal/nodecerts"
 )
 
-// Limits of what a node says of itself.
+// Limits of the properties that a node reports of itself.
 const (
 	maxIPs      = 8
 	maxNames    = 8
@@ -26,7 +26,7 @@ const (
 	maxPassword = 256
 )
 
-// reserved is what a node may not have, because it is the API servers'.
+// reserved holds the names and addresses of the API servers, which no node may have.
 type reserved struct {
 	names  []string // a node's own name is checked against these
 	dns    []string // its further names against these: the names in the certificates of all servers
@@ -47,7 +47,7 @@ type node struct {
 	kubelet, agent, serving *x509.CertificateRequest
 }
 
-// checkName says whether a machine may have a name, with a password to keep it.
+// checkName returns the reason why a machine may not have a name with a password.
 func checkName(name, password string, reserved []string) error {
 	if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
 		return fmt.Errorf("node name %q: %s", name, strings.Join(e, ", "))
@@ -181,7 +181,8 @@ func (r reserved) allowsName(name string) error {
 	return nil
 }
 
-// external says why no node can be reached at an address through a router, behind which a server may be as well.
+// external returns the reason why an address cannot be a node's external one. A router's, behind which a server may be
+// as well, is allowed.
 func (r reserved) external(ip netip.Addr) error {
 	if !ip.IsGlobalUnicast() { // loopback, link-local, multicast, unspecified
 		return errors.New("it is not an address by which other machines reach a node")

@@ -14,10 +14,10 @@ import (
 	"github.com/umiak-io/umiak/internal/token"
 )
 
-// How many names machines get with one token. Each name is a Secret and a certificate; whoever has a token, as from a
-// stolen SD card, could take names without end.
+// Limits of the names that machines get with one token. Each name is a Secret and a certificate; a token from a stolen
+// SD card could take any number.
 const (
-	// maxPending is how many names may be held with a token whose Nodes have not registered.
+	// maxPending bounds the names of one token whose Nodes have not registered.
 	maxPending = 256
 	// claimBurst names are given at once, on each server, then claimsPerSecond.
 	claimBurst      = 512
@@ -32,7 +32,7 @@ type claims struct {
 	freeing sync.Mutex
 }
 
-// follow tells claims which Nodes there are. Until then, names are limited by their rate alone.
+// follow sets the function that reports which Nodes exist. Until then, names are limited by their rate alone.
 func (c *claims) follow(there func(name string) bool) { c.nodes.Store(&there) }
 
 // take counts one name for a token and reports whether it may have it now.
@@ -108,5 +108,5 @@ func (a *API) freePending(ctx context.Context, s *serving, id string) {
 func (a *API) abandoned(secret *corev1.Secret) bool {
 	name, _ := nodeOf(secret)
 	return string(secret.Data[keyKind]) != string(token.Server) && !a.cfg.Servers.Holds(name) &&
-		!secret.CreationTimestamp.IsZero() && a.cfg.Now().Sub(secret.CreationTimestamp.Time) >= unregistered
+		!secret.CreationTimestamp.IsZero() && a.cfg.Now().Sub(secret.CreationTimestamp.Time) >= registerTimeout
 }

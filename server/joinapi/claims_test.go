@@ -112,7 +112,7 @@ func TestTenThousandNames(t *testing.T) {
 		}
 	}
 	mu.Lock()
-	now = now.Add(unregistered)
+	now = now.Add(registerTimeout)
 	mu.Unlock()
 	deadline := time.Now().Add(20 * time.Second)
 	for code, body := ask(leaked, "late"); code != http.StatusOK; code, body = ask(leaked, "late") {

@@ -17,9 +17,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// followNodes gives up what the cluster keeps for a node when the Node is deleted: its name, so that whoever joins
-// next may have it, and the machine that had it is told that it was deleted when it next renews its certificates;
-// and a server's place among the servers.
+// followNodes removes the records of a node when the Node is deleted: its name, which another machine may have then,
+// while the renewal of the deleted machine is refused with that reason; and a server's membership.
 func (a *API) followNodes(ctx context.Context, meta metadata.Interface, s *serving) {
 	inf := metadatainformer.NewFilteredMetadataInformer(meta, corev1.SchemeGroupVersion.WithResource("nodes"),
 		metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
@@ -104,5 +103,5 @@ func (a *API) dismiss(ctx context.Context, name string, there func(string) bool)
 	}) // it fails only when ctx ends
 }
 
-// unregistered is how long a node may take from joining until its Node is there.
-const unregistered = time.Hour
+// registerTimeout bounds the time from joining until the Node exists.
+const registerTimeout = time.Hour

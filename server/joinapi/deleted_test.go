@@ -128,7 +128,7 @@ func TestNamesInServersCertificatesAreNoNodes(t *testing.T) {
 	g := newGate(t)
 	for server, list := range map[string][]string{"s1": {"API.example.org", "*.apps.example.org", "s1"},
 		"s2": {"b.example.org", "S2.lan"}} {
-		if err := g.tokens.PublishNames(t.Context(), server, list, nil); err != nil {
+		if err := g.tokens.publishNames(t.Context(), server, list, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

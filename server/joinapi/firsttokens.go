@@ -42,7 +42,7 @@ func NewFirstTokens(cfg FirstTokensConfig) (*FirstTokens, error) {
 			continue
 		}
 		_, err := t.Check(t.ID+" token", append(former, ca)...)
-		if _, missing := os.Stat(t.File); err != nil && (!errors.Is(err, ErrOtherCA) || missing != nil) {
+		if _, missing := os.Stat(t.File); err != nil && (!errors.Is(err, errOtherCA) || missing != nil) {
 			return nil, err // where there is a file the CA was replaced, and Run reports that the setting is ignored
 		}
 	}

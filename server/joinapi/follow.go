@@ -16,13 +16,13 @@ import (
 	"github.com/umiak-io/umiak/internal/token"
 )
 
-// known is what a watch has shown of the Secrets.
+// known is the state of the Secrets that a watch follows.
 type known struct {
 	secrets corelisters.SecretNamespaceLister
 }
 
 // follow watches the Secrets until ctx ends, and returns when the first list is there. It calls changed for the two
-// tokens of the first start, and tells members of nodes.
+// tokens of the first start, and updates members.
 func (t Tokens) follow(ctx context.Context, changed func(), members *Members) (*known, func(), error) {
 	f := informers.NewSharedInformerFactoryWithOptions(t.Client, 0, informers.WithNamespace(Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = Label }),
@@ -66,8 +66,8 @@ func (t Tokens) follow(ctx context.Context, changed func(), members *Members) (*
 	return &known{inf.Lister().Secrets(Namespace)}, f.Shutdown, nil
 }
 
-// token finds the record for what a machine says, and why it is refused. Whether an id exists, and whether
-// a token has ended, is told to nobody who does not know the secret.
+// token returns the record of a token, or the reason of its refusal. Only a machine that has the secret learns whether
+// an id exists and whether the token has expired.
 func (k *known) token(id, secret string, now time.Time) (Record, string) {
 	const unknown = "this token is not known here; it may have been revoked, or belong to another cluster (`umiak token list` on a server)"
 	ids := []string{id}

@@ -125,7 +125,7 @@ func TestSlowBodiesHoldNobodyUp(t *testing.T) {
 		return srv.Client().Do(req)
 	}
 	var slow []*io.PipeWriter
-	for range 2 * atOnce {
+	for range 2 * maxConcurrent {
 		r, w := io.Pipe()
 		slow = append(slow, w)
 		go func() {

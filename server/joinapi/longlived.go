@@ -21,19 +21,19 @@ type LongLived struct {
 	ID   string
 	Kind token.Kind
 	File string // where it lies on the server, 0600
-	// Given is what the user has set, a password or a token of this cluster; empty for a random one.
+	// Given is the setting, a password or a token of this cluster; empty for a random one.
 	Given string
-	// Joined says that this server is not the cluster's first: what is set is what it joined with, and sets no token.
+	// Joined means that this server is not the cluster's first: Given is the token with which it joined.
 	Joined bool
-	// Server is this server's name, by which the record remembers where the token is set; empty keeps no such list.
+	// Server is this server's name, under which the record lists that the token is in its settings; empty for no list.
 	Server string
 }
 
 // maxSetOn bounds Record.SetOn.
 const maxSetOn = 64
 
-// noted keeps in the record whether the token stands in this server's settings.
-func (t Tokens) noted(ctx context.Context, l LongLived, r Record) (Record, error) {
+// recordSetting stores in the record whether the token is in this server's settings.
+func (t Tokens) recordSetting(ctx context.Context, l LongLived, r Record) (Record, error) {
 	set := l.Given != ""
 	if l.Server == "" || slices.Contains(r.SetOn, l.Server) == set || set && len(r.SetOn) >= maxSetOn {
 		return r, nil
@@ -48,14 +48,14 @@ func (t Tokens) noted(ctx context.Context, l LongLived, r Record) (Record, error
 	return parse(s)
 }
 
-// ErrOtherCA means that what the user has set is a token of another CA than those that are trusted.
-var ErrOtherCA = errors.New("it is a token of another cluster than the one whose CA lies in data-dir, or of this one before its CA was replaced; `umiak token list` and DATA/server/token have those of now")
+// errOtherCA means that what the user has set is a token of another CA than those that are trusted.
+var errOtherCA = errors.New("it is a token of another cluster than the one whose CA lies in data-dir, or of this one before its CA was replaced; `umiak token list` and DATA/server/token have those of now")
 
 // errWeak means that a password is too short.
 var errWeak = fmt.Errorf("it is a password of less than %d characters, which can be guessed; set a longer one, or none and a token is made", token.MinPassword)
 
-// Check says what is wrong with what the user has set. Setting is the key, for the error; cas are the hashes of
-// the server CAs that are trusted.
+// Check returns the reason why the setting cannot be used. setting is its key, for the error; cas are the hashes of the
+// trusted server CAs.
 func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
 	t, err := token.Parse(l.Given)
 	if err != nil {
@@ -68,32 +68,31 @@ func (l LongLived) Check(setting string, cas ...string) (token.Token, error) {
 		t.CA, t.User = "", ""
 	}
 	if t.CA != "" && !slices.Contains(cas, t.CA) {
-		return t, fmt.Errorf("%s: %w", setting, ErrOtherCA)
+		return t, fmt.Errorf("%s: %w", setting, errOtherCA)
 	}
 	return t, nil
 }
 
-// Ensure makes the token, or makes it what the user has set, and keeps the file true: it holds what another server has
-// rotated, and goes away when the token was revoked. What is set but was rotated away once is not used again; then the
-// note says so and what to do.
+// Ensure makes the token, random or from the setting, and updates the file: it follows a rotation by another server,
+// and is removed when the token was revoked. A setting that was rotated away is not used again; note has the remedy.
 func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note string, err error) {
 	r, err := t.get(ctx, l.ID)
 	switch {
-	case errors.Is(err, ErrUnknown):
+	case errors.Is(err, errUnknown):
 		return "", t.first(ctx, l)
 	case err != nil:
 		return "", err
 	}
-	if r, err = t.noted(ctx, l, r); err != nil {
+	if r, err = t.recordSetting(ctx, l, r); err != nil {
 		return "", err
 	}
 	if l.Given != "" {
 		given, err := l.Check("token", t.cas()...)
 		h := token.HashSecret(given.Secret)
 		switch {
-		case errors.Is(err, ErrOtherCA) && h != r.hash:
+		case errors.Is(err, errOtherCA) && h != r.hash:
 			note = fmt.Sprintf("it is of the cluster's CA of before, or of another cluster, and is not used; set the one in %s, or none", l.File)
-		case err != nil && !errors.Is(err, ErrOtherCA) && !l.Joined:
+		case err != nil && !errors.Is(err, errOtherCA) && !l.Joined:
 			return "", err
 		case h != r.hash && slices.Contains(r.former, h):
 			note = fmt.Sprintf("it was rotated or revoked, and is not used any more; set the one in %s, or none",
@@ -112,7 +111,7 @@ func (t Tokens) Ensure(ctx context.Context, l LongLived, log *slog.Logger) (note
 	if note == "" && l.ID == AgentID && r.hash != "" && !r.Password && !r.Renews && r.Expires.IsZero() {
 		note = "it never ends, as the first one of earlier releases; `umiak token rotate agent` gives one that ends, and that this server renews in " + l.File
 	}
-	return note, t.keep(ctx, l, r, log)
+	return note, t.syncFile(ctx, l, r, log)
 }
 
 // set makes the token what the user has set.
@@ -136,8 +135,8 @@ func (t Tokens) set(ctx context.Context, l LongLived, r Record, given token.Toke
 	return l.write(own)
 }
 
-// keep keeps the file what the cluster has.
-func (t Tokens) keep(ctx context.Context, l LongLived, r Record, log *slog.Logger) error {
+// syncFile makes the file hold the cluster's token.
+func (t Tokens) syncFile(ctx context.Context, l LongLived, r Record, log *slog.Logger) error {
 	have, err := l.read()
 	if err != nil {
 		return err

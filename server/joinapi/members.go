@@ -27,12 +27,12 @@ const (
 	keyKeys      = "keys"      // JSON of the hashes of the keys of its client certificates
 )
 
-// maxKeys is how many keys of a node count: those of two certificates, and the two before.
+// maxKeys bounds the valid keys of a node: those of two certificates, and the two before.
 const maxKeys = 4
 
-// addresses are those that a node has registered. No two nodes have the same of IPs; External may be a router's,
-// which several have. Proven are those of both from which the node has asked: nobody else has them. First are those
-// that it has had since its first record: whoever set it up had a token.
+// addresses are those that a node has registered. IPs are unique among nodes; External may be a router's, which several
+// have. Proven are those of both from which the node has sent requests, so that no other node has them. First are those
+// of its first record, which was made with a token.
 type addresses struct {
 	IPs      []netip.Addr `json:"ips"`
 	External []netip.Addr `json:"external,omitempty"`
@@ -55,7 +55,7 @@ func (a addresses) without(ip netip.Addr) addresses {
 	return addresses{IPs: but(a.IPs), External: a.External, Proven: but(a.Proven), First: but(a.First), Names: a.Names}
 }
 
-// member is what is known of a node that has joined.
+// member is the record of a node that has joined.
 type member struct {
 	name    string
 	created time.Time
@@ -95,8 +95,8 @@ type Members struct {
 	news   chan struct{} // closed when a node has other addresses, and replaced
 }
 
-// newMembers knows nobody. self is the node of this server, which is nobody's to refuse here: it has the cluster's
-// keys.
+// newMembers returns Members without records. self is the node of this server, which is never refused: it has the
+// cluster's keys.
 func newMembers(self string, ranges ...netip.Prefix) *Members {
 	return &Members{self: self, ranges: ranges, nodes: map[string]*member{}, addrs: map[netip.Addr][]string{},
 		missed: map[string]time.Time{}, news: make(chan struct{})}
@@ -106,7 +106,7 @@ func newMembers(self string, ranges ...netip.Prefix) *Members {
 // nodes. It must not block. Call it before API.Run.
 func (m *Members) OnLeave(f func(node string)) { m.left = append(m.left, f) }
 
-// ask begins to tell nodes that have joined from others.
+// ask sets the client with which records are read; from then on nodes without a record are refused.
 func (m *Members) ask(client kubernetes.Interface) {
 	m.mu.Lock()
 	first := m.client == nil
@@ -117,7 +117,7 @@ func (m *Members) ask(client kubernetes.Interface) {
 	}
 }
 
-// asks reports whether nodes that have joined can be told from others.
+// asks reports whether ask was called.
 func (m *Members) asks() bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -194,7 +194,7 @@ func (m *Members) tell(node string) {
 	}
 }
 
-// missFor is how long a node that is not known is not looked for again; maxMissed is for how many that is remembered.
+// missFor bounds how long the absence of a record is cached, and maxMissed for how many names.
 const (
 	missFor   = 2 * time.Second
 	maxMissed = 1024
@@ -237,7 +237,7 @@ func (m *Members) Admits(ctx context.Context, node string, key []byte, local boo
 	return err
 }
 
-// admits refuses a key that is not one of the member's. A nil member admits nobody.
+// admits returns an error for a key that is not one of the member's. A nil member refuses all keys.
 func (r *member) admits(node string, key []byte) error {
 	switch {
 	case r == nil:
@@ -248,7 +248,7 @@ func (r *member) admits(node string, key []byte) error {
 	return fmt.Errorf("another machine has joined as node %s since; set node-name to another name, and restart this one with a token", node)
 }
 
-// KeyHash is how a public key, as x509.Certificate.RawSubjectPublicKeyInfo, stands in the record of a node.
+// KeyHash returns the form of a public key, an x509.Certificate.RawSubjectPublicKeyInfo, in the record of a node.
 func KeyHash(spki []byte) string {
 	sum := sha256.Sum256(spki)
 	return hex.EncodeToString(sum[:])
@@ -331,7 +331,7 @@ func (r *member) proven(a netip.Addr) bool {
 	return r != nil && r.addrs != nil && slices.Contains(r.addrs.Proven, a)
 }
 
-// Disputed reports whether an address that a node is said to have is another's, or lies in the cluster's own ranges.
+// Disputed reports whether an address that is attributed to a node belongs to another node or to the cluster's ranges.
 func (m *Members) Disputed(node string, a netip.Addr) bool {
 	if slices.ContainsFunc(m.ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
 		return true
@@ -340,9 +340,9 @@ func (m *Members) Disputed(node string, a netip.Addr) bool {
 	return h != "" && h != node
 }
 
-// Supported reports whether anything but the node's own word says that an address is its: it has asked from it, or
-// has had it since its first record. Of servers, which have the cluster's keys, and of nodes without a record nothing
-// is asked.
+// Supported reports whether an address of a node has evidence beside the node's own report: requests came from it, or
+// it is in the node's first record. It is true for servers, which have the cluster's keys, and for nodes without a
+// record.
 func (m *Members) Supported(node string, a netip.Addr) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

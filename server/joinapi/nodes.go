@@ -32,13 +32,13 @@ func nodeOf(s *corev1.Secret) (name string, ok bool) {
 	return name, ok && name != ""
 }
 
-// owns says whether a password is the one that a node joined with.
+// owns reports whether a password is the one with which a node joined.
 func owns(s *corev1.Secret, password string) bool {
 	return s.Type == nodeType && subtle.ConstantTimeCompare(s.Data[keyHash], []byte(token.HashSecret(password))) == 1
 }
 
-// claim keeps a node name for whoever knows the password: the first who comes. It writes only where nobody has the
-// name: a write goes through the webhooks of the cluster's users, which may need this very node. fill, which may be
+// claim reserves a node name for the first machine that asks, which has the password. It writes only where the name is
+// free: a write goes through the webhooks of the cluster's users, which may need this very node. fill, which may be
 // nil, adds to the Secret.
 func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind token.Kind,
 	fill func(*corev1.Secret) error) error {
@@ -67,8 +67,8 @@ func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind 
 	return nil
 }
 
-// Reserve keeps a node name, addresses and further names for the server's own node, whoever had them. It says whether
-// somebody had the name.
+// Reserve takes a node name, addresses and further names for the server's own node, also from another machine. It
+// reports whether another machine had the name.
 func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.Addr, names ...string) (taken bool,
 	err error) {
 	if taken, err = t.reserve(ctx, node, password); err != nil {
@@ -104,7 +104,7 @@ func (t Tokens) reserve(ctx context.Context, node, password string) (taken bool,
 	return true, nil
 }
 
-// Free gives up a node name, whoever has it, and reports whether anybody had.
+// Free removes the reservation of a node name and reports whether there was one.
 func (t Tokens) Free(ctx context.Context, node string) (bool, error) {
 	err := t.secrets().Delete(ctx, node+nodeSuffix, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {

@@ -17,8 +17,8 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 )
 
-// leaseEnded is how long a node's Lease must have ended for another node to get its address: DHCP gives the address
-// of a machine that is gone to the next one.
+// leaseEnded is the time after the end of a node's Lease from which another node may have its address: DHCP gives the
+// address of a machine that is gone to the next one.
 const leaseEnded = 5 * time.Minute
 
 // contested refuses a machine that comes for the first time with an address of a node that lives, before anything is
@@ -320,8 +320,8 @@ func (a *API) foreign(ctx context.Context, node string, ip netip.Addr, ranges []
 	return nil
 }
 
-// Refuse says why a node may not have an address: it is foreign, or the node has not registered it. An external address
-// may be a router's, which others have as well.
+// Refuse returns the reason why a node may not have an address: it is foreign, or the node has not registered it. An
+// external address may be a router's, which others have as well.
 func (a *API) Refuse(ctx context.Context, node string, ip netip.Addr, external bool) error {
 	if node == a.members.self {
 		return nil
@@ -347,7 +347,7 @@ func (a *API) RefuseName(node, name string) error {
 	return errors.New("the node has not registered it; its agent does so when it starts with it (node-internal-dns, node-external-dns)")
 }
 
-// Knows reports whether Admits can tell nodes that have joined from others: Run has reached the API server.
+// Knows reports whether Admits has the records of nodes: Run has reached the API server.
 func (a *API) Knows() bool { return a.members.asks() }
 
 // Admits refuses client certificates of nodes that have been deleted, see Members.
@@ -358,10 +358,10 @@ func (a *API) Admits(ctx context.Context, node string, key []byte, local bool) e
 // OnLeave has f called when certificates of a node may not count any more, see Members.
 func (a *API) OnLeave(f func(node string)) { a.members.OnLeave(f) }
 
-// Disputed reports whether an address that a node is said to have is another's, see Members.
+// Disputed reports whether an address that is attributed to a node is another's, see Members.
 func (a *API) Disputed(node string, ip netip.Addr) bool { return a.members.Disputed(node, ip) }
 
-// Supported reports whether anything but a node's own word says that an address is its, see Members.
+// Supported reports whether an address of a node has evidence beside the node's own report, see Members.
 func (a *API) Supported(node string, ip netip.Addr) bool { return a.members.Supported(node, ip) }
 
 // Unregistered reports whether a node has not registered an address, see Members.

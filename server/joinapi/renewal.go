@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// agentTokenLife is how long a secret of the agents' token of the first start is taken.
+	// agentTokenLife is the lifetime of a secret of the agents' token of the first start.
 	agentTokenLife = 60 * 24 * time.Hour
-	// agentTokenOverlap is how long before its end a secret is replaced. Until its end the one before is taken as well.
+	// agentTokenOverlap is the time before its end at which a secret is replaced. Both are valid until then.
 	agentTokenOverlap = 30 * 24 * time.Hour
-	// clockSlack is how far servers' clocks may differ.
+	// clockSlack bounds the difference between servers' clocks.
 	clockSlack = time.Hour
 )
 
@@ -29,7 +29,7 @@ func (r *Record) renewing(now time.Time) {
 	}
 }
 
-// lasting makes a token one that does not end by itself.
+// lasting makes a token one that does not expire.
 func (r *Record) lasting() { r.Renews, r.Expires = false, time.Time{} }
 
 // Renew gives the agents' token of the first start another secret when it is due, writes its file, and returns when
@@ -37,7 +37,7 @@ func (r *Record) lasting() { r.Renews, r.Expires = false, time.Time{} }
 // a copy of it, such as one on an SD card, does not stay good for ever.
 func (t Tokens) Renew(ctx context.Context, l LongLived, log *slog.Logger) (next time.Time, err error) {
 	r, err := t.get(ctx, l.ID)
-	if errors.Is(err, ErrUnknown) {
+	if errors.Is(err, errUnknown) {
 		return time.Time{}, nil
 	}
 	if err != nil {

@@ -27,9 +27,9 @@ const (
 	keyServerIPs     = "ips"   // JSON list
 )
 
-// PublishNames shares with the other servers the names in a server's certificate, and the addresses that its settings
+// publishNames shares with the other servers the names in a server's certificate, and the addresses that its settings
 // add. It writes only what is new.
-func (t Tokens) PublishNames(ctx context.Context, server string, dnsNames []string, ips []netip.Addr) error {
+func (t Tokens) publishNames(ctx context.Context, server string, dnsNames []string, ips []netip.Addr) error {
 	fail := func(err error) error { return fmt.Errorf("publish the names of server %s: %w", server, err) }
 	names, errN := json.Marshal(slices.Sorted(slices.Values(dnsNames)))
 	addrs, errA := json.Marshal(slices.SortedFunc(slices.Values(ips), netip.Addr.Compare))

@@ -25,7 +25,7 @@ func TestNamesOfServers(t *testing.T) {
 	t.Cleanup(stop)
 	publish := func(server string, list ...string) {
 		t.Helper()
-		if err := tokens.PublishNames(t.Context(), server, list, nil); err != nil {
+		if err := tokens.publishNames(t.Context(), server, list, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestAddressesInCertificatesOfServers(t *testing.T) {
 	}
 	publish := func(ips ...netip.Addr) {
 		t.Helper()
-		if err := s.tokens.PublishNames(t.Context(), "s1", []string{"s1"}, ips); err != nil {
+		if err := s.tokens.publishNames(t.Context(), "s1", []string{"s1"}, ips); err != nil {
 			t.Fatal(err)
 		}
 		eventually.True(t, "the addresses of server s1", func() bool {

@@ -13,8 +13,8 @@ import (
 	"github.com/umiak-io/umiak/internal/version"
 )
 
-// joinServer lets a server in that has a token for servers: whoever has the cluster's keys is the cluster. It may
-// ask again, as long as it has not begun to serve.
+// joinServer admits a server with a token for servers, which gets the cluster's keys. It may repeat the request until it
+// serves.
 func (a *API) joinServer(ctx context.Context, s *serving, r *http.Request, w http.ResponseWriter) (any, error) {
 	rec, err := a.tokenOf(s, r, w)
 	if err != nil {
@@ -86,7 +86,7 @@ func checkServer(r *joinwire.ServerRequest, reserved []string) error {
 	return nil
 }
 
-// fits says whether the server is set up as those that are there.
+// fits returns the reason why a server does not match those that exist.
 func fits(r *joinwire.ServerRequest, s Servers) error {
 	switch have := s.Datastore(); {
 	case have == "":
@@ -105,7 +105,7 @@ func fits(r *joinwire.ServerRequest, s Servers) error {
 	return nil
 }
 
-// Describe says which settings differ and how, to whom has to change them.
+// Describe lists the settings that differ, for the administrator of the joining server.
 func Describe(diff []joinwire.Difference) string {
 	var all []string
 	for _, d := range diff {

@@ -131,7 +131,7 @@ func TestServersJoin(t *testing.T) {
 		}
 		eventually.True(t, "the API's watch to have the claim", func() bool { return api.ready.Load().known.node(name) != nil })
 	}
-	// All are younger than unregistered: what is older the API frees by itself when it starts.
+	// All are younger than registerTimeout: what is older the API frees by itself when it starts.
 	for name, ago := range map[string]time.Duration{"old": time.Hour / 2, "young": time.Minute, "member": time.Hour / 2,
 		"node": time.Hour / 2} {
 		claimed(name, ago)

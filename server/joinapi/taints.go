@@ -21,7 +21,7 @@ import (
 // gave it, and no other.
 const keyTaints = "taints"
 
-// maxTaints is how many taints a node may ask for.
+// maxTaints bounds the taints that a node may request.
 const maxTaints = 32
 
 // taints gives a node the taints of its settings.
@@ -112,7 +112,7 @@ func (t Tokens) SetTaints(ctx context.Context, name string, want []corev1.Taint)
 	return nil
 }
 
-// taintRecord is what keyTaints holds; it does not exist before the first call of SetTaints.
+// taintRecord is the value of keyTaints; it does not exist before the first call of SetTaints.
 type taintRecord struct {
 	exists bool
 	taints []corev1.Taint

@@ -24,7 +24,7 @@ import (
 // The Secrets that this package owns.
 const (
 	Namespace = metav1.NamespaceSystem
-	// Label is on all of them; its value says what the Secret is.
+	// Label is on all of them; its value is the kind of the Secret.
 	Label      = "umiak.io/join"
 	labelToken = "token"
 	labelNode  = "node"
@@ -43,24 +43,24 @@ const (
 	AgentID  = "agent"
 )
 
-// ErrUnknown means that there is no token with an id.
-var ErrUnknown = errors.New("there is no such token")
+// errUnknown means that there is no token with an id.
+var errUnknown = errors.New("there is no such token")
 
-// Record is what the cluster knows of a token.
+// Record is the cluster's record of a token.
 type Record struct {
 	ID          string     `json:"id"`
 	Kind        token.Kind `json:"kind"`
 	Description string     `json:"description,omitempty"`
 	Created     time.Time  `json:"created"`
-	// Expires is zero for a token that does not end by itself.
+	// Expires is zero for a token that does not expire.
 	Expires time.Time `json:"expires,omitzero"`
-	// UsesLeft is how many machines may still join with it; nil is any number.
+	// UsesLeft is the number of machines that may still join with it; nil means any number.
 	UsesLeft *int `json:"usesLeft,omitempty"`
-	// Password says that the secret is a user's own and may come without hash and id.
+	// Password means that a user has chosen the secret, and that machines may send it without hash and id.
 	Password bool `json:"password,omitempty"`
 	// SetOn are the servers in whose settings the token stands, or stood when they last started.
 	SetOn []string `json:"setOn,omitempty"`
-	// Renews says that servers give it another secret before it ends.
+	// Renews means that servers replace its secret before it expires.
 	Renews bool `json:"renews,omitempty"`
 
 	hash   string   // empty once it is revoked
@@ -72,7 +72,7 @@ type Record struct {
 	raw          *corev1.Secret
 }
 
-// maxFormer is how many secrets a token remembers that it had.
+// maxFormer bounds the former secrets in the record of a token.
 const maxFormer = 1000
 
 // replace gives the token another secret, by its hash.
@@ -84,7 +84,7 @@ func (r *Record) replace(hash string) {
 	r.hash, r.sealed, r.previous, r.previousEnds = hash, nil, "", time.Time{}
 }
 
-// State says in a word whether the token can be used.
+// State returns in one word whether the token can be used.
 func (r Record) State(now time.Time) string {
 	switch {
 	case r.hash == "":
@@ -172,7 +172,7 @@ func (r Record) secret() *corev1.Secret {
 	return s
 }
 
-// Tokens are the cluster's tokens, for those who may read and write its Secrets.
+// Tokens reads and writes the cluster's tokens, with a client that may read and write its Secrets.
 type Tokens struct {
 	Client kubernetes.Interface
 	// CA is the hash of the server CA's public key, which stands in every token.
@@ -180,7 +180,8 @@ type Tokens struct {
 	// Former are those of server CAs that are trusted besides, while the CA is being replaced: tokens with them are
 	// still good.
 	Former []string
-	// Secret is what only servers have; nil elsewhere. With it the tokens of the first start get to all servers' files.
+	// Secret returns a secret that only servers have; nil elsewhere. It seals the tokens of the first start, which all
+	// servers store in files.
 	Secret func() ([]byte, error)
 	Now    func() time.Time // time.Now
 }
@@ -195,7 +196,7 @@ func (t Tokens) now() time.Time {
 // purpose is that of what is sealed with Secret.
 const purpose = "umiak tokens"
 
-// seal keeps a token's line in its record for the other servers.
+// seal puts a token's line, sealed, into its record for the other servers.
 func (t Tokens) seal(r *Record, tok token.Token) error {
 	if t.Secret == nil {
 		return nil
@@ -238,7 +239,7 @@ func (t Tokens) open(r Record) (token.Token, error) {
 	return tok, err
 }
 
-// Spec says what a new token is to be.
+// Spec describes a new token.
 type Spec struct {
 	Kind        token.Kind
 	Description string
@@ -270,8 +271,7 @@ func (t Tokens) Create(ctx context.Context, spec Spec) (token.Token, Record, err
 	return tok, r, nil
 }
 
-// prune removes tokens that have ended long ago. Until then they are kept, so that whoever uses one is told
-// that it has ended.
+// prune removes tokens that expired long ago. Until then a machine that uses one is refused with that reason.
 func (t Tokens) prune(ctx context.Context) error {
 	list, err := t.List(ctx)
 	if err != nil {
@@ -317,7 +317,7 @@ func (t Tokens) get(ctx context.Context, id string) (Record, error) {
 	}
 	s, err := t.secrets().Get(ctx, tokenPrefix+id, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return Record{}, fmt.Errorf("%w: %s", ErrUnknown, id)
+		return Record{}, fmt.Errorf("%w: %s", errUnknown, id)
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("read token %s: %w", id, err)

@@ -285,7 +285,7 @@ func TestCreateAndRevoke(t *testing.T) {
 	for _, id := range []string{tok.ID, tok.ID} {
 		err = tokens.Revoke(ctx, id)
 	}
-	if !errors.Is(err, ErrUnknown) {
+	if !errors.Is(err, errUnknown) {
 		t.Error(err)
 	}
 	if err := tokens.Revoke(ctx, "../x"); err == nil {

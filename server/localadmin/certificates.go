@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/umiak-io/umiak/internal/certfiles"
-	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/layout"
@@ -48,8 +47,7 @@ type Renewed struct {
 // server has to be stopped.
 func Renew(ctx context.Context, d layout.Dirs, names []string, newKeys bool) (Renewed, error) {
 	if !newKeys {
-		var out server.RenewResult
-		err := control.Call(ctx, d.ControlSocket(), server.ActionRenew, server.RenewRequest{Names: names}, &out)
+		out, err := server.ActionRenew.Call(ctx, d.ControlSocket(), server.RenewRequest{Names: names})
 		if !errors.Is(err, socket.ErrNotRunning) {
 			return Renewed{RenewResult: &out}, err
 		}
@@ -116,7 +114,7 @@ func RotateCA(ctx context.Context, d layout.Dirs, r cluster.RotateRequest) (out 
 			return out, false, err
 		}
 	}
-	err = control.Call(ctx, d.ControlSocket(), server.ActionRotate, r, &out)
+	out, err = server.ActionRotate.Call(ctx, d.ControlSocket(), r)
 	if !errors.Is(err, socket.ErrNotRunning) {
 		return out, true, withRemedy(err)
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/control"
 	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/kubeclient"
@@ -34,9 +33,8 @@ func (s Snapshots) Save(ctx context.Context, name string) (*backup.Saved, error)
 	if err != nil {
 		return nil, err
 	}
-	saved := &backup.Saved{}
 	request := server.SaveRequest{Name: name, Passphrase: pass}
-	err = control.Call(ctx, s.Server.Dirs().ControlSocket(), server.ActionSave, request, saved)
+	saved, err := server.ActionSave.Call(ctx, s.Server.Dirs().ControlSocket(), request)
 	if errors.Is(err, socket.ErrNotRunning) {
 		saved, err = server.SaveStopped(ctx, s.Server, s.Log, name)
 	}

@@ -103,7 +103,8 @@ func (t Tokens) Rotate(ctx context.Context, id string) (tok token.Token, remarks
 	if !instance.Running(t.dirs) {
 		return tok, append(remarks, "this is no server: restart one with the new token as its token, so that the keys in the datastore can be opened with it"), nil
 	}
-	return tok, remarks, control.Call(ctx, t.dirs.ControlSocket(), server.ActionSeal, struct{}{}, &struct{}{})
+	_, err = server.ActionSeal.Call(ctx, t.dirs.ControlSocket(), control.Empty{})
+	return tok, remarks, err
 }
 
 // file returns where a server keeps a token of the first start, empty for other tokens.

@@ -29,7 +29,7 @@ type Config struct {
 	// URL is where this machine reaches its API server.
 	URL       string
 	Addresses *nodeip.Tracker
-	// Facts is what every node learns from the cluster.
+	// Facts are the settings of the cluster for every node.
 	Facts joinwire.Cluster
 	PKI   *pki.PKI
 	// WaitReady returns when the API server answers.
@@ -71,7 +71,7 @@ func (n *Node) LocalServer() string {
 // Addresses returns the node's addresses, which the server has found already.
 func (n *Node) Addresses() *nodeip.Tracker { return n.cfg.Addresses }
 
-// Join issues the node's certificates, keeps them fresh, and returns when the API server answers.
+// Join issues the node's certificates, which are renewed from then on, and returns when the API server answers.
 func (n *Node) Join(ctx context.Context, node agent.Node) (*agent.Cluster, error) {
 	local := pki.LocalNode{Dirs: n.cfg.Dirs, URL: n.cfg.URL, Name: node.Name,
 		IPs: slices.Concat(node.IPs, node.ExternalIPs), DNSNames: node.DNSNames}
@@ -130,7 +130,7 @@ func (n *Node) Reserve(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// WithPeers is the node of a server that may have others beside it: it keeps tunnels to them.
+// WithPeers is the node of a server that may have others beside it: it maintains tunnels to them.
 type WithPeers struct {
 	*Node
 	Cluster *cluster.Cluster

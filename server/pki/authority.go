@@ -27,8 +27,8 @@ var notBefore = time.Unix(0, 0).UTC()
 //
 //	NAME.key         the key that signs; after a rotation also the certificate that goes with it, and those
 //	                 above it: key and certificate then change in one rename
-//	NAME.crt         whom to trust: the root, and during a rotation the root before it
-//	NAME-signer.crt  the one certificate that signs, as the controller manager wants it
+//	NAME.crt         the trusted root, and during a rotation the root before it
+//	NAME-signer.crt  the one certificate that signs, in the form that the controller manager reads
 //	NAME-old.crt     during a rotation: the new key's certificate from the old authority, and the old chain
 //	NAME-next.crt    before a rotation of several servers: the root that is going to sign, trusted already
 //
@@ -42,7 +42,7 @@ type authority struct {
 	next []*x509.Certificate // roots that are trusted although nothing is signed below them yet
 }
 
-// root is what is trusted when no rotation is under way.
+// root returns the certificate that is trusted when no rotation is under way.
 func (a *authority) root() *x509.Certificate {
 	if len(a.above) > 0 {
 		return a.above[len(a.above)-1]
@@ -74,8 +74,8 @@ func (a *authority) ends() time.Time {
 
 func (a *authority) bundle() []byte { return encodeCerts(append(a.roots(), a.next...)) }
 
-// chain is what a leaf's file holds behind the leaf, so that it is trusted by whoever trusts any of the
-// roots. With roots these are in it too: a joining machine, which has only a hash, finds its root there.
+// chain returns the certificates that follow the leaf in its file, so that a client that trusts any of the roots
+// trusts the leaf. With roots it contains them too: a joining machine, which has only a hash, finds its root there.
 func (a *authority) chain(roots bool) []byte {
 	var out []*x509.Certificate
 	all := append([]*x509.Certificate{a.cert}, a.above...)
@@ -173,7 +173,7 @@ func newAuthority(key crypto.Signer, certs []*x509.Certificate) (*authority, err
 	return a, nil
 }
 
-// maxChain is how many certificates may stand between a CA and its root.
+// maxChain bounds the number of certificates between a CA and its root.
 const maxChain = 8
 
 // readRotation reads what belongs to a rotation that is under way: the certificates that lead to the old roots, and

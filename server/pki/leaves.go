@@ -25,6 +25,8 @@ const (
 	Scheduler         = "scheduler"          // has a kubeconfig
 	Own               = "server"             // this process for its own work; has a kubeconfig
 	Admin             = "admin"              // the administrator; has a kubeconfig
+	EtcdPeer          = "etcd-peer"          // a member of an etcd cluster, serving the others
+	EtcdPeerClient    = "etcd-peer-client"   // the same, towards the others
 )
 
 // CertFile returns the file of a certificate of the control plane.
@@ -129,6 +131,17 @@ func (p *PKI) ServingLeaf(names, ips []string) Leaf {
 	}
 }
 
+// EtcdLeaves returns the certificates with which the members of an etcd cluster authenticate to each other. The serving
+// one is for the name that members verify, so that addresses may change.
+func (p *PKI) EtcdLeaves(name string) []Leaf {
+	leaf := func(file string) Leaf {
+		return Leaf{Name: file, CA: EtcdCA, CertFile: p.CertFile(file), KeyFile: p.KeyFile(file), CommonName: "umiak:etcd"}
+	}
+	serving := leaf(EtcdPeer)
+	serving.Server, serving.DNSNames = true, []string{name}
+	return []Leaf{serving, leaf(EtcdPeerClient)}
+}
+
 // NodeLeaf returns a node's certificate. Only the serving one has names and addresses.
 func NodeLeaf(id nodecerts.Identity, names, ips []string) Leaf {
 	l := Leaf{CA: ClientCA, CommonName: id.User, Organization: id.Groups}
@@ -149,7 +162,7 @@ type LocalNode struct {
 	DNSNames []string
 }
 
-// Add writes the node's certificates, kubeconfigs and authorities where agent.Joiner wants them, and keeps them fresh.
+// Add writes the node's certificates, kubeconfigs and authorities to the files of agent.Joiner, and renews them.
 func (n LocalNode) Add(p *PKI) error {
 	file := func(name string) string { return filepath.Join(n.Dirs.AgentPKI(), name) }
 	if err := os.MkdirAll(n.Dirs.AgentPKI(), 0o700); err != nil {

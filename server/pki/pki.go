@@ -34,8 +34,8 @@ const (
 // Released is wallclock.Released.
 var Released = wallclock.Released
 
-// Config says where keys are kept and how long certificates live. The zero value of a field but Dir is
-// what a cluster should have.
+// Config describes the folder of keys and the lifetimes of certificates. The zero value of each field but Dir is the
+// default of a cluster.
 type Config struct {
 	Dir          string
 	CALifetime   time.Duration    // 10 years
@@ -46,7 +46,7 @@ type Config struct {
 
 // Leaf describes a certificate that is kept in files and kept fresh.
 type Leaf struct {
-	// Name says in status and logs what it is for.
+	// Name names the certificate in status and logs.
 	Name string
 	CA   CA
 	// CertFile and KeyFile may name the files of any folder that exists.
@@ -79,7 +79,7 @@ func (l Leaf) ips() []net.IP {
 	return out
 }
 
-// Certificate is what status tells about one certificate.
+// Certificate describes one certificate in status.
 type Certificate struct {
 	Name    string    `json:"name"`
 	Subject string    `json:"subject"`
@@ -89,7 +89,7 @@ type Certificate struct {
 	Error   string    `json:"error,omitempty"`
 }
 
-// PKI holds the authorities and keeps the leaves fresh.
+// PKI holds the authorities and renews the leaves.
 type PKI struct {
 	cfg Config
 
@@ -111,9 +111,9 @@ type leaf struct {
 	err  error
 }
 
-// Ensure loads the authorities and the ServiceAccount key from the folder, and makes what is missing.
-// It refuses to go on with a CA that has ended, and says so if it is rather the clock that is wrong. It is
-// for a server that starts: rotations that were begun before take note of the start.
+// Ensure loads the authorities and the ServiceAccount key from the folder, and makes those that are missing. It returns
+// an error for a CA that has expired, which differs where the clock is wrong instead. It is for a server that starts:
+// it records the start for rotations that were begun before.
 func Ensure(cfg Config) (*PKI, error) {
 	p, err := Open(cfg)
 	if err != nil {
@@ -208,13 +208,12 @@ func (p *PKI) CASigner(ca CA) string { return p.path(ca) + "-signer.crt" }
 // CAKey is the private key's file.
 func (p *PKI) CAKey(ca CA) string { return p.path(ca) + ".key" }
 
-// CAPEM is the content of CACert: what to hand out to a node that asks whom it shall trust, at each renewal
-// anew. The first certificate is the one to pin in new tokens.
+// CAPEM returns the content of CACert: the authorities that a node gets at each renewal. The first certificate is the
+// one to pin in new tokens.
 func (p *PKI) CAPEM(ca CA) []byte { return p.ca(ca).bundle() }
 
-// Sign issues a certificate for a key that stays with its owner, and returns it in PEM form with what belongs
-// behind it: during a rotation whoever trusts the old or the new root takes it. Of the leaf its files and
-// Renewed do not count.
+// Sign issues a certificate for a key of another machine, and returns it in PEM form with its chain: during a rotation,
+// clients that trust the old or the new root accept it. It ignores the files and Renewed of the leaf.
 func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
 	ca := p.ca(l.CA)
 	if ca == nil {
@@ -230,8 +229,7 @@ func (p *PKI) Sign(l Leaf, key crypto.PublicKey) ([]byte, error) {
 // ServiceAccountKey signs ServiceAccount tokens.
 func (p *PKI) ServiceAccountKey() string { return filepath.Join(p.cfg.Dir, "service-account.key") }
 
-// SharedSecret returns what all servers of the cluster have and nobody else: what they write for each other is sealed
-// with it.
+// SharedSecret returns a secret that only the servers of the cluster have. It seals what they write for each other.
 func (p *PKI) SharedSecret() ([]byte, error) {
 	raw, err := os.ReadFile(p.ServiceAccountKey())
 	if err != nil {
@@ -248,8 +246,8 @@ func (p *PKI) ServiceAccountPublicKey() string {
 // File is a path in the PKI's own folder.
 func (p *PKI) File(name string) string { return filepath.Join(p.cfg.Dir, name) }
 
-// Add makes sure that the leaf's files hold a certificate as described with enough life left, and
-// keeps them so while Run runs. Adding a leaf with the same CertFile again replaces its description.
+// Add issues the certificate of a leaf unless its files hold one as described that is not near its end. Run renews it.
+// Adding a leaf with the same CertFile again replaces its description.
 func (p *PKI) Add(l Leaf) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -285,8 +283,8 @@ const (
 	onRequest                 // somebody wants a new one
 )
 
-// refresh writes the leaf's files where they are missing, broken, not as described or near their end, or
-// when somebody wants it.
+// refresh writes the leaf's files where they are missing, broken, not as described or near their end, or where the
+// occasion requires it.
 func (p *PKI) refresh(l *leaf, why occasion) (renewed bool, err error) {
 	ca := p.ca(l.CA)
 	if ca == nil {
@@ -332,8 +330,8 @@ func (p *PKI) refresh(l *leaf, why occasion) (renewed bool, err error) {
 	return true, atomicfile.Write(l.CertFile, want, 0o644)
 }
 
-// serves says whether the certificate is the one that the leaf describes and has enough life left, but
-// not more than it should: that would be one from a time when the clock was ahead.
+// serves reports whether the certificate is as the leaf describes and is neither near its end nor longer valid than it
+// should be: that would be one from a time when the clock was ahead.
 func (p *PKI) serves(l Leaf, c, by *x509.Certificate) bool {
 	usage := x509.ExtKeyUsageClientAuth
 	if l.Server {
@@ -354,8 +352,8 @@ func (p *PKI) serves(l Leaf, c, by *x509.Certificate) bool {
 		now.Before(p.renewal(l, c.NotAfter)) && c.NotAfter.Before(now.Add(p.lifetime(l)+24*time.Hour))
 }
 
-// renewal is when a leaf that ends then is due: when a third of its life is left. One that ends with
-// its CA cannot be given more life.
+// renewal returns when a leaf with an end is due: when a third of its life remains. A longer life is not possible for
+// one that ends with its CA.
 func (p *PKI) renewal(l Leaf, ends time.Time) time.Time {
 	if !ends.Before(p.ca(l.CA).ends()) {
 		return ends

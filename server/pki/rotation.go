@@ -56,8 +56,8 @@ var (
 	ErrNoRestart   = errors.New("the server has not been restarted since the rotation was begun")
 )
 
-// Renew issues leaves anew at once, those of the names or all. Their keys stay, so that no reader finds a
-// key and a certificate that do not belong together.
+// Renew issues leaves again at once, those of the names or all. Their keys stay, so that no reader finds a key and a
+// certificate that do not belong together.
 func (p *PKI) Renew(names ...string) ([]Certificate, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,8 +97,8 @@ func (p *PKI) Renew(names ...string) ([]Certificate, error) {
 // those that a user brings; "" makes them.
 //
 // Nothing has to be distributed first: the new authority's key is also certified by the old authority, and
-// that certificate goes with every leaf. Whoever trusts only the old root follows it there, whoever trusts
-// the new one does not need it. So leaves are issued by the new authority at once.
+// that certificate goes with every leaf. Clients that trust only the old root follow it there, clients that trust the
+// new one do not need it. So leaves are issued by the new authority at once.
 //
 // Everything is checked before anything is changed. After an error or a crash the call may be repeated for
 // those names that Rotations does not have.
@@ -226,7 +226,7 @@ func (p *PKI) replace(name CA, a *authority) error {
 			return err
 		}
 	}
-	if err := p.note(string(name)); err != nil {
+	if err := p.recordBegin(string(name)); err != nil {
 		return err
 	}
 	if err := a.commit(path); err != nil {
@@ -251,7 +251,7 @@ func (p *PKI) dropOld(name CA) error {
 	return a.publish(path)
 }
 
-// reissue brings all leaves in line with the authorities, and has their readers told.
+// reissue issues all leaves that do not match the authorities, and calls their Renewed.
 func (p *PKI) reissue(why occasion) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -276,7 +276,8 @@ func remove(file string) error {
 	return atomicfile.SyncDir(filepath.Dir(file))
 }
 
-// rotationsFile notes when rotations were begun. Whether one is under way is told by the other files.
+// rotationsFile returns the file with the times at which rotations began. Whether one is under way follows from the
+// other files.
 func (p *PKI) rotationsFile() string { return p.File("rotations.json") }
 
 func (p *PKI) readRotations() map[string]Rotation {
@@ -301,8 +302,8 @@ func (p *PKI) writeRotations(m map[string]Rotation) error {
 	return WriteIfChanged(p.rotationsFile(), raw, 0o600)
 }
 
-// note writes down that a rotation begins.
-func (p *PKI) note(name string) error {
+// recordBegin stores that a rotation begins.
+func (p *PKI) recordBegin(name string) error {
 	m := p.readRotations()
 	m[name] = Rotation{Name: name, Begun: p.cfg.Now().UTC()}
 	return p.writeRotations(m)

@@ -68,7 +68,7 @@ func (p *PKI) replaceServiceAccount(key crypto.Signer) error {
 	if err := atomicfile.Write(p.oldServiceAccountKeys(), pub, 0o644); err != nil {
 		return err
 	}
-	if err := p.note(ServiceAccount); err != nil {
+	if err := p.recordBegin(ServiceAccount); err != nil {
 		return err
 	}
 	if err := atomicfile.Write(p.ServiceAccountKey(), raw, 0o600); err != nil {

@@ -156,8 +156,8 @@ func (p *PKI) on(files Files, f func(*PKI) error) (err error) {
 }
 
 // Adopt takes over a stage from another server: its files replace those that are here, the authorities and the leaves
-// follow. It may be broken off anywhere and called again; whatever a crash leaves can be started with. starting says
-// that nothing uses the certificates yet, so that those are issued anew which otherwise wait for a restart.
+// follow. It may be interrupted anywhere and called again; a server can start with the state after a crash. starting
+// means that nothing uses the certificates yet, so that also those are issued that otherwise wait for a restart.
 //
 // changed reports that the files were replaced, by this call or by one before that has failed since; with an error
 // the stage is not in force yet, and the next call goes on with it.
@@ -237,7 +237,7 @@ func (p *PKI) DropAnnounced() error {
 func (p *PKI) replaceAll(have, files Files) error {
 	for _, n := range files.Under() {
 		if _, ok := p.readRotations()[n]; !ok {
-			if err := p.note(n); err != nil {
+			if err := p.recordBegin(n); err != nil {
 				return err
 			}
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/umiak-io/umiak/internal/certfiles"
 )
 
-// brought is what a user has put into a folder.
+// brought is an authority that a user provides in a folder.
 type brought struct {
 	key   crypto.Signer
 	certs []*x509.Certificate
@@ -58,8 +58,8 @@ func (p *PKI) chosen(names []string, from string) ([]string, map[string]brought,
 	return out, pairs, nil
 }
 
-// shortest is how long a CA that a user brings has to live.
-const shortest = 30 * 24 * time.Hour
+// minLifetime is the minLifetime remaining lifetime of a CA that a user provides.
+const minLifetime = 30 * 24 * time.Hour
 
 // readBrought reads and checks a pair.
 func readBrought(dir, name string, now time.Time) (*brought, error) {
@@ -98,7 +98,7 @@ func readBrought(dir, name string, now time.Time) (*brought, error) {
 		case now.Before(c.NotBefore):
 			return nil, fmt.Errorf("%s.crt: %q is valid from %s on only", name, c.Subject,
 				c.NotBefore.Format(time.DateTime))
-		case c.NotAfter.Before(now.Add(shortest)):
+		case c.NotAfter.Before(now.Add(minLifetime)):
 			return nil, fmt.Errorf("%s.crt: %q ends on %s; it has to live 30 days at least", name, c.Subject,
 				c.NotAfter.Format(time.DateOnly))
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/umiak-io/umiak/datastore/snapshot"
 )
 
-// ErrNotOpen means that the datastore has not been opened yet.
-var ErrNotOpen = errors.New("the datastore is not open yet")
+// errNotOpen means that the datastore has not been opened yet.
+var errNotOpen = errors.New("the datastore is not open yet")
 
 // stallTimeout bounds how long the datastore may take to answer before it counts as stalled.
 const stallTimeout = 500 * time.Millisecond
@@ -45,7 +45,7 @@ func (c *Current) set(st datastore.Store) {
 func (c *Current) Client(ctx context.Context) (*clientv3.Client, error) {
 	st := c.Store()
 	if st == nil {
-		return nil, ErrNotOpen
+		return nil, errNotOpen
 	}
 	return datastore.Client(ctx, st)
 }
@@ -77,7 +77,7 @@ func (c *Current) Members() []etcd.Member {
 func (c *Current) Status(ctx context.Context) (datastore.Status, error) {
 	st := c.Store()
 	if st == nil {
-		return datastore.Status{}, ErrNotOpen
+		return datastore.Status{}, errNotOpen
 	}
 	return st.Status(ctx)
 }

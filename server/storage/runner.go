@@ -17,7 +17,7 @@ import (
 	"github.com/umiak-io/umiak/internal/lifecycle"
 )
 
-// ErrReopen is what Claimer.Claim returns where the datastore was opened with certificates that are not in force any
+// ErrReopen is the error of Claimer.Claim where the datastore was opened with certificates that are not in force any
 // more.
 var ErrReopen = errors.New("the datastore has to be opened again")
 
@@ -42,8 +42,8 @@ type Config struct {
 	Opened func(datastore.Store)
 	// Claimer is nil where no other server can use the datastore.
 	Claimer Claimer
-	// Failing is called with true when the datastore stops taking writes, and with false when it takes them again; nil
-	// means that nobody wants to know.
+	// Failing is called with true when the datastore stops taking writes, and with false when it takes them again; it
+	// may be nil.
 	Failing func(bool)
 	Log     *slog.Logger
 }
@@ -69,7 +69,7 @@ func (r *Runner) Run(ctx context.Context, ready func()) error {
 		case err == nil || ctx.Err() != nil:
 			return err
 		case full(err) && errors.Is(err, etcd.ErrBroken):
-			return &lifecycle.Anew{Part: "datastore", Err: fmt.Errorf("the disk of %s is full, free some space: %w", dir, err)}
+			return &lifecycle.ReexecError{Part: "datastore", Err: fmt.Errorf("the disk of %s is full, free some space: %w", dir, err)}
 		case full(err):
 			return fmt.Errorf("the disk of %s is full, free some space: %w", dir, err)
 		case errors.Is(err, ErrReopen):

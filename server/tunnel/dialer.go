@@ -63,7 +63,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	p, known := d.Nodes.Lookup(host)
 	if _, err := netip.ParseAddr(host); !known && err != nil {
 		// The informer may not have synced yet.
-		if err := d.Nodes.WaitSynced(ctx); err != nil {
+		if err := d.Nodes.waitSynced(ctx); err != nil {
 			return nil, fmt.Errorf("dial %s: wait for the list of nodes: %w", addr, err)
 		}
 		p, known = d.Nodes.Lookup(host)

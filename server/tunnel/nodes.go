@@ -86,8 +86,8 @@ func (n *Nodes) Follow(informer cache.SharedIndexInformer) error {
 	return nil
 }
 
-// WaitSynced blocks until all existing nodes have been seen, or ctx ends.
-func (n *Nodes) WaitSynced(ctx context.Context) error {
+// waitSynced blocks until all existing nodes have been seen, or ctx ends.
+func (n *Nodes) waitSynced(ctx context.Context) error {
 	if n.synced == nil {
 		return nil
 	}

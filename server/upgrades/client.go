@@ -27,8 +27,8 @@ type Client struct {
 	Dynamic dynamic.Interface
 }
 
-// ErrFailed is Follow's error for an Upgrade that has failed.
-var ErrFailed = errors.New("the upgrade has failed")
+// errFailed is Follow's error for an Upgrade that has failed.
+var errFailed = errors.New("the upgrade has failed")
 
 // Get returns an Upgrade, nil if there is none of that name.
 func (c Client) Get(ctx context.Context, name string) (*upgrades.Upgrade, error) {
@@ -94,7 +94,7 @@ func (c Client) Follow(ctx context.Context, name string, show func(upgrades.Stat
 				switch {
 				case last.ObservedGeneration != u.Generation:
 				case last.Phase == upgrades.Failed:
-					return true, ErrFailed
+					return true, errFailed
 				case last.Phase == upgrades.Complete:
 					return true, nil
 				}

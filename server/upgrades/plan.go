@@ -16,8 +16,8 @@ import (
 	"github.com/umiak-io/umiak/internal/wellknown"
 )
 
-// NodeTimeout bounds the upgrade of one node. When it is exceeded, the Upgrade fails.
-const NodeTimeout = 30 * time.Minute
+// nodeTimeout bounds the upgrade of one node. When it is exceeded, the Upgrade fails.
+const nodeTimeout = 30 * time.Minute
 
 // Action is the action of a Step.
 type Action int
@@ -77,7 +77,7 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 			p.done++
 			continue
 		}
-		if requested && (r.ID == p.id || p.now.Sub(r.Asked) < NodeTimeout) {
+		if requested && (r.ID == p.id || p.now.Sub(r.Asked) < nodeTimeout) {
 			under = append(under, n)
 			continue
 		}
@@ -101,7 +101,7 @@ func (p *planner) next(nodes []*corev1.Node, taken map[string]string) Step {
 		if version(n) == r.Version {
 			message = fmt.Sprintf("%s runs %s and is not ready yet", n.Name, r.Version)
 		}
-		return Step{Node: n, Again: r.Asked.Add(NodeTimeout).Sub(p.now),
+		return Step{Node: n, Again: r.Asked.Add(nodeTimeout).Sub(p.now),
 			Status: upgrades.Status{Phase: upgrades.Upgrading, Message: message}}
 	}
 	if len(rest) == 0 {
@@ -144,10 +144,10 @@ func checkRequested(n *corev1.Node, now time.Time) (Step, bool) {
 		// A failed node is uncordoned as well; its answer stays, and the next step evaluates it.
 		return Step{Action: Finish, Node: n, Status: upgrades.Status{Phase: upgrades.Upgrading, Message: n.Name +
 			" has answered"}}, true
-	case now.Sub(r.Asked) >= NodeTimeout:
+	case now.Sub(r.Asked) >= nodeTimeout:
 		return failed(
 			n, "%s has not come back with %s in %s (%s): see `umiak status` and /var/lib/umiak/agent/upgrade/log there; no other node is changed. Increase spec.attempt to try again",
-			n.Name, r.Version, NodeTimeout, cmp.Or(readiness(n), "no message")), true
+			n.Name, r.Version, nodeTimeout, cmp.Or(readiness(n), "no message")), true
 	}
 	return Step{}, false
 }

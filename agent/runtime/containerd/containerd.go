@@ -91,7 +91,7 @@ func (c *Containerd) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	if err := c.serve(ctx, sctx, config, failed, ready); err != nil {
-		return &lifecycle.Anew{Part: "containerd", Err: err} // upstream's plugins start once per process
+		return &lifecycle.ReexecError{Part: "containerd", Err: err} // upstream's plugins start once per process
 	}
 	return nil
 }

@@ -40,8 +40,8 @@ type File struct {
 // Embedded is the Origin of files that are part of the program.
 const Embedded = "embedded"
 
-// Expand replaces ${NAME} by values. A name without a value is an error, because it would end up in the cluster.
-func Expand(text string, vars map[string]string) (string, error) {
+// expand replaces ${NAME} by values. A name without a value is an error, because it would end up in the cluster.
+func expand(text string, vars map[string]string) (string, error) {
 	var out strings.Builder
 	for {
 		before, rest, ok := strings.Cut(text, "${")
@@ -70,7 +70,7 @@ func ReadEmbedded(fsys fs.FS, vars map[string]string) (map[string]File, error) {
 		if err != nil {
 			return err
 		}
-		text, err := Expand(string(b), vars)
+		text, err := expand(string(b), vars)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}

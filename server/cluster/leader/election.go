@@ -28,12 +28,12 @@ const (
 	duration = 15 * time.Second
 	renewal  = 10 * time.Second
 	interval = 4 * time.Second
-	// handover is how long a server that stops tries to give the lease back.
+	// handover bounds how long a server that stops tries to release the lease.
 	handover = time.Second
 )
 
-// ErrLost is the cause with which the context of a term ends that the server did not give up by itself.
-var ErrLost = errors.New("another server may lead now")
+// errLost is the cause with which the context of a term ends unless the server stops.
+var errLost = errors.New("another server may lead now")
 
 // Election is one server's part in it.
 type Election struct {
@@ -120,7 +120,7 @@ func (e *Election) Run(ctx context.Context, client coordinationv1client.Coordina
 		}, e}
 		le, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock: lock, LeaseDuration: duration, RenewDeadline: renewal, RetryPeriod: interval,
-			// Not ReleaseOnCancel: it would go on leading while it tries to tell, when it has lost the lease.
+			// Not ReleaseOnCancel: after the loss of the lease it would lead until its request to release it ends.
 			Callbacks: leaderelection.LeaderCallbacks{
 				OnStartedLeading: e.begin, OnStoppedLeading: func() {}, OnNewLeader: e.follow,
 			},
@@ -165,7 +165,7 @@ func (e *Election) turn(leads bool) {
 	e.changed = make(chan struct{})
 }
 
-// end says whether there was a term.
+// end ends the term and reports whether there was one.
 func (e *Election) end() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -202,7 +202,7 @@ const (
 )
 
 // While makes a part of one that is to run on the leader alone: it runs again in each of this server's terms. The
-// context of a term ends with ErrLost as its cause when the term does. A part that fails never ends the process: in a
+// context of a term ends with errLost as its cause when the term does. A part that fails never ends the process: in a
 // term that is over, what it was doing could not be finished; in one that lasts, it is run again with back-off, and
 // Failing names it meanwhile.
 func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
@@ -220,7 +220,7 @@ func (e *Election) While(name string, run lifecycle.Run) lifecycle.Run {
 			if err == nil && !over {
 				err = errors.New("ended by itself")
 			}
-			ends := ctx.Err() != nil || errors.As(err, new(*lifecycle.Anew))
+			ends := ctx.Err() != nil || errors.As(err, new(*lifecycle.ReexecError))
 			switch {
 			case ends:
 			case over:
@@ -278,7 +278,7 @@ func (e *Election) join(ctx context.Context) (term context.Context, done func())
 			e.active.Add(1)
 			e.mu.Unlock()
 			term, cancel := context.WithCancelCause(ctx)
-			stop := context.AfterFunc(leading, func() { cancel(ErrLost) })
+			stop := context.AfterFunc(leading, func() { cancel(errLost) })
 			return term, func() {
 				stop()
 				cancel(nil)

@@ -92,7 +92,7 @@ func TestOneLeads(t *testing.T) {
 		if atWork.Load() != 0 {
 			t.Error("a works although it cannot renew")
 		}
-		if c := a.cause.Load(); c == nil || !errors.Is(*c, ErrLost) {
+		if c := a.cause.Load(); c == nil || !errors.Is(*c, errLost) {
 			t.Errorf("the term ended with %v", c)
 		}
 		cut.Store(false)

@@ -16,11 +16,11 @@ import (
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// Config says which server this is.
+// Config describes this server.
 type Config struct {
 	Name, Version string
 	PKI           *pki.PKI
-	// Servers are the names of those that have to report; nil where only the reports tell.
+	// Servers returns the names of the servers that have to report; nil where those are the servers with a report.
 	Servers func() []string
 	// TakenOver is called when a stage is in force here, before that is reported: by Claim, and when another one is.
 	TakenOver func(*Record)
@@ -55,8 +55,8 @@ func New(cfg Config) *Member {
 var ErrStarting = errors.New("this server is starting, try again")
 
 // Claim makes sure, before this server serves, that its keys are those of the record, or begins the record with its
-// own. With own the keys that are here count, whatever the record says: they are of a cluster of one server. It says
-// whether it has replaced files, so that who has read them reads them again.
+// own. With own the keys of this server replace the record: they are of a cluster of one server. It reports whether it
+// has replaced files, so that their readers read them again.
 func (m *Member) Claim(ctx context.Context, c clientv3.KV, own bool) (changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -258,7 +258,7 @@ func (m *Member) put(ctx context.Context, c clientv3.KV, r *Record, revision int
 	return kv.PutIf(ctx, c, Key, string(raw), revision)
 }
 
-// Status is how far a rotation is.
+// Status describes the progress of a rotation.
 type Status struct {
 	Stage Stage
 	// Announced are the names of what all are to trust before it signs.
@@ -268,7 +268,7 @@ type Status struct {
 	Behind, Restart []string
 }
 
-// Status says how far a rotation is.
+// Status returns the progress of the rotation.
 func (m *Member) Status(ctx context.Context, c Client) (Status, error) {
 	rec, err := m.Sync(ctx, c)
 	if err != nil {
@@ -276,7 +276,7 @@ func (m *Member) Status(ctx context.Context, c Client) (Status, error) {
 	}
 	out := Status{Stage: rec.Stage}
 	names := func(err error) ([]string, error) {
-		var lag *LagError
+		var lag *lagError
 		if errors.As(err, &lag) {
 			return lag.Servers, nil
 		}

@@ -19,7 +19,7 @@ const (
 	Reports = "/umiak/authorities-of/"
 )
 
-// Stage says how far a rotation is.
+// Stage is a step of a rotation.
 type Stage string
 
 // The stages, see the package comment.

@@ -14,7 +14,7 @@ import (
 	"github.com/umiak-io/umiak/server/cluster/kv"
 )
 
-// Report is what a server says of itself beside the record.
+// Report is a server's own report, beside the record.
 type Report struct {
 	Name string `json:"name"`
 	// Epoch is the stage that it has taken over, Since the one that it was started with.
@@ -91,14 +91,14 @@ func Forget(ctx context.Context, c clientv3.KV, name string) error {
 	}
 }
 
-// LagError names the servers that a rotation waits for.
-type LagError struct {
+// lagError names the servers that a rotation waits for.
+type lagError struct {
 	Servers []string
-	// Restart says that they run, and have to be started again.
+	// Restart means that the servers run, and have to be restarted.
 	Restart bool
 }
 
-func (e *LagError) Error() string {
+func (e *lagError) Error() string {
 	list := strings.Join(e.Servers, ", ")
 	if e.Restart {
 		return "these servers have to be started again first, one after the other: " + list
@@ -116,7 +116,7 @@ func (m *Member) lag(ctx context.Context, c clientv3.KV, restart bool, good func
 	var names []string
 	if m.cfg.Servers != nil {
 		names = m.cfg.Servers()
-		// What is left of servers that are no members any more does not count.
+		// Reports of servers that are no members any more do not count.
 		all = slices.DeleteFunc(all, func(r Report) bool { return !slices.Contains(names, r.Name) })
 	} else {
 		for _, r := range all {
@@ -132,17 +132,17 @@ func (m *Member) lag(ctx context.Context, c clientv3.KV, restart bool, good func
 	}
 	if len(behind) > 0 {
 		slices.Sort(behind)
-		return all, &LagError{Servers: behind, Restart: restart}
+		return all, &lagError{Servers: behind, Restart: restart}
 	}
 	return all, nil
 }
 
 // wait waits until all servers have reported an epoch.
 func (m *Member) wait(ctx context.Context, c Client, epoch int64) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, stageTimeout)
 	defer cancel()
 	w := c.Watch(clientv3.WithRequireLeader(ctx), Reports, clientv3.WithPrefix())
-	var lag *LagError
+	var lag *lagError
 	for {
 		_, err := m.lag(ctx, c, false, func(r Report) bool { return r.Epoch >= epoch })
 		if err == nil || !errors.As(err, &lag) {
@@ -161,5 +161,5 @@ func (m *Member) wait(ctx context.Context, c Client, epoch int64) error {
 	}
 }
 
-// patience is how long a stage may take until all servers have it: a file is written and a key is put.
-const patience = 45 * time.Second
+// stageTimeout bounds the time until all servers have a stage: each writes some files and a key of the datastore.
+const stageTimeout = 45 * time.Second

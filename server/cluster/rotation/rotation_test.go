@@ -133,7 +133,7 @@ func anything([]string, []Report) error { return nil }
 // waitsFor asks that an error names servers.
 func waitsFor(t *testing.T, err error, restart bool, names ...string) {
 	t.Helper()
-	var lag *LagError
+	var lag *lagError
 	if !errors.As(err, &lag) || lag.Restart != restart || !slices.Equal(lag.Servers, names) {
 		t.Fatalf("got %v, want one that waits for %v", err, names)
 	}

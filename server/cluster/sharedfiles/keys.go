@@ -17,8 +17,8 @@ import (
 // last is the file that Place writes last: where it is, all are.
 const last = "pki/" + string(pki.ServerCA) + ".crt"
 
-// required says whether every server has the file. The others are there during a rotation, or as long as a token
-// is not rotated.
+// required reports whether every server has the file. The others exist during a rotation, or as long as a token is not
+// rotated.
 func required(name string) bool {
 	switch filepath.Ext(name) {
 	case ".key":
@@ -113,7 +113,7 @@ func Place(d layout.Dirs, files []joinwire.File) error {
 	return nil
 }
 
-// Placed says whether all files are here.
+// Placed reports whether all required files are in the directories.
 func Placed(d layout.Dirs) bool {
 	_, err := os.Stat(filepath.Join(d.Server(), filepath.FromSlash(last)))
 	return err == nil

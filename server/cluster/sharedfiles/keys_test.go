@@ -104,7 +104,7 @@ func TestRecord(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, files) {
 		t.Errorf("%d files of %d, %v", len(got), len(files), err)
 	}
-	if _, err := r.Files("another"); !errors.Is(err, ErrWrongToken) {
+	if _, err := r.Files("another"); !errors.Is(err, errWrongToken) {
 		t.Errorf("with another secret: %v", err)
 	}
 	seal := func(files []joinwire.File, secret string) string {

@@ -22,9 +22,9 @@ const Key = "/umiak/servers"
 // maxSealed bounds what is read of the files.
 const maxSealed = 1 << 20
 
-// Record is what the datastore keeps about the cluster for its servers.
+// Record is the record of the cluster in the datastore.
 type Record struct {
-	// CA is the hash of the server CA, by which clusters are told apart.
+	// CA is the hash of the server CA, which identifies the cluster.
 	CA string `json:"ca"`
 	// Settings are those that all servers must have alike.
 	Settings []joinwire.Setting `json:"settings"`
@@ -35,8 +35,8 @@ type Record struct {
 	Seal string `json:"seal,omitempty"`
 }
 
-// ErrWrongToken means that a token is not the one that the files were sealed with.
-var ErrWrongToken = errors.New("this is not the cluster's server token")
+// errWrongToken means that a token is not the one that the files were sealed with.
+var errWrongToken = errors.New("this is not the cluster's server token")
 
 // Parse reads a Record.
 func Parse(raw []byte) (Record, error) {
@@ -47,8 +47,8 @@ func Parse(raw []byte) (Record, error) {
 	return r, nil
 }
 
-// lasting are the files without the tokens, which servers may have or not, and without what each server notes about
-// its own starts.
+// lasting returns the files without the tokens, which not all servers have, and without each server's record of its own
+// starts.
 func lasting(files []joinwire.File) []joinwire.File {
 	return slices.DeleteFunc(slices.Clone(files), func(f joinwire.File) bool {
 		return f.Name == "token" || f.Name == "agent-token" || f.Name == "pki/rotations.json"
@@ -106,7 +106,7 @@ func (r Record) Files(secret string) ([]joinwire.File, error) {
 	fail := func(err error) ([]joinwire.File, error) { return nil, fmt.Errorf("open the cluster's keys: %w", err) }
 	in, err := passphrase.Decrypt(bytes.NewReader(r.Sealed), secret)
 	if errors.Is(err, passphrase.ErrWrong) {
-		return fail(ErrWrongToken)
+		return fail(errWrongToken)
 	}
 	if err != nil {
 		return fail(err)

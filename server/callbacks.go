@@ -10,8 +10,7 @@ import (
 	"github.com/umiak-io/umiak/server/ownnode"
 )
 
-// NodeHooks is what the node in the same process wants to learn of the server's parts; the zero value is for a server
-// without a node.
+// NodeHooks are the callbacks of the node in the same process; the zero value is for a server without a node.
 type NodeHooks struct {
 	// Report is called with the failures of parts that are started again.
 	Report lifecycle.Reporter
@@ -20,7 +19,7 @@ type NodeHooks struct {
 	VolumeControllersMade func()
 }
 
-// Joiner gives the node on this machine its identity, from this server's own authorities, and keeps it fresh.
+// Joiner returns the source of the identity of the node on this machine: this server's own authorities.
 func (s *Server) Joiner() agent.Joiner {
 	if s.cluster.Several() {
 		return ownnode.WithPeers{Node: s.node, Cluster: s.cluster}
@@ -33,7 +32,7 @@ func (s *Server) waitReady(ctx context.Context) error { return s.plane.APIServer
 
 // publish puts addresses into the API server's certificate, and makes the API server publish the one it advertises.
 func (s *Server) publish(addresses []string) error {
-	if err := s.pki.Add(s.pki.ServingLeaf(s.cfg.servingNames(), addresses)); err != nil {
+	if err := s.pki.Add(s.pki.ServingLeaf(s.cfg.serving().Names(), addresses)); err != nil {
 		return fmt.Errorf("write certificate: %w", err)
 	}
 	s.plane.APIServer.AddressChanged()

@@ -2,24 +2,17 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
-	"github.com/umiak-io/umiak/datastore/snapshot"
-	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/server/advertise"
-	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/cluster"
-	"github.com/umiak-io/umiak/server/storage"
 )
 
-// Start is what is found out before a server is made.
+// Start holds what Addresses and Join find out before New.
 type Start struct {
 	// Addresses are the machine's, as Addresses returns them.
 	Addresses *nodeip.Tracker
@@ -27,7 +20,7 @@ type Start struct {
 	// the server has no state of its own.
 	Members []etcd.Member
 	// Failing is called with true when the datastore stops taking writes, and with false when it takes them again;
-	// nil means that nobody wants to know.
+	// it may be nil.
 	Failing func(bool)
 }
 
@@ -72,7 +65,7 @@ func (c *Config) settle(start Start, log *slog.Logger) error {
 	}
 	dc := c.datastoreConfig("", log)
 	dc.Etcd.Join = start.Members
-	if sharedDatastore(dc) != "" {
+	if cluster.SharedKind(dc) != "" {
 		if err := advertise.Take(start.Addresses); err != nil {
 			return err
 		}
@@ -85,44 +78,4 @@ func (c *Config) settle(start Start, log *slog.Logger) error {
 		log.Warn(n.Remark)
 	}
 	return nil
-}
-
-// SaveStopped makes a snapshot of a server that does not run.
-func SaveStopped(ctx context.Context, cfg Config, log *slog.Logger, name string) (_ *backup.Saved, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("save snapshot: %w", err)
-		}
-	}()
-	dir := cfg.Dirs().Server()
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) { // the lock would make the data directory
-		return nil, fmt.Errorf("no server has run here: there is no %s", dir)
-	}
-	release, err := instance.Acquire(cfg.Dirs())
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	files, err := snapshot.Files(dir)
-	if err == nil {
-		_, err = snapshot.Cluster(files)
-	}
-	if err != nil { // before Once makes an empty datastore
-		return nil, err
-	}
-	if err := cfg.ClaimName(); err != nil {
-		return nil, err
-	}
-	addrs, err := Addresses(ctx, cfg, log)
-	if err != nil {
-		return nil, err
-	}
-	now, _ := addrs.Now()
-	ip, _ := advertise.Choose(cfg.AdvertiseAddress, cfg.ServiceCIDR, now.IPs) // none is needed: nobody connects
-	var out *backup.Saved
-	err = storage.Once(ctx, cfg.datastoreConfig(ip, log), func(st datastore.Store) (err error) {
-		out, err = cfg.snapshotKeeper(func() snapshot.Source { return st }, log).Save(ctx, name, "")
-		return err
-	})
-	return out, err
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -17,16 +18,132 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/datastore/etcd"
+	"github.com/umiak-io/umiak/datastore/external"
 	"github.com/umiak-io/umiak/internal/componentflags"
 	"github.com/umiak-io/umiak/internal/config"
+	"github.com/umiak-io/umiak/internal/joinclient"
 	"github.com/umiak-io/umiak/internal/systemports"
+	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/internal/yamlfile"
+	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
 	"github.com/umiak-io/umiak/server/pki"
 )
 
-// maxNodeBits is how many bits upstream's allocator of the nodes' ranges can tell apart: node-cidr-mask-size less the
-// prefix of cluster-cidr.
+// Validate returns all that is wrong, each with its key and the remedy. It reads and decodes the files that settings
+// name.
+func (c Config) Validate() error {
+	_, err := c.Snapshots.Passphrase() // has its key
+	return errors.Join(c.ValidateStart(), err)
+}
+
+// ValidateStart is Validate but for files without which a server starts all the same: the part that needs one waits
+// for it, as where its disk is not mounted yet.
+func (c Config) ValidateStart() error { return errors.Join(c.ValidateValues(), c.checkFiles()) }
+
+// ValidateValues is Validate for settings of another machine, whose files are not here.
+func (c Config) ValidateValues() error {
+	var m config.Mistakes
+	c.checkRanges(&m)
+	c.checkAddresses(&m)
+	if e := validation.IsDNS1123Subdomain(c.ClusterDomain); len(e) > 0 {
+		m.Add("cluster-domain", "%q: %s", c.ClusterDomain, strings.Join(e, ", "))
+	}
+	c.checkDatastore(&m)
+	m.Join(c.Snapshots.Validate())
+	c.checkKubeconfig(&m)
+	c.checkPorts(&m)
+	// What is wrong with both of token and token-file, the agent's settings report.
+	if c.AgentToken != "" && c.AgentTokenFile != "" {
+		m.Add("agent-token-file", "agent-token is set as well; set one of them")
+	}
+	c.checkToken(&m, "token", c.Token, c.TokenFile)
+	c.checkToken(&m, "agent-token", c.AgentToken, c.AgentTokenFile)
+	if _, err := c.nodeName().Find(); err != nil {
+		m.Join(err)
+	}
+	if m.Err() == nil { // the components' own flags are made of what is checked above
+		m.Join(c.checkArgs())
+	}
+	return m.Err()
+}
+
+// checkToken adds what is wrong with a token or password, or with the file that holds it.
+func (c Config) checkToken(m *config.Mistakes, key, text, file string) {
+	text, err := token.FromSettings(text, file)
+	switch {
+	case err != nil:
+		m.Add(key+"-file", "%w", err)
+		return
+	case text == "" && file != "":
+		m.Add(key+"-file", "%s is empty", file)
+		return
+	case text == "":
+		return
+	}
+	tok, err := token.Parse(text)
+	if err != nil {
+		m.Add(key, "%w", err)
+		return
+	}
+	// A server that was set up with a short password goes on, and its status names it.
+	if tok.Weak() && !sharedfiles.Placed(c.Dirs()) && (key != "token" || c.Server == "") {
+		m.Add(key, "it has %d characters, and a password needs %d at least, since it can be guessed: take a longer one, "+
+			"leave it out so that a token is made, or, where there is a server already, set the line in its data-dir/server/token",
+			len(tok.Secret), token.MinPassword)
+	}
+}
+
+// checkArgs returns what is wrong with the flags of the components.
+func (c Config) checkArgs() error {
+	err := etcd.CheckArgs(c.EtcdArg)
+	if err != nil || len(c.APIServerArg)+len(c.ControllerArg)+len(c.SchedulerArg) == 0 {
+		return err
+	}
+	return controlplane.CheckArgs(controlplane.Settings{
+		// the address is not known yet, RFC 5737
+		Bind: bindAddress(c), Port: int(c.HTTPSPort), Advertise: func() string { return "192.0.2.1" },
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, NodePorts: c.NodePorts.String(),
+		ClusterDomain: c.ClusterDomain,
+		APIServerArgs: c.APIServerArg, ControllerManagerArgs: c.ControllerArg, SchedulerArgs: c.SchedulerArg,
+	})
+}
+
+// checkDatastore adds what is wrong with the settings of the datastore and with those that choose one.
+func (c Config) checkDatastore(m *config.Mistakes) {
+	if c.DatastoreEndpoint != "" {
+		if _, err := external.Kind(c.DatastoreEndpoint); err != nil {
+			m.Add("datastore-endpoint", "%w", err)
+		}
+		if c.ClusterInit {
+			m.Add("cluster-init", "is for etcd in this process; leave it or datastore-endpoint out")
+		}
+		if c.ClusterReset {
+			m.Add("cluster-reset", "is for etcd in this process; leave it or datastore-endpoint out")
+		}
+	} else if c.DatastoreCA != "" || c.DatastoreCert != "" || c.DatastoreKey != "" {
+		m.Add("datastore-cafile", "needs datastore-endpoint")
+	}
+	if c.Server != "" {
+		if _, err := joinclient.Address(c.Server); err != nil {
+			m.Add("server", "%w", err)
+		}
+		if c.ClusterInit {
+			m.Add("cluster-init", "makes a new cluster, and server names one to join; leave one of them out")
+		}
+	}
+	if c.ResetRestorePath != "" && !c.ClusterReset {
+		m.Add("cluster-reset-restore-path", "needs cluster-reset: true; to restore a snapshot without it, stop the server "+
+			"and run `umiak snapshot restore %s`", c.ResetRestorePath)
+	}
+	if (c.DatastoreCert == "") != (c.DatastoreKey == "") {
+		m.Add("datastore-certfile", "and datastore-keyfile belong together")
+	}
+}
+
+// maxNodeBits bounds the number of nodes' ranges in upstream's allocator, as bits: node-cidr-mask-size less the prefix
+// of cluster-cidr.
 const maxNodeBits = 16
 
 // checkRanges adds what is wrong with the ranges of pods and Services.
@@ -113,25 +230,6 @@ func (c Config) nodeMask(v4 bool) int {
 		}
 	}
 	return mask
-}
-
-// checkNames adds what of tls-san cannot stand in a certificate.
-func (c Config) checkNames(m *config.Mistakes) {
-	for _, s := range c.TLSSAN {
-		if _, err := netip.ParseAddr(s); err == nil {
-			continue
-		}
-		// an underscore is no letter of a host name, and is in use all the same
-		name := strings.ToLower(strings.ReplaceAll(s, "_", "x"))
-		if len(validation.IsDNS1123Subdomain(name)) == 0 || len(validation.IsWildcardDNS1123Subdomain(name)) == 0 {
-			continue
-		}
-		why := "letters, digits, dashes and dots, or an IP address, without https:// and port"
-		if strings.ContainsFunc(s, func(r rune) bool { return r > 127 }) {
-			why = "certificates have names in ASCII; write it as DNS does, with xn--"
-		}
-		m.Add("tls-san", "%q is not a name for a certificate: %s", s, why)
-	}
 }
 
 // checkKubeconfig adds what is wrong with the copy of the administrator's kubeconfig.

@@ -18,7 +18,6 @@ import (
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
 	"github.com/umiak-io/umiak/datastore/external"
-	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/kubeclient"
@@ -29,7 +28,6 @@ import (
 	"github.com/umiak-io/umiak/server/addons"
 	"github.com/umiak-io/umiak/server/admission"
 	"github.com/umiak-io/umiak/server/advertise"
-	"github.com/umiak-io/umiak/server/backup"
 	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/cluster/sharedfiles"
 	"github.com/umiak-io/umiak/server/controlplane"
@@ -97,53 +95,16 @@ func (c Config) advertiseConfig(addrs *nodeip.Tracker, publish func([]string) er
 	}
 }
 
-// servingNames returns the names by which the API server is known.
-func (c Config) servingNames() []string {
-	out := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." +
-		c.ClusterDomain, "localhost"}
-	if h, err := os.Hostname(); err == nil && h != "" {
-		out = append(out, h)
-	}
-	for _, san := range c.TLSSAN {
-		if _, err := netip.ParseAddr(san); err != nil {
-			out = append(out, san)
-		}
-	}
-	return out
+// serving describes the API server's certificate.
+func (c Config) serving() pki.Serving {
+	return pki.Serving{Domain: c.ClusterDomain, SANs: c.TLSSAN, Services: c.ServiceCIDR, Bind: c.BindAddress}
 }
 
-// servingSANs returns the addresses of tls-san.
-func (c Config) servingSANs() (out []netip.Addr) {
-	for _, san := range c.TLSSAN {
-		if ip, err := netip.ParseAddr(san); err == nil {
-			out = append(out, ip.Unmap())
-		}
-	}
-	return out
-}
-
-// servingIPs returns the addresses by which the API server is known.
+// servingIPs returns the addresses in the API server's certificate.
 func (c Config) servingIPs(addrs *nodeip.Tracker) []string {
-	out := []string{"127.0.0.1", "::1"}
 	now, _ := addrs.Now()
 	ip, _ := advertise.Choose(c.AdvertiseAddress, c.ServiceCIDR, now.IPs) // "" while there is none
-	for _, a := range slices.Concat([]string{ip}, config.Texts(now.IPs), config.Texts(c.NodeExternalIP)) {
-		if a != "" && !slices.Contains(out, a) {
-			out = append(out, a)
-		}
-	}
-	for _, p := range c.ServiceCIDR {
-		out = append(out, p.Addr().Next().String())
-	}
-	if a := c.BindAddress; a.IsValid() && !a.IsUnspecified() {
-		out = append(out, a.String())
-	}
-	for _, san := range c.TLSSAN {
-		if ip, err := netip.ParseAddr(san); err == nil && !ip.IsUnspecified() {
-			out = append(out, ip.String())
-		}
-	}
-	return out
+	return c.serving().IPs(slices.Concat([]string{ip}, config.Texts(now.IPs), config.Texts(c.NodeExternalIP))...)
 }
 
 // keys makes the authorities, certificates, keys and policies that the components read, where they are missing.
@@ -182,8 +143,12 @@ func (c Config) keys(lifetimes pki.Config, addrs *nodeip.Tracker, dc datastore.C
 		AdminCopy: pki.AdminCopy{File: c.WriteKubeconfig, Mode: fs.FileMode(c.WriteKubeconfigMode), Group: group,
 			Name: c.WriteKubeconfigName},
 	}
-	serving := p.ServingLeaf(c.servingNames(), c.servingIPs(addrs))
-	for _, l := range slices.Concat([]pki.Leaf{serving}, plane.Leaves(p), etcdLeaves(dc)) {
+	serving := p.ServingLeaf(c.serving().Names(), c.servingIPs(addrs))
+	leaves := append([]pki.Leaf{serving}, plane.Leaves(p)...)
+	if datastore.Clustered(dc) {
+		leaves = append(leaves, p.EtcdLeaves(etcd.PeerName)...)
+	}
+	for _, l := range leaves {
 		if err := p.Add(l); err != nil {
 			return nil, err
 		}
@@ -195,7 +160,7 @@ func (c Config) defaultAuditPolicy() string {
 	return filepath.Join(c.Dirs().Server(), "audit-policy.yaml")
 }
 
-// controlPlane describes the components of the control plane, as far as settings and files say.
+// controlPlane returns the settings of the control plane's components that follow from the configuration and files.
 func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 	audit := c.AuditPolicy
 	if audit == "" {
@@ -230,7 +195,7 @@ func (c Config) controlPlane(p *pki.PKI) controlplane.Settings {
 	}
 }
 
-// addons returns the part that keeps the packaged manifests and the user's applied.
+// addons returns the part that applies the packaged manifests and the user's.
 func (c Config) addons(cl *cluster.Cluster, log *slog.Logger) (*addons.Part, error) {
 	vars, err := manifests.Vars(manifests.Cluster{Domain: c.ClusterDomain, DNS: c.DNS(),
 		OtherProxy: c.DisableKubeProxy})
@@ -289,14 +254,15 @@ func (c Config) datastoreConfig(advertise string, log *slog.Logger) datastore.Co
 
 // etcdConfig describes this server's member of an etcd cluster. Members listen where the API server listens.
 func (c Config) etcdConfig(advertise string) etcd.Config {
-	p := func(name string) string { return filepath.Join(c.Dirs().ServerPKI(), name) }
+	file := func(name string) string { return filepath.Join(c.Dirs().ServerPKI(), name) }
 	port := strconv.Itoa(etcd.PeerPort)
 	return etcd.Config{
 		Metrics: c.etcdMetrics(), Args: c.EtcdArg,
 		Name: c.NodeName, Peer: net.JoinHostPort(advertise, port), Listen: net.JoinHostPort(bindAddress(c), port),
 		Cluster: "umiak", Reset: c.ClusterReset,
-		TLS: etcd.TLS{CA: p(string(pki.EtcdCA) + ".crt"), ServerCert: p("etcd-peer.crt"), ServerKey: p("etcd-peer.key"),
-			ClientCert: p("etcd-peer-client.crt"), ClientKey: p("etcd-peer-client.key")},
+		TLS: etcd.TLS{CA: file(string(pki.EtcdCA) + ".crt"),
+			ServerCert: file(pki.EtcdPeer + ".crt"), ServerKey: file(pki.EtcdPeer + ".key"),
+			ClientCert: file(pki.EtcdPeerClient + ".crt"), ClientKey: file(pki.EtcdPeerClient + ".key")},
 	}
 }
 
@@ -323,38 +289,6 @@ func (c Config) etcdMetrics() (out []string) {
 		out = append(out, net.JoinHostPort("127.0.0.1", port))
 	}
 	return out
-}
-
-// etcdLeaves are the certificates with which members of an etcd cluster authenticate to each other, none where there
-// is no such cluster. The name in them is verified, so addresses may change.
-func etcdLeaves(c datastore.Config) []pki.Leaf {
-	if !datastore.Clustered(c) {
-		return nil
-	}
-	t := c.Etcd.TLS
-	return []pki.Leaf{
-		{Name: "etcd-peer", CA: pki.EtcdCA, CertFile: t.ServerCert, KeyFile: t.ServerKey, CommonName: "umiak:etcd",
-			Server: true, DNSNames: []string{etcd.PeerName}},
-		{Name: "etcd-peer-client", CA: pki.EtcdCA, CertFile: t.ClientCert, KeyFile: t.ClientKey,
-			CommonName: "umiak:etcd"},
-	}
-}
-
-// sharedDatastore returns the kind of datastore that several servers share, "" where it is this server's alone.
-func sharedDatastore(c datastore.Config) joinwire.Datastore {
-	switch {
-	case c.Endpoint != "":
-		return joinwire.External
-	case datastore.Clustered(c):
-		return joinwire.Etcd
-	}
-	return ""
-}
-
-// snapshotKeeper makes the snapshots of the datastore that source returns.
-func (c Config) snapshotKeeper(source func() snapshot.Source, log *slog.Logger) *backup.Keeper {
-	return &backup.Keeper{Config: c.Snapshots, Dirs: c.Dirs(), Node: c.NodeName, Source: source,
-		Objects: backup.KubeSystem{Client: c.clients().Maker("umiak-snapshots")}, Log: log.With("component", "snapshots")}
 }
 
 // joinToken returns the token that is set, zero if none is.
