@@ -36,7 +36,8 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			loaded, err := config.Load(c, &sc, &ac, &lc, w.Foreign)
-			if err := errors.Join(err, sc.ValidateStart(), ac.ValidateValues(), lc.Validate()); err != nil {
+			if err := errors.Join(err,
+				loaded.Locate(errors.Join(sc.ValidateStart(), ac.ValidateValues(), lc.Validate()))); err != nil {
 				return agentcli.BadConfig(err)
 			}
 			log, libraries, err := logging.Setup(lc, c.App.ErrWriter)

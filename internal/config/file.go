@@ -110,7 +110,7 @@ func (p *file) apply(f *field, key string, add bool, at string, values []string)
 		return
 	}
 	p.set[f] = key
-	f.at = at
+	f.at, f.foreign = at, strings.TrimSuffix(key, "+") != f.key
 	if f.secret && slices.ContainsFunc(values, isSecret) {
 		p.all.findings.secretFiles = append(p.all.findings.secretFiles, p.path)
 	}

@@ -169,6 +169,24 @@ func TestForeignVariables(t *testing.T) {
 	}
 }
 
+func TestMistakesNameWhatTheUserHasWritten(t *testing.T) {
+	_, s, err := foreign(t, otherProgram, "s3-bucket: b\nnames: [x]\n", "--s3-key=k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m Mistakes
+	m.Add("bucket", "no name")
+	m.Add("access-key", "no key")
+	m.Add("names", "no names")
+	want := "bucket: no name (set by " + s.File + ":1: s3-bucket)\naccess-key: no key (set by --s3-key)\nnames: no names"
+	if got := Report(s.Locate(m.Err())); got == nil || got.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", got, want)
+	}
+	if err := s.Locate(nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestForeignSecretsCount(t *testing.T) {
 	_, s, err := foreign(t, otherProgram, "s3-secret: hunter2\n")
 	if err != nil {

@@ -35,7 +35,7 @@ func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
 	}
 	for _, f := range all.fields {
 		if f.at != "" {
-			l.sources[f.key] = place{FromFile, f.at}
+			l.sources[f.key] = place{FromFile, f.at, f.foreign}
 		}
 	}
 	serviceFile := filepath.Join(filepath.Dir(main), serviceEnvironment)
@@ -170,7 +170,7 @@ func (l *loader) translate(all []given) (out []given) {
 // set gives a setting the values of its names in one source, which must agree.
 func (l *loader) set(f *field, from Source, all []given) {
 	first := all[0]
-	l.sources[f.key] = place{from, first.at}
+	l.sources[f.key] = place{from, first.at, first.foreign != nil && first.other()}
 	for _, err := range f.set(first.values) {
 		l.fail(&Mistake{Key: f.key, At: first.at, Err: err})
 	}

@@ -36,6 +36,7 @@ type field struct {
 	dst             []reflect.Value
 	texts           []string // what the value was parsed from
 	at              string   // the place in the file that set it, empty if none did
+	foreign         bool     // at has another program's name of the setting
 }
 
 func (f *field) isBool() bool { return f.dst[0].Kind() == reflect.Bool }

@@ -1,7 +1,10 @@
 package config
 
 import (
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/umiak-io/umiak/internal/secretfiles"
 )
@@ -44,10 +47,26 @@ type Settings struct {
 type place struct {
 	source Source
 	at     string // as "/etc/umiak/config.yaml:3: KEY", "UMIAK_KEY" or "--KEY"
+	// foreign reports that the place has another program's name of the setting.
+	foreign bool
 }
 
 // Source returns where the value of a key comes from.
 func (s Settings) Source(key string) Source { return s.sources[key].source }
+
+// Locate adds, to each mistake in a setting that another program's name sets, the place with that name: users look for
+// the word that they have written.
+func (s Settings) Locate(err error) error {
+	var out []error
+	for _, err := range flatten(err) {
+		key, _, _ := strings.Cut(err.Error(), ": ")
+		if p := s.sources[key]; p.foreign {
+			err = fmt.Errorf("%w (set by %s)", err, p.at)
+		}
+		out = append(out, err)
+	}
+	return errors.Join(out...)
+}
 
 // Value is the effective value of a setting.
 type Value struct {

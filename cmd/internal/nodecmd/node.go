@@ -47,7 +47,7 @@ func Check(w Where) *ucli.Command {
 				return err
 			}
 			cfg, err := w.checked(c.Bool("agent-only")).Config(dirs)
-			if err = errors.Join(unread, err); err != nil {
+			if err = errors.Join(unread, s.Locate(err)); err != nil {
 				return BadConfig(err)
 			}
 			cfg.Exposed = s.Exposed

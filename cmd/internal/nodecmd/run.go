@@ -39,7 +39,7 @@ func Agent() *ucli.Command {
 				return err
 			}
 			s, err := config.Load(c, &cfg, &lc, foreign)
-			if err := errors.Join(err, cfg.ValidateValues(), lc.Validate()); err != nil {
+			if err := errors.Join(err, s.Locate(errors.Join(cfg.ValidateValues(), lc.Validate()))); err != nil {
 				return BadConfig(err)
 			}
 			return runAgent(c, s, cfg, lc)

@@ -132,7 +132,7 @@ func (w *Where) reportSettings(c *ucli.Context) settingsReport {
 		rep.Warnings = append(rep.Warnings,
 			k3sFile+" is not read: --config reads it, `umiak config from-k3s` translates it")
 	}
-	if err := config.Report(err, invalid); err != nil {
+	if err := config.Report(err, s.Locate(invalid)); err != nil {
 		rep.Mistakes = strings.Split(err.Error(), "\n")
 	}
 	return rep
