@@ -21,7 +21,9 @@ func main() {
 	os.Exit(run(context.Background(), os.Args, termtext.Terminal(os.Stdout), termtext.Terminal(os.Stderr)))
 }
 
+// run is main without the process: argv[0] may be a link named after a tool that umiak-agent contains.
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
+	argv = agentcli.CalledAs("umiak-agent", argv, "crictl", "ctr")
 	return agentcli.Run(ctx, app(stdout, stderr), argv, stderr)
 }
 

@@ -25,10 +25,8 @@ func main() {
 
 // run is main without the process: argv[0] may be a link named after a tool that umiak contains.
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
-	switch name := filepath.Base(argv[0]); name {
-	case "kubectl", "ctr":
-		argv = append([]string{"umiak", name}, argv[1:]...)
-	case "umiak-agent":
+	argv = agentcli.CalledAs("umiak", argv, "kubectl", "crictl", "ctr")
+	if filepath.Base(argv[0]) == "umiak-agent" {
 		argv = append([]string{"umiak", "agent"}, argv[1:]...)
 	}
 	return agentcli.Run(ctx, app(stdout, stderr), argv, stderr)

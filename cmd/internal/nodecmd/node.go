@@ -15,7 +15,6 @@ import (
 	"github.com/umiak-io/umiak/agent/cleanup"
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceroute"
-	"github.com/umiak-io/umiak/agent/runtime/containerd"
 	"github.com/umiak-io/umiak/agent/uninstall"
 	"github.com/umiak-io/umiak/agent/upgrade"
 	"github.com/umiak-io/umiak/internal/config"
@@ -26,15 +25,16 @@ import (
 
 // Node are the commands that look after a node.
 func Node(w Where) []*ucli.Command {
-	return []*ucli.Command{Status(w), Check(w), Settings(w), Images(w), Ctr(w), Cleanup(w), Upgrade(w), Uninstall(w), Directories(w),
-		Debug(w), Completion()}
+	return []*ucli.Command{Status(w), Check(w), Settings(w), Images(w), Crictl(w), Ctr(w), Cleanup(w), Upgrade(w),
+		Uninstall(w), Directories(w), Debug(w), Completion()}
 }
 
 // Check is `umiak check`.
 func Check(w Where) *ucli.Command {
 	return &ucli.Command{
-		Name:  "check",
-		Usage: "tell what this machine and its kernel lack",
+		Name:    "check",
+		Aliases: []string{"check-config"}, // as in k3s
+		Usage:   "tell what this machine and its kernel lack",
 		Description: "Checks the settings as a start does, and tries for real what a node needs, in a network namespace that is thrown away.\n" +
 			"Changes nothing. Exits with 1 when something is missing, with 2 when settings cannot be used.\n\n" +
 			"  umiak check\n  umiak check --node-ip 192.168.1.10 --kubelet-arg max-pods=50\n  umiak check -o json",
@@ -85,8 +85,9 @@ func (w *Where) checked(agentOnly bool) check.Settings {
 // Cleanup is `umiak cleanup`.
 func Cleanup(w Where) *ucli.Command {
 	return &ucli.Command{
-		Name:  "cleanup",
-		Usage: "stop all pods of this node and remove what it put on the machine",
+		Name:    "cleanup",
+		Aliases: []string{"kill-all", "killall"}, // k3s has a script of that name
+		Usage:   "stop all pods of this node and remove what it put on the machine",
 		Description: "Stops every pod and removes the mounts, network namespaces, interfaces, nftables tables and cgroups that this\n" +
 			"node made, and puts kernel settings back. umiak must have been stopped. May be run again.\n" +
 			"The cluster's state, images and volumes stay unless --purge is given.\n\n  umiak cleanup\n  umiak cleanup --purge",
@@ -212,27 +213,6 @@ func Directories(w Where) *ucli.Command {
 				return err
 			}
 			fmt.Fprintf(c.App.Writer, "%s\n%s\n", dirs.Data, dirs.Run)
-			return nil
-		},
-	}
-}
-
-// Ctr is `umiak ctr`.
-func Ctr(w Where) *ucli.Command {
-	return &ucli.Command{
-		Name:            "ctr",
-		Usage:           "containerd's own tool, on this node's containerd",
-		ArgsUsage:       "[ARGUMENT...]",
-		Description:     "Everything behind it is upstream's ctr.\n\n  umiak ctr containers list\n  umiak ctr --help",
-		SkipFlagParsing: true,
-		Action: func(c *ucli.Context) error {
-			socket, err := w.Containerd(c)
-			if err != nil {
-				return err
-			}
-			if err := containerd.Ctr(c.Context, c.Args().Slice(), socket); err != nil {
-				return fmt.Errorf("ctr: %w", err)
-			}
 			return nil
 		},
 	}

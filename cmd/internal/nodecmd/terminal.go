@@ -115,7 +115,7 @@ func (s *screen) progress(name string) (end func()) {
 }
 
 // ownSignals are the commands that handle signals themselves: those that run a node, and upstream's command lines.
-var ownSignals = map[string]bool{"server": true, "agent": true, "kubectl": true, "ctr": true}
+var ownSignals = map[string]bool{"server": true, "agent": true, "kubectl": true, "crictl": true, "ctr": true}
 
 // unfinished is the error of a command that an interruption leaves half done.
 type unfinished struct {

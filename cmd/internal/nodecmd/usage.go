@@ -71,7 +71,7 @@ var topics = map[string]string{
 	"images":          "Look after this machine", "bundle": "Look after this machine",
 	"upgrade": "Look after this machine",
 	"cleanup": "Look after this machine", "uninstall": "Look after this machine",
-	"kubectl": "Programs of others", "ctr": "Programs of others",
+	"kubectl": "Programs of others", "crictl": "Programs of others", "ctr": "Programs of others",
 	"completion": "About this program", "help": "About this program", "version": "About this program",
 }
 

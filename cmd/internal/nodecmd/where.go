@@ -48,21 +48,29 @@ func (w *Where) dirs(c *ucli.Context, running func(layout.Dirs) bool) (layout.Di
 // Containerd returns the socket of Umiak's containerd on the node that a command is about. It fails where the settings
 // name another container runtime, whose images and containers its own tools show.
 func (w *Where) Containerd(c *ucli.Context) (string, error) {
+	socket, other, err := w.Runtime(c)
+	if err == nil && other {
+		err = fmt.Errorf("the containers of this node are run by %s (container-runtime-endpoint), not by Umiak's "+
+			"containerd: use the tools of that runtime, or %s crictl", socket, c.App.Name)
+	}
+	return socket, err
+}
+
+// Runtime returns the socket of the container runtime of the node that a command is about. other reports that the
+// settings name one that is not Umiak's containerd.
+func (w *Where) Runtime(c *ucli.Context) (socket string, other bool, err error) {
 	dirs, err := w.Dirs(c)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	for _, known := range w.Known {
-		cfg, ok := known.(*agent.Config)
-		if !ok {
-			continue
-		}
-		if socket, other := cfg.RuntimeSocket(); other {
-			return "", fmt.Errorf("the containers of this node are run by %s (container-runtime-endpoint), not by Umiak's "+
-				"containerd: use the tools of that runtime, or crictl with --runtime-endpoint unix://%s", socket, socket)
+		if cfg, ok := known.(*agent.Config); ok {
+			if socket, other = cfg.RuntimeSocket(); other {
+				return socket, true, nil
+			}
 		}
 	}
-	return dirs.ContainerdSocket(), nil
+	return dirs.ContainerdSocket(), false, nil
 }
 
 // load fills in the settings of w and of Known.
