@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,7 +20,7 @@ func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command 
 	return &cli.Command{
 		Name:  "secrets-encrypt",
 		Usage: "the keys with which Secrets and ConfigMaps are encrypted in the datastore",
-		Subcommands: []*cli.Command{
+		Subcommands: append([]*cli.Command{
 			{
 				Name:        "status",
 				Usage:       "show which keys are in use, and what is stored with which",
@@ -46,8 +47,9 @@ func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command 
 				}),
 			},
 			{
-				Name:  "rotate",
-				Usage: "make a new key, rewrite everything with it, and drop the old one",
+				Name:    "rotate",
+				Aliases: []string{"rotate-keys"}, // as in k3s
+				Usage:   "make a new key, rewrite everything with it, and drop the old one",
 				Description: "The server does it while it runs; this command shows the progress, and ending it ends nothing else: the same\n" +
 					"command shows a rotation that is under way, on any server. A server that was restarted continues.\n" +
 					"All servers get the new key before any writes with it.\n" +
@@ -77,7 +79,31 @@ func secretsEncryptCommand(w agentcli.Where, cipher func() string) *cli.Command 
 					return agentcli.PrintJSON(c, s)
 				}),
 			},
-		},
+		}, k3sEncryptCommands()...),
+	}
+}
+
+// k3sEncryptCommands are the commands of k3s whose work Umiak does otherwise: each prints what to do.
+func k3sEncryptCommands() []*cli.Command {
+	command := func(name string, done bool, text string) *cli.Command {
+		return &cli.Command{Name: name, Hidden: true, Usage: "for scripts that were written for k3s: " + text,
+			Action: func(c *cli.Context) error {
+				if err := agentcli.NoArgs(c); err != nil {
+					return err
+				}
+				if !done {
+					return errors.New(text)
+				}
+				fmt.Fprintln(c.App.Writer, text)
+				return nil
+			}}
+	}
+	const oneStep = "a rotation is one command, `umiak secrets-encrypt rotate`: it prepares, rotates and encrypts everything again"
+	return []*cli.Command{
+		command("enable", true, "Secrets are always encrypted; there is nothing to enable"),
+		command("disable", false, "the encryption of Secrets cannot be disabled"),
+		command("prepare", false, oneStep),
+		command("reencrypt", false, oneStep),
 	}
 }
 

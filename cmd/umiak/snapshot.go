@@ -65,19 +65,20 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 	foreign, _ := k3s.Snapshots()
 	flags := func(more ...cli.Flag) []cli.Flag { return append(config.Flags(&s.flags, foreign), more...) }
 	return &cli.Command{
-		Name:  "snapshot",
-		Usage: "save the cluster's state to a file, and restore it",
+		Name:    "snapshot",
+		Aliases: []string{"etcd-snapshot"}, // as in k3s
+		Usage:   "save the cluster's state to a file, and restore it",
 		Description: "A snapshot holds the datastore, the authorities' keys, the encryption configuration and the tokens: all that is\n" +
 			"needed to bring the cluster back on a fresh machine. A server makes them by itself, see snapshot-schedule-cron.",
 		Subcommands: []*cli.Command{
 			{
-				Name: "save", Usage: "make a snapshot now", ArgsUsage: "[NAME]",
+				Name: "save", Usage: "save a snapshot now", ArgsUsage: "[NAME]",
 				Description: "Asks the running server, or reads the datastore of a stopped one. Prints the file's name. Where snapshot-s3-bucket\n" +
 					"is set, the file is uploaded as well.\n\n  umiak snapshot save\n  umiak snapshot save before-upgrade",
-				Flags: flags(), Action: s.command(where, saveSnapshot),
+				Flags: flags(nameFlag()), Action: s.command(where, saveSnapshot),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots in the folder and in the bucket",
+				Name: "list", Aliases: []string{"ls", "l"}, Usage: "list the snapshots in the folder and in the bucket",
 				Description: "  umiak snapshot list\n  umiak snapshot list -o json",
 				Flags:       flags(agentcli.Output()), Action: s.command(where, listSnapshots),
 			},
@@ -102,7 +103,7 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 				Description: "Keeps as many as snapshot-retention says, in the folder and in the bucket. NAME is snapshot-name, " +
 					backup.Scheduled + ", if none is given.\n\n  umiak snapshot prune --snapshot-retention 2 " +
 					backup.OnDemand,
-				Flags: flags(), Action: s.command(where, func(c *cli.Context, sn localadmin.Snapshots) error {
+				Flags: flags(nameFlag()), Action: s.command(where, func(c *cli.Context, sn localadmin.Snapshots) error {
 					node, err := s.agent.Name()
 					if err != nil {
 						return err
@@ -110,14 +111,55 @@ func snapshotCommand(where agentcli.Where) *cli.Command {
 					return pruneSnapshots(c, sn, node)
 				}),
 			},
+			{
+				Name: "delete", Usage: "remove snapshots from the folder and from the bucket", ArgsUsage: "NAME...",
+				Description: "NAME is that of a file, as `umiak snapshot list` shows it. In the bucket, only snapshots of this cluster are\n" +
+					"removed.\n\n  umiak snapshot delete " + backup.OnDemand + "-pi-20261125T000000Z" + snapshot.Suffix,
+				Flags: flags(), Action: s.command(where, deleteSnapshots),
+			},
 		},
 	}
 }
 
+// nameFlag is the name of k3s' command for the argument NAME.
+func nameFlag() cli.Flag {
+	return &cli.StringFlag{Name: "name", Usage: "the same as NAME"}
+}
+
+// snapshotName returns the argument NAME or the flag --name; empty if neither is given.
+func snapshotName(c *cli.Context) (string, error) {
+	switch {
+	case c.NArg() == 1 && c.IsSet("name"):
+		return "", agentcli.Usagef(c, "NAME and --name are the same; give one of them")
+	case c.NArg() == 1:
+		return c.Args().First(), nil
+	}
+	return c.String("name"), nil
+}
+
 func saveSnapshot(c *cli.Context, s localadmin.Snapshots) error {
-	saved, err := s.Save(c.Context, c.Args().First())
+	name, err := snapshotName(c)
+	if err != nil {
+		return err
+	}
+	saved, err := s.Save(c.Context, name)
 	if saved != nil {
 		fmt.Fprintln(c.App.Writer, saved.Path)
+	}
+	return err
+}
+
+func deleteSnapshots(c *cli.Context, s localadmin.Snapshots) error {
+	if !c.Args().Present() {
+		return agentcli.Usagef(c, "snapshot delete takes the NAME of a snapshot; `umiak snapshot list` shows them")
+	}
+	s, err := s.WithBucket(c.Context)
+	if err != nil {
+		return err
+	}
+	removed, err := s.Backup.Delete(c.Context, s.Server.Dirs(), c.Args().Slice()...)
+	for _, p := range removed {
+		fmt.Fprintf(c.App.Writer, "removed %s\n", p)
 	}
 	return err
 }
@@ -181,15 +223,15 @@ func showSchedule(c *cli.Context, s localadmin.Snapshots) error {
 
 // pruneSnapshots removes those of the node with this name.
 func pruneSnapshots(c *cli.Context, s localadmin.Snapshots, node string) error {
-	name := cmp.Or(s.Backup.Name, backup.Scheduled)
-	if c.NArg() > 0 {
-		name = c.Args().First()
-	}
-	s, err := s.WithBucket(c.Context)
+	name, err := snapshotName(c)
 	if err != nil {
 		return err
 	}
-	removed, err := s.Backup.Prune(c.Context, s.Server.Dirs(), name, node)
+	s, err = s.WithBucket(c.Context)
+	if err != nil {
+		return err
+	}
+	removed, err := s.Backup.Prune(c.Context, s.Server.Dirs(), cmp.Or(name, s.Backup.Name, backup.Scheduled), node)
 	for _, p := range removed {
 		fmt.Fprintf(c.App.Writer, "removed %s\n", p)
 	}

@@ -23,7 +23,8 @@ func tokenCommand(where agentcli.Where) *cli.Command {
 		Description: "  umiak token create --print-join-command\n" +
 			"  umiak token create --kind server --ttl 1h --single-use --description 'second server'\n" +
 			"  umiak token list\n  umiak token revoke ID\n  umiak token rotate agent",
-		Subcommands: []*cli.Command{tokenCreate(where), tokenList(where), tokenRevoke(where), tokenRotate(where)},
+		Subcommands: []*cli.Command{tokenCreate(where), tokenGenerate(), tokenList(where), tokenRevoke(where),
+			tokenRotate(where)},
 	}
 }
 
@@ -88,6 +89,23 @@ func tokenCreate(where agentcli.Where) *cli.Command {
 	}
 }
 
+// tokenGenerate does what `k3s token generate` does: it asks no server.
+func tokenGenerate() *cli.Command {
+	return &cli.Command{
+		Name:  "generate",
+		Usage: "print a random secret for the settings token and agent-token; no cluster is asked",
+		Description: "The first server takes it as the token of its cluster. To let a machine join a cluster that runs, use\n" +
+			"`umiak token create`.\n\n  umiak token generate > /etc/umiak/token",
+		Action: func(c *cli.Context) error {
+			if err := agentcli.NoArgs(c); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.App.Writer, token.New("", "").Secret)
+			return nil
+		},
+	}
+}
+
 func tokenList(where agentcli.Where) *cli.Command {
 	return &cli.Command{
 		Name:        "list",
@@ -140,6 +158,7 @@ func printTokens(w io.Writer, list []joinapi.Record, now time.Time) error {
 func tokenRevoke(where agentcli.Where) *cli.Command {
 	return &cli.Command{
 		Name:        "revoke",
+		Aliases:     []string{"delete"}, // as in k3s
 		Usage:       "end tokens at once; nodes that joined with them stay",
 		ArgsUsage:   "ID...",
 		Description: "  umiak token revoke q3tkj5xa",

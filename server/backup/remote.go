@@ -168,11 +168,7 @@ func (c Config) Prune(ctx context.Context, d layout.Dirs, name, node string) ([]
 
 func (c Config) pruneBucket(ctx context.Context, open func() (bucket, error), d layout.Dirs, name,
 	node string) (removed []string, err error) {
-	files, err := snapshot.Files(d.Server())
-	if err != nil {
-		return nil, fmt.Errorf("prune snapshots: %w", err)
-	}
-	cluster, err := snapshot.Cluster(files)
+	cluster, err := c.cluster(d)
 	if err != nil {
 		return nil, fmt.Errorf("prune snapshots in the bucket: %w", err)
 	}

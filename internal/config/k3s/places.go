@@ -20,7 +20,7 @@ func Paths() []Place {
 		{"agent/etc/containerd/config.toml.tmpl", "no replacement: containerd's configuration is made from the settings"},
 		{"agent/pod-manifests", "no replacement: put the manifest into server/manifests"},
 		{"agent/etc/kubelet.conf.d", "/etc/umiak/kubelet.d, or `kubelet-config-dir`"},
-		{"/run/k3s/containerd/containerd.sock", "/run/umiak/containerd/containerd.sock; `umiak ctr` needs no address"},
+		{"/run/k3s/containerd/containerd.sock", "/run/umiak/containerd/containerd.sock; `umiak crictl` and `umiak ctr` need no address"},
 		{"/var/lib/kubelet, /var/log/pods, /etc/cni/net.d, /opt/cni/bin", "the same, see [configuration](configuration.md#what-the-worlds-manifests-expect)"},
 	}
 }
@@ -45,13 +45,13 @@ func Names() []Place {
 func Commands() []Place {
 	return []Place{
 		{"k3s server, k3s agent", "`umiak server`; `umiak-agent` or `umiak agent`, with the same flags"},
-		{"k3s kubectl, ctr", "`umiak kubectl`, `umiak ctr`"},
-		{"k3s token create, list, rotate, delete", "`umiak token create`, `list`, `rotate`, `revoke`"},
-		{"k3s etcd-snapshot save, ls, prune", "`umiak snapshot save`, `list`, `prune`"},
+		{"k3s kubectl, crictl, ctr", "`umiak kubectl`, `umiak crictl`, `umiak ctr`; [install.sh](install.md) makes links of these names"},
+		{"k3s token create, generate, list, rotate, delete", "`umiak token`, the same; `revoke` is the other name of `delete`"},
+		{"k3s etcd-snapshot save, ls, prune, delete", "`umiak snapshot` (or `etcd-snapshot`), the same"},
 		{"k3s server --cluster-reset --cluster-reset-restore-path=FILE", "`umiak snapshot restore FILE`, see [backup](backup.md)"},
-		{"k3s secrets-encrypt status, rotate-keys", "`umiak secrets-encrypt status`, `rotate`"},
+		{"k3s secrets-encrypt status, rotate-keys", "`umiak secrets-encrypt`, the same; `prepare`, `rotate` and `reencrypt` are one step, `rotate`; always enabled"},
 		{"k3s certificate check, rotate, rotate-ca", "`umiak certificate`, the same"},
-		{"k3s check-config", "`umiak check`"},
-		{"k3s-killall.sh, k3s-uninstall.sh", "`umiak cleanup`, `umiak uninstall`"},
+		{"k3s check-config", "`umiak check`, or `check-config`"},
+		{"k3s-killall.sh, k3s-uninstall.sh", "`umiak cleanup` (or `kill-all`) once the service is stopped, `umiak uninstall`"},
 	}
 }
