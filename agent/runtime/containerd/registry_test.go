@@ -189,6 +189,30 @@ configs:
 	if img := c.hasImage(ctx, "third.invalid/library/box:1"); img == nil || img.Pinned {
 		t.Errorf("a pulled image must not be pinned: %v", img)
 	}
+
+	// A list in the folder of archives: what is missing is pulled and pinned while the list names it.
+	list := func(text string) {
+		t.Helper()
+		tmp := filepath.Join(n.folder(), ".list")
+		n.ok(os.MkdirAll(n.folder(), 0o755), os.WriteFile(tmp, []byte(text), 0o600),
+			os.Rename(tmp, filepath.Join(n.folder(), "list.txt")))
+	}
+	list("# for the shed\nfourth.invalid/library/box:1\nthird.invalid/library/box:1\nfourth.invalid/none:1\n")
+	eventually.True(t, "the image of a list is pulled", c.pinned(ctx, "fourth.invalid/library/box:1"))
+	eventually.True(t, "an image that was there is pinned", c.pinned(ctx, "third.invalid/library/box:1"))
+	eventually.True(t, "the image that cannot be pulled is named", n.logged("pull fourth.invalid/none:1"))
+	if _, err := c.RemoveImage(ctx, &cri.RemoveImageRequest{
+		Image: &cri.ImageSpec{Image: "fourth.invalid/library/box:1"}}); err != nil {
+		t.Error(err)
+	}
+	eventually.True(t, "an image that was removed is pulled again", c.pinned(ctx, "fourth.invalid/library/box:1"))
+	list("fourth.invalid/library/box:1\n")
+	eventually.True(t, "an image that the list names no more is not pinned", func() bool {
+		return !c.pinned(ctx, "third.invalid/library/box:1")() && c.pinned(ctx, "fourth.invalid/library/box:1")()
+	})
+	n.ok(os.Remove(filepath.Join(n.folder(), "list.txt")))
+	eventually.True(t, "without the list nothing is pinned",
+		func() bool { return !c.pinned(ctx, "fourth.invalid/library/box:1")() })
 	n.stop(syscall.SIGTERM)
 	log, _ := os.ReadFile(n.log.Name())
 	if strings.Contains(string(log), password) {

@@ -88,7 +88,8 @@ func (i *Importer) forgetRemoved(ctx context.Context, c *client.Client) {
 		i.cfg.Log.Warn("save the import records", "error", err)
 	}
 	for name := range gone {
-		i.cfg.Log.Info("image archive is gone, its images are left to garbage collection", "file", name)
+		i.lists.forget(name)
+		i.cfg.Log.Info("image archive or list is gone, its images are left to garbage collection", "file", name)
 	}
 }
 

@@ -39,7 +39,13 @@ const (
 	Failed    State = "failed"
 )
 
-// Status describes one archive.
+// The states of a pull list, which also waits and fails.
+const (
+	Pulling State = "pulling"
+	Pulled  State = "pulled"
+)
+
+// Status describes one archive or pull list.
 type Status struct {
 	File   string        `json:"file"`
 	State  State         `json:"state"`
@@ -47,12 +53,14 @@ type Status struct {
 	Read   int64         `json:"read,omitempty"`
 	Images []string      `json:"images,omitempty"`
 	Took   time.Duration `json:"took,omitempty"`
-	Error  string        `json:"error,omitempty"` // also why an archive waits, or which of its images are unusable
+	// Error is also why an archive waits, which of its images are unusable, or which image of a list is being pulled.
+	Error string `json:"error,omitempty"`
 }
 
-// Importer imports the archives of a folder, and those that are added to it.
+// Importer imports the archives of a folder, and those that are added to it, and pulls the images of its lists.
 type Importer struct {
-	cfg Config
+	cfg   Config
+	lists *pullLists
 
 	mu      sync.Mutex
 	status  map[string]*Status
@@ -62,7 +70,7 @@ type Importer struct {
 // New returns an importer for a folder, which Run creates if it does not exist.
 func New(cfg Config) *Importer {
 	cfg.Parallel = max(cfg.Parallel, 1)
-	return &Importer{cfg: cfg, status: map[string]*Status{}}
+	return &Importer{cfg: cfg, lists: newPullLists(nil), status: map[string]*Status{}}
 }
 
 // Status returns the status of every archive in the folder, sorted by name.
@@ -117,9 +125,11 @@ func (i *Importer) run(ctx context.Context) error {
 	}
 
 	q := newQueue()
+	i.lists = newPullLists(c)
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer q.close()
+	defer i.lists.close()
 	defer cancel() // runs before workers.Wait
 	for range i.cfg.Parallel {
 		workers.Go(func() {
@@ -129,6 +139,7 @@ func (i *Importer) run(ctx context.Context) error {
 			}
 		})
 	}
+	workers.Go(func() { i.lists.run(ctx, i) }) // apart from archives, which must not wait for a registry
 	workers.Go(func() { i.followStore(ctx, c, q) })
 	i.scan(q, f.real)
 	i.forgetRemoved(ctx, c)
@@ -226,7 +237,7 @@ func (i *Importer) scan(q *queue, real string) {
 	}
 }
 
-// enqueue queues one file of the folder if its name is that of an archive. It reports a file whose content looks like
+// enqueue queues one file of the folder if its name is that of an archive or a pull list. It reports a file whose content looks like
 // an archive and whose name does not.
 func (i *Importer) enqueue(q *queue, real, name string) {
 	if real == "" || isUnfinished(name) {
@@ -235,6 +246,11 @@ func (i *Importer) enqueue(q *queue, real, name string) {
 	path := filepath.Join(real, name)
 	if _, err := os.Lstat(path); err != nil {
 		return // forgetRemoved handles it
+	}
+	if isPullList(name) {
+		i.wait(name)
+		i.lists.add(name)
+		return
 	}
 	if isArchive(name) {
 		i.wait(name)
@@ -253,10 +269,13 @@ func (i *Importer) enqueue(q *queue, real, name string) {
 func (i *Importer) wait(name string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if s := i.status[name]; s == nil || s.State != Importing {
+	if s := i.status[name]; s == nil || s.State != Importing && s.State != Pulling {
 		i.status[name] = &Status{File: name, State: Waiting}
 	}
 }
+
+// path returns the path of a file of the folder.
+func (i *Importer) path(name string) string { return filepath.Join(i.cfg.Dir, name) }
 
 func (i *Importer) setStatus(s *Status) {
 	i.mu.Lock()

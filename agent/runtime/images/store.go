@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 )
 
-// followStore queues an archive again when one of its images is removed from the store or loses its pin: by a garbage
+// followStore queues an archive or list again when one of its images is removed from the store or loses its pin: by a garbage
 // collection that began before the import, or manually.
 func (i *Importer) followStore(ctx context.Context, c *client.Client, q *queue) {
 	for ctx.Err() == nil {
@@ -72,6 +72,10 @@ func (i *Importer) handleEvent(ctx context.Context, c *client.Client, q *queue, 
 		i.mu.Unlock()
 	}
 	for _, file := range from {
-		q.add(file)
+		if isPullList(file) {
+			i.lists.add(file)
+		} else {
+			q.add(file)
+		}
 	}
 }

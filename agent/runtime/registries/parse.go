@@ -98,6 +98,7 @@ func Parse(name string, text []byte) (*Settings, error) {
 	}
 	p := &parser{name: name}
 	s := &Settings{Mirrors: map[string]Mirror{}, Configs: map[string]Host{}}
+	auths := map[string]Host{}
 	if doc != nil {
 		p.object(doc, "", map[string]func(*yaml.Node, string){
 			"mirrors": func(n *yaml.Node, at string) {
@@ -107,7 +108,20 @@ func Parse(name string, text []byte) (*Settings, error) {
 			"configs": func(n *yaml.Node, at string) {
 				p.named(n, at, hostKey, func(key string, n *yaml.Node, at string) { s.Configs[key] = p.host(n, at) })
 			},
+			// The older form of configs.HOST.auth, which k3s reads as well.
+			"auths": func(n *yaml.Node, at string) {
+				p.named(n, at, hostKey, func(key string, n *yaml.Node, at string) {
+					user, secret := p.auth(n, at)
+					auths[key] = Host{User: user, Secret: secret}
+				})
+			},
 		})
+		for key, a := range auths {
+			if h := s.Configs[key]; h.Secret == "" {
+				h.User, h.Secret = a.User, a.Secret
+				s.Configs[key] = h
+			}
+		}
 	}
 	if len(p.errs) > 0 {
 		return nil, errors.Join(p.errs...)
@@ -311,34 +325,41 @@ func (p *parser) mirror(n *yaml.Node, at string) (m Mirror) {
 	return m
 }
 
+// auth returns the user and the secret of credentials. The user is empty for an identity token.
+func (p *parser) auth(n *yaml.Node, at string) (user, secret string) {
+	set := func(to *string) func(*yaml.Node, string) {
+		return func(n *yaml.Node, at string) { *to = p.text(n, at) }
+	}
+	var password, auth, token string
+	p.object(n, at, map[string]func(*yaml.Node, string){
+		"username": set(&user), "password": set(&password), "auth": set(&auth), "identity_token": set(&token),
+	})
+	switch {
+	case user != "":
+		return user, password
+	case token != "":
+		return "", token
+	case auth != "":
+		// The message must not contain any part of the value.
+		b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(auth))
+		u, s, ok := strings.Cut(strings.TrimRight(string(b), "\x00"), ":")
+		if err != nil || !ok {
+			p.fail(n, join(at, "auth"), "is not the base64 of USER:PASSWORD")
+			return "", ""
+		}
+		return u, s
+	case password != "":
+		p.fail(n, join(at, "username"), "is missing: a password needs it")
+	}
+	return "", ""
+}
+
 func (p *parser) host(n *yaml.Node, at string) (h Host) {
 	set := func(to *string) func(*yaml.Node, string) {
 		return func(n *yaml.Node, at string) { *to = p.text(n, at) }
 	}
-	var user, password, auth, token string
 	p.object(n, at, map[string]func(*yaml.Node, string){
-		"auth": func(n *yaml.Node, at string) {
-			p.object(n, at, map[string]func(*yaml.Node, string){
-				"username": set(&user), "password": set(&password), "auth": set(&auth), "identity_token": set(&token),
-			})
-			switch {
-			case user != "":
-				h.User, h.Secret = user, password
-			case token != "":
-				h.Secret = token
-			case auth != "":
-				// The message must not contain any part of the value.
-				b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(auth))
-				u, s, ok := strings.Cut(strings.TrimRight(string(b), "\x00"), ":")
-				if err != nil || !ok {
-					p.fail(n, join(at, "auth"), "is not the base64 of USER:PASSWORD")
-					return
-				}
-				h.User, h.Secret = u, s
-			case password != "":
-				p.fail(n, join(at, "username"), "is missing: a password needs it")
-			}
-		},
+		"auth": func(n *yaml.Node, at string) { h.User, h.Secret = p.auth(n, at) },
 		"tls": func(n *yaml.Node, at string) {
 			h.TLS = &TLS{}
 			p.object(n, at, map[string]func(*yaml.Node, string){
