@@ -19,6 +19,7 @@ import (
 
 	"github.com/umiak-io/umiak/e2e/cluster"
 	"github.com/umiak-io/umiak/e2e/images"
+	"github.com/umiak-io/umiak/e2e/machine"
 )
 
 // kubeProxyImage is upstream's kube-proxy, of the module's version.
@@ -246,4 +247,76 @@ func initialize(e *env) {
 		}
 		return tainted(n, uninitialized, false)
 	})
+}
+
+// TestSettingsOfServersReachAgents joins an agent, changes what the servers' settings turn off, and restarts both once:
+// the agent, which starts with what it knew, follows. On the way it has its address by an interface's name, further
+// names, and an external address to which other nodes send.
+func TestSettingsOfServersReachAgents(t *testing.T) {
+	t.Parallel()
+	l, err := machine.NewLAN(machine.LANOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	e := own(t, cluster.Options{Name: "s1", LAN: l, Settings: map[string]string{"node-ip": "eth0",
+		"node-external-dns": "s1.example.com"}}).ready()
+	a := e.agentOn(l, "a1", map[string]string{"node-ip": "eth0", "node-internal-dns": "a1.lan.example.com",
+		"node-external-ip": "203.0.113.9"})
+	e.agentReady(a)
+	addr := func(kind corev1.NodeAddressType, a string) corev1.NodeAddress {
+		return corev1.NodeAddress{Type: kind, Address: a}
+	}
+	for name, want := range map[string][]corev1.NodeAddress{
+		"s1": {addr(corev1.NodeInternalIP, e.M.IP), addr(corev1.NodeExternalDNS, "s1.example.com"),
+			addr(corev1.NodeHostName, "s1")},
+		"a1": {addr(corev1.NodeInternalIP, a.M.IP), addr(corev1.NodeExternalIP, "203.0.113.9"),
+			addr(corev1.NodeInternalDNS, "a1.lan.example.com"), addr(corev1.NodeHostName, "a1")},
+	} {
+		_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Nodes(), named(name), func(n *corev1.Node) (bool, string) {
+			return slices.Equal(n.Status.Addresses, want), fmt.Sprint(n.Status.Addresses)
+		})
+		e.must(err)
+	}
+	tables := func() string {
+		out, err := a.M.Run(e.soon(), "nft", "list", "tables")
+		e.must(err)
+		return out
+	}
+	if out := tables(); !strings.Contains(out, "umiak-proxy") {
+		t.Errorf("there is no service proxy: %s", out)
+	}
+	e.must(e.Stop(e.soon()))
+	e.must(e.Configure(map[string]string{"node-ip": "eth0", "disable-kube-proxy": "true",
+		"disable-network-policy": "true", "flannel-external-ip": "true"}))
+	e.must(e.Start())
+	e.must(e.Ready(e.within(2 * patience)))
+	e.must(a.Stop(e.soon()))
+	e.must(a.Start("--server", e.url()))
+	e.must(cluster.Eventually(e.within(2*patience), func(ctx context.Context) error {
+		out, err := a.M.Run(ctx, "umiak-agent", "status") // an error while a part is not ready
+		if err == nil && (!strings.Contains(out, "disable-kube-proxy") || !strings.Contains(out, "disable-network-policy")) {
+			err = errors.New("it knows nothing of the settings")
+		}
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		return nil
+	}))
+	if out := tables(); strings.Contains(out, "umiak-proxy") || !strings.Contains(out, "umiak-network") {
+		t.Errorf("there is %s", out)
+	}
+	_, err = cluster.Until(e.soon(), e.Kube.CoreV1().Nodes(), named("a1"), func(n *corev1.Node) (bool, string) {
+		public := n.Annotations["flannel.alpha.coreos.com/public-ip"]
+		return public == "203.0.113.9", "other nodes send to " + public
+	})
+	e.must(err)
+	e.must(cluster.Eventually(e.soon(), func(ctx context.Context) error {
+		list, err := e.Kube.DiscoveryV1().EndpointSlices("kube-system").List(ctx,
+			labeled(discoveryv1.LabelServiceName+"=kube-dns"))
+		if err == nil && (len(list.Items) != 1 || len(list.Items[0].Endpoints) != 2) {
+			err = fmt.Errorf("%+v", list.Items)
+		}
+		return err
+	}))
 }
