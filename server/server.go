@@ -39,7 +39,7 @@ type Server struct {
 	plane        *controlplane.ControlPlane
 	manifests    *addons.Part
 	balancer     *servicelb.Controller
-	dnsEndpoints *dnsendpoints.Controller
+	dnsEndpoints *dnsendpoints.Controller // nil where the DNS Service has no endpoints
 	upgrades     *upgrades.Controller
 	snapshots    *backup.Keeper
 	node         *ownnode.Node
@@ -87,13 +87,15 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 	}
 	parts = append(parts,
 		leading("load-balancer", s.balancer.Run),
-		leading("dns-endpoints", s.dnsEndpoints.Run),
 		part("manifests", s.manifests.Run, "kube-apiserver"),
 		leading("upgrades", s.upgrades.Run),
 		leading("secrets-encryption", s.secrets.Run),
 		part("snapshots", s.snapshots.Run, afterSnapshots...),
 		part("tokens", s.tokens.Run, "kube-apiserver"),
 		part("join-api", s.join.Run, "kube-apiserver"))
+	if s.dnsEndpoints != nil {
+		parts = append(parts, leading("dns-endpoints", s.dnsEndpoints.Run))
+	}
 	if !s.cfg.DisableAgent {
 		parts = append(parts, part("node-name", s.node.Reserve, "kube-apiserver"),
 			part("node-role", s.node.Mark, "kube-apiserver"))

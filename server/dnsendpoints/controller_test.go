@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -64,9 +65,16 @@ func TestPlan(t *testing.T) {
 // TestController follows nodes, repairs its EndpointSlices, and deletes them where it is off.
 func TestController(t *testing.T) {
 	client := fake.NewClientset(node("a", "192.0.2.1"))
+	mark := filepath.Join(t.TempDir(), "mark")
+	config := func(off bool) Config {
+		return Config{Client: func() (kubernetes.Interface, error) { return client, nil }, Off: off, Mark: mark,
+			ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, Log: slog.New(slog.DiscardHandler)}
+	}
+	if config(true).Needed() || !config(false).Needed() {
+		t.Error("it is needed where it was never on, or not where it is")
+	}
 	run := func(off bool) (stop func()) {
-		c := New(Config{Client: func() (kubernetes.Interface, error) { return client, nil }, Off: off,
-			ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, Log: slog.New(slog.DiscardHandler)})
+		c := New(config(off))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx, func() {}) }()
@@ -110,7 +118,15 @@ func TestController(t *testing.T) {
 	stop = run(false)
 	becomes("after a restart", "kube-dns-nodes-ipv4-0 a [192.0.2.1] 225")
 	stop()
+	if !config(true).Needed() {
+		t.Error("what it has made would stay")
+	}
 	stop = run(true)
 	becomes("off", "")
+	for end := time.Now().Add(20 * time.Second); config(true).Needed(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it is needed after everything was deleted")
+		}
+	}
 	stop()
 }
