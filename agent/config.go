@@ -55,6 +55,7 @@ type Config struct {
 	KubeletPortFrom []config.Range `key:"kubelet-port-from" usage:"range outside the cluster from which the kubelet's port is reached, as 192.168.1.0/24; 0.0.0.0/0 and ::/0 are all (default: none)"`
 	FlannelIface    string         `key:"flannel-iface" usage:"interface for traffic between nodes (default: that of node-ip)"`
 	FlannelConf     string         `key:"flannel-conf" usage:"file in the format of flannel's net-conf.json with MTU, DirectRouting or PersistentKeepaliveInterval of the backend"`
+	FlannelCNIConf  string         `key:"flannel-cni-conf" usage:"file in the format of flannel's CNI configuration, with hairpinMode, promiscMode or mtu of the bridge"`
 	ResolvConf      string         `key:"resolv-conf" usage:"resolv.conf with the host's name servers (default: found)"`
 	KubeProxyArg    []string       `key:"kube-proxy-arg" usage:"flag of kube-proxy for the node's service proxy, as NAME=VALUE: nodeport-addresses or metrics-bind-address; its others have no effect"`
 	PodSourceCheck  bool           `key:"pod-source-check" default:"true" usage:"drop what pods send with other addresses than their own; false for pods that forward others' packets"`
@@ -104,6 +105,9 @@ func (c Config) Validate() error {
 	m.Join(c.ValidateValues(), c.kubelet().CheckFiles())
 	if _, err := network.ReadFlannelConf(c.FlannelConf); err != nil {
 		m.Add("flannel-conf", "%w", err)
+	}
+	if _, err := network.ReadCNIConf(c.FlannelCNIConf); err != nil {
+		m.Add("flannel-cni-conf", "%w", err)
 	}
 	return m.Err()
 }

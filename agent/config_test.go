@@ -38,6 +38,7 @@ var refused = []struct{ settings, want string }{
 	{"kubelet-arg: no-such-flag=1", "kubelet-arg: "},
 	{"node-internal-dns: n1", `node-internal-dns: "n1" has no domain`},
 	{"node-external-dns: N_1.example.com", `node-external-dns: "N_1.example.com": `},
+	{"flannel-cni-conf: /nope", "flannel-cni-conf: open /nope"},
 	{"flannel-conf: /nope", "flannel-conf: open /nope"},
 	{"kube-proxy-arg: nodeport-addreses=10.0.0.0/8", "kube-proxy-arg: there is no flag \"nodeport-addreses\"; did you mean nodeport-addresses?"},
 	{"kube-proxy-arg: nodeport-addresses=eth0", "kube-proxy-arg: nodeport-addresses: \"eth0\" is not a range"},

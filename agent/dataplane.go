@@ -25,11 +25,15 @@ func (a *Agent) newNetwork(f clusterFacts, n *node) (*network.Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("flannel-conf: %w", err)
 	}
+	cni, err := network.ReadCNIConf(a.cfg.FlannelCNIConf)
+	if err != nil {
+		return nil, fmt.Errorf("flannel-cni-conf: %w", err)
+	}
 	cfg := network.Config{
 		NodeName: a.name, NodeIPs: f.ips, Iface: a.cfg.FlannelIface, Backend: f.FlannelBackend,
 		ClusterCIDR: f.ClusterCIDR, ServiceCIDR: f.ServiceCIDR, SourceCheck: a.cfg.PodSourceCheck,
 		KubeletPort: int(a.cfg.KubeletPort), KubeletFrom: a.cfg.kubeletFrom(), Held: a.heldPorts(f),
-		PolicySocket: a.policySocket(f), ServiceRoutes: len(f.routedServices()) > 0, Flannel: conf,
+		PolicySocket: a.policySocket(f), ServiceRoutes: len(f.routedServices()) > 0, Flannel: conf, CNI: cni,
 		Tables: n.tables, Dirs: a.dirs, Watch: n.agent, Self: n.self, Journal: a.stage.Machine().Journal, Log: a.log,
 	}
 	if f.FlannelExternalIP {

@@ -306,6 +306,8 @@ func TestSettingsOfServersReachAgents(t *testing.T) {
 	if out := tables(); strings.Contains(out, "umiak-proxy") || !strings.Contains(out, "umiak-network") {
 		t.Errorf("there is %s", out)
 	}
+	e.client("cli") // which no policies wait for, and whose names resolve without a proxy
+	e.becomes("cli", "10.43.0.1", "lookup", "host", "kubernetes.default")
 	_, err = cluster.Until(e.soon(), e.Kube.CoreV1().Nodes(), named("a1"), func(n *corev1.Node) (bool, string) {
 		public := n.Annotations["flannel.alpha.coreos.com/public-ip"]
 		return public == "203.0.113.9", "other nodes send to " + public

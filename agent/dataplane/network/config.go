@@ -21,6 +21,8 @@ type Config struct {
 	Iface    string // for traffic between nodes; empty: the one with the node's address
 	// Flannel changes the backend.
 	Flannel FlannelConf
+	// CNI changes the configuration by which pods get their interfaces.
+	CNI CNIConf
 	// ExternalIPs are the addresses at which other nodes send to this node's pods, instead of those of Iface, which
 	// remain in a family without one.
 	ExternalIPs []netip.Addr

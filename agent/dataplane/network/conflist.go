@@ -31,6 +31,7 @@ type bridgeConf struct {
 	Bridge      string `json:"bridge"`
 	MTU         int    `json:"mtu,omitempty"`
 	HairpinMode bool   `json:"hairpinMode"`
+	PromiscMode bool   `json:"promiscMode,omitempty"`
 	// IsDefaultGateway makes the bridge plugin add the default route; a second one in ipam fails.
 	IsDefaultGateway bool `json:"isDefaultGateway"`
 	// Where a node got another range, the bridge gives up the old address.
@@ -68,13 +69,18 @@ func (n *Network) renderConf(ranges []netip.Prefix, mtu int, sourceCheck bool) (
 	for _, r := range ranges {
 		ipam.Ranges = append(ipam.Ranges, []rangeConf{{Subnet: r.String()}})
 	}
-	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: []any{
-		bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true,
-			ForceAddress: true, IPAM: ipam},
+	bridge := bridgeConf{Type: "bridge", Bridge: Bridge, MTU: mtu, HairpinMode: true, IsDefaultGateway: true,
+		ForceAddress: true, IPAM: ipam}
+	n.cfg.CNI.apply(&bridge)
+	plugins := []any{
+		bridge,
 		pluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true},
 			PolicySocket: n.cfg.PolicySocket, StateDir: dirs.HostPorts(), SourceCheck: sourceCheck, Held: n.cfg.Held},
-		pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}},
-	}}, "", " ")
+	}
+	if !n.cfg.CNI.noBandwidth {
+		plugins = append(plugins, pluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}})
+	}
+	raw, err := json.MarshalIndent(conflist{CNIVersion: "1.0.0", Name: "umiak", Plugins: plugins}, "", " ")
 	return append(raw, '\n'), err
 }
 
