@@ -129,7 +129,8 @@ var network = []config.ForeignKey{
 	same("flannel-external-ip", servers, toggle),
 	same("flannel-iface"),
 	same("flannel-conf"),
-	same("flannel-cni-conf"),
+	same("flannel-cni-conf", because(
+		"a CNI configuration of your own goes into /etc/cni/net.d, with flannel-backend: none")),
 	ignored("egress-selector-mode", "the API server finds the way to each node", servers),
 	ignored("servicelb-namespace", "load balancers need no pods", servers),
 	same("node-ip", short("i")),
