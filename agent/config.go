@@ -14,6 +14,7 @@ import (
 	"github.com/umiak-io/umiak/agent/kubelet"
 	"github.com/umiak-io/umiak/agent/runtime/foreign"
 	"github.com/umiak-io/umiak/agent/runtime/imageshare"
+	"github.com/umiak-io/umiak/internal/componentflags"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
@@ -131,6 +132,12 @@ func (c Config) kubelet() kubelet.Config {
 // credentialProviders returns the settings of the kubelet's credential providers.
 func (c Config) credentialProviders() kubelet.CredentialProviders {
 	return kubelet.CredentialProviders{BinDir: c.CredentialBinDir, Config: c.CredentialConfig}
+}
+
+// Verbosity returns what the kubelet's flags ask of the log.
+func (c Config) Verbosity() componentflags.Verbosity {
+	v, _, _ := componentflags.TakeVerbosity("kubelet-arg", c.KubeletArg) // Validate reports the error
+	return v
 }
 
 // maxRunDir bounds the length of run-dir in bytes: a unix socket's address holds 108, unix(7), and the longest name

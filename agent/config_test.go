@@ -121,3 +121,17 @@ func TestMistakesAreReportedAtOnceInAFixedOrder(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestVerbosityOfKubeletArgs: the kubelet logs with the process, so its flags set the log's verbosity.
+func TestVerbosityOfKubeletArgs(t *testing.T) {
+	c, err := read("kubelet-arg: [--v=2, max-pods=10, 'vmodule=reflector=6,kubelet*=4', v=1]")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := c.Verbosity(); v.Level != 2 || !slices.Equal(v.Modules, []string{"reflector=6", "kubelet*=4"}) {
+		t.Errorf("%+v", v)
+	}
+	if c, err := read("kubelet-arg: v=loud"); err == nil || c.Verbosity().Level != 0 {
+		t.Errorf("%+v, %v", c.Verbosity(), err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
+	"github.com/umiak-io/umiak/internal/componentflags"
 	"github.com/umiak-io/umiak/internal/config"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/nodename"
@@ -118,6 +119,15 @@ func (c *Config) claimName() (nodename.Name, error) {
 
 // advertisedPort is the port at which others reach the API server.
 func (c Config) advertisedPort() int { return int(cmp.Or(c.AdvertisePort, c.HTTPSPort)) }
+
+// Verbosity returns what the components' flags ask of the log.
+func (c Config) Verbosity() (v componentflags.Verbosity) {
+	for _, args := range [][]string{c.APIServerArg, c.ControllerArg, c.SchedulerArg} {
+		more, _, _ := componentflags.TakeVerbosity("", args) // Validate reports the errors
+		v = v.Add(more)
+	}
+	return v
+}
 
 // auditNone is the value of audit-log for none.
 const auditNone = "none"

@@ -246,8 +246,9 @@ func (c Config) applyArgs(s, base *options.KubeletServer) error {
 	s.KubeletFlags.AddFlags(fs)
 	options.AddKubeletConfigFlags(fs, &s.KubeletConfiguration)
 	_, _, args := configurationFiles(c.Args)
-	if err := componentflags.Set(fs, key, args,
-		func(name, _ string) string { return unsupportedFlags[name] }); err != nil {
+	_, args, errV := componentflags.TakeVerbosity(key, args) // the process's log has it, see Config.Verbosity of agent
+	if err := errors.Join(errV, componentflags.Set(fs, key, args,
+		func(name, _ string) string { return unsupportedFlags[name] })); err != nil {
 		return err
 	}
 	if fs.Changed(seccompFlag) { // upstream enables it if either flag or configuration is true

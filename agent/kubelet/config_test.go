@@ -78,13 +78,13 @@ func TestTheUsersFlagsWin(t *testing.T) {
 }
 
 func TestEveryMistakeIsNamed(t *testing.T) {
-	_, err := config("max-pod=20", "max-pods=many", "v=4", "logging-format=json", "nonsense=1").options()
+	_, err := config("max-pod=20", "max-pods=many", "v=loud", "logging-format=json", "nonsense=1").options()
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, want := range []string{
 		`kubelet-arg: there is no flag "max-pod"; did you mean max-pods?`, `"many"`,
-		"kubelet-arg: logging-format cannot be set: set log-format", `no flag "nonsense"`,
+		`kubelet-arg: v: "loud" is not a number`, "kubelet-arg: logging-format cannot be set: set log-format", `no flag "nonsense"`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing %q in:\n%v", want, err)

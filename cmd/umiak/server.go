@@ -36,6 +36,9 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			loaded, err := config.Load(c, &sc, &ac, &lc, w.Foreign)
+			if v := sc.Verbosity().Add(ac.Verbosity()); v.Level > 0 || len(v.Modules) > 0 {
+				lc = lc.WithFlags(v.Level, v.Modules)
+			}
 			if err := errors.Join(err,
 				loaded.Locate(errors.Join(sc.ValidateStart(), ac.ValidateValues(), lc.Validate()))); err != nil {
 				return agentcli.BadConfig(err)

@@ -280,9 +280,7 @@ func (s *Server) embedConfig() (*embed.Config, error) {
 	}}
 	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(again.unary)}
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log, s.fatal, &s.quiet))
-	for _, address := range cfg.Metrics {
-		c.ListenMetricsUrls = append(c.ListenMetricsUrls, url.URL{Scheme: "http", Host: address})
-	}
+	c.ListenMetricsUrls = cfg.metricsURLs()
 	return c, applyArgs()
 }
 

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -398,4 +400,34 @@ func next0(t *testing.T, c *clientv3.Client) int64 {
 		t.Fatal(err)
 	}
 	return r.Kvs[0].ModRevision
+}
+
+// TestMetricsPort: metrics are served without credentials where the settings ask for it, and a port that is taken does
+// not keep the member from starting.
+func TestMetricsPort(t *testing.T) {
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	c := newCluster(t)
+	cfg := c.config("one")
+	cfg.Metrics = []string{taken.Addr().String(), freePort(t)}
+	cfg.Args = []string{"quota-backend-bytes=3221225472"}
+	c.start(cfg)
+	for path, want := range map[string]string{"/metrics": "etcd_server_quota_backend_bytes 3.221225472e+09",
+		"/health": "true"} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+cfg.Metrics[1]+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if _ = resp.Body.Close(); err != nil || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %v, %.200s", path, err, body)
+		}
+	}
 }

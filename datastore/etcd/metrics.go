@@ -1,6 +1,9 @@
 package etcd
 
 import (
+	"context"
+	"net"
+	"net/url"
 	"strings"
 	"sync/atomic"
 
@@ -53,4 +56,20 @@ func (c copied) Write(to *dto.Metric) error {
 	to.Label, to.Counter, to.Gauge, to.Histogram, to.Summary, to.Untyped = c.m.Label, c.m.Counter, c.m.Gauge,
 		c.m.Histogram, c.m.Summary, c.m.Untyped
 	return nil
+}
+
+// metricsURLs returns where etcd serves its metrics. A port that another program holds is left out, since etcd would not
+// start without it: the metrics are served by the API server as well.
+func (c Config) metricsURLs() (out []url.URL) {
+	for _, address := range c.Metrics {
+		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
+		if err != nil {
+			c.Log.Error("etcd's metrics are not served at this address; the API server's have them too", "address", address,
+				"error", err)
+			continue
+		}
+		_ = l.Close()
+		out = append(out, url.URL{Scheme: "http", Host: address})
+	}
+	return out
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -36,22 +37,53 @@ func Given(args []string, names ...string) bool {
 	return false
 }
 
-// logFlags are klog's, which all components of the process share and the settings v and vmodule are about. As a flag of
-// one component they are accepted without effect.
-var logFlags = []string{"v", "vmodule", "logtostderr", "alsologtostderr"}
+// logFlags are flags of klog that are accepted without effect.
+var logFlags = []string{"logtostderr", "alsologtostderr"}
 
-// LogRemarks returns a sentence for each flag of klog in args; key is the setting that has them.
+// LogRemarks returns a sentence for each flag of klog in args that has no effect; key is the setting that has them.
 func LogRemarks(key string, args []string) (out []string) {
 	for _, a := range args {
-		name, _, _ := Split(a)
-		switch {
-		case name == "v" || name == "vmodule":
-			out = append(out, fmt.Sprintf("%s: %s has no effect: all components share one log; set %s", key, name, name))
-		case slices.Contains(logFlags, name):
+		if name, _, _ := Split(a); slices.Contains(logFlags, name) {
 			out = append(out, fmt.Sprintf("%s: %s has no effect: the log goes to standard error", key, name))
 		}
 	}
 	return out
+}
+
+// Verbosity is what the flags v and vmodule of components ask for. The components of one process share one log, so the
+// highest level counts.
+type Verbosity struct {
+	Level   int      // of all files
+	Modules []string // PATTERN=NUMBER
+}
+
+// Add returns what v and other ask for together.
+func (v Verbosity) Add(other Verbosity) Verbosity {
+	return Verbosity{max(v.Level, other.Level), slices.Concat(v.Modules, other.Modules)}
+}
+
+// TakeVerbosity returns the verbosity that args ask for, and the other arguments. key is the setting that has args.
+func TakeVerbosity(key string, args []string) (v Verbosity, rest []string, err error) {
+	var errs []error
+	for _, a := range args {
+		switch name, value, _ := Split(a); name {
+		case "v":
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 0 {
+				errs = append(errs, fmt.Errorf("%s: v: %q is not a number such as 4", key, value))
+			}
+			v.Level = max(v.Level, n)
+		case "vmodule":
+			for m := range strings.SplitSeq(value, ",") {
+				if m != "" {
+					v.Modules = append(v.Modules, m)
+				}
+			}
+		default:
+			rest = append(rest, a)
+		}
+	}
+	return v, rest, errors.Join(errs...)
 }
 
 // Set sets the flags in args. It reports all mistakes at once, each with key, the setting that has args. refused

@@ -43,8 +43,7 @@ func TestSet(t *testing.T) {
 
 func TestLogRemarks(t *testing.T) {
 	got := LogRemarks("kubelet-arg", []string{"--v=4", "max-pods=1", "alsologtostderr", "vmodule=a=1"})
-	if len(got) != 3 || got[0] != "kubelet-arg: v has no effect: all components share one log; set v" ||
-		got[1] != "kubelet-arg: alsologtostderr has no effect: the log goes to standard error" {
+	if len(got) != 1 || got[0] != "kubelet-arg: alsologtostderr has no effect: the log goes to standard error" {
 		t.Errorf("%q", got)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -33,6 +34,13 @@ type Config struct {
 	// Verbosity is klog's: 0 is what Kubernetes' components log by default.
 	Verbosity int      `key:"v" default:"0" usage:"verbosity of Kubernetes' components, up to 10; 4 and more include log-level debug"`
 	Modules   []string `key:"vmodule" usage:"verbosity of single source files of Kubernetes, as PATTERN=NUMBER"`
+}
+
+// WithFlags returns the settings with the flags v and vmodule of Kubernetes' components in them.
+func (c Config) WithFlags(level int, modules []string) Config {
+	c.Verbosity = max(c.Verbosity, min(level, maxVerbosity))
+	c.Modules = slices.Concat(c.Modules, modules)
+	return c
 }
 
 // Validate returns an error that names the wrong key and its possible values.

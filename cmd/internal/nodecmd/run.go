@@ -39,6 +39,9 @@ func Agent() *ucli.Command {
 				return err
 			}
 			s, err := config.Load(c, &cfg, &lc, foreign)
+			if v := cfg.Verbosity(); v.Level > 0 || len(v.Modules) > 0 {
+				lc = lc.WithFlags(v.Level, v.Modules)
+			}
 			if err := errors.Join(err, s.Locate(errors.Join(cfg.ValidateValues(), lc.Validate()))); err != nil {
 				return BadConfig(err)
 			}
