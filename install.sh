@@ -38,9 +38,16 @@ help() {
 	INSTALL_UMIAK_TIMEOUT           seconds until the node must be ready (default: 300)
 	INSTALL_UMIAK_SKIP_START=true   install and enable, but do not start
 	INSTALL_UMIAK_SKIP_ENABLE=true  neither enable nor start
+	INSTALL_UMIAK_SKIP_DOWNLOAD=true    use the program that is in BIN_DIR already
+	INSTALL_UMIAK_FORCE_RESTART=true    restart the service, even if nothing has changed
+	INSTALL_UMIAK_SYMLINK=skip|force    no links kubectl, crictl and ctr beside the program (skip), or also where the shell
+	                                finds another program of that name (force); kept. A file that is there already stays
 	INSTALL_UMIAK_SKIP_CHECK=true   go on where `umiak check` finds something missing
 	INSTALL_UMIAK_ALLOW_OLDER=true  install a release that is older than the one that is here
 	INSTALL_UMIAK_ONLY=program      the program alone: nothing else of a bundle, and no other place for releases is kept
+
+	K3S_URL, K3S_TOKEN, K3S_NAME=VALUE and INSTALL_K3S_NAME mean what they mean for k3s. Those that would mean something
+	else here are refused; those without an effect are named.
 
 	HTTPS_PROXY, HTTP_PROXY, NO_PROXY    kept for the service, and for what this script downloads later
 	Settings are kept in the files of /etc/umiak, and service and commands (umiak status, uninstall …) read them there.
@@ -84,7 +91,9 @@ main() {
 	program) only_program=yes ;;
 	*) die "INSTALL_UMIAK_ONLY=$INSTALL_UMIAK_ONLY: there is only program" ;;
 	esac
-	for name in SKIP_START SKIP_ENABLE SKIP_CHECK ALLOW_OLDER; do
+	with_sudo=$(as_root "$@")
+	from_k3s
+	for name in SKIP_START SKIP_ENABLE SKIP_DOWNLOAD FORCE_RESTART SKIP_CHECK ALLOW_OLDER; do
 		eval "value=\${INSTALL_UMIAK_$name:-}"
 		case $value in
 		'' | true | false) ;;
@@ -94,7 +103,10 @@ main() {
 	case ${INSTALL_UMIAK_TIMEOUT:-1} in
 	*[!0-9]* | 0*) die "INSTALL_UMIAK_TIMEOUT=$INSTALL_UMIAK_TIMEOUT: say a number of seconds, such as 300" ;;
 	esac
-	with_sudo=$(as_root "$@")
+	case ${INSTALL_UMIAK_SYMLINK:-} in
+	'' | skip | force) ;;
+	*) die "INSTALL_UMIAK_SYMLINK=$INSTALL_UMIAK_SYMLINK is neither skip nor force" ;;
+	esac
 	if [ -n "${INSTALL_UMIAK_EXEC:-}" ]; then
 		words "$INSTALL_UMIAK_EXEC" >/dev/null || die "INSTALL_UMIAK_EXEC=$INSTALL_UMIAK_EXEC: its quotes do not match"
 		eval "set -- $(words "$INSTALL_UMIAK_EXEC")"' "$@"' # each word is in quotes
@@ -150,9 +162,64 @@ words() {
 	printf '%s\n' "$out" | sed "\$d; s/'/'\\\\''/g; s/^/'/; s/\$/'/" | tr '\n' ' '
 }
 
+# from_k3s takes the variables of k3s' installer and of k3s under the names that they have here.
+from_k3s() {
+	ignored=''
+	for v in $(env | sed -n 's/^\(\(INSTALL_\)\{0,1\}K3S_[A-Z0-9_]*\)=..*/\1/p' | sort -u); do
+		eval "value=\$$v"
+		to=''
+		case $v in
+		INSTALL_K3S_EXEC | INSTALL_K3S_BIN_DIR | INSTALL_K3S_SKIP_START | INSTALL_K3S_SKIP_ENABLE | \
+			INSTALL_K3S_SYMLINK | INSTALL_K3S_FORCE_RESTART) to=INSTALL_UMIAK_${v#INSTALL_K3S_} ;;
+		INSTALL_K3S_SKIP_DOWNLOAD)
+			to=INSTALL_UMIAK_SKIP_DOWNLOAD
+			case $value in
+			binary) value=true ;;
+			selinux) to='' ignored="$ignored $v" ;;
+			esac
+			;;
+		INSTALL_K3S_VERSION)
+			case $value in
+			*k3s*) die "$v=$value is a release of k3s" "unset it, or set INSTALL_UMIAK_VERSION to one of Umiak" ;;
+			esac
+			to=INSTALL_UMIAK_VERSION
+			;;
+		INSTALL_K3S_CHANNEL)
+			case $value in
+			stable | latest) ignored="$ignored $v" ;;
+			*) die "$v=$value: there are no channels here" "set INSTALL_UMIAK_VERSION to a release" ;;
+			esac
+			;;
+		INSTALL_K3S_CHANNEL_URL | INSTALL_K3S_COMMIT | INSTALL_K3S_PR) die "$v names builds of k3s" \
+			"set INSTALL_UMIAK_VERSION, and INSTALL_UMIAK_BASE_URL where releases of Umiak are elsewhere" ;;
+		INSTALL_K3S_NAME) die "$v=$value: a machine has one service, umiak or umiak-agent" "unset it" ;;
+		INSTALL_K3S_SYSTEMD_DIR) [ "${value%/}" = /etc/systemd/system ] ||
+			die "$v=$value: the unit goes into /etc/systemd/system" "unset it" ;;
+		INSTALL_K3S_BIN_DIR_READ_ONLY) [ "$value" != true ] ||
+			die "$v=true: an update replaces the program" "set INSTALL_UMIAK_BIN_DIR to a folder that can be written" ;;
+		INSTALL_K3S_TYPE | INSTALL_K3S_SELINUX_WARN | INSTALL_K3S_SKIP_SELINUX_RPM) ignored="$ignored $v" ;;
+		INSTALL_*) die "$v is no variable of k3s' installer that this one knows" "unset it; sh install.sh --help shows those that there are" ;;
+		K3S_CONFIG_FILE) to=UMIAK_CONFIG ;;
+		K3S_KUBECONFIG_OUTPUT) to=UMIAK_WRITE_KUBECONFIG ;;
+		K3S_KUBECONFIG_*) to=UMIAK_WRITE_${v#K3S_} ;;
+		K3S_DEBUG)
+			[ "$value" != true ] || to=UMIAK_LOG_LEVEL
+			value=debug
+			;;
+		*) to=UMIAK_${v#K3S_} ;;
+		esac
+		unset "$v"
+		[ -n "$to" ] || continue
+		eval "have=\${$to:-}"
+		[ -z "$have" ] || [ "$have" = "$value" ] || die "$v and $to are set to different values" "unset one of them"
+		export "$to=$value"
+	done
+	[ -z "$ignored" ] || say "without effect here:$ignored"
+}
+
 # as_root [ARG...]: how sudo runs this with the same arguments, and the variables that it would drop. It shows no token.
 as_root() {
-	kept=$(env | sed -n 's/^\(\(INSTALL_\)\{0,1\}UMIAK_[A-Z0-9_]*\|[A-Za-z]*_PROXY\|[a-z]*_proxy\)=..*/\1/p' | sort | tr '\n' ',')
+	kept=$(env | sed -n 's/^\(\(INSTALL_\)\{0,1\}\(UMIAK\|K3S\)_[A-Z0-9_]*\|[A-Za-z]*_PROXY\|[a-z]*_proxy\)=..*/\1/p' | sort | tr '\n' ',')
 	printf 'sudo %ssh -' "${kept:+--preserve-env=${kept%,} }"
 	[ $# = 0 ] || printf 's -'
 	for arg; do
@@ -318,6 +385,20 @@ collect() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--dry-run) ;;
+		-[cdiost] | -[cdiost]=*) # k3s' short names
+			case $1 in
+			-c*) long=config ;;
+			-d*) long=data-dir ;;
+			-i*) long=node-ip ;;
+			-o*) long=write-kubeconfig ;;
+			-s*) long=server ;;
+			-t*) long=token ;;
+			esac
+			case $1 in *=*) long=$long=${1#*=} ;; esac
+			shift
+			set -- "--$long" "$@"
+			continue
+			;;
 		--*=*)
 			key=${1%%=*}
 			keep "${key#--}" "${1#*=}"
@@ -366,9 +447,9 @@ forget_variable() {
 }
 
 # variables keeps UMIAK_* and the proxies in the service's environment, where they mean what they meant here, and the
-# place of releases for the next time.
+# place of releases and the choice of links for the next time.
 variables() {
-	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|INSTALL_UMIAK_BASE_URL\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
+	for v in $(env | sed -n 's/^\(UMIAK_[A-Z0-9_]*\|INSTALL_UMIAK_BASE_URL\|INSTALL_UMIAK_SYMLINK\|HTTP_PROXY\|HTTPS_PROXY\|NO_PROXY\|http_proxy\|https_proxy\|no_proxy\)=.*/\1/p' | sort -u); do
 		case $v in
 		UMIAK_URL | UMIAK_TOKEN | UMIAK_RELEASE_VERSION) continue ;;
 		INSTALL_UMIAK_BASE_URL) [ -z "$only_program" ] || continue ;;
@@ -412,6 +493,12 @@ find_source() {
 	version=${INSTALL_UMIAK_VERSION:-$UMIAK_RELEASE_VERSION}
 	exact=${INSTALL_UMIAK_VERSION:-} # what the program has to be
 	beside=$(here)
+	if [ "${INSTALL_UMIAK_SKIP_DOWNLOAD:-}" = true ]; then
+		SOURCE=$BIN_DIR
+		[ -x "$PROGRAM" ] || die "$PROGRAM is not there, and INSTALL_UMIAK_SKIP_DOWNLOAD=true" \
+			"put it there, or set INSTALL_UMIAK_SOURCE to a folder with the files of a release"
+		return
+	fi
 	base=${INSTALL_UMIAK_BASE_URL:-}
 	if [ -n "${INSTALL_UMIAK_SOURCE:-}" ]; then
 		SOURCE=${INSTALL_UMIAK_SOURCE%/}
@@ -491,6 +578,11 @@ trust() {
 # get_program sets NEW to the checked program, or to nothing when it is there already.
 get_program() {
 	NEW=''
+	if [ "${INSTALL_UMIAK_SKIP_DOWNLOAD:-}" = true ]; then
+		# umiak upgrade runs install.sh again; what came through a pipe cannot be kept.
+		[ -z "$beside" ] || cp "$beside/install.sh" "$stage/install.sh"
+		return
+	fi
 	if [ "$SOURCE" = checkout ]; then
 		if [ -n "$dry" ]; then
 			say "would build $NAME from $beside"
@@ -833,10 +925,45 @@ take_back() {
 	echo "rm -rf '$stage'"
 }
 
+# The program is these tools when it is called by their names.
+tools() { if [ "$role" = server ]; then echo kubectl crictl ctr; else echo crictl ctr; fi; }
+
+# our_link FILE says whether it is a link that this script made.
+our_link() { [ -L "$1" ] && case $(readlink "$1") in umiak | umiak-agent) ;; *) false ;; esac; }
+
+# links_wanted prints skip, force or nothing: what was given now or is kept.
+links_wanted() { echo "${INSTALL_UMIAK_SYMLINK:-$(sed -n "s/^INSTALL_UMIAK_SYMLINK='\(.*\)'\$/\1/p" "$stage/env")}"; }
+
+# new_links prints the links to make beside the program.
+new_links() {
+	for tool in $(tools); do
+		link=$BIN_DIR/$tool
+		[ ! -e "$link" ] && [ ! -L "$link" ] || continue # a link of ours, or another's file
+		[ "$(links_wanted)" = force ] || ! has "$tool" || continue
+		echo "$link"
+	done
+}
+
+link_tools() {
+	[ "$(links_wanted)" != skip ] || return 0
+	for link in $(new_links); do
+		ln -s "$NAME" "$link" || warn "cannot make the link $link"
+	done
+	for tool in $(tools); do
+		if has "$tool" && ! our_link "$(command -v "$tool")"; then
+			say "$tool is $(command -v "$tool"), which is not Umiak's; Umiak's is $PROGRAM $tool"
+		fi
+	done
+}
+
 # good ends the time in which it can be taken back.
 good() {
 	switching=''
-	[ -z "$OLD" ] || [ "$OLD" = "$PROGRAM" ] || [ ! -e "$PROGRAM" ] || rm -f "$OLD" # another INSTALL_UMIAK_BIN_DIR than before
+	if [ -n "$OLD" ] && [ "$OLD" != "$PROGRAM" ] && [ -e "$PROGRAM" ]; then # another INSTALL_UMIAK_BIN_DIR than before
+		for tool in kubectl crictl ctr; do ! our_link "${OLD%/*}/$tool" || rm -f "${OLD%/*}/$tool"; done
+		rm -f "$OLD"
+	fi
+	link_tools
 	[ -s "$stage/plan" ] || return 0
 	rm -f $UNFINISHED
 	durable $ETC
@@ -914,6 +1041,7 @@ start() {
 		say "the settings are others than those with which $NAME was started"
 		changed=yes
 	fi
+	[ "${INSTALL_UMIAK_FORCE_RESTART:-}" != true ] || changed=yes
 	if [ -z "$changed" ] && active; then
 		good
 		if [ -s "$stage/plan" ]; then say "$NAME $VERSION runs already; what was new is in place"; else say "$NAME $VERSION runs already, nothing was to be done"; fi
@@ -962,6 +1090,7 @@ next_step() {
 report() {
 	say "$role on $ARCH, init system $INIT"
 	say "would write: $PROGRAM $UNIT $INSTALLED"
+	[ "$(links_wanted)" = skip ] || for link in $(new_links); do say "would link: $link"; done
 	cut -f 2 "$stage/bundle" 2>/dev/null | while read -r to; do say "would write: $to"; done
 	[ "$(wc -l <"$stage/own")" -lt 2 ] || { say "$OWN:"; sed 's/^/  /' "$stage/own"; }
 	[ ! -s "$stage/env" ] || { say "$ENVIRONMENT:"; sed 's/=.*/=…/; s/^/  /' "$stage/env"; }

@@ -246,9 +246,12 @@ func TestInstall(t *testing.T) {
 	b.bare()
 	m := newMirror(t, b.M.LAN(), "umiak")
 	next := m.next(t)
+	// Another's program of a name for which install.sh makes a link.
+	b.must(b.M.Do(func() error { return os.WriteFile("/usr/local/bin/ctr", []byte("#!/bin/sh\necho theirs\n"), 0o755) }))
 	before, files := b.state(), b.files()
 
 	b.sub("Refused", func(b *box) {
+		b.refusedOfK3s(m)
 		b.refused(m, m.now, "", "server --node-naem x", "node-naem", "nothing was changed")
 		b.refused(m, m.now, "", "server extra", "unknown argument extra")
 		b.refused(m, m.now, "", "server --config /etc/x.yaml", "--config cannot be kept")
@@ -285,10 +288,15 @@ func TestInstall(t *testing.T) {
 	})
 
 	b.refused(m, m.now, "", "server --token 'not a token'", "token: its secret has a space", "nothing was changed")
-	b.mustInstall(m, m.now, "UMIAK_NODE_LABEL=from=env",
-		"server --node-taint a=b:PreferNoSchedule --node-taint=c=d:PreferNoSchedule --token of-this-cluster")
+	out := b.mustInstall(m, m.now, "UMIAK_NODE_LABEL=from=env INSTALL_K3S_TYPE=notify K3S_TOKEN=of-this-cluster "+
+		"INSTALL_K3S_EXEC='server --node-taint a=b:PreferNoSchedule'", "--node-taint=c=d:PreferNoSchedule")
+	if !strings.Contains(out, "without effect here: INSTALL_K3S_TYPE\n") ||
+		!strings.Contains(out, "ctr is /usr/local/bin/ctr, which is not Umiak's") {
+		t.Errorf("install.sh printed:\n%s", out)
+	}
 	b.up()
 	b.namespace()
+	b.sub("Links", func(b *box) { b.links() })
 	b.sub("Settings", func(b *box) {
 		n, err := b.Kube.CoreV1().Nodes().Get(b.soon(), "inst", metav1.GetOptions{})
 		b.must(err)
@@ -424,6 +432,45 @@ func TestInstall(t *testing.T) {
 			b.Errorf("data is left: %v, %v", left, err)
 		}
 	})
+}
+
+// refusedOfK3s runs installations with variables of k3s' installer that would mean something else here.
+func (b *box) refusedOfK3s(m *mirror) {
+	b.Helper()
+	for vars, why := range map[string]string{
+		"INSTALL_K3S_VERSION=v1.37.2+k3s1":                        "is a release of k3s",
+		"INSTALL_K3S_CHANNEL=v1.36":                               "there are no channels",
+		"INSTALL_K3S_COMMIT=abc":                                  "names builds of k3s",
+		"INSTALL_K3S_NAME=second":                                 "a machine has one service",
+		"INSTALL_K3S_SYSTEMD_DIR=/run/systemd/system":             "goes into /etc/systemd/system",
+		"INSTALL_K3S_BIN_DIR_READ_ONLY=true":                      "an update replaces the program",
+		"INSTALL_K3S_NONSENSE=x":                                  "INSTALL_K3S_NONSENSE is no variable",
+		"INSTALL_K3S_SYMLINK=always":                              "neither skip nor force",
+		"INSTALL_K3S_SKIP_DOWNLOAD=true":                          "/usr/local/bin/umiak is not there",
+		"K3S_URL=https://10.0.0.1:6443 UMIAK_URL=https://h:6443":  "set to different values",
+		"K3S_CONFIG_FILE=/etc/rancher/k3s/config.yaml K3S_URL= ":  "UMIAK_CONFIG cannot be kept",
+		"INSTALL_K3S_EXEC='server -c /etc/rancher/k3s/k3s.yaml' ": "--config cannot be kept",
+	} {
+		b.refused(m, m.now, vars, "", why)
+	}
+}
+
+// links checks the names under which the program is found after an installation.
+func (b *box) links() {
+	b.Helper()
+	for tool, want := range map[string]string{"kubectl get nodes -o name": "node/inst", "crictl pods -q": "",
+		"crictl --version": "crictl version v", "ctr version": "theirs"} {
+		out, err := b.M.Run(b.soon(), "/bin/sh", "-c", tool)
+		if err != nil || !strings.Contains(out, want) {
+			b.Errorf("%s: %q, %v", tool, out, err)
+		}
+	}
+	for _, tool := range []string{"kubectl", "crictl"} {
+		to, err := b.M.Run(b.soon(), "/usr/bin/readlink", "/usr/local/bin/"+tool)
+		if err != nil || to != "umiak\n" {
+			b.Errorf("%s leads to %q, %v", tool, to, err)
+		}
+	}
 }
 
 // powerLossInTheSwitch: the new version never becomes ready, and the installer has ended before it can be taken

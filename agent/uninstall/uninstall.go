@@ -61,8 +61,14 @@ func Plan(cfg Config) ([]string, error) {
 		return nil, err
 	}
 	files, err := Read(cfg.Etc)
-	if err != nil || cfg.Keep {
-		return files, err
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range slices.Clone(files) {
+		files = append(files, links(f)...)
+	}
+	if cfg.Keep {
+		return files, nil
 	}
 	files = append(files, cfg.Etc)
 	for _, d := range cfg.Nodes {
@@ -103,6 +109,18 @@ func (c Config) cleanup(ctx context.Context) error {
 var files = []string{
 	"umiak", "umiak-agent", "umiak.service", "umiak-agent.service", // programs, services, logrotate's settings
 	"umiak.log", "umiak-agent.log", "umiak.log.1", "umiak-agent.log.1",
+}
+
+// links returns the links to a program that install.sh has made beside it. They are not in List, because programs of
+// other versions read List as well.
+func links(program string) (all []string) {
+	for _, tool := range []string{"kubectl", "crictl", "ctr"} {
+		link := filepath.Join(filepath.Dir(program), tool)
+		if to, err := os.Readlink(link); err == nil && to == filepath.Base(program) {
+			all = append(all, link)
+		}
+	}
+	return all
 }
 
 // ErrNotInstalled means that List does not exist.
@@ -186,6 +204,11 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	for _, p := range others { // including this program
+		for _, l := range links(p) {
+			if err := remove(cfg, l); err != nil {
+				return err
+			}
+		}
 		if err := remove(cfg, p); err != nil {
 			return err
 		}

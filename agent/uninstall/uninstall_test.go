@@ -62,6 +62,11 @@ func newInstalled(t *testing.T) *installed {
 			t.Fatal(err)
 		}
 	}
+	for link, to := range map[string]string{"bin/kubectl": "umiak", "bin/crictl": "umiak", "bin/ctr": "other"} {
+		if err := os.Symlink(to, filepath.Join(m.dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return m
 }
 
@@ -83,7 +88,7 @@ func TestTakesAllBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		keep bool
 		left string
-	}{"all": {false, "bin/other"}, "keep": {true, "bin/other etc/config.yaml etc/config.yaml.d/50-install.yaml"}} {
+	}{"all": {false, "bin/ctr bin/other"}, "keep": {true, "bin/ctr bin/other etc/config.yaml etc/config.yaml.d/50-install.yaml"}} {
 		t.Run(name, func(t *testing.T) {
 			m := newInstalled(t)
 			if err := Run(t.Context(), m.config(c.keep)); err != nil {
@@ -107,7 +112,8 @@ func TestTakesAllBack(t *testing.T) {
 func TestPlan(t *testing.T) {
 	m := newInstalled(t)
 	before := m.left(t)
-	programs := []string{filepath.Join(m.dir, "bin/umiak"), filepath.Join(m.dir, "units/umiak.service")}
+	programs := []string{filepath.Join(m.dir, "bin/umiak"), filepath.Join(m.dir, "units/umiak.service"),
+		filepath.Join(m.dir, "bin/kubectl"), filepath.Join(m.dir, "bin/crictl")}
 	for keep, want := range map[bool][]string{true: programs,
 		false: append(slices.Clone(programs), m.etc, "/no/a", "/no/b")} {
 		got, err := Plan(m.config(keep))
@@ -147,7 +153,7 @@ func TestGoesOnAfterAFailure(t *testing.T) {
 		if err := Run(t.Context(), m.config(false)); err != nil {
 			t.Errorf("%s: again: %v", step, err)
 		}
-		if got := m.left(t); got != "bin/other" {
+		if got := m.left(t); got != "bin/ctr bin/other" {
 			t.Errorf("%s: left %s", step, got)
 		}
 	}
