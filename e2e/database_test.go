@@ -35,6 +35,48 @@ func (e *env) postgres(l *machine.LAN) string {
 	return e.endpoint
 }
 
+// k3sDatabase is a database beside e's that looks as k3s leaves it.
+type k3sDatabase struct {
+	endpoint, before string
+	psql             func(statement string) (string, error)
+}
+
+// databaseOfK3s makes a database with the table of kine and the keys that k3s writes.
+func (e *env) databaseOfK3s() k3sDatabase {
+	e.Helper()
+	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin/psql") // postgres has found them
+	k := k3sDatabase{endpoint: strings.Replace(e.endpoint, "/umiak?", "/kubernetes?", 1)}
+	dir := filepath.Join(e.database.M.Dir, "pg")
+	run := func(db, statement string) (string, error) {
+		return e.database.M.Run(e.soon(), bins[0], "-h", dir, "-U", "postgres", "-d", db, "-At", "-v", "ON_ERROR_STOP=1",
+			"-c", statement)
+	}
+	k.psql = func(statement string) (string, error) { return run("kubernetes", statement) }
+	_, err := run("umiak", "CREATE DATABASE kubernetes")
+	e.must(err)
+	_, err = k.psql(`CREATE TABLE kine (id BIGSERIAL PRIMARY KEY, name text COLLATE "C", created INTEGER, deleted INTEGER,
+			create_revision BIGINT, prev_revision BIGINT, lease INTEGER, value bytea, old_value bytea);
+		CREATE INDEX kine_name_index ON kine (name);
+		CREATE INDEX kine_name_id_index ON kine (name,id);
+		CREATE INDEX kine_id_deleted_index ON kine (id,deleted);
+		CREATE INDEX kine_prev_revision_index ON kine (prev_revision);
+		CREATE UNIQUE INDEX kine_name_prev_revision_uindex ON kine (name, prev_revision);
+		INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) VALUES
+			('compact_rev_key', 1, 0, 0, 0, 0, ''), ('/registry/health', 1, 0, 0, 0, 0, '{"health":"true"}'),
+			('/bootstrap/4f2d9a7be0c1', 1, 0, 0, 0, 0, 'sealed'), ('/registry/namespaces/kube-system', 1, 0, 0, 0, 0, 'k8s')`)
+	e.must(err)
+	k.before = k.content(e)
+	return k
+}
+
+// content returns a digest of all rows.
+func (k k3sDatabase) content(e *env) string {
+	e.Helper()
+	out, err := k.psql(`SELECT count(*), md5(string_agg(kine::text, ',' ORDER BY id)) FROM kine`)
+	e.must(err)
+	return out
+}
+
 // twoOnDatabase starts a server on a PostgreSQL of its own, and makes another, which is not started, for the same:
 // secret is the server token that it needs.
 func twoOnDatabase(t *testing.T, first, next string) (e *env, second *cluster.Cluster, endpoint, secret string) {
@@ -56,7 +98,9 @@ func TestServersOnOneDatabase(t *testing.T) {
 	e, second, endpoint, secret := twoOnDatabase(t, "pg1", "pg2")
 	refused := func(want string, settings map[string]string) {
 		e.Helper()
-		settings["datastore-endpoint"] = endpoint
+		if settings["datastore-endpoint"] == "" {
+			settings["datastore-endpoint"] = endpoint
+		}
 		e.must(second.Configure(settings))
 		e.must(second.Start())
 		select {
@@ -69,6 +113,14 @@ func TestServersOnOneDatabase(t *testing.T) {
 		}
 	}
 	refused("set its server token", map[string]string{})
+	k3s := e.databaseOfK3s()
+	refused("holds a cluster of k3s", map[string]string{"datastore-endpoint": k3s.endpoint})
+	if now := k3s.content(e); now != k3s.before {
+		e.Errorf("k3s' database was changed: %s, was %s", now, k3s.before)
+	}
+	if entries, err := os.ReadDir(second.M.Host(filepath.Join(cluster.Dirs().Server(), "pki"))); err == nil {
+		e.Errorf("there are keys for the cluster that was refused: %v", entries)
+	}
 	refused("this is not the cluster's server token",
 		map[string]string{"token": "um1." + strings.Repeat("0", 64) + ".server.guessed"})
 	refused(`cluster-domain is "else.where" here and "cluster.local" in the cluster`,

@@ -261,6 +261,9 @@ func recall(ctx context.Context, cfg JoinConfig) error {
 			return err
 		}
 		defer c.Close() //nolint:errcheck // only a connection
+		if err := refuseForeign(ctx, c, true); err != nil {
+			return err
+		}
 		r, revision, err := readRecord(ctx, c)
 		switch {
 		case err != nil || revision == 0:

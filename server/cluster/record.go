@@ -90,6 +90,9 @@ func (r *KeyRecord) Prepare() { r.filesInForce = r.authorities.filesInForce() }
 // this server was away. It returns storage.ErrReopen where the datastore has been opened with certificates that are not
 // in force.
 func (r *KeyRecord) Claim(ctx context.Context, c *clientv3.Client) error {
+	if err := refuseForeign(ctx, c, r.cfg.Shared == joinwire.External); err != nil {
+		return err
+	}
 	own := r.filesInForce
 	again, sealed := r.authorities.claim(ctx, c, own)
 	if sealed != nil && !errors.Is(sealed, rotation.ErrSealed) {
