@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/plugin"
 
+	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
@@ -32,6 +33,9 @@ func Run(args []string, dirs func() (layout.Dirs, error)) error {
 			return err
 		}
 		if err := useAdmin(d.AdminKubeconfig(), own); err != nil {
+			return err
+		}
+		if err := checkRunning(d, own); err != nil {
 			return err
 		}
 	}
@@ -95,6 +99,9 @@ func useAdmin(file string, args []string) error {
 	case err == nil:
 		return os.Setenv("KUBECONFIG", file)
 	case errors.Is(err, fs.ErrPermission):
+		if _, err := os.Stat(clientcmd.RecommendedHomeFile); err == nil {
+			return nil // the user's own
+		}
 		return fmt.Errorf("read %s: permission denied; run as root, or set KUBECONFIG", file)
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
@@ -103,6 +110,15 @@ func useAdmin(file string, args []string) error {
 		return nil
 	}
 	return noServer(filepath.Dir(filepath.Dir(file)))
+}
+
+// checkRunning returns an error where kubectl would ask the server of this machine, and that does not run.
+func checkRunning(d layout.Dirs, args []string) error {
+	if os.Getenv("KUBECONFIG") != d.AdminKubeconfig() || needsNoServer(args) || instance.Running(d) {
+		return nil
+	}
+	return fmt.Errorf("the server of this machine (data-dir %s) does not run: start it with `systemctl start umiak` or `umiak server`; "+
+		"its log has why it ended. To ask another server, set KUBECONFIG", d.Data)
 }
 
 func noServer(dataDir string) error {

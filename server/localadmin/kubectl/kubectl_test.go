@@ -9,6 +9,9 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/umiak-io/umiak/internal/instance"
+	"github.com/umiak-io/umiak/internal/layout"
 )
 
 func TestFindsTheServerOfThisMachine(t *testing.T) {
@@ -51,6 +54,30 @@ func TestFindsTheServerOfThisMachine(t *testing.T) {
 	if err := useAdmin(file, []string{"get", "pods"}); err != nil || os.Getenv("KUBECONFIG") != file ||
 		findsServer([]string{"get"}) {
 		t.Errorf("%v, %s", err, os.Getenv("KUBECONFIG"))
+	}
+}
+
+func TestAServerThatDoesNotRun(t *testing.T) {
+	d := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
+	t.Setenv("KUBECONFIG", d.AdminKubeconfig())
+	get := []string{"get", "pods"}
+	if err := checkRunning(d, get); err == nil || !strings.Contains(err.Error(), "systemctl start umiak") {
+		t.Errorf("no process has the data directory: %v", err)
+	}
+	if err := checkRunning(d, []string{"version", "--client"}); err != nil {
+		t.Errorf("a command that needs no server: %v", err)
+	}
+	release, err := instance.Acquire(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := checkRunning(d, get); err != nil {
+		t.Errorf("it runs: %v", err)
+	}
+	release()
+	t.Setenv("KUBECONFIG", "/home/u/.kube/config")
+	if err := checkRunning(d, get); err != nil {
+		t.Errorf("another kubeconfig: %v", err)
 	}
 }
 
