@@ -195,6 +195,29 @@ func TestSnapshotComesBackFromABucket(t *testing.T) {
 	if _, err := b.Kube.CoreV1().ConfigMaps(b.ns).Get(b.ctx, "kept", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
+	b.bucketOfASecret(srv, ca)
+}
+
+// bucketOfASecret uploads with the settings of a Secret, whose keys have the names that k3s gave them.
+func (e *env) bucketOfASecret(srv *s3server.Server, ca []byte) {
+	e.Helper()
+	_, err := e.Kube.CoreV1().Secrets(metav1.NamespaceSystem).Create(e.ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "bucket"}, StringData: map[string]string{
+			"etcd-s3-bucket": srv.Config.Bucket, "etcd-s3-folder": "by-secret", "etcd-s3-endpoint": srv.Config.Endpoint,
+			"etcd-s3-endpoint-ca": string(ca), "etcd-s3-access-key": srv.Config.AccessKey,
+			"etcd-s3-secret-key": srv.Config.SecretKey,
+		}}, metav1.CreateOptions{})
+	e.must(err)
+	e.must(e.Stop(e.soon()))
+	e.must(e.Configure(map[string]string{"snapshot-s3-config-secret": "bucket", "snapshot-s3-unencrypted": "true"}))
+	e.must(e.Start())
+	e.must(e.APIReady(e.soon()))
+	file, err := e.Umiak(e.soon(), "snapshot", "save", "by-secret")
+	e.must(err)
+	list, err := e.Umiak(e.soon(), "snapshot", "list")
+	if l := lineWith(list, []string{filepath.Base(strings.TrimSpace(file))}); err != nil || !strings.Contains(l, "here,s3") {
+		e.Errorf("list: %v\n%s", err, list)
+	}
 }
 
 func TestSQLiteMovesIntoEtcdOnRestart(t *testing.T) {
