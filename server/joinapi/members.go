@@ -38,7 +38,7 @@ type addresses struct {
 	External []netip.Addr `json:"external,omitempty"`
 	Proven   []netip.Addr `json:"proven,omitempty"`
 	First    []netip.Addr `json:"first,omitempty"`
-	// Names are further names of the node, which no other has.
+	// Names are further names of the node; of several nodes that have recorded one, Members.named has it.
 	Names []string `json:"names,omitempty"`
 }
 
@@ -290,29 +290,6 @@ func (m *Members) holder(a netip.Addr) string {
 		return ""
 	}
 	return best.name
-}
-
-// hasName reports whether a node has registered a further name.
-func (m *Members) hasName(node, name string) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	rec := m.nodes[node]
-	return rec != nil && rec.addrs != nil && slices.Contains(rec.addrs.Names, name)
-}
-
-// named returns the node that has a name as its own or as a further one, "" if none has.
-func (m *Members) named(name string) string {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	if m.nodes[name] != nil {
-		return name
-	}
-	for _, n := range m.nodes {
-		if n.addrs != nil && slices.Contains(n.addrs.Names, name) {
-			return n.name
-		}
-	}
-	return ""
 }
 
 // before reports whether an address that both have registered is r's.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -67,16 +68,20 @@ func (t Tokens) claim(ctx context.Context, node, password, tokenID string, kind 
 	return nil
 }
 
-// Reserve takes a node name, addresses and further names for the server's own node, also from another machine. It
-// reports whether another machine had the name.
+// Reserve takes a node name, addresses and further names for the server's own node, also from another machine, and
+// removes these names from the further names of agents' nodes. It reports whether another machine had the name.
 func (t Tokens) Reserve(ctx context.Context, node, password string, ips []netip.Addr, names ...string) (taken bool,
 	err error) {
 	if taken, err = t.reserve(ctx, node, password); err != nil {
 		return taken, err
 	}
-	return taken, t.record(ctx, node, func(m *member) (addresses, []string) {
+	err = t.record(ctx, node, func(m *member) (addresses, []string) {
 		return addresses{IPs: ips, Names: names}, m.keys
 	})
+	if err != nil {
+		return taken, err
+	}
+	return taken, t.clearNames(ctx, node, slices.Concat([]string{node}, names))
 }
 
 func (t Tokens) reserve(ctx context.Context, node, password string) (taken bool, err error) {

@@ -21,16 +21,16 @@ import (
 // address of a machine that is gone to the next one.
 const leaseEnded = 5 * time.Minute
 
-// contested refuses a machine that comes for the first time with an address of a node that lives, before anything is
-// written for it. One that is back may have others to give up, see register.
+// contested refuses a machine that comes for the first time with an address of a node that lives, or with a name that
+// it may not have, before anything is written for it. One that is back may have others to give up, see register.
 func (a *API) contested(ctx context.Context, s *serving, n *node) error {
-	if err := a.namesFree(n); err != nil {
-		return err
-	}
 	if rec := s.known.node(n.name); rec != nil && owns(rec, n.password) {
 		return nil
 	}
-	var refused error
+	refused, err := a.contestedNames(ctx, s, n)
+	if err != nil {
+		return err
+	}
 	for _, text := range n.ips {
 		ip, err := netip.ParseAddr(text)
 		if err != nil {
@@ -49,26 +49,17 @@ func (a *API) contested(ctx context.Context, s *serving, n *node) error {
 	return nil
 }
 
-// namesFree refuses a node a further name that another node has.
-func (a *API) namesFree(n *node) error {
-	for _, name := range n.names {
-		if holder := a.members.named(name); holder != "" && holder != n.name {
-			return joinwire.Refuse(joinwire.Busy, "the name %s is that of node %s: give this machine another "+
-				"(node-internal-dns, node-external-dns), or delete that node", name, holder)
-		}
-	}
-	return nil
-}
-
 // register records what a node has: its addresses, for which it gets certificates, and the keys of these. It writes
 // only what is new. An address that a node has registered that lives is refused; what the node itself does not name
-// any more is free at once, so that two machines may swap their addresses.
+// any more is free at once, so that two machines may swap their addresses. Further names that the node may not have are
+// removed from n.
 func (a *API) register(ctx context.Context, s *serving, n *node) error {
-	now, err := n.addresses()
-	if err != nil {
+	if err := a.dropNames(ctx, s, n); err != nil {
 		return err
 	}
-	if err := a.namesFree(n); err != nil {
+	a.takeNames(ctx, s, n)
+	now, err := n.addresses()
+	if err != nil {
 		return err
 	}
 	if rec := s.known.node(n.name); rec != nil {
@@ -337,14 +328,6 @@ func (a *API) Refuse(ctx context.Context, node string, ip netip.Addr, external b
 		return errors.New("the node has not registered it; its agent does so when it starts with it (node-ip, node-external-ip)")
 	}
 	return nil
-}
-
-// RefuseName returns why a node may not have a further name in its Node: it has not registered it; nil if it may.
-func (a *API) RefuseName(node, name string) error {
-	if node == a.members.self || a.members.hasName(node, name) {
-		return nil
-	}
-	return errors.New("the node has not registered it; its agent does so when it starts with it (node-internal-dns, node-external-dns)")
 }
 
 // Knows reports whether Admits has the records of nodes: Run has reached the API server.

@@ -220,7 +220,13 @@ func TestFurtherNames(t *testing.T) {
 			if path == joinwire.RenewPath {
 				with = nil
 			}
-			if code, body := two.ask(path, with, "192.0.2.2"); code == http.StatusOK {
+			code, body := two.ask(path, with, "192.0.2.2")
+			if code == http.StatusOK && path == joinwire.RenewPath && name == "one.example.com" {
+				// A name of another node is left out of a renewal.
+				if want := []string{"two"}; !slices.Equal(two.serving.DNSNames, want) {
+					t.Errorf("a renewal with another's name has the names %q, want %q", two.serving.DNSNames, want)
+				}
+			} else if code == http.StatusOK || path == joinwire.RenewPath && name == "one.example.com" {
 				t.Errorf("%s: node two gets the name %q: %s", path, name, body)
 			}
 		}
