@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -263,12 +264,35 @@ func (n *Nodes) ownProviderID(now, old *api.Node) error {
 		return err
 	}
 	for _, o := range all {
-		if o.Name != now.Name && o.Spec.ProviderID == id {
+		if o.Name != now.Name && sameMachine(o.Spec.ProviderID, id) {
 			return fmt.Errorf("node %s may not have the provider ID %.256q of node %s; if it is the same machine, "+
 				"delete that Node", now.Name, id, o.Name)
 		}
 	}
 	return nil
+}
+
+// sameMachine reports whether two provider IDs (SCHEME://PATH) name one machine in any case, as Azure reads them.
+func sameMachine(a, b string) bool {
+	schemeA, machineA := machineOf(a)
+	schemeB, machineB := machineOf(b)
+	return schemeA == schemeB && slices.Equal(machineA, machineB)
+}
+
+// machineOf returns the scheme of a provider ID and the part of its path by which cloud controllers find the machine,
+// both in lower case. That is the last element, as in aws:///ZONE/INSTANCE. A number is unique only within what the two
+// elements before it name: azure:///…/virtualMachineScaleSets/SET/virtualMachines/0, proxmox://REGION/100.
+func machineOf(id string) (scheme string, machine []string) {
+	scheme, path, ok := strings.Cut(strings.ToLower(id), "://")
+	if !ok {
+		scheme, path = "", scheme
+	}
+	machine = strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
+	parts := 1
+	if n := len(machine); n > 0 && strings.Trim(machine[n-1], "0123456789") == "" {
+		parts = 3
+	}
+	return scheme, machine[max(0, len(machine)-parts):]
 }
 
 // all returns all Nodes.

@@ -232,6 +232,9 @@ func TestProviderIDsOfNodes(t *testing.T) {
 	f := informers.NewSharedInformerFactory(fake.NewClientset(
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{ProviderID: "lab://1"}},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}, Spec: corev1.NodeSpec{ProviderID: "lab://2"}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n3"}, Spec: corev1.NodeSpec{ProviderID: "aws:///zone-a/i-0abc"}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n4"}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n5"}, Spec: corev1.NodeSpec{ProviderID: "azure:///s/sets/one/vms/0"}},
 	), 0)
 	n := NewNodes(free{})
 	n.SetExternalKubeInformerFactory(f)
@@ -250,6 +253,14 @@ func TestProviderIDsOfNodes(t *testing.T) {
 		{"another", nil, node("lab://3"), "system:nodes", false},
 		{"none", nil, node(""), "system:nodes", false},
 		{"another's", nil, node("lab://2"), "system:nodes", true},
+		{"another's in another zone", nil, node("aws:///zone-b/i-0abc"), "system:nodes", true},
+		{"another's without a zone", nil, node("aws://i-0abc"), "system:nodes", true},
+		{"another's with a slash", nil, node("aws:///zone-a/i-0abc/"), "system:nodes", true},
+		{"another's in another case", nil, node("AWS:///zone-a/I-0ABC"), "system:nodes", true},
+		{"another's in another subscription", nil, node("azure:///t/Sets/One/VMs/0"), "system:nodes", true},
+		{"the number in another scale set", nil, node("azure:///s/sets/two/vms/0"), "system:nodes", false},
+		{"another machine in the same zone", nil, node("aws:///zone-a/i-0abcd"), "system:nodes", false},
+		{"the same id with another cloud", nil, node("lab:///zone-a/i-0abc"), "system:nodes", false},
 		{"another's, later", node(""), node("lab://2"), "system:nodes", true},
 		{"another's, before this was checked", node("lab://2"), node("lab://2"), "system:nodes", false},
 		{"another's, by an administrator", nil, node("lab://2"), "system:masters", false},
