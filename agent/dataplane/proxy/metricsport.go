@@ -17,22 +17,30 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// headerTimeout bounds how long a client of the metrics port takes to send its request.
-const headerTimeout = 10 * time.Second
+// Bounds of the metrics port, which answers without authentication.
+const (
+	headerTimeout = 10 * time.Second // a client sends its request
+	writeTimeout  = 30 * time.Second // the metrics are collected and the client receives them
+	// maxScrapes bounds the requests that collect metrics at the same time: each collects those of the whole process.
+	// Others are answered 503.
+	maxScrapes = 2
+)
 
-// ownMetrics returns the proxy's metrics out of those of all components of the process.
-func ownMetrics() ([]*dto.MetricFamily, error) {
-	all, err := legacyregistry.DefaultGatherer.Gather()
+// ownMetrics returns the proxy's metrics out of those that a gatherer has of all components of the process.
+func ownMetrics(process prometheus.Gatherer) ([]*dto.MetricFamily, error) {
+	all, err := process.Gather()
 	return slices.DeleteFunc(all, func(m *dto.MetricFamily) bool {
 		own, _ := strings.CutPrefix(m.GetName(), "umiak")
 		return !strings.HasPrefix(own, "kubeproxy_") && !strings.HasPrefix(own, "_proxy_")
 	}), err
 }
 
-// metricsHandler answers at the paths of kube-proxy's metrics port.
-func metricsHandler() http.Handler {
+// metricsHandler answers at the paths of kube-proxy's metrics port. process has the metrics of all components.
+func metricsHandler(process prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(prometheus.GathererFunc(ownMetrics), promhttp.HandlerOpts{}))
+	own := func() ([]*dto.MetricFamily, error) { return ownMetrics(process) }
+	mux.Handle("/metrics", promhttp.HandlerFor(prometheus.GathererFunc(own),
+		promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("nftables")) // the client has gone otherwise
 	})
@@ -46,7 +54,8 @@ func serveMetrics(ctx context.Context, at netip.AddrPort) error {
 	if err != nil {
 		return fmt.Errorf("%s: metrics-bind-address: %w", flagsKey, err)
 	}
-	s := &http.Server{Handler: metricsHandler(), ReadHeaderTimeout: headerTimeout}
+	s := &http.Server{Handler: metricsHandler(legacyregistry.DefaultGatherer), ReadHeaderTimeout: headerTimeout,
+		WriteTimeout: writeTimeout}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
