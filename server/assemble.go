@@ -3,7 +3,6 @@ package server
 import (
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 
 	"github.com/umiak-io/umiak/datastore"
 	"github.com/umiak-io/umiak/datastore/etcd"
@@ -52,13 +51,9 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 		return nil, err
 	}
 	s.balancer = cfg.loadBalancer(s.join, log)
-	endpoints := dnsendpoints.Config{
-		Client: clients.Maker("umiak-dns-endpoints"), ClusterDNS: cfg.DNS(), Off: !cfg.dnsEndpoints(),
-		Mark: filepath.Join(cfg.Dirs().Server(), "dns-endpoints.json"), Log: log,
-	}
-	if endpoints.Needed() {
-		s.dnsEndpoints = dnsendpoints.New(endpoints)
-	}
+	s.dnsEndpoints = dnsendpoints.New(dnsendpoints.Config{
+		Client: clients.Maker("umiak-dns-endpoints"), ClusterDNS: cfg.DNS(), Off: !cfg.dnsEndpoints(), Log: log,
+	})
 	s.upgrades = upgrades.New(upgrades.Config{
 		REST: clients.ConfigMaker("umiak-upgrades"), Version: version.Version, Disabled: cfg.upgradesOff(), Log: log,
 	})

@@ -39,7 +39,7 @@ type Server struct {
 	plane        *controlplane.ControlPlane
 	manifests    *addons.Part
 	balancer     *servicelb.Controller
-	dnsEndpoints *dnsendpoints.Controller // nil where the DNS Service has no endpoints
+	dnsEndpoints *dnsendpoints.Controller
 	upgrades     *upgrades.Controller
 	snapshots    *backup.Keeper
 	node         *ownnode.Node
@@ -92,10 +92,8 @@ func (s *Server) Parts(node NodeHooks) []lifecycle.Part {
 		leading("secrets-encryption", s.secrets.Run),
 		part("snapshots", s.snapshots.Run, afterSnapshots...),
 		part("tokens", s.tokens.Run, "kube-apiserver"),
-		part("join-api", s.join.Run, "kube-apiserver"))
-	if s.dnsEndpoints != nil {
-		parts = append(parts, leading("dns-endpoints", s.dnsEndpoints.Run))
-	}
+		part("join-api", s.join.Run, "kube-apiserver"),
+		leading("dns-endpoints", s.dnsEndpoints.Run))
 	if !s.cfg.DisableAgent {
 		parts = append(parts, part("node-name", s.node.Reserve, "kube-apiserver"),
 			part("node-role", s.node.Mark, "kube-apiserver"))

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
 	"reflect"
 	"slices"
 	"time"
@@ -20,7 +18,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/retry"
 	"github.com/umiak-io/umiak/server/cachetrim"
 )
@@ -34,11 +31,10 @@ type Config struct {
 	Client func() (kubernetes.Interface, error)
 	// ClusterDNS are the addresses of the DNS Service, one a family.
 	ClusterDNS []netip.Addr
-	// Off deletes the EndpointSlices of earlier runs, once, and does nothing more.
+	// Off deletes the EndpointSlices of earlier runs, also those of other servers, and does nothing more: one request
+	// for each call of Run.
 	Off bool
-	// Mark is a file that exists while there may be EndpointSlices of this package; see Needed.
-	Mark string
-	Log  *slog.Logger
+	Log *slog.Logger
 }
 
 // Controller maintains the endpoints of the DNS Service.
@@ -61,13 +57,6 @@ func New(cfg Config) *Controller {
 	return c
 }
 
-// Needed reports whether there is something to do for a Controller: without one, a cluster where this was never on has
-// no part for it.
-func (c Config) Needed() bool {
-	_, err := os.Stat(c.Mark)
-	return !c.Off || err == nil
-}
-
 // Run works until ctx ends. One server may run it at a time.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	client, err := c.cfg.Client()
@@ -76,19 +65,9 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	}
 	ready() // the nodes' own tables answer where the proxy does not need the endpoints
 	if c.cfg.Off {
-		c.retry(ctx, func(ctx context.Context) error {
-			if err := remove(ctx, client); err != nil {
-				return err
-			}
-			return os.Remove(c.cfg.Mark)
-		})
+		c.retry(ctx, func(ctx context.Context) error { return remove(ctx, client) })
 		<-ctx.Done()
 		return nil
-	}
-	if _, err := os.Stat(c.cfg.Mark); errors.Is(err, fs.ErrNotExist) {
-		if err := atomicfile.Write(c.cfg.Mark, []byte("{}\n"), 0o600); err != nil {
-			return err
-		}
 	}
 	return c.follow(ctx, client)
 }

@@ -2,21 +2,24 @@ package dnsendpoints
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 func node(name string, addrs ...string) *corev1.Node {
@@ -65,16 +68,11 @@ func TestPlan(t *testing.T) {
 // TestController follows nodes, repairs its EndpointSlices, and deletes them where it is off.
 func TestController(t *testing.T) {
 	client := fake.NewClientset(node("a", "192.0.2.1"))
-	mark := filepath.Join(t.TempDir(), "mark")
-	config := func(off bool) Config {
-		return Config{Client: func() (kubernetes.Interface, error) { return client, nil }, Off: off, Mark: mark,
-			ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, Log: slog.New(slog.DiscardHandler)}
+	controller := func(off bool) *Controller {
+		return New(Config{Client: func() (kubernetes.Interface, error) { return client, nil }, Off: off,
+			ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, Log: slog.New(slog.DiscardHandler)})
 	}
-	if config(true).Needed() || !config(false).Needed() {
-		t.Error("it is needed where it was never on, or not where it is")
-	}
-	run := func(off bool) (stop func()) {
-		c := New(config(off))
+	run := func(c *Controller) (stop func()) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx, func() {}) }()
@@ -88,19 +86,18 @@ func TestController(t *testing.T) {
 	api := client.DiscoveryV1().EndpointSlices(namespace)
 	becomes := func(what, want string) {
 		t.Helper()
-		var err error
-		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-			var l *discoveryv1.EndpointSliceList
-			if l, err = api.List(t.Context(), metav1.ListOptions{LabelSelector: selector}); err == nil {
-				if got := text(l.Items); got == want {
-					return
-				}
-				err = errors.New(text(l.Items))
+		eventually.Nil(t, what, func() error {
+			l, err := api.List(t.Context(), metav1.ListOptions{LabelSelector: selector})
+			if err != nil {
+				return err
 			}
-		}
-		t.Fatalf("%s: want %s, got %v", what, want, err)
+			if got := text(l.Items); got != want {
+				return fmt.Errorf("want %s, got %s", want, got)
+			}
+			return nil
+		})
 	}
-	stop := run(false)
+	stop := run(controller(false))
 	becomes("at first", "kube-dns-nodes-ipv4-0 a [192.0.2.1] 225")
 	if _, err := client.CoreV1().Nodes().Create(t.Context(), node("b", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -115,18 +112,45 @@ func TestController(t *testing.T) {
 	if err := client.CoreV1().Nodes().Delete(t.Context(), "b", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	stop = run(false)
+	stop = run(controller(false))
 	becomes("after a restart", "kube-dns-nodes-ipv4-0 a [192.0.2.1] 225")
 	stop()
-	if !config(true).Needed() {
-		t.Error("what it has made would stay")
-	}
-	stop = run(true)
+	// Another server leads now, and the setting is off.
+	stop = run(controller(true))
 	becomes("off", "")
-	for end := time.Now().Add(20 * time.Second); config(true).Needed(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("it is needed after everything was deleted")
-		}
-	}
 	stop()
+}
+
+// TestOff deletes once in each term of a leader, also in the second term of one process, and does not repeat it.
+func TestOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		lists, deletes := 0, 0
+		client.PrependReactor("*", "endpointslices", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			switch a.GetVerb() {
+			case "list":
+				lists++
+			case "delete":
+				deletes++
+			}
+			return false, nil, nil
+		})
+		c := New(Config{Client: func() (kubernetes.Interface, error) { return client, nil }, Off: true,
+			Log: slog.New(slog.DiscardHandler)})
+		for term := 1; term <= 2; term++ {
+			slice := slice(discoveryv1.AddressTypeIPv4, 0, nil)
+			if _, err := client.DiscoveryV1().EndpointSlices(namespace).Create(t.Context(), &slice,
+				metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour) // of the synthetic clock
+			if err := c.Run(ctx, func() {}); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			if lists != term || deletes != term {
+				t.Errorf("term %d: %d lists and %d deletions in all", term, lists, deletes)
+			}
+		}
+	})
 }
