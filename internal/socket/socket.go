@@ -19,20 +19,32 @@ var ErrNotRunning = errors.New("umiak is not running")
 // maxPath is the longest path of a unix socket in bytes: sun_path in unix(7), without its zero byte.
 const maxPath = 107
 
-// CheckPath returns an error if path is too long for a unix socket.
-func CheckPath(path string) error {
-	if len(path) <= maxPath {
+// Names under which Listen binds, before it renames the socket: tmpDir in the folder of the path, with a number of at
+// most tmpDigits digits that os.MkdirTemp appends, and tmpName in it. They are short, as the paths of sockets must be.
+const (
+	tmpDir    = ".s"
+	tmpName   = "s"
+	tmpDigits = 10 // of a uint32
+)
+
+// CheckPath returns an error if path is too long for a unix socket. Listen may need a longer one and checks that.
+func CheckPath(path string) error { return checkLength(path, len(path)) }
+
+// checkLength returns an error if n, the length of the longest path that is bound for path, is too long.
+func checkLength(path string, n int) error {
+	if n <= maxPath {
 		return nil
 	}
-	return fmt.Errorf("listen on %s: the path of a unix socket may have %d bytes, this has %d: choose a shorter --run-dir",
-		path, maxPath, len(path))
+	return fmt.Errorf("listen on %s: the path of a unix socket may have %d bytes, this needs %d: "+
+		"choose a shorter --run-dir", path, maxPath, n)
 }
 
 // Listen creates a socket at path in place of an old one. It binds in a folder that only root can enter, sets the
 // mode to 0600, and renames the socket, so that another user cannot connect at any moment. The file stays when the
 // listener is closed: another one may have taken its place.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
-	if err := CheckPath(path); err != nil {
+	tmp := len(filepath.Join(filepath.Dir(path), tmpDir)) + tmpDigits + len("/") + len(tmpName)
+	if err := checkLength(path, max(len(path), tmp)); err != nil {
 		return nil, err
 	}
 	l, err := listen(ctx, path)
@@ -46,12 +58,12 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}
-	private, err := os.MkdirTemp(filepath.Dir(path), ".s") // short, as the paths of sockets have to be
+	private, err := os.MkdirTemp(filepath.Dir(path), tmpDir)
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(private) //nolint:errcheck // an error leaves an empty folder
-	tmp := filepath.Join(private, "s")
+	tmp := filepath.Join(private, tmpName)
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", tmp)
 	if err != nil {

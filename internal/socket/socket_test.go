@@ -46,18 +46,27 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// TestPathsThatAreTooLong measures the socket's path, or the temporary one where its name is shorter than that: the
+// longest paths work, and one byte more is an error before anything is bound.
 func TestPathsThatAreTooLong(t *testing.T) {
-	dir := t.TempDir()
-	longest := filepath.Join(dir, strings.Repeat("d", maxPath-len(dir)-len("/")-len("/datastore.sock")), "datastore.sock")
-	if err := os.Mkdir(filepath.Dir(longest), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	l, err := Listen(t.Context(), longest)
-	if err != nil {
-		t.Fatalf("%d bytes: %v", len(longest), err)
-	}
-	_ = l.Close()
-	if _, err := Listen(t.Context(), longest+"x"); err == nil || !strings.Contains(err.Error(), "choose a shorter --run-dir") {
-		t.Errorf("%d bytes: %v", len(longest)+1, err)
+	temporary := len("/.s/s") + len("4294967295")
+	for name, after := range map[string]int{"/datastore-of-all.sock": len("/datastore-of-all.sock"),
+		"/a.sock": temporary} {
+		base := t.TempDir()
+		dir := filepath.Join(base, strings.Repeat("d", maxPath-len(base)-len("/")-after))
+		for _, d := range []string{dir, dir + "x"} {
+			if err := os.Mkdir(d, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l, err := Listen(t.Context(), dir+name)
+		if err != nil {
+			t.Fatalf("%d bytes: %v", len(dir+name), err)
+		}
+		_ = l.Close()
+		_, err = Listen(t.Context(), dir+"x"+name)
+		if err == nil || !strings.Contains(err.Error(), "choose a shorter --run-dir") {
+			t.Errorf("%d bytes: %v", len(dir+"x"+name), err)
+		}
 	}
 }
