@@ -97,9 +97,7 @@ func (f *follower) run(ctx context.Context, mounts mounted.Changes) error {
 			settle()
 		case <-timer.C:
 			pending = false
-			f.watch() // a path may lead to another file now
-			f.seen = f.identity()
-			if err := f.Changed(); err != nil {
+			if err := f.update(); err != nil {
 				return err
 			}
 			if f.differs() { // changed while it was read
@@ -107,6 +105,14 @@ func (f *follower) run(ctx context.Context, mounts mounted.Changes) error {
 			}
 		}
 	}
+}
+
+// update renews the watch, since a path may lead to another file now, and calls Changed, also if the watch fails: a
+// caller that tries again goes on with the files as they are.
+func (f *follower) update() error {
+	watch := f.watch()
+	f.seen = f.identity()
+	return errors.Join(f.Changed(), watch)
 }
 
 // differs reports whether the files, or the paths that lead to them, have changed since the last call of Changed.
@@ -154,15 +160,18 @@ func (f *follower) paths() []string {
 	return slices.Compact(out)
 }
 
-// watch replaces all watches.
-func (f *follower) watch() {
+// watch replaces all watches. The error names the paths whose changes nothing would report.
+func (f *follower) watch() error {
 	for _, old := range f.watcher.WatchList() {
 		_ = f.watcher.Remove(old)
 	}
 	f.watched = f.paths()
+	var errs []error
 	for _, p := range f.watched {
 		if err := f.watcher.Add(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			f.Log.Warn("cannot watch a path, its changes are not noticed", "of", f.Name, "path", p, "error", err)
+			errs = append(errs, fmt.Errorf("watch %s at %s (out of inotify watches? raise fs.inotify.max_user_watches): %w",
+				f.Name, p, err))
 		}
 	}
+	return errors.Join(errs...)
 }

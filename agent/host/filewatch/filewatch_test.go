@@ -2,11 +2,14 @@ package filewatch
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+
+	"github.com/fsnotify/fsnotify"
 
 	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
@@ -68,5 +71,25 @@ func TestFollow(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWatchFails: the error of a path that cannot be watched ends Follow, after the files as they are have been read.
+func TestWatchFails(t *testing.T) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil { // every Add fails
+		t.Fatal(err)
+	}
+	calls := 0
+	f := &follower{watcher: w, Config: Config{Name: "the settings", Files: []string{filepath.Join(t.TempDir(), "file")},
+		Log: slog.New(slog.DiscardHandler), Changed: func() error {
+			calls++
+			return nil
+		}}}
+	if err := f.update(); !errors.Is(err, fsnotify.ErrClosed) || calls != 1 {
+		t.Errorf("%v after %d calls", err, calls)
 	}
 }
