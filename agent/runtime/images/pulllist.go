@@ -193,6 +193,10 @@ func (p *pullLists) pullList(ctx context.Context, i *Importer, name string) pull
 	if r.identity, r.bad = id, err; len(want) == 0 && err != nil {
 		return r
 	}
+	i.mu.Lock()
+	before := i.records[name].Images
+	i.mu.Unlock()
+	recorded := map[string]string{}
 	var errs []error
 	for n, ref := range want {
 		i.update(name, func(s *Status) {
@@ -202,15 +206,18 @@ func (p *pullLists) pullList(ctx context.Context, i *Importer, name string) pull
 		digest, fresh, err := p.pull(ctx, ref)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("pull %s: %w", ref, err))
+			if digest, ok := before[ref]; ok { // otherwise record would unpin an image that may well be there
+				recorded[ref] = digest
+			}
 			continue
 		}
-		r.images[ref] = digest
+		r.images[ref], recorded[ref] = digest, digest
 		if fresh {
 			r.pulled = append(r.pulled, ref)
 		}
 	}
 	if ctx.Err() == nil { // of images that were not reached, the record stays
-		errs = append(errs, i.record(ctx, p.client, name, record{identity: id, imported: imported{Images: r.images}}))
+		errs = append(errs, i.record(ctx, p.client, name, record{identity: id, imported: imported{Images: recorded}}))
 	}
 	r.missing = errors.Join(errs...)
 	return r

@@ -1,12 +1,23 @@
 package images
 
 import (
+	"context"
 	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 func TestParsePullList(t *testing.T) {
@@ -73,4 +84,69 @@ func TestRetryLater(t *testing.T) {
 			t.Error("a list that was forgotten is queued")
 		}
 	})
+}
+
+// imageStore is a store of pinned images that cannot read those of failing.
+type imageStore struct {
+	images.Store
+	all     map[string]images.Image
+	failing string
+}
+
+func (s imageStore) Get(_ context.Context, name string) (images.Image, error) {
+	if name == s.failing {
+		return images.Image{}, errdefs.ErrUnavailable
+	}
+	return s.all[name], nil
+}
+
+func (s imageStore) List(_ context.Context, filters ...string) (out []images.Image, _ error) {
+	for _, img := range s.all {
+		if slices.Contains(filters, "target.digest=="+img.Target.Digest.String()) {
+			img.Labels = maps.Clone(img.Labels)
+			out = append(out, img)
+		}
+	}
+	return out, nil
+}
+
+func (s imageStore) Update(_ context.Context, img images.Image, _ ...string) (images.Image, error) {
+	s.all[img.Name] = img
+	return img, nil
+}
+
+// TestAFailedLookLosesNoPin: an image of a list that cannot be looked up for a moment stays recorded and pinned; one
+// that the list no longer has does not.
+func TestAFailedLookLosesNoPin(t *testing.T) {
+	const read, failing, dropped = "r.io/read:1", "r.io/failing:1", "r.io/dropped:1"
+	store := imageStore{all: map[string]images.Image{}, failing: failing}
+	before := map[string]string{}
+	for _, name := range []string{read, failing, dropped} {
+		d := digest.FromString(name)
+		before[name] = d.String()
+		store.all[name] = images.Image{Name: name, Labels: map[string]string{pinnedLabel: pinnedValue},
+			Target: ocispec.Descriptor{Digest: d}}
+	}
+	c, err := client.New("", client.WithServices(client.WithImageStore(store)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.txt"), []byte(read+"\n"+failing+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	i := New(Config{Dir: dir, State: filepath.Join(t.TempDir(), "imported.json"), Log: slog.New(slog.DiscardHandler)})
+	i.records = map[string]record{"a.txt": {imported: imported{Images: before}}}
+	r := newPullLists(c).pullList(t.Context(), i, "a.txt")
+	if !errors.Is(r.missing, errdefs.ErrUnavailable) || len(r.images) != 1 {
+		t.Errorf("%+v", r)
+	}
+	if got := i.records["a.txt"].Images; len(got) != 2 || got[failing] != before[failing] || got[read] != before[read] {
+		t.Errorf("recorded: %v", got)
+	}
+	for name, want := range map[string]bool{read: true, failing: true, dropped: false} {
+		if pinned := store.all[name].Labels[pinnedLabel] == pinnedValue; pinned != want {
+			t.Errorf("%s: pinned %v", name, pinned)
+		}
+	}
 }
