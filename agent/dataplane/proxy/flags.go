@@ -101,10 +101,19 @@ func metricsAddress(text string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
+// nowhere are ranges in which no packet to a node port can be: the unspecified address of each family.
+var nowhere = []netip.Prefix{
+	netip.PrefixFrom(netip.IPv4Unspecified(), 32), netip.PrefixFrom(netip.IPv6Unspecified(), 128),
+}
+
 // nodePorts returns the ranges of addresses at which node ports answer on a node with addresses ips; none means all.
+// For the addresses of a node that has none, they are ranges without any address of the node.
 func (f Flags) nodePorts(ips []netip.Addr) []netip.Prefix {
 	if !f.NodePortPrimary {
 		return f.NodePortAddresses
+	}
+	if len(ips) == 0 {
+		return nowhere
 	}
 	var out []netip.Prefix
 	for _, a := range ips {

@@ -38,4 +38,8 @@ func TestParseFlags(t *testing.T) {
 		[]netip.Prefix{prefix("10.0.0.5/32"), prefix("fd00::5/128")}) {
 		t.Errorf("primary: %v", got)
 	}
+	if got := (Flags{NodePortPrimary: true}).nodePorts(nil); !reflect.DeepEqual(got,
+		[]netip.Prefix{prefix("0.0.0.0/32"), prefix("::/128")}) {
+		t.Errorf("primary on a node without addresses: %v, which must not stand for all", got)
+	}
 }
