@@ -261,7 +261,7 @@ func TestSettingsOfServersReachAgents(t *testing.T) {
 	t.Cleanup(func() { _ = l.Close() })
 	e := own(t, cluster.Options{Name: "s1", LAN: l, Settings: map[string]string{"node-ip": "eth0",
 		"node-external-dns": "s1.example.com"}}).ready()
-	a := e.agentOn(l, "a1", map[string]string{"node-ip": "eth0", "node-internal-dns": "a1.lan.example.com",
+	a := e.agentOn(l, "a1", map[string]string{"node-ip": "eth0", "node-internal-dns": "a1.lan",
 		"node-external-ip": "203.0.113.9"})
 	e.agentReady(a)
 	addr := func(kind corev1.NodeAddressType, a string) corev1.NodeAddress {
@@ -271,7 +271,7 @@ func TestSettingsOfServersReachAgents(t *testing.T) {
 		"s1": {addr(corev1.NodeInternalIP, e.M.IP), addr(corev1.NodeExternalDNS, "s1.example.com"),
 			addr(corev1.NodeHostName, "s1")},
 		"a1": {addr(corev1.NodeInternalIP, a.M.IP), addr(corev1.NodeExternalIP, "203.0.113.9"),
-			addr(corev1.NodeInternalDNS, "a1.lan.example.com"), addr(corev1.NodeHostName, "a1")},
+			addr(corev1.NodeInternalDNS, "a1.lan"), addr(corev1.NodeHostName, "a1")},
 	} {
 		_, err := cluster.Until(e.soon(), e.Kube.CoreV1().Nodes(), named(name), func(n *corev1.Node) (bool, string) {
 			return slices.Equal(n.Status.Addresses, want), fmt.Sprint(n.Status.Addresses)

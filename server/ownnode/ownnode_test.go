@@ -21,6 +21,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 
@@ -59,6 +60,12 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name, isSecret := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/kube-system/secrets")
 	name = strings.TrimPrefix(name, "/")
 	switch {
+	case isSecret && r.Method == http.MethodGet && name == "":
+		list := corev1.SecretList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "SecretList"}}
+		for _, s := range a.secrets {
+			list.Items = append(list.Items, *s)
+		}
+		answer(http.StatusOK, list)
 	case isSecret && r.Method == http.MethodGet:
 		if s := a.secrets[name]; s != nil {
 			answer(http.StatusOK, s)
