@@ -169,6 +169,9 @@ func TestSQLiteMovesIntoEtcd(t *testing.T) {
 		t.Fatalf("%+v, %v", e, err)
 	}
 	dirs := layout.Dirs{Data: filepath.Join(dir, "other"), Run: filepath.Join(dir, "other-run")}
+	if err := os.Mkdir(dirs.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := snapshot.Restore(t.Context(), e.Path, "", dirs, cfg.Log); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // dataEntries matches what umiak creates in the data directory. If that is a disk, it may hold other files.
-var dataEntries = names(`lock|mark|node-name|reset-restored|\.node-name\..+|agent|server|server\..+|\.restore.*|\.umiak-.*`)
+var dataEntries = names(`lock|mark|node-name|\.node-name\..+|agent|server|server\..+|\.restore.*|\.umiak-.*`)
 
 // stateFolders are the folders of the data directory with umiak's own state, which purge removes even if they are
 // mounts, with the names of what umiak, containerd and the kubelet create in them. Everything else that is mounted in
@@ -34,7 +34,7 @@ var stateFolders = map[string]*regexp.Regexp{
 	"agent/logs/pods":    names(`[^_]+_[^_]+_[0-9a-f-]{32,36}`),
 	"agent/pki":          names(`.+\.(crt|key|pem)`),
 	"server": names(
-		`db|pki|kubeconfigs|manifests|snapshots|token|agent-token|.+\.yaml|.+\.json|.+\.kubeconfig`),
+		`db|pki|kubeconfigs|manifests|snapshots|token|agent-token|reset-restored|.+\.yaml|.+\.json|.+\.kubeconfig`),
 	"server/db":  names(`lock|state\.db.*|etcd|etcd\..+|sqlite-before-etcd-.+|broken-.+`),
 	"server/pki": names(`.+\.(crt|key|pem)`),
 }

@@ -48,15 +48,15 @@ func serverCommand(w agentcli.Where) *cli.Command {
 				return err
 			}
 			agentcli.WarnSettings(log, loaded, &sc, &ac, &lc)
-			restore := localadmin.Snapshots{Server: sc, Backup: sc.Snapshots, Etc: agentcli.Etc(), Log: log}
-			if sc, err = restore.ForReset(c.Context); err != nil {
-				return err
-			}
 			release, err := process.Claim(sc.Dirs(), agentcli.Etc(), log)
 			if err != nil {
 				return err
 			}
 			defer release()
+			restore := localadmin.Snapshots{Server: sc, Backup: sc.Snapshots, Etc: agentcli.Etc(), Log: log}
+			if sc, err = restore.ForReset(c.Context); err != nil {
+				return err
+			}
 			if err := httpproxy.Exempt(sc.InternalNames()...); err != nil {
 				return err
 			}

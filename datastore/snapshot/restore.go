@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/sqlite"
 	"github.com/umiak-io/umiak/internal/atomicfile"
-	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 )
 
@@ -38,16 +38,11 @@ type Restored struct {
 	Kept string `json:"kept,omitempty"`
 }
 
-// Restore replaces the folder of a server with a snapshot. The data directory must not be in use. The whole file is
+// Restore replaces the folder of a server with a snapshot. The caller has locked the data directory. The whole file is
 // read and verified first; then the new folder takes the place of the old one in one step. The old folder is renamed
 // and stays beside it. The restored datastore is SQLite, whatever the backend of the snapshot was. passphrase is
-// empty for a snapshot that is not encrypted.
-func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log *slog.Logger) (_ Restored, err error) {
-	release, err := instance.Acquire(dirs)
-	if err != nil {
-		return Restored{}, fmt.Errorf("restore: %w", err)
-	}
-	defer release()
+// empty for a snapshot that is not encrypted. The new folder also gets the files of also.
+func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log *slog.Logger, also ...File) (_ Restored, err error) {
 	outside, err := Inspect(path)
 	if err != nil {
 		return Restored{}, err
@@ -61,7 +56,7 @@ func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log
 			err = errors.Join(err, os.RemoveAll(staging))
 		}
 	}()
-	info, err := stage(ctx, path, passphrase, outside, staging)
+	info, err := stage(ctx, path, passphrase, outside, staging, also)
 	if err != nil {
 		return Restored{}, err
 	}
@@ -75,8 +70,8 @@ func Restore(ctx context.Context, path, passphrase string, dirs layout.Dirs, log
 	return Restored{Info: info, Kept: kept}, nil
 }
 
-// stage creates the new folder of the server in dir. outside is the result of Inspect.
-func stage(ctx context.Context, path, passphrase string, outside Info, dir string) (info Info, err error) {
+// stage creates the new folder of the server in dir, with the files of also. outside is the result of Inspect.
+func stage(ctx context.Context, path, passphrase string, outside Info, dir string, also []File) (info Info, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return info, fmt.Errorf("restore: %w", err)
 	}
@@ -114,6 +109,8 @@ func stage(ctx context.Context, path, passphrase string, outside Info, dir strin
 			return info, fmt.Errorf("restore %s: %w: it holds a file %q, which is no file of a snapshot", path, ErrAltered,
 				f.Name)
 		}
+	}
+	for _, f := range slices.Concat(files, also) {
 		to := filepath.Join(dir, filepath.FromSlash(f.Name))
 		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 			return info, fmt.Errorf("restore: %w", err)

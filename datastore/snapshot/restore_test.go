@@ -19,7 +19,6 @@ import (
 
 	"github.com/umiak-io/umiak/datastore/snapshot"
 	"github.com/umiak-io/umiak/datastore/sqlite"
-	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/server/encryption"
 	"github.com/umiak-io/umiak/server/pki"
@@ -42,7 +41,11 @@ type machine struct {
 
 func newMachine(t *testing.T) machine {
 	dir := t.TempDir()
-	return machine{t, layout.Dirs{Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run")}}
+	m := machine{t, layout.Dirs{Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run")}}
+	if err := os.Mkdir(m.dirs.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 // server creates the files of a server's first start.
@@ -173,7 +176,7 @@ func TestSaveAndRestoreOnAnotherMachine(t *testing.T) {
 	}
 }
 
-func TestRestoreKeepsWhatWasThereAndRefusesARunningServer(t *testing.T) {
+func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	a := newMachine(t).server()
 	s := a.open()
 	fill(t, s, 0, 5)
@@ -182,15 +185,6 @@ func TestRestoreKeepsWhatWasThereAndRefusesARunningServer(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-
-	release, err := instance.Acquire(a.dirs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := snapshot.Restore(t.Context(), e.Path, "p", a.dirs, quiet); !errors.Is(err, instance.ErrTaken) {
-		t.Fatalf("beside a server: %v", err)
-	}
-	release()
 
 	raw, err := os.ReadFile(e.Path)
 	if err != nil {
@@ -209,14 +203,15 @@ func TestRestoreKeepsWhatWasThereAndRefusesARunningServer(t *testing.T) {
 	}
 	left, _ := os.ReadDir(a.dirs.Data)
 	for _, f := range left {
-		if n := f.Name(); n != "server" && n != "lock" {
+		if n := f.Name(); n != "server" {
 			t.Errorf("a refusal left %s", n)
 		}
 	}
 
-	r, err := snapshot.Restore(t.Context(), e.Path, "p", a.dirs, quiet)
-	if err != nil || r.Kept == "" || r.Keys != 5 {
-		t.Fatalf("%+v, %v", r, err)
+	also := snapshot.File{Name: "also", Data: []byte("x"), Mode: 0o600}
+	r, err := snapshot.Restore(t.Context(), e.Path, "p", a.dirs, quiet, also)
+	if err != nil || r.Kept == "" || r.Keys != 5 || a.read("also") != "x" {
+		t.Fatalf("%+v, %v, %s", r, err, a.read("also"))
 	}
 	if _, err := os.Stat(filepath.Join(r.Kept, "db", "state.db")); err != nil {
 		t.Error(err)

@@ -1,6 +1,6 @@
 // Package instance ensures that one process at a time uses a data directory, and finds the nodes of this machine.
 //
-// Commands, snapshot.Restore and the host checks call it. It imports internal/layout, filelock and atomicfile.
+// Commands, process.Claim and the host checks call it. It imports internal/layout, filelock and atomicfile.
 package instance
 
 import (
@@ -16,8 +16,12 @@ import (
 var ErrTaken = errors.New("another umiak is using this data directory")
 
 // Acquire creates the two directories and locks the data directory until release is called or the process ends,
-// however it ends. A second process gets ErrTaken with the process ID of the first.
+// however it ends. A second process gets ErrTaken with the process ID of the first, and nothing is created in a data
+// directory of k3s, for which the error is ErrK3s.
 func Acquire(d layout.Dirs) (release func(), err error) {
+	if err := refuseK3s(d.Data); err != nil {
+		return nil, err
+	}
 	for dir, mode := range map[string]os.FileMode{d.Data: 0o755, d.Run: 0o711} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return nil, fmt.Errorf("create directory: %w", err)

@@ -56,8 +56,9 @@ func (d Dirs) ServerToken() string { return d.data("server", "token") }
 // AgentToken is the file with the token for agents that the first server created.
 func (d Dirs) AgentToken() string { return d.data("server", "agent-token") }
 
-// ResetRestored is the file with the snapshot that cluster-reset-restore-path has restored.
-func (d Dirs) ResetRestored() string { return d.data("reset-restored") }
+// ResetRestored is the file with the snapshot that cluster-reset-restore-path has restored. A restore puts it into the
+// new folder of the server, which takes the place of the old one in one step.
+func (d Dirs) ResetRestored() string { return d.data("server", "reset-restored") }
 
 // DatastoreSocket is the socket at which the API server reaches the datastore.
 func (d Dirs) DatastoreSocket() string { return d.run("datastore.sock") }

@@ -39,9 +39,6 @@ type Process struct {
 // Claim locks the data directory for this process until release is called, and registers the node, so that commands
 // find it. It fails where the disk that held the data is not mounted, and where the data are those of k3s.
 func Claim(d layout.Dirs, etc string, log *slog.Logger) (release func(), err error) {
-	if err := refuseK3s(d.Data); err != nil {
-		return nil, err
-	}
 	if err := datadisk.Check(etc, d.Data); err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/token"
+	"github.com/umiak-io/umiak/server"
 	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/joinapi"
 	"github.com/umiak-io/umiak/server/pki"
@@ -306,18 +307,76 @@ func TestResetToASnapshot(t *testing.T) {
 	if restored() != 1 || !strings.Contains(log.String(), "is not restored again") {
 		t.Errorf("%v\n%s", names(t, d.Data), log.String())
 	}
-	// A start without the setting makes it mean something again.
+	// The mark is in the folder that took the place of the old one. A restore by hand carries it on.
 	path := s.Server.ResetRestorePath
+	marked := func() string {
+		raw, err := os.ReadFile(filepath.Join(d.Server(), "reset-restored"))
+		if err != nil {
+			return err.Error()
+		}
+		return string(raw)
+	}
+	if marked() != path {
+		t.Errorf("the mark: %s", marked())
+	}
+	byHand := filepath.Join(t.TempDir(), "by-hand")
+	if err := os.Link(path, byHand); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Restore(t.Context(), byHand); err != nil || restored() != 2 || marked() != path {
+		t.Errorf("by hand: %v, %v, the mark: %s", err, names(t, d.Data), marked())
+	}
+	if _, err := s.ForReset(t.Context()); err != nil || restored() != 2 {
+		t.Errorf("after a restore by hand: %v, %v", err, names(t, d.Data))
+	}
+	// A start without the setting makes it mean something again.
 	s.Server.ClusterReset, s.Server.ResetRestorePath = false, ""
 	if cfg, err := s.ForReset(t.Context()); err != nil || cfg.Server == "" || cfg.ClusterInit {
 		t.Errorf("%+v, %v", cfg, err)
 	}
 	s.Server.ClusterReset, s.Server.ResetRestorePath = true, path
-	if _, err := s.ForReset(t.Context()); err != nil || restored() != 2 {
+	if _, err := s.ForReset(t.Context()); err != nil || restored() != 3 {
 		t.Error(err, names(t, d.Data))
 	}
 	s.Server.ResetRestorePath = "/nope"
 	if _, err := s.ForReset(t.Context()); err == nil || !strings.Contains(err.Error(), "cluster-reset-restore-path: ") {
 		t.Error(err)
+	}
+}
+
+// TestRestoreRefuses: neither the folder of a server that runs nor that of k3s is replaced.
+func TestRestoreRefuses(t *testing.T) {
+	d := stopped(t)
+	entry, err := snapshot.Save{Dir: t.TempDir(), Name: "a", Node: "m1", Server: d.Server(), Source: saved{},
+		Reason: "test", Now: time.Now()}.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := Snapshots{Etc: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	config.Defaults(&s.Server, &s.Backup)
+	restore := func(d layout.Dirs, want error) {
+		t.Helper()
+		s.Server.DataDir, s.Server.RunDir = d.Data, d.Run
+		if _, err := s.Restore(t.Context(), entry.Path); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	release, err := instance.Acquire(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore(d, instance.ErrTaken)
+	release()
+	k3s := layout.Dirs{Data: t.TempDir(), Run: t.TempDir()}
+	if err := errors.Join(os.MkdirAll(filepath.Join(k3s.Server(), "cred"), 0o700),
+		os.WriteFile(filepath.Join(k3s.Server(), "cred", "passwd"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	restore(k3s, instance.ErrK3s)
+	if _, err := server.SaveStopped(t.Context(), s.Server, s.Log, ""); !errors.Is(err, instance.ErrK3s) {
+		t.Errorf("a snapshot of k3s: %v", err)
+	}
+	if got := names(t, k3s.Data); !slices.Equal(got, []string{"server"}) {
+		t.Errorf("there are %q", got)
 	}
 }

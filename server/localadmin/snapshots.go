@@ -7,9 +7,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/umiak-io/umiak/datastore/snapshot"
-	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/datadisk"
 	"github.com/umiak-io/umiak/internal/instance"
 	"github.com/umiak-io/umiak/internal/kubeclient"
@@ -62,35 +62,25 @@ func (s Snapshots) WithBucket(ctx context.Context) (Snapshots, error) {
 
 // ForReset replaces the state of the stopped server with the snapshot of cluster-reset-restore-path, and returns the
 // settings with which the server then starts as a cluster of its own. A second start with the same settings leaves the
-// state alone: it would lose what was written since.
+// state alone: it would lose what was written since. The caller has locked the data directory: a process that the lock
+// refuses changes nothing.
 func (s Snapshots) ForReset(ctx context.Context) (server.Config, error) {
-	cfg, mark := s.Server, s.Server.Dirs().ResetRestored()
-	done, err := os.ReadFile(mark)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return cfg, fmt.Errorf("read which snapshot was restored: %w", err)
-	}
-	if cfg.ResetRestorePath == "" {
-		if err == nil {
-			err = os.Remove(mark)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
+	cfg := s.Server
+	done, err := s.restored()
+	switch {
+	case err != nil:
 		return cfg, err
-	}
-	if string(done) == cfg.ResetRestorePath {
+	case cfg.ResetRestorePath == "" && done == "":
+		return cfg, nil
+	case cfg.ResetRestorePath == "":
+		return cfg, os.Remove(cfg.Dirs().ResetRestored())
+	case cfg.ResetRestorePath == done:
 		s.Log.Warn("the snapshot was restored at an earlier start and is not restored again; remove cluster-reset and "+
 			"cluster-reset-restore-path from the settings", "snapshot", cfg.ResetRestorePath)
-	} else {
-		if err := datadisk.Check(s.Etc, cfg.DataDir); err != nil {
-			return cfg, err // the record of an earlier start is on the disk that is missing
-		}
-		r, err := s.Restore(ctx, cfg.ResetRestorePath)
+	default:
+		r, err := s.replace(ctx, cfg.ResetRestorePath, cfg.ResetRestorePath)
 		if err != nil {
 			return cfg, fmt.Errorf("cluster-reset-restore-path: %w", err)
-		}
-		if err := atomicfile.Write(mark, []byte(cfg.ResetRestorePath), 0o600); err != nil {
-			return cfg, fmt.Errorf("record which snapshot was restored: %w", err)
 		}
 		s.Log.Info("restored a snapshot", "snapshot", cfg.ResetRestorePath, "keys", r.Keys, "saved", r.Time, "node", r.Node,
 			"former-state", r.Kept)
@@ -100,8 +90,32 @@ func (s Snapshots) ForReset(ctx context.Context) (server.Config, error) {
 	return cfg, nil
 }
 
+// restored returns the snapshot that ForReset has restored, "" for none.
+func (s Snapshots) restored() (string, error) {
+	done, err := os.ReadFile(s.Server.Dirs().ResetRestored())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read which snapshot was restored: %w", err)
+	}
+	return string(done), nil
+}
+
 // Restore replaces the state of the stopped server with a snapshot: a file, one of the folder, or else of the bucket.
-func (s Snapshots) Restore(ctx context.Context, name string) (r snapshot.Restored, err error) {
+func (s Snapshots) Restore(ctx context.Context, name string) (snapshot.Restored, error) {
+	release, err := instance.Acquire(s.Server.Dirs())
+	if err != nil {
+		return snapshot.Restored{}, fmt.Errorf("restore: %w", err)
+	}
+	defer release()
+	done, err := s.restored() // stays: what is restored now must outlive a start with cluster-reset-restore-path as well
+	if err != nil {
+		return snapshot.Restored{}, err
+	}
+	return s.replace(ctx, name, done)
+}
+
+// replace replaces the state of the server, whose data directory is locked, with a snapshot. If mark is not empty, the
+// new state records it as the snapshot that cluster-reset-restore-path has restored.
+func (s Snapshots) replace(ctx context.Context, name, mark string) (r snapshot.Restored, err error) {
 	pass, err := s.Backup.Passphrase()
 	if err != nil {
 		return r, err
@@ -112,7 +126,11 @@ func (s Snapshots) Restore(ctx context.Context, name string) (r snapshot.Restore
 		return r, err
 	}
 	defer done()
-	r, err = snapshot.Restore(ctx, file, pass, dirs, s.Log)
+	var also []snapshot.File
+	if mark != "" {
+		also = []snapshot.File{{Name: filepath.Base(dirs.ResetRestored()), Data: []byte(mark), Mode: 0o600}}
+	}
+	r, err = snapshot.Restore(ctx, file, pass, dirs, s.Log, also...)
 	switch {
 	case errors.Is(err, snapshot.ErrEncrypted), errors.Is(err, snapshot.ErrPassphrase):
 		return r, fmt.Errorf("%w; give the right one with --snapshot-passphrase-file", err)

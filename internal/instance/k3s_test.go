@@ -1,8 +1,7 @@
-package process
+package instance
 
 import (
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +23,7 @@ func files(t *testing.T, dir string) (all []string) {
 	return all
 }
 
-func TestClaimRefusesDataOfK3s(t *testing.T) {
+func TestAcquireRefusesDataOfK3s(t *testing.T) {
 	for name, there := range map[string][]string{
 		"SQLite":        {"server/db/state.db", "server/tls/server-ca.crt", "server/cred/passwd", "server/token"},
 		"etcd":          {"server/db/etcd/name", "server/db/etcd/member/snap/db"},
@@ -42,8 +41,8 @@ func TestClaimRefusesDataOfK3s(t *testing.T) {
 				}
 			}
 			before := files(t, root)
-			if _, err := Claim(d, filepath.Join(root, "etc"), slog.New(slog.DiscardHandler)); !errors.Is(err, ErrK3s) {
-				t.Errorf("claim: %v", err)
+			if _, err := Acquire(d); !errors.Is(err, ErrK3s) {
+				t.Errorf("acquire: %v", err)
 			}
 			if after := files(t, root); !slices.Equal(before, after) {
 				t.Errorf("before %v, after %v", before, after)

@@ -1,4 +1,4 @@
-package process
+package instance
 
 import (
 	"errors"
