@@ -1,8 +1,12 @@
 package proxy
 
 import (
+	"context"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -10,6 +14,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/kubernetes/pkg/proxy/metrics"
+
+	"github.com/umiak-io/umiak/internal/testing/eventually"
 )
 
 // TestMetricsPort answers with the proxy's metrics and those of no other component, at kube-proxy's path.
@@ -60,5 +66,38 @@ func TestMetricsPortIsBounded(t *testing.T) {
 	}
 	if code := get(); code != http.StatusOK {
 		t.Errorf("a later one is answered %d", code)
+	}
+}
+
+// TestMetricsPortThatIsTaken: the status names a taken port, and the port is served once it is free.
+func TestMetricsPortThatIsTaken(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close() //nolint:errcheck // closed below
+	m := newMetricsServer(netip.MustParseAddrPort(other.Addr().String()), slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.run(ctx)
+	}()
+	becomes := func(state, detail string) {
+		t.Helper()
+		eventually.True(t, "the state "+state, func() bool {
+			rows := m.rows()
+			return len(rows) == 1 && rows[0].State == state && strings.Contains(rows[0].Detail, detail)
+		})
+	}
+	becomes("failing", "metrics-bind-address: listen tcp "+m.at.String())
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	becomes("listening", m.at.String())
+	cancel()
+	<-ended
+	if rows := newMetricsServer(netip.AddrPort{}, m.log).rows(); rows != nil {
+		t.Errorf("rows of a node without a metrics port: %v", rows)
 	}
 }

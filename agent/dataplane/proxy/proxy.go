@@ -81,6 +81,7 @@ type Proxy struct {
 	loop     *reconcile.Loop
 	flows    *flows
 	host     *hostPorts
+	metrics  *metricsServer
 	// rechecking states that the host's sockets will be looked at again.
 	rechecking atomic.Bool
 	bounds     *bounds
@@ -108,6 +109,7 @@ func New(cfg Config) (*Proxy, error) {
 		topology: map[string]string{}, host: newHostPorts(cfg), bounds: newBounds(), guard: cfg.Guard,
 	}
 	p.flows = newFlows(conntrack.New(), p.log)
+	p.metrics = newMetricsServer(cfg.Flags.Metrics, p.log)
 	p.loop = reconcile.New(reconcile.Config{Table: rules.TableName, Write: p.write, Log: p.log})
 	for _, f := range []rules.Family{rules.IPv4, rules.IPv6} {
 		if len(cfg.NodeIPs) > 0 && !hasFamily(f, cfg.NodeIPs) {
@@ -203,13 +205,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	})
 	background.Go(func() { p.flows.run(ctx) })
 	background.Go(func() { p.host.run(ctx) })
-	if at := p.cfg.Flags.Metrics; at.IsValid() {
-		background.Go(func() {
-			if err := serveMetrics(ctx, at); err != nil && ctx.Err() == nil {
-				p.log.Error("cannot serve metrics", "error", err)
-			}
-		})
-	}
+	background.Go(func() { p.metrics.run(ctx) })
 	defer cancel(nil)
 	defer p.closeHealth()
 
