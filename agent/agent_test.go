@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
 	"github.com/umiak-io/umiak/agent/host"
 	"github.com/umiak-io/umiak/agent/host/nodeip"
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -280,6 +281,28 @@ func TestAddressOfTheKubelet(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%q: %q", text, got)
+		}
+	}
+}
+
+// TestHeldPorts: a port for metrics is held where the settings switch it on and something serves it.
+func TestHeldPorts(t *testing.T) {
+	for name, c := range map[string]struct {
+		arg      []string
+		proxyOff bool
+		want     bool
+	}{
+		"off":           {nil, false, false},
+		"on":            {[]string{"metrics-bind-address=127.0.0.1"}, false, true},
+		"another proxy": {[]string{"metrics-bind-address=127.0.0.1"}, true, false},
+	} {
+		a := newAgent(t, func(cfg *Config) { cfg.KubeProxyArg = c.arg })
+		facts := clusterFacts{Cluster: Cluster{KubeProxyOff: c.proxyOff}, apiPort: 6444}
+		got := slices.ContainsFunc(a.heldPorts(facts), func(h hostport.Held) bool {
+			return h.Protocol == "tcp" && h.Port == 10249
+		})
+		if got != c.want {
+			t.Errorf("%s: held %v", name, got)
 		}
 	}
 }

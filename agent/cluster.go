@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/umiak-io/umiak/internal/joinwire"
+	"github.com/umiak-io/umiak/internal/systemports"
 )
 
 // Cluster describes the cluster to a node that joins it.
@@ -59,6 +60,8 @@ type LocalServer interface {
 	// LocalServer returns the HOST:PORT of that server if programs of this machine need it at lb-server-port, as they
 	// find a server on other nodes; "" if not.
 	LocalServer() string
+	// MetricsPorts returns the ports for metrics that the server's settings switch on, which no pod gets by hostPort.
+	MetricsPorts() []systemports.Held
 }
 
 // Earlier is implemented by a Joiner that knows with which addresses the node joined last.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/umiak-io/umiak/agent/dataplane/dns"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter/reconcile"
@@ -15,6 +17,7 @@ import (
 	"github.com/umiak-io/umiak/agent/dataplane/network/hostport"
 	"github.com/umiak-io/umiak/agent/dataplane/peerports"
 	"github.com/umiak-io/umiak/agent/dataplane/podsource"
+	"github.com/umiak-io/umiak/agent/dataplane/proxy"
 	"github.com/umiak-io/umiak/agent/dataplane/serviceguard"
 	"github.com/umiak-io/umiak/agent/tunnel"
 	"github.com/umiak-io/umiak/internal/systemports"
@@ -53,6 +56,14 @@ func (a *Agent) heldPorts(f clusterFacts) (out []hostport.Held) {
 	ports := systemports.Node{
 		Server: a.onServer(), API: f.apiPort, Kubelet: int(a.cfg.KubeletPort), Sharing: a.cfg.ImageSharing,
 		VXLAN: f.FlannelBackend == network.VXLAN, WireGuard: f.FlannelBackend == network.WireGuard,
+	}
+	if l, ok := a.joiner.(LocalServer); ok {
+		ports.Metrics = slices.Clone(l.MetricsPorts())
+	}
+	flags, _ := proxy.ParseFlags(a.cfg.KubeProxyArg) // Validate returns the error
+	if flags.Metrics.IsValid() && !f.KubeProxyOff {
+		ports.Metrics = append(ports.Metrics, systemports.Held{Protocol: corev1.ProtocolTCP,
+			Port: int(flags.Metrics.Port()), Holder: "the service proxy's metrics"})
 	}
 	for _, h := range ports.Held() {
 		out = append(out, hostport.Held{Protocol: strings.ToLower(string(h.Protocol)), Port: h.Port, Holder: h.Holder})

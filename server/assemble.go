@@ -61,7 +61,8 @@ func assemble(cfg Config, start Start, lifetimes pki.Config, log *slog.Logger) (
 		Datastore: s.store.Snapshots, Objects: backup.KubeSystem{Client: clients.Maker("umiak-snapshots")}}, log)
 	s.node = ownnode.New(ownnode.Config{
 		Dirs: cfg.Dirs(), Name: cfg.NodeName, URL: cfg.loopbackURL(), Addresses: start.Addresses, Facts: cfg.facts(),
-		PKI: s.pki, WaitReady: s.waitReady, Access: access, Clients: clients, Log: log,
+		MetricsPorts: append(s.plane.MetricsPorts(), cfg.etcdMetricsPorts(dc)...),
+		PKI:          s.pki, WaitReady: s.waitReady, Access: access, Clients: clients, Log: log,
 	})
 	return s, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/umiak-io/umiak/agent/host/nodeip"
@@ -289,6 +290,14 @@ func (c Config) etcdMetrics() (out []string) {
 		out = append(out, net.JoinHostPort("127.0.0.1", port))
 	}
 	return out
+}
+
+// etcdMetricsPorts returns the port of etcdMetrics if there is an etcd in this process.
+func (c Config) etcdMetricsPorts(dc datastore.Config) []systemports.Held {
+	if !c.EtcdMetrics || !datastore.Clustered(dc) {
+		return nil
+	}
+	return []systemports.Held{{Protocol: corev1.ProtocolTCP, Port: etcd.MetricsPort, Holder: "etcd's metrics"}}
 }
 
 // joinToken returns the token that is set, zero if none is.

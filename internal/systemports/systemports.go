@@ -25,6 +25,9 @@ type Node struct {
 	API, Kubelet int
 	// Sharing means that the node serves images to others, VXLAN or WireGuard that the overlay network is of that kind.
 	Sharing, VXLAN, WireGuard bool
+	// Metrics are the TCP ports for metrics that settings switch on, each with its holder. Holder does not have them:
+	// the service proxy takes no port from a socket that listens.
+	Metrics []Held
 }
 
 // Held is a reserved port and its holder.
@@ -58,7 +61,7 @@ func (n Node) Held() []Held {
 	if n.WireGuard {
 		add(corev1.ProtocolUDP, "the pods' network", wireguard, wireguard6)
 	}
-	return out
+	return append(out, n.Metrics...)
 }
 
 // Holder returns the holder of a port, for instance "the kubelet"; empty if the port is free.

@@ -22,6 +22,10 @@ func TestHeld(t *testing.T) {
 			return h.Protocol == corev1.ProtocolTCP && h.Port == port
 		})
 	}
+	withMetrics := Node{API: 6444, Kubelet: 10250, Metrics: []Held{{corev1.ProtocolTCP, 10249, "metrics"}}}
+	if got := withMetrics.Held(); len(got) != 3 || got[2] != withMetrics.Metrics[0] {
+		t.Errorf("an agent with a port for metrics reserves %+v", got)
+	}
 	if !has(6444) || !has(10250) || len(agent) != 2 {
 		t.Errorf("an agent without image sharing, with host-gw, reserves %+v", agent)
 	}

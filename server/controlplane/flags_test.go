@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -147,5 +148,27 @@ func TestBenchmarkOfTheControllers(t *testing.T) {
 		if slices.ContainsFunc(f.flags, func(f flag) bool { return f.name == "feature-gates" }) {
 			t.Errorf("%s: a gate is set, RotateKubeletServerCertificate perhaps", what)
 		}
+	}
+}
+
+// TestMetricsPorts: a component holds its port if the user's flags ask for one, upstream's unless they name another.
+func TestMetricsPorts(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for args, want := range map[string][]int{"": nil, "bind-address=0.0.0.0": {10259}, "secure-port=20259": {20259}} {
+		sched, err := newScheduler(Settings{SchedulerArgs: strings.Fields(args)}, &Health{}, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []int
+		for _, h := range (&ControlPlane{ControllerManager: &ControllerManager{}, Scheduler: sched}).MetricsPorts() {
+			got = append(got, h.Port)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %v, want %v", args, got, want)
+		}
+	}
+	p := &ControlPlane{ControllerManager: &ControllerManager{port: metricsPort{port: 10257}}}
+	if got := p.MetricsPorts(); len(got) != 1 || got[0].Port != 10257 || got[0].Holder != "kube-controller-manager" {
+		t.Errorf("without a scheduler: %v", got)
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apiserveroptions "k8s.io/apiserver/pkg/server/options"
 
+	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/internal/tlspolicy"
 )
 
@@ -39,6 +41,20 @@ type metricsPort struct {
 
 func newMetricsPort(o *apiserveroptions.SecureServingOptions) metricsPort {
 	return metricsPort{address: o.BindAddress.String(), network: o.BindNetwork, port: o.BindPort}
+}
+
+// MetricsPorts returns the ports at which the user's flags make components serve their metrics.
+func (p *ControlPlane) MetricsPorts() (out []systemports.Held) {
+	add := func(m metricsPort, holder string) {
+		if m.port != 0 {
+			out = append(out, systemports.Held{Protocol: corev1.ProtocolTCP, Port: m.port, Holder: holder})
+		}
+	}
+	add(p.ControllerManager.port, "kube-controller-manager")
+	if p.Scheduler != nil {
+		add(p.Scheduler.port, "kube-scheduler")
+	}
+	return out
 }
 
 // listen gives the options a listener for one run of the component, and returns the function that closes it. A port

@@ -15,6 +15,7 @@ import (
 	"github.com/umiak-io/umiak/internal/joinwire"
 	"github.com/umiak-io/umiak/internal/kubeclient"
 	"github.com/umiak-io/umiak/internal/layout"
+	"github.com/umiak-io/umiak/internal/systemports"
 	"github.com/umiak-io/umiak/internal/token"
 	"github.com/umiak-io/umiak/server/cluster"
 	"github.com/umiak-io/umiak/server/joinapi"
@@ -31,7 +32,9 @@ type Config struct {
 	Addresses *nodeip.Tracker
 	// Facts are the settings of the cluster for every node.
 	Facts joinwire.Cluster
-	PKI   *pki.PKI
+	// MetricsPorts are this server's ports for metrics that settings switch on.
+	MetricsPorts []systemports.Held
+	PKI          *pki.PKI
 	// WaitReady returns when the API server answers.
 	WaitReady func(context.Context) error
 	Access    joinapi.Access
@@ -67,6 +70,9 @@ func (n *Node) LocalServer() string {
 	}
 	return strings.TrimPrefix(n.cfg.URL, "https://")
 }
+
+// MetricsPorts returns the server's ports for metrics that settings switch on, see agent.LocalServer.
+func (n *Node) MetricsPorts() []systemports.Held { return n.cfg.MetricsPorts }
 
 // Addresses returns the node's addresses, which the server has found already.
 func (n *Node) Addresses() *nodeip.Tracker { return n.cfg.Addresses }
