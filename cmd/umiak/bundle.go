@@ -11,7 +11,7 @@ import (
 	"github.com/umiak-io/umiak/agent/bundle"
 	"github.com/umiak-io/umiak/agent/worker"
 	agentcli "github.com/umiak-io/umiak/cmd/internal/nodecmd"
-	"github.com/umiak-io/umiak/server/assembly"
+	"github.com/umiak-io/umiak/server/withnode"
 )
 
 // bundleCreate is `umiak bundle create`.
@@ -50,7 +50,7 @@ func bundleCreate(w agentcli.Where) *cli.Command {
 			}
 			var wrong []error
 			if file := c.String("server-config"); file != "" {
-				wrong = append(wrong, assembly.CheckFile(file))
+				wrong = append(wrong, withnode.CheckFile(file))
 			}
 			if file := c.String("agent-config"); file != "" {
 				wrong = append(wrong, worker.CheckFile(file))

@@ -12,8 +12,8 @@ import (
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/process"
 	"github.com/umiak-io/umiak/server"
-	"github.com/umiak-io/umiak/server/assembly"
 	"github.com/umiak-io/umiak/server/localadmin"
+	"github.com/umiak-io/umiak/server/withnode"
 )
 
 // serverCommand is `umiak server`.
@@ -62,8 +62,8 @@ func serverCommand(w agentcli.Where) *cli.Command {
 			}
 			prep := process.Prepare(c.Context, sc.Dirs(), log)
 			defer prep.End()
-			all, err := assembly.New(c.Context,
-				assembly.Config{Server: sc, Agent: ac, Failing: libraries.DatastoreFailing}, prep, log)
+			all, err := withnode.New(c.Context,
+				withnode.Config{Server: sc, Agent: ac, Failing: libraries.DatastoreFailing}, prep, log)
 			if err != nil {
 				return err
 			}

@@ -10,8 +10,8 @@ import (
 
 	"github.com/umiak-io/umiak/internal/atomicfile"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/config/fromk3s"
 	"github.com/umiak-io/umiak/internal/config/k3s"
+	"github.com/umiak-io/umiak/internal/config/k3sconvert"
 )
 
 // fromK3s is `umiak config from-k3s`.
@@ -34,7 +34,7 @@ func fromK3s(w Where) *ucli.Command {
 			if c.NArg() > 1 {
 				return Usagef(c, "one FOLDER, FILE or UNIT at most")
 			}
-			in := fromk3s.Input{Node: w.nodeOnly(c)}
+			in := k3sconvert.Input{Node: w.nodeOnly(c)}
 			if err := readK3s(&in, c.Args().First()); err != nil {
 				return err
 			}
@@ -46,9 +46,9 @@ func fromK3s(w Where) *ucli.Command {
 				return Usagef(c,
 					"these are settings of a server, which umiak-agent cannot be: use umiak config from-k3s")
 			}
-			text := fromk3s.Translate(in, w.target(in.Node))
+			text := k3sconvert.Translate(in, w.target(in.Node))
 			if file := c.String("write"); file != "" {
-				if fromk3s.Exists(file) {
+				if k3sconvert.Exists(file) {
 					return fmt.Errorf("%s exists; move it away first", file)
 				}
 				return atomicfile.Write(file, []byte(text), 0o600)
@@ -60,10 +60,10 @@ func fromK3s(w Where) *ucli.Command {
 }
 
 // readK3s reads a folder, a file or a unit; by default what k3s itself would read.
-func readK3s(in *fromk3s.Input, from string) error {
+func readK3s(in *k3sconvert.Input, from string) error {
 	if from == "" {
 		for _, unit := range []string{"k3s", "k3s-agent"} {
-			if path := "/etc/systemd/system/" + unit + ".service"; fromk3s.Exists(path) {
+			if path := "/etc/systemd/system/" + unit + ".service"; k3sconvert.Exists(path) {
 				return in.ReadUnit(path)
 			}
 		}
@@ -82,7 +82,7 @@ func readK3s(in *fromk3s.Input, from string) error {
 }
 
 // target describes the program whose settings are written. It uses the structs in w.Known as scratch.
-func (w *Where) target(nodeOnly bool) fromk3s.Target {
+func (w *Where) target(nodeOnly bool) k3sconvert.Target {
 	all := w.ofProgram(nodeOnly)
 	read := func(text string) error {
 		for _, s := range w.Known {
@@ -91,7 +91,7 @@ func (w *Where) target(nodeOnly bool) fromk3s.Target {
 		config.Defaults(w.Known...)
 		return config.Parse("settings", text, all...)
 	}
-	return fromk3s.Target{
+	return k3sconvert.Target{
 		Settings: config.Describe(all...),
 		Read:     read,
 		Validate: func(text string) error {

@@ -12,8 +12,8 @@ import (
 
 	"github.com/umiak-io/umiak/agent"
 	"github.com/umiak-io/umiak/internal/config"
-	"github.com/umiak-io/umiak/internal/config/fromk3s"
 	"github.com/umiak-io/umiak/internal/config/k3s"
+	"github.com/umiak-io/umiak/internal/config/k3sconvert"
 	"github.com/umiak-io/umiak/internal/layout"
 	"github.com/umiak-io/umiak/internal/logging"
 	"github.com/umiak-io/umiak/internal/output"
@@ -128,7 +128,7 @@ func (w *Where) reportSettings(c *ucli.Context) settingsReport {
 	for _, file := range s.Empty {
 		rep.Warnings = append(rep.Warnings, file+" has no settings")
 	}
-	if k3sFile := k3s.Etc + "/config.yaml"; len(s.Files) == 0 && fromk3s.Exists(k3sFile) {
+	if k3sFile := k3s.Etc + "/config.yaml"; len(s.Files) == 0 && k3sconvert.Exists(k3sFile) {
 		rep.Warnings = append(rep.Warnings,
 			k3sFile+" is not read: --config reads it, `umiak config from-k3s` translates it")
 	}

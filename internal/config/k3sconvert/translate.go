@@ -1,4 +1,4 @@
-package fromk3s
+package k3sconvert
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package assembly
+package withnode
 
 import (
 	"context"
@@ -24,8 +24,8 @@ type Config struct {
 	Failing func(bool)
 }
 
-// Assembly is a server and the node on the same machine.
-type Assembly struct {
+// Server is a server and the node on the same machine.
+type Server struct {
 	server *server.Server
 	node   *agent.Agent // nil without a node
 }
@@ -33,7 +33,7 @@ type Assembly struct {
 // New takes the steps that come before the parts run: it waits for an address that other servers can reach and, on a
 // machine that joins others, for its admission. prep reports the current step; while the disk is full, New repeats
 // them. The data directory must be locked by the caller.
-func New(ctx context.Context, cfg Config, prep *process.Preparation, log *slog.Logger) (*Assembly, error) {
+func New(ctx context.Context, cfg Config, prep *process.Preparation, log *slog.Logger) (*Server, error) {
 	srv, err := process.AwaitRoom(ctx, prep, log, func() (*server.Server, error) {
 		return newServer(ctx, cfg.Server, prep, cfg.Failing, log)
 	})
@@ -41,13 +41,13 @@ func New(ctx context.Context, cfg Config, prep *process.Preparation, log *slog.L
 		return nil, err
 	}
 	if cfg.Server.DisableAgent {
-		return &Assembly{server: srv}, nil
+		return &Server{server: srv}, nil
 	}
 	node, err := agent.New(cfg.Agent, srv.Joiner(), log)
 	if err != nil {
 		return nil, err
 	}
-	return &Assembly{srv, node}, nil
+	return &Server{srv, node}, nil
 }
 
 // newServer makes the server, which the others have admitted where cfg joins them.
@@ -71,7 +71,7 @@ func newServer(ctx context.Context, cfg server.Config, prep *process.Preparation
 }
 
 // Parts lists everything that the process runs, in start order.
-func (a *Assembly) Parts() []lifecycle.Part {
+func (a *Server) Parts() []lifecycle.Part {
 	if a.node == nil {
 		return a.server.Parts(server.NodeHooks{})
 	}
@@ -80,7 +80,7 @@ func (a *Assembly) Parts() []lifecycle.Part {
 }
 
 // Sources lists the sections of `umiak status`.
-func (a *Assembly) Sources() []status.Source {
+func (a *Server) Sources() []status.Source {
 	if a.node == nil {
 		return a.server.Sources()
 	}
@@ -88,7 +88,7 @@ func (a *Assembly) Sources() []status.Source {
 }
 
 // Forgive is agent.Agent's. Without a node nothing is forgiven.
-func (a *Assembly) Forgive(component string, reason error) bool {
+func (a *Server) Forgive(component string, reason error) bool {
 	return a.node != nil && a.node.Forgive(component, reason)
 }
 

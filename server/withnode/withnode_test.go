@@ -1,4 +1,4 @@
-package assembly
+package withnode
 
 import (
 	"log/slog"
