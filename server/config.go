@@ -29,6 +29,8 @@ type Config struct {
 	TokenFile      string   `key:"token-file" secret:"file" usage:"file that holds the token"`
 	AgentToken     string   `key:"agent-token" secret:"true" usage:"token or password with which only agents join (default: made at the first start, in data-dir/server/agent-token)"`
 	AgentTokenFile string   `key:"agent-token-file" secret:"file" usage:"file that holds agent-token"`
+	// BalancerPort is the node's.
+	BalancerPort config.Port `key:"lb-server-port" default:"6444" usage:"port on 127.0.0.1 at which this node reaches whichever server answers"`
 
 	_          struct{} `topic:"Node"`
 	NodeName   string   `key:"node-name" usage:"name of the node, which stays when it has joined (default: the host name)"`

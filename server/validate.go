@@ -268,6 +268,14 @@ func (c Config) checkPorts(m *config.Mistakes) {
 			return
 		}
 	}
+	// With disable-kube-proxy the node has the API at 127.0.0.1 as well, see ownnode.Node.LocalServer.
+	bind := c.BindAddress
+	loopback := !bind.IsValid() || bind.IsUnspecified() || bind.IsLoopback()
+	if c.DisableKubeProxy && loopback && c.HTTPSPort == c.BalancerPort {
+		m.AddWith("https-listen-port", []string{"lb-server-port", "disable-kube-proxy", "bind-address"},
+			"%s is lb-server-port as well, at which a server listens with disable-kube-proxy; set another for one of them",
+			c.HTTPSPort)
+	}
 }
 
 // checkFiles returns what is wrong with the files that settings name.
