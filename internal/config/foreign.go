@@ -64,6 +64,9 @@ type ForeignKey struct {
 	Value string
 	// Invert makes an OtherKey with the form Switch turn the setting off where it is on, and on where it is off.
 	Invert bool
+	// Enables lists settings that the other program uses only where this switch of the form OtherKey is on. Where one is
+	// set by the other program's name and nothing sets the switch, the switch is off.
+	Enables []string
 	// Reason states why a key has no effect or is refused, and what to set instead. For a SameKey or OtherKey that is
 	// refused because the setting does not exist, it adds to the message.
 	Reason string

@@ -16,6 +16,7 @@ type native struct {
 	Secret string   `key:"secret-key" secret:"true" usage:"key"`
 	Level  string   `key:"log-level" default:"info" values:"debug,info" usage:"log"`
 	Off    bool     `key:"disable-snapshots" usage:"none"`
+	NoS3   bool     `key:"disable-s3" usage:"none"`
 	Names  []string `key:"names" usage:"names"`
 	Args   []string `key:"engine-arg" usage:"flags"`
 	Server string   `key:"server" usage:"URL"`
@@ -28,6 +29,7 @@ var otherProgram = Foreign{Program: "elder", FileEnv: "ELDER_FILE", EnvPrefix: "
 	{Key: "s3-secret", Effect: OtherKey, To: "secret-key"},
 	{Key: "no-snapshots", Effect: OtherKey, To: "disable-snapshots", Form: Switch},
 	{Key: "snapshots", Effect: OtherKey, To: "disable-snapshots", Form: Switch, Invert: true},
+	{Key: "s3", Effect: OtherKey, To: "disable-s3", Form: Switch, Invert: true, Enables: []string{"access-key"}},
 	{Key: "aliases", Effect: OtherKey, To: "names"},
 	{Key: "motor-arg", Effect: OtherKey, To: "engine-arg"},
 	{Key: "debug", Effect: OtherKey, To: "log-level", Form: Switch, Value: "debug", Env: []string{"ELDER_DEBUG"}},
@@ -210,5 +212,33 @@ func TestValuesFromAnchorsAndListItems(t *testing.T) {
 	n, _, err := foreign(t, otherProgram, "names: &n [a, &x c]\nserver: *x\nmotor-arg:\n  - *x\n  - v=2\n")
 	if err != nil || n.Server != "c" || !slices.Equal(n.Args, []string{"c", "v=2"}) {
 		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// TestForeignSwitchThatIsAbsent: what the other program does only with a switch is off without it, and on where the
+// setting has its name of this program.
+func TestForeignSwitchThatIsAbsent(t *testing.T) {
+	const reason = "s3-key has no effect: elder uses it only with s3: true"
+	for _, c := range []struct {
+		file string
+		args []string
+		off  bool
+	}{
+		{file: "s3-key: b", off: true},
+		{args: []string{"--s3-key=b"}, off: true},
+		{file: "access-key: b", args: []string{"--s3-key=c"}, off: true},
+		{file: "s3-key: b\ns3: false", off: true},
+		{file: "s3-key: b\ns3: true"},
+		{file: "s3-key: b", args: []string{"--s3"}},
+		{file: "s3-key: b\ndisable-s3: false"},
+		{file: "s3-key: b", args: []string{"--access-key=c"}},
+		{file: "access-key: b"},
+		{file: "s3-bucket: k"},
+	} {
+		n, s, err := foreign(t, otherProgram, c.file+"\n", c.args...)
+		named := strings.HasSuffix(strings.Join(s.Unused, "\n"), reason)
+		if err != nil || n.NoS3 != c.off || named != (c.off && !strings.Contains(c.file, "s3: ")) {
+			t.Errorf("%q %q: off %v, %q, %v", c.file, c.args, n.NoS3, s.Unused, err)
+		}
 	}
 }

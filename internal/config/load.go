@@ -49,6 +49,7 @@ func loadAll(c *cli.Context, installed bool, dst []any) (Settings, error) {
 			func(name string) string { return service[name] }))
 	}
 	l.namesOutsideFiles()
+	l.absentSwitches()
 	secrets := all.findings.secretFiles
 	if all.holdsSecret(service) {
 		secrets = append(secrets, serviceFile)
@@ -148,6 +149,36 @@ func (l *loader) namesOutsideFiles() {
 			}
 		}
 	}
+}
+
+// absentSwitches turns off what the other program does only where a switch is on, if its names set the rest and nothing
+// sets the switch.
+func (l *loader) absentSwitches() {
+	for _, t := range l.all.programs {
+		for i := range t.Keys {
+			e := l.all.entryOf(&t.Keys[i])
+			if e.field == nil || len(e.foreign.Enables) == 0 {
+				continue
+			}
+			if _, given := l.sources[e.field.key]; given {
+				continue
+			}
+			for _, key := range e.foreign.Enables {
+				if from := l.sources[key]; from.foreign {
+					l.all.unused(from.at, fmt.Sprintf("%s uses it only with %s: true", t.Program, e.foreign.Key))
+					l.turnOff(e, from)
+				}
+			}
+		}
+	}
+}
+
+// turnOff gives the setting of a switch the value that it has where the switch is off.
+func (l *loader) turnOff(e entry, from place) {
+	values, _, err := l.all.values(e, []string{"false"})
+	l.fail(err)
+	l.sources[e.field.key] = from
+	l.fail(e.field.set(values)...)
 }
 
 // translate returns what is given with the values that it gives the setting, without names that set nothing.

@@ -73,6 +73,9 @@ func secret(k *config.ForeignKey) { k.Secret = true }
 // inverted marks a switch that is the opposite of umiak's.
 func inverted(k *config.ForeignKey) { k.Invert = true }
 
+// enables lists umiak's names of settings that k3s uses only where the switch is on.
+func enables(settings ...string) option { return func(k *config.ForeignKey) { k.Enables = settings } }
+
 // short is the letter of a short flag.
 func short(letter string) option { return func(k *config.ForeignKey) { k.Short = letter } }
 
@@ -163,7 +166,8 @@ var snapshots = []config.ForeignKey{
 	alias("etcd-snapshot-name", "snapshot-name", servers),
 	ignored("etcd-snapshot-compress", "snapshots are always compressed", servers, toggle),
 	ignored("etcd-snapshot-reconcile-interval", "the list of snapshots is read where it is needed", servers),
-	alias("etcd-s3", "snapshot-s3-disable", servers, toggle, inverted),
+	alias("etcd-s3", "snapshot-s3-disable", servers, toggle, inverted,
+		enables("snapshot-s3-bucket", "snapshot-s3-config-secret")),
 	alias("etcd-s3-endpoint", "snapshot-s3-endpoint", servers),
 	alias("etcd-s3-endpoint-ca", "snapshot-s3-endpoint-ca", servers),
 	alias("etcd-s3-skip-ssl-verify", "snapshot-s3-skip-ssl-verify", servers, toggle),

@@ -154,7 +154,7 @@ func (t *translation) habits() {
 	if !t.in.Node {
 		add("write-kubeconfig", k3s.Etc+"/k3s.yaml", "k3s writes it there without a setting")
 	}
-	if t.in.has("etcd-s3-bucket") && !t.in.has("etcd-s3") {
+	if (t.in.has("etcd-s3-bucket") || t.in.has("etcd-s3-config-secret")) && !t.in.has("etcd-s3") {
 		add("snapshot-s3-disable", "true", "k3s uses the bucket only with etcd-s3: true")
 	}
 }
