@@ -506,6 +506,11 @@ func TestKeysOfSecretsAreRotatedAndKilledMeanwhile(t *testing.T) {
 		}
 		return err
 	})
+	// A tenant chooses how large objects are: in JSON with escapes, this one is beyond the API's limit.
+	_, err := e.Kube.CoreV1().ConfigMaps(e.ns).Create(e.soon(), &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: "large"}, Data: map[string]string{"text": strings.Repeat("<", 600<<10)},
+	}, metav1.CreateOptions{})
+	e.must(err)
 	// The command is killed as soon as the new key is there. The server goes on.
 	// The setting chooses the new key's type, as --key-type does.
 	cmd := e.M.Command(e.ctx, "env", "UMIAK_SECRETS_ENCRYPTION_PROVIDER=aesgcm", "umiak", "secrets-encrypt", "rotate")

@@ -406,7 +406,7 @@ func metricsPorts(t *testing.T, kubeconfig string) {
 				defer resp.Body.Close()
 				body, err := io.ReadAll(resp.Body)
 				if resp.StatusCode != ask.status || !strings.Contains(string(body), ask.want) {
-					return fmt.Errorf("%s, %v, %.200s", resp.Status, err, body)
+					return errors.Join(err, fmt.Errorf("%s, %.200s", resp.Status, body))
 				}
 				return nil
 			})

@@ -215,8 +215,14 @@ func (l *loader) set(f *field, from Source, all []given) {
 // holdsSecret reports whether variables set a secret.
 func (s *schema) holdsSecret(variables map[string]string) bool {
 	in := func(e entry) bool {
-		return e.field != nil && e.field.secret && slices.ContainsFunc(e.environment(),
-			func(name string) bool { return isSecret(variables[name]) })
+		if e.field == nil || !e.field.secret {
+			return false
+		}
+		names := e.environment()
+		if e.foreign != nil {
+			names = slices.Concat(names, e.foreign.PartEnv)
+		}
+		return slices.ContainsFunc(names, func(name string) bool { return isSecret(variables[name]) })
 	}
 	return slices.ContainsFunc(s.fields, func(f *field) bool { return in(entry{field: f}) }) ||
 		slices.ContainsFunc(s.foreign, func(k *ForeignKey) bool { return in(s.entryOf(k)) })

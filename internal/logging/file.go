@@ -43,6 +43,9 @@ func (l *logFile) open() error {
 		return err
 	}
 	st, err := f.Stat()
+	if err == nil && st.Mode().IsRegular() && st.Mode().Perm()&^0o600 != 0 {
+		err = f.Chmod(0o600) // one that another program has made; at high verbosity the log shows Secrets
+	}
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}

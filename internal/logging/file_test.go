@@ -59,3 +59,17 @@ func TestLogGoesOnWithoutItsFile(t *testing.T) {
 		t.Errorf("%q", s)
 	}
 }
+
+// TestLogFileBecomesPrivate: at high verbosity the log shows Secrets.
+func TestLogFileBecomesPrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openLogFile(path, 100); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatal(info.Mode(), err)
+	}
+}

@@ -81,7 +81,7 @@ func (p Process) execAgain(ctx context.Context, a *lifecycle.ReexecError, reason
 	if err != nil {
 		return errors.Join(err, reason) // without a count there would be no pause
 	}
-	p.Log.Error("umiak executes itself anew; containers run on", "part", a.Part, "error", reason,
+	p.Log.Error("umiak executes itself again; containers run on", "part", a.Part, "error", reason,
 		"time in a row", r.Count, "part waits", r.Pause())
 	if deaf(); ctx.Err() != nil {
 		return nil

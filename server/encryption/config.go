@@ -209,7 +209,7 @@ func load(file string) (c *config, hash string, err error) {
 const (
 	PhaseNone      = "none"
 	PhaseAnnounced = "the new key can be read, and is not written with yet"
-	PhaseRewriting = "the new key is written with, and what is stored is being written anew"
+	PhaseRewriting = "the new key is written with, and what is stored is being rewritten"
 )
 
 // newest returns the index of the key that stays.

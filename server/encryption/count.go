@@ -30,8 +30,12 @@ func (c Counts) others(k Key) int {
 	return n
 }
 
-// page bounds the objects that are read at once: a Secret may have a megabyte.
-const page = 100
+const (
+	// page bounds the objects of which the metadata is read at once.
+	page = 100
+	// storedPage bounds the stored objects that are read at once, of which each may have a megabyte.
+	storedPage = 10
+)
 
 // Count counts the stored objects of the resources by the key that encrypts them.
 func Count(ctx context.Context, c clientv3.KV, resources []string) (Counts, error) {
@@ -41,7 +45,7 @@ func Count(ctx context.Context, c clientv3.KV, resources []string) (Counts, erro
 		prefix := "/registry/" + r + "/"
 		end := clientv3.GetPrefixRangeEnd(prefix)
 		for from, rev := prefix, int64(0); ; {
-			resp, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(rev))
+			resp, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(storedPage), clientv3.WithRev(rev))
 			if err != nil {
 				return nil, fmt.Errorf("count stored %s: %w", r, err)
 			}

@@ -46,13 +46,16 @@ func (r *Rotation) waitLoaded(ctx context.Context) error {
 	}
 	tick := time.NewTicker(loadPoll)
 	defer tick.Stop()
+	var late []string // at the last look that was not cut off
 	for {
-		late, err := behind(ctx, all, hash)
+		now, err := behind(ctx, all, hash)
 		if err != nil && ctx.Err() == nil {
 			return err
 		}
-		if err == nil && len(late) == 0 {
-			return nil
+		if err == nil {
+			if late = now; len(late) == 0 {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():

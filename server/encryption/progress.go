@@ -110,8 +110,15 @@ func (r *Rotation) Follow(ctx context.Context, req FollowRequest) (p Progress, e
 	giveUp := time.Now().Add(followTimeout)
 	var final error
 	err = retry.Do(ctx, retry.Backoff{Limit: 5 * time.Second}, nil, func(ctx context.Context) error {
+		began := time.Now()
 		var err error
-		if p, err = r.next(ctx, req.After); err != nil && time.Now().After(giveUp) {
+		if p, err = r.next(ctx, req.After); err == nil {
+			return nil
+		}
+		if time.Since(began) > followTimeout/2 { // the watch worked until then
+			giveUp = time.Now().Add(followTimeout)
+		}
+		if time.Now().After(giveUp) {
 			final, err = err, nil
 		}
 		return err
@@ -128,7 +135,7 @@ func (r *Rotation) next(ctx context.Context, after int64) (Progress, error) {
 	defer c.Close() //nolint:errcheck // only a connection
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for resp := range c.Watch(ctx, progressKey, clientv3.WithRev(after+1)) {
+	for resp := range c.Watch(clientv3.WithRequireLeader(ctx), progressKey, clientv3.WithRev(after+1)) {
 		if resp.CompactRevision > after {
 			p, _, err := readProgress(ctx, c)
 			return p, err

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
 	"github.com/umiak-io/umiak/internal/lifecycle"
@@ -93,7 +93,7 @@ func (r *Rotation) Begin(ctx context.Context, req BeginRequest) (Progress, error
 		return Progress{}, err
 	}
 	key := c.keys[len(c.keys)-1].Key
-	p := Progress{Key: key, Server: r.cfg.Server, Step: fmt.Sprintf("%s was made; it can be read from now on", key)}
+	p := Progress{Key: key, Server: r.cfg.Server, Step: fmt.Sprintf("%s was made; the servers are getting it", key)}
 	// Written first: the server that runs the rotation writes the next one as soon as it has the key.
 	if p.Revision, err = writeProgress(ctx, client, p); err != nil {
 		return Progress{}, err
@@ -240,7 +240,7 @@ func (r run) rewriteAll(ctx context.Context, c *config) error {
 		return err
 	}
 	rc.QPS = -1 // writers is the limit
-	objects, err := dynamic.NewForConfig(rc)
+	objects, err := metadata.NewForConfig(rc)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}

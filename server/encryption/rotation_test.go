@@ -117,7 +117,7 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	object := func(name string) map[string]any {
-		return map[string]any{"apiVersion": "v1", "kind": "Secret",
+		return map[string]any{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
 			"metadata": map[string]any{"namespace": "default", "name": name}}
 	}
 	answer := func(v any) {
@@ -141,8 +141,11 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for _, s := range a.secrets {
 			items = append(items, object(s))
 		}
-		answer(map[string]any{"apiVersion": "v1", "kind": "SecretList", "items": items})
-	case one && r.Method == http.MethodPut:
+		if !strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadataList") {
+			a.t.Error("contents are listed, which a tenant makes as large as the API lets it")
+		}
+		answer(map[string]any{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "items": items})
+	case one && r.Method == http.MethodPatch:
 		if a.written == 0 && a.onUpdate != nil {
 			a.onUpdate()
 		}

@@ -84,7 +84,7 @@ func (s *Sharing) Sync(ctx context.Context, c clientv3.KV) error {
 		if err := s.write(ctx, c, own, revision); err != nil && !errors.Is(err, kv.ErrRaced) {
 			return err
 		}
-		s.cfg.Log.Info("the encryption config in the datastore was sealed anew, with the ServiceAccount key of now")
+		s.cfg.Log.Info("the encryption config in the datastore was sealed again, with the present ServiceAccount key")
 	case errors.Is(err, ErrSealed), errors.Is(err, ErrElsewhere), errors.Is(err, ErrForeign):
 		s.cfg.Log.Warn("keys with which Secrets are encrypted are not taken over from other servers",
 			"file", s.cfg.File, "error", err)

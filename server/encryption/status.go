@@ -21,7 +21,7 @@ type Status struct {
 	Remark string `json:"remark,omitempty"`
 }
 
-// statusTimeout bounds the requests to the API servers for a status.
+// statusTimeout bounds the requests to the datastore and the API servers for a status.
 const statusTimeout = 10 * time.Second
 
 // FileStatus returns the status of a server that does not run: what its file holds.
@@ -49,6 +49,8 @@ func (r *Rotation) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	stored, errStored := r.count(ctx, s.Resources)
 	s.Stored = stored
 	var errLoaded error
@@ -74,8 +76,6 @@ func (r *Rotation) count(ctx context.Context, resources []string) (Counts, error
 
 // behind returns the addresses of the API servers that do not use the file with a hash.
 func (r *Rotation) behind(ctx context.Context, hash string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
 	rc, err := r.cfg.REST()
 	if err != nil {
 		return nil, err

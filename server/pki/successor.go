@@ -58,7 +58,7 @@ func (p *PKI) chosen(names []string, from string) ([]string, map[string]brought,
 	return out, pairs, nil
 }
 
-// minLifetime is the minLifetime remaining lifetime of a CA that a user provides.
+// minLifetime bounds the remaining lifetime of a CA that a user provides.
 const minLifetime = 30 * 24 * time.Hour
 
 // readBrought reads and checks a pair.

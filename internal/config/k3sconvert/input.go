@@ -108,11 +108,13 @@ func texts(v *yaml.Node) (out []string, err error) {
 		return []string{v.Value}, nil
 	case v.Kind == yaml.SequenceNode:
 		for _, e := range v.Content {
-			more, err := texts(e)
-			if err != nil {
-				return nil, err
+			if e.Kind == yaml.AliasNode {
+				e = e.Alias
 			}
-			out = append(out, more...)
+			if e.Kind != yaml.ScalarNode || e.Tag == "!!null" {
+				return nil, fmt.Errorf("item at line %d is not a plain value", e.Line)
+			}
+			out = append(out, e.Value)
 		}
 		return out, nil
 	}
