@@ -58,7 +58,7 @@ func k3sTables() string {
 	var keys, variables []string
 	slices.SortFunc(table.Keys, func(a, b config.ForeignKey) int { return strings.Compare(a.Key, b.Key) })
 	for _, k := range table.Keys {
-		what := k.Reason
+		var what string
 		switch to := k.To; {
 		case k.Effect == config.NoEffect:
 			what = "no effect: " + k.Reason

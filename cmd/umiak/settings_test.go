@@ -37,7 +37,7 @@ func TestConfigCheck(t *testing.T) {
 			t.Errorf("%d, want %q in\n%s%s", code, want, out, errs)
 		}
 	}
-	path = settingsFile(t, "docker: true\nnode-nmae: a\ncluster-cidr: 10.42.0.0/16\nservice-cidr: 10.42.0.0/24\n")
+	path = settingsFile(t, "docker: true\nnode-nam: a\ncluster-cidr: 10.42.0.0/16\nservice-cidr: 10.42.0.0/24\n")
 	code, out, _ = command(t, "config", "check", "-o", "json", path)
 	var rep struct{ Files, Mistakes, Warnings, WithoutEffect []string }
 	if err := json.Unmarshal([]byte(out), &rep); err != nil || code != 1 || len(rep.Files) != 1 ||

@@ -141,7 +141,7 @@ func remove(ctx context.Context, client kubernetes.Interface) error {
 // list returns the objects of a store.
 func list[T any](s cache.Store) (out []*T) {
 	for _, o := range s.List() {
-		if t, ok := any(o).(*T); ok {
+		if t, ok := o.(*T); ok {
 			out = append(out, t)
 		}
 	}

@@ -76,12 +76,12 @@ func parseFlannelConf(raw []byte) (c FlannelConf, err error) {
 			continue
 		}
 		if _, known := backendOptions[name]; !known {
-			errs = append(errs, fmt.Errorf("Backend.%s cannot be set: a node may set %s", name,
+			errs = append(errs, fmt.Errorf("field Backend.%s cannot be set: a node may set %s", name,
 				strings.Join(slices.Sorted(maps.Keys(backendOptions)), ", ")))
 			continue
 		}
 		if err := checkOption(name, v); err != nil {
-			errs = append(errs, fmt.Errorf("Backend.%s: %w", name, err))
+			errs = append(errs, fmt.Errorf("field Backend.%s: %w", name, err))
 		}
 	}
 	delete(text.Backend, "Type")
@@ -117,7 +117,7 @@ func (c FlannelConf) check(backend, flannelName string, cluster []netip.Prefix) 
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.options)) {
 		if !slices.Contains(backendOptions[name], backend) {
-			errs = append(errs, fmt.Errorf("Backend.%s has no meaning with flannel-backend %s", name, backend))
+			errs = append(errs, fmt.Errorf("field Backend.%s has no meaning with flannel-backend %s", name, backend))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -75,7 +75,7 @@ func TestMetricsPortThatIsTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close() //nolint:errcheck // closed below
+	defer other.Close()
 	m := newMetricsServer(netip.MustParseAddrPort(other.Addr().String()), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})

@@ -26,11 +26,6 @@ func fixedSets() []ruleset.SetSpec {
 	return []ruleset.SetSpec{known, isolated, self, groups[Ingress], groups[Egress]}
 }
 
-// isBase reports whether a chain is one of those that packets come to first.
-func isBase(chain string) bool { return slices.Contains(baseChains, chain) }
-
-var baseChains = []string{"filter-egress", "filter-ingress", "new-connection"}
-
 // Prefixes of the names of sets that come and go.
 const (
 	peerPrefix  = "peer-"
