@@ -8,6 +8,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/umiak-io/umiak/agent/dataplane/netfilter"
 	"github.com/umiak-io/umiak/agent/dataplane/proxy/rules"
 	"github.com/umiak-io/umiak/internal/testing/nettest"
@@ -127,6 +130,25 @@ func (w *world) set(t *testing.T, svcs ...rules.ServicePort) {
 		_, err := w.table.Forget(context.Background(), w.builder.Stale)
 		w.node.Must(t, err)
 	}
+	w.forgetUDP(t)
+}
+
+// forgetUDP removes the node's conntrack entries of UDP, as package proxy does: a source port that is used again would
+// follow the entry of an earlier test.
+func (w *world) forgetUDP(t *testing.T) {
+	t.Helper()
+	var err error
+	w.node.Do(func() {
+		filter := &netlink.ConntrackFilter{}
+		family := netlink.InetFamily(unix.AF_INET)
+		if w.f == rules.IPv6 {
+			family = unix.AF_INET6
+		}
+		if err = filter.AddProtocol(unix.IPPROTO_UDP); err == nil {
+			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
+		}
+	})
+	w.node.Must(t, err)
 }
 
 // expect asks several times: every answer must be wanted, and every wanted one must come. want may be
