@@ -1,5 +1,5 @@
 // Package config fills settings structs from flags, environment variables and YAML files. The settings themselves, with
-// their defaults, are in server/config.go and agent/config.go.
+// their defaults, are in server/config.go and agent/config.go, and in the structs of other packages that these hold.
 //
 // A setting is a struct field whose tags have its key, default and help, so that each is defined in one place.
 //
