@@ -22,12 +22,12 @@ func Flags(dst ...any) []cli.Flag {
 	}}
 	all := collect(dst)
 	for _, f := range all.fields {
-		flags = append(flags, &settingFlag{field: f})
+		flags = append(flags, newSettingFlag(f))
 	}
 	for _, k := range all.foreign {
 		e := all.entryOf(k)
 		for _, name := range e.flags() {
-			flags = append(flags, &foreignFlag{name: name, entry: e})
+			flags = append(flags, newForeignFlag(name, e))
 		}
 	}
 	slices.SortFunc(flags, func(a, b cli.Flag) int { return strings.Compare(a.Names()[0], b.Names()[0]) })

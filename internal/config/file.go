@@ -75,7 +75,7 @@ func (p *file) pair(k, v *yaml.Node) {
 		return
 	}
 	p.lines[k.Value] = k.Line
-	given, err := scalars(v)
+	given, err := yamlfile.Scalars(v)
 	if b := bare(v); err == nil && !e.isSwitch() && b != nil && (e.field != nil || e.foreign.Effect != NoEffect) {
 		err = fmt.Errorf("needs a value; if the text %s is meant, put it in quotes", b.Value)
 	}
@@ -122,33 +122,6 @@ func (p *file) apply(f *field, key string, add bool, at string, values []string)
 // differ is the mistake of two names of one setting that have different values; other is the name seen first.
 func differ(other string) error {
 	return fmt.Errorf("this is the same setting as %s, which has another value; leave one of them out", other)
-}
-
-// scalars returns the values of a scalar or of a list of scalars.
-func scalars(v *yaml.Node) ([]string, error) {
-	switch v.Kind {
-	case yaml.AliasNode:
-		return scalars(v.Alias)
-	case yaml.ScalarNode:
-		if v.Tag == "!!null" {
-			return nil, errors.New("has no value")
-		}
-		return []string{v.Value}, nil
-	case yaml.SequenceNode:
-		out := []string{}
-		for _, e := range v.Content {
-			line := e.Line
-			if e.Kind == yaml.AliasNode {
-				e = e.Alias
-			}
-			if e.Kind != yaml.ScalarNode || e.Tag == "!!null" {
-				return nil, fmt.Errorf("item at line %d is not a plain value", line)
-			}
-			out = append(out, e.Value)
-		}
-		return out, nil
-	}
-	return nil, errors.New("takes a value or a list, not a mapping")
 }
 
 // bare returns a true or false without quotes in a value or list, as install.sh writes it for a flag that has no value.

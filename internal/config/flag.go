@@ -8,11 +8,43 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// settingFlag is the command line flag of one setting. It keeps the texts as they were given: parsing, splitting at
-// commas and environment variables are the same for all sources and are done by Load.
+// values is what a flag is given on the command line. It keeps the texts as they are: parsing, splitting at commas and
+// environment variables are the same for all sources and are done by Load.
+type values struct {
+	isSwitch, verbatim bool // as of the setting
+	given              []string
+}
+
+// Set takes one value of the command line.
+func (f *values) Set(value string) error {
+	if f.isSwitch {
+		if _, err := truth(value); err != nil {
+			return err
+		}
+	} else if strings.HasPrefix(value, "--") && !f.verbatim {
+		return fmt.Errorf("it needs a value, and %s is a flag", strings.SplitN(value, "=", 2)[0])
+	}
+	f.given = append(f.given, value)
+	return nil
+}
+
+// IsBoolFlag lets the flag stand without a value.
+func (f *values) IsBoolFlag() bool { return f.isSwitch }
+
+// Get returns the values that were given, as []string.
+func (f *values) Get() any { return f.given }
+
+// IsSet reports whether the flag was given.
+func (f *values) IsSet() bool { return len(f.given) > 0 }
+
+// settingFlag is the command line flag of one setting.
 type settingFlag struct {
+	values
 	field *field
-	given []string
+}
+
+func newSettingFlag(f *field) *settingFlag {
+	return &settingFlag{values: values{isSwitch: f.isBool(), verbatim: f.verbatim()}, field: f}
 }
 
 var (
@@ -28,25 +60,6 @@ func (f *settingFlag) Apply(set *flag.FlagSet) error {
 	return nil
 }
 
-// Set takes one value of the command line.
-func (f *settingFlag) Set(value string) error {
-	if f.IsBoolFlag() {
-		if _, err := truth(value); err != nil {
-			return err
-		}
-	} else if strings.HasPrefix(value, "--") && !f.field.verbatim() {
-		return fmt.Errorf("it needs a value, and %s is a flag", strings.SplitN(value, "=", 2)[0])
-	}
-	f.given = append(f.given, value)
-	return nil
-}
-
-// IsBoolFlag lets the flag stand without a value.
-func (f *settingFlag) IsBoolFlag() bool { return f.field.isBool() }
-
-// Get returns the values that were given, as []string.
-func (f *settingFlag) Get() any { return f.given }
-
 // String describes the flag for help; as a flag.Value without a field it is empty.
 func (f *settingFlag) String() string {
 	if f.field == nil {
@@ -57,9 +70,6 @@ func (f *settingFlag) String() string {
 
 // Names returns the key.
 func (f *settingFlag) Names() []string { return []string{f.field.key} }
-
-// IsSet reports whether the flag was given.
-func (f *settingFlag) IsSet() bool { return len(f.given) > 0 }
 
 // TakesValue reports whether help shows a value.
 func (f *settingFlag) TakesValue() bool { return !f.IsBoolFlag() }
@@ -97,9 +107,12 @@ func (f *settingFlag) GetCategory() string { return f.field.topic }
 
 // foreignFlag is a flag by another name than a setting's, which help does not show.
 type foreignFlag struct {
-	name  string
-	entry entry
-	given []string
+	values
+	name string
+}
+
+func newForeignFlag(name string, e entry) *foreignFlag {
+	return &foreignFlag{values: values{isSwitch: e.isSwitch(), verbatim: e.verbatim()}, name: name}
 }
 
 var (
@@ -114,33 +127,11 @@ func (f *foreignFlag) Apply(set *flag.FlagSet) error {
 	return nil
 }
 
-// Set takes one value of the command line.
-func (f *foreignFlag) Set(value string) error {
-	if f.IsBoolFlag() {
-		if _, err := truth(value); err != nil {
-			return err
-		}
-	} else if strings.HasPrefix(value, "--") && !f.entry.verbatim() {
-		return fmt.Errorf("it needs a value, and %s is a flag", strings.SplitN(value, "=", 2)[0])
-	}
-	f.given = append(f.given, value)
-	return nil
-}
-
-// IsBoolFlag lets the flag stand without a value.
-func (f *foreignFlag) IsBoolFlag() bool { return f.entry.isSwitch() }
-
-// Get returns the values that were given, as []string.
-func (f *foreignFlag) Get() any { return f.given }
-
 // String returns the empty text, the flag's default.
 func (f *foreignFlag) String() string { return "" }
 
 // Names returns the name.
 func (f *foreignFlag) Names() []string { return []string{f.name} }
-
-// IsSet reports whether the flag was given.
-func (f *foreignFlag) IsSet() bool { return len(f.given) > 0 }
 
 // IsVisible reports that help does not show the flag.
 func (f *foreignFlag) IsVisible() bool { return false }

@@ -98,27 +98,14 @@ func (in *Input) parse(path string, raw []byte) error {
 }
 
 // texts returns the values of a scalar or a list; none for a key without a value.
-func texts(v *yaml.Node) (out []string, err error) {
-	switch {
-	case v.Kind == yaml.AliasNode:
+func texts(v *yaml.Node) ([]string, error) {
+	if v.Kind == yaml.AliasNode {
 		return texts(v.Alias)
-	case v.Kind == yaml.ScalarNode && v.Tag == "!!null":
-		return nil, nil
-	case v.Kind == yaml.ScalarNode:
-		return []string{v.Value}, nil
-	case v.Kind == yaml.SequenceNode:
-		for _, e := range v.Content {
-			if e.Kind == yaml.AliasNode {
-				e = e.Alias
-			}
-			if e.Kind != yaml.ScalarNode || e.Tag == "!!null" {
-				return nil, fmt.Errorf("item at line %d is not a plain value", e.Line)
-			}
-			out = append(out, e.Value)
-		}
-		return out, nil
 	}
-	return nil, errors.New("takes a value or a list, not a mapping")
+	if v.Tag == "!!null" {
+		return nil, nil
+	}
+	return yamlfile.Scalars(v)
 }
 
 // Exists reports whether a file exists.
